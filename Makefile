@@ -1,0 +1,72 @@
+# Every target sets up what it needs. `make run` and `make test` are all a newcomer has to type.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SOURCE ?= sample
+
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := 1
+export GX_ANALYTICS_ENABLED := false
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MPLBACKEND := agg
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env run test lint notebooks lab serve up down report bench doctor readme prepare clean
+
+help:            ## This list
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+env: $(READY)    ## The environment, from pyproject.toml and constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name yours with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip 2>/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch 2>/dev/null
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>/dev/null || \
+		$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: env         ## Market data to a served prediction, on the offline sample (SOURCE=files|simulated for others)
+	$(BIN)/python flows/retrain.py --source $(SOURCE) $(ARGS)
+
+test: env lint notebooks   ## Everything CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=80 --durations=15 $(ARGS)
+
+lint: env        ## Style and mistakes a machine can see
+	$(BIN)/ruff check .
+
+notebooks: env   ## Run every notebook that defines or teaches, top to bottom
+	$(BIN)/nbdev-test nbs --skip-folder-re '^runs$$' --n-workers 2 --pause 0.2
+
+lab: env         ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+
+serve: env       ## The prediction service (needs a `make run` before)
+	$(BIN)/stockpredict serve
+
+up: env          ## API, Prefect server with UI and schedules, MLflow UI
+	$(BIN)/stockpredict up
+
+down: env        ## Stop what `make up` started
+	$(BIN)/stockpredict down
+
+report: env      ## Where the reports are
+	$(BIN)/stockpredict report
+
+bench: env       ## Every speed claim, beside its peer, in this run
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+doctor: env      ## What is wrong, and the line that mends it
+	$(BIN)/stockpredict doctor
+
+readme: env      ## README.md from nbs/index.ipynb
+	$(BIN)/python nbs/readme.py
+
+prepare: env     ## Export, clean and rebuild README.md: before a commit
+	$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python nbs/readme.py
+
+clean:           ## Remove what runs and tests leave behind (not the environment, not the lake)
+	rm -rf .pytest_cache .ruff_cache .coverage htmlcov build *.egg-info

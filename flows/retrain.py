@@ -1,0 +1,120 @@
+"""Retrain: market data in, a served prediction out, and a page that says whether to believe it.
+
+    python flows/retrain.py                        the offline sample; no server, no set-up
+    python flows/retrain.py --source simulated     a market whose truth is known
+    python flows/retrain.py --source files --set data.files_path=bars.csv
+    python flows/retrain.py --as-of 2020-03-12     a study of the past; nothing is published
+    python flows/retrain.py --serve                stay, and retrain when the exchange has closed
+
+Each step is one call of `stockpredict.ops.pipeline` and is done once per question, so a run that
+was killed goes on where it stopped. The same steps run without Prefect: `stockpredict retrain`.
+"""
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+for name, value in {"PREFECT_HOME": str(ROOT / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+                    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false",
+                    "PREFECT_LOGGING_LEVEL": "INFO" if "--serve" in sys.argv else "CRITICAL", "MPLBACKEND": "agg"}.items():
+    os.environ.setdefault(name, value)
+
+from stockpredict.core.errors import SourceUnavailable, StockpredictError
+from stockpredict.core.settings import load_settings
+from stockpredict.ops import pipeline
+from stockpredict.ops.reports import quick_formats
+
+quick_formats()
+logging.getLogger("great_expectations").setLevel(logging.WARNING)
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+
+def step(action, **more):
+    "One step of the pipeline as a Prefect task: never cached, named, and timed on the console."
+    def timed(*args):
+        started = time.monotonic()
+        said = action(*args)
+        print(f"  {args[1] if action is pipeline.page else action.__name__:16}{time.monotonic() - started:6.1f} s", file=sys.stderr, flush=True)
+        return said
+    return task(timed, name=action.__name__, cache_policy=NO_CACHE, **more)
+
+
+def ingest(settings_path: str, overrides: dict, as_of: str) -> str:
+    "Bring the lake up to date, and open the work folder of this question."
+    settings = load_settings(settings_path or None, overrides)
+    return pipeline.open_work(settings, pipeline.ingest(settings), as_of)
+
+
+def source_was_away(task, run, state):
+    "Try again only what may go better next time."
+    return isinstance(state.result(raise_on_failure=False), SourceUnavailable)
+
+
+ingest = step(ingest, retries=2, retry_delay_seconds=[30, 300], retry_condition_fn=source_was_away)
+features, train, self_test, judge, publish, refresh, page = map(
+    step, (pipeline.features, pipeline.train, pipeline.self_test, pipeline.judge, pipeline.publish, pipeline.refresh, pipeline.page))
+
+
+@flow(name="retrain")
+def retrain(settings_path: str = "", overrides: dict | None = None, as_of: str = "", scheduled: bool = False):
+    "Ingest, look at the data, make features, train, test ourselves, judge, publish, answer, report."
+    settings = load_settings(settings_path or None, overrides)
+    if scheduled and (why := pipeline.due(settings)): return Completed(message=f"closed: {why}", name="Skipped")
+    with pipeline.alone(settings, "the retrain flow"):
+        work = ingest(settings_path, overrides or {}, as_of)
+        data = page(work, "r10_ingest")
+        features(work)
+        inputs = page(work, "r20_features")
+        train(work)
+        trained = page(work, "r30_train")
+        self_test(work)
+        judge(work)
+        publish(work)
+        refresh(work)
+        verdict = page(work, "r40_validate")
+        answers = page(work, "r50_predict")
+        return pipeline.outcome(work, [data, inputs, trained, verdict, answers])
+
+
+def after_the_close(settings):
+    "Every weekday, some minutes after the exchange's regular close, in its own time zone."
+    from exchange_calendars import get_calendar
+    from prefect.schedules import Cron
+    exchange = get_calendar(settings.data.calendar)
+    close = exchange.close_times[-1][1]
+    minute = close.hour * 60 + close.minute + settings.schedule.minutes_after_close
+    return Cron(f"{minute % 60} {minute // 60 % 24} * * 1-5", timezone=str(exchange.tz))
+
+
+def serve(settings_path: str, overrides: dict):
+    "Stay, and wake after the close; the flow itself asks the calendar whether it is time."
+    again = {"settings_path": settings_path, "overrides": overrides, "scheduled": True}
+    retrain.serve(name="retrain", schedule=after_the_close(load_settings(settings_path or None, overrides)), limit=1, parameters=again)
+
+
+def main():
+    ask = argparse.ArgumentParser(description="Retrain: market data in, a served prediction out.")
+    ask.add_argument("--source", help="sample, files or simulated")
+    ask.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated")
+    ask.add_argument("--as-of", default="", metavar="DATE", help="study the past: know nothing that came later")
+    ask.add_argument("--settings", default="", metavar="FILE", help="settings file; ./settings.ini when there is one")
+    ask.add_argument("--serve", action="store_true", help="stay, and retrain when the exchange has closed")
+    said = ask.parse_args()
+    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in said.set)} | ({"data.source": said.source} if said.source else {})
+    try:
+        load_settings(said.settings or None, overrides)  # a typing error needs no server to be found
+        if said.serve: return serve(said.settings, overrides)
+        done = retrain(said.settings, overrides, said.as_of)
+        pipeline.show(done)
+        return bool(done.failed)
+    except StockpredictError as e: print(f"\n{e.problem}\n{e.fix}\n[{e.code}]", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__": sys.exit(main())

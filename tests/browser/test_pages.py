@@ -1,0 +1,86 @@
+"""The pages as a browser shows them: no network, no console errors, the words that matter on the screen."""
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OFFLINE = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
+           "--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+
+
+@pytest.fixture(scope="module")
+def browse(tmp_path_factory):
+    "Open an address and return the page after its scripts ran, with what it complained of."
+    if not CHROMIUM:
+        why = "No chromium on this machine: run .ci/services as root, or install it with your package manager."
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    profile = tmp_path_factory.mktemp("chromium")
+
+    def open_page(address: str):
+        command = [CHROMIUM, *OFFLINE, f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and re.search(r"error|refused|violat", line, re.I)]
+        return done.stdout, complaints
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def service(finished):
+    "The prediction service on a spare port, over the finished run."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    child = subprocess.Popen([sys.executable, "-m", "stockpredict.cli", "serve", *finished["asked"], "--set", f"serving.port={port}"],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    base, patience = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    while True:
+        try: urlopen(f"{base}/health", timeout=2).close()
+        except HTTPError: pass
+        except (URLError, OSError):
+            assert child.poll() is None and time.monotonic() < patience, "the service did not start"
+            time.sleep(.2)
+            continue
+        break
+    yield base
+    child.terminate()
+    child.wait(timeout=30)
+
+
+def pages(finished):
+    return sorted(finished["settings"].storage.reports_dir.rglob("*.html"))
+
+
+def test_every_report_opens_offline_and_complains_of_nothing(finished, browse):
+    assert len(pages(finished)) >= 6
+    for page in pages(finished):
+        shown, complaints = browse(page.as_uri())
+        assert "<h1" in shown and complaints == [], page.name
+
+
+def test_no_report_refers_to_another_host(finished):
+    for page in pages(finished):
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r"""(?:src|srcset)=["']?(https?:[^"' >]+)|<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""", text)
+        assert fetched == [], page.name
+        assert page.stat().st_size < 5_000_000, page.name
+
+
+def test_the_validation_report_says_what_a_sceptic_asks_for(finished, browse):
+    page = next(p for p in pages(finished) if "validate" in str(p))
+    words = re.sub(r"<[^>]+>", " ", browse(page.as_uri())[0])
+    for wanted in ("Hold", "no evidence", "rank IC", "Self-test", "mean", "coverage", "Sharpe", "snapshot", "trials"):
+        assert wanted.lower() in words.lower(), wanted
+
+
+@pytest.mark.parametrize("path, words", [("/", ["stockpredict"]), ("/docs", ["/v1/predictions/{ticker}", "/v1/predict", "/health"])])
+def test_the_service_pages_work_without_a_network(service, browse, path, words):
+    shown, complaints = browse(service + path)
+    assert complaints == [] and all(w in shown for w in words)

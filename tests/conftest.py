@@ -1,0 +1,46 @@
+"""What every test may ask for."""
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+for name, value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "WARNING", "MPLBACKEND": "agg",
+}.items():
+    os.environ.setdefault(name, value)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    "The top of the checkout."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    "The development market data; skips with a sentence where it is absent."
+    place = Path(os.environ.get("STOCKPREDICT_SHARED", ROOT.parent / "shared")) / "data"
+    if not place.is_dir():
+        why = f"The development market data is not at {place.name}; set STOCKPREDICT_SHARED to the folder that holds data/."
+        pytest.skip(why)
+    return place
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    "A small simulated market that went through every step, pages included: what `stockpredict retrain --json` said, and its settings."
+    import json
+    import subprocess
+    import sys
+
+    from stockpredict.core.settings import load_settings
+    from stockpredict.ops.pipeline import SMALL
+    place = tmp_path_factory.mktemp("finished")
+    changes = SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")}
+    asked = [x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")]
+    done = subprocess.run([sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {"said": json.loads(done.stdout), "settings": load_settings(overrides=changes), "asked": asked, "place": place, "console": done.stderr}

@@ -1,0 +1,283 @@
+"""An experiment: the same every time, whole after a crash, and blind to what came later."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from stockpredict.core.calendar import get_calendar
+from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions, RunError, SeesFuture
+from stockpredict.core.settings import load_settings
+from stockpredict.data.ingest import ingest
+from stockpredict.data.lake import Lake
+from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.evaluate.splits import overlaps
+from stockpredict.features.matrix import Spec
+from stockpredict.features.panel import Panel
+from stockpredict.models.contract import Dataset, make_model, models
+from stockpredict.train.train import Experiment, covered_spec, experiment, make_folds, run_candidate, study_panel, walk_forward_forecasts
+from stockpredict.train.tune import tune
+
+SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 12, "simulated.sessions": 420, "models.trials": 2,
+         "models.candidates": "reversal ridge", "features.names": "ret_1 mom_5 vol_20", "validation.first_train": 200, "validation.folds": 2}
+
+
+def small(home, **more):
+    return load_settings(overrides={**SMALL, "storage.home": str(home), **more}, environ={})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    place = tmp_path_factory.mktemp("home")
+    ingest(small(place))
+    return place
+
+
+@pytest.fixture(scope="module")
+def made(home, tmp_path_factory):
+    return experiment(small(home), tmp_path_factory.mktemp("work"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    panel = Panel.from_bars(simulate("planted", tickers=12, sessions=420, seed=3).bars, get_calendar())
+    return Dataset.from_panel(panel, Spec(("ret_1", "mom_5", "vol_20")), [1, 5])
+
+
+def hashes(study):
+    return {name: c.artifact for name, c in study.candidates.items()}
+
+
+def test_the_same_data_code_and_seed_give_the_same_artifacts(home, made, tmp_path):
+    again = experiment(small(home), tmp_path / "other")
+    assert hashes(again) == hashes(made) and all(len(h) == 64 for h in hashes(made).values())
+    assert all(torch.equal(again.candidates[n].forecast.quantiles.nan_to_num(-9), c.forecast.quantiles.nan_to_num(-9)) for n, c in made.candidates.items())
+    assert all(again.candidates[n].ledger.equals(c.ledger) for n, c in made.candidates.items())
+
+
+def test_another_installation_with_its_own_keys_and_lake_agrees(made, tmp_path):
+    mine = small(tmp_path / "home")
+    ingest(mine)
+    assert hashes(experiment(mine, tmp_path / "work")) == hashes(made)
+
+
+def test_another_seed_of_the_market_is_another_result(made, tmp_path):
+    other = small(tmp_path / "home", **{"simulated.seed": 2})
+    ingest(other)
+    assert set(hashes(experiment(other, tmp_path / "work")).values()).isdisjoint(hashes(made).values())
+
+
+CHILD = """
+import os, signal, sys, json
+import stockpredict.train.train as train
+from contextlib import contextmanager
+from stockpredict.core.settings import load_settings
+overrides, work, at = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+train.code_version = lambda: sys.argv[4]  # the parent's, should a file of the package be changed meanwhile
+steps = iter(range(10_000))
+def tick(word):
+    if next(steps) == at: os.kill(os.getpid(), signal.SIGKILL)
+@contextmanager
+def progress(*_): yield tick
+train.progress = progress
+train.experiment(load_settings(overrides=overrides, environ={}), work)
+"""
+
+
+@pytest.mark.parametrize("at", [5, 11])
+def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, made, tmp_path, at):
+    how = [json.dumps({**SMALL, "storage.home": str(home)}), str(tmp_path), str(at), made.lineage["code"]]
+    done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(RunError): Experiment.load(tmp_path)
+    whole = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "candidates").glob("[a-z]*/candidate.json")}
+    assert 0 < len(whole) < len(made.candidates)
+    again = experiment(small(home), tmp_path)
+    assert hashes(again) == hashes(made)
+    assert all((tmp_path / "candidates" / n / "candidate.json").stat().st_mtime_ns == t for n, t in whole.items()), "finished candidates are not made again"
+    assert not list((tmp_path / "candidates").glob(".*")), "nothing half made is left"
+
+
+def test_a_finished_experiment_is_read_back_whole(made):
+    read = Experiment.load(made.workdir)
+    assert (read.lineage, read.tickers, read.features, read.folds, read.trials) == (made.lineage, made.tickers, made.features, made.folds, made.trials)
+    assert read.sessions.equals(made.sessions) and np.array_equal(read.y, made.y, equal_nan=True) and np.array_equal(read.close, made.close, equal_nan=True)
+    for name, c in made.candidates.items():
+        assert read.daily_ic(name).equals(made.daily_ic(name)) and read.candidates[name].params == c.params and read.candidates[name].ledger.equals(c.ledger)
+    assert read.feature_ic.equals(made.feature_ic)
+
+
+def test_what_is_kept_holds_no_place_and_no_secret(home, tmp_path):
+    settings = small(home, **{"storage.mlflow_uri": "http://user:hunter2@example.invalid", "serving.redis_url": "redis://:hunter2@example.invalid"})
+    study = experiment(settings, tmp_path / "work")
+    texts = [p.read_bytes() for p in study.workdir.rglob("*") if p.is_file()]
+    assert not any(b"hunter2" in t or str(home).encode() in t or str(tmp_path).encode() in t for t in texts)
+
+
+def test_changed_settings_make_every_candidate_anew(home, made, tmp_path):
+    first = experiment(small(home), tmp_path)
+    second = experiment(small(home, **{"models.seed": 8}), tmp_path)
+    assert hashes(first) == hashes(made) and set(hashes(second).values()).isdisjoint(hashes(first).values())
+
+
+def test_no_training_label_meets_a_test(made):
+    assert [overlaps(f) for f in made.folds] == [0, 0]
+    assert made.tested.stop == len(made.sessions)
+
+
+def test_the_mean_is_always_among_the_candidates(made):
+    assert list(made.candidates) == ["mean", "reversal", "ridge"] and len(made.candidates["ridge"].ledger) == 2
+
+
+def scrambled(data, t):
+    "The same data with everything from session t on replaced by noise."
+    noise = torch.Generator().manual_seed(9)
+    x, y = data.inputs.x.clone(), data.y.clone()
+    x[t:] = torch.randn(x[t:].shape, generator=noise)
+    volatility = data.inputs.volatility.clone()
+    volatility[t:] = torch.rand(volatility[t:].shape, generator=noise) + .01
+    for j, h in enumerate(data.horizons):
+        late = y[max(t - data.entry_delay - h, 0):, :, j]
+        late[:] = torch.randn(late.shape, generator=noise)
+    return replace(data, inputs=replace(data.inputs, x=x, volatility=volatility), y=y)
+
+
+@pytest.mark.parametrize("name", ["mean", "momentum", "ridge", "lightgbm", "lstm"])
+def test_forecasts_and_trials_do_not_move_when_the_future_does(name, tmp_path):
+    names = ("ret_1", "mom_5", "vol_20", "mom_252_21") if name == "momentum" else ("ret_1", "mom_5", "vol_20")
+    panel = Panel.from_bars(simulate("planted", tickers=8, sessions=420, seed=3).bars, get_calendar())
+    whole, settings = Dataset.from_panel(panel, Spec(names), [1, 5]), small(tmp_path, **{"models.epochs": 1, "models.sequence": 5, "models.trials": 1})
+    folds = make_folds(settings, len(panel))
+    cut = folds[1].test_start
+    a, b = (run_candidate(settings, d, folds, name) for d in (whole, scrambled(whole, cut)))
+    n = cut - folds[0].test_start
+    assert a.params == b.params and a.ledger.equals(b.ledger)
+    assert torch.equal(a.forecast.quantiles[:n].nan_to_num(-9), b.forecast.quantiles[:n].nan_to_num(-9))
+    if name != "mean": assert not torch.equal(a.forecast.score[n:].nan_to_num(-9), b.forecast.score[n:].nan_to_num(-9)), "the scramble would have been seen"
+
+
+def test_a_model_that_reads_the_next_row_is_refused(data):
+    class Peeks(models["reversal"]):
+        def score(self, inputs, start, stop): return super().score(inputs, start, stop).roll(-1, 0)
+    with pytest.raises(SeesFuture, match="cut away"):
+        walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), Peeks)
+
+
+def test_a_model_that_normalises_over_the_test_is_refused(data):
+    class Centres(models["reversal"]):
+        def score(self, inputs, start, stop):
+            z = super().score(inputs, start, stop)
+            return z - z.nanmean(0, keepdim=True)
+    with pytest.raises(SeesFuture):
+        walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), Centres)
+
+
+def test_tuning_is_seeded_counts_and_survives_models_without_a_space(data):
+    best, ledger = tune(data, "ridge", 3, seed=1)
+    again, same = tune(data, "ridge", 3, seed=1)
+    other, _ = tune(data, "ridge", 3, seed=2)
+    assert best == again and ledger.equals(same) and best != other and list(ledger.trial) == [0, 1, 2]
+    assert best == json.loads(ledger.loc[ledger.value.idxmax(), "params"])
+    for name, trials in (("reversal", 5), ("ridge", 0)):
+        params, none = tune(data, name, trials)
+        assert params == {} and len(none) == 0 and list(none.columns) == list(ledger.columns)
+
+
+def test_a_hopeless_trial_is_stopped_and_still_counted(data, monkeypatch):
+    "Models that report a loss can be pruned; here one that worsens from trial to trial."
+    losses = iter(range(100))
+
+    class Slow(models["ridge"]):
+        def fit(self, dataset, report=None):
+            level = next(losses)
+            for step in range(4):
+                if report: report(step, level)
+            return super().fit(dataset)
+    monkeypatch.setitem(models._parts, "ridge", Slow)
+    _, ledger = tune(data, "ridge", 8)
+    assert len(ledger) == 8 and (ledger.state == "pruned").sum() >= 3 and ledger.value[ledger.state == "pruned"].isna().all()
+
+
+def test_features_that_a_close_only_source_cannot_fill_are_left_out(tmp_path):
+    bars = sample_bars(6, 300)
+    bars[["open", "high", "low", "volume"]] = np.nan
+    panel = Panel.from_bars(bars, get_calendar())
+    settings = small(tmp_path, **{"features.names": "ret_1 mom_5 volume_ratio_20 atr_14 mom_252_21"})
+    assert list(covered_spec(settings, panel, 200).names) == ["ret_1", "mom_5"]
+    with pytest.raises(NotEnoughHistory, match="None of the 1 features"):
+        covered_spec(small(tmp_path, **{"features.names": "volume_ratio_20"}), panel, 200)
+
+
+def test_training_reads_what_was_known_and_finished(tmp_path, home):
+    settings = small(home)
+    whole, _ = study_panel(settings)
+    for as_of in ("2016-03-01", "2016-03-01T15:00:00-05:00"):
+        part, _ = study_panel(settings, as_of)
+        last = "2016-03-01" if len(as_of) == 10 else "2016-02-29"
+        assert str(part.sessions[-1].date()) == last and len(part) < len(whole), "a session that has not closed is no session"
+    with pytest.raises(EmptyUniverse): study_panel(settings, "2014-01-01")
+    with pytest.raises(LakeUnavailable): study_panel(small(tmp_path / "nothing"))
+
+
+def test_a_snapshot_is_read_again_after_a_correction(tmp_path):
+    settings = small(tmp_path)
+    ingest(settings)
+    before, snapshot = study_panel(settings)
+    with Lake(settings.storage) as lake:
+        bars = lake.bars(adjusted=False)
+        late = bars[bars.event_time == bars.event_time.max()].copy()
+        late["close"] = late["close"] * 1.001
+        late[["open", "high", "low"]] = np.nan
+        late["known_at"] = pd.Timestamp.now("UTC") - pd.Timedelta(minutes=1)
+        lake.append(late)
+    now, newer = study_panel(settings)
+    then, _ = study_panel(settings, snapshot=snapshot)
+    assert newer > snapshot and torch.equal(then.close.values.nan_to_num(), before.close.values.nan_to_num())
+    assert not torch.equal(now.close.values.nan_to_num(), before.close.values.nan_to_num())
+
+
+def test_too_short_a_history_is_said_in_one_sentence(home, tmp_path):
+    with pytest.raises(NotEnoughSessions, match="sessions are too few"):
+        experiment(small(home, **{"validation.first_train": 2000}), tmp_path)
+
+
+def test_a_champion_outside_the_candidates_is_tried_on_the_same_sessions(home, made, tmp_path):
+    class Now:
+        model, params = "ridge", {"alpha": 5.}
+    study = experiment(small(home), tmp_path / "a", champion=Now)
+    read = Experiment.load(tmp_path / "a")
+    assert hashes(study) == hashes(made) and read.rival.params == {"alpha": 5.} and "champion" not in study.candidates
+    assert read.daily_ic(read.rival).index.equals(made.daily_ic("ridge").index) and not read.rival.artifact
+    Now.params = made.candidates["ridge"].params
+    assert experiment(small(home), tmp_path / "b", champion=Now).rival.artifact == made.candidates["ridge"].artifact
+    assert Experiment.load(tmp_path / "b").rival.model == "ridge"
+    Now.model, Now.params = "a model that is gone", {}
+    gone = experiment(small(home), tmp_path / "c", champion=Now)
+    assert gone.rival is None and "could not be tried" in gone.lineage["rival"]
+
+
+def test_progress_is_silent_without_a_terminal(home, tmp_path, capfd):
+    experiment(small(home), tmp_path)
+    out, err = capfd.readouterr()
+    assert "fold" not in out + err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("CI") != "true" and os.getloadavg()[0] > 3, reason="The machine is busy; a time would say nothing.")
+def test_the_sample_experiment_fits_in_two_minutes(tmp_path):
+    settings = load_settings(overrides={"storage.home": str(tmp_path)}, environ={})
+    ingest(settings)
+    begun = time.process_time()
+    study = experiment(settings, tmp_path / "work")
+    assert list(study.candidates) == ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"]
+    assert time.process_time() - begun < 120
+
+
+def test_make_model_takes_what_the_settings_say(tmp_path):
+    assert make_model("lstm", small(tmp_path, **{"models.sequence": 7})).sequence == 7

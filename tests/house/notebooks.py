@@ -1,0 +1,88 @@
+"""Reading the notebooks of a tree, for the laws of the house."""
+import ast
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+EXPORT = re.compile(r"^#\|\s*exports?\b", re.M)
+NUMBERED = re.compile(r"^(\d\d)_(\w+)$")
+
+
+@dataclass
+class NotebookFile:
+    "One notebook of `nbs/`, as the laws see it."
+    path: Path
+    nbs: Path
+    cells: list = field(repr=False, default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path, nbs: Path) -> "NotebookFile":
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return cls(path, nbs, raw["cells"])
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(self.nbs))
+
+    @property
+    def folder(self) -> str:
+        parent = str(self.path.parent.relative_to(self.nbs))
+        return "" if parent == "." else parent
+
+    @property
+    def number(self) -> int | None:
+        found = NUMBERED.match(self.path.stem)
+        return int(found[1]) if found else None
+
+    @property
+    def default_exp(self) -> str | None:
+        found = [m[1] for c in self.code() for m in [re.search(r"^#\|\s*default_exp\s+(\S+)", source(c), re.M)] if m]
+        return found[0] if len(found) == 1 else None if not found else "twice"
+
+    def code(self) -> list:
+        return [c for c in self.cells if c["cell_type"] == "code"]
+
+    def exported(self) -> list:
+        return [c for c in self.code() if EXPORT.search(source(c))]
+
+    def imports(self, package: str = "stockpredict") -> set[str]:
+        "Every module of the package that a cell of this notebook imports, at any depth of nesting."
+        found = set()
+        for cell in self.code():
+            for node in ast.walk(ast.parse(plain(cell))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+                    found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+                if isinstance(node, ast.Import):
+                    found |= {a.name for a in node.names if a.name.split(".")[0] == package}
+        return found
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def plain(cell) -> str:
+    "The cell's Python without shell escapes and magics."
+    return "\n".join("pass" if line.lstrip().startswith(("!", "%")) else line for line in source(cell).split("\n"))
+
+
+def read_all(nbs: Path) -> list[NotebookFile]:
+    paths = sorted(p for p in nbs.rglob("*.ipynb") if not any(s.startswith((".", "_")) for s in p.relative_to(nbs).parts))
+    return [NotebookFile.read(p, nbs) for p in paths]
+
+
+def numbers(notebooks) -> dict[str, int]:
+    "Module name of each numbered notebook and the number it stands at."
+    return {f"stockpredict.{nb.default_exp}": nb.number for nb in notebooks if nb.default_exp and nb.number is not None}
+
+
+def upward_imports(notebooks) -> list[str]:
+    "Sentences for every import that does not go to a lower number."
+    order = numbers(notebooks)
+    return [
+        f"{nb.name} imports {module} (number {order[module]}); a notebook imports only lower numbers than its own {nb.number}."
+        for nb in notebooks if nb.default_exp and nb.number is not None
+        for module in sorted(nb.imports()) if module in order
+        and order[module] >= nb.number and module != f"stockpredict.{nb.default_exp}"
+    ]

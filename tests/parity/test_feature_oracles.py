@@ -1,0 +1,203 @@
+"""Features equal what independent implementations say: TA-Lib, pandas, float64, the GPU."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from stockpredict.features import kernels as K
+from stockpredict.features.catalogue import compute, features
+from stockpredict.features.panel import Panel
+
+
+def market(sessions: int = 900, tickers: int = 4, dtype=torch.float64, seed: int = 2) -> Panel:
+    "A market without gaps."
+    noise = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.randn(sessions, tickers, generator=noise, dtype=torch.float64)
+    close = 60 * (.015 * draw()).cumsum(0).exp()
+    open_ = close * (.006 * draw()).exp()
+    x = dict(open=open_, high=torch.maximum(open_, close) * (.004 * draw().abs()).exp(),
+             low=torch.minimum(open_, close) / (.004 * draw().abs()).exp(), close=close, volume=(12 + draw()).exp().round())
+    return Panel({k: v.to(dtype) for k, v in x.items()}, pd.bdate_range("2018-01-01", periods=sessions), [f"T{i}" for i in range(tickers)])
+
+
+PANEL = market()
+OPEN, H, L, C, V = (PANEL._fields[k].numpy() for k in ("open", "high", "low", "close", "volume"))
+FRAME, RET = pd.DataFrame(C), pd.DataFrame(C).pct_change()
+MARKET = RET.mean(axis=1)
+
+
+def each(f, *arrays) -> np.ndarray:
+    "A one-dimensional indicator for every ticker."
+    return np.column_stack([f(*(np.ascontiguousarray(a[:, i]) for a in arrays)) for i in range(C.shape[1])])
+
+
+def talib_oracles() -> dict:
+    import talib
+    return {
+        "rsi_14":        (each(lambda c: talib.RSI(c, 14), C), 300),
+        "macd":          (each(lambda c: talib.MACD(c, 12, 26, 9)[2], C) / C, 400),
+        "atr_14":        (each(lambda h, lo, c: talib.ATR(h, lo, c, 14), H, L, C) / C, 300),
+        "bollinger_20":  (each(lambda c: (c - talib.BBANDS(c, 20, 2, 2)[1]) / (talib.BBANDS(c, 20, 2, 2)[0] - talib.BBANDS(c, 20, 2, 2)[1]), C), 19),
+        "stochastic_14": (each(lambda h, lo, c: talib.STOCHF(h, lo, c, 14, 1)[0], H, L, C), 14),
+        "obv_slope_20":  (each(lambda c, v: talib.LINEARREG_SLOPE(talib.OBV(c, v), 20) / talib.SMA(v, 20), C, V), 30),
+        "money_flow_14": (each(lambda h, lo, c, v: talib.MFI(h, lo, c, v, 14), H, L, C, V), 14),
+        "mom_21":        (each(lambda c: talib.ROCP(c, 21), C), 21),
+        "sma_ratio_50":  (each(lambda c: c / talib.SMA(c, 50) - 1, C), 49),
+        "ema_ratio_20":  (each(lambda c: c / talib.EMA(c, 20) - 1, C), 300),
+        "trend_20":      (each(lambda c: talib.LINEARREG_SLOPE(np.log(c), 20), C), 19),
+        "range_20":      (each(lambda c: (c - talib.MIN(c, 20)) / (talib.MAX(c, 20) - talib.MIN(c, 20)), C), 19),
+    }
+
+
+@pytest.mark.parametrize("name", ["rsi_14", "macd", "atr_14", "bollinger_20", "stochastic_14", "obv_slope_20", "money_flow_14",
+                                  "mom_21", "sma_ratio_50", "ema_ratio_20", "trend_20", "range_20"])
+def test_talib_agrees(name):
+    "TA-Lib seeds its exponential averages differently; once that has faded, both are the same."
+    pytest.importorskip("talib", reason="TA-Lib is an oracle of the development set-up; install the extra 'dev'.")
+    want, start = talib_oracles()[name]
+    got = compute(PANEL, [name])[name].numpy()
+    scale = np.nanstd(want[start:])
+    assert np.isfinite(got[start:]).all()
+    np.testing.assert_allclose(got[start:], want[start:], rtol=2e-5, atol=2e-5 * scale)
+
+
+def no_intercept(n):
+    def residuals(r):
+        beta = (RET[r.name].rolling(60).cov(MARKET) / MARKET.rolling(60).var()).shift(1)
+        return r - beta * MARKET
+    own = RET.apply(residuals)
+    return own.rolling(n).mean() / own.rolling(n).std()
+
+
+PANDAS = {
+    "ret_1":           lambda: RET,
+    "mom_63":          lambda: FRAME.pct_change(63),
+    "mom_252_21":      lambda: FRAME.shift(21) / FRAME.shift(252) - 1,
+    "reversal_5":      lambda: -FRAME.pct_change(5) / (RET.rolling(20).std() * 5**.5),
+    "vol_60":          lambda: RET.rolling(60).std(),
+    "downside_vol_20": lambda: RET.clip(upper=0).pow(2).rolling(20).mean().pow(.5),
+    "skew_60":         lambda: RET.rolling(60).skew(),
+    "autocorr_20":     lambda: RET.apply(lambda r: r.rolling(20).corr(r.shift(1))),
+    "max_ret_21":      lambda: RET.rolling(21).max(),
+    "drawdown_252":    lambda: FRAME / FRAME.rolling(252).max() - 1,
+    "zscore_60":       lambda: (FRAME - FRAME.rolling(60).mean()) / FRAME.rolling(60).std(),
+    "parkinson_20":    lambda: (np.log(pd.DataFrame(H / L))**2).rolling(20).mean().pow(.5) / np.sqrt(4 * np.log(2)),
+    "garman_klass_20": lambda: (.5 * np.log(pd.DataFrame(H / L))**2 - (2 * np.log(2) - 1) * np.log(pd.DataFrame(C / OPEN))**2).rolling(20).mean().pow(.5),
+    "gap_1":           lambda: pd.DataFrame(OPEN) / FRAME.shift(1) - 1,
+    "intraday_1":      lambda: pd.DataFrame(C / OPEN - 1),
+    "volume_ratio_20": lambda: np.log(pd.DataFrame(V) / pd.DataFrame(V).rolling(20).mean()),
+    "amihud_20":       lambda: np.log((RET.abs() / (FRAME * V / 1e6)).rolling(20).mean()),
+    "cmf_20":          lambda: pd.DataFrame((2 * C - H - L) / (H - L) * V).rolling(20).sum() / pd.DataFrame(V).rolling(20).sum(),
+    "vwap_distance_20": lambda: FRAME / (pd.DataFrame((H + L + C) / 3 * V).rolling(20).sum() / pd.DataFrame(V).rolling(20).sum()) - 1,
+    "beta_60":         lambda: RET.apply(lambda r: r.rolling(60).cov(MARKET)).div(MARKET.rolling(60).var(), axis=0),
+    "corr_market_60":  lambda: RET.apply(lambda r: r.rolling(60).corr(MARKET)),
+    "idio_vol_60":     lambda: RET.rolling(60).std() * (1 - RET.apply(lambda r: r.rolling(60).corr(MARKET))**2).pow(.5),
+    "residual_mom_63": lambda: no_intercept(63),
+    "rank_change_21":  lambda: ((m := FRAME.pct_change(63).rank(axis=1)) - m.shift(21)) / 4,
+}
+
+
+@pytest.mark.parametrize("name", PANDAS)
+def test_pandas_in_double_precision_agrees(name):
+    want = PANDAS[name]().to_numpy()
+    got = compute(PANEL, [name])[name].numpy()
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want), err_msg=f"{name} is undefined elsewhere")
+    np.testing.assert_allclose(got, want, rtol=1e-8, atol=1e-10 * max(1, np.nanmax(np.abs(want))))
+
+
+def test_every_feature_has_an_oracle_or_a_twin_that_has():
+    twins = {"mom_5": "mom_63", "vol_20": "vol_60", "sma_ratio_20": "sma_ratio_50", "sma_ratio_200": "sma_ratio_50"}
+    own_test = {"market_vol_20", "dispersion_20"}
+    talib = {"rsi_14", "macd", "atr_14", "bollinger_20", "stochastic_14", "obv_slope_20", "money_flow_14", "mom_21", "sma_ratio_50",
+             "ema_ratio_20", "trend_20", "range_20"}
+    assert set(features.names()) <= talib | set(PANDAS) | set(twins) | own_test
+
+
+def test_the_weather_features_equal_pandas():
+    def year(x): return ((x - x.rolling(252).mean()) / x.rolling(252).std()).clip(-3, 3) / 6
+    got = compute(PANEL, ["market_vol_20", "dispersion_20"])
+    np.testing.assert_allclose(got["market_vol_20"][:, 0].numpy(), year(MARKET.rolling(20).std()), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(got["dispersion_20"][:, 2].numpy(), year(RET.std(axis=1, ddof=0).rolling(20).mean()), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", features.names())
+def test_single_precision_is_precise_enough(name):
+    "float32 panels, the default, against float64 ones: the error is far below what a rank notices."
+    wide = compute(PANEL, [name])[name]
+    narrow = compute(Panel({k: v.float() for k, v in PANEL._fields.items()}, PANEL.sessions, PANEL.tickers), [name])[name].double()
+    assert torch.equal(wide.isnan(), narrow.isnan())
+    error = (wide - narrow).abs().nan_to_num(0.)
+    assert error.quantile(.999) < 2e-4 * wide[~wide.isnan()].std(), f"{name} loses precision"
+
+
+# --- kernels
+
+def test_windows_of_every_length_equal_a_loop():
+    x = torch.randn(70, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.randn(70, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    fx, fy = pd.DataFrame(x.numpy()), pd.DataFrame(y.numpy())
+    for n in range(1, 71):
+        roll = fx.rolling(n)
+        pairs = [(K.rolling_sum(x, n), roll.sum()), (K.rolling_extreme(x, n), roll.max()), (K.rolling_extreme(x, n, torch.minimum), roll.min()),
+                 (K.rolling_rank(x, n), (roll.rank() - .5) / n),
+                 (K.rolling_age(x, n), roll.apply(lambda w: len(w) - 1 - np.argmax(w), raw=True)),
+                 (K.rolling_age(x, n, False), roll.apply(lambda w: len(w) - 1 - np.argmin(w), raw=True))]
+        if n > 1:
+            pairs += [(K.rolling_var(x, n), roll.var()), (K.undefined_head(K.rolling_cov(x, y, n)[0], x), roll.cov(fy, ddof=0)),
+                      (K.rolling_slope(x, n), roll.apply(lambda w: np.polyfit(np.arange(len(w)), w, 1)[0], raw=True))]
+        if n > 2: pairs += [(K.rolling_skew(x, n), roll.skew())]
+        for got, want in pairs: np.testing.assert_allclose(got.numpy(), want.to_numpy(), rtol=1e-7, atol=1e-9)
+
+
+def test_exponential_averages_equal_pandas_and_both_weight_paths_agree():
+    x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for n in (2, 5, 14, 60):
+        decay = 1 - 2 / (n + 1)
+        np.testing.assert_allclose(K.exp_mean(x, decay, n), pd.DataFrame(x.numpy()).ewm(span=n, min_periods=n).mean(), atol=2e-5)
+    holes = x.float().clone(); holes[200:230, 1] = math.nan; holes[:50, 2] = math.nan
+    mixed, alone = K.exp_mean(holes, .9, 5), K.exp_mean(holes[:, [0, 2, 3]], .9, 5)
+    assert torch.equal(mixed[:, [0, 2, 3]].nan_to_num(-9.), alone.nan_to_num(-9.)), "a hole in one ticker changed another"
+    want = pd.DataFrame(holes.double().numpy())[1].ewm(alpha=.1, ignore_na=False).mean()
+    np.testing.assert_allclose(mixed[300:, 1], want[300:], atol=1e-5)
+
+
+def test_cross_sections_equal_pandas_with_ties_and_absences():
+    x = torch.randint(0, 12, (200, 15), generator=torch.Generator().manual_seed(0)).float()
+    x[torch.rand(200, 15, generator=torch.Generator().manual_seed(1)) < .2] = math.nan
+    x[7] = math.nan; x[8, 1:] = math.nan
+    frame = pd.DataFrame(x.double().numpy())
+    rank = (frame.rank(axis=1).sub(.5)).div(frame.notna().sum(axis=1), axis=0) - .5
+    np.testing.assert_allclose(K.rank_across(x), rank, atol=1e-6)
+    np.testing.assert_allclose(K.mean_across(x)[:, 0], frame.mean(axis=1), rtol=1e-10)
+    big = torch.randn(50, 300, generator=torch.Generator().manual_seed(2)) * 10.**torch.randint(-30, 30, (50, 1)).float()
+    np.testing.assert_allclose(K.sum_across(big)[:, 0], big.double().sum(1), rtol=1e-9, atol=0)
+
+
+def test_blocks_change_nothing(monkeypatch):
+    names = features.names()
+    panel = market(400, 7, torch.float32)
+    whole = compute(panel, names)
+    monkeypatch.setattr(K, "BLOCK", 800)
+    small = compute(Panel(panel._fields, panel.sessions, panel.tickers), names)
+    for name in names: assert torch.equal(whole[name].nan_to_num(-9.), small[name].nan_to_num(-9.)), name
+
+
+def test_logarithms_do_not_depend_on_where_a_value_stands():
+    "Bitwise equality of batch and latest bar needs elementwise functions that treat every position alike."
+    x = torch.rand(999, 173, generator=torch.Generator().manual_seed(0)) * 100 + .01
+    for f in (torch.log, torch.exp, torch.sqrt, torch.tanh, torch.log1p):
+        y = -x if f is torch.exp else x
+        full = f(y)
+        for a, b, c in ((0, 1, 0), (998, 999, 3), (5, 12, 7), (100, 900, 1)): assert torch.equal(f(y[a:b, c:].contiguous()), full[a:b, c:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no CUDA device here; GPU parity runs where one is.")
+def test_the_gpu_agrees():
+    panel = market(600, 40, torch.float32)
+    for name in features.names():
+        a, b = compute(panel, [name])[name], compute(panel.to("cuda"), [name])[name].cpu()
+        assert torch.equal(a.isnan(), b.isnan()), name
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}")

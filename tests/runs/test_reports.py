@@ -1,0 +1,93 @@
+"""The page: safe, self-contained, small; the index: complete and escaped."""
+import json
+import re
+
+import nbformat.v4 as nbf
+import pandas as pd
+import pytest
+
+from stockpredict.ops import reports
+
+EVIL = "<script>alert('x')</script>\"><img src=x onerror=steal()>"
+
+
+def shown(**data):
+    return nbf.new_output("display_data", data=data)
+
+
+def book(*cells):
+    return nbf.new_notebook(cells=[nbf.new_markdown_cell("# Title\n\n> what it is"), *cells])
+
+
+@pytest.mark.parametrize("html", [
+    "<script>1</script>", "<SCRIPT src='https://e.example/x.js'></SCRIPT>", "<script>unclosed", "<style>body{display:none}</style>",
+    "<iframe src='https://e.example'></iframe>", "<img src='https://e.example/p.png'>", "<img src=//e.example/p.png>", "<a href=\"javascript:go()\">x</a>",
+    "<p onclick='go()'>x</p>", "<p onclick=go()>x</p>", "<meta http-equiv=refresh content='0;url=https://e.example'>", "<base href='https://e.example'>",
+    "<link rel=stylesheet href='https://e.example/s.css'>", "<form action='https://e.example'><input></form>", "<object data='https://e.example'></object>",
+])
+def test_nothing_that_runs_or_loads_survives_in_an_output(html):
+    page = reports.page("t", reports.body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))))
+    inside = page.split("<main", 1)[1].split("</main>")[0]
+    assert "kept" in inside
+    assert not re.search(r"(?i)<\s*(script|iframe|object|embed|link|meta|base|form|input|style)\b|\son\w+\s*=|javascript:|e\.example", inside)
+
+
+def test_the_policy_stands_before_everything_and_allows_no_script():
+    page = reports.page(EVIL, reports.body(book()), run=EVIL, as_of=EVIL, status=EVIL, lineage={EVIL: EVIL})
+    assert page.index("Content-Security-Policy") < page.index("<title>")
+    assert "default-src 'none'" in page and "script-src" not in page
+    assert "<script" not in page and "<img src=x" not in page
+
+
+def test_every_fragment_escapes_what_it_is_given():
+    frame = pd.DataFrame({EVIL: [EVIL], "n": [1.5]})
+    made = [reports.table(frame, caption=EVIL), reports.tiles({EVIL: (EVIL, EVIL)}), reports.verdict_box(EVIL, EVIL, [EVIL]),
+            reports.pill(EVIL), reports.bullets([EVIL]), reports.banner(EVIL, [EVIL])]
+    assert all("<script" not in f.html and "<img" not in f.html for f in made)
+
+
+def test_hidden_cells_and_directives_do_not_reach_the_reader():
+    page = reports.body(book(nbf.new_code_cell("#| hide\nsecret = 1"), nbf.new_code_cell("#| export\nvisible = 2", outputs=[shown(**{"text/plain": "two"})])))
+    assert "secret" not in page and "#|" not in page and "visible" in page and "two" in page
+
+
+def test_code_is_folded_and_an_image_has_words():
+    cells = [nbf.new_markdown_cell("## Skill"), nbf.new_code_cell("plot()", outputs=[shown(**{"image/png": "iVBORw0KGgo="})])]
+    page = reports.body(book(*cells))
+    assert '<details class="code"' in page and 'alt="Skill"' in page
+
+
+def test_an_endless_output_is_cut_and_says_so():
+    cell = nbf.new_code_cell("x", outputs=[nbf.new_output("stream", name="stdout", text="y" * 3_000_000)])
+    page = reports.body(book(cell))
+    assert len(page) < 100_000 and "cut here" in page
+
+
+def test_missing_values_are_a_dash_and_numbers_follow_their_format():
+    made = reports.table(pd.DataFrame({"a": [0.12345, float("nan")], "b": ["x", None]}), {"a": "+.1%"}).html
+    assert "+12.3%" in made and made.count("–") == 2
+
+
+def run_folder(root, name, **said):
+    folder = root / "2022-12-30" / name
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | said))
+
+
+def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
+    run_folder(tmp_path, "a", result={"headline": {"rank IC": EVIL}, "decision": "hold", "sentence": EVIL})
+    run_folder(tmp_path, "c", title=EVIL)
+    run_folder(tmp_path, ".hidden.tmp")
+    (tmp_path / "2022-12-30" / "b").mkdir()
+    (tmp_path / "2022-12-30" / "b" / "result.json").write_text("{half")
+    page = reports.write_index(tmp_path).read_text()
+    assert [r["folder"] for r in reports.runs_in(tmp_path)] == ["2022-12-30/c", "2022-12-30/a"]
+    assert page.index("2022-12-30/c/page.html") < page.index("2022-12-30/a/page.html")
+    assert "<script" not in page and "<img" not in page and ".hidden.tmp" not in page
+    assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_the_latest_is_the_newest_complete_one(tmp_path):
+    run_folder(tmp_path, "a")
+    run_folder(tmp_path, "b", status="failed")
+    assert reports.latest(tmp_path, "r40_validate")["folder"].endswith("/a")

@@ -1,0 +1,34 @@
+"""The service does not drag the workshop along, and is quick to start."""
+import subprocess
+import sys
+
+HEAVY = ["lightning", "pytorch_lightning", "optuna", "prefect", "papermill", "great_expectations", "mlflow", "sklearn", "matplotlib", "skfolio", "statsmodels"]
+
+SCRIPT = """
+import asyncio, sys, httpx
+from stockpredict.core.settings import load_settings
+from stockpredict.serve.app import create_app
+app = create_app(load_settings({ini!r}, environ={{}}))
+early = [m for m in ("torch", "duckdb") if m in sys.modules]
+async def go():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as c:
+        read = await c.get("/v1/predictions/SIM00?horizon=1")
+        lazy = "torch" in sys.modules
+        bars = (await c.get("/docs")).text
+        asked = await c.post("/v1/predict", content=b'{{"bars":[{{"date":"2016-07-05","close":1}},{{"date":"2016-07-06","close":1}}]}}')
+        return read.status_code, lazy, asked.status_code, asked.json()["error"]["code"]
+print(early, asyncio.run(go()), [m for m in {heavy!r} if m in sys.modules])
+"""
+
+
+def test_serving_imports_nothing_of_the_workshop(template, tmp_path):
+    "Reading needs neither torch nor the lake; asking what-if loads those, and still nothing of training."
+    ini = tmp_path / "settings.ini"
+    ini.write_text(template.to_ini())
+    told = subprocess.run([sys.executable, "-c", SCRIPT.format(ini=str(ini), heavy=HEAVY)], capture_output=True, text=True, timeout=120)
+    assert told.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], told.stdout + told.stderr[-3000:]
+
+
+def test_the_client_needs_only_types():
+    code = "import sys, stockpredict.serve.client; print([m for m in ('torch', 'pandas', 'duckdb', 'fastapi') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.strip() == "[]"
