@@ -68,7 +68,7 @@ class Feature:
 
     def __repr__(self): return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
 
-# %% ../../nbs/features/21_catalogue.ipynb #54962428
+# %% ../../nbs/features/21_catalogue.ipynb #33e45de4
 def values(
     feature: Feature, # what to compute
     panel: Panel, # where
@@ -86,8 +86,10 @@ def prove(
     whole = values(feature, panel)
     for t in (len(panel) - c for c in CUTS if c < len(panel)):
         for how, other in (("cut off", panel.first(t + 1)), ("replaced by noise", scramble(panel, t))):
-            if not same(whole[:t+1], values(feature, other)[:t+1]):
-                raise SeesFuture(f"The feature {feature.name} sees the future: values up to {panel.sessions[t]:%Y-%m-%d} change when what follows is {how}.",
+            again = values(feature, other)[:t+1]
+            if not same(whole[:t+1], again):
+                gap = (whole[:t+1] - again).abs().nan_to_num(math.inf).masked_fill(whole[:t+1].isnan() & again.isnan(), 0.).max()
+                raise SeesFuture(f"The feature {feature.name} sees the future: values up to {panel.sessions[t]:%Y-%m-%d} change (by up to {gap:.2g}) when what follows is {how}.",
                                  "Build it from the operations of a series, none of which looks ahead.", feature=feature.name)
     short = values(feature, panel.tail(feature.lookback, feature.crossings))
     if not same(whole[-1:], short[-1:]):

@@ -82,7 +82,7 @@ def plot(self: Series,
     "Draw a line each for the first few tickers."
     return self.frame().iloc[:, :most].plot(figsize=(8, 2.6), title=title, lw=.9, **kwargs)
 
-# %% ../../nbs/features/19_series.ipynb #d6cd7189
+# %% ../../nbs/features/19_series.ipynb #270515a7
 def _one_grid(series):
     if any(s.grid is not series[0].grid for s in series):
         raise FeatureError("These series stand on different panels.", "Compute both from the same panel.")
@@ -104,8 +104,9 @@ for name, op in dict(add=operator.add, sub=operator.sub, mul=operator.mul, trued
     setattr(Series, f"__r{name}__", lambda self, other, op=op: _combine(op, other, self))
 for name in ("lt", "le", "gt", "ge"):
     setattr(Series, f"__{name}__", lambda self, other, op=_compare(getattr(operator, name)): _combine(op, self, other))
-for name in ("abs", "log", "log1p", "exp", "sqrt", "tanh"):
-    setattr(Series, name, lambda self, op=getattr(torch, name): _combine(op, self))
+for name in ("log", "log1p", "exp", "sqrt", "tanh"):
+    setattr(Series, name, lambda self, op=K.elementwise(name): _combine(op, self))
+Series.abs = lambda self: _combine(torch.abs, self)
 Series.sign = lambda self: _combine(lambda x: torch.sign(x) + 0 * x, self) # torch calls the sign of NaN zero
 Series.__neg__, Series.__abs__ = (lambda self: _combine(torch.neg, self)), Series.abs
 
@@ -175,7 +176,7 @@ def pct_change(self: Series, n: int = 1) -> Series:
     "Simple return over `n` bars."
     return self / self.lag(n) - 1
 
-# %% ../../nbs/features/19_series.ipynb #471b5315
+# %% ../../nbs/features/19_series.ipynb #4b09a37f
 def _windowed(kernel, doc, least=1):
     def f(self, n): return self._back(lambda x: kernel(x, n), _window(n, least) - 1)
     f.__doc__ = doc
@@ -189,11 +190,11 @@ Series.argmax = _windowed(K.rolling_age, "Bars since the largest of the last `n`
 Series.argmin = _windowed(lambda x, n: K.rolling_age(x, n, False), "Bars since the smallest of the last `n`; 0 = the current one.")
 Series.rank   = _windowed(K.rolling_rank, "Where the current bar stands among the last `n`, from 0 to 1.")
 Series.var    = _windowed(K.rolling_var, "Sample variance of the last `n` bars.", 2)
-Series.std    = _windowed(lambda x, n: K.rolling_var(x, n).sqrt(), "Sample standard deviation of the last `n` bars.", 2)
+Series.std    = _windowed(lambda x, n: K.sqrt(K.rolling_var(x, n)), "Sample standard deviation of the last `n` bars.", 2)
 Series.skew   = _windowed(K.rolling_skew, "Sample skewness of the last `n` bars.", 3)
 Series.slope  = _windowed(K.rolling_slope, "Slope per bar of the straight line through the last `n` bars.", 2)
 
-# %% ../../nbs/features/19_series.ipynb #bb329b3c
+# %% ../../nbs/features/19_series.ipynb #71723ffc
 @patch
 def cov(self: Series,
     other: Series, # the second quantity
@@ -210,7 +211,7 @@ def corr(self: Series,
     "Correlation over the last `n` bars; undefined where one of the two does not move."
     def f(x, y):
         if (m := K.rolling_cov(x, y, n)) is None: return K.undefined_head(m, x)
-        return K.undefined_head((m[0] / (m[1] * m[2]).sqrt()).clamp(-1, 1), x)
+        return K.undefined_head((m[0] / K.sqrt(m[1] * m[2])).clamp(-1, 1), x)
     return self._back(f, _window(n, 2) - 1, other)
 
 @patch
@@ -239,7 +240,7 @@ def wilder(self: Series,
     "Wilder's smoothing with a finite memory."
     return self.ewm(decay=1 - 1 / _window(n, 2), least=n)
 
-# %% ../../nbs/features/19_series.ipynb #7898d71c
+# %% ../../nbs/features/19_series.ipynb #75777311
 def _across(kernel, doc):
     def f(self):
         def op(x): return kernel(x.masked_fill(~x.isfinite(), math.nan))
@@ -249,7 +250,7 @@ def _across(kernel, doc):
 
 def _spread(x):
     off = x - K.mean_across(x)
-    return K.mean_across(off * off).sqrt()
+    return K.sqrt(K.mean_across(off * off))
 
 def _everyone(of): return lambda x: of(x).to(x.dtype).expand_as(x)
 
