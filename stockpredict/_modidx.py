@@ -706,6 +706,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'stockpredict/features/kernels.py'),
                                                'stockpredict.features.kernels.bar_tables': ( 'features/kernels.html#bar_tables',
                                                                                              'stockpredict/features/kernels.py'),
+                                               'stockpredict.features.kernels.elementwise': ( 'features/kernels.html#elementwise',
+                                                                                              'stockpredict/features/kernels.py'),
                                                'stockpredict.features.kernels.exp_mean': ( 'features/kernels.html#exp_mean',
                                                                                            'stockpredict/features/kernels.py'),
                                                'stockpredict.features.kernels.exp_sum': ( 'features/kernels.html#exp_sum',

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EXPORT = re.compile(r"^#\|\s*exports?\b", re.M)
-NUMBERED = re.compile(r"^(\d\d)_(\w+)$")
+NUMBERED = re.compile(r"^(\d\d[a-z]?)_(\w+)$") # 14a stands between 14 and 15
 
 
 @dataclass
@@ -31,9 +31,9 @@ class NotebookFile:
         return "" if parent == "." else parent
 
     @property
-    def number(self) -> int | None:
+    def number(self) -> str | None:
         found = NUMBERED.match(self.path.stem)
-        return int(found[1]) if found else None
+        return found[1] if found else None
 
     @property
     def default_exp(self) -> str | None:
@@ -72,7 +72,7 @@ def read_all(nbs: Path) -> list[NotebookFile]:
     return [NotebookFile.read(p, nbs) for p in paths]
 
 
-def numbers(notebooks) -> dict[str, int]:
+def numbers(notebooks) -> dict[str, str]:
     "Module name of each numbered notebook and the number it stands at."
     return {f"stockpredict.{nb.default_exp}": nb.number for nb in notebooks if nb.default_exp and nb.number is not None}
 

@@ -47,7 +47,7 @@ def test_an_upward_import_is_found(tmp_path, line):
 def test_one_module_per_notebook_of_the_same_name_in_the_same_folder(notebooks):
     wrong = [
         f"{nb.name} exports {nb.default_exp}" for nb in notebooks if nb.number is not None
-        and nb.default_exp != ".".join(filter(None, [nb.folder.replace("/", "."), nb.path.stem[3:]]))
+        and nb.default_exp != ".".join(filter(None, [nb.folder.replace("/", "."), nb.path.stem.partition("_")[2]]))
     ]
     assert wrong == []
 
