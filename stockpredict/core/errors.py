@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'RegistryError', 'UnknownName', 'NameTaken', 'DataError',
-           'SourceUnavailable', 'FileMissing', 'ColumnsUnmapped', 'BarsInvalid', 'BatchRefused', 'UnknownTicker',
-           'EmptyUniverse', 'LakeLocked', 'LakeUnavailable', 'FeatureError', 'SeesFuture', 'NotEnoughHistory',
-           'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted', 'ModelOutputInvalid',
-           'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed', 'RunTimeout', 'FlowLocked',
-           'PortTaken', 'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound', 'all_errors', 'near',
-           'did_you_mean']
+           'SourceUnavailable', 'FileMissing', 'ColumnsUnmapped', 'BarsInvalid', 'VendorFailed', 'VendorThrottled',
+           'VendorRefused', 'PayloadRejected', 'SchemaDrift', 'BatchRefused', 'UnknownTicker', 'EmptyUniverse',
+           'LakeLocked', 'LakeUnavailable', 'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture',
+           'NotEnoughHistory', 'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted',
+           'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed',
+           'RunTimeout', 'FlowLocked', 'PortTaken', 'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound',
+           'all_errors', 'near', 'did_you_mean']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -79,7 +80,28 @@ class BarsInvalid(DataError):
     "Values that cannot be read as bars."
     code, status = "bars-invalid", 422
 
-# %% ../../nbs/core/00_errors.ipynb #da132166
+# %% ../../nbs/core/00_errors.ipynb #8f977148
+class VendorFailed(SourceUnavailable):
+    "A request to a vendor ended without usable data."
+    code, status = "vendor-failed", 503
+
+class VendorThrottled(VendorFailed):
+    "A vendor asked to be left alone for a while, or the budget for it is spent."
+    code, status = "vendor-throttled", 503
+
+class VendorRefused(VendorFailed):
+    "A vendor does not know the ticker, or does not accept the key or the plan."
+    code, status = "vendor-refused", 422
+
+class PayloadRejected(VendorFailed):
+    "A vendor's answer is not data: a web page, garbage, or far too large."
+    code, status = "payload-rejected", 422
+
+class SchemaDrift(VendorFailed):
+    "A vendor's table has other columns than before."
+    code, status = "schema-drift", 422
+
+# %% ../../nbs/core/00_errors.ipynb #98364316
 class BatchRefused(DataError):
     "Too many bad rows in one batch; nothing of it was stored."
     code, status = "batch-refused", 422
@@ -99,6 +121,14 @@ class LakeLocked(DataError):
 class LakeUnavailable(DataError):
     "The lake cannot be opened or read."
     code, status = "lake-unavailable", 503
+
+class StreamUnavailable(DataError):
+    "The live stream cannot be reached, or is not what it should be."
+    code, status = "stream-unavailable", 503
+
+class StreamFull(DataError):
+    "The live stream holds as much as it may, and nobody reads it."
+    code, status = "stream-full", 503
 
 # %% ../../nbs/core/00_errors.ipynb #d5ba041b
 class FeatureError(StockpredictError):
