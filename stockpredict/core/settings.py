@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Words', 'Numbers', 'Pairs', 'Day', 'PREFIX', 'NOT_SETTINGS', 'words', 'pairs', 'iso_day', 'Section', 'Data',
-           'Simulated', 'Storage', 'Features', 'Validation', 'Models', 'Costs', 'Gate', 'Serving', 'Schedule',
-           'Settings', 'contradictions', 'unknown_names', 'read_ini', 'read_environment', 'read_overrides', 'accepts',
-           'load_settings']
+           'Simulated', 'Sources', 'Storage', 'Features', 'Validation', 'Models', 'Costs', 'Gate', 'Stream', 'Serving',
+           'Schedule', 'Settings', 'contradictions', 'unknown_names', 'read_ini', 'read_environment', 'read_overrides',
+           'accepts', 'load_settings']
 
 # %% ../../nbs/core/02_settings.ipynb #1fb38ae4
 import configparser, hashlib, json, os, re
@@ -63,6 +63,20 @@ class Simulated(Section):
     sessions: int = Field(1500, ge=10, le=9_000, description="How many sessions to simulate.")
     rank_ic: float = Field(.05, ge=0, le=.3, description="Strength of the planted signal: its mean daily rank IC.")
     seed: int = Field(1, ge=0, description="Same seed, same market.")
+
+# %% ../../nbs/core/02_settings.ipynb #b3a13801
+class Sources(Section):
+    "The vendors on the network, for the source 'vendors'; their API keys are environment variables, such as TIINGO_API_KEY."
+    chain: Words = Field(["yahoo", "tiingo", "fmp", "alphavantage"], min_length=1, description="Vendors to ask, in this order; the next is asked when one fails.")
+    base_urls: Pairs = Field({}, description="Other addresses for vendors, as in  tiingo=https://proxy.example  or  all=http://127.0.0.1:8765  for the stand-in.")
+    deadline: float = Field(30, gt=0, le=600, description="Seconds one request may take, its repetitions and a slow answer included.")
+    retries: int = Field(3, ge=0, le=10, description="How often a failed request is tried again.")
+    budgets: Pairs = Field({}, description="Requests per second and per day for a vendor, as in  alphavantage=1/25;  empty means the free plan of each.")
+    at_once: int = Field(8, ge=1, le=64, description="Requests under way at the same time.")
+    batch: int = Field(50, ge=1, le=10_000, description="Tickers that are stored together; an interrupted backfill resumes after the last such batch.")
+    max_mb: float = Field(32, gt=0, le=1_024, description="Largest answer in megabytes, unpacked.")
+    opinions: int = Field(1, ge=1, le=5, description="Vendors asked for each ticker; with two or more their closes are compared.")
+    tolerance: float = Field(.005, gt=0, le=1, description="Relative difference of two closes above which vendors disagree.")
 
 # %% ../../nbs/core/02_settings.ipynb #676b9979
 class Storage(Section):
@@ -156,6 +170,19 @@ class Gate(Section):
     max_r2: float = Field(.03, gt=0, le=1, description="An out-of-sample R² per day above this is treated as a leak.")
     max_sharpe: float = Field(4.0, gt=0, description="A yearly Sharpe ratio after costs above this is treated as a leak.")
 
+# %% ../../nbs/core/02_settings.ipynb #370d6e7e
+class Stream(Section):
+    "The live path: bars and trades that come one by one, through Redis."
+    redis_url: str = Field("", description="Redis that carries the stream, redis://… or unix://…; empty starts one inside home.")
+    name: str = Field("stockpredict", pattern=r"^[\w.-]{1,64}$", description="Name of the stream, so that one Redis can carry several: letters, digits, . _ and -.")
+    group: str = Field("lake", pattern=r"^[\w.-]{1,64}$", description="Consumers of one group share the messages; every group gets all of them. Letters, digits, . _ and -.")
+    maxlen: int = Field(200_000, ge=10, description="Messages that the stream holds at most, read ones included; a sender waits when they are all unread.")
+    batch: int = Field(5_000, ge=1, le=100_000, description="Messages that are stored in one go at most.")
+    block_ms: int = Field(500, ge=1, le=60_000, description="Milliseconds a consumer waits for the next message before it looks after other things.")
+    claim_after: int = Field(30, ge=1, description="Seconds after which the unfinished messages of a silent consumer are taken over.")
+    wait: float = Field(30., ge=0, description="Seconds that a sender waits for room, and that both sides wait for Redis or the lake, before they give up.")
+    keep_days: int = Field(5, ge=1, description="Days for which the live table keeps trades and unfinished bars.")
+
 # %% ../../nbs/core/02_settings.ipynb #bd77aa6d
 class Serving(Section):
     "The prediction service."
@@ -173,7 +200,7 @@ class Schedule(Section):
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
 
-# %% ../../nbs/core/02_settings.ipynb #3f8dfce9
+# %% ../../nbs/core/02_settings.ipynb #55e87594
 def _repeated(items): return sorted({str(x) for x in items if items.count(x) > 1})
 
 class Settings(BaseModel):
@@ -181,16 +208,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: Data = Data()
     simulated: Simulated = Simulated()
+    sources: Sources = Sources()
     storage: Storage = Storage()
     features: Features = Features()
     validation: Validation = Validation()
     models: Models = Models()
     costs: Costs = Costs()
     gate: Gate = Gate()
+    stream: Stream = Stream()
     serving: Serving = Serving()
     schedule: Schedule = Schedule()
 
-# %% ../../nbs/core/02_settings.ipynb #3b77d554
+# %% ../../nbs/core/02_settings.ipynb #0fd08a9a
 def contradictions(
     s: Settings, # settings whose single values are all valid
 ) -> list[str]: # one sentence a problem
@@ -202,6 +231,11 @@ def contradictions(
     say(twice, f"[data] universe names {', '.join(twice)} more than once.")
     say(s.data.end and s.data.start > s.data.end, f"[data] start {s.data.start} lies after end {s.data.end}.")
     say(s.data.source == "files" and not s.data.files_path, "[data] source is files, but files_path is empty; name a file or folder.")
+    say(_repeated(s.sources.chain), f"[sources] chain repeats {', '.join(_repeated(s.sources.chain))}.")
+    wrong = [f"{k}={v}" for k, v in s.sources.base_urls.items() if not re.match(r"https?://[^\s/]", v)]
+    say(wrong, f"[sources] base_urls {', '.join(wrong)} should begin with http:// or https://.")
+    wrong = [f"{k}={v}" for k, v in s.sources.budgets.items() if not re.fullmatch(r"\d*\.?\d+/\d+", v) or not float(v.split("/")[0])]
+    say(wrong, f"[sources] budgets {', '.join(wrong)} should be requests per second and per day, such as 1/25.")
     say(v.horizons != sorted(set(v.horizons)) or min(v.horizons) < 1,
         f"[validation] horizons {v.horizons} should be positive, ascending and different from each other, such as 1, 5.")
     say(v.first_train <= max(v.horizons) + v.entry_delay,
@@ -337,11 +371,12 @@ def with_(self: Settings,
     made.storage._root = self.storage._root
     return made
 
-# %% ../../nbs/core/02_settings.ipynb #35986a65
+# %% ../../nbs/core/02_settings.ipynb #7c45d699
 @patch(as_prop=True)
 def hash(self: Settings) -> str: # 12 hex digits
     "Identity of everything that can change a result."
-    kept = self.model_dump(exclude={"storage": True, "serving": True, "schedule": True, "data": {"files_path"}})
+    network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"} # how vendors are asked, not what they say
+    kept = self.model_dump(exclude={"storage": True, "stream": True, "serving": True, "schedule": True, "data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/core/02_settings.ipynb #d84e93f4
