@@ -295,7 +295,7 @@ class Polite:
         if vendor not in self.lanes: self.lanes[vendor] = Lane(self.budgets.get(vendor, Budget()), Breaker(clock=self.clock))
         return self.lanes[vendor]
 
-# %% ../../nbs/core/04_http.ipynb #8ba15336
+# %% ../../nbs/core/04_http.ipynb #19bbdc56
 @patch
 @asynccontextmanager
 async def session(self: Polite):
@@ -315,7 +315,7 @@ async def _turn(self: Polite, ask: Ask, lane: Lane): # wait until the budget all
             raise vendor_error("throttled", ask.vendor, f"{ask.vendor} asked to be left alone for another {wait:.0f} seconds.", final=True)
         await self.sleep(wait)
     if not lane.breaker.allow():
-        raise vendor_error("breaker-open", ask.vendor, f"{ask.vendor} has failed {lane.breaker.failures} times in a row and is left alone for a while.", final=True)
+        raise vendor_error("breaker-open", ask.vendor, f"{ask.vendor} has failed {lane.breaker.failures} times in a row and rests for a while.", final=True)
     if not self.ledger.spend(ask.vendor, lane.budget.per_day, str(self.today().date())):
         raise vendor_error("budget-spent", ask.vendor, f"Today's {lane.budget.per_day} requests to {ask.vendor} are spent.")
     lane.next, lane.requests = max(lane.next, self.clock() + 1 / lane.budget.per_second), lane.requests + 1

@@ -6,7 +6,7 @@
 __all__ = ['sources', 'source', 'ABSENT', 'bundled', 'Source', 'make_source', 'Sample', 'Indices', 'read_csv', 'read_table',
            'Files', 'Simulated', 'universe']
 
-# %% ../../nbs/data/12_sources.ipynb #076f2b37
+# %% ../../nbs/data/12_sources.ipynb #0266dbdf
 import gzip, hashlib, io, re
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker, did_you_mean
 from ..core.registry import Registry
-from .bars import ALIASES, canonical_ticker, map_columns, tidy_bars
+from .bars import ALIASES, canonical_ticker, empty_bars, map_columns, tidy_bars
 from .simulate import simulate
 
 # %% ../../nbs/data/12_sources.ipynb #70371ad1
@@ -29,13 +29,14 @@ def bundled(
     if path is None or not path.exists(): raise SourceUnavailable(f"The prices bundled with {package} are not there.", f"Run: pip install {package}")
     return path
 
-# %% ../../nbs/data/12_sources.ipynb #6736ecd2
-sources = Registry("data source")
+# %% ../../nbs/data/12_sources.ipynb #1f76cd1d
+sources = Registry("data source", "stockpredict.data")
 source = sources.register
 
 class Source:
     "What every source can do; subclasses fill in `table` and `label`."
     label = "" # one sentence on where the prices come from and what they are not
+    remote = False # is each request a cost, so that only what is missing may be asked for?
 
     def __init__(self,
         settings, # all settings
@@ -50,7 +51,7 @@ class Source:
         "Everything the source holds, as it was delivered."
         raise NotImplementedError(f"{type(self).__name__} has no table")
 
-# %% ../../nbs/data/12_sources.ipynb #325128cf
+# %% ../../nbs/data/12_sources.ipynb #fa075265
 @patch
 def bars(self: Source) -> pd.DataFrame: # every bar, sorted by ticker and time
     "The whole table as bars, read once."
@@ -76,6 +77,15 @@ def fetch(self: Source,
     late = day < pd.Timestamp(end, tz="UTC") + pd.Timedelta(days=1) if end else True
     early = day >= pd.Timestamp(start, tz="UTC") if start else True
     return bars[bars.ticker.isin(set(tickers)) & (day.isna() | (early & late))].reset_index(drop=True)
+
+@patch
+def collect(self: Source,
+    asks: list[tuple], # pairs: first day to ask for, tickers
+    end: str = "", # last day, inclusive; "" = up to the newest
+    on_step = None, # called with a sentence as parts arrive
+) -> pd.DataFrame: # bars as delivered
+    "Bars for a whole plan at once."
+    return pd.concat([self.fetch(tickers, start, end) for start, tickers in asks], ignore_index=True) if asks else empty_bars()
 
 # %% ../../nbs/data/12_sources.ipynb #63114add
 def make_source(
