@@ -127,7 +127,7 @@ class Yahoo(Vendor):
         splits = (result.get("events") or {}).get("splits", {}).values()
         return unsplit(frame, {_local_days([e["date"]], meta)[0]: e["numerator"] / e["denominator"] for e in splits})
 
-# %% ../../nbs/data/13_vendors.ipynb #fc1219db
+# %% ../../nbs/data/13_vendors.ipynb #16750f1a
 def _inside(vendor, thing, *path): # a part of nested JSON, or drift
     for at, step in enumerate(path):
         try: thing = thing[step]
@@ -157,7 +157,7 @@ def unsplit(
     ratio = np.ones(len(frame))
     for day, r in splits.items(): ratio *= np.where(frame["date"] < day, r, 1.)
     def digits(x): return pd.to_numeric(x, errors="coerce").map(lambda v: float(f"{v:.7g}"))
-    return frame.assign(**{p: digits(frame[p] * ratio) for p in PRICES}, volume=frame["volume"] / ratio)
+    return frame.assign(**{p: digits(frame[p] * ratio) for p in PRICES}, volume=(pd.to_numeric(frame["volume"], errors="coerce") / ratio).round())
 
 # %% ../../nbs/data/13_vendors.ipynb #3b4ac954
 @vendor("tiingo")
@@ -207,7 +207,7 @@ class FMP(Vendor):
         for name in frame["symbol"].unique(): _same(self.name, name, self.symbol(ticker))
         return frame[COLUMNS]
 
-# %% ../../nbs/data/13_vendors.ipynb #00f28be2
+# %% ../../nbs/data/13_vendors.ipynb #625068ec
 def alphavantage_refusal(
     said: dict, # a JSON object
 ) -> tuple: # reason and sentence, or nothing
@@ -235,7 +235,7 @@ class AlphaVantage(Vendor):
         if not len(frame): return pd.DataFrame(columns=COLUMNS)
         frame = frame.rename(columns={"timestamp": "date", "adjusted_close": "adj_close", "adjusted close": "adj_close"})
         lost_columns(self.name, frame, COLUMNS + ["adj_close"] * ("adj_close" in frame or self.function.endswith("ADJUSTED")), self.known)
-        if frame["date"].str.len().gt(10).any(): raise vendor_error("drift", self.name, f"alphavantage sent times of day instead of days.")
+        if frame["date"].str.len().gt(10).any(): raise vendor_error("drift", self.name, "alphavantage sent times of day instead of days.")
         return frame[[c for c in [*COLUMNS, "adj_close"] if c in frame]]
 
     def table(self, said):
@@ -351,9 +351,9 @@ class Vendors(Source):
         if wanted: return wanted
         raise EmptyUniverse("The source vendors does not know what you want.", "Name tickers in [data] universe, such as universe = AAPL, MSFT.")
 
-# %% ../../nbs/data/13_vendors.ipynb #3d7c7554
+# %% ../../nbs/data/13_vendors.ipynb #c85ac86e
 @patch
-def _bars(self: Vendors, v, body, ticker, start, end): # bytes of one vendor as bars, or the reason why not
+def _tidied(self: Vendors, v, body, ticker, start, end): # bytes of one vendor as bars, or the reason why not
     lag = self.settings.data.lake_bars_lag_minutes
     try: bars = tidy_bars(v.read(body, ticker).assign(ticker=ticker), source=self.id, calendar=self.calendar, lag_minutes=lag)
     except (BarsInvalid, ColumnsUnmapped) as e:
@@ -370,7 +370,7 @@ async def _walk(self: Vendors, ticker, start, end, tell): # bars of one ticker
     for v in self.chain:
         try:
             if v.key and not v.elsewhere and not v.key.value(): raise vendor_error("bad-key", v.name, f"There is no key for {v.name}: {v.key.env} is not set.")
-            found[v.name] = await self.polite.get(v.ask(ticker, start, end), lambda body, v=v: self._bars(v, body, ticker, start, end))
+            found[v.name] = await self.polite.get(v.ask(ticker, start, end), lambda body, v=v: self._tidied(v, body, ticker, start, end))
         except VendorFailed as e: failures.append(Failure.of(e))
         if len(found) >= self.settings.sources.opinions: break
     self.failures += failures
