@@ -190,7 +190,7 @@ def test_redis_that_accepts_and_never_answers_is_given_up_on(served, settings):
                 await house
                 return told.status_code, took, busy, client.service.trouble
         status, took, busy, trouble = asyncio.run(go())
-        assert status == 200 and busy and took < .9 and "redis" in trouble
+        assert status == 200 and busy and took < 2 and "redis" in trouble
     finally: listener.close()
 
 
