@@ -6,7 +6,7 @@
 __all__ = ['NOT_YET', 'RULES', 'CONFLICT', 'TWINS', 'WHOLE', 'WITNESSES', 'FEW', 'Rule', 'suspects', 'failing', 'prepared',
            'Quality', 'in_order', 'crowded', 'inspect']
 
-# %% ../../nbs/data/15_quality.ipynb #1024c80b
+# %% ../../nbs/data/15_quality.ipynb #26fca322
 import logging, os, re
 from dataclasses import dataclass, field
 from html import escape
@@ -14,8 +14,9 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, BatchRefused
+from .actions import ALL
 from .bars import BAR_COLUMNS, PRICES, TICKER
-from .detect import DETECTORS, find_flags, no_flags, sorted_keys, usable
+from .detect import find_flags, no_flags, sorted_keys, usable
 
 # %% ../../nbs/data/15_quality.ipynb #dfd98681
 NOT_YET = "not closed yet" # the one reason that is nobody's fault
@@ -219,7 +220,7 @@ def _named(rows): # five examples
 def _check(rule, sentence, severity, bars, mask): # one row of the report
     return dict(rule=rule, severity=severity, failed=int(np.sum(mask)), sentence=sentence, examples=_named(bars[mask]) if np.any(mask) else [])
 
-# %% ../../nbs/data/15_quality.ipynb #9c049277
+# %% ../../nbs/data/15_quality.ipynb #80f96fa5
 def inspect(
     bars: pd.DataFrame, # a batch in the form of `tidy_bars`
     calendar: Calendar | str = "XNYS", # the exchange
@@ -249,8 +250,8 @@ def inspect(
 def _remarks(bars, repeated, good, calendar, held): # the rows of the report about what is kept, and the flags
     several = crowded(good)
     older = np.zeros(len(good), bool); older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()
-    flags = find_flags(good[~older] if older.any() else good, calendar, held)
-    by = {d.name: flags[flags.flag == d.name] for d in DETECTORS}
-    counted = [dict(rule=d.name, severity="warning", failed=len(by[d.name]), sentence=d.sentence, examples=_named(by[d.name])) for d in DETECTORS]
+    flags = find_flags(good[~older] if older.any() else good, calendar, held, ALL)
+    by = {d.name: flags[flags.flag == d.name] for d in ALL}
+    counted = [dict(rule=d.name, severity="warning", failed=len(by[d.name]), sentence=d.sentence, examples=_named(by[d.name])) for d in ALL]
     return [_check("repeated", "The same row came twice; one copy is kept.", "warning", bars, repeated),
             _check("revised", "A later row, known later, says otherwise; both are kept with their times.", "warning", good, older), *counted], flags
