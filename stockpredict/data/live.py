@@ -126,7 +126,7 @@ def _roll(self: Live, finer, coarser, touched): # touched: source, ticker, end_u
     self.con.executemany("INSERT INTO touched VALUES (?, ?, ?, ?, ?, ?, ?)", distinct.itertuples(index=False, name=None))
     self.con.execute(_ROLL, (coarser, finer))
 
-# %% ../../nbs/data/17a_live.ipynb #ab8de2df
+# %% ../../nbs/data/17a_live.ipynb #bc971914
 def hours(
     calendar: Calendar, # the exchange
     event_us, # microseconds since 1970, an array
@@ -155,7 +155,8 @@ def roll_up(self: Live,
         state = np.where(begin + size <= ticks.source.map(now), OVER, PROVISIONAL)
         self._roll(finer, coarser, ticks.assign(end_us=begin + size, from_us=begin + inside, to_us=begin + size + inside, floor_us=0, state=state))
     minutes = pd.concat([ticks, rows[rows.span == "1m"]])[["source", "ticker", "event_us"]].reset_index(drop=True)
-    day = minutes.assign(**hours(calendar, minutes.event_us)) if len(minutes) else minutes.assign(open_us=[], close_us=[])
+    if not len(minutes): return
+    day = minutes.assign(**hours(calendar, minutes.event_us))
     day = day[(day.event_us >= day.open_us) & (day.event_us <= day.close_us + 60_000_000)].astype(dict(open_us="int64", close_us="int64"))
     state = np.where(day.close_us + lag_us <= day.source.map(now), OVER, PROVISIONAL)
     self._roll("1m", "session", day.assign(end_us=day.close_us, from_us=day.open_us + 1, to_us=day.close_us + 60_000_001,
