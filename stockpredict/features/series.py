@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Grid', 'Series']
 
-# %% ../../nbs/features/19_series.ipynb #7e60dd83
+# %% ../../nbs/features/19_series.ipynb #a7976f39
 import math, operator
 from functools import cached_property
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError
-from . import kernels as K
+from . import kernels as K, loops as L
 
 # %% ../../nbs/features/19_series.ipynb #27b02755
 class Grid:
@@ -176,32 +176,32 @@ def pct_change(self: Series, n: int = 1) -> Series:
     "Simple return over `n` bars."
     return self / self.lag(n) - 1
 
-# %% ../../nbs/features/19_series.ipynb #4b09a37f
+# %% ../../nbs/features/19_series.ipynb #6e4efb31
 def _windowed(kernel, doc, least=1):
     def f(self, n): return self._back(lambda x: kernel(x, n), _window(n, least) - 1)
     f.__doc__ = doc
     return f
 
-Series.sum    = _windowed(K.rolling_sum, "Sum over the last `n` bars.")
-Series.mean   = _windowed(lambda x, n: K.rolling_sum(x, n) / n, "Simple moving average over the last `n` bars.")
-Series.max    = _windowed(K.rolling_extreme, "Largest of the last `n` bars.")
-Series.min    = _windowed(lambda x, n: K.rolling_extreme(x, n, torch.minimum), "Smallest of the last `n` bars.")
-Series.argmax = _windowed(K.rolling_age, "Bars since the largest of the last `n`; 0 = the current one.")
-Series.argmin = _windowed(lambda x, n: K.rolling_age(x, n, False), "Bars since the smallest of the last `n`; 0 = the current one.")
-Series.rank   = _windowed(K.rolling_rank, "Where the current bar stands among the last `n`, from 0 to 1.")
-Series.var    = _windowed(K.rolling_var, "Sample variance of the last `n` bars.", 2)
-Series.std    = _windowed(lambda x, n: K.sqrt(K.rolling_var(x, n)), "Sample standard deviation of the last `n` bars.", 2)
-Series.skew   = _windowed(K.rolling_skew, "Sample skewness of the last `n` bars.", 3)
-Series.slope  = _windowed(K.rolling_slope, "Slope per bar of the straight line through the last `n` bars.", 2)
+Series.sum    = _windowed(L.rolling_sum, "Sum over the last `n` bars.")
+Series.mean   = _windowed(L.rolling_mean, "Simple moving average over the last `n` bars.")
+Series.max    = _windowed(L.rolling_extreme, "Largest of the last `n` bars.")
+Series.min    = _windowed(lambda x, n: L.rolling_extreme(x, n, False), "Smallest of the last `n` bars.")
+Series.argmax = _windowed(L.rolling_age, "Bars since the largest of the last `n`; 0 = the current one.")
+Series.argmin = _windowed(lambda x, n: L.rolling_age(x, n, False), "Bars since the smallest of the last `n`; 0 = the current one.")
+Series.rank   = _windowed(L.rolling_rank, "Where the current bar stands among the last `n`, from 0 to 1.")
+Series.var    = _windowed(L.rolling_var, "Sample variance of the last `n` bars.", 2)
+Series.std    = _windowed(L.rolling_std, "Sample standard deviation of the last `n` bars.", 2)
+Series.skew   = _windowed(L.rolling_skew, "Sample skewness of the last `n` bars.", 3)
+Series.slope  = _windowed(L.rolling_slope, "Slope per bar of the straight line through the last `n` bars.", 2)
 
-# %% ../../nbs/features/19_series.ipynb #71723ffc
+# %% ../../nbs/features/19_series.ipynb #610108e5
 @patch
 def cov(self: Series,
     other: Series, # the second quantity
     n: int, # bars in the window
 ) -> Series:
     "Covariance over the last `n` bars, divided by `n`."
-    return self._back(lambda x, y: K.undefined_head((m := K.rolling_cov(x, y, n)) and m[0], x), _window(n, 2) - 1, other)
+    return self._back(lambda x, y: L.rolling_cov(x, y, n), _window(n, 2) - 1, other)
 
 @patch
 def corr(self: Series,
@@ -209,10 +209,7 @@ def corr(self: Series,
     n: int, # bars in the window
 ) -> Series:
     "Correlation over the last `n` bars; undefined where one of the two does not move."
-    def f(x, y):
-        if (m := K.rolling_cov(x, y, n)) is None: return K.undefined_head(m, x)
-        return K.undefined_head((m[0] / K.sqrt(m[1] * m[2])).clamp(-1, 1), x)
-    return self._back(f, _window(n, 2) - 1, other)
+    return self._back(lambda x, y: L.rolling_corr(x, y, n), _window(n, 2) - 1, other)
 
 @patch
 def beta(self: Series,
@@ -220,9 +217,9 @@ def beta(self: Series,
     n: int, # bars in the window
 ) -> Series:
     "Slope of this series on another over the last `n` bars."
-    return self._back(lambda x, y: K.undefined_head((m := K.rolling_cov(x, y, n)) and m[0] / m[2], x), _window(n, 2) - 1, other)
+    return self._back(lambda x, y: L.rolling_beta(x, y, n), _window(n, 2) - 1, other)
 
-# %% ../../nbs/features/19_series.ipynb #2e4e7262
+# %% ../../nbs/features/19_series.ipynb #60633b39
 @patch
 def ewm(self: Series,
     n: int | None = None, # span: the decay is 1 - 2/(n+1)
@@ -231,7 +228,7 @@ def ewm(self: Series,
 ) -> Series:
     "Exponentially weighted mean with a finite memory."
     decay = 1 - 2 / (_window(n, 2) + 1) if decay is None else decay
-    return self._back(lambda x: K.exp_mean(x, decay, least or n or 1), K.memory(decay) - 1)
+    return self._back(lambda x: L.exp_mean(x, decay, least or n or 1), K.memory(decay) - 1)
 
 @patch
 def wilder(self: Series,
@@ -240,7 +237,7 @@ def wilder(self: Series,
     "Wilder's smoothing with a finite memory."
     return self.ewm(decay=1 - 1 / _window(n, 2), least=n)
 
-# %% ../../nbs/features/19_series.ipynb #75777311
+# %% ../../nbs/features/19_series.ipynb #3258a5dc
 def _across(kernel, doc):
     def f(self):
         def op(x): return kernel(x.masked_fill(~x.isfinite(), math.nan))
@@ -248,14 +245,14 @@ def _across(kernel, doc):
     f.__doc__ = doc
     return f
 
-def _spread(x):
-    off = x - K.mean_across(x)
-    return K.sqrt(K.mean_across(off * off))
+def _standard(x):
+    mean, spread = L.spread_across(x)
+    return ((x - mean) / spread).to(x.dtype)
 
 def _everyone(of): return lambda x: of(x).to(x.dtype).expand_as(x)
 
-Series.xrank   = _across(K.rank_across, "Centred rank within the session, -0.5 to +0.5; ties share the middle.")
-Series.xdemean = _across(lambda x: (x - K.mean_across(x)).to(x.dtype), "Distance from the mean of the session.")
-Series.xz      = _across(lambda x: ((x - K.mean_across(x)) / _spread(x)).to(x.dtype), "Distance from the mean of the session, in its standard deviations.")
-Series.xmean   = _across(_everyone(K.mean_across), "Mean of the session, the same for every ticker.")
-Series.xstd    = _across(_everyone(_spread), "Standard deviation across the session, the same for every ticker.")
+Series.xrank   = _across(L.rank_across, "Centred rank within the session, -0.5 to +0.5; ties share the middle.")
+Series.xdemean = _across(lambda x: (x - L.mean_across(x)).to(x.dtype), "Distance from the mean of the session.")
+Series.xz      = _across(_standard, "Distance from the mean of the session, in its standard deviations.")
+Series.xmean   = _across(_everyone(L.mean_across), "Mean of the session, the same for every ticker.")
+Series.xstd    = _across(_everyone(lambda x: L.spread_across(x)[1]), "Standard deviation across the session, the same for every ticker.")
