@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Words', 'Numbers', 'Pairs', 'Day', 'PREFIX', 'NOT_SETTINGS', 'words', 'pairs', 'iso_day', 'Section', 'Data',
-           'Simulated', 'Sources', 'Storage', 'Features', 'Validation', 'Models', 'Costs', 'Gate', 'Stream', 'Serving',
-           'Schedule', 'Settings', 'contradictions', 'unknown_names', 'read_ini', 'read_environment', 'read_overrides',
-           'accepts', 'load_settings']
+           'Simulated', 'Sources', 'Storage', 'Features', 'Store', 'Validation', 'Models', 'Costs', 'Gate', 'Stream',
+           'Serving', 'Schedule', 'Settings', 'contradictions', 'unknown_names', 'read_ini', 'read_environment',
+           'read_overrides', 'accepts', 'load_settings']
 
 # %% ../../nbs/core/02_settings.ipynb #1fb38ae4
 import configparser, hashlib, json, os, re
@@ -132,11 +132,16 @@ def tracking_uri(self: Storage) -> str:
     "MLflow tracking, the default filled in."
     return self.mlflow_uri or f"sqlite:///{(self.home_dir / 'mlflow.db').absolute()}"
 
-# %% ../../nbs/core/02_settings.ipynb #b4fc8b2a
+# %% ../../nbs/core/02_settings.ipynb #2c497032
 class Features(Section):
     "What the models look at."
     names: Words = Field(["core"], min_length=1, description="Features or sets of features.")
     normalise: Literal["rank", "zscore", "none"] = Field("rank", description="How each feature is scaled across tickers, per session: rank, zscore or none.")
+
+class Store(Section):
+    "The feature store: computed once and kept on disk, the newest values in Redis."
+    redis_url: str = Field("", description="Redis that holds the newest features, redis://… or unix://…; empty starts one inside home.")
+    timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds that one question to that Redis may take; without an answer the value is read from disk.")
 
 class Validation(Section):
     "How models are tried on a future that they have not seen."
@@ -200,7 +205,7 @@ class Schedule(Section):
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
 
-# %% ../../nbs/core/02_settings.ipynb #55e87594
+# %% ../../nbs/core/02_settings.ipynb #f831225e
 def _repeated(items): return sorted({str(x) for x in items if items.count(x) > 1})
 
 class Settings(BaseModel):
@@ -211,6 +216,7 @@ class Settings(BaseModel):
     sources: Sources = Sources()
     storage: Storage = Storage()
     features: Features = Features()
+    store: Store = Store()
     validation: Validation = Validation()
     models: Models = Models()
     costs: Costs = Costs()
@@ -371,12 +377,12 @@ def with_(self: Settings,
     made.storage._root = self.storage._root
     return made
 
-# %% ../../nbs/core/02_settings.ipynb #7c45d699
+# %% ../../nbs/core/02_settings.ipynb #645e8aa4
 @patch(as_prop=True)
 def hash(self: Settings) -> str: # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"} # how vendors are asked, not what they say
-    kept = self.model_dump(exclude={"storage": True, "stream": True, "serving": True, "schedule": True, "data": {"files_path"}, "sources": network})
+    kept = self.model_dump(exclude={"storage": True, "store": True, "stream": True, "serving": True, "schedule": True, "data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/core/02_settings.ipynb #d84e93f4
