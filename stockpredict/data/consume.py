@@ -85,7 +85,7 @@ def fault(
     if m["event_us"] > at_us + DAY_US or m.get("known_us", 0) > at_us + DAY_US: return "It claims a time in the future."
     return ""
 
-# %% ../../nbs/data/17b_consume.ipynb #5b2db760
+# %% ../../nbs/data/17b_consume.ipynb #fe6cf11b
 def decode(
     entries: list[Entry], # as delivered
     now_us: int, # our clock, microseconds since 1970
@@ -103,7 +103,7 @@ def decode(
     for c in (*PRICES, "volume"): rows[c] = rows[c].astype("float64")
     stamped = rows.clock_us.notna().to_numpy()
     clock = np.where(stamped, rows.clock_us, rows.at_us).astype("int64")
-    rows = rows.assign(clock_us=np.minimum(clock, now_us), stamped=stamped, id=rows["id"].fillna("").astype(object), origin="feed")
+    rows = rows.assign(clock_us=np.minimum(clock, now_us), stamped=stamped, id=rows["id"].astype(object).fillna(""), origin="feed")
     rows["known_us"] = rows.known_us.fillna(rows.clock_us).astype("int64")
     tick = rows.span == "tick"
     for c in ("open", "high", "low"): rows[c] = rows[c].where(~tick, rows.close)
@@ -295,7 +295,12 @@ def _carefully(self: Consumer, entries, reached, letters=()): # store and acknow
             time.sleep(pause); pause = min(2 * pause, 5.)
     self.step("stored"); self.stream.done(entries); self.step("acknowledged")
 
-# %% ../../nbs/data/17b_consume.ipynb #42ebe96d
+# %% ../../nbs/data/17b_consume.ipynb #a4e0882b
+@patch
+def _warm(self: Consumer): # one made-up bar through the gate
+    close = self.calendar.close(self.calendar.last_closed())
+    inspect(as_bars(dict(ticker=["A"], event_time=[close], known_at=[close], close=[1.], source=["none"])), self.settings.data.calendar)
+
 @patch
 def go(self: Consumer,
     seconds: float | None = None, # stop after this long; None = never
@@ -303,8 +308,8 @@ def go(self: Consumer,
     stop: threading.Event | None = None, # stop when this is set, between two batches
 ) -> Consumed: # counts
     "Store messages until told to stop."
+    self._warm(); self.tend(); self.settle()
     began = quiet = looked = time.monotonic()
-    self.tend(); self.settle()
     while not (stop and stop.is_set()):
         reached, entries = self.stream.take(self.name); self.step("taken")
         if entries: self._carefully(entries, reached); quiet = time.monotonic()

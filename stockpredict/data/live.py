@@ -106,11 +106,11 @@ def bars(self: Live,
     made = as_bars(when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")})
     return made.assign(provisional=found.state == PROVISIONAL).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
-# %% ../../nbs/data/17a_live.ipynb #9f64261b
+# %% ../../nbs/data/17a_live.ipynb #a0b98b1b
 _ROLL = """INSERT INTO bars SELECT DISTINCT b.source, ?, b.ticker, t.end_us, '', max(max(b.known_us) OVER w, t.floor_us), max(b.rank) OVER w,
     first_value(b.open) OVER w, max(b.high) OVER w, min(b.low) OVER w, last_value(b.close) OVER w, sum(b.volume) OVER w, 'trades', t.state
 FROM touched t JOIN bars b ON b.span = ? AND b.source = t.source AND b.ticker = t.ticker AND b.event_us >= t.from_us AND b.event_us < t.to_us
-WHERE b.volume > 0 OR b.span <> 'tick'
+WHERE b.volume IS NOT 0 OR b.span <> 'tick'
 WINDOW w AS (PARTITION BY t.source, t.ticker, t.end_us ORDER BY b.event_us, b.id ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)
 ON CONFLICT DO UPDATE SET known_us = excluded.known_us, rank = excluded.rank, open = excluded.open, high = excluded.high, low = excluded.low,
     close = excluded.close, volume = excluded.volume, state = excluded.state
