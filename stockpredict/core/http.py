@@ -39,7 +39,7 @@ def retry_after(
     except (TypeError, ValueError): return None
     return max(0., ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
-# %% ../../nbs/core/04_http.ipynb #e109117a
+# %% ../../nbs/core/04_http.ipynb #5714b4fe
 REASONS = { # reason -> kind of error, try again?, a sign of ill health?, what to do
     "throttled": (VendorThrottled, True, False, "Wait, or lower the vendor's budget in [sources] budgets."),
     "budget-spent": (VendorThrottled, False, False, "Wait until tomorrow (UTC), raise [sources] budgets, or add a vendor to [sources] chain."),
@@ -57,6 +57,8 @@ REASONS = { # reason -> kind of error, try again?, a sign of ill health?, what t
     "plan": (VendorRefused, False, False, "Choose a plan that includes this, or another vendor."),
     "refused": (VendorRefused, False, False, "Look at the evidence kept with the failure."),
     "empty": (VendorFailed, False, False, "Replay later; the exchange was open, so there should be bars."),
+    "bad-rows": (PayloadRejected, False, False, "Look at the rows, or ask another vendor; the history that is held stays as it was."),
+    "rescaled": (PayloadRejected, False, False, "Compare with another vendor; the history that is held stays as it was."),
 }
 
 def vendor_error(

@@ -317,7 +317,7 @@ def consensus(
     days = [dict(session=str(t.date()), used=choice[t], **closes.loc[t].dropna().to_dict()) for t in closes.index[far.any(axis=1)]]
     return kept.sort_values("event_time", kind="stable", ignore_index=True), days
 
-# %% ../../nbs/data/13_vendors.ipynb #ac59a945
+# %% ../../nbs/data/13_vendors.ipynb #87e4a4e0
 @source("vendors")
 class Vendors(Source):
     "Daily bars from vendors on the network, the next one asked when one fails."
@@ -334,7 +334,7 @@ class Vendors(Source):
 
     def forget(self):
         "Start a new record of what happened."
-        self.failures, self.failed, self.answered, self.differ = [], {}, {}, []
+        self.failures, self.failed, self.answered, self.differ, self.open = [], {}, {}, [], {"failed": {}, "answered": {}} # open: not in the books yet
 
     @property
     def id(self):
@@ -351,7 +351,7 @@ class Vendors(Source):
         if wanted: return wanted
         raise EmptyUniverse("The source vendors does not know what you want.", "Name tickers in [data] universe, such as universe = AAPL, MSFT.")
 
-# %% ../../nbs/data/13_vendors.ipynb #c85ac86e
+# %% ../../nbs/data/13_vendors.ipynb #23e96006
 @patch
 def _tidied(self: Vendors, v, body, ticker, start, end): # bytes of one vendor as bars, or the reason why not
     lag = self.settings.data.lake_bars_lag_minutes
@@ -375,13 +375,16 @@ async def _walk(self: Vendors, ticker, start, end, tell): # bars of one ticker
         if len(found) >= self.settings.sources.opinions: break
     self.failures += failures
     tell(f"{ticker}: {'+'.join(found) or 'nobody answered'}")
-    if not found: self.failed[ticker] = dict(start=start, failures=[f.as_dict() for f in failures]); return empty_bars()
+    if not found:
+        self._fail(ticker, start, [f.as_dict() for f in failures])
+        return empty_bars()
     bars, differ = consensus(found, self.settings.sources.tolerance)
-    self.answered[ticker] = dict(vendor="+".join(found), bars=len(bars), first=str(bars.event_time.min())[:10], last=str(bars.event_time.max())[:10])
+    told = dict(vendor="+".join(found), start=start, bars=len(bars), first=str(bars.event_time.min())[:10], last=str(bars.event_time.max())[:10])
+    self.answered[ticker] = self.open["answered"][ticker] = told
     self.differ += [dict(ticker=ticker) | d for d in differ]
     return bars
 
-# %% ../../nbs/data/13_vendors.ipynb #e64fe890
+# %% ../../nbs/data/13_vendors.ipynb #176b4537
 @patch
 def collect(self: Vendors,
     asks: list[tuple], # pairs: first day to ask for, tickers
@@ -397,7 +400,13 @@ def collect(self: Vendors,
         async with self.polite.session():
             return await asyncio.gather(*(self._walk(t, s, last, on_step or (lambda _: None)) for t, s in wanted))
     frames = [f for f in (run_async(work()) if wanted else []) if len(f)]
+    self.answered, self.failures = dict(sorted(self.answered.items())), sorted(self.failures, key=lambda f: (f.url, f.vendor))
     return pd.concat(frames, ignore_index=True) if frames else empty_bars()
+
+@patch(as_prop=True)
+def requests(self: Vendors) -> int:
+    "Requests sent so far."
+    return sum(lane.requests for lane in self.polite.lanes.values())
 
 @patch
 def fetch(self: Vendors,
@@ -412,3 +421,40 @@ def fetch(self: Vendors,
 def bars(self: Vendors) -> pd.DataFrame:
     "Everything since the first day of the settings."
     return self.fetch(self.tickers(), self.settings.data.start, self.settings.data.end)
+
+# %% ../../nbs/data/13_vendors.ipynb #6db345cf
+@patch
+def _fail(self: Vendors, ticker, start, failures):
+    self.failed[ticker] = self.open["failed"][ticker] = dict(start=start, failures=failures)
+    for book in (self.answered, self.open["answered"]): book.pop(ticker, None)
+
+@patch
+def reject(self: Vendors,
+    tickers: list[str], # that were answered
+    reason: str, # a key of `REASONS`
+    sentence: str, # what is wrong with the answers
+):
+    "Count answers as failures, because what they say cannot be believed."
+    for t in set(tickers) & set(self.answered):
+        told = Failure.of(vendor_error(reason, self.answered[t]["vendor"], f"{t}: {sentence}"))
+        self._fail(t, self.answered[t]["start"], [told.as_dict()])
+
+@patch
+def queue(self: Vendors,
+    now, # an instant
+):
+    "Write a dead letter for everything that failed since the last time."
+    for ticker, x in self.open["failed"].items(): self.ledger.put(self.id, ticker, x["start"], x["failures"], f"{now:%Y-%m-%dT%H:%M:%S}")
+    self.open["failed"] = {}
+
+@patch
+def settle(self: Vendors,
+    now, # an instant
+):
+    "After storing: note who answered, and take what arrived out of the queue."
+    self.queue(now)
+    arrived, self.open["answered"] = self.open["answered"], {}
+    with self.ledger.open() as con:
+        con.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        [(self.id, t, a["vendor"], a["first"], a["last"], a["bars"], f"{now:%Y-%m-%dT%H:%M:%S}") for t, a in arrived.items()])
+    self.ledger.remove(self.id, list(arrived))
