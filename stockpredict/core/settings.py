@@ -132,7 +132,7 @@ def tracking_uri(self: Storage) -> str:
     "MLflow tracking, the default filled in."
     return self.mlflow_uri or f"sqlite:///{(self.home_dir / 'mlflow.db').absolute()}"
 
-# %% ../../nbs/core/02_settings.ipynb #2c497032
+# %% ../../nbs/core/02_settings.ipynb #d8ff8663
 class Features(Section):
     "What the models look at."
     names: Words = Field(["core"], min_length=1, description="Features or sets of features.")
@@ -141,7 +141,7 @@ class Features(Section):
 class Store(Section):
     "The feature store: computed once and kept on disk, the newest values in Redis."
     redis_url: str = Field("", description="Redis that holds the newest features, redis://… or unix://…; empty starts one inside home.")
-    timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds that one question to that Redis may take; without an answer the value is read from disk.")
+    timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds that Redis may take to answer; after that the value is read from disk.")
 
 class Validation(Section):
     "How models are tried on a future that they have not seen."
