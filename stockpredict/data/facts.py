@@ -78,18 +78,18 @@ def _times(table, frame, known_at, lag): # the frame with both times in UTC, or 
 class Facts(Store):
     "Tables of facts with two times, and the doors to them."
 
-# %% ../../nbs/data/13d_facts.ipynb #5a5fc138
+# %% ../../nbs/data/13d_facts.ipynb #5f574311
 _NEW = """CREATE OR REPLACE TEMP TABLE fresh_facts AS
 WITH numbered AS (SELECT * EXCLUDE (known_at), row({values}) AS v,
                          known_at + to_microseconds(row_number() OVER (PARTITION BY {key}, known_at ORDER BY pos) - 1) AS known_at
-                  FROM (SELECT *, min(pos) OVER (PARTITION BY {key}, known_at, {values}) AS first FROM facts_in) WHERE pos = first),
+                  FROM (SELECT *, max(pos) OVER (PARTITION BY {key}, known_at, {values}) AS last FROM facts_in) WHERE pos = last),
      held AS (SELECT {key}, known_at, row({values}) AS v FROM {held}),
      both_ AS (SELECT {key}, known_at, v, 0 AS pos, true AS old FROM held UNION ALL SELECT {key}, known_at, v, pos + 1, false FROM numbered),
      judged AS (SELECT *, lag(v) OVER w AS before, lag(known_at) OVER w IS NOT DISTINCT FROM known_at AND lag(old) OVER w AS taken,
                        count(*) FILTER (old) OVER (PARTITION BY {key}) AS versions FROM both_ WINDOW w AS (PARTITION BY {key} ORDER BY known_at, pos)),
      tops AS (SELECT {key}, max(known_at) AS top, arg_max(v, known_at) AS now_v FROM held GROUP BY ALL),
      kept AS (SELECT pos - 1 AS pos, taken, versions FROM judged WHERE NOT old AND (v IS DISTINCT FROM before OR versions = 0 AND before IS NULL))
-SELECT n.* EXCLUDE (v, pos, first, known_at), versions > 0 AS again,
+SELECT n.* EXCLUDE (v, pos, last, known_at), versions > 0 AS again,
        CASE WHEN taken THEN greatest($now, top + INTERVAL 1 MICROSECOND) ELSE known_at END AS known_at
 FROM numbered n JOIN kept USING (pos) LEFT JOIN tops USING ({key}) WHERE NOT taken OR n.v IS DISTINCT FROM now_v"""
 
@@ -129,7 +129,7 @@ def _table(name): # a declared table, or near ones
     if name not in FACTS: raise DataError(f"There is no table of facts called '{str(name)[:40]}'.", did_you_mean(str(name)[:40], sorted(FACTS)))
     return FACTS[name]
 
-# %% ../../nbs/data/13d_facts.ipynb #ef8f5fb9
+# %% ../../nbs/data/13d_facts.ipynb #809001b9
 @patch
 def _stage_facts(self: Facts, cur, table, rows, now): # how many rows are new, how many are further versions
     key, values = [*table.key, "source"], list(table.values)
@@ -161,7 +161,8 @@ def has(self: Facts,
     snapshot: int | None = None, # a version of the lake
 ) -> bool:
     "Is there such a table?"
-    if snapshot is None: return table in self.names()
+    if snapshot is None and table not in self._have: self._have |= set(self.names()) # tables come, and none goes
+    if snapshot is None: return table in self._have
     try: return self.rows(f"SELECT count(*) AS n FROM lake.{_table(table).name} AT (VERSION => {int(snapshot)})").n[0] >= 0
     except LakeUnavailable as e:
         if "does not exist" in str(e): return False # it came later

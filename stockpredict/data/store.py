@@ -95,7 +95,7 @@ def advice(
     said = str(error).lower()
     return next((fix for words, fix in _HELP.items() if any(w in said for w in words.split("|"))), otherwise)
 
-# %% ../../nbs/data/13c_store.ipynb #ab5ce2c8
+# %% ../../nbs/data/13c_store.ipynb #d3c33d84
 class Store:
     "Tables in a catalog with every version they ever had."
     TABLES = {} # name -> columns; a writer creates what is missing
@@ -106,6 +106,7 @@ class Store:
     ):
         self.storage, self.read_only, self.dir, self.con = storage, read_only, Path(storage.lake_dir), None
         self.step, self._lock, self._guard = on_step or (lambda name: None), FileLock(self.dir / "writer.lock"), None
+        self._have = set() # tables known to exist
         missing = not storage.catalog and not (self.dir / "catalog.sqlite").exists()
         if read_only and missing: raise _no_lake(self)
         try:
