@@ -90,7 +90,7 @@ def own_secret(
     except OSError: found = b""
     return found if len(found) == 32 else secrets.token_bytes(32) # a secret of our own: nothing is shared, nothing is wrong
 
-# %% ../../nbs/features/28a_online.ipynb #e2a063ea
+# %% ../../nbs/features/28a_online.ipynb #a3ae42e8
 class Online:
     "The newest features of a set, from Redis where it has them."
     def __init__(self,
@@ -103,8 +103,8 @@ class Online:
         self.set, self.lag, self.secret = store.settings.store, store.settings.data.lake_bars_lag_minutes, own_secret(store.settings.storage.keys_dir)
         self.embedded = None if self.set.redis_url else Embedded(store.settings.storage.home_dir / "online")
         self.client, self.problem, self.counts = None, "", dict(redis=0, memory=0, computed=0, refused=0)
-        self._guard, self._connect, self._seen, self._memo = threading.Lock(), threading.Lock(), (0, None, 0.), {}
-        self._away, self._filled = 0., 0.
+        self._guard, self._connect, self._look = threading.Lock(), threading.Lock(), threading.Lock()
+        self._seen, self._memo, self._away, self._filled = (0, None, 0.), {}, 0., 0.
 
     def __enter__(self): return self
     def __exit__(self, *_): self.close()
@@ -116,7 +116,7 @@ class Online:
 
     def __repr__(self): return f"Online {self.store.key}: {self.counts}{' ' + self.problem if self.problem else ''}"
 
-# %% ../../nbs/features/28a_online.ipynb #ee58ccb6
+# %% ../../nbs/features/28a_online.ipynb #180c758b
 @patch
 def _redis(self: Online): # a client that gives up quickly
     if self.client: return self.client
@@ -138,24 +138,30 @@ def _ask(self: Online, call, otherwise=None): # the answer of Redis, or `otherwi
     import redis
     if time.monotonic() < self._away: return otherwise
     try: answer = call(self._redis())
+    except redis.ResponseError: return otherwise
     except (redis.RedisError, StockpredictError, OSError, ValueError) as e:
         self._away, self.problem = time.monotonic() + self.pause, f"Redis is left alone: {str(e).splitlines()[0][:120] if str(e) else type(e).__name__}."
         return otherwise
     self.problem = ""
     return answer
 
-# %% ../../nbs/features/28a_online.ipynb #c8e688e4
+# %% ../../nbs/features/28a_online.ipynb #e17e1394
 @patch
 def snapshot(self: Online) -> int: # a version of the lake
     "The newest snapshot, as of a moment ago."
     number, stamp, looked = self._seen
     if stamp is not None and time.monotonic() - looked < self.every: return number
+    with self._look:
+        if self._seen[2] == looked: self._seen = self._newer(number, stamp)
+        return self._seen[0]
+
+@patch
+def _newer(self: Online, number, stamp): # snapshot, what the catalog's files look like, when this was found
     now, storage = None, self.store.settings.storage
     if storage.catalog_url.startswith("sqlite:"):
         now = tuple((s.st_mtime_ns, s.st_size) for p in ("catalog.sqlite", "catalog.sqlite-wal") if (s := _stat(storage.lake_dir / p)))
     if number == 0 or now is None or now != stamp: number = self.store.lake.snapshot()
-    self._seen = number, now or (), time.monotonic()
-    return number
+    return number, now or (), time.monotonic()
 
 def _stat(path):
     try: return os.stat(path)
@@ -216,7 +222,7 @@ def _miss(self: Online, snapshot, ticker): # a raw value from Redis after all, o
         self._ask(lambda c: c.eval(_FREE, 1, lock, token))
         return raw, made, "redis" if made is None else "computed"
 
-# %% ../../nbs/features/28a_online.ipynb #c93e2024
+# %% ../../nbs/features/28a_online.ipynb #49b454bf
 @patch
 def get(self: Online,
     ticker: str, # canonical name
@@ -229,18 +235,20 @@ def get(self: Online,
 
 @patch
 def _value(self: Online, snapshot, ticker, key, raw):
-    found, origin = raw and unseal(self.secret, key, raw, len(self.store.names)), "redis"
+    found, origin = unseal(self.secret, key, raw, len(self.store.names)), "redis"
     if found is None:
         if raw is not None: self.counts["refused"] += 1; self._ask(lambda c: c.delete(key))
         raw, made, origin = self._miss(snapshot, ticker)
         if made is None: found = unseal(self.secret, key, raw, len(self.store.names))
         elif ticker in made["rows"]: found = made["session"].value // 86_400_000_000_000, made["until"], made["rows"][ticker]
-        else: raise UnknownTicker(f"No features are kept of '{str(ticker)[:30]}'.", did_you_mean(str(ticker)[:30], list(made["rows"])), ticker=str(ticker)[:30])
+        else: raise _unknown(str(ticker)[:30], made["rows"])
     self.counts[origin] += 1
     day, until, values = found
     word = "missing" if values is None else "ok" if self.clock() < until else "stale"
     values = np.full(len(self.store.names), np.nan, "f4") if values is None else values
     return Value(ticker, tuple(self.store.names), values, pd.Timestamp(day, unit="D"), word, snapshot, origin)
+
+def _unknown(ticker, rows): return UnknownTicker(f"No features are kept of '{ticker}'.", did_you_mean(ticker, list(rows)), ticker=ticker)
 
 # %% ../../nbs/features/28a_online.ipynb #5421a438
 @patch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['anchored', 'code_mark', 'FeatureStore', 'Materialised', 'features']
 
-# %% ../../nbs/features/28_store.ipynb #51c08b89
-import hashlib, json, math, os, sys, time
+# %% ../../nbs/features/28_store.ipynb #3c44434b
+import hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -52,7 +52,7 @@ def code_mark(
     for p in dict.fromkeys(parts): mark.update(hashlib.sha256(p).digest())
     return mark.hexdigest()[:12]
 
-# %% ../../nbs/features/28_store.ipynb #a258cedc
+# %% ../../nbs/features/28_store.ipynb #5942a9c8
 class FeatureStore:
     "A set of features on the market of the settings, kept on disk."
     def __init__(self,
@@ -67,13 +67,14 @@ class FeatureStore:
         recipe = [self.source, data.calendar, data.start, data.end, sorted(data.universe),
                   [(f.name, f.formula, f.lookback) for f in about], code_mark(self.names)]
         self.key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
-        self.folder, self._lake = settings.storage.home_dir / "features" / self.key, None
+        self.folder, self._lake, self._opening = settings.storage.home_dir / "features" / self.key, None, threading.Lock()
 
     @property
     def lake(self) -> Lake: # open for reading
         "The lake the bars come from."
-        if self._lake is None: self._lake = Lake(self.settings.storage, read_only=True)
-        return self._lake
+        with self._opening:
+            if self._lake is None: self._lake = Lake(self.settings.storage, read_only=True)
+            return self._lake
 
     def close(self):
         "Let go of the lake."
