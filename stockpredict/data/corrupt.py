@@ -32,14 +32,14 @@ def with_dividends(
     before = out.close.shift().to_numpy()
     return out.assign(dividend=np.where(pays, part * before, 0.), split=0., capital_gain=0.)
 
-# %% ../../nbs/data/11a_corrupt.ipynb #fe9ee5d2
+# %% ../../nbs/data/11a_corrupt.ipynb #e810def1
 @dataclass
 class Patient:
     "A table that is being damaged."
     bars: pd.DataFrame # sorted by ticker and time, index 0, 1, 2, …
     rng: np.random.Generator # where the luck comes from
     lost: list = field(default_factory=list) # positions of rows to take away
-    added: list = field(default_factory=list) # rows to add
+    added: list = field(default_factory=list) # functions that make rows to add, called when all other damage is done
 
     def __post_init__(self):
         self.all = [c for c in [*PRICES, "adj_close"] if c in self.bars]
@@ -82,7 +82,7 @@ def fault(
     def keep(f): FAULTS[name] = Fault(name, f, signs, where); return f
     return keep
 
-# %% ../../nbs/data/11a_corrupt.ipynb #9f026696
+# %% ../../nbs/data/11a_corrupt.ipynb #c39a1fdb
 @fault("zero price", "price impossible")
 def _(p, at): p.put(at, close=0.)
 
@@ -102,13 +102,13 @@ def _(p, at): p.put(at, known_at=p.value(at, "event_time") - pd.Timedelta(hours=
 def _(p, at):
     friday = p.value(at, "event_time")
     saturday = friday + pd.Timedelta(days=5 - friday.dayofweek)
-    p.added.append(p.bars.loc[[at]].assign(event_time=saturday, known_at=saturday)); p.moved = saturday
+    p.added.append(lambda: p.bars.loc[[at]].assign(event_time=saturday, known_at=saturday)); p.moved = saturday
 
 @fault("contradicting copy", "conflicting duplicate")
-def _(p, at): p.added.append(p.bars.loc[[at]].assign(close=lambda b: (b.close + b.low) / 2 * .999 + b.high * .001))
+def _(p, at): p.added.append(lambda: p.bars.loc[[at]].assign(close=lambda b: (b.close + b.low) / 2 * .999 + b.high * .001))
 
 @fault("identical copy", "repeated")
-def _(p, at): p.added.append(p.bars.loc[[at]])
+def _(p, at): p.added.append(lambda: p.bars.loc[[at]])
 
 # %% ../../nbs/data/11a_corrupt.ipynb #03052560
 def _wide(rng, low, high): return rng.uniform(low, high) ** rng.choice([-1, 1]) # a factor and its inverse alike
@@ -225,7 +225,7 @@ def draw_places(
             out.append((f, at))
     return out
 
-# %% ../../nbs/data/11a_corrupt.ipynb #5bc7669a
+# %% ../../nbs/data/11a_corrupt.ipynb #d81fde18
 def corrupt(
     bars: pd.DataFrame, # a healthy market, sorted by ticker and time
     faults: list[str] | None = None, # names; None = all of them
@@ -244,7 +244,7 @@ def corrupt(
         whole = times[p.bars.ticker == name] if f.where == "ticker" else times.loc[at:at + n - 1]
         start, end = (p.moved, p.moved) if p.moved is not None else (whole.iloc[0], whole.iloc[-1])
         events.append(dict(fault=f.name, ticker=name, start=start, end=end))
-    damaged = pd.concat([p.bars.drop(index=p.lost), *p.added]).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
+    damaged = pd.concat([p.bars.drop(index=p.lost), *(make() for make in p.added)]).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
     return damaged, pd.DataFrame(events)
 
 # %% ../../nbs/data/11a_corrupt.ipynb #5f0bbab7

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'HUNDRED', 'RATIOS', 'MANY', 'DETECTORS', 'FLAGS', 'trailing_mean', 'Moves', 'sorted_keys', 'moves',
-           'usual_size', 'unit_changed', 'unit_error', 'nearest_ratio', 'taken_back', 'split_missing', 'jump', 'spike',
-           'outlier', 'wild_range', 'runs', 'frozen', 'repeated_bar', 'untraded', 'moved_untraded', 'volume_absurd',
-           'gap', 'shifted', 'Detector', 'no_flags', 'find_flags', 'usable']
+           'usual_size', 'unit_changed', 'unit_error', 'missing', 'nearest_ratio', 'taken_back', 'split_missing',
+           'jump', 'spike', 'outlier', 'wild_range', 'runs', 'frozen', 'repeated_bar', 'untraded', 'moved_untraded',
+           'volume_absurd', 'gap', 'reused', 'shifted', 'Detector', 'no_flags', 'find_flags', 'usable']
 
 # %% ../../nbs/data/11b_detect.ipynb #00ac8961
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def trailing_mean(
     n = count[end] - count[begin]
     return np.where(n >= least, (total[end] - total[begin]) / np.maximum(n, 1), np.nan)
 
-# %% ../../nbs/data/11b_detect.ipynb #f2bc5df3
+# %% ../../nbs/data/11b_detect.ipynb #7d6b2b52
 FEW = 3 # fewer tickers than this are no market to compare with
 
 @dataclass
@@ -45,6 +45,7 @@ class Moves:
     usual: np.ndarray # median absolute move of the session, likewise
     own: np.ndarray # usual absolute move of the ticker, over the twenty bars before
     money: np.ndarray # log of money traded, less its mean over the twenty bars before
+    shares: np.ndarray # log of volume, likewise
     memo: dict = field(default_factory=dict, repr=False) # what several detectors compute alike
 
     def back(self, values, n=1) -> np.ndarray: # the value n bars earlier, `NaN` at the ticker's beginning
@@ -58,7 +59,7 @@ class Moves:
         if len(values): out[:-1] = np.where(self.place[1:] > 0, values[1:], np.nan)
         return out
 
-# %% ../../nbs/data/11b_detect.ipynb #d076155e
+# %% ../../nbs/data/11b_detect.ipynb #427e7998
 def sorted_keys(
     bars: pd.DataFrame, # sorted by ticker and time
 ) -> tuple[np.ndarray, np.ndarray]: # position within the ticker, number of the ticker
@@ -79,13 +80,12 @@ def moves(
     days = calendar.sessions(when.min(), when.max()) if len(bars) else pd.DatetimeIndex([])
     session = days.searchsorted(calendar.day_of(pd.DatetimeIndex(when)))[instant] if len(bars) else np.array([], int)
     close, opened, volume = (bars[c].to_numpy(float) for c in ("close", "open", "volume"))
-    m = Moves(bars, place, session, close, *[np.array([])] * 7)
+    m = Moves(bars, place, session, close, *[np.array([])] * 8)
     with np.errstate(divide="ignore", invalid="ignore"):
         adjusted = bars.adj_close.to_numpy(float) if "adj_close" in bars else close
         m.ratio, m.move = close / m.back(close), np.log(adjusted / m.back(adjusted))
         m.gap = m.move - np.log(close / opened)
-        traded = np.log(close * volume)
-        m.money = traded - trailing_mean(traded, place)
+        m.money, m.shares = (np.log(traded) - trailing_mean(np.log(traded), place) for traded in (close * volume, volume))
     m.own = trailing_mean(np.minimum(np.abs(m.move), .25), place)
     there = np.isfinite(m.move)
     few = np.bincount(instant, there)[instant] < FEW if len(instant) else there
@@ -117,7 +117,11 @@ def unit_error(m: Moves) -> np.ndarray: # every bar at a level that is not the t
     out[hurt] = level[hurt] != usual.reindex(ticker[hurt]).to_numpy()
     return out
 
-# %% ../../nbs/data/11b_detect.ipynb #3363e38d
+# %% ../../nbs/data/11b_detect.ipynb #15a36278
+def missing(m: Moves) -> np.ndarray: # sessions
+    "How many sessions lie between a bar and the one before, without a bar of the ticker."
+    return np.where(m.place > 0, np.diff(m.session, prepend=m.session[:1]) - 1, 0)
+
 RATIOS = np.array([5/4, 4/3, 7/5, 3/2, 5/3, 2, 9/4, 5/2, 3, 7/2, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 18, 20, 24, 25,
                    30, 35, 40, 45, 50, 60, 75, 100, 150, 200, 250, 500, 1000, 10000])
 MANY = np.log(3.) # money traded within a third and three times of its mean counts as ordinary
@@ -144,23 +148,26 @@ def split_missing(m: Moves) -> np.ndarray: # the first bar after the split
     rest = m.move - np.nan_to_num(m.centre)
     size, returned = np.abs(rest), taken_back(m)
     out = np.zeros(len(rest), bool)
-    lasting = ~returned & ~(m.back(returned.astype(float)) == 1)
+    lasting = ~returned & ~(m.back(returned.astype(float)) == 1) & (missing(m) <= 5)
     at = np.flatnonzero(lasting & (size > .18) & (size > 7 * usual_size(m))) # the few that are large enough
-    _, off = nearest_ratio(rest[at])
-    _, off_gap = nearest_ratio((m.gap - np.nan_to_num(m.centre))[at])
+    ratio, off = nearest_ratio(rest[at])
+    off_gap = np.abs((m.gap - np.nan_to_num(m.centre))[at] + np.log(ratio))
     wide = np.clip(2.5 * np.nan_to_num(m.own[at], nan=.02), .02, .10) * np.clip(size[at] / .7, .3, 1.)
-    out[at] = (off < wide) & ~(off_gap > 2 * wide) & ~(np.abs(m.money[at]) > MANY)
+    price = np.fmin(m.close[at], m.back(m.close)[at])
+    plausible = np.where(ratio < 1, ratio < .55, (ratio > 1.9) | (price > 1)) & ((price > .05) | np.isfinite(m.money[at]))
+    out[at] = plausible & (off < wide) & ~(off_gap > 2 * wide) & ~(np.abs(m.money[at]) > MANY)
     return out
 
-# %% ../../nbs/data/11b_detect.ipynb #f601f10f
+# %% ../../nbs/data/11b_detect.ipynb #14357a2c
 def jump(m: Moves) -> np.ndarray: # the bar after the jump
     "A move of more than 40 % and ten times the market's that day."
     size = np.abs(np.expm1(m.move))
     return (size > .4) & (size > 10 * np.fmax(m.usual, .004))
 
 def spike(m: Moves) -> np.ndarray: # the bar that stands out
-    "A bar that both neighbours contradict while they agree with each other, far beyond what is usual."
-    return taken_back(m) & (np.abs(m.move - np.nan_to_num(m.centre)) > np.fmax(8 * usual_size(m), .08))
+    "A bar that both neighbours contradict while they agree with each other, far beyond what is usual, without a rush of trading."
+    rush = np.fmax(m.shares, m.ahead(m.shares)) > MANY
+    return taken_back(m) & ~rush & (np.abs(m.move - np.nan_to_num(m.centre)) > np.fmax(8 * usual_size(m), .08))
 
 def outlier(
     m: Moves,
@@ -212,7 +219,7 @@ def untraded(m: Moves) -> np.ndarray:
     "No volume, and high equals low."
     return (m.bars.volume.to_numpy(float) == 0) & (m.bars.high.to_numpy(float) == m.bars.low.to_numpy(float))
 
-# %% ../../nbs/data/11b_detect.ipynb #37b6c5be
+# %% ../../nbs/data/11b_detect.ipynb #835dc15c
 def moved_untraded(m: Moves) -> np.ndarray:
     "The price moved within the session, yet no volume was reported, though the ticker has volume otherwise."
     volume, high, low = (m.bars[c].to_numpy(float) for c in ("volume", "high", "low"))
@@ -223,12 +230,18 @@ def moved_untraded(m: Moves) -> np.ndarray:
 def volume_absurd(m: Moves) -> np.ndarray:
     "More than a hundred times the usual money, or less than a thousandth, without a move to match."
     quiet = np.abs(m.move - np.nan_to_num(m.centre)) < 3 * usual_size(m)
-    return quiet & ((m.money > np.log(100)) | ((m.money < -np.log(1000)) & np.isfinite(m.money)))
+    volume = m.bars.volume.to_numpy(float)
+    crowd = volume > 100 * trailing_mean(volume, m.place) # the plain mean, which a single busy day lifts
+    return quiet & ((crowd & (m.money > np.log(100))) | ((m.money < -np.log(1000)) & np.isfinite(m.money)))
 
-# %% ../../nbs/data/11b_detect.ipynb #dbf648fb
+# %% ../../nbs/data/11b_detect.ipynb #35187c84
 def gap(m: Moves) -> np.ndarray: # the bar after the hole
     "One or more sessions are missing before this bar."
-    return (m.place > 0) & (np.diff(m.session, prepend=m.session[:1]) > 1)
+    return missing(m) > 0
+
+def reused(m: Moves) -> np.ndarray: # the first bar of what may be another company
+    "More than sixty sessions are missing before this bar."
+    return missing(m) > 60
 
 def shifted(
     m: Moves,
@@ -248,9 +261,10 @@ def shifted(
     n = np.bincount(ticker)
     before, now, after = (correlation(by_day[m.session + 1 + k]) for k in (-1, 0, 1))
     best = np.fmax(before, after)
-    return ((n >= least) & (best > .25) & (best - now > np.fmax(.2, 4 / np.sqrt(n))))[ticker]
+    alive = mean(np.isfinite(move) & (move != 0)) > .8 # a stock that hardly trades follows late, with the right dates
+    return (alive & (n >= least) & (best > .25) & (best - now > np.fmax(.2, 4 / np.sqrt(n))))[ticker]
 
-# %% ../../nbs/data/11b_detect.ipynb #9f74182e
+# %% ../../nbs/data/11b_detect.ipynb #c13babc6
 @dataclass(frozen=True)
 class Detector:
     "A named look at a table of bars."
@@ -274,6 +288,7 @@ DETECTORS = [
     Detector("moved untraded", "The price moved within the session, yet no volume was reported.", moved_untraded, True),
     Detector("volume absurd", "The money traded is a hundred times the usual, or a thousandth of it, without a move to match.", volume_absurd, True),
     Detector("gap", "One or more sessions are missing before this bar.", gap, True),
+    Detector("symbol reused", "More than sixty sessions are missing before this bar: perhaps another company under the same symbol.", reused, False),
     Detector("days shifted", "The ticker moves with the market of the session before or after: its dates are off by one.", shifted, False),
 ]
 FLAGS = ["ticker", "event_time", "flag", "usable", "sentence"]
