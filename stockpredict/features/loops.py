@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
            'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_rank', 'rolling_quantile',
-           'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'mean_across', 'compiled', 'advance', 'sums',
-           'moments', 'third_moments', 'pairs', 'lines', 'faded_means', 'extremes', 'ages', 'places', 'quantiles',
-           'ordered', 'row_ranks', 'row_means', 'either', 'spread_across', 'settle']
+           'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'mean_across', 'compiled', 'advance', 'moments',
+           'pairs', 'lines', 'faded_means', 'extremes', 'ages', 'places', 'quantiles', 'ordered', 'row_ranks',
+           'row_means', 'either', 'spread_across', 'settle']
 
 # %% ../../nbs/features/18a_loops.ipynb #c594757f
 import math, os
@@ -74,58 +74,30 @@ def advance(new, out, ring, t, n, size, fade, trend):
         width *= 2
         fade *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #5252e6be
+# %% ../../nbs/features/18a_loops.ipynb #29f95d3c
 @compiled
-def sums(x, n, share):
-    "Sum over `n` bars divided by `share`."
+def moments(x, n, ask, scale):
+    "Over `n` bars: sum (0), sample variance (1) or its root (2), skewness (3); the sum and the skewness times `scale`."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    new, s, ring = np.empty(size), np.empty(size), np.zeros((2 * n, size))
+    out, parts = np.full((rows, size), np.float32(np.nan)), (1, 2, 2, 3)[ask]
+    new, s, ring = np.empty(parts * size), np.empty(parts * size), np.zeros((2 * n, parts * size))
     for t in range(rows):
         for j in range(size): new[j] = x[t, j]
-        advance(new, s, ring, t, n, size, 1., False)
-        if t >= n - 1:
-            for j in range(size): out[t, j] = s[j] / share
-    return out
-
-# %% ../../nbs/features/18a_loops.ipynb #cbeb6f9e
-@compiled
-def moments(x, n, root):
-    "Sample variance over `n` bars, or its root."
-    rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    new, s, ring = np.empty(2 * size), np.empty(2 * size), np.zeros((2 * n, 2 * size))
-    for t in range(rows):
-        for j in range(size):
-            v = np.float64(x[t, j])
-            new[j] = v; new[size + j] = v * v
+        for k in range(1, parts):
+            for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * x[t, j]
         advance(new, s, ring, t, n, size, 1., False)
         if t < n - 1: continue
+        if ask == 0:
+            for j in range(size): out[t, j] = s[j] * scale
+            continue
         for j in range(size):
             mean, square = s[j] / n, s[size + j] / n
             var = square - mean * mean
-            var = 0. if var <= 1e-14 * square else var * (n / (n - 1))
-            out[t, j] = np.sqrt(var) if root else var
-    return out
-
-# %% ../../nbs/features/18a_loops.ipynb #a020530e
-@compiled
-def third_moments(x, n, scale):
-    "Skewness over `n` bars times `scale`."
-    rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    new, s, ring = np.empty(3 * size), np.empty(3 * size), np.zeros((2 * n, 3 * size))
-    for t in range(rows):
-        for j in range(size):
-            v = np.float64(x[t, j])
-            new[j] = v; new[size + j] = v * v; new[2 * size + j] = v * v * v
-        advance(new, s, ring, t, n, size, 1., False)
-        if t < n - 1: continue
-        for j in range(size):
-            mean, square, cube = s[j] / n, s[size + j] / n, s[2 * size + j] / n
-            var = square - mean * mean
-            var = np.nan if var <= 1e-14 * square else var
-            out[t, j] = (cube - mean * (3 * var + mean * mean)) / (var * np.sqrt(var)) * scale
+            var = 0. if var <= 1e-14 * square else var
+            if ask == 3:
+                centred = s[2 * size + j] / n - mean * (3 * var + mean * mean)
+                out[t, j] = centred / (var * np.sqrt(var)) * scale if var > 0 else np.nan
+            else: out[t, j] = np.sqrt(var * (n / (n - 1))) if ask == 2 else var * (n / (n - 1))
     return out
 
 # %% ../../nbs/features/18a_loops.ipynb #736ecdaa
@@ -355,7 +327,7 @@ def row_means(x, centre, square):
         out[t] = np.float64(whole) * down / np.float64(there)
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #e8c2eea6
+# %% ../../nbs/features/18a_loops.ipynb #5bc57b1c
 def either(
     tensors, # the function on tensors
     loop, # the same on contiguous float32 arrays
@@ -366,11 +338,11 @@ def either(
         return torch.from_numpy(loop(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in args)))
     return update_wrapper(f, tensors)
 
-rolling_sum      = either(K.rolling_sum, lambda x, n: sums(x, n, 1.))
-rolling_mean     = either(K.rolling_mean, lambda x, n: sums(x, n, float(n)))
-rolling_var      = either(K.rolling_var, lambda x, n: moments(x, n, False))
-rolling_std      = either(K.rolling_std, lambda x, n: moments(x, n, True))
-rolling_skew     = either(K.rolling_skew, lambda x, n: third_moments(x, n, math.sqrt(n * (n - 1)) / (n - 2)))
+rolling_sum      = either(K.rolling_sum, lambda x, n: moments(x, n, 0, 1.))
+rolling_mean     = either(K.rolling_mean, lambda x, n: moments(x, n, 0, 1. / n))
+rolling_var      = either(K.rolling_var, lambda x, n: moments(x, n, 1, 1.))
+rolling_std      = either(K.rolling_std, lambda x, n: moments(x, n, 2, 1.))
+rolling_skew     = either(K.rolling_skew, lambda x, n: moments(x, n, 3, math.sqrt(n * (n - 1)) / (n - 2)))
 rolling_cov      = either(K.rolling_cov, lambda x, y, n: pairs(x, y, n, 0))
 rolling_corr     = either(K.rolling_corr, lambda x, y, n: pairs(x, y, n, 1))
 rolling_beta     = either(K.rolling_beta, lambda x, y, n: pairs(x, y, n, 2))
@@ -407,13 +379,13 @@ def spread_across(
     mean = row_means(rows, np.zeros(len(rows)), False)
     return torch.from_numpy(mean)[:, None], torch.from_numpy(np.sqrt(row_means(rows, mean, True)))[:, None]
 
-# %% ../../nbs/features/18a_loops.ipynb #7996778f
+# %% ../../nbs/features/18a_loops.ipynb #0f1b6ecd
 @compiled
 def settle(x, present, out, at):
     "Write a block of values into the columns of `out` from `at` on; what is absent or not finite becomes `NaN`."
     rows, size = x.shape
     for t in range(rows):
-        here = out[t]
+        here = out[t, at:at + size]
         for j in range(size):
             v = x[t, j]
-            here[at + j] = v if present[t, j] and v - v == 0 else np.nan
+            here[j] = v if present[t, j] & (v - v == 0) else np.float32(np.nan)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'Panel', 'scramble', 'same', 'sees_future']
 
-# %% ../../nbs/features/20_panel.ipynb #46ccd9b6
+# %% ../../nbs/features/20_panel.ipynb #2c3dc33d
 import math
 from functools import cached_property
 import numpy as np
@@ -14,9 +14,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import BarsInvalid, NotEnoughHistory, UnknownTicker, did_you_mean
+from . import kernels as K
 from .series import Grid, Series
 
-# %% ../../nbs/features/20_panel.ipynb #a1c48b93
+# %% ../../nbs/features/20_panel.ipynb #ca27d2a5
 FIELDS = ("open", "high", "low", "close", "volume")
 
 class Panel:
@@ -28,14 +29,14 @@ class Panel:
         grid: Grid = None, # when it is known already
     ):
         self.grid = grid or Grid(pd.DatetimeIndex(sessions), tickers, ~fields["close"].isnan())
-        self._fields, self._series = fields, {}
+        self._fields, self._series, self._has = fields, {}, {}
 
     def __getattr__(self, name):
         if name not in FIELDS: raise AttributeError(f"A panel has no '{name}'. {did_you_mean(name, FIELDS)}")
         if name not in self._series:
             x = self._fields.get(name)
             if x is None: x = torch.full_like(self._fields["close"], math.nan)
-            self._series[name] = Series(x, self.grid, fields={name})
+            self._series[name] = Series(x, self.grid, fields={name}, name=name)
         return self._series[name]
 
     @cached_property
@@ -107,7 +108,7 @@ def last(self: Panel,
     "The newest `n` sessions."
     return self._rows(slice(max(0, len(self) - n), None))
 
-# %% ../../nbs/features/20_panel.ipynb #f582039b
+# %% ../../nbs/features/20_panel.ipynb #a4cf1605
 @patch
 def select(self: Panel,
     tickers: list[str], # which tickers, in the order wanted
@@ -131,7 +132,20 @@ def has(self: Panel,
     field: str, # one of open, high, low, close, volume
 ) -> bool:
     "Is the field published for any bar?"
-    return field in self._fields and not bool(self._fields[field].isnan().all())
+    if field not in self._has:
+        x = self._fields.get(field)
+        self._has[field] = x is not None and not (bool(x[-1:].isnan().all()) and bool(x.isnan().all())) # the last session mostly tells
+    return self._has[field]
+
+# %% ../../nbs/features/20_panel.ipynb #9b96db4f
+@patch
+def blocks(self: Panel): # pairs of the first column and a panel
+    "The same sessions, a few neighbouring tickers at a time."
+    wide = len(self.tickers) if self.present.is_cuda else max(16, K.BLOCK // max(1, len(self)) // 16 * 16)
+    for at in range(0, len(self.tickers), max(1, wide)):
+        def cut(x, to=slice(at, at + wide)): return x[:, to].contiguous()
+        yield at, Panel({k: cut(v) for k, v in self._fields.items()}, None, None,
+                        Grid(self.sessions, self.tickers[at:at + wide], cut(self.present)))
 
 # %% ../../nbs/features/20_panel.ipynb #ab3ef12e
 @patch
