@@ -7,7 +7,7 @@ __all__ = ['vendors', 'vendor', 'COLUMNS', 'parse_json', 'parse_csv', 'meaning',
            'Tiingo', 'FMP', 'alphavantage_refusal', 'AlphaVantage', 'AlphaVantageAdjusted', 'Letters', 'ledger_of',
            'dead_letters', 'answers', 'consensus', 'Vendors']
 
-# %% ../../nbs/data/13_vendors.ipynb #0a798b2a
+# %% ../../nbs/data/13_vendors.ipynb #9892a8a3
 import asyncio, io, json, re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core.errors import ColumnsUnmapped, BarsInvalid, EmptyUniverse, VendorFailed, near
 from ..core.http import Ask, Budget, Failure, Key, Ledger, Polite, run_async, vendor_error
 from ..core.registry import Registry
-from .bars import PRICES, canonical_ticker, empty_bars, tidy_bars
+from .bars import PRICES, canonical_ticker, empty_bars, numbers, tidy_bars
 from .sources import Source, source
 
 # %% ../../nbs/data/13_vendors.ipynb #fe2f7f2b
@@ -101,7 +101,7 @@ class Vendor:
         "A request to this vendor."
         return Ask(self.name, self.url + path, params, self.key)
 
-# %% ../../nbs/data/13_vendors.ipynb #8721daf2
+# %% ../../nbs/data/13_vendors.ipynb #aab1c1ae
 @vendor("yahoo")
 class Yahoo(Vendor):
     "Yahoo's chart endpoint: no key, no promise."
@@ -114,7 +114,10 @@ class Yahoo(Vendor):
 
     def read(self, body, ticker):
         chart = _inside(self.name, parse_json(self.name, body), "chart")
-        if error := chart.get("error"): raise vendor_error("bad-symbol", self.name, f"yahoo says: {str(error.get('description'))[:120]}.")
+        if error := chart.get("error"):
+            told = f"{error.get('code')}: {error.get('description')}"[:160]
+            rules = [("throttled", "too many"), ("bad-key", "unauthorized|cookie|crumb"), ("bad-symbol", "not found|delisted")]
+            raise vendor_error(meaning(told, rules), self.name, f"yahoo says: {told}.")
         result = _inside(self.name, chart, "result", 0)
         meta, days = _inside(self.name, result, "meta"), result.get("timestamp") or []
         _same(self.name, meta.get("symbol"), self.symbol(ticker))
@@ -127,7 +130,7 @@ class Yahoo(Vendor):
         splits = (result.get("events") or {}).get("splits", {}).values()
         return unsplit(frame, {_local_days([e["date"]], meta)[0]: e["numerator"] / e["denominator"] for e in splits})
 
-# %% ../../nbs/data/13_vendors.ipynb #16750f1a
+# %% ../../nbs/data/13_vendors.ipynb #e5c28e1d
 def _inside(vendor, thing, *path): # a part of nested JSON, or drift
     for at, step in enumerate(path):
         try: thing = thing[step]
@@ -156,10 +159,10 @@ def unsplit(
     "Undo splits: prices before each are multiplied by its ratio, volumes divided."
     ratio = np.ones(len(frame))
     for day, r in splits.items(): ratio *= np.where(frame["date"] < day, r, 1.)
-    def digits(x): return pd.to_numeric(x, errors="coerce").map(lambda v: float(f"{v:.7g}"))
-    return frame.assign(**{p: digits(frame[p] * ratio) for p in PRICES}, volume=(pd.to_numeric(frame["volume"], errors="coerce") / ratio).round())
+    def digits(x): return x.map(lambda v: float(f"{v:.7g}"))
+    return frame.assign(**{p: digits(numbers(frame[p], p) * ratio) for p in PRICES}, volume=(numbers(frame["volume"], "volume") / ratio).round())
 
-# %% ../../nbs/data/13_vendors.ipynb #3b4ac954
+# %% ../../nbs/data/13_vendors.ipynb #ef98f37b
 @vendor("tiingo")
 class Tiingo(Vendor):
     "Tiingo's daily prices."
@@ -174,7 +177,8 @@ class Tiingo(Vendor):
     def read(self, body, ticker):
         text = body.lstrip(b"\xef\xbb\xbf \r\n")
         if text[:1] in b"[{": frame = self.table(parse_json(self.name, text))
-        else: frame = self.table({"detail": text.decode("utf-8", "replace")}) if b"," not in text.partition(b"\n")[0] else parse_csv(self.name, text)
+        elif not re.search(rb"[,;\t|]", text.partition(b"\n")[0]): frame = self.table({"detail": text.decode("utf-8", "replace")})
+        else: frame = parse_csv(self.name, text)
         if len(frame.columns): lost_columns(self.name, frame, [*COLUMNS, "adjClose"], self.known)
         return frame.rename(columns={"adjClose": "adj_close"}).reindex(columns=[*COLUMNS, "adj_close"]).assign(date=lambda f: f["date"].astype("str").str[:10])
 
@@ -317,7 +321,7 @@ def consensus(
     days = [dict(session=str(t.date()), used=choice[t], **closes.loc[t].dropna().to_dict()) for t in closes.index[far.any(axis=1)]]
     return kept.sort_values("event_time", kind="stable", ignore_index=True), days
 
-# %% ../../nbs/data/13_vendors.ipynb #87e4a4e0
+# %% ../../nbs/data/13_vendors.ipynb #220a8814
 @source("vendors")
 class Vendors(Source):
     "Daily bars from vendors on the network, the next one asked when one fails."
@@ -334,7 +338,8 @@ class Vendors(Source):
 
     def forget(self):
         "Start a new record of what happened."
-        self.failures, self.failed, self.answered, self.differ, self.open = [], {}, {}, [], {"failed": {}, "answered": {}} # open: not in the books yet
+        self.failures, self.failed, self.answered, self.differ = [], {}, {}, []
+        self.open = {"failed": {}, "answered": {}} # what is not in the books yet
 
     @property
     def id(self):

@@ -1,0 +1,443 @@
+"Vendors: every recorded answer is read or refused with a reason, the chain is one source, only what is missing is asked for, and no key is ever shown."
+import json
+import logging
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from stockpredict.core.calendar import get_calendar
+from stockpredict.core.errors import EmptyUniverse, ParameterRefused, PortTaken, SettingsError, UnknownName, VendorFailed, VendorThrottled
+from stockpredict.core.http import Ask, Breaker, Budget, Failure, Key, Ledger, Polite, backoff, retry_after, run_async, sniff
+from stockpredict.core.settings import Settings
+from stockpredict.data.bars import tidy_bars
+from stockpredict.data.ingest import ingest, load_bars, portions
+from stockpredict.data.lake import Lake
+from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.data.standin import StandIn, goods, recent_market, splits_of
+from stockpredict.data.vendors import Vendors, answers, consensus, dead_letters, vendors
+
+NOW = "2020-03-11T12:00Z"
+CALENDAR = get_calendar()
+
+
+@pytest.fixture(scope="module")
+def market(): return sample_bars()
+
+
+@pytest.fixture
+def standin(market):
+    with StandIn(market) as s: yield s
+
+
+@pytest.fixture
+def given(tmp_path, standin):
+    def make(**more):
+        plain = {"storage.home": str(tmp_path / "home"), "data.source": "vendors", "data.universe": ["AAA", "BBB"],
+                 "data.start": "2019-01-01", "data.end": "2020-03-10",
+                 "sources.base_urls": f"all={standin.url}", "sources.chain": ["yahoo", "tiingo"], "sources.retries": 0,
+                 "sources.budgets": "yahoo=200/5000 tiingo=200/5000 fmp=200/5000 alphavantage=200/5000"}
+        return Settings().with_(**plain | {k.replace("__", "."): v for k, v in more.items()})
+    return make
+
+
+# ---- every recorded answer
+
+
+def recorded(shared, provider, pattern):
+    "Manifest rows whose address matches, with their bytes and their ticker."
+    folder = shared / "api_fixtures"
+    for row in json.loads((folder / "manifest.json").read_text()):
+        url = urlsplit(row.get("url") or "")
+        if row["provider"] == provider and re.search(pattern, unquote(url.path) + "?" + url.query):
+            query = {k: v[0] for k, v in parse_qs(url.query).items()}
+            found = re.search(r"/(?:chart|daily)/([^/?]+)", unquote(url.path))
+            yield row["file"], (folder / row["file"]).read_bytes(), found[1] if found else query.get("symbol", ""), query
+
+
+def outcome(name, body, ticker):
+    "The table an adapter makes of a payload, or its reason against it."
+    try: return vendors[name]().read(body, ticker)
+    except VendorFailed as e: return e.context["reason"]
+
+
+def test_every_yahoo_chart_is_read(shared):
+    read = 0
+    for file, body, ticker, query in recorded(shared, "yahoo", "/v8/finance/chart/"):
+        found, sent = outcome("yahoo", body, ticker), json.loads(body)["chart"]["result"][0]
+        if query["interval"] != "1d":
+            assert found == "drift", file
+            continue
+        zone = sent["meta"]["exchangeTimezoneName"]
+        days = [pd.Timestamp(t, unit="s", tz=zone).strftime("%Y-%m-%d") for t in sent["timestamp"]]
+        assert found.date.dt.strftime("%Y-%m-%d").tolist() == days, file
+        theirs = np.array(sent["indicators"]["quote"][0]["close"], float)
+        splits = (sent.get("events") or {}).get("splits", {}).values()
+        raw = [c * np.prod([s["numerator"] / s["denominator"] for s in splits if s["date"] > t] or [1]) for c, t in zip(theirs, sent["timestamp"])]
+        assert np.allclose(found.close, raw, rtol=1e-6), file
+        bars = tidy_bars(found.assign(ticker=ticker), source="x")
+        assert np.allclose(bars.adj_close, sent["indicators"]["adjclose"][0]["adjclose"]), file
+        read += 1
+    assert read >= 40
+
+
+def test_a_split_is_undone_and_its_factor_stays(shared):
+    "NVDA split four for one on 2021-07-20: raw prices fall, adjusted ones do not."
+    body = next(b for f, b, *_ in recorded(shared, "yahoo", "/v8/finance/chart/NVDA") if "split" in f)
+    found = outcome("yahoo", body, "NVDA").set_index("date")
+    ratio = found.close["2021-07-20"] / found.close["2021-07-19"]
+    assert .22 < ratio < .28 and .9 < found.adj_close["2021-07-20"] / found.adj_close["2021-07-19"] < 1.1
+    sent = json.loads(body)["chart"]["result"][0]
+    before = sum(t < 1626787800 for t in sent["timestamp"])
+    assert np.allclose(found.volume.iloc[:before] * 4, sent["indicators"]["quote"][0]["volume"][:before], rtol=1e-6)
+
+
+def test_tiingo_says_the_same_in_both_forms(shared):
+    kinds, frames = {}, {}
+    for file, body, ticker, query in recorded(shared, "tiingo", r"/tiingo/daily/[^/]+/prices"):
+        found = outcome("tiingo", body, ticker)
+        kinds[file] = found if isinstance(found, str) else len(found)
+        if query.get("startDate") and query.get("resampleFreq") == "daily": frames.setdefault((ticker, query["startDate"]), []).append(found)
+    assert [f for f, k in kinds.items() if k == "drift"] == [f"tiingo/ticker_price_with_{x}.json" for x in ("multiple_columns", "volume_column")]
+    assert all(k == "drift" or k > 0 for k in kinds.values()) and len(kinds) >= 16
+    for same in frames.values():
+        for other in same[1:]:
+            a, b = (tidy_bars(f.assign(ticker="GOOGL"), source="x") for f in (same[0], other))
+            pd.testing.assert_frame_equal(a, b)
+    assert all(len(same) > 1 for same in frames.values())
+
+
+def test_alpha_vantage_daily_in_both_forms(shared):
+    daily = {f: outcome("alphavantage", b, t) for f, b, t, _ in recorded(shared, "alphavantage", "TIME_SERIES_DAILY")}
+    plain, adjusted = (next(v for k, v in daily.items() if ("ADJUSTED" in k) == want) for want in (False, True))
+    assert len(plain) == len(adjusted) == 100 and "adj_close" not in plain
+    a, b = (tidy_bars(f.assign(ticker="IBM"), source="x") for f in (plain, adjusted))
+    pd.testing.assert_frame_equal(a, b.drop(columns="adj_close"), rtol=1e-6)
+    rows = {r.timestamp: {"1. open": r.open, "2. high": r.high, "3. low": r.low, "4. close": r.close, "5. volume": r.volume}
+            for r in plain.rename(columns={"date": "timestamp"}).itertuples()}
+    as_json = outcome("alphavantage", json.dumps({"Meta Data": {}, "Time Series (Daily)": rows}).encode(), "IBM")
+    pd.testing.assert_frame_equal(tidy_bars(as_json.assign(ticker="IBM"), source="x"), a)
+    assert [outcome("alphavantage", b, "IBM") for _, b, *_ in recorded(shared, "alphavantage", "TIME_SERIES_INTRADAY")] == ["drift"]
+    mock = (shared / "api_fixtures/alphavantage/py_mock_time_series.json").read_bytes()
+    assert outcome("alphavantage", mock, "MSFT") == "drift"
+
+
+def test_fmp_agrees_with_the_price_file(shared):
+    [(_, body, _, _)] = recorded(shared, "fmp", "historical-price-eod/full")
+    found = tidy_bars(outcome("fmp", body, "AAPL").assign(ticker="AAPL"), source="x")
+    assert len(found) == 5
+    held = pd.read_parquet(shared / "us_daily_2016_2026_recent.parquet").query("ticker == 'AAPL'")
+    held = held.assign(day=pd.to_datetime(held.date)).set_index("day").close.astype(float)
+    assert np.allclose(found.close, held[CALENDAR.day_of(found.event_time)], rtol=2e-3)
+    [(_, light, _, _)] = recorded(shared, "fmp", "historical-price-eod/light")
+    with pytest.raises(VendorFailed, match=r"has lost open, high, low, close; new in it: price"): vendors["fmp"]().read(light, "AAPL")
+
+
+def test_recorded_errors_have_reasons(shared):
+    folder, told = shared / "api_fixtures", {}
+    for row in json.loads((folder / "manifest.json").read_text()):
+        if row.get("status") == 200: continue
+        with pytest.raises(VendorFailed) as e: sniff(row["provider"], row["status"], (folder / row["file"]).read_bytes())
+        assert e.value.context["evidence"] and str(row["status"]) in str(e.value)
+        told.setdefault(row["status"], set()).add(e.value.context["reason"])
+    assert told == {404: {"bad-symbol"}, 400: {"refused"}, 403: {"plan"}}
+
+
+def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
+    with StandIn(folder=shared / "api_fixtures") as recordings:
+        def ask(vendor, ticker, start, end):
+            s = Settings().with_(**{"storage.home": str(tmp_path / vendor), "data.source": "vendors", "data.universe": [ticker], "sources.chain": [vendor],
+                                    "sources.base_urls": f"all={recordings.url}", "sources.retries": 0})
+            source = Vendors(s)
+            return source.fetch([ticker], start, end), source
+        bars, source = ask("yahoo", "AAPL", "2020-08-31", "2020-11-06")
+        assert len(bars) == 49 and bars.adj_close.notna().all() and source.answered["AAPL"]["vendor"] == "yahoo"
+        assert len(ask("tiingo", "GOOGL", "2018-01-05", "2018-01-19")[0]) == 10
+        assert len(ask("fmp", "AAPL", "2024-02-22", "2024-02-28")[0]) == 5
+        assert len(ask("alphavantage", "IBM", "2026-01-02", "2026-05-15")[0]) == 93
+        for vendor, why in (("fmp", "empty"), ("yahoo", "bad-symbol"), ("tiingo", "bad-symbol"), ("alphavantage", "bad-symbol")):
+            nobody, source = ask(vendor, "ZZZZ", "2024-02-22", "2024-02-28")
+            assert len(nobody) == 0 and source.failed["ZZZZ"]["failures"][0]["reason"] == why
+
+
+# ---- one source
+
+
+def test_the_chain_is_a_source_like_any_other(given, standin):
+    s = Vendors(given())
+    bars = s.fetch(["BBB", "AAA"], "2019-05-01", "2019-06-28")
+    assert bars.ticker.drop_duplicates().tolist() == ["AAA", "BBB"], "in the order of tickers, whoever answered first"
+    assert set(bars.source) == {"vendors-standin"} and Vendors(given(sources__base_urls="tiingo=https://my.proxy")).id == "vendors"
+    with pytest.raises(EmptyUniverse, match=r"\[data\] universe"): Vendors(given(data__universe=[])).tickers()
+    with pytest.raises(UnknownName, match="Did you mean yahoo"): Vendors(given(sources__chain=["yaho"]))
+
+
+@pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage", "alphavantage_adjusted"])
+def test_the_stand_in_and_the_adapters_agree(tmp_path, vendor):
+    "The same market from every vendor, splits included."
+    market = recent_market(12, 90, seed=4)
+    shelf = goods(market)
+    split = next(t for t, g in shelf.items() if g.later.max() != 1)
+    with StandIn(market) as s:
+        source = Vendors(Settings().with_(**{"storage.home": str(tmp_path), "data.source": "vendors", "data.universe": [split], "sources.chain": [vendor],
+                                             "sources.base_urls": f"all={s.url}"}))
+        bars = source.fetch([split], "2019-01-02")
+    expected = shelf[split]
+    restated = vendor == "fmp" # whose splits are not in the answer
+    assert np.allclose(bars.close, expected.close / (expected.later if restated else 1), rtol=1e-6)
+    assert np.allclose(bars.volume, expected.volume * (expected.later if restated else 1), rtol=1e-6)
+    if "adj_close" in bars: assert np.allclose(bars.adj_close, expected.adj_close, rtol=1e-6)
+    assert ("adj_close" in bars) == (vendor in ("yahoo", "tiingo", "alphavantage_adjusted"))
+
+
+def test_splits_are_found_where_the_simulation_put_them():
+    made = simulate("realistic", 40, 200, seed=5)
+    found = {(t, str(CALENDAR.day_of([at])[0].date()), round(r, 6))
+             for t, b in made.bars.groupby("ticker") for at, r in splits_of(b.reset_index(drop=True)).items()}
+    assert found == {(x["ticker"], x["session"], x["ratio"]) for x in made.truth["splits"]} and len(found) >= 4
+
+
+def test_a_fallback_continues_one_history(given, standin):
+    s = given()
+    assert ingest(s.with_(**{"data.end": "2020-02-28"}), NOW).vendors == {"yahoo": 2}
+    standin.fault("500", 99, vendor="yahoo")
+    later = ingest(s, NOW)
+    assert later.vendors == {"tiingo": 2} and later.rows_corrected == 0 and later.rows_new == 14 and later.failed == []
+    assert answers(s).vendor.tolist() == ["yahoo", "yahoo", "tiingo", "tiingo"]
+    assert load_bars(s).groupby("ticker").size().to_dict() == {"AAA": 296, "BBB": 299}
+
+
+def test_second_opinions_are_compared(given, standin):
+    standin.fault("hundred", vendor="yahoo", ticker="AAA")
+    s = Vendors(given(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))
+    bars = s.fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
+    assert {d["used"] for d in s.differ} == {"tiingo"} and {d["ticker"] for d in s.differ} == {"AAA"} and len(s.differ) == 22
+    plain = Vendors(given(sources__chain=["tiingo"])).fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
+    pd.testing.assert_frame_equal(bars[["ticker", "close"]], plain[["ticker", "close"]])
+    frame = lambda closes: tidy_bars(pd.DataFrame(dict(ticker="A", date=["2020-01-02", "2020-01-03"], close=closes)), source="x")
+    kept, differ = consensus({"a": frame([1., 2.]), "b": frame([1., 3.])}, .01)
+    assert kept.close.tolist() == [1, 2] and differ == [dict(session="2020-01-03", used="a", a=2, b=3)], "with two, the earlier in the chain"
+
+
+# ---- only what is missing
+
+
+def ranges(standin):
+    "What was asked for: ticker, first day, last day."
+    rows = standin.asked()
+    return [(r.ticker, r.query["startDate"], r.query["endDate"]) for r in rows.itertuples()]
+
+
+def test_only_what_is_missing_is_asked_for(given, standin):
+    s = given(sources__chain=["tiingo"], data__end="2020-03-04")
+    first = ingest(s, "2020-03-05T12:00Z")
+    assert (first.requests, ranges(standin)) == (2, [("AAA", "2019-01-01", "2020-03-04"), ("BBB", "2019-01-01", "2020-03-04")])
+    standin.requests.clear()
+    again = ingest(s, "2020-03-05T18:00Z")
+    assert (again.requests, len(standin.requests), again.fingerprint) == (0, 0, first.fingerprint), "nothing has closed since"
+    more = s.with_(**{"data.end": "", "data.universe": ["AAA", "BBB", "CCC"]})
+    weekend = ingest(more.with_(**{"data.end": "2020-03-06"}), "2020-03-07T12:00Z")
+    assert sorted(t for t, *_ in ranges(standin)) == ["AAA", "BBB", "CCC"] and weekend.rows_new == 2 * 2 + 297
+    assert {t: a for t, a, _ in ranges(standin)} == {"AAA": "2020-02-26", "BBB": "2020-02-26", "CCC": "2019-01-01"}, "five sessions of overlap"
+    standin.requests.clear()
+    sunday = ingest(more.with_(**{"data.end": "2020-03-08"}), "2020-03-08T12:00Z")
+    assert (sunday.requests, sunday.missing) == (0, []), "the exchange has not opened since"
+
+
+def test_a_backfill_goes_on_where_it_was_stopped(given, standin):
+    s = given(data__universe=["AAA", "BBB", "CCC", "DDD"], sources__batch=1, sources__at_once=1)
+    seen = []
+
+    def power_cut(step):
+        seen.append(step)
+        if seen.count("settled") == 2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): ingest(s, NOW, on_step=power_cut)
+    assert [x for x in seen if ": " in x] == ["AAA: yahoo", "BBB: yahoo"], "progress comes through on_step"
+    standin.requests.clear()
+    rest = ingest(s, NOW)
+    assert standin.asked().ticker.tolist() == ["CCC", "DDD"] and rest.tickers == 4 and rest.missing == []
+    with Lake(s.storage, read_only=True) as lake: assert lake.verify() == rest.fingerprint
+
+
+def test_an_interrupted_earlier_start_leaves_no_hole(given, standin):
+    late = given(data__start="2019-09-03", sources__batch=1)
+    ingest(late, NOW)
+    early = given(sources__batch=1)
+
+    def power_cut(step):
+        if step == "settled": raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): ingest(early, NOW, on_step=power_cut)
+    ingest(early, NOW)
+    assert load_bars(early).groupby("ticker").event_time.min().dt.strftime("%Y-%m-%d").to_dict() == {"AAA": "2019-01-02", "BBB": "2019-01-02"}
+
+
+def test_portions_keep_every_ticker_once():
+    asks = [("2020-01-02", ["AAA", "DDD"]), ("2024-05-06", ["BBB", "CCC"])]
+    cut = portions(asks, 3)
+    assert [sum(len(t) for _, t in p) for p in cut] == [3, 1] and portions([], 3) == [[]]
+    assert sorted((t, d) for p in cut for d, ts in p for t in ts) == sorted((t, d) for d, ts in asks for t in ts)
+
+
+# ---- budgets and politeness, on a clock of our own
+
+
+class Clock:
+    "Time that passes only when somebody sleeps."
+    def __init__(self): self.now, self.slept = 0., []
+    def __call__(self): return self.now
+    async def sleep(self, seconds): self.slept.append(seconds); self.now += seconds
+
+
+def polite(tmp_path, clock, **more):
+    plain = dict(clock=clock, sleep=clock.sleep, deadline=1000., budgets={"tiingo": Budget(1, 1000)})
+    return Polite(Ledger(tmp_path / "ledger.sqlite"), **plain | more)
+
+
+def prices(standin, ticker="AAA"):
+    return Ask("tiingo", f"{standin.url}/tiingo/daily/{ticker}/prices", (("format", "csv"), ("startDate", "2019-06-03"), ("endDate", "2019-06-04")))
+
+
+async def several(client, asks):
+    async with client.session(): return [await client.get(a) for a in asks]
+
+
+def test_the_budget_a_second_is_kept(tmp_path, standin):
+    clock = Clock()
+    run_async(several(polite(tmp_path, clock), [prices(standin)] * 5))
+    assert clock.slept == [1.] * 4
+
+
+def test_the_budget_a_day_survives_a_restart(tmp_path, standin):
+    day = [datetime(2026, 1, 5, 23, 59, tzinfo=UTC)]
+    make = lambda: polite(tmp_path, Clock(), budgets={"tiingo": Budget(100, 3)}, today=lambda: day[0])
+    run_async(several(make(), [prices(standin)] * 2))
+    with pytest.raises(VendorThrottled, match="Today's 3 requests to tiingo are spent") as e: run_async(several(make(), [prices(standin)] * 2))
+    assert e.value.context["reason"] == "budget-spent" and len(standin.requests) == 3
+    day[0] = datetime(2026, 1, 6, 0, 1, tzinfo=UTC)
+    assert len(run_async(several(make(), [prices(standin)] * 3))) == 3
+    assert Ledger(tmp_path / "ledger.sqlite").spent("2026-01-05") == {"tiingo": 3}
+
+
+def test_two_processes_share_one_budget(tmp_path):
+    code = "import sys; from stockpredict.core.http import Ledger; l = Ledger(sys.argv[1]); print(sum(l.spend('x', 50, 'd') for _ in range(40)))"
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "l.sqlite")], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sum(int(p.communicate(timeout=60)[0]) for p in both) == 50
+
+
+def test_pauses_grow_and_are_drawn_by_chance():
+    class Half:
+        def random(self): return .5
+    assert [backoff(n, Half()) for n in (1, 2, 3, 20)] == [.375, .75, 1.5, 22.5]
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", datetime(2015, 10, 21, 7, 27, tzinfo=UTC)) == 60
+    assert retry_after("-3", datetime.now(UTC)) is retry_after("soon", datetime.now(UTC)) is retry_after(None, datetime.now(UTC)) is None
+
+
+def test_a_breaker_opens_rests_and_probes_once():
+    clock = Clock()
+    b = Breaker(clock=clock)
+    for _ in range(4): assert b.allow(); b.report(False)
+    assert b.state == "closed"
+    b.report(None); assert b.failures == 4, "a throttle says nothing about health"
+    b.report(False)
+    assert b.state == "open" and not b.allow()
+    clock.now = 60
+    assert b.state == "half-open" and [b.allow(), b.allow()] == [True, False]
+    b.report(False); assert b.state == "open"
+    clock.now = 121
+    assert b.allow(); b.report(True)
+    assert b.state == "closed" and b.allow()
+
+
+# ---- keys
+
+
+@pytest.mark.parametrize("place", [dict(param="apikey"), dict(header="Authorization", form="Token {}")])
+@pytest.mark.parametrize("fault", ["html", "500", "reset", "bad-key", ""])
+def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, place, fault):
+    secret = "s3cr/t+key=="
+    monkeypatch.setenv("TIINGO_API_KEY", secret)
+    caplog.set_level(logging.DEBUG)
+    if fault: standin.fault(fault, 9)
+    sent = []
+    plain = StandIn.answer
+    monkeypatch.setattr(StandIn, "answer", lambda self, path, query, wish="": sent.append(query) or plain(self, path, query, wish))
+    ask, client = prices(standin), polite(tmp_path, Clock(), retries=1)
+    ask = Ask(ask.vendor, ask.url, ask.params, Key("TIINGO_API_KEY", **place))
+
+    def echo(body): raise VendorFailed(f"They say: your key {secret} is wrong.", reason="refused", vendor="tiingo", evidence=f"key={secret}")
+    try: run_async(several_read(client, ask, echo))
+    except VendorFailed as e: told = f"{e!r} {e} {e.as_dict()} {Failure.of(e)} {e.__cause__} {e.__context__}"
+    assert sent and ("param" not in place or sent[0]["apikey"] == secret)
+    shown = told + caplog.text + repr(ask) + (tmp_path / "ledger.sqlite").read_bytes().decode("latin-1") + repr(standin.requests)
+    for form in (secret, "s3cr%2Ft%2Bkey%3D%3D", "s3cr/t%2Bkey%3D%3D"): assert form not in shown
+    if not fault: assert "[key]" in told and "HTTP Request" in caplog.text
+
+
+async def several_read(client, ask, read):
+    async with client.session(): return await client.get(ask, read)
+
+
+def test_a_missing_key_costs_no_request(tmp_path, monkeypatch):
+    monkeypatch.delenv("FMP_API_KEY", raising=False)
+    s = Vendors(Settings().with_(**{"storage.home": str(tmp_path), "data.universe": ["AAA"], "sources.chain": ["fmp"]}))
+    assert len(s.fetch(["AAA"], "2020-01-02", "2020-01-10")) == 0 and s.requests == 0
+    assert s.failed["AAA"]["failures"][0]["reason"] == "bad-key" and "FMP_API_KEY is not set" in s.failed["AAA"]["failures"][0]["sentence"]
+
+
+# ---- settings and the stand-in itself
+
+
+def test_settings_of_sources_are_checked():
+    for key, value, told in [("sources.chain", ["yahoo", "yahoo"], "chain repeats yahoo"), ("sources.base_urls", "all=ftp://x", "http:// or https://"),
+                             ("sources.budgets", "yahoo=many", "such as 1/25"), ("sources.deadline", 0, "above 0")]:
+        with pytest.raises(SettingsError, match=told): Settings().with_(**{key: value})
+    same = Settings().with_(**{"sources.retries": 9, "sources.base_urls": "all=http://127.0.0.1:1"})
+    assert same.hash == Settings().hash != Settings().with_(**{"sources.chain": ["tiingo"]}).hash
+
+
+def test_the_stand_in_takes_orders_over_http_and_remembers(standin):
+    url = f"{standin.url}/tiingo/daily/AAA/prices?format=csv&startDate=2019-06-03&endDate=2019-06-04"
+    assert httpx.post(f"{standin.url}/admin/faults", json=[dict(kind="429", times=1, wait=7), dict(kind="html", vendor="fmp")]).status_code == 200
+    first, second = httpx.get(url), httpx.get(url)
+    assert (first.status_code, first.headers["retry-after"], second.status_code) == (429, "7", 200) and len(second.text.splitlines()) == 3
+    assert httpx.get(url, headers={"X-Fault": "html"}).text.startswith("<!DOCTYPE") and "<" not in httpx.get(url + "&token=secret").text
+    assert httpx.get(url + "&fault=nonsense").status_code == 400
+    told = httpx.get(f"{standin.url}/admin/requests").json()
+    assert [r["fault"] for r in told] == ["429", "", "html", "", ] and "secret" not in str(told)
+    assert httpx.post(f"{standin.url}/admin/reset").json() == [] and standin.requests == []
+    with pytest.raises(ParameterRefused, match="Did you mean"): standin.fault("htlm")
+    with pytest.raises(PortTaken): StandIn(port=standin.port).start()
+
+
+def test_chance_is_seeded(market):
+    few = market.tail(3)
+
+    def drawn(seed):
+        s = StandIn(few, seed=seed).fault("500", 99, share=.3)
+        return [s.answer("/tiingo/daily/EEE/prices", {})[0] for _ in range(40)]
+    assert drawn(1) == drawn(1) != drawn(2) and 3 < drawn(1).count(500) < 25
+
+
+def test_a_newcomer_starts_it_from_a_shell():
+    options = ["--port", "0", "--tickers", "5", "--sessions", "30", "--fault", "429:1:tiingo"]
+    p = subprocess.Popen([sys.executable, "-u", "-m", "stockpredict.data.standin", *options], stdout=subprocess.PIPE, text=True)
+    try:
+        told = p.stdout.readline() + p.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", told)[0]
+        assert "stockpredict ingest --set data.source=vendors" in told and "SIM0,SIM1,SIM2,SIM3,SIM4" in told
+        ask = f"{url}/tiingo/daily/SIM0/prices?format=csv"
+        assert [httpx.get(ask).status_code for _ in range(2)] == [429, 200]
+        assert httpx.get(ask).text.strip().splitlines()[-1].startswith(str(CALENDAR.last_closed().date()))
+    finally: p.kill(); p.wait()
+
+
+def test_dead_letters_are_a_frame_even_when_there_are_none(tmp_path):
+    s = Settings().with_(**{"storage.home": str(tmp_path / "h")})
+    assert list(dead_letters(s).columns) == ["source", "ticker", "start", "reason", "times", "first", "last", "failures"] and not len(dead_letters(s))
+    assert list(answers(s).columns)[:3] == ["source", "ticker", "vendor"]
