@@ -139,7 +139,7 @@ class Consumed:
         "The counts as data."
         return asdict(self)
 
-# %% ../../nbs/data/17b_consume.ipynb #eb230c0d
+# %% ../../nbs/data/17b_consume.ipynb #b140335b
 class Consumer:
     "Moves messages from the stream to where they belong; close it, or use it in a `with`."
     def __init__(self,
@@ -151,7 +151,8 @@ class Consumer:
         self.calendar, self.lag_us = get_calendar(settings.data.calendar), settings.data.lake_bars_lag_minutes * 60_000_000
         self.live = Live(settings.storage, self.step)
         self.name, self._slot = self._take_name()
-        self.stream, self.lake = Stream(settings, self.tell), Lake(settings.storage, on_step=self.step)
+        self.stream = Stream(settings, self.tell)
+        self.lake = self.patiently(lambda: Lake(settings.storage, on_step=self.step))
         seconds, micros = self.stream.run(self.stream.client.time)
         self._clock = seconds * 1_000_000 + micros - time.monotonic_ns() // 1000 # delays are measured by the clock of Redis alone
 
@@ -190,7 +191,7 @@ def to_lake(self: Consumer,
         self.did.lake_same += done.rows_same; self.did.quarantined += done.rows_quarantined
     return believed
 
-# %% ../../nbs/data/17b_consume.ipynb #ee3cf0af
+# %% ../../nbs/data/17b_consume.ipynb #d52fc2b7
 @patch
 def store(self: Consumer,
     entries: list[Entry], # a batch
@@ -207,14 +208,27 @@ def store(self: Consumer,
     over = (rows.span == "session") & (rows.state == OVER)
     if over.any():
         believed = self.to_lake(rows[over])
-        by_offset = {e.offset: e for e in entries}
         refused = rows["rank"][over][~believed]
-        letters += [(by_offset[o], "It was refused with its batch: too many of its rows were bad.") for o in refused]
+        letters += self._because(entries, refused, "It was refused with its batch: too many of its rows were bad.")
         rows = rows[~rows["rank"].isin(refused)].reset_index(drop=True)
     self._to_live(entries, rows, letters, removed, emptied)
-    for e, why in letters[:1000]: self.stream.run(self.stream.client.xadd, self.stream.letters, {"offset": e.offset, "reason": why}, maxlen=1000)
+    self._ring(letters)
     self.did.messages += len(entries); self.did.batches += 1; self.did.letters += len(letters)
     self.did.live += len(rows); self.did.offset = entries[-1].offset
+
+@patch
+def _ring(self: Consumer, letters): # other programs may listen for dead letters; the table has them whether or not this succeeds
+    from redis import RedisError
+    try:
+        with self.stream.client.pipeline(transaction=False) as p:
+            for e, why in letters[:1000]: p.xadd(self.stream.letters, {"offset": e.offset, "reason": why}, maxlen=1000)
+            p.execute()
+    except (RedisError, OSError): pass
+
+@patch
+def _because(self: Consumer, entries, offsets, why): # dead letters
+    by_offset = {e.offset: e for e in entries}
+    return [(by_offset[o], why) for o in offsets]
 
 @patch
 def _report_loss(self: Consumer, lost, emptied):
@@ -223,13 +237,15 @@ def _report_loss(self: Consumer, lost, emptied):
            f"{lost:,} messages were removed from the stream before they were read."
     self.tell(f"{what} Run `stockpredict ingest` to fetch their bars.")
 
-# %% ../../nbs/data/17b_consume.ipynb #2b8c0b04
+# %% ../../nbs/data/17b_consume.ipynb #8d5e9aa0
 @patch
 def _to_live(self: Consumer, entries, rows, letters, removed, emptied): # one transaction with all that is not for the lake
     over = (rows.span == "session") & (rows.state == OVER)
     with self.live.writing() as con:
         now = self.live.set_clocks(rows.groupby("source").clock_us.max().to_dict())
-        recent = rows.event_us > rows.source.map(now) - self.settings.stream.keep_days * DAY_US
+        keep = self.settings.stream.keep_days
+        recent = rows.event_us > rows.source.map(now).astype("float64") - keep * DAY_US
+        letters += self._because(entries, rows["rank"][~recent & ~over], f"It is older than the {keep} days that the live table keeps.")
         kept = rows.assign(state=np.where(over, STORED, rows.state))[recent]
         self.live.upsert(kept)
         self.live.roll_up(kept, self.calendar, now, self.lag_us)
@@ -268,8 +284,24 @@ def settle(self: Consumer) -> int: # bars moved
         self.did.lake_same += done.rows_same; self.did.quarantined += done.rows_quarantined
     return len(bars)
 
-# %% ../../nbs/data/17b_consume.ipynb #0b213286
+# %% ../../nbs/data/17b_consume.ipynb #653e3f27
 TRIES = 5 # a message that was handed out so often is set aside unread
+
+@patch
+def patiently(
+    self: Consumer,
+    work, # what to do; may be done twice
+    failed=lambda: None, # called after each failure
+):
+    "Do something with the lake; wait while that may help. Another writer is waited for as long as it takes, anything else for `[stream] wait` seconds."
+    began, pause, told = time.monotonic(), .2, False
+    while True:
+        try: return work()
+        except StockpredictError as e:
+            failed()
+            if not isinstance(e, LakeLocked) and time.monotonic() - began > self.settings.stream.wait: raise
+            if not told: self.tell(f"{e.problem} Waiting."); told = True
+            time.sleep(pause); pause = min(2 * pause, 5.)
 
 @patch
 def tend(self: Consumer) -> bool: # was there anything?
@@ -284,22 +316,15 @@ def tend(self: Consumer) -> bool: # was there anything?
         self._carefully(entries, "again", [(e, f"It was handed out {times} times and never finished.") for e in entries] if worn else ())
 
 @patch
-def _carefully(self: Consumer, entries, reached, letters=()): # store and acknowledge; wait out what may pass
-    began, pause, told = time.monotonic(), .2, False
-    while True:
-        try: self.store(entries, reached, letters); break
-        except StockpredictError as e:
-            self.stream.forgive(self.name, entries) # they are not to blame
-            if not isinstance(e, LakeLocked) and time.monotonic() - began > self.settings.stream.wait: raise
-            if not told: self.tell(f"{e.problem} Waiting."); told = True
-            time.sleep(pause); pause = min(2 * pause, 5.)
+def _carefully(self: Consumer, entries, reached, letters=()): # store and acknowledge
+    self.patiently(lambda: self.store(entries, reached, letters), lambda: self.stream.forgive(self.name, entries)) # messages are not to blame
     self.step("stored"); self.stream.done(entries); self.step("acknowledged")
 
-# %% ../../nbs/data/17b_consume.ipynb #a4e0882b
-@patch
-def _warm(self: Consumer): # one made-up bar through the gate
-    close = self.calendar.close(self.calendar.last_closed())
-    inspect(as_bars(dict(ticker=["A"], event_time=[close], known_at=[close], close=[1.], source=["none"])), self.settings.data.calendar)
+# %% ../../nbs/data/17b_consume.ipynb #ad2216c0
+@lru_cache
+def _warm(calendar): # one made-up bar through the gate, once a process
+    close = get_calendar(calendar).close(get_calendar(calendar).last_closed())
+    inspect(as_bars(dict(ticker=["A"], event_time=[close], known_at=[close], close=[1.], source=["none"])), calendar)
 
 @patch
 def go(self: Consumer,
@@ -308,12 +333,12 @@ def go(self: Consumer,
     stop: threading.Event | None = None, # stop when this is set, between two batches
 ) -> Consumed: # counts
     "Store messages until told to stop."
-    self._warm(); self.tend(); self.settle()
+    _warm(self.settings.data.calendar); self.tend(); self.patiently(self.settle)
     began = quiet = looked = time.monotonic()
     while not (stop and stop.is_set()):
         reached, entries = self.stream.take(self.name); self.step("taken")
         if entries: self._carefully(entries, reached); quiet = time.monotonic()
-        self.settle()
+        self.patiently(self.settle)
         now = time.monotonic()
         if now - looked > self.settings.stream.claim_after / 3:
             self.tend(); looked = now

@@ -106,7 +106,7 @@ def bars(self: Live,
     made = as_bars(when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")})
     return made.assign(provisional=found.state == PROVISIONAL).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
-# %% ../../nbs/data/17a_live.ipynb #a0b98b1b
+# %% ../../nbs/data/17a_live.ipynb #a86e9903
 _ROLL = """INSERT INTO bars SELECT DISTINCT b.source, ?, b.ticker, t.end_us, '', max(max(b.known_us) OVER w, t.floor_us), max(b.rank) OVER w,
     first_value(b.open) OVER w, max(b.high) OVER w, min(b.low) OVER w, last_value(b.close) OVER w, sum(b.volume) OVER w, 'trades', t.state
 FROM touched t JOIN bars b ON b.span = ? AND b.source = t.source AND b.ticker = t.ticker AND b.event_us >= t.from_us AND b.event_us < t.to_us
@@ -117,6 +117,10 @@ ON CONFLICT DO UPDATE SET known_us = excluded.known_us, rank = excluded.rank, op
 WHERE bars.origin = 'trades' AND (bars.open, bars.high, bars.low, bars.close, bars.volume, min(bars.state, 1))
     IS NOT (excluded.open, excluded.high, excluded.low, excluded.close, excluded.volume, excluded.state)"""
 
+_GONE = """DELETE FROM bars WHERE span = ? AND origin = 'trades' AND (source, ticker, event_us) IN (
+    SELECT t.source, t.ticker, t.end_us FROM touched t WHERE NOT EXISTS (SELECT 1 FROM bars b WHERE b.span = ? AND b.source = t.source
+        AND b.ticker = t.ticker AND b.event_us >= t.from_us AND b.event_us < t.to_us AND (b.volume IS NOT 0 OR b.span <> 'tick')))"""
+
 @patch
 def _roll(self: Live, finer, coarser, touched): # touched: source, ticker, end_us, from_us, to_us, floor_us, state
     self.con.execute("CREATE TEMP TABLE IF NOT EXISTS touched (source, ticker, end_us, from_us, to_us, floor_us, state)")
@@ -125,8 +129,9 @@ def _roll(self: Live, finer, coarser, touched): # touched: source, ticker, end_u
     distinct = touched[columns].drop_duplicates().astype(object)
     self.con.executemany("INSERT INTO touched VALUES (?, ?, ?, ?, ?, ?, ?)", distinct.itertuples(index=False, name=None))
     self.con.execute(_ROLL, (coarser, finer))
+    self.con.execute(_GONE, (coarser, finer))
 
-# %% ../../nbs/data/17a_live.ipynb #bc971914
+# %% ../../nbs/data/17a_live.ipynb #d04b7e00
 def hours(
     calendar: Calendar, # the exchange
     event_us, # microseconds since 1970, an array
@@ -136,7 +141,7 @@ def hours(
     known = pd.DatetimeIndex(days.dropna().unique())
     close = pd.Series(calendar.closes(known), known)
     opens = pd.Series(calendar._opens[calendar._at(known)], known)
-    us = lambda s: pd.Series(days).map(s.astype("datetime64[us, UTC]").astype("int64")).to_numpy()
+    us = lambda s: pd.Series(days).map(s.astype("datetime64[us, UTC]").astype("int64")).astype("float64").to_numpy()
     return pd.DataFrame(dict(open_us=us(opens), close_us=us(close)))
 
 @patch
@@ -158,6 +163,7 @@ def roll_up(self: Live,
     if not len(minutes): return
     day = minutes.assign(**hours(calendar, minutes.event_us))
     day = day[(day.event_us >= day.open_us) & (day.event_us <= day.close_us + 60_000_000)].astype(dict(open_us="int64", close_us="int64"))
+    if not len(day): return
     state = np.where(day.close_us + lag_us <= day.source.map(now), OVER, PROVISIONAL)
     self._roll("1m", "session", day.assign(end_us=day.close_us, from_us=day.open_us + 1, to_us=day.close_us + 60_000_001,
                                            floor_us=np.where(state == OVER, day.close_us + lag_us, 0), state=state))
