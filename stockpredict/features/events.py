@@ -292,7 +292,7 @@ def report_fields(
         if len(some): out[item] = as_known(some, at, tickers, stale=STALE["annual" if item in ANNUAL else "balance"])
     return out
 
-# %% ../../nbs/features/25_events.ipynb #91483747
+# %% ../../nbs/features/25_events.ipynb #5efb53ad
 def news_fields(
     facts: pd.DataFrame, # ticker, known_at, headline
     at: pd.DatetimeIndex, # decision times
@@ -317,6 +317,7 @@ def member_fields(
     since = as_known(pd.concat([joined, gone]), at, tickers)
     return dict(member_years=_seconds(at, False)[:, None] / day - since)
 
+# %% ../../nbs/features/25_events.ipynb #46a348bb
 def with_facts(
     panel: Panel, # bars
     lake, # an open lake
