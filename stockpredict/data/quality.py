@@ -18,7 +18,7 @@ from .actions import ALL
 from .bars import BAR_COLUMNS, PRICES, TICKER
 from .detect import find_flags, no_flags, sorted_keys, usable
 
-# %% ../../nbs/data/15_quality.ipynb #dfd98681
+# %% ../../nbs/data/15_quality.ipynb #bb7078a0
 NOT_YET = "not closed yet" # the one reason that is nobody's fault
 @dataclass(frozen=True)
 class Rule:
@@ -33,7 +33,8 @@ def _yes(column): return "ExpectColumnValuesToBeInSet", dict(column=column, valu
 
 RULES = [
     Rule("ticker malformed", "The ticker is missing or not in its canonical form.", [("ExpectColumnValuesToNotBeNull", dict(column="ticker")),
-         ("ExpectColumnValuesToMatchRegex", dict(column="ticker", regex=f"^(?:{TICKER.pattern})$"))]),
+         ("ExpectColumnValuesToMatchRegex", dict(column="ticker", regex=f"^(?:{TICKER.pattern})$")),
+         ("ExpectColumnValuesToNotMatchRegex", dict(column="ticker", regex=r"\s"))]), # a dollar sign lets a line break at the end through
     Rule("no close", "There is no close.", [("ExpectColumnValuesToNotBeNull", dict(column="close"))]),
     Rule("price impossible", "A price is zero, negative or not a number.", [_between(c, strict_min=True) for c in PRICES]),
     Rule("range broken", "High and low do not enclose open and close.",
@@ -46,16 +47,17 @@ RULES = [
 CONFLICT = Rule("conflicting duplicate", "Another row says something else about the same bar, known at the same time; nobody can tell which is right.",
                 [("ExpectCompoundColumnsToBeUnique", dict(column_list=["ticker", "event_time", "known_at"]))])
 
-# %% ../../nbs/data/15_quality.ipynb #dfc3e4ee
-def _matches(v, regex): # each distinct text once
+# %% ../../nbs/data/15_quality.ipynb #04227422
+def _matches(v, regex, missing=True): # each distinct text once
     codes, texts = pd.factorize(v)
-    return np.append([bool(re.match(regex, t)) for t in texts], True)[codes]
+    return np.append([bool(re.search(regex, t)) for t in texts], missing)[codes].astype(bool)
 
 def _inside(v, a): return ((v > a["min_value"]) | (v == a["min_value"]) & ("strict_min" not in a)) & (v <= a["max_value"]) | v.isna()
 
 TWINS = { # kind of expectation -> (table, arguments) -> rows that cannot fail it
     "ExpectColumnValuesToNotBeNull": lambda f, a: f[a["column"]].notna(),
     "ExpectColumnValuesToMatchRegex": lambda f, a: _matches(f[a["column"]], a["regex"]),
+    "ExpectColumnValuesToNotMatchRegex": lambda f, a: ~_matches(f[a["column"]], a["regex"], missing=False),
     "ExpectColumnValuesToBeBetween": lambda f, a: _inside(f[a["column"]], a),
     "ExpectColumnPairValuesAToBeGreaterThanB": lambda f, a: (f[a["column_A"]] >= f[a["column_B"]]) | f[a["column_A"]].isna() | f[a["column_B"]].isna(),
     "ExpectColumnValuesToBeInSet": lambda f, a: f[a["column"]].isin(a["value_set"]),
