@@ -8,14 +8,14 @@ __all__ = ['NOISE', 'price_factors', 'factor_steps', 'split_like', 'adjust']
 # %% ../../nbs/data/13b_adjust.ipynb #ce7facb0
 import numpy as np, pandas as pd
 
-# %% ../../nbs/data/13b_adjust.ipynb #e2bccfb8
+# %% ../../nbs/data/13b_adjust.ipynb #9b14f388
 NOISE = 2e-4 # relative change of adj_close / close that is rounding, not a payment
 
 def price_factors(
     bars: pd.DataFrame, # bars with a column adj_close
 ) -> pd.DataFrame: # one row for every bar that has a bar before it: ticker, event_time (ex-session), known_at, factor, source
     "What each session did to the price scale: 1 nearly always."
-    key = ["ticker", "event_time"]
+    key, bars = ["ticker", "event_time"], bars.reset_index(drop=True)
     sent = bars[[*key, "known_at", "source"]].assign(ratio=bars.adj_close / bars.close).sort_values([*key, "known_at"])
     first = sent.drop_duplicates(key)
     before = first.ratio.groupby(first.ticker).shift()

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FACTS', 'FactTable', 'fact_table', 'Facts', 'Added', 'as_learned']
 
-# %% ../../nbs/data/13d_facts.ipynb #05b8911e
+# %% ../../nbs/data/13d_facts.ipynb #df630187
 from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable, UnknownTicker, did_you_mean
-from .store import Store, advice, arrow, line, moment
+from .store import Store, advice, arrow, line, moment, no_nul
 
 # %% ../../nbs/data/13d_facts.ipynb #5a0fd150
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ fact_table("news", "ticker VARCHAR, hash VARCHAR", "headline VARCHAR, publisher 
            "This headline named the ticker; event_time is its publication.")
 fact_table("pins", "name VARCHAR", "snapshot BIGINT, reason VARCHAR", "This version of the lake must not be cleaned away.")
 
-# %% ../../nbs/data/13d_facts.ipynb #891bafc0
+# %% ../../nbs/data/13d_facts.ipynb #74f7c547
 def _times(table, frame, known_at, lag): # the frame with both times in UTC, or a sentence
     frame = frame.reset_index(drop=True).copy()
     if known_at is not None: frame["known_at"] = moment(known_at)
@@ -70,6 +70,7 @@ def _times(table, frame, known_at, lag): # the frame with both times in UTC, or 
     if missing: raise DataError(f"{missing:,} of {len(frame):,} rows for {table.name} do not say when they could be known.",
                                 "A reference date is no release date: give a column known_at, known_at= for all rows, or an explicit lag such as lag='45D'.")
     void = frame[list(table.key)].isna().any(axis=1)
+    no_nul([list(frame[c].unique()) for c, t in table.key.items() if t == "VARCHAR"])
     if void.any(): raise DataError(f"{void.sum():,} rows for {table.name} have no {' or '.join(table.key)}.",
                                    "Leave them out, or fill the key.")
     return frame
@@ -93,7 +94,7 @@ SELECT n.* EXCLUDE (v, pos, last, known_at), versions > 0 AS again,
        CASE WHEN taken THEN greatest($now, top + INTERVAL 1 MICROSECOND) ELSE known_at END AS known_at
 FROM numbered n JOIN kept USING (pos) LEFT JOIN tops USING ({key}) WHERE NOT taken OR n.v IS DISTINCT FROM now_v"""
 
-# %% ../../nbs/data/13d_facts.ipynb #6343c615
+# %% ../../nbs/data/13d_facts.ipynb #4a879446
 @dataclass(frozen=True)
 class Added:
     "What one call did to a table."
@@ -120,7 +121,7 @@ def add(self: Facts,
     with self.writer(), self.con.cursor() as cur:
         try:
             new, again = self._stage_facts(cur, made, rows, received)
-            if new + again: self._store_facts(cur, made)
+            if new + again: self._store_facts(cur, made); self.seal()
         except duckdb.Error as e:
             raise LakeUnavailable(f"Nothing was added to {table}: {line(e)}.", advice(e, "Check the types of the columns, then add the rows again.")) from e
     return Added(table, new, again, len(rows) - new - again, self.snapshot())

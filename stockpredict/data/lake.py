@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLES', 'Lake', 'current', 'Appended']
 
-# %% ../../nbs/data/14_lake.ipynb #c05ea664
+# %% ../../nbs/data/14_lake.ipynb #e82733ef
 import hashlib, json
 from dataclasses import dataclass
 import duckdb, pandas as pd
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
 from .adjust import NOISE, adjust, price_factors
 from .bars import BAR_COLUMNS
-from .store import FIRST, LAST, advice, arrow, line, moment
+from .store import FIRST, LAST, advice, arrow, line, moment, no_nul
 from .upkeep import Kept
 
 # %% ../../nbs/data/14_lake.ipynb #6470cfa3
@@ -226,7 +226,7 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain): # the
         raise
     return done
 
-# %% ../../nbs/data/14_lake.ipynb #abd1dd2f
+# %% ../../nbs/data/14_lake.ipynb #754b66f3
 @patch
 def append(self: Lake,
     bars: pd.DataFrame, # bars of one source, in the form of `tidy_bars`; adj_close is used when present
@@ -240,6 +240,7 @@ def append(self: Lake,
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
     names = sorted({s for f in (bars, refused, factors) if f is not None for s in f.source.unique()})
     if len(names) != 1: raise BarsInvalid(f"A batch holds bars of one source; this one holds {len(names)}.", "Append each source by itself.", sources=names)
+    no_nul([names, list(bars.ticker.unique())])
     params = dict(source=names[0], now=received, noise=NOISE)
     with self.writer(), self.con.cursor() as cur:
         try:

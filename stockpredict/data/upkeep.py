@@ -195,17 +195,18 @@ def retain(self: Kept,
     if not dry_run and plan.rows.sum(): self._purge(plan[plan.rows > 0])
     return plan.drop(columns="column")
 
-# %% ../../nbs/data/13e_upkeep.ipynb #0e8612b1
+# %% ../../nbs/data/13e_upkeep.ipynb #2cc4a4cb
 @patch
 def _purge(self: Kept, plan): # delete, in one transaction
     with self.writer(), self.con.cursor() as cur:
         try:
-            cur.execute("BEGIN")
+            cur.execute("BEGIN"); self.step("purge begun")
             for row in plan.itertuples(): cur.execute(f"DELETE FROM lake.{row.table} WHERE {row.column} < $before", dict(before=row.before))
-            self.purged(cur)
-            cur.execute("COMMIT"); self.seal()
+            self.purged(cur); self.step("purged")
+            cur.execute("COMMIT"); self.step("purge committed")
+            self.seal()
         except duckdb.Error as e:
-            raise LakeUnavailable(f"Nothing was purged: {line(e)}.", advice(e, "Try again later.")) from e
+            raise LakeUnavailable(f"Nothing was purged: {line(e)}.", advice(e, "Try again later.")) from e # closing the cursor rolls back
 
 @patch
 def purged(self: Kept,

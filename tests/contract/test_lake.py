@@ -283,3 +283,46 @@ def test_opening_a_lake_imports_nothing_heavy():
     heavy = "great_expectations skfolio arch torch mlflow lightning optuna prefect papermill lightgbm sklearn matplotlib statsmodels".split()
     code = f"import sys, stockpredict.data.ingest; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+# ---- upkeep
+
+
+def test_a_pinned_snapshot_survives_expiry_and_purge_and_the_rest_stays_true(tmp_path):
+    bars = sample_bars(tickers=2, sessions=60)
+    cut = np.sort(bars.event_time.unique())[-30]
+    with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
+        first = lake.append(bars[bars.event_time < cut], now="2024-01-01")
+        lake.append(bars, now="2024-01-02")
+        lake.pin("run-1", first.snapshot)
+        asked = lake.retain(dict(bars=1), now=cut + pd.DateOffset(years=1))
+        assert asked.rows.tolist() == [(bars.event_time < cut).sum()] and len(lake.bars()) == len(bars), "a dry run only says"
+        lake.retain(dict(bars=1), now=cut + pd.DateOffset(years=1), dry_run=False)
+        assert len(lake.bars()) == (bars.event_time >= cut).sum() and lake.verify() == lake.mark() == lake.fingerprint()
+        lake.upkeep(days=0, grace="0s", dry_run=False)
+        assert lake.fingerprint("run-1") == first.fingerprint and len(lake.bars(snapshot="run-1")) == (bars.event_time < cut).sum()
+        with pytest.raises(LakeUnavailable, match=r"lake\.snapshots"): lake.bars(snapshot=first.snapshot + 1)
+        assert lake.append(bars[bars.event_time >= cut], now="2024-02-01").batch == "" and lake.verify()
+        with pytest.raises(DataError, match="no table tickers"): lake.retain(dict(tickers=1))
+
+
+def test_the_diary_carries_what_reading_everything_finds(lake):
+    "Corrections, late versions, new bars and factors: the carried sums equal the recomputed ones after every batch."
+    rng, s = np.random.default_rng(3), "carried"
+    for i in range(6):
+        days = rng.integers(0, 6, 5)
+        batch = pd.concat([rows(s, *[(int(d), int(rng.integers(1, 4)), int(rng.integers(1, 90))) for d in days[:3]]),
+                           adjusted_rows(s, [float(rng.integers(5, 9))] * 3, rng.choice([.5, 1.], 3))]).drop_duplicates(["ticker", "event_time", "known_at"])
+        done = lake.append(batch, now=f"2024-03-0{i + 1}")
+        assert lake.mark(s) == lake.fingerprint(source=s) and done.fingerprint == lake.mark(s)
+
+
+def test_a_lake_of_an_earlier_version_gains_its_new_columns(tmp_path):
+    bars, s = sample_bars(tickers=2, sessions=30), Settings().with_(**{"storage.home": str(tmp_path)}).storage
+    with Lake(s) as lake:
+        lake.append(bars, now="2024-01-01")
+        for table, column in (("bars", "revised"), ("ingests", "sums")): lake.con.execute(f"ALTER TABLE lake.{table} DROP COLUMN {column}")
+    with Lake(s) as lake:
+        changed = bars.assign(close=bars.close * 2, high=bars.high * 2)
+        assert lake.append(changed, now="2024-01-02").rows_corrected == len(bars) and lake.verify() == lake.mark()
+        assert lake.bars().close.tolist() == changed.close.tolist() and lake.bars(as_of="2024-01-01").close.tolist() == bars.close.tolist()
