@@ -117,7 +117,7 @@ def _centred(x): # ranks from -1/2 to +1/2, 0 where undefined
     n = np.isfinite(r).sum(1, keepdims=True)
     return np.nan_to_num((r - (n + 1) / 2) / np.maximum(n - 1, 1)).astype("float32")
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #72787ddd
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #91e88a84
 @dataclass(frozen=True, repr=False)
 class Study:
     "What features are worth alone, on the rows of a training period."
@@ -136,6 +136,7 @@ class Study:
         return (f"Study of {t.index.get_level_values(0).nunique()} features at {t.index.get_level_values(1).nunique()} horizons up to {self.until:%Y-%m-%d}: "
                 f"{int((t.holm < self.alpha).sum())} of {self.tests} tests stand after Holm, {int((t.bh < self.alpha).sum())} after Benjamini-Hochberg")
 
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #6858185b
 def study(
     panel: Panel, # a market
     names, # features or sets; or name -> anything `ic` takes, computed on the panel cut at `until`
