@@ -153,7 +153,7 @@ def names(self: Store) -> list[str]: # sorted
     "The tables there are."
     return self.rows("SELECT table_name AS t FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1").t.tolist()
 
-# %% ../../nbs/data/13c_store.ipynb #4b95feae
+# %% ../../nbs/data/13c_store.ipynb #47a168c7
 def no_nul(
     values, # names, and lists of names
 ):
@@ -162,6 +162,7 @@ def no_nul(
     if bad := next((t for t in texts if "\0" in t), None):
         raise DataError(f"{ascii(bad)[:40]} holds a NUL character.", "Names are plain text: leave the character out.")
 
+# %% ../../nbs/data/13c_store.ipynb #6e77bbe6
 @patch
 def rows(self: Store,
     query: str, # SQL with `$name` parameters, tables as `lake.bars`

@@ -123,7 +123,7 @@ def check_files(self: Kept):
     raise LakeUnavailable(f"{one.file} of the table {one.table} {one.what}{more}.",
                           f"Restore it from a backup; versions up to {bad.intact.min()} do not need it and still read.", files=bad.file.tolist())
 
-# %% ../../nbs/data/13e_upkeep.ipynb #6ededc7b
+# %% ../../nbs/data/13e_upkeep.ipynb #e50f1269
 @patch
 def _chore(self: Kept, statement, **params): # one CALL of DuckLake under the lock
     with self.writer():
@@ -151,6 +151,7 @@ def expire(self: Kept,
     if len(old) and not dry_run: self._chore(f"CALL ducklake_expire_snapshots('lake', versions => {old.snapshot.astype(int).tolist()})")
     return old
 
+# %% ../../nbs/data/13e_upkeep.ipynb #3de451e0
 @patch
 def clean(self: Kept,
     grace: str = "1D", # leave files that were needed this recently
