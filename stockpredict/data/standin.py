@@ -105,7 +105,7 @@ def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple
     rows = {r["timestamp"]: {names[c]: str(r[c]) for c in names} for r in table.to_dict("records")}
     return 200, json.dumps({"Meta Data": {"2. Symbol": ticker}, "Time Series (Daily)": rows})
 
-# %% ../../nbs/data/13a_standin.ipynb #d29233a6
+# %% ../../nbs/data/13a_standin.ipynb #cce141c0
 BODIES = dict(yahoo=yahoo_body, tiingo=tiingo_body, fmp=fmp_body, alphavantage=alphavantage_body)
 PATHS = [("yahoo", r"/v8/finance/chart/([^/]+)"), ("tiingo", r"/tiingo/daily/([^/]+)/prices"), ("tiingo", r"/tiingo/.*|/iex/.*"),
          ("fmp", r"/stable/.*"), ("alphavantage", r"/query"), ("fred", r"/fred/.*")]
@@ -113,10 +113,12 @@ PATHS = [("yahoo", r"/v8/finance/chart/([^/]+)"), ("tiingo", r"/tiingo/daily/([^
 def whose(
     path: str, # of a request, decoded
     query: dict, # its parameters
+    paths: list[tuple] = PATHS, # pairs of vendor and pattern, tried in order
 ) -> tuple[str, str]: # vendor and ticker, "" where there is none
     "Whom a request is meant for, and about what."
-    for name, pattern in PATHS:
+    for name, pattern, *named in paths:
         if found := re.fullmatch(pattern, path):
+            if any(named): return name, named[0](query).upper()
             ticker = found[1] if found.groups() else query.get("symbol") or query.get("series_id") or query.get("tickers") or ""
             return name, ticker.upper().replace(".", "-") if name == "alphavantage" else ticker.upper()
     return "", ""
@@ -161,7 +163,7 @@ REFUSALS = {
                        yahoo={"chart": {"result": None, "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"}}}),
 }
 
-# %% ../../nbs/data/13a_standin.ipynb #11d5cbe1
+# %% ../../nbs/data/13a_standin.ipynb #8f17762b
 def spoil_goods(
     kind: str, # a key of `FAULTS`
     g: pd.DataFrame, # what would be sold
@@ -187,7 +189,7 @@ def spoil_answer(
     if kind in REFUSALS: return 200, {}, json.dumps(REFUSALS[kind].get(vendor, {"error": kind})).encode()
     if kind == "html": return 200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html><title>We will be back soon</title></html>"
     if kind == "garbage": return 200, {}, bytes(rng.randrange(256) for _ in range(800))
-    changed = dict(truncated=text[:len(text) * 2 // 3], renamed=re.sub(r"\bclose\b", "closing", text), deep="[" * 300_000, bom="\ufeff" + text,
+    changed = dict(truncated=text[:len(text) * 2 // 3], renamed=re.sub(r"\bclose\b", "closing", text, flags=re.I), deep="[" * 300_000, bom="\ufeff" + text,
                    semicolons=text if text[:1] in "[{" else text.replace(",", ";"),
                    strings=re.sub(r'(: |, ?|\[)(-?\d+\.\d+)(?=[,}\]])', r'\1"\2"', text)).get(kind, text)
     if kind == "bomb": return 200, {"Content-Encoding": "gzip"}, gzip.compress(b"[" + b" " * (fault.mb << 20), 1)
@@ -217,7 +219,7 @@ class Recorded:
         best = max(self.rows, key=fit, default=None)
         return (int(best.get("status") or 200), (self.folder / best["file"]).read_bytes()) if best and fit(best) else None
 
-# %% ../../nbs/data/13a_standin.ipynb #073554b7
+# %% ../../nbs/data/13a_standin.ipynb #d7f9239d
 class StandIn:
     "A server on loopback that speaks like several vendors and fails on command."
     def __init__(self,
@@ -228,7 +230,17 @@ class StandIn:
     ):
         self.goods, self.recorded = goods(bars) if bars is not None else {}, Recorded(folder) if folder else None
         self.rng, self.port, self.faults, self.requests = random.Random(seed), port, [], []
-        self.loop, self.ready = None, threading.Event()
+        self.loop, self.ready, self.paths, self.bodies = None, threading.Event(), list(PATHS), dict(BODIES)
+
+    def teach(self,
+        vendor: str, # name of another vendor
+        pattern: str, # of its paths; a first group is the ticker, else the query's `symbol`
+        body, # function of ticker, goods and query, giving status and text
+        ticker = None, # function of the query, for vendors that neither name it in the path nor call it symbol
+    ):
+        "Let the stand-in speak like one vendor more."
+        self.paths.insert(0, (vendor, pattern, ticker)); self.bodies[vendor] = body
+        return self
 
     @property
     def url(self) -> str:
@@ -251,7 +263,7 @@ class StandIn:
     def __enter__(self): return self.start()
     def __exit__(self, *_): self.stop()
 
-# %% ../../nbs/data/13a_standin.ipynb #37744ba8
+# %% ../../nbs/data/13a_standin.ipynb #3eb004e7
 @patch
 def answer(self: StandIn,
     path: str, # decoded
@@ -259,7 +271,7 @@ def answer(self: StandIn,
     wish: str = "", # a fault for this request alone
 ) -> tuple[int, dict, bytes, Fault | None]: # status, headers, body, and the fault at work
     "What to say to a request; it is written down."
-    vendor, ticker = whose(path, query)
+    vendor, ticker = whose(path, query, self.paths)
     fault = Fault(wish) if wish else self._next_fault(vendor, ticker)
     public = {k: v for k, v in query.items() if k not in ("apikey", "api_key", "token", "fault")}
     self.requests.append(dict(vendor=vendor, ticker=ticker, path=path, query=public, fault=fault.kind if fault else "", at=time.time()))
@@ -278,10 +290,10 @@ def _next_fault(self: StandIn, vendor, ticker): # the first that is due, counted
 def _plain(self: StandIn, vendor, ticker, path, query, fault): # the answer, were it not for faults in what is said
     kind = {"Content-Type": "application/json"}
     if self.recorded and (found := self.recorded.find(path, query)): return found[0], kind, found[1]
-    if vendor not in BODIES: return 404, kind, b'{"detail": "Not found."}'
+    if vendor not in self.bodies: return 404, kind, b'{"detail": "Not found."}'
     g = self.goods.get(ticker)
     if fault and g is not None: g = spoil_goods(fault.kind, g)
-    status, text = BODIES[vendor](ticker if not fault or fault.kind != "other" else "OTHER", g, query)
+    status, text = self.bodies[vendor](ticker if not fault or fault.kind != "other" else "OTHER", g, query)
     return status, kind, text.encode()
 
 # %% ../../nbs/data/13a_standin.ipynb #fe0c1fc8

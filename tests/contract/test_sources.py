@@ -15,6 +15,7 @@ from stockpredict.data.bars import BAR_COLUMNS, as_bars
 from stockpredict.data.quality import FEW, RULES, inspect
 from stockpredict.data.simulate import sample_bars, simulate
 from stockpredict.data.sources import Source, make_source, sources, universe
+from stockpredict.data.standin import StandIn
 
 NOW = pd.Timestamp("2024-01-01", tz="UTC")
 
@@ -30,10 +31,16 @@ def files(path, **more):
 # ---- what every source promises
 
 
-@pytest.mark.parametrize("name", ["sample", "indices", "files", "simulated"])
-def test_every_source_keeps_the_contract(tmp_path, name):
+@pytest.mark.parametrize("name", ["sample", "indices", "files", "simulated", "vendors"])
+def test_every_source_keeps_the_contract(tmp_path, name, request):
     sample_bars().drop(columns=["source", "known_at"]).to_csv(tmp_path / "bars.csv", index=False)
-    s = given(data__source=name, data__files_path=str(tmp_path), simulated__tickers=4, simulated__sessions=60)
+    more = dict(simulated__tickers=4, simulated__sessions=60)
+    if name == "vendors":
+        standin = StandIn(sample_bars()).start()
+        request.addfinalizer(standin.stop)
+        more = dict(data__universe=["BBB", "AAA"], storage__home=str(tmp_path / "home"),
+                    sources__base_urls=f"all={standin.url}", sources__budgets="yahoo=500/500")
+    s = given(data__source=name, data__files_path=str(tmp_path), **more)
     assert isinstance(s, Source) and s.label.endswith((".", "?")) and len(s.label) > 40 and s.id
     tickers = s.tickers()
     assert tickers == sorted(set(tickers)) and tickers
@@ -94,7 +101,7 @@ def test_unknown_sources_and_tickers_get_near_ones():
     with pytest.raises(BarsInvalid, match="is no ticker"): universe(Settings().with_(**{"data.universe": ["'; DROP"]}))
     assert universe(Settings().with_(**{"data.universe": ["xom", "AAPL"]})) == ["XOM", "AAPL"]
     assert universe(Settings()) == given(data__source="sample").tickers()
-    assert {"sample", "indices", "files", "simulated"} <= set(sources)
+    assert {"sample", "indices", "files", "simulated", "vendors"} <= set(sources)
 
 
 # ---- files

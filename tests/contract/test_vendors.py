@@ -19,6 +19,7 @@ from stockpredict.core.settings import Settings
 from stockpredict.data.bars import tidy_bars
 from stockpredict.data.ingest import ingest, load_bars, portions
 from stockpredict.data.lake import Lake
+from stockpredict.data.promises import PROMISES, keeps_promises
 from stockpredict.data.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn, goods, recent_market, splits_of
 from stockpredict.data.tables import fundamentals, macro, news, read_actions, read_macro, read_news, read_reported, read_statements
@@ -539,3 +540,23 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
             assert lake.add(table, frame, source="x").rows_new > 0
             assert lake.add(table, frame, source="x").rows_new == 0, "said before, not stored again"
     with pytest.raises(VendorFailed, match="FRED_API_KEY is not set"): macro(s.with_(**{"sources.base_urls": {}}), "GDP")
+
+
+# ---- the promises of an adapter
+
+
+@pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage", "alphavantage_adjusted"])
+def test_every_adapter_keeps_its_promises(vendor, market):
+    speak = lambda s: s.teach(vendor, "/query", s.bodies["alphavantage"])
+    kept = keeps_promises(vendor, market[market.ticker == "AAA"], speak if vendor == "alphavantage_adjusted" else None)
+    assert kept[~kept.kept].to_dict("records") == [] and len(kept) == len(PROMISES) + 6
+
+
+def test_the_guide_adds_a_vendor_in_under_forty_lines(root):
+    cells = ["".join(c["source"]) for c in json.loads((root / "nbs/guides/add_a_source.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    adapter, teaching = (next(c for c in cells if mark in c) for mark in ("@vendor", "def teach"))
+    assert sum(bool(line.strip()) for line in (adapter + "\n" + teaching.split("with StandIn")[0]).splitlines()) < 40
+    code = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(cells)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=root / "nbs" / "guides")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{len(PROMISES) + 6} of {len(PROMISES) + 6} promises kept" in done.stdout
