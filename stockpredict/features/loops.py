@@ -198,23 +198,39 @@ def extremes(x, n, sign):
             for j in range(size): out[t, j] = sign * best[j]
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #c3b1edae
+# %% ../../nbs/features/18a_loops.ipynb #9375353e
 @compiled
 def ages(x, n, sign, oldest):
     "Bars since the largest of `n` bars times `sign`; on a tie the newest, or the oldest."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    best, age, zero = np.empty(size, np.float32), np.empty(size, np.float32), np.float32(0)
-    for t in range(n - 1, rows):
-        for j in range(size): best[j] = sign * x[t, j]; age[j] = zero
-        for k in range(1, n):
-            past, back = x[t - k], np.float32(k)
+    out, zero = np.full((rows, size), np.float32(np.nan)), np.float32(0)
+    row4, ring, when = np.zeros((4, size), np.float32), np.zeros((2 * n, size), np.float32), np.zeros((2 * n, size), np.float32)
+    new, age, best, since = row4[0], row4[1], row4[2], row4[3]
+    for t in range(rows):
+        for j in range(size): new[j] = sign * x[t, j]; age[j] = zero
+        width, done = 1, 0
+        while True:
+            row, aged = ring[width - 1 + (t & (width - 1))], when[width - 1 + (t & (width - 1))]
+            if n & width:
+                past, then, back = ring[width - 1 + ((t - done) & (width - 1))], when[width - 1 + ((t - done) & (width - 1))], np.float32(done)
+                for j in range(size):
+                    a, b = (new[j], age[j]) if done == 0 else (past[j], then[j] + back)
+                    keep = ((best[j] > a) | (best[j] == a) & (not oldest) | (best[j] != best[j])) & (done > 0)
+                    best[j] = best[j] if keep else a
+                    since[j] = since[j] if keep else b
+                done += width
+            if 2 * width > n: break
+            back = np.float32(width)
             for j in range(size):
-                v = sign * past[j]
-                older = v > best[j] or (oldest and v == best[j]) or v != v
-                best[j] = v if older and best[j] == best[j] else best[j]
-                age[j] = back if older else age[j]
-        for j in range(size): out[t, j] = age[j] if best[j] == best[j] else np.nan
+                a, b, v, w = row[j], aged[j] + back, new[j], age[j]
+                row[j] = v; aged[j] = w
+                keep = (v > a) | (v == a) & (not oldest) | (v != v)
+                new[j] = v if keep else a
+                age[j] = w if keep else b
+            width *= 2
+        row[:] = new; aged[:] = age
+        if t >= n - 1:
+            for j in range(size): out[t, j] = since[j] if best[j] == best[j] else np.nan
     return out
 
 # %% ../../nbs/features/18a_loops.ipynb #8b397667

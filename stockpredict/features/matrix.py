@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['DECAY', 'LEAST', 'SCALES', 'Spec', 'volatility_of', 'comparable', 'Inputs', 'make_inputs']
 
-# %% ../../nbs/features/27_matrix.ipynb #b31f1ce8
+# %% ../../nbs/features/27_matrix.ipynb #eea02359
 import hashlib, json, math
 from dataclasses import dataclass, field, replace
 import pandas as pd
 import torch
 from torch import Tensor
 from ..core.errors import FeatureError
-from .catalogue import as_features, proven_values, resolve
+from .catalogue import as_features, in_turn, resolve
 from .kernels import memory
 from .panel import Panel
 from .series import Series
@@ -105,7 +105,7 @@ class Inputs:
         shape = f"{len(self)} sessions x {len(self.tickers)} tickers x {len(self.names)} features"
         return f"Inputs of {shape}, {self.usable.float().mean():.1%} usable"
 
-# %% ../../nbs/features/27_matrix.ipynb #bdd82c23
+# %% ../../nbs/features/27_matrix.ipynb #a10a2aac
 def make_inputs(
     panel: Panel, # the market as known
     spec: Spec, # what to compute
@@ -114,8 +114,7 @@ def make_inputs(
     chosen, here = as_features(list(spec.names)), panel.present
     x = torch.empty(*here.shape, len(chosen), dtype=torch.float32, device=panel.device)
     coverage, bars = torch.zeros(len(chosen)), max(1, int(here.sum()))
-    for i, f in enumerate(chosen):
-        v = proven_values(f, panel)
+    for i, (f, v) in enumerate(in_turn(panel, chosen, 32)):
         coverage[i] = int((~v.isnan()).sum()) / bars
         x[:, :, i] = comparable(v, panel.grid, spec.normalise, f.across)
     volatility = volatility_of(panel).values.float()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stockpredict.features import kernels as K
+from stockpredict.features import loops
 from stockpredict.features.catalogue import compute, features
 from stockpredict.features.panel import Panel
 
@@ -112,7 +113,7 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
     own_test = {"market_vol_20", "dispersion_20"}
     talib = {"rsi_14", "macd", "atr_14", "bollinger_20", "stochastic_14", "obv_slope_20", "money_flow_14", "mom_21", "sma_ratio_50",
              "ema_ratio_20", "trend_20", "range_20"}
-    assert set(features.names()) <= talib | set(PANDAS) | set(twins) | own_test
+    assert {n for n in features.names() if not n.startswith("alpha_")} <= talib | set(PANDAS) | set(twins) | own_test
 
 
 def test_the_weather_features_equal_pandas():
@@ -122,7 +123,7 @@ def test_the_weather_features_equal_pandas():
     np.testing.assert_allclose(got["dispersion_20"][:, 2].numpy(), year(RET.std(axis=1, ddof=0).rolling(20).mean()), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", features.names())
+@pytest.mark.parametrize("name", [n for n in features.names() if not n.startswith("alpha_")])
 def test_single_precision_is_precise_enough(name):
     "float32 panels, the default, against float64 ones: the error is far below what a rank notices."
     wide = compute(PANEL, [name])[name]
@@ -147,8 +148,83 @@ def test_windows_of_every_length_equal_a_loop():
         if n > 1:
             pairs += [(K.rolling_var(x, n), roll.var()), (K.rolling_cov(x, y, n), roll.cov(fy, ddof=0)),
                       (K.rolling_slope(x, n), roll.apply(lambda w: np.polyfit(np.arange(len(w)), w, 1)[0], raw=True))]
+            line = np.arange(n) - (n - 1) / 2
+            pairs += [(K.rolling_rsquare(x, n), roll.apply(lambda w, line=line: np.corrcoef(w, line)[0, 1]**2, raw=True)),
+                      (K.rolling_residual(x, n), roll.apply(lambda w, line=line: w[-1] - w.mean() - (w @ line) / (line @ line) * line[-1], raw=True))]
         if n > 2: pairs += [(K.rolling_skew(x, n), roll.skew())]
+        pairs += [(K.rolling_quantile(x, n, q), roll.quantile(q)) for q in (0., .2, .5, 1.)]
         for got, want in pairs: np.testing.assert_allclose(got.numpy(), want.to_numpy(), rtol=1e-7, atol=1e-9)
+
+
+LOOPS = {
+    "rolling_sum": (), "rolling_mean": (), "rolling_var": (), "rolling_std": (), "rolling_skew": (), "rolling_slope": (), "rolling_rsquare": (),
+    "rolling_residual": (), "rolling_rank": (), "rolling_cov": "y", "rolling_corr": "y", "rolling_beta": "y", "rolling_extreme": (False,),
+    "rolling_age": (True, True), "rolling_quantile": (.8,),
+}
+
+
+def hard_numbers(rows: int = 150, columns: int = 37) -> torch.Tensor:
+    "Trends, ties, a still column, holes, infinities and a late start, in single precision."
+    noise = torch.Generator().manual_seed(3)
+    x = 50 + torch.randn(rows, columns, generator=noise).cumsum(0)
+    x[:, 5:9] = x[:, 5:9].round(); x[:, 9] = 100.1; x[:60, 10] = math.nan; x[70:75, 11] = math.nan; x[80, 12] = math.inf; x[90, 13] = -math.inf
+    return x
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 20, 33, 64, 200])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_compiled_loop_equals_the_tensor_operations(name, n):
+    "Against the tensors in double precision; and bit for bit from any start, beside anybody, and in another order."
+    x = hard_numbers()
+    y = hard_numbers().flip(0).contiguous() + 3
+    args = (y,) if LOOPS[name] == "y" else ()
+    rest = () if args else LOOPS[name]
+    loop = getattr(loops, name)
+    out = loop(x, *args, n, *rest)
+    wide = getattr(K, name)(x.double(), *(a.double() for a in args), n, *rest)
+    still = torch.zeros_like(x, dtype=torch.bool)
+    for a in (x, *args):
+        if n <= len(a): still |= K.rolling_var(a.double(), n) < 1e-9
+    if name in ("rolling_rsquare", "rolling_corr", "rolling_beta", "rolling_skew"): out, wide = (o.masked_fill(still, 0.) for o in (out, wide))
+    known = wide.isfinite() & out.isfinite()
+    assert torch.equal(out.isnan() | out.isinf(), wide.isnan() | wide.isinf())
+    if n <= len(x): torch.testing.assert_close(out.double()[known], wide[known], rtol=2e-5, atol=2e-5 * float(wide[known].abs().mean()))
+    whole = loop(x, *args, n, *rest)
+    for start in (1, 17, 64):
+        for columns in (slice(0, 1), slice(3, 20), slice(36, 37)):
+            part = loop(x[start:, columns], *(a[start:, columns] for a in args), n, *rest)
+            assert torch.equal(part[n - 1:].nan_to_num(-9.), whole[start + n - 1:, columns].nan_to_num(-9.))
+    assert torch.equal(loop(x.flip(1), *(a.flip(1) for a in args), n, *rest).nan_to_num(-9.), whole.flip(1).nan_to_num(-9.))
+
+
+def test_compiled_averages_and_ranks_equal_the_tensor_operations():
+    x = hard_numbers(); x[x.isinf()] = 40.
+    for decay, least in ((.5, 1), (.9, 5), (.94, 20), (.99, 50)):
+        out, wide = loops.exp_mean(x, decay, least), K.exp_mean(x.double(), decay, least)
+        assert torch.equal(out.isnan(), wide.isnan())
+        torch.testing.assert_close(out.double(), wide, rtol=1e-5, atol=1e-6, equal_nan=True)
+        n = K.memory(decay)
+        if n < 150: assert torch.equal(loops.exp_mean(x[150 - n:], decay, least)[-1].nan_to_num(-9.), out[-1].nan_to_num(-9.))
+    x[3] = math.nan; x[4] = -x[4]; x[5, :9] = 0.; x[5, :4] *= -1
+    assert torch.equal(loops.rank_across(x).nan_to_num(-9.), K.rank_across(x).nan_to_num(-9.))
+    assert torch.equal(loops.mean_across(x).nan_to_num(-9.), K.mean_across(x).nan_to_num(-9.))
+    mean = K.mean_across(x)
+    assert torch.equal(loops.spread_across(x)[1].nan_to_num(-9.), K.sqrt(K.mean_across((x - mean)**2)).nan_to_num(-9.))
+
+
+def test_a_loop_is_compiled_even_where_nothing_can_be_stored(tmp_path, monkeypatch):
+    "A package that may not be written to, and no folder of one's own: compiled in memory."
+    import numba
+    real, asked = numba.njit, []
+    def refusing(**options):
+        asked.append(options["cache"])
+        if options["cache"]: return lambda func: (_ for _ in ()).throw(RuntimeError("cannot cache function: no locator available"))
+        return real(**options)
+    monkeypatch.setattr(numba, "njit", lambda **options: refusing(**{"cache": False, **options}))
+    again = loops.compiled(loops.settle.func)
+    out = np.zeros((1, 2), np.float32)
+    again(np.array([[1., np.inf]], np.float32), np.ones((1, 2), bool), out, 0)
+    assert asked == [True, False] and out[0, 0] == 1 and np.isnan(out[0, 1])
 
 
 def test_exponential_averages_equal_pandas_and_both_weight_paths_agree():
