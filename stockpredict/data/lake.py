@@ -81,10 +81,9 @@ def bars(self: Lake,
     factors = self.rows(f"FROM ({current('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some)
     return adjust(found, factors)
 
-# %% ../../nbs/data/14_lake.ipynb #baa2a12e
+# %% ../../nbs/data/14_lake.ipynb #0e342d43
 _HELD = """CREATE OR REPLACE TEMP TABLE held AS SELECT ticker, event_time, known_at, stated, open, high, low, close, volume, source FROM lake.bars
-WHERE source = $source AND event_time BETWEEN (SELECT min(event_time) FROM batch) AND (SELECT max(event_time) FROM batch)
-  AND ticker IN (SELECT ticker FROM batch)"""
+WHERE source = $source AND event_time BETWEEN $start AND $end AND ticker BETWEEN $low AND $high AND ticker IN (SELECT unnest($names))"""
 _PLAIN = "CREATE OR REPLACE TEMP VIEW fresh AS SELECT *, true AS stated, false AS revised FROM batch" # nothing of it is held, nothing came twice
 _FRESH = """CREATE OR REPLACE TEMP TABLE fresh AS
 WITH incoming AS (SELECT DISTINCT *, row(open, high, low, close, volume) AS v FROM batch),
@@ -122,7 +121,7 @@ class Appended:
     batch: str # name of the batch; "" when there was nothing to store
     fingerprint: str # of the source's bars after the batch
 
-# %% ../../nbs/data/14_lake.ipynb #8d93933b
+# %% ../../nbs/data/14_lake.ipynb #9ece1080
 _AGAIN = "SELECT count(*) FROM (SELECT 1 FROM batch GROUP BY ticker, event_time HAVING count(*) > 1 LIMIT 1)"
 _COUNTS = """SELECT (SELECT count(*) FROM fresh), (SELECT count(*) FROM fresh WHERE revised),
     (SELECT count(*) FROM fresh_factors), (SELECT count(*) FROM fresh_refused)"""
@@ -135,7 +134,10 @@ def _stage(self: Lake, cur, bars, refused, factors, params) -> tuple: # nothing 
     found = price_factors(bars) if "adj_close" in bars else price_factors(bars[:0].assign(adj_close=0.))
     known = ["ticker", "event_time", "known_at", "factor", "source"]
     cur.register("factors", arrow(found if factors is None else pd.concat([found, factors])[known], known))
-    cur.execute(_HELD, source)
+    names = sorted(bars.ticker.unique())
+    low, high = (names[0], names[-1]) if names else (None, None)
+    start, end = (bars.event_time.min(), bars.event_time.max()) if names else (None, None)
+    cur.execute(_HELD, source | dict(start=start, end=end, low=low, high=high, names=names))
     plain = not cur.execute("SELECT count(*) FROM held").fetchone()[0] and not cur.execute(_AGAIN).fetchone()[0]
     cur.execute(_PLAIN) if plain else cur.execute(_FRESH, dict(now=params["now"]))
     cur.execute(_FACTORS, params)
