@@ -6,8 +6,8 @@
 __all__ = ['REASONS', 'STATUS', 'backoff', 'retry_after', 'vendor_error', 'Failure', 'Key', 'Ask', 'Budget', 'Ledger', 'Breaker',
            'Unpack', 'sniff', 'scrub', 'guard_logs', 'Lane', 'Polite', 'run_async']
 
-# %% ../../nbs/core/04_http.ipynb #1689ad61
-import asyncio, email.utils, logging, os, random, re, sqlite3, time, zlib
+# %% ../../nbs/core/04_http.ipynb #8e1ddf33
+import asyncio, email.utils, functools, logging, os, random, re, sqlite3, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -297,7 +297,12 @@ class Polite:
         if vendor not in self.lanes: self.lanes[vendor] = Lane(self.budgets.get(vendor, Budget()), Breaker(clock=self.clock))
         return self.lanes[vendor]
 
-# %% ../../nbs/core/04_http.ipynb #19bbdc56
+# %% ../../nbs/core/04_http.ipynb #797ebe21
+@functools.cache
+def _trusted(): # certificates, read once for all sessions
+    import httpx
+    return httpx.create_ssl_context()
+
 @patch
 @asynccontextmanager
 async def session(self: Polite):
@@ -306,7 +311,7 @@ async def session(self: Polite):
     guard_logs()
     headers = {"User-Agent": "Mozilla/5.0 (compatible; stockpredict)", "Accept-Encoding": "gzip", "Accept": "application/json, text/csv, */*;q=0.1"}
     limits, timeout = httpx.Limits(max_connections=self.at_once), httpx.Timeout(self.deadline, connect=min(10, self.deadline))
-    async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as self.http:
+    async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_trusted()) as self.http:
         self.gate = asyncio.Semaphore(self.at_once)
         yield self
 

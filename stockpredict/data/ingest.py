@@ -97,7 +97,7 @@ def rewritten(
     "Tickers of which a bar that is held already came with another close."
     return sorted(ratio.index[(ratio - 1).abs() > 1e-6].unique())
 
-# %% ../../nbs/data/16_ingest.ipynb #a4ede23b
+# %% ../../nbs/data/16_ingest.ipynb #2d2266e8
 @dataclass(frozen=True)
 class IngestReport:
     "What an ingest did."
@@ -120,6 +120,7 @@ class IngestReport:
     checks: list[dict] = field(default_factory=list, repr=False) # every check, see `Quality`
     vendors: dict = field(default_factory=dict) # who answered -> for how many tickers
     requests: int = 0 # sent to vendors
+    troubles: dict = field(default_factory=dict) # `vendor: reason` -> how often, whether or not another vendor stepped in
     failed: list[dict] = field(default_factory=list) # what nobody answered: ticker, start, reason, sentence
     cached: list[str] = field(default_factory=list) # of these, tickers for which the bars held before must do
     missing: list[str] = field(default_factory=list) # tickers without the newest closed session, from a vendor
@@ -145,7 +146,7 @@ def portions(
     parts = [pairs[i:i + (size or len(pairs))] for i in range(0, len(pairs), size or len(pairs))] if pairs else [[]]
     return [[(day, [t for t, start in part if start == day]) for day in sorted({start for _, start in part})] for part in parts]
 
-# %% ../../nbs/data/16_ingest.ipynb #52a6b3c4
+# %% ../../nbs/data/16_ingest.ipynb #cab61ac6
 def _held(lake, source, bars): # the months before a batch
     if not bars.event_time.notna().any() or source not in lake.source_names(): return None
     first = bars.event_time.min()
@@ -154,6 +155,12 @@ def _held(lake, source, bars): # the months before a batch
 def _judge(lake, source, settings, bars, now): # the gate
     return inspect(bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars))
 
+def _rotten(quality): # tickers that would have the whole portion refused, when others would not
+    bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
+    rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
+    return sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)]) if quality.refused else []
+
+# %% ../../nbs/data/16_ingest.ipynb #a4189417
 def _portion(lake, source, settings, asks, now, full, asked_from): # what the lake did, what the gate said, rewritten tickers
     data = settings.data
     bars = source.collect(asks, data.end, lake.step); lake.step("fetched")
@@ -181,11 +188,6 @@ def _portion(lake, source, settings, asks, now, full, asked_from): # what the la
         source.reject(strange, "rescaled", "about a hundred times dearer or cheaper than what is held.")
         source.settle(now); lake.step("settled")
     return done, quality, again
-
-def _rotten(quality): # tickers that would have the whole portion refused, when others would not
-    bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
-    rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
-    return sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)]) if quality.refused else []
 
 # %% ../../nbs/data/16_ingest.ipynb #db25efe2
 def _with_letters(asks, letters, only): # the plan, and in it every letter from its own first day
@@ -243,7 +245,7 @@ def _insist(source, lake): # when nobody said anything usable, say so
     if source.id not in lake.source_names():
         raise SourceUnavailable(f"No vendor answered for any of {len(source.failed)} tickers. {first}", fix, failures=told[:20])
 
-# %% ../../nbs/data/16_ingest.ipynb #444f5bb6
+# %% ../../nbs/data/16_ingest.ipynb #3ccea379
 def _report(lake, source, settings, wanted, done, now):
     total = lambda name: sum(getattr(d, name) for d, _, _ in done)
     last, qualities, sessions = done[-1][0], [q for _, q, _ in done], lake.sessions(source.id)
@@ -271,7 +273,9 @@ def _vendor_part(lake, source, settings, wanted, now): # what only a remote sour
     names = [a["vendor"] for a in source.answered.values()]
     failed = [dict(ticker=t, start=x["start"], reason=f["reason"], sentence=f["sentence"])
               for t, x in sorted(source.failed.items()) for f in x["failures"][-1:]]
+    seen = [f"{f.vendor}: {f.reason}" for f in source.failures]
     return dict(vendors={v: names.count(v) for v in sorted(set(names))}, requests=source.requests, failed=failed, disagreements=source.differ,
+                troubles={x: seen.count(x) for x in sorted(set(seen))},
                 cached=[t for t in sorted(source.failed) if t in newest.index], letters=int(waiting.source.eq(source.id).sum()),
                 missing=[t for t in wanted if t not in newest.index or newest[t] < due])
 

@@ -219,7 +219,7 @@ class Recorded:
         best = max(self.rows, key=fit, default=None)
         return (int(best.get("status") or 200), (self.folder / best["file"]).read_bytes()) if best and fit(best) else None
 
-# %% ../../nbs/data/13a_standin.ipynb #d7f9239d
+# %% ../../nbs/data/13a_standin.ipynb #4feb7998
 class StandIn:
     "A server on loopback that speaks like several vendors and fails on command."
     def __init__(self,
@@ -231,16 +231,6 @@ class StandIn:
         self.goods, self.recorded = goods(bars) if bars is not None else {}, Recorded(folder) if folder else None
         self.rng, self.port, self.faults, self.requests = random.Random(seed), port, [], []
         self.loop, self.ready, self.paths, self.bodies = None, threading.Event(), list(PATHS), dict(BODIES)
-
-    def teach(self,
-        vendor: str, # name of another vendor
-        pattern: str, # of its paths; a first group is the ticker, else the query's `symbol`
-        body, # function of ticker, goods and query, giving status and text
-        ticker = None, # function of the query, for vendors that neither name it in the path nor call it symbol
-    ):
-        "Let the stand-in speak like one vendor more."
-        self.paths.insert(0, (vendor, pattern, ticker)); self.bodies[vendor] = body
-        return self
 
     @property
     def url(self) -> str:
@@ -263,7 +253,18 @@ class StandIn:
     def __enter__(self): return self.start()
     def __exit__(self, *_): self.stop()
 
-# %% ../../nbs/data/13a_standin.ipynb #3eb004e7
+# %% ../../nbs/data/13a_standin.ipynb #b27dbb67
+@patch
+def teach(self: StandIn,
+    vendor: str, # name of another vendor
+    pattern: str, # of its paths; a first group is the ticker, else the query's `symbol`
+    body, # function of ticker, goods and query, giving status and text
+    ticker = None, # function of the query, for vendors that neither name it in the path nor call it symbol
+) -> StandIn: # itself
+    "Let the stand-in speak like one vendor more."
+    self.paths.insert(0, (vendor, pattern, ticker)); self.bodies[vendor] = body
+    return self
+
 @patch
 def answer(self: StandIn,
     path: str, # decoded

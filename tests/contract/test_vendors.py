@@ -211,6 +211,7 @@ def test_a_fallback_continues_one_history(given, standin):
     standin.fault("500", 99, vendor="yahoo")
     later = ingest(s, NOW)
     assert later.vendors == {"tiingo": 2} and later.rows_corrected == 0 and later.rows_new == 14 and later.failed == []
+    assert later.troubles == {"yahoo: server-error": 2}, "a failure that cost nothing is told all the same"
     assert answers(s).vendor.tolist() == ["yahoo", "yahoo", "tiingo", "tiingo"]
     assert load_bars(s).groupby("ticker").size().to_dict() == {"AAA": 296, "BBB": 299}
 
