@@ -117,7 +117,7 @@ def unit_error(m: Moves) -> np.ndarray: # every bar at a level that is not the t
     out[hurt] = level[hurt] != usual.reindex(ticker[hurt]).to_numpy()
     return out
 
-# %% ../../nbs/data/11b_detect.ipynb #15a36278
+# %% ../../nbs/data/11b_detect.ipynb #6558dc3d
 def missing(m: Moves) -> np.ndarray: # sessions
     "How many sessions lie between a bar and the one before, without a bar of the ticker."
     return np.where(m.place > 0, np.diff(m.session, prepend=m.session[:1]) - 1, 0)
@@ -154,7 +154,7 @@ def split_missing(m: Moves) -> np.ndarray: # the first bar after the split
     off_gap = np.abs((m.gap - np.nan_to_num(m.centre))[at] + np.log(ratio))
     wide = np.clip(2.5 * np.nan_to_num(m.own[at], nan=.02), .02, .10) * np.clip(size[at] / .7, .3, 1.)
     price = np.fmin(m.close[at], m.back(m.close)[at])
-    plausible = np.where(ratio < 1, ratio < .55, (ratio > 1.9) | (price > 1)) & ((price > .05) | np.isfinite(m.money[at]))
+    plausible = np.where(ratio < 1, ratio < .55, (ratio > 1.9) | (price > 1)) & (np.isfinite(m.money[at]) | (price > .05) & ~((.55 < ratio) & (ratio < 1.9)))
     out[at] = plausible & (off < wide) & ~(off_gap > 2 * wide) & ~(np.abs(m.money[at]) > MANY)
     return out
 

@@ -45,11 +45,11 @@ def assign(
         out[inside[out[inside] < 0]] = i
     return said.assign(event=out)
 
-# %% ../../nbs/data/15a_detection.ipynb #84440120
+# %% ../../nbs/data/15a_detection.ipynb #34da1118
 @dataclass(frozen=True)
 class Detection:
     "What was found of known damage."
-    table: pd.DataFrame # index: fault; events, found, noticed, recall, alarms, precision
+    table: pd.DataFrame # index: fault; events, found, noticed, recall, at_least, alarms, precision
     matrix: pd.DataFrame # wounds of each fault (rows) that drew each finding (columns); the last row: findings on healthy bars
     bars: int # in the damaged market
     healthy: int # findings in the same market without damage
@@ -76,7 +76,9 @@ def score(
         rows.append(dict(fault=name, events=len(mine), found=fits.event.nunique(), noticed=on[on.fault == name].event.nunique(),
                          alarms=len(alarms), right=int((alarms.event >= 0).sum())))
     table = pd.DataFrame(rows).set_index("fault")
-    table = table.assign(recall=table.found / table.events, precision=(table.right / table.alarms.where(table.alarms > 0)))
+    from scipy.stats import beta
+    least = np.where(table.found > 0, beta.ppf(.025, table.found, table.events - table.found + 1), 0.)
+    table = table.assign(recall=table.found / table.events, at_least=least, precision=table.right / table.alarms.where(table.found > 0))
     table.attrs["findings"] = len(told)
     matrix = pd.crosstab(on.fault, on.finding).reindex(table.index, fill_value=0)
     matrix.loc["healthy bar"] = told[told.event < 0].finding.value_counts()
@@ -98,7 +100,7 @@ def measure_detection(
     table, matrix = score(events, told)
     return Detection(table, matrix, len(damaged), len(findings(inspect(bars, now=now), bars)))
 
-# %% ../../nbs/data/15a_detection.ipynb #56b47fc4
+# %% ../../nbs/data/15a_detection.ipynb #b554e452
 @patch
 def plot(self: Detection):
     "The confusion matrix: share of the wounds of each kind that drew each finding."
@@ -124,7 +126,7 @@ def __repr__(self: Detection): return self.summary()
 
 @patch
 def _repr_html_(self: Detection):
-    shown = self.table[["events", "found", "noticed", "recall", "alarms", "precision"]].round(3)
+    shown = self.table[["events", "found", "noticed", "recall", "at_least", "alarms", "precision"]].round(3)
     return f"<p>{escape(self.summary())} {escape(self.note)}</p>{shown.to_html()}"
 
 # %% ../../nbs/data/15a_detection.ipynb #910ed02e
