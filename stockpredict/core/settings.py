@@ -175,12 +175,14 @@ class Gate(Section):
     max_r2: float = Field(.03, gt=0, le=1, description="An out-of-sample R² per day above this is treated as a leak.")
     max_sharpe: float = Field(4.0, gt=0, description="A yearly Sharpe ratio after costs above this is treated as a leak.")
 
-# %% ../../nbs/core/02_settings.ipynb #370d6e7e
+# %% ../../nbs/core/02_settings.ipynb #f7a09ad8
 class Stream(Section):
     "The live path: bars and trades that come one by one, through Redis."
     redis_url: str = Field("", description="Redis that carries the stream, redis://… or unix://…; empty starts one inside home.")
-    name: str = Field("stockpredict", pattern=r"^[\w.-]{1,64}$", description="Name of the stream, so that one Redis can carry several: letters, digits, . _ and -.")
-    group: str = Field("lake", pattern=r"^[\w.-]{1,64}$", description="Consumers of one group share the messages; every group gets all of them. Letters, digits, . _ and -.")
+    name: str = Field("stockpredict", pattern=r"^[\w.-]{1,64}$",
+                      description="Name of the stream, so that one Redis can carry several: letters, digits, . _ and -.")
+    group: str = Field("lake", pattern=r"^[\w.-]{1,64}$",
+                       description="Consumers of one group share the messages; every group gets all of them. Letters, digits, . _ and -.")
     maxlen: int = Field(200_000, ge=10, description="Messages that the stream holds at most, read ones included; a sender waits when they are all unread.")
     batch: int = Field(5_000, ge=1, le=100_000, description="Messages that are stored in one go at most.")
     block_ms: int = Field(500, ge=1, le=60_000, description="Milliseconds a consumer waits for the next message before it looks after other things.")
@@ -377,12 +379,12 @@ def with_(self: Settings,
     made.storage._root = self.storage._root
     return made
 
-# %% ../../nbs/core/02_settings.ipynb #645e8aa4
+# %% ../../nbs/core/02_settings.ipynb #d648d4e1
 @patch(as_prop=True)
 def hash(self: Settings) -> str: # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"} # how vendors are asked, not what they say
-    kept = self.model_dump(exclude={"storage": True, "store": True, "stream": True, "serving": True, "schedule": True, "data": {"files_path"}, "sources": network})
+    kept = self.model_dump(exclude=dict.fromkeys(("storage", "store", "stream", "serving", "schedule"), True) | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/core/02_settings.ipynb #d84e93f4

@@ -93,12 +93,13 @@ def failing(
             raise BarsInvalid(f"The quick look before the check '{name}' cleared rows that fail it.", "Call `failing` with whole=len(frame), and report this.")
     return found
 
-# %% ../../nbs/data/15_quality.ipynb #29a5c26a
+# %% ../../nbs/data/15_quality.ipynb #25bf332e
 def _judged(frame, rules): # the rules as one suite of Great Expectations, in memory
     if not len(frame): return {r.name: np.array([], int) for r in rules}
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx, great_expectations.expectations as gxe # slow to import, and needed here only
-    logging.getLogger("great_expectations").setLevel(logging.WARNING) # it would tell every console of its temporary folders
+    for name in ("great_expectations", "great_expectations.data_context.types.base"): # they would tell every console of their temporary folders
+        logging.getLogger(name).setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     suite = gx.ExpectationSuite(name="bars", expectations=[

@@ -168,7 +168,8 @@ def raw(shared, tmp_path_factory):
         spells = read_spells(shared / "reference" / "lean_map_files.csv")
         failed = as_learned(pd.DataFrame(dict(security="WASHINGTON MUTUAL", ticker="WM", event_time=["1998-01-02"], until=["2008-09-29"])))
         lake.add("spells", pd.concat([spells, failed]), source="maps")
-        lake.append(tidy_bars(files, source="raw").dropna(subset="event_time"), now="2024-01-01T12:00Z", factors=read_factors(shared / "reference" / "lean_factor_files.csv", "raw", spells))
+        factors = read_factors(shared / "reference" / "lean_factor_files.csv", "raw", spells)
+        lake.append(tidy_bars(files, source="raw").dropna(subset="event_time"), now="2024-01-01T12:00Z", factors=factors)
         yield lake
 
 
