@@ -63,7 +63,7 @@ def as_known(
     out = np.where(found, x[i], math.nan) if len(x) else np.full(want.shape, math.nan)
     return out[:, 0] if keys is None else out
 
-# %% ../../nbs/features/25_events.ipynb #20b21895
+# %% ../../nbs/features/25_events.ipynb #79d26052
 def per_session(
     facts: pd.DataFrame, # known_at, the key column, and the value if there is one
     at: pd.DatetimeIndex, # decision times, UTC, ascending
@@ -71,14 +71,14 @@ def per_session(
     value: str | None = None, # column to add up; None = count rows
     by: str = "ticker", # key column
     lag: str = "0D", # later than stated
-) -> np.ndarray: # `[session, key]`; `NaN` in the sessions before the very first fact, 0 where nothing came
+) -> np.ndarray: # `[session, key]`; `NaN` in the first session and before the very first fact, 0 where nothing came
     "How much became known between one decision and the next."
     out = np.zeros((len(at), len(keys)))
     row = np.searchsorted(_seconds(at, False), _seconds(facts.known_at + pd.Timedelta(lag), True), side="left")
     column = pd.Index(keys).get_indexer(facts[by])
     good = (row < len(at)) & (column >= 0)
     np.add.at(out, (row[good], column[good]), 1. if value is None else facts[value].to_numpy(float)[good])
-    out[:row[row < len(at)].min(initial=len(at))] = math.nan
+    out[:max(1, row[row < len(at)].min(initial=len(at)))] = math.nan
     return out
 
 # %% ../../nbs/features/25_events.ipynb #95b69b0c
@@ -317,18 +317,19 @@ def member_fields(
     since = as_known(pd.concat([joined, gone]), at, tickers)
     return dict(member_years=_seconds(at, False)[:, None] / day - since)
 
-# %% ../../nbs/features/25_events.ipynb #46a348bb
+# %% ../../nbs/features/25_events.ipynb #013a5133
 def with_facts(
     panel: Panel, # bars
     lake, # an open lake
     calendar: Calendar, # of the exchange
     index: str = "sp500", # whose membership
     snapshot: int | None = None, # a version of the lake
+    source: str | None = None, # of the bars; None = the one ingested last
 ) -> Panel: # the same bars with the facts beside them
     "Attach what the lake knows beside the bars, as it was known at each close."
     at, tickers = decision_times(panel, calendar), list(panel.tickers)
     read = lambda table, **where: lake.facts(table, snapshot=snapshot, versions=True, **where)
-    raw = lake.bars(tickers, panel.sessions[0], panel.sessions[-1], snapshot=snapshot, adjusted=False)
+    raw = lake.bars(tickers, panel.sessions[0], panel.sessions[-1], snapshot=snapshot, adjusted=False, source=source)
     day = calendar.session_of(raw.event_time)
     fields = dict(raw_close=raw.assign(day=day).pivot(index="day", columns="ticker", values="close").reindex(panel.sessions, columns=tickers).to_numpy())
     fields |= macro_fields(read("macro"), at) | report_fields(read("fundamentals", ticker=tickers), at, tickers)

@@ -397,3 +397,62 @@ def test_the_simulation_itself(whole):
     "The market has what the tests above speak of: halts, late listings, several splits."
     present = simulate("realistic", tickers=24, sessions=460).bars.groupby("ticker").size()
     assert present.nunique() > 1 and len(whole.ticker.unique()) == 24
+
+
+# --- facts, and keeping it small
+
+FACTS = ["mom_21", "rate_change_21", "leverage", "news_count_5", "vix_change_5", "membership_age"]
+
+
+def facts(settings, start, end, seed):
+    "Rates, reports, headlines and a membership that became known between two days."
+    rng, days = np.random.default_rng(seed), pd.date_range(start, end, freq="D", tz="UTC") + pd.Timedelta("20h")
+    n = len(days)
+    table = {"macro": pd.concat([pd.DataFrame(dict(series=s, event_time=days - pd.Timedelta("1D"), known_at=days, value=rng.lognormal(1, .1, n)))
+                                 for s in ("DGS10", "DGS2", "VIXCLS")]),
+             "news": pd.DataFrame(dict(ticker=[f"SIM{i:02d}" for i in rng.integers(0, 24, n)], hash=[f"{start}{i}" for i in range(n)], event_time=days,
+                                       known_at=days, headline="Acme beats estimates")),
+             "fundamentals": pd.concat([pd.DataFrame(dict(ticker=[f"SIM{i:02d}" for i in range(24)], item=item, form="10-Q", known_at=days[0],
+                                                          event_time=days[0] - pd.Timedelta("40D"), value=rng.lognormal(level, .1, 24)))
+                                        for item, level in (("assets", 4), ("equity", 3))]),
+             "members": pd.DataFrame(dict(index_name="sp500", ticker=[f"SIM{seed:02d}"], event_time=days[0], until=pd.NaT, known_at=days[0]))}
+    with Lake(settings.storage) as lake:
+        for name, frame in table.items(): lake.add(name, frame)
+
+
+def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
+    last = cut(whole, 399, 400).event_time.iloc[0]
+    facts(settings, "2015-01-01", last.date(), 1)
+    with FeatureStore(settings, FACTS) as store:
+        first = store.frame()
+        assert all(first[n].notna().any() for n in FACTS), "a feature is never defined, the test is empty"
+        append(settings, cut(whole, 400, 402))
+        done = store.materialise()
+        assert done.rows - done.kept == len(cut(whole, 400, 402))
+        facts(settings, str(cut(whole, 401, 402).event_time.iloc[0].date()), "2017-03-01", 2)
+        done = store.materialise()
+        assert done.kept >= len(cut(whole, 0, 400)), "facts of the last day made old sessions be computed again"
+        append(settings, cut(whole, 402, 405))
+        store.materialise()
+        equal(store.frame(), batch(store, tmp_path))
+        before = store.frame()
+        n = store.lake.snapshot()
+        facts(settings, "2040-01-01", "2040-01-03", 3)
+        assert store.lake.snapshot() > n and store.materialise().loaded == 0
+        equal(store.frame(), before)
+
+
+def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("stockpredict.features.store.PARTS", 4)
+    with FeatureStore(settings, ["mom_21", "vol_20"]) as store:
+        store.materialise()
+        for a in range(400, 406): append(settings, cut(whole, a, a + 1)); store.materialise()
+        held = store.manifest(store.snapshots()[-1])
+        assert len(held["parts"]) <= 5 and sum(p["rows"] for p in held["parts"]) >= held["rows"]
+        equal(store.frame(), batch(store, tmp_path))
+        early = store.snapshots()[0]
+        equal(store.frame(snapshot=early), store.frame().query("event_time <= @last", local_dict={"last": cut(whole, 399, 400).event_time.iloc[0]})
+              .reset_index(drop=True))
+        right = store.frame()
+        assert store.prune(1) > 5 and store.snapshots() == [held["snapshot"]]
+        equal(store.frame(), right)
