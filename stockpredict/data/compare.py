@@ -27,7 +27,7 @@ def scales(
         out[name] = near.where(steady & ((near - 1).abs() > .05), 1.)
     return out
 
-# %% ../../nbs/data/15b_compare.ipynb #06128ac4
+# %% ../../nbs/data/15b_compare.ipynb #5da1335d
 def agree(
     sources: dict, # name of the source -> its bars
     tolerance: float = 20, # basis points
@@ -39,6 +39,7 @@ def agree(
               for n, b in sources.items()}
     table = pd.DataFrame(newest).sort_index()
     table = table[table.notna().sum(axis=1) >= 2]
+    if not len(table): return table.reset_index().assign(consensus=0., apart=0., verdict="", outvoted="")
     values = table / scales(table)
     middle = values.median(axis=1)
     distance = values.div(middle, axis=0).sub(1).abs() * 1e4
@@ -47,7 +48,7 @@ def agree(
     far = distance.gt(tolerance)
     with_majority = three & (values.notna().sum(axis=1) - far.sum(axis=1) >= 2)
     verdict = np.select([apart <= tolerance, with_majority], ["agreed", "outvoted"], "undecided")
-    who = far.apply(lambda row: ", ".join(row.index[row]), axis=1).where(verdict == "outvoted", "") if len(table) else pd.Series(dtype="str")
+    who = far.apply(lambda row: ", ".join(row.index[row]), axis=1).where(verdict == "outvoted", "")
     return table.assign(consensus=middle.where(verdict != "undecided"), apart=apart, verdict=verdict, outvoted=who).reset_index()
 
 # %% ../../nbs/data/15b_compare.ipynb #f638a07b

@@ -100,7 +100,7 @@ def measure_detection(
     table, matrix = score(events, told)
     return Detection(table, matrix, len(damaged), len(findings(inspect(bars, now=now), bars)))
 
-# %% ../../nbs/data/15a_detection.ipynb #b554e452
+# %% ../../nbs/data/15a_detection.ipynb #13c2fb52
 @patch
 def plot(self: Detection):
     "The confusion matrix: share of the wounds of each kind that drew each finding."
@@ -119,6 +119,7 @@ def plot(self: Detection):
     ax.set_title("Damage done (down) and what the gate said of it (across), number of wounds", loc="left", fontsize=9,
                  fontweight="bold")
     for side in ax.spines.values(): side.set_visible(False)
+    plt.close(fig) # whoever asked for it shows it, once
     return fig
 
 @patch

@@ -71,7 +71,7 @@ def flag_months(
     bar.set_ticks(np.log10(1 + np.array(marks)), labels=[f"{m:,}" for m in marks])
     return fig
 
-# %% ../../nbs/evaluate/36a_data_plots.ipynb #7d47ce64
+# %% ../../nbs/evaluate/36a_data_plots.ipynb #1585d4e2
 @drawn
 def ages(
     state: pd.DataFrame, # from `freshness`: age, in sessions
@@ -97,5 +97,6 @@ def restatements(
     fig, ax = plt.subplots(figsize=(8, 1.9))
     ax.plot(changed.event_time, 1e4 * changed.change, ".", ms=3, color=BLUE, alpha=.6)
     ax.axhline(0, color=GREY, lw=.7); ax.set_yscale("symlog", linthresh=10)
+    ax.set_ylim(min(3e4 * changed.change.min(), -10), max(3e4 * changed.change.max(), 10))
     ax.set(ylabel="basis points", title="Restated closes by the day they speak of: new over held")
     return fig
