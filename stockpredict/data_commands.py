@@ -137,7 +137,7 @@ def lake_verify(ctx: typer.Context, json_: Json = False):
     with opened(ctx) as lake: mark = lake.verify(); files = len(lake.files())
     pairs(dict(fingerprint=mark, files=files), True) if json_ else out(f"All {files} files are as they were written; the fingerprint is {mark}.")
 
-# %% ../nbs/89_data_commands.ipynb #eb90f02d
+# %% ../nbs/89_data_commands.ipynb #2d2536cb
 def changed(
     frame, # what goes
     dry_run: bool, # only said
@@ -170,7 +170,8 @@ def lake_clean(ctx: typer.Context, grace: Annotated[str, typer.Option(help="Leav
 @lakes.command("retain")
 def lake_retain(ctx: typer.Context, dry_run: Ask = True, json_: Json = False):
     "Remove rows that are older than each table keeps them."
-    with opened(ctx, write=True) as lake: changed(lake.retain(dry_run=dry_run), dry_run, json_, "tables lose rows")
+    with opened(ctx, write=True) as lake: old = lake.retain(dry_run=dry_run)
+    changed(old[old.rows > 0], dry_run, json_, "tables lose rows")
 
 @lakes.command("storage")
 def lake_storage(ctx: typer.Context, json_: Json = False):

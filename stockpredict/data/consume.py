@@ -191,7 +191,7 @@ def to_lake(self: Consumer,
         self.did.lake_same += done.rows_same; self.did.quarantined += done.rows_quarantined
     return believed
 
-# %% ../../nbs/data/17b_consume.ipynb #d52fc2b7
+# %% ../../nbs/data/17b_consume.ipynb #5b8afcc6
 @patch
 def store(self: Consumer,
     entries: list[Entry], # a batch
@@ -216,6 +216,7 @@ def store(self: Consumer,
     self.did.messages += len(entries); self.did.batches += 1; self.did.letters += len(letters)
     self.did.live += len(rows); self.did.offset = entries[-1].offset
 
+# %% ../../nbs/data/17b_consume.ipynb #50dc7813
 @patch
 def _ring(self: Consumer, letters): # other programs may listen for dead letters; the table has them whether or not this succeeds
     from redis import RedisError
@@ -320,7 +321,7 @@ def _carefully(self: Consumer, entries, reached, letters=()): # store and acknow
     self.patiently(lambda: self.store(entries, reached, letters), lambda: self.stream.forgive(self.name, entries)) # messages are not to blame
     self.step("stored"); self.stream.done(entries); self.step("acknowledged")
 
-# %% ../../nbs/data/17b_consume.ipynb #ad2216c0
+# %% ../../nbs/data/17b_consume.ipynb #3626b602
 @lru_cache
 def _warm(calendar): # one made-up bar through the gate, once a process
     close = get_calendar(calendar).close(get_calendar(calendar).last_closed())
@@ -343,7 +344,7 @@ def go(self: Consumer,
         if now - looked > self.settings.stream.claim_after / 3:
             self.tend(); looked = now
             with self.live.writing(): self.live.prune(self.settings.stream.keep_days)
-        if (seconds is not None and now - began >= seconds) or (idle is not None and now - quiet >= idle): break
+        if (seconds is not None and now - began >= seconds) or (idle is not None and not entries and now - quiet >= idle): break
     return self.did
 
 def consume(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PASSING', 'ADD', 'TAKE', 'PACK', 'WARY', 'server_binary', 'Embedded', 'explained', 'Entry', 'entry', 'Stream', 'gap']
 
-# %% ../../nbs/data/17_stream.ipynb #d9515034
-import hashlib, os, subprocess, tempfile, time
+# %% ../../nbs/data/17_stream.ipynb #c162756d
+import hashlib, os, re, subprocess, tempfile, time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +87,8 @@ def leave(self: Embedded,
         except RedisError: pass # it is gone already
         client.close()
 
-# %% ../../nbs/data/17_stream.ipynb #59a5c0da
-PASSING = ("LOADING", "MISCONF", "READONLY", "BUSY", "TRYAGAIN", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN")
+# %% ../../nbs/data/17_stream.ipynb #863305b8
+PASSING = r"\b(LOADING|MISCONF|READONLY|BUSY|TRYAGAIN|MASTERDOWN|NOREPLICAS|CLUSTERDOWN)\b" # states of a server that pass
 
 def explained(
     error: Exception, # from redis
@@ -99,13 +99,13 @@ def explained(
     why = str(error).strip().split("\n")[0].rstrip(".")[:200]
     if isinstance(error, x.AuthenticationError | x.AuthorizationError):
         return StreamUnavailable(f"Redis at {where} refused us: {why}.", "Put the user and password into [stream] redis_url."), False
-    if isinstance(error, x.OutOfMemoryError):
+    if isinstance(error, x.OutOfMemoryError) or "OOM command" in why: # the second is how a script says it
         return StreamFull(f"Redis at {where} has no memory left for another message.",
                           "Raise its maxmemory, or lower [stream] maxlen; nothing that was accepted is lost."), True
     if isinstance(error, x.ResponseError) and "WRONGTYPE" in why:
         return StreamUnavailable(f"The key of the stream in Redis at {where} holds something else.",
                                  "Set [stream] name to another name, or remove that key."), False
-    if isinstance(error, x.ResponseError) and not why.startswith(PASSING) and not isinstance(error, x.ReadOnlyError | x.BusyLoadingError):
+    if isinstance(error, x.ResponseError) and not isinstance(error, x.ReadOnlyError | x.BusyLoadingError) and not re.search(PASSING, why):
         return StreamUnavailable(f"Redis at {where} refused the command: {why}.",
                                  "It needs Redis 6.2 or newer, and a user who may run scripts and stream commands."), False
     return StreamUnavailable(f"Redis at {where} does not answer: {why}.", "Start it, or correct [stream] redis_url; empty starts one of our own."), True
