@@ -38,20 +38,22 @@ class Lake(Kept):
         return LakeUnavailable(f"The lake cannot be read: {line(error)}. Damaged is {', '.join(bad[:3])}.",
                                "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.", files=bad)
 
-# %% ../../nbs/data/14_lake.ipynb #6b511713
+# %% ../../nbs/data/14_lake.ipynb #b391399f
 def current(
     table: str, # bars or adjustments
     snapshot: int | None = None, # a version of the lake, None = the newest
     tickers: bool = False, # restrict to `$tickers`?
+    once: bool = False, # each bar is known to have come once, so there is nothing to compare
 ) -> str: # a query with parameters $source, $as_of, $start, $end and perhaps $tickers
     "SQL for the newest row of each key among those known by `$as_of`."
     at, some = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else "", " AND ticker = ANY($tickers)" if tickers else ""
     known = f"FROM lake.{table}{at} WHERE source = $source AND known_at <= $as_of AND event_time BETWEEN $start AND $end{some}"
+    if once: return f"SELECT * {known}"
     several = f" AND (ticker, event_time) IN (SELECT (ticker, event_time) {known} AND revised IS NOT FALSE)" if table == "bars" else ""
     return f"""WITH again AS MATERIALIZED (SELECT ticker, event_time, max(known_at) AS newest {known}{several} GROUP BY ALL HAVING count(*) > 1)
         SELECT seen.* FROM (SELECT * {known}) seen LEFT JOIN again USING (ticker, event_time) WHERE newest IS NULL OR known_at = newest"""
 
-# %% ../../nbs/data/14_lake.ipynb #5628eb6c
+# %% ../../nbs/data/14_lake.ipynb #d4beb671
 @patch
 def source(self: Lake,
     snapshot: int | None = None, # a version of the lake
@@ -60,6 +62,16 @@ def source(self: Lake,
     at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
     found = self.rows(f"SELECT source FROM lake.ingests{at} ORDER BY number DESC LIMIT 1")
     return str(found.source[0]) if len(found) else ""
+
+@patch
+def _diary(self: Lake, source, snapshot): # (the source meant, did each of its bars come once, has it factors?)
+    at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
+    found = self.rows(f"""SELECT source, max(number) AS n, sum(rows_corrected) AS corrected, arg_max(sums, number) AS sums
+                          FROM lake.ingests{at} GROUP BY source ORDER BY n DESC""")
+    mine = found[found.source == source] if source else found[:1]
+    if not len(mine): return source or "", False, True
+    sums = mine.sums.iloc[0]
+    return mine.source.iloc[0], mine.corrected.iloc[0] == 0, not isinstance(sums, str) or json.loads(sums)[1][0] > 0
 
 @patch
 def bars(self: Lake,
@@ -73,10 +85,11 @@ def bars(self: Lake,
 ) -> pd.DataFrame: # columns BAR_COLUMNS, sorted by ticker and event_time
     "Bars as they were known at a point in time."
     snapshot = None if snapshot is None else self.number(snapshot)
-    params = dict(source=source or self.source(snapshot), as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True))
+    source, once, factored = self._diary(source, snapshot)
+    params = dict(source=source, as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True))
     some = {} if tickers is None else dict(tickers=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
-    found = self.rows(f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current('bars', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some)
-    if not adjusted: return found
+    found = self.rows(f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current('bars', snapshot, bool(some), once)}) ORDER BY ticker, event_time", **params, **some)
+    if not (adjusted and factored): return found
     params |= dict(start=FIRST, end=params["as_of"]) # every event between a bar and `as_of` moves its price
     factors = self.rows(f"FROM ({current('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some)
     return adjust(found, factors)

@@ -107,7 +107,7 @@ def test_a_correction_is_never_known_before_what_it_corrects(lake):
     assert closes(lake, s) == [11] and closes(lake, s, as_of=T0 + pd.Timedelta(hours=100)) == [10]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
     "The model: for each bar, a list of (time from which it holds, value)."
