@@ -253,7 +253,7 @@ class StandIn:
     def __enter__(self): return self.start()
     def __exit__(self, *_): self.stop()
 
-# %% ../../nbs/data/13a_standin.ipynb #b27dbb67
+# %% ../../nbs/data/13a_standin.ipynb #df9a6d34
 @patch
 def teach(self: StandIn,
     vendor: str, # name of another vendor
@@ -265,6 +265,7 @@ def teach(self: StandIn,
     self.paths.insert(0, (vendor, pattern, ticker)); self.bodies[vendor] = body
     return self
 
+# %% ../../nbs/data/13a_standin.ipynb #3eb004e7
 @patch
 def answer(self: StandIn,
     path: str, # decoded
