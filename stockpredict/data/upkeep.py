@@ -92,7 +92,7 @@ def seal(self: Kept):
         for p in fresh: f.write(f"\n{_digest(p)}  {p.relative_to(self.dir) if p.is_relative_to(self.dir) else p}")
     self.step("sealed")
 
-# %% ../../nbs/data/13e_upkeep.ipynb #baf5de8f
+# %% ../../nbs/data/13e_upkeep.ipynb #b24e85d9
 @patch
 def damaged(self: Kept) -> pd.DataFrame: # columns table, file, what, intact (last version that does not need it)
     "Data files that are not what was written; empty when all is well."
@@ -101,7 +101,7 @@ def damaged(self: Kept) -> pd.DataFrame: # columns table, file, what, intact (la
     for row in self.files().itertuples():
         name = row.file.rsplit("/", 1)[-1]
         if here and name not in paths: what = "is missing"
-        elif here and name in known: what = "" if _digest(paths[name]) == known[name] else "has other bytes than were written"
+        elif here and name in known: what = "" if _digest(paths[name]) == known[name] else "is not what was written, byte for byte"
         else: what = self._unreadable_file(row.table, paths.get(name, name))
         if what: found.append(dict(table=row.table, file=name, what=what, intact=int(row.since) - 1))
     return pd.DataFrame(found, columns=["table", "file", "what", "intact"])
