@@ -274,12 +274,13 @@ def publish(self: Stream,
             time.sleep(pause); pause = min(pause * 2, 1.)
     return last
 
-# %% ../../nbs/data/17_stream.ipynb #f798e578
+# %% ../../nbs/data/17_stream.ipynb #374d6a59
 @patch
 def join(self: Stream):
     "Create the group, and the stream, where they do not exist."
     from redis import ResponseError
-    def create():
+    def create(): # a server without memory refuses to create even what exists
+        if self.client.exists(self.key) and self.set.group.encode() in [g["name"] for g in self.client.xinfo_groups(self.key)]: return
         try: self.client.xgroup_create(self.key, self.set.group, id="0", mkstream=True)
         except ResponseError as e:
             if not str(e).startswith("BUSYGROUP"): raise
