@@ -265,19 +265,18 @@ def sector_mom(bars: Panel, n: int) -> Series:
     "Return over n bars, less the mean of the sector"
     return by_group(bars.close.pct_change(n), fact(bars, "sector"))
 
-# %% ../../nbs/features/25_events.ipynb #2cb49eaa
-MACRO = dict(yield_10y=["DGS10"], yield_2y=["DGS2"], credit_yield_spread=["BAA10Y", "BAMLH0A0HYM2", "HY_OAS"],
-             vix=["VIXCLS", "VIX"], vix_3m=["VXVCLS", "VIX3M"])
+# %% ../../nbs/features/25_events.ipynb #21bff32b
+MACRO = dict(yield_10y="DGS10", yield_2y="DGS2", credit_yield_spread="BAA10Y", vix="VIXCLS", vix_3m="VXVCLS")
 ANNUAL, BALANCE = ("eps_diluted", "net_income", "cash_flow_op"), ("assets", "equity")
 STALE = dict(macro="10D", annual="460D", balance="200D")
 
 def macro_fields(
     facts: pd.DataFrame, # series, event_time, known_at, value; every version
     at: pd.DatetimeIndex, # decision times
+    series: dict = MACRO, # field -> name of its series
 ) -> dict: # field -> `[session]`
     "Rates and volatility indices as known."
-    named = {f: next((s for s in names if s in set(facts.series)), None) for f, names in MACRO.items()}
-    return {f: as_known(facts[(facts.series == s) & facts.value.notna()], at, stale=STALE["macro"]) for f, s in named.items() if s}
+    return {f: as_known(facts[(facts.series == s) & facts.value.notna()], at, stale=STALE["macro"]) for f, s in series.items()}
 
 def report_fields(
     facts: pd.DataFrame, # ticker, item, form, event_time, known_at, value; every version
@@ -289,7 +288,7 @@ def report_fields(
     annual, out = facts.form.astype(str).str.startswith("10-K"), {}
     for item in ANNUAL + BALANCE:
         some = facts[(facts["item"] == item) & (annual | (item in BALANCE))]
-        if len(some): out[item] = as_known(some, at, tickers, stale=STALE["annual" if item in ANNUAL else "balance"])
+        out[item] = as_known(some, at, tickers, stale=STALE["annual" if item in ANNUAL else "balance"])
     return out
 
 # %% ../../nbs/features/25_events.ipynb #5efb53ad

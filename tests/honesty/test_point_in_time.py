@@ -49,7 +49,7 @@ def macro(seed=2):
     "Daily series known a day later, with revisions, for all fields."
     rng, days = np.random.default_rng(seed), pd.date_range("2014-06-01", "2017-01-01", freq="B", tz="UTC")
     parts = [pd.DataFrame(dict(series=s, event_time=days, known_at=days + DAY * rng.integers(1, 4, len(days)), value=np.exp(rng.normal(1, .2, len(days)))))
-             for s in ("DGS10", "DGS2", "BAA10Y", "VIXCLS", "VIX3M")]
+             for s in ("DGS10", "DGS2", "BAA10Y", "VIXCLS", "VXVCLS")]
     whole = pd.concat(parts, ignore_index=True)
     again = whole.sample(frac=.2, random_state=seed)
     return pd.concat([whole, again.assign(known_at=again.known_at + 30 * DAY, value=again.value * 1.05)], ignore_index=True)
@@ -243,3 +243,34 @@ def test_the_lake_as_of_a_day_gives_the_panel_of_that_day(tmp_path, rows):
         now = fact_values(with_facts(panel, lake, CALENDAR))
     assert sum(not v.isnan().all() for v in then.values()) >= 10, "too few features are defined, the test is empty"
     for name in then: assert same(then[name], now[name]), f"{name} changed when later facts came"
+
+
+# --- recorded reports and rates
+
+def test_recorded_reports_are_used_from_the_day_they_were_filed(shared):
+    wide = pd.read_parquet(shared / "us_fundamentals_2016.parquet").dropna(subset=["end_date"])
+    tickers = ["AAPL", "MSFT", "DRI", "CAG", "COST", "NKE"]
+    wide = wide[wide.ticker.isin(tickers)]
+    long = wide.melt(["ticker", "as_of", "end_date", "doc_type"], ["assets", "equity", "eps_diluted", "net_income", "cash_flow_op"], "item")
+    facts = pd.DataFrame(dict(ticker=long.ticker, item=long["item"], form=long.doc_type, value=long.value.astype(float),
+                              event_time=pd.to_datetime(long.end_date, utc=True), known_at=pd.to_datetime(long.as_of, utc=True) + DAY))
+    closes = CALENDAR.closes(CALENDAR.sessions("2016-01-04", "2016-12-30"))
+    whole = report_fields(facts, closes, tickers)
+    assert np.isfinite(whole["assets"]).any(0).all() and set(whole) == {"assets", "equity", "eps_diluted", "net_income", "cash_flow_op"}
+    for i, t in enumerate(tickers):
+        first = facts.known_at[(facts.ticker == t) & (facts["item"] == "assets") & facts.value.notna()].min()
+        assert np.isnan(whole["assets"][closes < first, i]).all(), f"{t} had assets before any report was filed"
+    assert not looks_ahead(lambda r, at: report_fields(r["f"], at, tickers), dict(f=facts), closes, [20, 77, 130, 201, 240])
+    assert looks_ahead(lambda r, at: report_fields(r["f"].assign(known_at=r["f"].event_time), at, tickers), dict(f=facts), closes, [20, 77, 130, 201])
+
+
+def test_recorded_rates_give_spreads_of_the_known_size(shared):
+    rates = pd.read_parquet(shared / "macro" / "fred_rates.parquet")[["date", "DGS10", "DGS2"]].melt("date", var_name="series").dropna()
+    day = pd.to_datetime(rates.date, utc=True)
+    facts = rates.assign(event_time=day, known_at=day + pd.Timedelta("1D22h"))
+    closes = CALENDAR.closes(CALENDAR.sessions("2006-06-01", "2007-12-31"))
+    got = macro_fields(facts, closes)
+    assert np.isnan(got["vix"]).all()
+    spread = got["yield_10y"] - got["yield_2y"]
+    assert np.isfinite(spread).all() and -.3 < spread.min() < 0 < spread.max() < 1.5, "the curve was inverted in 2006 and steep by the end of 2007"
+    assert not looks_ahead(lambda r, at: macro_fields(r["m"], at), dict(m=facts), closes, [100, 250, 390])
