@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['CUTS', 'features', 'SETS', 'proof_panel', 'Feature', 'values', 'Trial', 'prove', 'feature', 'FeatureSets', 'resolve',
            'as_features', 'longest', 'proven', 'fill', 'room', 'in_turn', 'compute', 'proven_values', 'covered',
-           'table']
+           'table', 'search']
 
-# %% ../../nbs/features/21_catalogue.ipynb #8a24be99
+# %% ../../nbs/features/21_catalogue.ipynb #7599ec5b
 import inspect, math
+from html import escape
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -41,7 +42,7 @@ def proof_panel(
     for name in FIELDS: x[name][:-CUTS[0], 1] = math.nan; x[name][-8:, 5] = math.nan
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
-# %% ../../nbs/features/21_catalogue.ipynb #78f8484f
+# %% ../../nbs/features/21_catalogue.ipynb #ac248086
 class Feature:
     "A named function from a panel to a series."
     def __init__(self,
@@ -73,6 +74,11 @@ class Feature:
             raise FeatureError(f"The feature {self.name} did not return a series on the panel it was given.",
                                "Return what the operations on `bars.close` and its siblings give.")
         return out
+
+    def _repr_html_(self) -> str:
+        facts = dict(formula=self.formula, group=self.group, source=self.source, looks_back=f"{self.lookback} bars", needs=", ".join(sorted(self.fields)))
+        rows = "".join(f"<tr><th>{k.replace('_', ' ')}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
+        return f"<b>{escape(self.name)}</b><table>{rows}</table>"
 
     def __repr__(self): return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
 
@@ -260,3 +266,12 @@ def table(
     return pd.DataFrame([dict(name=f.name, group=f.group, formula=f.formula, look_back=f.lookback,
                               fields=", ".join(x for x in FIELDS if x in f.fields), source=f.source) for f in as_features(names)],
                         columns=["name", "group", "formula", "look_back", "fields", "source"]).set_index("name")
+
+# %% ../../nbs/features/21_catalogue.ipynb #903627ed
+def search(
+    word: str, # part of a name, group, formula or source, in any case
+) -> pd.DataFrame: # the rows of `table` that mention it
+    "Look a word up in the catalogue."
+    rows = table()
+    said = rows.index + " " + rows.group + " " + rows.formula + " " + rows.source
+    return rows[said.str.contains(word, case=False, regex=False)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
-from stockpredict.features.catalogue import SETS, Feature, compute, covered, features, proof_panel, prove, resolve, table
+from stockpredict.features.catalogue import SETS, Feature, compute, covered, features, proof_panel, prove, resolve, search, table
 from stockpredict.features.matrix import Spec, make_inputs
 from stockpredict.features.panel import FIELDS, Panel, Series, same, scramble, sees_future
 
@@ -259,6 +259,15 @@ def test_the_catalogue_explains_every_feature():
     rows = table()
     assert list(rows.index) == NAMES
     assert (rows.formula.str.len() > 8).all() and (rows.group != "").all() and (rows.source != "").all() and (rows.look_back >= 1).all()
+
+
+def test_the_catalogue_can_be_searched_and_shows_cards():
+    found = search("VOLATILITY")
+    assert "vol_20" in found.index and "alpha_std_5" in found.index and "ret_1" not in found.index
+    assert search("Wilder").source.str.contains("Wilder").any() and search("no such (word").empty
+    card = features["amihud_20"]._repr_html_()
+    assert "Amihud (2002)" in card and "21 bars" in card and "close, volume" in card
+    assert "<script>" not in Feature(lambda b: b.close, group="<script>")._repr_html_()
 
 
 def test_a_panel_refuses_what_it_cannot_mean():
