@@ -53,7 +53,7 @@ def current(
     return f"""WITH again AS MATERIALIZED (SELECT ticker, event_time, max(known_at) AS newest {known}{several} GROUP BY ALL HAVING count(*) > 1)
         SELECT seen.* FROM (SELECT * {known}) seen LEFT JOIN again USING (ticker, event_time) WHERE newest IS NULL OR known_at = newest"""
 
-# %% ../../nbs/data/14_lake.ipynb #d4beb671
+# %% ../../nbs/data/14_lake.ipynb #87679830
 @patch
 def source(self: Lake,
     snapshot: int | None = None, # a version of the lake
@@ -73,6 +73,7 @@ def _diary(self: Lake, source, snapshot): # (the source meant, did each of its b
     sums = mine.sums.iloc[0]
     return mine.source.iloc[0], mine.corrected.iloc[0] == 0, not isinstance(sums, str) or json.loads(sums)[1][0] > 0
 
+# %% ../../nbs/data/14_lake.ipynb #62833ee4
 @patch
 def bars(self: Lake,
     tickers: list[str] | None = None, # None = all
