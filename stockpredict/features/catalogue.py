@@ -151,7 +151,7 @@ def feature(
         return func
     return register
 
-# %% ../../nbs/features/21_catalogue.ipynb #5d921d3f
+# %% ../../nbs/features/21_catalogue.ipynb #d0f02a0b
 class FeatureSets(Mapping):
     "Sets of features, each worked out from what the features need."
     rules = {
@@ -160,6 +160,7 @@ class FeatureSets(Mapping):
         "market": lambda f: not f.sets and not f.across,
         "alpha158": lambda f: "alpha158" in f.sets,
         "alpha360": lambda f: "alpha360" in f.sets,
+        "technical": lambda f: "technical" in f.sets,
         "all":    lambda f: True,
     }
     def __getitem__(self, name):

@@ -48,12 +48,14 @@ def talib_oracles() -> dict:
         "sma_ratio_50":  (each(lambda c: c / talib.SMA(c, 50) - 1, C), 49),
         "ema_ratio_20":  (each(lambda c: c / talib.EMA(c, 20) - 1, C), 300),
         "trend_20":      (each(lambda c: talib.LINEARREG_SLOPE(np.log(c), 20), C), 19),
+        "williams_20":   (each(lambda h, lo, c: talib.WILLR(h, lo, c, 20), H, L, C), 19),
+        "aroon_20":      (each(lambda h, lo: talib.AROONOSC(h, lo, 20), H, L), 20),
         "range_20":      (each(lambda c: (c - talib.MIN(c, 20)) / (talib.MAX(c, 20) - talib.MIN(c, 20)), C), 19),
     }
 
 
 @pytest.mark.parametrize("name", ["rsi_14", "macd", "atr_14", "bollinger_20", "stochastic_14", "obv_slope_20", "money_flow_14",
-                                  "mom_21", "sma_ratio_50", "ema_ratio_20", "trend_20", "range_20"])
+                                  "mom_21", "sma_ratio_50", "ema_ratio_20", "trend_20", "range_20", "williams_20", "aroon_20"])
 def test_talib_agrees(name):
     "TA-Lib seeds its exponential averages differently; once that has faded, both are the same."
     pytest.importorskip("talib", reason="TA-Lib is an oracle of the development set-up; install the extra 'dev'.")
@@ -72,7 +74,32 @@ def no_intercept(n):
     return own.rolling(n).mean() / own.rolling(n).std()
 
 
+def logs(a, b): return np.log(pd.DataFrame(a / b))
+
+
+def drift_free(): return logs(H, OPEN) * logs(H, C) + logs(L, OPEN) * logs(L, C)
+
+
+def yang_zhang(n):
+    k = .34 / (1.34 + (n + 1) / (n - 1))
+    night = np.log(pd.DataFrame(OPEN) / FRAME.shift(1))
+    return (night.rolling(n).var() + k * logs(C, OPEN).rolling(n).var() + (1 - k) * drift_free().rolling(n).mean()).pow(.5)
+
+
+def corwin_schultz(n):
+    "Equations 14 and 18 of the paper."
+    day = logs(H, L)**2
+    beta, gamma = day + day.shift(1), np.log(pd.DataFrame(H).rolling(2).max() / pd.DataFrame(L).rolling(2).min())**2
+    alpha = (np.sqrt(2 * beta) - np.sqrt(beta)) / (3 - 2 * 2**.5) - np.sqrt(gamma / (3 - 2 * 2**.5))
+    return (2 * np.tanh(alpha / 2)).clip(lower=0).rolling(n).mean()
+
+
 PANDAS = {
+    "rogers_satchell_20": lambda: drift_free().rolling(20).mean().pow(.5),
+    "yang_zhang_20":   lambda: yang_zhang(20),
+    "corwin_schultz_20": lambda: corwin_schultz(20),
+    "roll_spread_60":  lambda: 2 * (-RET.apply(lambda r: r.rolling(60).cov(r.shift(1), ddof=0))).clip(lower=0).pow(.5),
+    "cmo_20":          lambda: 100 * FRAME.diff().rolling(20).sum() / FRAME.diff().abs().rolling(20).sum(),
     "ret_1":           lambda: RET,
     "mom_63":          lambda: FRAME.pct_change(63),
     "mom_252_21":      lambda: FRAME.shift(21) / FRAME.shift(252) - 1,
@@ -113,6 +140,9 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
     own_test = {"market_vol_20", "dispersion_20"}
     talib = {"rsi_14", "macd", "atr_14", "bollinger_20", "stochastic_14", "obv_slope_20", "money_flow_14", "mom_21", "sma_ratio_50",
              "ema_ratio_20", "trend_20", "range_20"}
+    families = {"rogers_satchell", "yang_zhang", "corwin_schultz", "roll_spread", "cmo", "williams", "aroon"} # one window each is tested above
+    for n in features.names():
+        if n.rpartition("_")[0] in families: twins[n] = n
     assert {n for n in features.names() if not n.startswith("alpha_")} <= talib | set(PANDAS) | set(twins) | own_test
 
 
