@@ -8,7 +8,7 @@ __all__ = ['ABOUT', 'covered_spec', 'make_folds', 'refuse_peeking', 'walk_forwar
            'study_panel', 'write_candidate', 'read_candidate', 'make_manifest', 'Bench', 'add_rival', 'progress',
            'experiment']
 
-# %% ../../nbs/train/51_train.ipynb #67802adf
+# %% ../../nbs/train/51_train.ipynb #47351cda
 import hashlib, json, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +23,7 @@ from ..core.errors import EmptyUniverse, NotEnoughHistory, RunError, SeesFuture,
 from ..core.settings import Settings
 from ..data.ingest import load_bars
 from ..data.lake import Lake, moment
+from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
 from ..features.catalogue import resolve
@@ -414,7 +415,7 @@ def progress(
         task = bar.add_task('starting', total=steps)
         yield lambda word: bar.update(task, advance=1, description=word)
 
-# %% ../../nbs/train/51_train.ipynb #c85e7ccc
+# %% ../../nbs/train/51_train.ipynb #4b41f98c
 def experiment(
     settings: Settings, # everything
     workdir,            # folder of the experiment; unfinished work found there is continued
@@ -430,6 +431,7 @@ def experiment(
     panel, snapshot = study_panel(settings, as_of, snapshot)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
+    data.y = without_doubt(data.y, doubtful(panel, settings.data.calendar), v.horizons, v.entry_delay)
     lineage = make_lineage(settings, panel, snapshot)
     with progress((len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as tick:
         bench = Bench(place, settings, lineage, spec, tick)

@@ -1,0 +1,48 @@
+"""Labels that touch a doubtful bar are blank; all others keep their value to the last bit."""
+import pytest
+import torch
+
+from stockpredict.data.simulate import simulate
+from stockpredict.evaluate.doubts import doubtful, without_doubt
+from stockpredict.evaluate.labels import make_labels
+from stockpredict.features.panel import Panel
+
+
+@pytest.fixture(scope="module")
+def bars():
+    return simulate("null", tickers=5, sessions=160, seed=8).bars
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_agrees_with_a_loop_over_every_bar_on_the_way(bars, delay, seed):
+    labels = make_labels(Panel.from_bars(bars), (1, 3, 10), entry_delay=delay)
+    wrong = torch.rand(labels.y.shape[:2], generator=torch.Generator().manual_seed(seed)) < .03
+    want = labels.y.clone()
+    for t in range(want.shape[0]):
+        for n in range(want.shape[1]):
+            for k, h in enumerate(labels.horizons):
+                if wrong[t + delay:t + delay + h + 1, n].any(): want[t, n, k] = float("nan")
+    got = without_doubt(labels.y, wrong, labels.horizons, delay)
+    assert torch.equal(got.nan_to_num(9.), want.nan_to_num(9.)) and torch.equal(got.isnan(), want.isnan())
+    assert wrong.any() and got.isnan().sum() > labels.y.isnan().sum()
+
+
+def test_a_healthy_market_loses_next_to_nothing(bars):
+    assert doubtful(Panel.from_bars(bars)).float().mean() < .002
+
+
+@pytest.mark.parametrize("factor", [100, .01, 20])
+def test_a_wild_price_is_not_learned_from(bars, factor):
+    hurt = bars.copy()
+    at = hurt.index[hurt.ticker == hurt.ticker.unique()[2]][90]
+    hurt.loc[at, ["open", "high", "low", "close"]] *= factor
+    panel = Panel.from_bars(hurt)
+    labels = make_labels(panel, (1, 5))
+    kept = without_doubt(labels.y, doubtful(panel), labels.horizons)
+    assert labels.y.nan_to_num().abs().max() > 5 and kept.nan_to_num().abs().max() < 1
+
+
+def test_a_panel_without_bars_or_volume_has_no_doubts(bars):
+    closes = bars[["ticker", "event_time", "close"]]
+    assert doubtful(Panel.from_bars(closes)).shape == (160, 5)
