@@ -64,12 +64,12 @@ class Simulated(Section):
     rank_ic: float = Field(.05, ge=0, le=.3, description="Strength of the planted signal: its mean daily rank IC.")
     seed: int = Field(1, ge=0, description="Same seed, same market.")
 
-# %% ../../nbs/core/02_settings.ipynb #4cfc0941
+# %% ../../nbs/core/02_settings.ipynb #0bf9a049
 class Sources(Section):
     "The vendors on the network, for the source 'vendors'; their API keys are environment variables, such as TIINGO_API_KEY."
     chain: Words = Field(["yahoo", "tiingo", "fmp", "alphavantage"], min_length=1, description="Vendors to ask, in this order; the next when one fails.")
     base_urls: Pairs = Field({}, description="Other addresses for vendors, as in  tiingo=https://my.proxy  or  all=http://127.0.0.1:8765  for the stand-in.")
-    deadline: float = Field(30, gt=0, le=600, description="Seconds one request may take, its repetitions and a slow answer included.")
+    deadline: float = Field(30., gt=0, le=600, description="Seconds one request may take, its repetitions and a slow answer included.")
     retries: int = Field(3, ge=0, le=10, description="How often a failed request is tried again.")
     budgets: Pairs = Field({}, description="Requests per second and per day for a vendor, as in  alphavantage=1/25;  empty means the free plan of each.")
     at_once: int = Field(8, ge=1, le=64, description="Requests under way at the same time.")

@@ -123,10 +123,11 @@ def whose(
             return name, ticker.upper().replace(".", "-") if name == "alphavantage" else ticker.upper()
     return "", ""
 
-# %% ../../nbs/data/13a_standin.ipynb #030135e7
+# %% ../../nbs/data/13a_standin.ipynb #dcce6e8d
 FAULTS = {
     "nan": "the newest close is NaN", "infinity": "the newest close is Infinity", "hundred": "all prices are a hundred times too high",
     "negative": "the newest close is below zero",
+    "restated": "the prices of the newest five sessions are one percent higher",
     "empty": "no rows", "behind": "the newest session is missing", "other": "the answer is about another ticker",
     "429": "too many requests, with Retry-After if `wait` is given", "500": "a server error, or another `status`",
     "throttled": "a refusal in the vendor's words: too often", "bad-key": "a refusal in the vendor's words: the key",
@@ -163,7 +164,7 @@ REFUSALS = {
                        yahoo={"chart": {"result": None, "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"}}}),
 }
 
-# %% ../../nbs/data/13a_standin.ipynb #8f17762b
+# %% ../../nbs/data/13a_standin.ipynb #8bf84cc5
 def spoil_goods(
     kind: str, # a key of `FAULTS`
     g: pd.DataFrame, # what would be sold
@@ -172,6 +173,7 @@ def spoil_goods(
     g = g.copy()
     if kind in ("nan", "infinity", "negative"): g.loc[g.index[-1], "close"] = dict(nan=np.nan, infinity=np.inf, negative=-1.)[kind]
     if kind == "hundred": g[[*PRICES, "adj_close"]] *= 100
+    if kind == "restated": g.loc[g.index[-5:], [*PRICES, "adj_close"]] *= 1.01
     if kind == "behind": g = g[:-1]
     return g[:0] if kind == "empty" else g
 

@@ -162,7 +162,7 @@ def no_nul(
     if bad := next((t for t in texts if "\0" in t), None):
         raise DataError(f"{ascii(bad)[:40]} holds a NUL character.", "Names are plain text: leave the character out.")
 
-# %% ../../nbs/data/13c_store.ipynb #6e77bbe6
+# %% ../../nbs/data/13c_store.ipynb #d8da7a1e
 @patch
 def rows(self: Store,
     query: str, # SQL with `$name` parameters, tables as `lake.bars`
@@ -171,9 +171,13 @@ def rows(self: Store,
 ) -> pd.DataFrame:
     "Run a query and bring the result as a frame."
     no_nul(params.values())
-    cur = cursor or self.con.cursor()
-    try: return cur.execute(query, params or None).to_arrow_table().to_pandas()
-    except duckdb.Error as e: raise self.unreadable(e) from e
+    cur, patience = cursor or self.con.cursor(), 0 if cursor else 100 # a catalog in SQLite is shut to readers for the moment of a commit
+    try:
+        while True:
+            try: return cur.execute(query, params or None).to_arrow_table().to_pandas()
+            except duckdb.Error as e:
+                if "database is locked" not in str(e) or not patience: raise self.unreadable(e) from e
+                patience -= 1; time.sleep(.1)
     finally:
         if cursor is None: cur.close()
 

@@ -123,7 +123,7 @@ def check_files(self: Kept):
     raise LakeUnavailable(f"{one.file} of the table {one.table} {one.what}{more}.",
                           f"Restore it from a backup; versions up to {bad.intact.min()} do not need it and still read.", files=bad.file.tolist())
 
-# %% ../../nbs/data/13e_upkeep.ipynb #e50f1269
+# %% ../../nbs/data/13e_upkeep.ipynb #2b4fbaca
 @patch
 def _chore(self: Kept, statement, **params): # one CALL of DuckLake under the lock
     with self.writer():
@@ -144,9 +144,10 @@ def compact(self: Kept,
 def expire(self: Kept,
     days: float = 30, # versions younger than this stay
     dry_run: bool = True, # only say which would go
+    keep = (), # numbers of further versions that stay, such as those models were trained on
 ) -> pd.DataFrame: # the versions that go: snapshot, at, changes
     "Forget old versions, except the newest and those with a pin."
-    found, kept = self.snapshots(), set(self.pins().snapshot) | {self.snapshot()}
+    found, kept = self.snapshots(), set(self.pins().snapshot) | {self.snapshot(), *keep}
     old = found[(found["at"] < pd.Timestamp.now("UTC") - pd.Timedelta(days=days)) & ~found.snapshot.isin(kept)].reset_index(drop=True)
     if len(old) and not dry_run: self._chore(f"CALL ducklake_expire_snapshots('lake', versions => {old.snapshot.astype(int).tolist()})")
     return old
