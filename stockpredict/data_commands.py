@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from .console import File, Json, Set, as_json, load, out, pairs, show, telling
 
-# %% ../nbs/89_data_commands.ipynb #bdcf35a7
+# %% ../nbs/89_data_commands.ipynb #b6385315
 Ask = Annotated[bool, typer.Option("--dry-run/--do-it", help="Only say what would happen, or do it.")]
 ingests = typer.Typer(help="Bring the lake up to date.", invoke_without_command=True)
 
@@ -42,6 +42,7 @@ def ingest(
         f"The lake holds {said['first']} to {said['last']} at snapshot {said['snapshot']}.")
     if said["failed"]: out(f"{len(said['failed'])} requests were not answered; the first: {said['failed'][0]['sentence']} See `stockpredict ingest letters`.")
 
+# %% ../nbs/89_data_commands.ipynb #8e7daf73
 @ingests.command("letters")
 def ingest_letters(ctx: typer.Context, json_: Json = False):
     "Requests that nobody answered, and why; `ingest --replay` asks again."

@@ -107,7 +107,7 @@ def corrections(
     out = rows[["ticker", "event_time", "known_at"]].assign(held=before, now=rows.close, change=rows.close / before - 1)
     return out[out.change.abs() > 1e-12].reset_index(drop=True)
 
-# %% ../../nbs/data/15b_compare.ipynb #f8df913c
+# %% ../../nbs/data/15b_compare.ipynb #2ff44d0e
 def completeness(
     bars: pd.DataFrame, # one row a bar
     calendar: Calendar | str = "XNYS", # the exchange
@@ -122,6 +122,7 @@ def completeness(
                             longest_hole=hole.groupby(at.ticker).max().fillna(0).astype(int)))
     return out.assign(missing=out.sessions - out.bars, share=out.bars / out.sessions)
 
+# %% ../../nbs/data/15b_compare.ipynb #f8535ea7
 def freshness(
     bars: pd.DataFrame, # one row a bar
     calendar: Calendar | str = "XNYS", # the exchange

@@ -123,7 +123,7 @@ def whose(
             return name, ticker.upper().replace(".", "-") if name == "alphavantage" else ticker.upper()
     return "", ""
 
-# %% ../../nbs/data/13a_standin.ipynb #dcce6e8d
+# %% ../../nbs/data/13a_standin.ipynb #0831a324
 FAULTS = {
     "nan": "the newest close is NaN", "infinity": "the newest close is Infinity", "hundred": "all prices are a hundred times too high",
     "negative": "the newest close is below zero",
@@ -139,6 +139,7 @@ FAULTS = {
     "oversized": "`mb` megabytes", "bomb": "a small gzip that unpacks to `mb` megabytes",
 }
 
+# %% ../../nbs/data/13a_standin.ipynb #9ab73d73
 @dataclass
 class Fault:
     "Something to go wrong."

@@ -283,7 +283,7 @@ def quantiles(x, n, share):
                 out[t, j] = np.nan if holes[j] > 0 else a + (b - a) * part
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #2c5f5706
+# %% ../../nbs/features/18a_loops.ipynb #f681ca2c
 @compiled
 def ordered(bits, who, spare, other, m):
     "Sort the first `m` of `bits` in place, and `who` along with them."
@@ -297,6 +297,7 @@ def ordered(bits, who, spare, other, m):
             count[b] += 1
         bits[:m] = spare[:m]; who[:m] = other[:m]
 
+# %% ../../nbs/features/18a_loops.ipynb #187a8053
 @compiled
 def row_ranks(x, view):
     "Centred rank of each value within its row, ties averaged; `view` holds the bits of `x`."
