@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Source', 'AsOf', 'reports', 'models', 'retrain', 'train', 'validate', 'predict', 'serve', 'up', 'down',
-           'report', 'report_list', 'report_path', 'report_run', 'value', 'features', 'settings', 'doctor', 'model',
-           'models_list', 'history', 'back', 'rollback', 'main']
+           'report', 'report_list', 'report_path', 'report_run', 'report_data', 'value', 'features', 'settings',
+           'doctor', 'model', 'models_list', 'history', 'back', 'rollback', 'main']
 
 # %% ../nbs/90_cli.ipynb #841e78e4
 import json
@@ -130,7 +130,7 @@ def report_path(ctx: typer.Context, name: Annotated[str, typer.Argument(help="Of
     from stockpredict.ops.reports import latest
     out(str(ctx.obj.storage.reports_dir/latest(ctx.obj.storage.reports_dir, name)["folder"]/"page.html"))
 
-# %% ../nbs/90_cli.ipynb #9fe2b40d
+# %% ../nbs/90_cli.ipynb #b881016a
 @reports.command("run")
 def report_run(
     ctx: typer.Context, name: Annotated[str, typer.Argument(help="Of the run notebook, for example r40_validate.")],
@@ -142,6 +142,16 @@ def report_run(
     given = {k: value(v) for k, _, v in (p.partition("=") for p in param or [])}
     if "workdir" in parameters(template(name)): given.setdefault("workdir", newest(ctx.obj))
     out(str(run(name, given, settings=ctx.obj).html))
+
+@reports.command("data")
+def report_data(ctx: typer.Context, settings: File = "", set_: Set = None):
+    "Bring the lake up to date and write the data report: what is held, refused, flagged, restated, and how fresh it is."
+    from pathlib import Path
+    from stockpredict.ops.runs import run
+    said, file = load(settings, set_), Path(settings or "settings.ini").absolute()
+    changes = {k.strip(): v.strip() for k, _, v in (c.partition("=") for c in set_ or [])}
+    changes |= {"storage.home": str(said.storage.home_dir.absolute()), "storage.reports": str(said.storage.reports_dir.absolute())}
+    out(str(run("r10_ingest", dict(overrides=changes, settings_path=str(file)), settings=said).html))
 
 def value(
     text: str, # from the command line

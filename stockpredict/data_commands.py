@@ -65,7 +65,7 @@ def ingest_facts(
     show(done, json_, "Nothing was asked for: name --macro, --reports or --news.")
     if len(done) and (done.reason != "").all(): raise typer.Exit(1)
 
-# %% ../nbs/89_data_commands.ipynb #19b7ec75
+# %% ../nbs/89_data_commands.ipynb #2c58dec3
 lakes = typer.Typer(help="What the lake holds.", invoke_without_command=True)
 Version = Annotated[str, typer.Option("--version", metavar="NUMBER|PIN", help="Of the lake; empty = the newest.")]
 
@@ -89,6 +89,7 @@ def lake_status(ctx: typer.Context, json_: Json = False):
     from stockpredict.ops.work import held
     pairs(held(ctx.obj), json_)
 
+# %% ../nbs/89_data_commands.ipynb #1a6a5c33
 @lakes.command("asof")
 def lake_asof(
     ctx: typer.Context, ticker: Annotated[str, typer.Argument(help="For example AAPL.")],
@@ -104,6 +105,7 @@ def lake_asof(
     name, mine = canonical_ticker(ticker), make_source(ctx.obj).id
     with opened(ctx) as lake: # without bars of the source that the settings name, those that came last
         found = lake.bars([name], start or None, end or None, date, adjusted=not raw, source=mine if mine in lake.source_names() else None)
+    if not json_ and len(found): out(f"{name} from {found.source.iloc[-1]}, as it was known by {date}"); found = found.drop(columns=["ticker", "source"])
     show(found.tail(last), json_, f"On {date} nothing was known of {name}.")
 
 # %% ../nbs/89_data_commands.ipynb #cdbf6436
@@ -156,7 +158,7 @@ def lake_verify(ctx: typer.Context, json_: Json = False):
     with opened(ctx) as lake: mark = lake.verify(); files = len(lake.files())
     pairs(dict(fingerprint=mark, files=files), True) if json_ else out(f"All {files} files are as they were written; the fingerprint is {mark}.")
 
-# %% ../nbs/89_data_commands.ipynb #a412c586
+# %% ../nbs/89_data_commands.ipynb #8fd9ade6
 def changed(
     frame, # what goes
     dry_run: bool, # only said
@@ -180,6 +182,7 @@ def lake_expire(ctx: typer.Context, days: Annotated[float, typer.Option(help="Ve
     from stockpredict.train.registry import trained_on
     with opened(ctx, write=True) as lake: changed(lake.expire(days, dry_run, keep=trained_on(ctx.obj)), dry_run, json_, "versions expire")
 
+# %% ../nbs/89_data_commands.ipynb #3ce4f5f1
 @lakes.command("clean")
 def lake_clean(ctx: typer.Context, grace: Annotated[str, typer.Option(help="Leave files that were needed this recently.")] = "1D",
                dry_run: Ask = True, json_: Json = False):
