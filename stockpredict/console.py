@@ -29,7 +29,7 @@ def load(
         raise SettingsError(f"--set {wrong[0]} has no value.", "Write it as --set section.key=value, for example --set data.source=files.")
     return load_settings(file or None, {k.strip(): v.strip() for k, _, v in split} | {k.replace("__", "."): v for k, v in more.items() if v is not None})
 
-# %% ../nbs/88_console.ipynb #4419486b
+# %% ../nbs/88_console.ipynb #db57b36e
 def clear(
     text, # anything
 ) -> str: # on which no terminal acts
@@ -42,7 +42,9 @@ def out(
     "Show something."
     from rich.console import Console
     from rich.text import Text
-    Console().print(Text(clear(thing)) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
+    console = Console()
+    if not console.is_terminal: console.width = 160 # a file or a pipe has no edge at which to fold
+    console.print(Text(clear(thing)) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
 
 def as_json(
     data, # plain data, or anything `plain` can make so
@@ -51,7 +53,7 @@ def as_json(
     from stockpredict.ops.runs import plain
     typer.echo(json.dumps(plain(data), indent=1, ensure_ascii=False))
 
-# %% ../nbs/88_console.ipynb #b8d5107a
+# %% ../nbs/88_console.ipynb #45c49d37
 def minutes(
     times, # a column of instants or days
 ):
@@ -71,10 +73,10 @@ def grid(
     frame = frame.assign(**{c: minutes(frame[c]) for c in times})
     def shown_as(v, c):
         if isinstance(v, list | dict): return Text(clear(v))
-        if isinstance(v, float) and c not in formats: return f"{v:,.0f}" if abs(v) >= 1e6 else "–" if v != v else f"{v:.6g}"
+        if isinstance(v, float) and v == v and c not in formats: return f"{v:,.0f}" if abs(v) >= 1e6 else f"{v:.6g}"
         return Text(clear(format(v, formats.get(c, "")))) if v == v and v is not None else "–" # what is not equal to itself is missing
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for c in frame: shown.add_column(Text(clear(c)), justify="right" if is_numeric_dtype(frame[c]) else "left", overflow="fold", no_wrap=c in times or is_numeric_dtype(frame[c]))
+    for c in frame: shown.add_column(Text(clear(c)), justify="right" if is_numeric_dtype(frame[c]) else "left", overflow="fold", no_wrap=c in times)
     for row in frame.itertuples(index=False):
         shown.add_row(*(shown_as(v, c) for c, v in zip(frame, row, strict=True)))
     return shown

@@ -64,7 +64,7 @@ class Simulated(Section):
     rank_ic: float = Field(.05, ge=0, le=.3, description="Strength of the planted signal: its mean daily rank IC.")
     seed: int = Field(1, ge=0, description="Same seed, same market.")
 
-# %% ../../nbs/core/02_settings.ipynb #0bf9a049
+# %% ../../nbs/core/02_settings.ipynb #42d0ce37
 class Sources(Section):
     "The vendors on the network, for the source 'vendors'; their API keys are environment variables, such as TIINGO_API_KEY."
     chain: Words = Field(["yahoo", "tiingo", "fmp", "alphavantage"], min_length=1, description="Vendors to ask, in this order; the next when one fails.")
@@ -74,7 +74,7 @@ class Sources(Section):
     budgets: Pairs = Field({}, description="Requests per second and per day for a vendor, as in  alphavantage=1/25;  empty means the free plan of each.")
     at_once: int = Field(8, ge=1, le=64, description="Requests under way at the same time.")
     batch: int = Field(50, ge=1, le=10_000, description="Tickers that are stored together; an interrupted backfill resumes after the last such batch.")
-    max_mb: float = Field(32, gt=0, le=1_024, description="Largest answer in megabytes, unpacked.")
+    max_mb: float = Field(32., gt=0, le=1_024, description="Largest answer in megabytes, unpacked.")
     opinions: int = Field(1, ge=1, le=5, description="Vendors asked for each ticker; with two or more their closes are compared.")
     tolerance: float = Field(.005, gt=0, le=1, description="Relative difference of two closes above which vendors disagree.")
 
