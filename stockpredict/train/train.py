@@ -415,7 +415,7 @@ def progress(
         task = bar.add_task('starting', total=steps)
         yield lambda word: bar.update(task, advance=1, description=word)
 
-# %% ../../nbs/train/51_train.ipynb #4b41f98c
+# %% ../../nbs/train/51_train.ipynb #436abae4
 def experiment(
     settings: Settings, # everything
     workdir,            # folder of the experiment; unfinished work found there is continued
@@ -431,11 +431,12 @@ def experiment(
     panel, snapshot = study_panel(settings, as_of, snapshot)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
-    data.y = without_doubt(data.y, doubtful(panel, settings.data.calendar), v.horizons, v.entry_delay)
+    wrong = doubtful(panel, settings.data.calendar) # what nobody should believe is neither learned from nor traded
+    data.y, close = without_doubt(data.y, wrong, v.horizons, v.entry_delay), panel.close.values.masked_fill(wrong, float('nan'))
     lineage = make_lineage(settings, panel, snapshot)
     with progress((len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as tick:
         bench = Bench(place, settings, lineage, spec, tick)
-        made = compare(settings, data, panel.close.values.cpu().numpy(), candidate=bench, lineage=lineage)
+        made = compare(settings, data, close.cpu().numpy(), candidate=bench, lineage=lineage)
         add_rival(made, champion, lambda name, params: bench(settings, data, made.folds, name, params, 'champion', refit=False))
     made.save(place)
     return made
