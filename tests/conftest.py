@@ -13,6 +13,15 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
+LONGEST = ("runs", "flows", "faults", "serve")
+
+
+def pytest_collection_modifyitems(items):
+    "Folders with the longest files come first, so that no worker is left alone with one at the end."
+    folder = lambda item: item.path.parent.name
+    items.sort(key=lambda item: LONGEST.index(folder(item)) if folder(item) in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     "The top of the checkout."
