@@ -114,7 +114,7 @@ WITH incoming AS (SELECT DISTINCT *, row(open, high, low, close, volume) AS v FR
 SELECT * EXCLUDE (known_at, v, before, oldest, latest, unseen, differs, now_v, now_stated), top IS NOT NULL OR NOT oldest AS revised,
        CASE WHEN stated THEN known_at ELSE greatest($now, top + INTERVAL 1 MICROSECOND) END AS known_at FROM wanted"""
 
-# %% ../../nbs/data/14_lake.ipynb #c73e5d5d
+# %% ../../nbs/data/14_lake.ipynb #7f7ea5c7
 _FACTORS = """CREATE OR REPLACE TEMP TABLE fresh_factors AS
 WITH newest AS (SELECT ticker, event_time, max(known_at) AS top, arg_max(factor, known_at) AS factor FROM lake.adjustments WHERE source = $source GROUP BY ALL)
 SELECT f.ticker, f.event_time, CASE WHEN top IS NULL THEN f.known_at ELSE greatest($now, top + INTERVAL 1 MICROSECOND) END AS known_at, f.factor, f.source
@@ -122,6 +122,7 @@ FROM factors f LEFT JOIN newest n USING (ticker, event_time)
 WHERE CASE WHEN top IS NULL THEN f.factor <> 1 ELSE abs(f.factor / n.factor - 1) > $noise END"""
 _REFUSED = """CREATE OR REPLACE TEMP TABLE fresh_refused AS
 SELECT * FROM refused EXCEPT SELECT * EXCLUDE (batch) FROM lake.quarantine WHERE source = $source"""
+_NONE = "CREATE OR REPLACE TEMP VIEW fresh_{0} AS FROM {0}" # none came, so nothing held has to be read
 
 @dataclass(frozen=True)
 class Appended:
@@ -135,7 +136,7 @@ class Appended:
     batch: str # name of the batch; "" when there was nothing to store
     fingerprint: str # of the source's bars after the batch
 
-# %% ../../nbs/data/14_lake.ipynb #9ece1080
+# %% ../../nbs/data/14_lake.ipynb #1a921a4b
 _AGAIN = "SELECT count(*) FROM (SELECT 1 FROM batch GROUP BY ticker, event_time HAVING count(*) > 1 LIMIT 1)"
 _COUNTS = """SELECT (SELECT count(*) FROM fresh), (SELECT count(*) FROM fresh WHERE revised),
     (SELECT count(*) FROM fresh_factors), (SELECT count(*) FROM fresh_refused)"""
@@ -154,11 +155,12 @@ def _stage(self: Lake, cur, bars, refused, factors, params) -> tuple: # nothing 
     cur.execute(_HELD, source | dict(start=start, end=end, low=low, high=high, names=names))
     plain = not cur.execute("SELECT count(*) FROM held").fetchone()[0] and not cur.execute(_AGAIN).fetchone()[0]
     cur.execute(_PLAIN) if plain else cur.execute(_FRESH, dict(now=params["now"]))
-    cur.execute(_FACTORS, params)
-    cur.execute(_REFUSED, source)
+    some = {table: cur.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("factors", "refused")}
+    cur.execute(_FACTORS, params) if some["factors"] else cur.execute(_NONE.format("factors"))
+    cur.execute(_REFUSED, source) if some["refused"] else cur.execute(_NONE.format("refused"))
     return plain, *cur.execute(_COUNTS).fetchone()
 
-# %% ../../nbs/data/14_lake.ipynb #1e513c87
+# %% ../../nbs/data/14_lake.ipynb #307bbd93
 _VALUES = dict(bars="open, high, low, close, volume", adjustments="factor")
 
 def _sums(cur, table, query, **params): # count, xor and sum of the row hashes
@@ -172,6 +174,7 @@ def _change(cur, source, plain): # what the staged rows do to the sums of bars a
     out = []
     held = dict(bars="held", adjustments="(SELECT * FROM lake.adjustments WHERE source = $source)")
     for table, fresh in (("bars", "fresh"), ("adjustments", "fresh_factors")):
+        if not cur.execute(f"SELECT count(*) FROM {fresh}").fetchone()[0]: out.append(([0, 0, 0], [0, 0, 0])); continue
         columns = f"ticker, event_time, known_at, {_VALUES[table]}, source"
         there = f"SELECT {columns} FROM {held[table]} h WHERE (ticker, event_time) IN (SELECT (ticker, event_time) FROM {fresh})"
         newest = "SELECT * FROM ({}) QUALIFY known_at = max(known_at) OVER (PARTITION BY ticker, event_time)"
