@@ -51,7 +51,7 @@ def agree(
     who = far.apply(lambda row: ", ".join(row.index[row]), axis=1).where(verdict == "outvoted", "")
     return table.assign(consensus=middle.where(verdict != "undecided"), apart=apart, verdict=verdict, outvoted=who).reset_index()
 
-# %% ../../nbs/data/15b_compare.ipynb #f638a07b
+# %% ../../nbs/data/15b_compare.ipynb #f7fc6abb
 def by_ticker(
     compared: pd.DataFrame, # from `agree`
 ) -> pd.DataFrame: # index: ticker; shared, outvoted, undecided, median and worst distance in basis points
@@ -63,13 +63,13 @@ def by_ticker(
 
 def disagreements(
     compared: pd.DataFrame, # from `agree`
-) -> pd.DataFrame: # ticker, event_time, flag, usable, sentence
+) -> pd.DataFrame: # FLAGS; known_at is empty, for it takes a comparison to know
     "Flags for the bars that sources disagree about."
     rows = compared[compared.verdict != "agreed"]
     if not len(rows): return no_flags()
     said = [f"Sources are {a:,.0f} basis points apart; " + (f"{o} was outvoted." if o else "nobody can tell which is right.")
             for a, o in zip(rows.apart, rows.outvoted)]
-    return rows.assign(flag="sources disagree", usable=False, sentence=said)[FLAGS].reset_index(drop=True)
+    return rows.assign(flag="sources disagree", usable=False, sentence=said, known_at=pd.NaT, move=rows.apart / 1e4)[FLAGS].reset_index(drop=True)
 
 # %% ../../nbs/data/15b_compare.ipynb #3857f65a
 def rewrites(

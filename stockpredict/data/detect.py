@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FEW', 'HUNDRED', 'RATIOS', 'MANY', 'DETECTORS', 'FLAGS', 'trailing_mean', 'Moves', 'sorted_keys', 'moves',
            'usual_size', 'unit_changed', 'unit_error', 'missing', 'nearest_ratio', 'taken_back', 'split_missing',
-           'jump', 'spike', 'outlier', 'wild_range', 'runs', 'frozen', 'repeated_bar', 'untraded', 'moved_untraded',
-           'volume_absurd', 'gap', 'reused', 'shifted', 'Detector', 'no_flags', 'find_flags', 'usable']
+           'jump', 'spike', 'outlier', 'wild_range', 'runs', 'frozen', 'until_tenth', 'repeated_bar', 'untraded',
+           'moved_untraded', 'volume_absurd', 'gap', 'reused', 'shifted', 'Detector', 'no_flags', 'find_flags',
+           'usable']
 
 # %% ../../nbs/data/11b_detect.ipynb #00ac8961
 from dataclasses import dataclass, field
@@ -189,7 +190,7 @@ def wild_range(m: Moves) -> np.ndarray:
         reach = np.fmax(np.log(high / np.fmax(opened, close)), np.log(np.fmin(opened, close) / low))
     return (reach > .3) & (reach > 10 * usual_size(m))
 
-# %% ../../nbs/data/11b_detect.ipynb #901fd945
+# %% ../../nbs/data/11b_detect.ipynb #f7720e05
 def runs(
     m: Moves,
     same: np.ndarray, # bool: equal to the bar before
@@ -202,6 +203,12 @@ def frozen(m: Moves) -> np.ndarray: # from the second bar on
     "The close is the same for ten sessions or more."
     same = (m.ratio == 1) & (m.place > 0)
     return same & (runs(m, same) >= 10)
+
+def until_tenth(m: Moves) -> np.ndarray: # bars after each bar
+    "How long after a bar its stretch of one close had lasted ten sessions."
+    at = np.arange(len(m.ratio))
+    began = np.maximum.accumulate(np.where((m.ratio == 1) & (m.place > 0), 0, at))
+    return np.maximum(began + 9 - at, 0)
 
 def repeated_bar(m: Moves) -> np.ndarray: # the copies
     "Open, high, low, close and volume are those of the bar before, although it traded."
@@ -264,7 +271,7 @@ def shifted(
     alive = mean(np.isfinite(move) & (move != 0)) > .8 # a stock that hardly trades follows late, with the right dates
     return (alive & (n >= least) & (best > .25) & (best - now > np.fmax(.2, 4 / np.sqrt(n))))[ticker]
 
-# %% ../../nbs/data/11b_detect.ipynb #c13babc6
+# %% ../../nbs/data/11b_detect.ipynb #4af4ba27
 @dataclass(frozen=True)
 class Detector:
     "A named look at a table of bars."
@@ -272,55 +279,58 @@ class Detector:
     sentence: str # what the flag says
     look: object # function from `Moves` to one bool a bar
     usable: bool # may a return that touches this bar be traded and learned from?
+    waits: object = 0 # bars after this one that it looks at too, or a function from `Moves` to so many; -1 = it looks at the whole table
 
 DETECTORS = [
     Detector("jump", "The price moved by more than 40 % and ten times the market's move that day.", jump, True),
     Detector("unit changed", "The price is about a hundred times, or a hundredth of, the one before.", unit_changed, False),
-    Detector("unit error", "The price stands a hundred times above or below most bars of this ticker.", unit_error, False),
+    Detector("unit error", "The price stands a hundred times above or below most bars of this ticker.", unit_error, False, -1),
     Detector("split missing", "The price moved overnight by the ratio of a split, with ordinary trading: perhaps a split that was not worked in.",
              split_missing, False),
-    Detector("spike", "The bars before and after agree with each other and contradict this one.", spike, False),
+    Detector("spike", "The bars before and after agree with each other and contradict this one.", spike, False, 1),
     Detector("outlier", "The move is more than ten robust standard deviations from what all others did that session.", outlier, True),
     Detector("wild range", "High or low reaches far beyond open and close.", wild_range, True),
-    Detector("frozen", "The close is the same for ten sessions or more.", frozen, False),
+    Detector("frozen", "The close is the same for ten sessions or more.", frozen, False, until_tenth),
     Detector("repeated bar", "All prices and the volume are those of the bar before.", repeated_bar, False),
     Detector("untraded", "No volume, and high equals low: perhaps a halt.", untraded, False),
-    Detector("moved untraded", "The price moved within the session, yet no volume was reported.", moved_untraded, True),
+    Detector("moved untraded", "The price moved within the session, yet no volume was reported.", moved_untraded, True, -1),
     Detector("volume absurd", "The money traded is a hundred times the usual, or a thousandth of it, without a move to match.", volume_absurd, True),
     Detector("gap", "One or more sessions are missing before this bar.", gap, True),
     Detector("symbol reused", "More than sixty sessions are missing before this bar: perhaps another company under the same symbol.", reused, False),
-    Detector("days shifted", "The ticker moves with the market of the session before or after: its dates are off by one.", shifted, False),
+    Detector("days shifted", "The ticker moves with the market of the session before or after: its dates are off by one.", shifted, False, -1),
 ]
-FLAGS = ["ticker", "event_time", "flag", "usable", "sentence"]
+FLAGS = ["ticker", "event_time", "known_at", "flag", "usable", "move", "sentence"]
 
-# %% ../../nbs/data/11b_detect.ipynb #57a11f53
+# %% ../../nbs/data/11b_detect.ipynb #84253f87
 def no_flags() -> pd.DataFrame: # no rows, all columns
     "A table of flags without rows."
-    return pd.DataFrame({c: pd.Series(dtype="bool" if c == "usable" else "datetime64[us, UTC]" if c == "event_time" else "str") for c in FLAGS})
+    kinds = dict(usable="bool", move="float64", event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]")
+    return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, "str")) for c in FLAGS})
 
 def find_flags(
     bars: pd.DataFrame, # one row a bar
     calendar: Calendar | str = "XNYS", # the exchange
     held: pd.DataFrame | None = None, # bars of the same tickers that are held already, on the same price scale
     detectors: list[Detector] = DETECTORS, # whom to ask
-) -> pd.DataFrame: # ticker, event_time, flag, usable, sentence; sorted; about `bars` only
+    before: bool = False, # say also what these bars tell about the held ones
+) -> pd.DataFrame: # FLAGS, sorted; known_at is empty where nothing less than the whole table shows it
     "Ask every detector about a table of bars, judged together with what is held."
     if not len(bars): return no_flags()
-    table, mine = bars, None
+    table = bars.assign(arrived=True)
     if held is not None and len(held):
-        old = held[held.ticker.isin(bars.ticker.unique())]
-        if "adj_close" in bars and "adj_close" not in old: old = old.assign(adj_close=_continued(old, bars))
-        table = pd.concat([old, bars], ignore_index=True, join="inner").drop_duplicates(["ticker", "event_time"], keep="last")
-        mine = pd.MultiIndex.from_frame(bars[["ticker", "event_time"]])
+        old = held[held.ticker.isin(bars.ticker.unique())].assign(arrived=False)
+        if "adj_close" in bars: old = old.assign(adj_close=_continued(old, bars))
+        table = pd.concat([old, table], ignore_index=True, join="inner").drop_duplicates(["ticker", "event_time"], keep="last")
     m = moves(_in_order(table), calendar)
-    found = [_flagged(m, d) for d in detectors]
+    found = [_flagged(m, d, before) for d in detectors]
     out = pd.concat([f for f in found if len(f)] or [no_flags()], ignore_index=True)
-    if mine is not None: out = out[pd.MultiIndex.from_frame(out[["ticker", "event_time"]]).isin(mine)]
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
-def _continued(old, bars): # an adjusted close for held bars: the scale of the batch's first bar, so that the step between them is the price's own
+def _continued(old, bars): # an adjusted close for held bars that meets the batch's first bar, so that the step between them is the price's own
     first = bars.sort_values("event_time").drop_duplicates("ticker").set_index("ticker")
-    return old.close * (first.adj_close / first.close).reindex(old.ticker).to_numpy()
+    if "adj_close" not in old: return old.close * (first.adj_close / first.close).reindex(old.ticker).to_numpy()
+    last = old.sort_values("event_time").drop_duplicates("ticker", keep="last").set_index("ticker")
+    return old.adj_close * ((first.adj_close / first.close) * (last.close / last.adj_close)).reindex(old.ticker).to_numpy()
 
 def _in_order(table): # sorted by ticker and time; sorting millions of rows costs more than seeing that they are sorted
     place, code = sorted_keys(table)
@@ -328,10 +338,29 @@ def _in_order(table): # sorted by ticker and time; sorting millions of rows cost
     ordered = np.count_nonzero(place == 0) == code.max() + 1 and bool((np.diff(at)[place[1:] > 0] > np.timedelta64(0)).all())
     return table.reset_index(drop=True) if ordered else table.sort_values(["ticker", "event_time"], ignore_index=True)
 
-def _flagged(m, d):
+# %% ../../nbs/data/11b_detect.ipynb #2579704d
+def _ahead_of(m, d, at): # the bar that completes the evidence, -1 = there is none yet, or it takes the whole table
+    wait = np.asarray(d.waits(m)[at] if callable(d.waits) else np.full(len(at), d.waits))
+    last = np.minimum(at + np.maximum(wait, 0), len(m.place) - 1)
+    return np.where((wait >= 0) & (m.place[last] == m.place[at] + wait), last, -1)
+
+def _known(m, at, last): # a series: when the evidence was there: the bar, the twenty before it, and those it waits for
+    known = m.bars.known_at.to_numpy("datetime64[us]").view("int64") if "known_at" in m.bars else np.zeros(len(m.place), "int64")
+    out = np.where(last >= 0, known[np.maximum(last, 0)], 0)
+    for k in range(min(21, len(known))): out = np.maximum(out, np.where(m.place[at] >= k, known[np.maximum(at - k, 0)], 0))
+    when = pd.Series(pd.to_datetime(out, unit="us", utc=True)).astype("datetime64[us, UTC]")
+    return when.where((last >= 0) & ("known_at" in m.bars))
+
+def _flagged(m, d, before):
     at = np.flatnonzero(d.look(m))
-    return pd.DataFrame(dict(ticker=m.bars.ticker.iloc[at].to_numpy(), event_time=m.bars.event_time.iloc[at].to_numpy(), flag=d.name, usable=d.usable,
-                             sentence=d.sentence), columns=FLAGS).astype(dict(event_time="datetime64[us, UTC]"))
+    mine, last = m.bars.arrived.to_numpy(bool), _ahead_of(m, d, at)
+    after = np.minimum(at + 1, len(mine) - 1)
+    told = (mine[last] & (last >= 0)) | (mine[after] & (m.place[after] == m.place[at] + 1) & (d.waits != -1)) if before else False
+    keep = mine[at] | told
+    at, last = at[keep], last[keep]
+    return pd.DataFrame(dict(ticker=m.bars.ticker.iloc[at].to_numpy(), event_time=m.bars.event_time.iloc[at].to_numpy(), known_at=_known(m, at, last),
+                             flag=d.name, usable=d.usable, move=np.expm1(m.move[at]), sentence=d.sentence),
+                        columns=FLAGS).astype(dict(event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]", usable=bool))
 
 # %% ../../nbs/data/11b_detect.ipynb #02a564b8
 def usable(

@@ -130,7 +130,7 @@ def prepared(
     return bars.assign(ceiling=bars.high * (1 + rounding), floor=bars.low * (1 - rounding),
                        on_close=at.isin(closes), is_over=at.isna() | (at <= now), knowable=at.isna() | (bars.known_at >= at))
 
-# %% ../../nbs/data/15_quality.ipynb #46c22c61
+# %% ../../nbs/data/15_quality.ipynb #9b5db01c
 FEW = 2 # so few bad rows do not condemn a small batch, whatever their share
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class Quality:
     checks: list[dict] # one row a rule: rule, severity, failed, sentence, examples
     rows: int # how many came in
     limit: float # share of bad rows above which the batch is refused
-    flags: pd.DataFrame = field(default_factory=no_flags, repr=False) # what is odd about the good bars: ticker, event_time, flag, usable, sentence
+    flags: pd.DataFrame = field(default_factory=no_flags, repr=False) # what is odd about the good bars, see `find_flags`
+    earlier: pd.DataFrame = field(default_factory=no_flags, repr=False) # what these bars tell about older ones that are held
 
     @property
     def usable(self) -> np.ndarray: # bool, one a good bar
@@ -223,7 +224,7 @@ def _named(rows): # five examples
 def _check(rule, sentence, severity, bars, mask): # one row of the report
     return dict(rule=rule, severity=severity, failed=int(np.sum(mask)), sentence=sentence, examples=_named(bars[mask]) if np.any(mask) else [])
 
-# %% ../../nbs/data/15_quality.ipynb #80f96fa5
+# %% ../../nbs/data/15_quality.ipynb #1c758101
 def inspect(
     bars: pd.DataFrame, # a batch in the form of `tidy_bars`
     calendar: Calendar | str = "XNYS", # the exchange
@@ -245,16 +246,19 @@ def inspect(
     keep = ~wrong & ~repeated
     good = bars if keep.all() else bars[keep].reset_index(drop=True)
     if several[keep].any() or not in_order(good): good = good.sort_values(["ticker", "event_time", "known_at"], ignore_index=True)
-    remarks, flags = _remarks(bars, repeated & ~wrong, good, calendar, held)
+    remarks, *flags = _remarks(bars, repeated & ~wrong, good, calendar, held, now)
     checks = [_check(r.name, r.sentence, "error", bars, masks[r.name]) for r in [*RULES, CONFLICT]] + remarks
     reason = np.array(["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)], dtype=object)
-    return Quality(good, bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True), checks, len(bars), limit, flags)
+    return Quality(good, bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True), checks, len(bars), limit, *flags)
 
-def _remarks(bars, repeated, good, calendar, held): # the rows of the report about what is kept, and the flags
+def _remarks(bars, repeated, good, calendar, held, now): # the rows of the report about what is kept, and the flags: of these bars, of older ones
     several = crowded(good)
     older = np.zeros(len(good), bool); older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()
-    flags = find_flags(good[~older] if older.any() else good, calendar, held, ALL)
+    found = find_flags(good[~older] if older.any() else good, calendar, held, ALL, before=held is not None)
+    found["known_at"] = found.known_at.fillna(now).astype("datetime64[us, UTC]")
+    old = ~pd.MultiIndex.from_frame(found[["ticker", "event_time"]]).isin(pd.MultiIndex.from_frame(good[["ticker", "event_time"]])) if held is not None else False
+    earlier, flags = (found[old].reset_index(drop=True), found[~old].reset_index(drop=True)) if np.any(old) else (no_flags(), found)
     by = {d.name: flags[flags.flag == d.name] for d in ALL}
     counted = [dict(rule=d.name, severity="warning", failed=len(by[d.name]), sentence=d.sentence, examples=_named(by[d.name])) for d in ALL]
     return [_check("repeated", "The same row came twice; one copy is kept.", "warning", bars, repeated),
-            _check("revised", "A later row, known later, says otherwise; both are kept with their times.", "warning", good, older), *counted], flags
+            _check("revised", "A later row, known later, says otherwise; both are kept with their times.", "warning", good, older), *counted], flags, earlier
