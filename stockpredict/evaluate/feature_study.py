@@ -6,7 +6,7 @@
 __all__ = ['LAGS', 'ALIKE', 'LEAK', 'SPARSE', 'feature_values', 'ic', 'holm', 'benjamini_hochberg', 'persistence', 'half_life',
            'redundancy', 'clusters', 'Study', 'study']
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #dedb83da
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #c233d417
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -14,11 +14,10 @@ from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
 from ..features.catalogue import Feature, features, proven_values, resolve
-from ..features.events import fact_features, fact_values
 from ..features.panel import Panel
 from ..features.series import Series
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #c2e162dc
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #2c91f1bf
 def feature_values(
     panel: Panel, # a market
     feature, # name, `Feature`, `Series` on this panel, or an array `[session, ticker]`
@@ -27,12 +26,9 @@ def feature_values(
     if isinstance(feature, Series):
         if feature.grid is not panel.grid: raise EvaluateError("This series stands on another panel.", "Compute it from the panel that is studied.")
         return feature.values.cpu().numpy()
-    if _of_facts(feature): return fact_values(panel, [feature])[feature].cpu().numpy()
     if isinstance(feature, str): feature = features[feature]
     if isinstance(feature, Feature): return proven_values(feature, panel).cpu().numpy()
     return np.asarray(feature, float)
-
-def _of_facts(name): return isinstance(name, str) and name in fact_features and name not in features
 
 def ic(
     feature, # name, `Feature`, `Series` on the panel, or an array `[session, ticker]`
@@ -136,7 +132,7 @@ class Study:
         return (f"Study of {t.index.get_level_values(0).nunique()} features at {t.index.get_level_values(1).nunique()} horizons up to {self.until:%Y-%m-%d}: "
                 f"{int((t.holm < self.alpha).sum())} of {self.tests} tests stand after Holm, {int((t.bh < self.alpha).sum())} after Benjamini-Hochberg")
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #6858185b
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #86a3ebb7
 def study(
     panel: Panel, # a market
     names, # features or sets; or name -> anything `ic` takes, computed on the panel cut at `until`
@@ -150,7 +146,7 @@ def study(
     "Judge features one by one on training rows alone."
     panel = panel.until(until)
     if len(panel) < 60: raise NotEnoughSessions(f"There are {len(panel)} sessions up to {until}.", "A study needs at least 60; end the training period later.")
-    named = names if isinstance(names, dict) else {getattr(n, "name", n): n for n in _spelled(names)}
+    named = names if isinstance(names, dict) else {getattr(n, "name", n): n for n in resolve(names)}
     outcomes = {h: forward_returns(panel.close.values, h, entry_delay).cpu().numpy() for h in horizons}
     rows, years, ranks = {}, {}, []
     at = np.unique(np.linspace(0, len(panel) - 1, min(sampled, len(panel))).astype(int))
@@ -167,9 +163,7 @@ def study(
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["feature", "horizon"])
     return Study(_concluded(table, alike, alpha), alike, pd.DataFrame(years).T, panel.sessions[-1], alpha, entry_delay)
 
-def _spelled(names): # sets spelled out; features of facts stay as they are
-    names = [names] if isinstance(names, str | Feature) else list(names)
-    return [x for n in names for x in ([n] if _of_facts(n) else resolve([n]))]
+
 
 # %% ../../nbs/evaluate/32a_feature_study.ipynb #ae37e187
 def _judged(x, panel, outcomes): # horizon -> coverage, IC with its error bar, persistence

@@ -22,12 +22,20 @@ from ..core.registry import Registry
 from .panel import FIELDS, Panel, same, scramble
 from .series import Grid, Series, Shared
 
-# %% ../../nbs/features/21_catalogue.ipynb #13bcfc58
+# %% ../../nbs/features/21_catalogue.ipynb #86a9c045
 CUTS = (67, 23) # sessions before the end at which the proof takes the future away
+
+def _proof_fact(name, sessions): # `[session, ticker]`
+    noise = np.random.default_rng([5, *name.encode()])
+    x = np.exp(.3 * noise.standard_normal((sessions, 6))).round(1)
+    x = x[np.maximum.accumulate(np.where(noise.random(sessions) < .2, np.arange(sessions), 0))]
+    x[:9], x[-70:-60, 4] = math.nan, math.nan
+    return torch.from_numpy(x).float()
 
 @lru_cache(32)
 def proof_panel(
     sessions: int, # length, at least 160
+    also: frozenset = frozenset(), # fields beside the bars
 ) -> Panel: # six tickers
     "A small market with halts, listings, delistings and holes, the same on every machine."
     noise = torch.Generator().manual_seed(11)
@@ -40,6 +48,7 @@ def proof_panel(
         x["volume"][-a - 1:-a + 2, 4] = math.nan
         for name in FIELDS: x[name][-a - 1:-a + 2, 2] = math.nan; x[name][-a + 4, 0] = math.nan
     for name in FIELDS: x[name][:-CUTS[0], 1] = math.nan; x[name][-8:, 5] = math.nan
+    x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
 # %% ../../nbs/features/21_catalogue.ipynb #ac248086
@@ -82,7 +91,7 @@ class Feature:
 
     def __repr__(self): return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
 
-# %% ../../nbs/features/21_catalogue.ipynb #6d296746
+# %% ../../nbs/features/21_catalogue.ipynb #7765c403
 def values(
     feature: Feature, # what to compute
     panel: Panel, # where
@@ -103,17 +112,18 @@ class Trial:
 
     @staticmethod
     @lru_cache(32)
-    def hard(lookback: int) -> "Trial": # long enough for a look-back
+    def hard(lookback: int, also: frozenset = frozenset()) -> "Trial": # long enough for a look-back, with the fields beside the bars
         "The hard market and its alternatives."
-        return Trial(proof_panel(160 + 64 * math.ceil(lookback / 64)))
+        return Trial(proof_panel(160 + 64 * math.ceil(lookback / 64), also))
 
-# %% ../../nbs/features/21_catalogue.ipynb #a4323816
+# %% ../../nbs/features/21_catalogue.ipynb #42e07b99
 def prove(
     feature: Feature, # what to examine
     panel: Panel | Trial = None, # where to try it; None = the hard market, long enough for the look-back
 ) -> Feature: # the feature, with the longest history it was proven on in `proven`
     "Refuse a feature that sees the future, that looks back further than it says, or that compares tickers in secret."
-    trial = Trial.hard(64 * math.ceil(feature.lookback / 64)) if panel is None else panel if isinstance(panel, Trial) else Trial(panel)
+    if panel is None: panel = Trial.hard(64 * math.ceil(feature.lookback / 64), feature.fields - set(FIELDS))
+    trial = panel if isinstance(panel, Trial) else Trial(panel)
     panel, whole = trial.panel, values(feature, trial.panel)
     for t, how, other in trial.futures:
         again = values(feature, other)[:t+1]
@@ -151,7 +161,7 @@ def feature(
         return func
     return register
 
-# %% ../../nbs/features/21_catalogue.ipynb #d0f02a0b
+# %% ../../nbs/features/21_catalogue.ipynb #3b0d972a
 class FeatureSets(Mapping):
     "Sets of features, each worked out from what the features need."
     rules = {
@@ -161,6 +171,8 @@ class FeatureSets(Mapping):
         "alpha158": lambda f: "alpha158" in f.sets,
         "alpha360": lambda f: "alpha360" in f.sets,
         "technical": lambda f: "technical" in f.sets,
+        "context": lambda f: "context" in f.sets,
+        "facts":  lambda f: "facts" in f.sets,
         "all":    lambda f: True,
     }
     def __getitem__(self, name):
@@ -219,7 +231,7 @@ def fill(
                 for f in chosen: f(part).into(out[f], at)
     finally: torch.set_num_threads(threads)
 
-# %% ../../nbs/features/21_catalogue.ipynb #b282ab87
+# %% ../../nbs/features/21_catalogue.ipynb #d28ffa52
 def room(like: Tensor) -> Tensor:
     "An unfilled tensor of the same kind; on a processor NumPy gets it, in large pages of memory, which are cheaper to come by."
     if like.is_cuda: return torch.empty_like(like)
@@ -231,7 +243,7 @@ def in_turn(
     at_once: int = 1 << 30, # features computed together: more share more, and need more memory
 ) -> Iterator[tuple[Feature, Tensor]]: # feature and `[session, ticker]`, `NaN` where undefined
     "Values of features one after the other, each proven before its first use."
-    chosen, there = proven(panel, names), {x for x in FIELDS if panel.has(x)}
+    chosen, there = proven(panel, names), {x for x in panel._fields if panel.has(x)}
     like = panel._fields["close"]
     for at in range(0, len(chosen), at_once):
         some = chosen[at:at + at_once]
@@ -259,13 +271,15 @@ def covered(
     some = longest(panel)
     return [f.name for f, x in in_turn(some, names) if not x.isnan().all()]
 
-# %% ../../nbs/features/21_catalogue.ipynb #fe0dbf79
+# %% ../../nbs/features/21_catalogue.ipynb #48dce210
+def _order(field): return (FIELDS.index(field) if field in FIELDS else len(FIELDS)), field # prices, volume, then the rest by name
+
 def table(
     names: str | list = "all", # names of features or sets
 ) -> pd.DataFrame: # a row a feature: group, formula, look_back, fields, source
     "The catalogue, for people."
     return pd.DataFrame([dict(name=f.name, group=f.group, formula=f.formula, look_back=f.lookback,
-                              fields=", ".join(x for x in FIELDS if x in f.fields), source=f.source) for f in as_features(names)],
+                              fields=", ".join(sorted(f.fields, key=_order)), source=f.source) for f in as_features(names)],
                         columns=["name", "group", "formula", "look_back", "fields", "source"]).set_index("name")
 
 # %% ../../nbs/features/21_catalogue.ipynb #903627ed

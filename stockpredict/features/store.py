@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACT_TABLES', 'PARTS', 'anchored', 'code_mark', 'FeatureStore', 'Materialised', 'features']
 
-# %% ../../nbs/features/28_store.ipynb #4ef1c6c4
+# %% ../../nbs/features/28_store.ipynb #eee2afa6
 import hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,8 +22,8 @@ from ..data.adjust import split_like
 from ..data.lake import Lake
 from ..data.sources import make_source
 from . import catalogue, kernels, panel as panels, series
-from .catalogue import SETS, Feature, as_features, proven_values, values
-from .events import fact_features, fact_values, with_facts
+from .catalogue import as_features, proven_values, values
+from .events import with_facts
 from .panel import FIELDS, Panel
 
 # %% ../../nbs/features/28_store.ipynb #6771ec43
@@ -54,19 +54,14 @@ def code_mark(
     for p in dict.fromkeys(parts): mark.update(hashlib.sha256(p).digest())
     return mark.hexdigest()[:12]
 
-# %% ../../nbs/features/28_store.ipynb #fbdad10c
-def _chosen(names): # features of the catalogue and of facts, sets spelled out
-    parts = [names] if isinstance(names, str | Feature) else list(names)
-    of_facts = lambda n: isinstance(n, str) and n not in SETS and n not in catalogue.features and n in fact_features
-    return list(dict.fromkeys(f for n in parts for f in ([fact_features[n]] if of_facts(n) else as_features([n]))))
-
+# %% ../../nbs/features/28_store.ipynb #c336677d
 class FeatureStore:
     "A set of features on the market of the settings, kept on disk."
     def __init__(self,
         settings: Settings, # lake, source, dates and universe
         names: str | list | None = None, # features or sets; None = those of the settings
     ):
-        self.settings, self.chosen = settings, _chosen(list(settings.features.names) if names is None else names)
+        self.settings, self.chosen = settings, as_features(list(settings.features.names) if names is None else names)
         self.names, self.needs = [f.name for f in self.chosen], sorted(set().union(*(f.fields for f in self.chosen)))
         if not self.names: raise FeatureError("There is no feature to keep.", "Name at least one feature or set.")
         self.source, self.calendar = make_source(settings).id, get_calendar(settings.data.calendar)
@@ -230,7 +225,7 @@ def materialise(self: FeatureStore,
 def _told(self: FeatureStore, made, kept, since, loaded, began):
     return Materialised(made["snapshot"], made["sessions"], made["rows"], kept, since, loaded, round(time.perf_counter() - began, 3))
 
-# %% ../../nbs/features/28_store.ipynb #80eab532
+# %% ../../nbs/features/28_store.ipynb #9a808152
 @patch
 def _extend(self: FeatureStore, base, since, snapshot): # the new manifest, and how many sessions of bars it took
     state, keep = self._state(base, since)
@@ -244,10 +239,7 @@ def _extend(self: FeatureStore, base, since, snapshot): # the new manifest, and 
         if {f for f in self.needs if bars.has(f)} <= set(base["fields"]):
             return self._save(bars, bars.sessions.searchsorted(since), state, keep, values, base["fields"])
     bars = self.panel(snapshot)
-    return self._save(bars, 0, None, [], _proven, [f for f in self.needs if bars.has(f)])
-
-def _proven(f, bars): # values of a feature that is proven first
-    return proven_values(f, bars) if f.fields <= set(FIELDS) else fact_values(bars, [f])[f.name]
+    return self._save(bars, 0, None, [], proven_values, [f for f in self.needs if bars.has(f)])
 
 @patch
 def _state(self: FeatureStore, base, since): # who was present before `since`, and the parts that still count

@@ -12,8 +12,8 @@ from stockpredict.features.matrix import Spec, make_inputs
 from stockpredict.features.panel import FIELDS, Panel, Series, same, scramble, sees_future
 
 
-def random_panel(seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = True, dtype=torch.float32) -> Panel:
-    "A market with fat tails and, if wanted, halts of all lengths, late listings, a delisting and missing volumes."
+def random_panel(seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = True, dtype=torch.float32, also=()) -> Panel:
+    "A market with fat tails and, if wanted, halts of all lengths, late listings, a delisting, missing volumes, and facts beside the bars."
     noise = torch.Generator().manual_seed(seed)
     draw = lambda: torch.randn(sessions, tickers, generator=noise, dtype=torch.float64)
     close = 40 * (.012 * draw() / (draw().abs() + .5)).cumsum(0).clamp(-3, 3).exp()
@@ -27,10 +27,15 @@ def random_panel(seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = 
         hole = torch.rand(sessions, tickers, generator=noise) < .02
         x["volume"][hole] = math.nan
         for v in x.values(): v[absent] = math.nan
+    for k in sorted(set(also) - set(FIELDS)):
+        news = torch.where(torch.rand(sessions, 1, generator=noise) < .2, torch.arange(sessions)[:, None], 0).cummax(0).values
+        x[k] = (.3 * draw()).exp().mul(10).round().gather(0, news.expand(-1, tickers))
+        x[k][:9] = math.nan; x[k][300:320, 7] = math.nan
     return Panel({k: v.to(dtype) for k, v in x.items()}, pd.bdate_range("2018-01-01", periods=sessions), [f"T{i}" for i in range(tickers)])
 
 
 NAMES = features.names()
+BESIDE = frozenset().union(*(features[n].fields for n in NAMES)) - set(FIELDS)
 # the families of Alpha158 and Alpha360 repeat one function for many windows: their shortest and longest members stand for them here
 THOROUGH = [n for n in NAMES if not any(s.startswith("alpha") for s in features[n].sets) or features[n].args in ((), (0,), (5,), (59,), (60,))]
 
@@ -39,6 +44,7 @@ def test_there_is_a_catalogue_to_prove():
     assert len(NAMES) >= 40 and len(SETS["core"]) >= 20 and set(SETS["all"]) == set(NAMES)
     assert set().union(*(SETS[s] for s in SETS if s != "all")) == set(NAMES)
     for s in ("core", "ohlcv", "market"): assert not any(features[n].sets for n in SETS[s])
+    assert len(BESIDE) >= 12 and {n for n in NAMES if features[n].fields & BESIDE} == set(SETS["facts"]), "who needs facts stands in the set, and nobody else"
     assert all(features[n].fields == {"close"} for n in SETS["core"])
 
 
@@ -48,7 +54,7 @@ def test_every_feature_is_causal_and_its_look_back_suffices(name):
     f = features[name]
     prove(f)
     for gaps in (True, False):
-        panel = random_panel(3, gaps=gaps)
+        panel = random_panel(3, gaps=gaps, also=f.fields)
         whole = f(panel).values
         assert not whole.isnan().all(), f"{name} is never defined, the proof would be empty"
         for t in (251, 349, 512):
@@ -62,7 +68,7 @@ def test_every_feature_is_causal_and_its_look_back_suffices(name):
 def test_a_halt_is_not_a_bar(name):
     "On its own, a ticker with gaps has the same values as its bars written without the gaps."
     f = features[name]
-    panel = random_panel(5)
+    panel = random_panel(5, also=f.fields)
     out = f(panel).values
     assert out[~panel.present].isnan().all(), "a value where there was no bar"
     if f.crossings: return
@@ -158,6 +164,18 @@ def test_a_leak_that_waits_for_a_long_history_is_caught_there():
     with pytest.raises(SeesFuture): make_inputs(panel, Spec([patient]))
 
 
+def test_features_of_facts_are_proven_with_facts_and_empty_without():
+    "The hard market of their proof has every field they ask for, and the values are not all undefined."
+    for name in SETS["facts"]:
+        f = features[name]
+        market = proof_panel(640, f.fields - set(FIELDS))
+        assert not f(market).values.isnan().all(), f"{name} is never defined, the proof would be empty"
+        assert prove(f).proven >= 160
+        plain = Panel({k: v for k, v in market._fields.items() if k in FIELDS}, market.sessions, market.tickers)
+        assert f(plain).values.isnan().all(), f"{name} has a value without its fact"
+    assert set(search("rates").index) <= set(NAMES) and table("facts").fields["earnings_yield"] == "eps_diluted, raw_close"
+
+
 def test_there_is_no_word_for_tomorrow():
     panel = proof_panel(160)
     for n in (0, -1, 1.5, True, "5"):
@@ -189,7 +207,7 @@ def same_inputs(a, b) -> bool:
 @pytest.mark.parametrize("normalise", ["rank", "zscore", "none"])
 @pytest.mark.parametrize("gaps", [True, False])
 def test_inputs_of_the_tail_equal_those_of_the_whole(normalise, gaps):
-    spec, panel = Spec(["all"], normalise), random_panel(7, gaps=gaps)
+    spec, panel = Spec(["all"], normalise), random_panel(7, gaps=gaps, also=BESIDE)
     whole = make_inputs(panel, spec)
     assert whole.x.isfinite().all() and whole.x.dtype == torch.float32
     for stop in (320, 500, len(panel)):
@@ -199,7 +217,7 @@ def test_inputs_of_the_tail_equal_those_of_the_whole(normalise, gaps):
 
 
 def test_inputs_do_not_depend_on_the_future_threads_or_the_order_of_tickers():
-    spec, panel = Spec(["all"]), random_panel(8)
+    spec, panel = Spec(["all"]), random_panel(8, also=BESIDE)
     whole = make_inputs(panel, spec)
     for other in (panel.first(401), scramble(panel, 400)):
         assert same_inputs(make_inputs(other, spec).until(401), whole.until(401))
@@ -214,7 +232,7 @@ def test_inputs_do_not_depend_on_the_future_threads_or_the_order_of_tickers():
 
 
 def test_somebody_who_is_not_there_changes_nothing():
-    spec, panel = Spec(["all"]), random_panel(9, sessions=400)
+    spec, panel = Spec(["all"]), random_panel(9, sessions=400, also=BESIDE)
     whole = make_inputs(panel, spec)
     wider = {k: torch.cat([v, torch.full_like(v[:, :3], math.nan)], 1) for k, v in panel._fields.items()}
     more = make_inputs(Panel(wider, panel.sessions, [*panel.tickers, "X", "Y", "Z"]), spec)

@@ -11,9 +11,9 @@ from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.settings import load_settings
 from stockpredict.data.lake import Lake
 from stockpredict.data.simulate import simulate
-from stockpredict.features.catalogue import Feature, prove
-from stockpredict.features.events import (as_known, attach, by_beta, by_group, decision_times, fact, fact_features, fact_values, macro_fields,
-                                          member_fields, news_fields, per_session, proof_facts, report_fields, tone, with_facts)
+from stockpredict.features.catalogue import Feature, compute, prove
+from stockpredict.features.events import (as_known, attach, by_beta, by_group, decision_times, fact, macro_fields, member_fields, news_fields,
+                                          per_session, report_fields, tone, with_facts)
 from stockpredict.features.panel import Panel, same
 from stockpredict.features.series import Series
 
@@ -182,16 +182,6 @@ def test_a_signal_known_two_bars_late_is_worth_less_than_it_seems(panel, closes)
 
 # --- as features
 
-@pytest.mark.parametrize("name", fact_features.names())
-def test_every_feature_of_facts_is_proven_with_its_facts_there(name):
-    f = fact_features[name]
-    market = proof_facts(f.fields, 640)
-    assert not f(market).values.isnan().all(), f"{name} is never defined, the proof would be empty"
-    prove(f, market)
-    plain = Panel({k: v for k, v in market._fields.items() if k in ("open", "high", "low", "close", "volume")}, market.sessions, market.tickers)
-    assert f(plain).values.isnan().all(), "a value without the fact"
-
-
 LEAKS = {
     "next known value": lambda b: Series(fact(b, "assets").values.roll(-1, 0), b.grid, fields={"assets"}),
     "full-sample z-score": lambda b: (fact(b, "assets") - float(fact(b, "assets").values.nanmean())),
@@ -203,7 +193,7 @@ LEAKS = {
 @pytest.mark.parametrize("name", LEAKS)
 def test_a_feature_of_facts_that_peeks_is_refused(name):
     f = Feature(LEAKS[name]); f.func.__name__, f.func.__doc__ = "mutant", name
-    with pytest.raises((SeesFuture, NotEnoughHistory)): fact_values(proof_facts({"assets"}, 320), [f])
+    with pytest.raises((SeesFuture, NotEnoughHistory)): prove(f)
 
 
 def test_by_group_and_by_beta_leave_nothing_of_either(panel):
@@ -238,9 +228,9 @@ def test_the_lake_as_of_a_day_gives_the_panel_of_that_day(tmp_path, rows):
             known = frame.known_at <= pd.Timestamp("2016-03-01", tz="UTC")
             lake.add(table, frame[known]); rows.setdefault("later", []).append((table, frame[~known]))
         panel = Panel.from_bars(lake.bars(adjusted=False), CALENDAR)
-        then = fact_values(with_facts(panel, lake, CALENDAR))
+        then = compute(with_facts(panel, lake, CALENDAR), "facts")
         for table, frame in rows.pop("later"): lake.add(table, frame)
-        now = fact_values(with_facts(panel, lake, CALENDAR))
+        now = compute(with_facts(panel, lake, CALENDAR), "facts")
     assert sum(not v.isnan().all() for v in then.values()) >= 10, "too few features are defined, the test is empty"
     for name in then: assert same(then[name], now[name]), f"{name} changed when later facts came"
 
