@@ -142,7 +142,7 @@ def prove(
     feature.proven = max(feature.proven, len(panel))
     return feature
 
-# %% ../../nbs/features/21_catalogue.ipynb #2e2d3fb2
+# %% ../../nbs/features/21_catalogue.ipynb #64e0a66f
 features = Registry("feature", "stockpredict.features")
 
 def feature(
@@ -153,11 +153,12 @@ def feature(
     sets: tuple = (), # names of the sets it belongs to; () = the set follows from what it needs
     into: Registry = features, # which catalogue
 ):
-    "Decorator: list a function of a panel in the catalogue, under its name and parameters."
+    "Decorator: list a function of a panel in the catalogue, under its name and parameters; raises `SeesFuture` when it peeks."
     def register(func):
-        for args in ([()] if n is None else n):
-            f = Feature(func, args if isinstance(args, tuple) else (args,), group, source, across, sets)
-            into.add(f.name, f)
+        new = [Feature(func, args if isinstance(args, tuple) else (args,), group, source, across, sets) for args in ([()] if n is None else n)]
+        if not func.__module__.startswith("stockpredict."):
+            for f in new: prove(f)
+        for f in new: into.add(f.name, f)
         return func
     return register
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
-from stockpredict.features.catalogue import SETS, Feature, compute, covered, features, proof_panel, prove, resolve, search, table
+from stockpredict.core.registry import Registry
+from stockpredict.features.catalogue import SETS, Feature, compute, covered, feature, features, proof_panel, prove, resolve, search, table
 from stockpredict.features.matrix import Spec, make_inputs
 from stockpredict.features.panel import FIELDS, Panel, Series, same, scramble, sees_future
 
@@ -127,6 +128,9 @@ def mutant(request):
 @pytest.mark.parametrize("mutant", MUTANTS, indirect=True)
 def test_a_leak_reaches_neither_values_nor_a_model(mutant):
     with pytest.raises((SeesFuture, NotEnoughHistory)): prove(mutant)
+    catalogue = Registry("feature")
+    with pytest.raises((SeesFuture, NotEnoughHistory)): feature(group="mutant", into=catalogue)(mutant.func)
+    assert not catalogue.names()
     panel = random_panel(1, sessions=300)
     for door in (lambda: compute(panel, [mutant.name]), lambda: covered(panel, [mutant.name]), lambda: make_inputs(panel, Spec([mutant.name]))):
         with pytest.raises((SeesFuture, NotEnoughHistory)): door()
