@@ -1,20 +1,30 @@
-"""Feature values for a whole market, beside TA-Lib, Polars and a plain numba loop, in one run.
+"""Feature values for a whole market, beside Qlib, TA-Lib, Polars and a plain numba loop, in one run.
 
-    python benchmarks/features.py [--tickers 800] [--rounds 3] [--no-install]
+    python benchmarks/features.py [--tickers 800] [--rounds 3] [--no-install] [--no-qlib-alpha]
 
 The panel is made from a fixed seed: 800 tickers, 3,393 sessions. CPU seconds of the whole process are compared (best of
 the rounds, after a first one that compiles and proves), because they survive a busy machine better than the clock does.
 The peers live in an environment of their own in the user's cache folder, which the first run makes; what cannot be
-installed is reported as absent. Qlib is not installed: its figures are those recorded earlier on a machine of this kind.
+installed is reported as absent. Memory is the most that the process and its children held at one time, pages they share
+counted once.
+
+Qlib reads the same panel from its own binary files. Its 14 features are its expression engine on one worker: without
+any cache, and with both of its caches warm, which need a Redis. Its Alpha158 is its own handler on two workers, without
+the processors that would follow, once, because it takes minutes. The values it gives for some tickers are compared with
+ours, column by column.
 """
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,9 +32,10 @@ import numpy as np
 
 FIELDS = ("open", "high", "low", "close", "volume")
 DIGEST = "f3d06bd9f0edbde2" # of the values of the full panel
-PEERS = ("numba", "polars", "TA-Lib")
-QLIB = {"14": "2.0-2.8 (both caches warm), 11 (no cache)", "alpha158": "156, 8.0 GB in all processes"}
-CEILING = {"14": .3, "alpha158": 4., "all": 10.}
+PEERS = ("numba", "polars", "TA-Lib", "pyqlib==0.9.7", "tables")
+EVERY = 40 # tickers between two whose Alpha158 values are compared
+CEILING = {"14": .3, "alpha158": 4., "most": 10.}
+MOST = ["core", "ohlcv", "market", "technical", "alpha158"] # and what else there is until 300
 
 
 def wave(noise, phi):
@@ -65,7 +76,7 @@ def ours(x, which):
     import pandas as pd
     import torch
 
-    from stockpredict.features.catalogue import Feature, compute
+    from stockpredict.features.catalogue import Feature, compute, features, resolve
     from stockpredict.features.panel import Panel
     panel = Panel({k: torch.from_numpy(x[k]) for k in FIELDS}, pd.DatetimeIndex(x["days"]), [f"T{i:04d}" for i in range(x["close"].shape[1])])
     fourteen = dict(
@@ -78,7 +89,8 @@ def ours(x, which):
         body=lambda b: (b.close - b.open) / b.open,
         rsv_20=lambda b: (b.close - b.low.min(20)) / (b.high.max(20) - b.low.min(20) + 1e-12))
     for name, f in fourteen.items(): f.__name__ = name
-    names = [Feature(f) for f in fourteen.values()] if which == "14" else which
+    most = [n for n in resolve([*MOST, "all"]) if features[n].fields <= set(FIELDS)][:300]
+    names = [Feature(f) for f in fourteen.values()] if which == "14" else most if which == "most" else which
     return lambda: compute(panel, names)
 
 
@@ -140,7 +152,82 @@ def loops(x, which):
     return run
 
 
+# --- Qlib
+
+QLIB14 = """Std($close,5)/$close Std($close,20)/$close Mean($close,5)/$close Mean($close,20)/$close Ref($close,5)/$close Ref($close,20)/$close
+Max($high,20)/$close Min($low,20)/$close Slope($close,20)/$close Corr($close,Log($volume+1),20) Mean($volume,5)/($volume+1e-12)
+Std($volume,20)/($volume+1e-12) ($close-$open)/$open ($close-Min($low,20))/(Max($high,20)-Min($low,20)+1e-12)""".split()
+
+
+def dump(x, home: Path) -> tuple[str, str]: # first and last session
+    "Write the panel as Qlib reads it: a calendar, a list of tickers, and for each ticker and field the first row's position and the values."
+    days, tickers = np.datetime_as_string(x["days"], "D"), [f"T{i:04d}" for i in range(x["close"].shape[1])]
+    for part in ("calendars", "instruments"): (home / part).mkdir(parents=True)
+    (home / "calendars" / "day.txt").write_text("\n".join(days) + "\n")
+    (home / "instruments" / "all.txt").write_text("".join(f"{t}\t{days[0]}\t{days[-1]}\n" for t in tickers))
+    fields = {k: x[k] for k in FIELDS} | {"vwap": (x["high"] + x["low"] + x["close"]) / np.float32(3)}
+    for i, t in enumerate(tickers):
+        folder = home / "features" / t.lower()
+        folder.mkdir(parents=True)
+        for k, v in fields.items(): np.concatenate([[0], v[:, i]]).astype("<f4").tofile(folder / f"{k}.day.bin")
+    return days[0], days[-1]
+
+
+def qlib(x, which):
+    import logging
+    import warnings
+    warnings.filterwarnings("ignore")
+    import qlib as q
+    from qlib.data import D
+    from qlib.data.cache import H
+    first, last = dump(x, home := Path(tempfile.mkdtemp(dir=".")).resolve())
+    caches = dict(expression_cache="DiskExpressionCache", dataset_cache="DiskDatasetCache", redis_host="127.0.0.1",
+                  redis_port=int(os.environ.get("PEER_REDIS", 0))) if which == "14 cached" else dict(expression_cache=None, dataset_cache=None)
+    q.init(provider_uri=str(home), region="us", kernels=2 if which == "alpha158" else 1, logging_level=logging.ERROR, **caches)
+    def fourteen():
+        H.clear()
+        return D.features(D.instruments("all"), QLIB14, first, last, freq="day", disk_cache=int(which == "14 cached"))
+    def alpha():
+        from qlib.contrib.data.handler import Alpha158
+        found = Alpha158(instruments="all", start_time=first, end_time=last, infer_processors=[], learn_processors=[]).fetch(col_set="feature")
+        return {k: found[k].unstack("instrument").iloc[:, ::EVERY].to_numpy(np.float32) for k in found.columns}
+    return alpha if which == "alpha158" else fourteen
+
+
+@contextlib.contextmanager
+def redis(folder: str): # its port; None where there is no Redis
+    "A Redis server of one's own, for the locks of Qlib's caches."
+    program = shutil.which("redis-server")
+    if not program: yield None; return
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with subprocess.Popen([program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder], stdout=subprocess.DEVNULL) as server:
+        try: yield port
+        finally: server.terminate()
+
+
+def compared(ours: dict, theirs: dict) -> dict[str, tuple[float, float]]: # greatest and typical distance of each column
+    "How far two sets of columns are apart where a window is full, relative to the size of the value or, if larger, the spread of the column."
+    out = {}
+    for k, x in theirs.items():
+        a, b = ours[k][61:].astype(float), x[61:].astype(float)
+        both = np.isfinite(a) & np.isfinite(b)
+        apart = np.abs(a - b)[both] / np.maximum(np.abs(b[both]), np.std(b[both]))
+        out[k] = (float(apart.max()), float(np.median(apart))) if both.mean() > .99 else (np.inf, np.inf)
+    return out
+
+
 # --- measuring
+
+def spent() -> float: # seconds
+    "Processor time of this process and of its children that have ended."
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def sample(out, which) -> dict: # Qlib's names; `[session, ticker]`
+    "The columns of some tickers, for the comparison."
+    from stockpredict.features.alpha import alpha_names
+    return {theirs: out[ours][:, ::EVERY].numpy() for theirs, ours in alpha_names(which).items()}
+
 
 def worker(who, which, panel, rounds):
     "Time one job in this process and print what was measured."
@@ -149,34 +236,61 @@ def worker(who, which, panel, rounds):
     job, cpu, wall, out = globals()[who](x, which), [], [], None
     for _ in range(rounds + 1):
         out = None # a result is written into fresh memory only once
-        c, w = time.process_time(), time.perf_counter()
+        c, w = spent(), time.perf_counter()
         out = job()
-        cpu.append(time.process_time() - c); wall.append(time.perf_counter() - w)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    count = len(out) if who == "ours" else 14
-    print(json.dumps(dict(first=cpu[0], cpu=min(cpu[1:]), wall=min(wall[1:]), peak=peak / 1e6, extra=(peak - before) / 1e6, count=count)))
+        cpu.append(spent() - c); wall.append(time.perf_counter() - w)
+    if which == "alpha158": np.savez(Path(panel).with_name(f"{who}.npz"), **(sample(out, which) if who == "ours" else out))
+    count = len(out) if who == "ours" or which == "alpha158" else 14
+    print(json.dumps(dict(first=cpu[0], cpu=min(cpu[1:] or cpu), wall=min(wall[1:] or wall), before=before / 1e6, count=count)))
+
+
+def family(pid: int) -> list[int]:
+    "A process and all that came from it."
+    try: children = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    except OSError: return [pid]
+    return [pid, *(p for c in children for p in family(c))]
+
+
+def held(pid: int) -> float: # GB
+    "Memory of a process and its children, pages they share counted once."
+    total = 0
+    for p in family(pid):
+        with contextlib.suppress(OSError, StopIteration):
+            total += int(next(x for x in Path(f"/proc/{p}/smaps_rollup").read_text().splitlines() if x.startswith("Pss:")).split()[1])
+    return total / 1e6
 
 
 def environment(install: bool) -> Path | None:
     "The peers' own Python, made when it is missing."
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stockpredict" / "peers-features"
     python = home / "bin" / "python"
-    if not (home / "ready").exists():
-        if not install: return None
+    ready = home / "ready"
+    there = ready.read_text().split() if ready.exists() else []
+    if not set(PEERS) <= set(there):
+        if not install: return python if ready.exists() else None
         print(f"making the peers' environment in {home}", flush=True)
         home.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "venv", home], check=True)
-        for name in ("numpy", *PEERS):
+        if not python.exists(): subprocess.run([sys.executable, "-m", "venv", home], check=True)
+        for name in ("numpy", *(p for p in PEERS if p not in there)):
             done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name], capture_output=True, text=True)
             if done.returncode: print(f"{name} could not be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-        (home / "ready").touch()
+        ready.write_text(" ".join(PEERS))
     return python
 
 
-def measure(python, who, which, panel, rounds) -> dict | str:
-    done = subprocess.run([python, __file__, "--worker", who, which, panel, "--rounds", str(rounds)], capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"})
-    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+def measure(python, who, which, panel, rounds, **env) -> dict | str:
+    "Run one job in a process of its own, and watch how much memory it holds."
+    peak = 0.
+    command = [python, Path(__file__).resolve(), "--worker", who, which, panel, "--rounds", str(rounds)]
+    calm = {**os.environ, **env, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(panel).parent, env=calm) as job:
+        said = {}
+        readers = [threading.Thread(target=lambda k=k: said.update({k: getattr(job, k).read()})) for k in ("stdout", "stderr")]
+        for r in readers: r.start()
+        while job.poll() is None: peak = max(peak, held(job.pid)); time.sleep(.25)
+        for r in readers: r.join()
+    if job.returncode: return next((x for x in reversed(said["stderr"].splitlines()) if "Error" in x), "it said nothing")
+    return json.loads(said["stdout"].splitlines()[-1]) | dict(peak=peak)
 
 
 def main():
@@ -184,27 +298,42 @@ def main():
     parser.add_argument("--tickers", type=int, default=800)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-install", action="store_true", help="leave out peers that are not there already")
+    parser.add_argument("--qlib-alpha", action=argparse.BooleanOptionalAction, default=True, help="Qlib's Alpha158, which takes minutes")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker: return worker(*a.worker, a.rounds)
     peers = environment(not a.no_install)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redis(folder) as port:
         panel = str(Path(folder, "panel.npz"))
         np.savez(panel, **market(a.tickers))
-        jobs = [("stockpredict", sys.executable, "ours", "14"), ("numba, plain loop", peers, "loops", "14"), ("TA-Lib", peers, "talib", "14"),
-                ("Polars", peers, "polars", "14"), ("stockpredict", sys.executable, "ours", "alpha158"), ("stockpredict", sys.executable, "ours", "all")]
+        mine = sys.executable
+        jobs = [(who, mine if kind == "ours" else peers, kind, "14", a.rounds) for who, kind in
+                (("stockpredict", "ours"), ("numba, plain loop", "loops"), ("TA-Lib", "talib"), ("Polars", "polars"))]
+        jobs.append(("Qlib, no cache", peers, "qlib", "14", 0))
+        if port: jobs.append(("Qlib, warm caches", peers, "qlib", "14 cached", 2))
+        else: print("Qlib with its caches is left out: it needs a redis-server, which is not there")
+        jobs.append(("stockpredict", mine, "ours", "alpha158", a.rounds))
+        if a.qlib_alpha: jobs.append(("Qlib, 2 workers", peers, "qlib", "alpha158", 0))
+        jobs += [("stockpredict", mine, "ours", "most", a.rounds), ("stockpredict", mine, "ours", "all", a.rounds)]
         print(f"{'features':16}{'who':20}{'CPU s':>8}{'wall s':>8}{'ratio':>7}{'peak GB':>9}{'of it extra':>12}   first use, CPU s")
         base = {}
-        for who, python, kind, which in jobs:
-            got = measure(python, kind, which, panel, a.rounds) if python else "its environment was not made"
+        for who, python, kind, which, rounds in jobs:
+            got = measure(python, kind, which, panel, rounds, PEER_REDIS=str(port)) if python else "its environment was not made"
+            which = which.split()[0]
             if isinstance(got, str): print(f"{which:16}{who:20} absent: {got}", flush=True); continue
             if kind == "ours": base[which] = got["cpu"]
             ratio = got["cpu"] / base[which] if which in base else float("nan")
             label = which if which == "14" else f"{which} ({got['count']})"
-            bound = f"   ceiling {CEILING[which]:g}" if kind == "ours" and a.tickers == 800 else ""
-            print(f"{label:16}{who:20}{got['cpu']:8.2f}{got['wall']:8.2f}{ratio:7.1f}{got['peak']:9.2f}{got['extra']:12.2f}"
+            bound = f"   ceiling {CEILING[which]:g}" if kind == "ours" and a.tickers == 800 and which in CEILING else ""
+            print(f"{label:16}{who:20}{got['cpu']:8.2f}{got['wall']:8.2f}{ratio:7.1f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
                   f"   {got['first']:.1f}{bound}", flush=True)
-        for which, said in QLIB.items(): print(f"{which:16}{'Qlib 0.9.7':20} recorded earlier, not in this run: {said}")
+        both = [Path(folder, f"{who}.npz") for who in ("ours", "qlib")]
+        if all(p.exists() for p in both):
+            found = compared(*(dict(np.load(p)) for p in both))
+            worst = sorted(found, key=lambda k: -found[k][0])
+            print(f"Alpha158 of every {EVERY}th ticker, ours beside Qlib's, full windows: {len(found)} columns, typical difference "
+                  f"{np.median([t for _, t in found.values()]):.1e}; greatest: " + ", ".join(f"{k} {found[k][0]:.1e}" for k in worst[:5])
+                  + f"; {sum(g < 1e-4 for g, _ in found.values())} columns never differ by 1e-4")
 
 
 if __name__ == "__main__":
