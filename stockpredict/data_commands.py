@@ -259,7 +259,7 @@ def quality_matrix(
     show(found.table.reset_index(), json_, recall=".2f", precision=".2f")
     if not json_: out(found.summary())
 
-# %% ../nbs/89_data_commands.ipynb #b7d76435
+# %% ../nbs/89_data_commands.ipynb #9931aef7
 streams = typer.Typer(help="The live path.", invoke_without_command=True)
 Span = Annotated[str, typer.Option(help="tick, 1s, 1m, 5m, 1h or session.")]
 
@@ -279,7 +279,7 @@ def stream(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Jso
 @streams.command("status")
 def stream_status(ctx: typer.Context, json_: Json = False):
     "How far behind each reader is, what was lost, and how fresh the data are."
-    from stockpredict.data.consume import status
+    from stockpredict.data.watch import status
     said = status(ctx.obj)
     if json_: return as_json(said)
     ends = f", {said['first']:,} to {said['last']:,}" if said["kept"] else ""
@@ -290,7 +290,7 @@ def stream_status(ctx: typer.Context, json_: Json = False):
     out(f"{said['letters']:,} dead letters, emptied {said['emptied']:,} times, {said['open_sessions']:,} bars of open sessions.")
     for warning in said["warnings"]: out(warning)
 
-# %% ../nbs/89_data_commands.ipynb #11bbb3dc
+# %% ../nbs/89_data_commands.ipynb #f98f4f9d
 def stopper():
     "An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts."
     import signal, threading
@@ -304,13 +304,19 @@ def stopper():
 def stream_consume(
     ctx: typer.Context, seconds: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
     idle: Annotated[float | None, typer.Option(help="Stop when nothing came for so long.")] = None,
-    start: Annotated[str, typer.Option("--from", metavar="OFFSET|TIME", help="Store again what is kept from there on, and stop.")] = "", json_: Json = False,
+    start: Annotated[str, typer.Option("--from", metavar="OFFSET|TIME", help="Store again what is kept from there on, and stop.")] = "",
+    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus there, on this machine; 0 = any free port.")] = None,
+    json_: Json = False,
 ):
     "Store what the stream brings, until Ctrl-C."
-    from stockpredict.data.consume import consume, replay_from
+    from stockpredict.data.consume import Consumed, consume, replay_from
+    from stockpredict.data.watch import exported
     from stockpredict.ops.reports import quick_formats
     quick_formats()
-    did = replay_from(ctx.obj, start, says) if start else consume(ctx.obj, seconds, idle, stopper(), tell=says)
+    stop, did = stopper(), Consumed()
+    with exported(ctx.obj, did, metrics_port) as port:
+        if port: says(f"Metrics: http://127.0.0.1:{port}/metrics")
+        did = replay_from(ctx.obj, start, says) if start else consume(ctx.obj, seconds, idle, stop, tell=says, did=did)
     pairs(did.as_dict(), json_)
 
 @streams.command("publish")

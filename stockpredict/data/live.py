@@ -15,7 +15,7 @@ from ..core.calendar import Calendar
 from ..core.errors import LakeUnavailable, ParameterRefused, did_you_mean
 from .bars import as_bars
 
-# %% ../../nbs/data/17a_live.ipynb #8bfe50bd
+# %% ../../nbs/data/17a_live.ipynb #c52c7e65
 SPANS = {"tick": 0, "1s": 1, "1m": 60, "5m": 300, "1h": 3600, "session": 0} # name -> seconds; a tick has none, a session has a calendar's
 COLUMNS = ["source", "span", "ticker", "event_us", "id", "known_us", "rank", "open", "high", "low", "close", "volume", "origin", "state"]
 PROVISIONAL, OVER, STORED = 0, 1, 2 # states of a row: may still change, its time is over, it is in the lake
@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS clocks (source TEXT PRIMARY KEY, us INTEGER);
 CREATE TABLE IF NOT EXISTS letters (birth INTEGER, message INTEGER, at_us INTEGER, reason TEXT, data BLOB, PRIMARY KEY (birth, message)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS places (name TEXT PRIMARY KEY, message INTEGER, birth INTEGER, at_us INTEGER);
 CREATE TABLE IF NOT EXISTS losses (at_us INTEGER, name TEXT, message INTEGER, birth INTEGER, number INTEGER, emptied INTEGER);
+CREATE TABLE IF NOT EXISTS newest (place TEXT PRIMARY KEY, event_us INTEGER);
 CREATE TABLE IF NOT EXISTS delays (at_us INTEGER, kind TEXT, rows INTEGER, median REAL, high REAL, worst REAL);
 """
 _UPSERT = f"""INSERT INTO bars VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO UPDATE SET
@@ -168,7 +169,7 @@ def roll_up(self: Live,
     self._roll("1m", "session", day.assign(end_us=day.close_us, from_us=day.open_us + 1, to_us=day.close_us + 60_000_001,
                                            floor_us=np.where(state == OVER, day.close_us + lag_us, 0), state=state))
 
-# %% ../../nbs/data/17a_live.ipynb #6b9d0838
+# %% ../../nbs/data/17a_live.ipynb #9eee6a51
 @patch
 def set_clocks(self: Live,
     seen: dict, # source -> microseconds since 1970, from the messages of a batch
@@ -191,6 +192,16 @@ def close_sessions(self: Live,
         self.con.execute("UPDATE bars SET state = ?, known_us = max(known_us, event_us + ?) "
                          "WHERE span = 'session' AND source = ? AND state = 0 AND event_us <= ?", (OVER, lag_us, source, us - lag_us))
 
+# %% ../../nbs/data/17a_live.ipynb #aebaa2c6
+@patch
+def set_newest(self: Live,
+    place: str, # live or lake
+    event_us: int, # of the newest bar or trade of a batch, microseconds since 1970
+):
+    "Remember the newest event that can be read in a place; inside `writing`."
+    self.con.execute("INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET event_us = max(event_us, excluded.event_us)", (place, int(event_us)))
+
+# %% ../../nbs/data/17a_live.ipynb #6551cb87
 @patch
 def due(self: Live) -> pd.DataFrame: # bars of sessions, with `rank`
     "Session bars that are over and not in the lake yet."

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['ROUTE', 'SECURITY', 'LOCKED', 'REST', 'HISTORICAL', 'Service', 'quick_answers', 'Front', 'unforeseen', 'catch',
-           'known_ticker', 'reading', 'asking', 'promotions', 'watching', 'pages', 'openapi_of', 'App', 'create_app',
-           'app_factory', 'serve']
+           'known_ticker', 'reading', 'asking', 'promotions', 'watching', 'written', 'pages', 'openapi_of', 'App',
+           'create_app', 'app_factory', 'serve']
 
-# %% ../../nbs/serve/64_app.ipynb #a2ccc601
+# %% ../../nbs/serve/64_app.ipynb #523e1c76
 import asyncio
 import os
 import shutil
 import socket
 import time
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from types import SimpleNamespace
 
 import orjson
 from fastapi import FastAPI, Query, Request
@@ -28,6 +30,7 @@ from .. import __version__
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..data.bars import canonical_ticker
+from ..data.watch import ages, vitals
 from .pages import CSS, JS, PAGE_CSP, front_page, reference_page
 from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf, envelope, parse_request, problem, request_id
 from .table import TableFile, fetch_shared, refresh, staleness, write_table
@@ -328,7 +331,7 @@ def promotions(
     champion = next(rows([b"".join(read("champion.json"))]), None)
     return {"champion": champion, "history": list(rows(read("history.jsonl")))[:-101:-1]}
 
-# %% ../../nbs/serve/64_app.ipynb #2e6fd045
+# %% ../../nbs/serve/64_app.ipynb #d2c90ce4
 def watching(app: FastAPI, service: Service):
     "Routes for people and machines that look after the service."
     @app.get("/v1/models", summary="The champion and its history", response_model=Envelope[dict], tags=["models"], operation_id="models")
@@ -344,8 +347,15 @@ def watching(app: FastAPI, service: Service):
 
     @app.get("/metrics", summary="Prometheus metrics", tags=["operation"], operation_id="metrics")
     async def metrics():
-        """Text format; latency by route, refusals by code, age of the table."""
-        return Answer(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], service.measured())
+        """Text format; latency by route, refusals by code, age of the table and of the newest data behind it."""
+        told, live = service.measured(), await asyncio.to_thread(vitals, service.settings.storage)
+        answers = {"answers": datetime.fromisoformat(service.table.header["data_as_of"]).timestamp()} if service.table else {}
+        fresh = written(ages(live.get("newest", {}) | answers, "stockpredict_data"))
+        return Answer(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], told + fresh)
+
+def written(metrics) -> bytes:
+    "Metrics that nobody counts but somebody computes, as Prometheus reads them."
+    return generate_latest(SimpleNamespace(collect=lambda: [m for m in metrics if m.samples]))
 
 @patch
 def measured(self: Service) -> bytes:

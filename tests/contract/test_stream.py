@@ -10,12 +10,13 @@ from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
-from stockpredict.data.consume import MANY, Consumer, consume, decode, fault, letters, messages, publish, replay_from, resend, status
+from stockpredict.data.consume import MANY, Consumer, consume, decode, fault, letters, messages, publish, replay_from, resend
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.data.replay import replay, trades_of
 from stockpredict.data.simulate import sample_bars
 from stockpredict.data.stream import Entry, Stream
+from stockpredict.data.watch import status
 
 CALENDAR = get_calendar("XNYS")
 DAY = pd.Timestamp("2024-06-03 13:30", tz="UTC")

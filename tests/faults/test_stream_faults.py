@@ -15,11 +15,12 @@ import pytest
 from live_redis import Server, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
-from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish, status
+from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.data.simulate import sample_bars
 from stockpredict.data.stream import Stream
+from stockpredict.data.watch import status
 
 
 @pytest.fixture(scope="module")
