@@ -7,10 +7,10 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'RegistryError
            'SourceUnavailable', 'FileMissing', 'ColumnsUnmapped', 'BarsInvalid', 'VendorFailed', 'VendorThrottled',
            'VendorRefused', 'PayloadRejected', 'SchemaDrift', 'BatchRefused', 'UnknownTicker', 'EmptyUniverse',
            'LakeLocked', 'LakeUnavailable', 'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture',
-           'NotEnoughHistory', 'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted',
-           'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed',
-           'RunTimeout', 'FlowLocked', 'PortTaken', 'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound',
-           'all_errors', 'near', 'did_you_mean']
+           'NotEnoughHistory', 'FactsMissing', 'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon',
+           'NotFitted', 'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused',
+           'RunFailed', 'RunTimeout', 'FlowLocked', 'PortTaken', 'ServeError', 'RequestInvalid', 'NotReady',
+           'QueueFull', 'NotFound', 'all_errors', 'near', 'did_you_mean']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -130,7 +130,7 @@ class StreamFull(DataError):
     "The live stream holds as much as it may, and nobody reads it."
     code, status = "stream-full", 503
 
-# %% ../../nbs/core/00_errors.ipynb #d5ba041b
+# %% ../../nbs/core/00_errors.ipynb #ded5bbcc
 class FeatureError(StockpredictError):
     "Something about a feature."
     code, status = "feature-error", 422
@@ -142,6 +142,10 @@ class SeesFuture(FeatureError):
 class NotEnoughHistory(FeatureError):
     "Fewer bars than the features need to look back on."
     code, status = "not-enough-history", 422
+
+class FactsMissing(FeatureError):
+    "Facts that the features need are not in the lake, or too old."
+    code, status = "facts-missing", 503
 
 class EvaluateError(StockpredictError):
     "Something about judging forecasts."

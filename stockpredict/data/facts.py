@@ -42,13 +42,15 @@ def fact_table(
     if FACTS.setdefault(name, made) != made: raise DataError(f"There is another table called {name}.", "Choose another name.")
     return made
 
-# %% ../../nbs/data/13d_facts.ipynb #4820ee81
+# %% ../../nbs/data/13d_facts.ipynb #b52fda9e
 fact_table("securities", "security VARCHAR", "name VARCHAR, kind VARCHAR, exchange VARCHAR",
            "This id stands for this company or fund, whatever its ticker.")
 fact_table("spells", "security VARCHAR, ticker VARCHAR, event_time", "until TIMESTAMPTZ",
            "The security traded under this ticker from event_time until before `until`.")
 fact_table("members", "index_name VARCHAR, ticker VARCHAR, event_time", "until TIMESTAMPTZ",
            "The ticker belonged to the index from event_time until before `until`.")
+fact_table("sectors", "ticker VARCHAR, event_time", "sector VARCHAR, industry VARCHAR",
+           "From event_time on the ticker counted to this sector and this industry.")
 fact_table("macro", "series VARCHAR, event_time", "value DOUBLE", "The series had this value for the period that starts at event_time.")
 fact_table("fundamentals", "ticker VARCHAR, item VARCHAR, form VARCHAR, event_time", "value DOUBLE, amended BOOLEAN",
            "The report for the period that ended at event_time says this.")

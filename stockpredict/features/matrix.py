@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECAY', 'LEAST', 'SCALES', 'Spec', 'volatility_of', 'comparable', 'Inputs', 'make_inputs']
 
-# %% ../../nbs/features/27_matrix.ipynb #eea02359
+# %% ../../nbs/features/27_matrix.ipynb #66a5e00a
 import hashlib, json, math
 from dataclasses import dataclass, field, replace
 import pandas as pd
@@ -14,10 +14,10 @@ from torch import Tensor
 from ..core.errors import FeatureError
 from .catalogue import as_features, in_turn, resolve
 from .kernels import memory
-from .panel import Panel
+from .panel import FIELDS, Panel
 from .series import Series
 
-# %% ../../nbs/features/27_matrix.ipynb #2ad95979
+# %% ../../nbs/features/27_matrix.ipynb #37bba72f
 DECAY, LEAST = .94, 20 # volatility: RiskMetrics' decay, and the returns needed before there is an answer
 
 SCALES = ("rank", "zscore", "none")
@@ -40,6 +40,10 @@ class Spec:
     @property
     def crossings(self) -> int: # comparisons across tickers on the way
         return max(f.crossings for f in as_features(list(self.names)))
+
+    @property
+    def needs(self) -> tuple[str, ...]: # fields beside the bars, sorted; see `with_facts`
+        return tuple(sorted(set().union(*(f.fields for f in as_features(list(self.names)))) - set(FIELDS)))
 
     @property
     def hash(self) -> str: # 12 hex digits

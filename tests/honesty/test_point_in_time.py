@@ -12,8 +12,11 @@ from stockpredict.core.settings import load_settings
 from stockpredict.data.lake import Lake
 from stockpredict.data.simulate import simulate
 from stockpredict.features.catalogue import Feature, compute, prove
-from stockpredict.features.events import (as_known, attach, by_beta, by_group, decision_times, fact, macro_fields, member_fields, news_fields,
-                                          per_session, report_fields, tone, with_facts)
+from stockpredict.features.events import as_known, attach, decision_times, fact, per_session, with_facts
+from stockpredict.features.fundamentals import report_fields
+from stockpredict.features.groups import by_beta, by_group, member_fields
+from stockpredict.features.macro import macro_fields
+from stockpredict.features.news import news_fields, tone
 from stockpredict.features.panel import Panel, same
 from stockpredict.features.series import Series
 
