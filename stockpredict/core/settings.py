@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Words', 'Numbers', 'Pairs', 'Day', 'PREFIX', 'NOT_SETTINGS', 'words', 'pairs', 'iso_day', 'Section', 'Data',
            'Simulated', 'Sources', 'Storage', 'Features', 'Store', 'Validation', 'Models', 'Costs', 'Gate', 'Stream',
-           'Serving', 'Schedule', 'Settings', 'contradictions', 'unknown_names', 'read_ini', 'read_environment',
-           'read_overrides', 'accepts', 'load_settings']
+           'Serving', 'Facts', 'Schedule', 'Settings', 'contradictions', 'unknown_names', 'read_ini',
+           'read_environment', 'read_overrides', 'accepts', 'load_settings']
 
 # %% ../../nbs/core/02_settings.ipynb #1fb38ae4
 import configparser, hashlib, json, os, re
@@ -41,11 +41,13 @@ class Section(BaseModel):
     "A frozen group of settings that refuses unknown names."
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-# %% ../../nbs/core/02_settings.ipynb #35384ce9
+# %% ../../nbs/core/02_settings.ipynb #c756c0ad
 class Data(Section):
     "Where bars come from and which of them are used."
     source: str = Field("sample", description="Which source delivers bars: sample, files, simulated, or one you registered.")
     universe: Words = Field([], description="Tickers to work on; empty means all that the source has.")
+    index: str = Field("", pattern=r"^[\w.-]{0,40}$",
+                       description="Learn from and forecast tickers only while they are members of this index, as known then, e.g. sp500; empty means always.")
     start: Day = Field("2010-01-01", description="First day to ask for, YYYY-MM-DD.")
     end: Day = Field("", description="Last day to ask for; empty means up to the newest.")
     calendar: str = Field("XNYS", description="Exchange calendar that says when sessions close (a name known to exchange_calendars).")
@@ -190,7 +192,7 @@ class Stream(Section):
     wait: float = Field(30., ge=0, description="Seconds that a sender waits for room, and that both sides wait for Redis or the lake, before they give up.")
     keep_days: int = Field(5, ge=1, description="Days for which the live table keeps trades and unfinished bars.")
 
-# %% ../../nbs/core/02_settings.ipynb #bd77aa6d
+# %% ../../nbs/core/02_settings.ipynb #f7fa695c
 class Serving(Section):
     "The prediction service."
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
@@ -200,6 +202,15 @@ class Serving(Section):
     stale_after: int = Field(3, ge=0, description="Sessions after which an answer is marked as stale.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where models compute: auto, cpu, cuda or cuda:1.")
 
+class Facts(Section):
+    "What the scheduled run gathers beside the bars, each with the time it was known; empty gathers nothing."
+    macro: Words = Field([], description="Series at FRED, as in  DGS10 DGS2 BAA10Y VIXCLS VXVCLS.")
+    reports: bool = Field(False, description="Company statements of the universe from Alpha Vantage, four requests a ticker: yes or no.")
+    news: bool = Field(False, description="Headlines about the universe: yes or no.")
+    news_vendor: Literal["tiingo", "alphavantage", "fmp"] = Field("tiingo", description="Who delivers headlines: tiingo, alphavantage or fmp.")
+    members: Words = Field([], description="Indices whose members and sectors are gathered from Financial Modeling Prep: sp500, nasdaq, dowjones.")
+    at_most: int = Field(200, ge=1, le=100_000, description="Requests for facts a run may send; the rest waits for the next run.")
+
 class Schedule(Section):
     "When things run by themselves."
     retrain: Literal["daily", "weekly", "monthly", "never"] = Field("weekly", description="How often models are trained anew: daily, weekly, monthly or never.")
@@ -207,7 +218,7 @@ class Schedule(Section):
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
 
-# %% ../../nbs/core/02_settings.ipynb #f831225e
+# %% ../../nbs/core/02_settings.ipynb #eeabc69b
 def _repeated(items): return sorted({str(x) for x in items if items.count(x) > 1})
 
 class Settings(BaseModel):
@@ -225,6 +236,7 @@ class Settings(BaseModel):
     gate: Gate = Gate()
     stream: Stream = Stream()
     serving: Serving = Serving()
+    facts: Facts = Facts()
     schedule: Schedule = Schedule()
 
 # %% ../../nbs/core/02_settings.ipynb #0fd08a9a
@@ -379,16 +391,18 @@ def with_(self: Settings,
     made.storage._root = self.storage._root
     return made
 
-# %% ../../nbs/core/02_settings.ipynb #d648d4e1
+# %% ../../nbs/core/02_settings.ipynb #4dd8fcee
 @patch(as_prop=True)
 def hash(self: Settings) -> str: # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"} # how vendors are asked, not what they say
-    kept = self.model_dump(exclude=dict.fromkeys(("storage", "store", "stream", "serving", "schedule"), True) | {"data": {"files_path"}, "sources": network})
+    apart = dict.fromkeys(("storage", "store", "stream", "serving", "facts", "schedule"), True) # what facts say is in the lake
+    kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../../nbs/core/02_settings.ipynb #d84e93f4
+# %% ../../nbs/core/02_settings.ipynb #d92de241
 def _text(value): # a value as it stands in an ini file
+    if isinstance(value, bool): return "yes" if value else "no"
     if isinstance(value, dict): return " ".join(f"{k}={v}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
