@@ -231,7 +231,7 @@ def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metava
         out(found.summary())
     if found.refused: raise typer.Exit(1)
 
-# %% ../nbs/89_data_commands.ipynb #4e9aa1dc
+# %% ../nbs/89_data_commands.ipynb #83e674e3
 @qualities.command("quarantine")
 def quality_quarantine(ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 50, json_: Json = False):
     "Rows that the gate set aside, newest first."
@@ -241,12 +241,21 @@ def quality_quarantine(ctx: typer.Context, last: Annotated[int, typer.Option(hel
     show(found, json_, "Nothing was set aside.")
 
 @qualities.command("flags")
-def quality_flags(ctx: typer.Context, tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None, json_: Json = False):
-    "Bars that are strange but possible."
-    from stockpredict.data.actions import ALL
-    from stockpredict.data.detect import find_flags
-    from stockpredict.data.ingest import load_bars
-    show(find_flags(load_bars(ctx.obj, tickers, adjusted=False), ctx.obj.data.calendar, detectors=ALL), json_, "Nothing is strange.")
+def quality_flags(
+    ctx: typer.Context, tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None,
+    as_of: Annotated[str, typer.Option("--as-of", metavar="DATE", help="What was known then.")] = "",
+    again: Annotated[bool, typer.Option("--again", help="Search all bars once more, and store what is found.")] = False, json_: Json = False,
+):
+    "Bars that are strange but possible, as the gate found them."
+    from stockpredict.core.errors import DataError
+    from stockpredict.data.search import search_again, stored_flags
+    from stockpredict.data.sources import make_source
+    if again:
+        with opened(ctx, write=True) as lake: n = search_again(lake, make_source(ctx.obj).id, ctx.obj.data.calendar)
+        if not json_: out(f"{n:,} flags are new, gone or back.")
+    found = stored_flags(ctx.obj, as_of or None, tickers=[t.upper() for t in tickers or []] or None)
+    if found is None: raise DataError("Not every bar was judged yet.", "Run `stockpredict quality flags --again` once.")
+    show(found.drop(columns="source"), json_, "Nothing is strange.", move="+.1%")
 
 @qualities.command("matrix")
 def quality_matrix(

@@ -32,7 +32,7 @@ class FrameReport:
     quality: str # one sentence from the gate
     checks: list = field(default_factory=list, repr=False) # every check, see `Quality`
 
-# %% ../../nbs/data/16a_frames.ipynb #da6d2401
+# %% ../../nbs/data/16a_frames.ipynb #3649cce2
 def add_frame(
     frame: pd.DataFrame, # one row a ticker and session: ticker, date and close at least
     name: str = "frame", # what to call it in the lake
@@ -52,6 +52,6 @@ def add_frame(
     now = now.tz_localize("UTC") if now.tz is None else now
     quality = inspect(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     with Lake(settings.storage) as lake, lake.writer(wait):
-        done = lake.append(quality.good, quality.bad, now, str(bars.event_time.min().date()), len(frame))
+        done = lake.append(quality.good, quality.bad, now, str(bars.event_time.min().date()), len(frame), flags=quality.flags)
     return FrameReport(name, len(frame), done.rows_new, done.rows_corrected, done.rows_same, done.rows_quarantined, done.snapshot, done.fingerprint,
                        quality.summary(), quality.checks)

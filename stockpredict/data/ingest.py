@@ -6,7 +6,7 @@
 __all__ = ['OVERLAP', 'coverage', 'plan', 'newest_close', 'ratios', 'rescaled', 'rewritten', 'IngestReport', 'portions', 'ingest',
            'load_bars']
 
-# %% ../../nbs/data/16_ingest.ipynb #432c127b
+# %% ../../nbs/data/16_ingest.ipynb #adf2b85f
 from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
@@ -15,6 +15,7 @@ from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDr
 from .bars import canonical_ticker
 from .lake import Appended, Lake
 from .quality import FEW, NOT_YET, inspect
+from .search import search_again
 from .sources import make_source, universe
 from .vendors import dead_letters
 
@@ -146,11 +147,13 @@ def portions(
     parts = [pairs[i:i + (size or len(pairs))] for i in range(0, len(pairs), size or len(pairs))] if pairs else [[]]
     return [[(day, [t for t, start in part if start == day]) for day in sorted({start for _, start in part})] for part in parts]
 
-# %% ../../nbs/data/16_ingest.ipynb #cab61ac6
-def _held(lake, source, bars): # the months before a batch
+# %% ../../nbs/data/16_ingest.ipynb #6180b2f1
+def _held(lake, source, bars): # the months before a batch, adjusted closes beside the published ones
     if not bars.event_time.notna().any() or source not in lake.source_names(): return None
     first = bars.event_time.min()
-    return lake.bars(sorted(bars.ticker.dropna().unique()), first - pd.Timedelta(days=120), first - pd.Timedelta(seconds=1), adjusted=False, source=source)
+    span = sorted(bars.ticker.dropna().unique()), first - pd.Timedelta(days=120), first - pd.Timedelta(seconds=1)
+    raw, whole = (lake.bars(*span, adjusted=how, source=source) for how in (False, True))
+    return raw.assign(adj_close=whole.close)
 
 def _judge(lake, source, settings, bars, now): # the gate
     return inspect(bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars))
@@ -160,7 +163,7 @@ def _rotten(quality): # tickers that would have the whole portion refused, when 
     rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
     return sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)]) if quality.refused else []
 
-# %% ../../nbs/data/16_ingest.ipynb #a4189417
+# %% ../../nbs/data/16_ingest.ipynb #aec769a3
 def _portion(lake, source, settings, asks, now, full, asked_from): # what the lake did, what the gate said, rewritten tickers
     data = settings.data
     bars = source.collect(asks, data.end, lake.step); lake.step("fetched")
@@ -182,14 +185,15 @@ def _portion(lake, source, settings, asks, now, full, asked_from): # what the la
     quality.raise_if_refused(); lake.step("inspected")
     odd = quality.good.ticker.isin(strange)
     good, bad = quality.good[~odd], pd.concat([quality.bad, quality.good[odd].assign(reason="rescaled")], ignore_index=True)
-    if len(bars): done = lake.append(good, bad, now, asked_from, len(bars))
+    flags = pd.concat([quality.flags[~quality.flags.ticker.isin(strange)], quality.earlier], ignore_index=True)
+    if len(bars): done = lake.append(good, bad, now, asked_from, len(bars), flags=flags)
     else: done = Appended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
     if source.remote:
         source.reject(strange, "rescaled", "about a hundred times dearer or cheaper than what is held.")
         source.settle(now); lake.step("settled")
     return done, quality, again
 
-# %% ../../nbs/data/16_ingest.ipynb #db25efe2
+# %% ../../nbs/data/16_ingest.ipynb #7aa7881c
 def _with_letters(asks, letters, only): # the plan, and in it every letter from its own first day
     start = {} if only else {t: day for day, tickers in asks for t in tickers}
     for row in letters.itertuples(): start[row.ticker] = min(row.start, start.get(row.ticker, row.start))
@@ -217,6 +221,7 @@ def ingest(
         lake.step("planned")
         done = _all_portions(lake, source, settings, asks, now, full)
         if source.remote: _insist(source, lake)
+        if source.id in lake.source_names() and not lake.judged(source.id): search_again(lake, source.id, settings.data.calendar, now)
         return _report(lake, source, settings, wanted, done, now)
 
 # %% ../../nbs/data/16_ingest.ipynb #4b094f0f
@@ -245,13 +250,13 @@ def _insist(source, lake): # when nobody said anything usable, say so
     if source.id not in lake.source_names():
         raise SourceUnavailable(f"No vendor answered for any of {len(source.failed)} tickers. {first}", fix, failures=told[:20])
 
-# %% ../../nbs/data/16_ingest.ipynb #3ccea379
+# %% ../../nbs/data/16_ingest.ipynb #5e40dfb2
 def _report(lake, source, settings, wanted, done, now):
     total = lambda name: sum(getattr(d, name) for d, _, _ in done)
     last, qualities, sessions = done[-1][0], [q for _, q, _ in done], lake.sessions(source.id)
     again = sorted({t for _, _, tickers in done for t in tickers})
     return IngestReport(", ".join(d.batch for d, _, _ in done if d.batch), source.id, source.label, sum(q.rows for q in qualities), total("rows_new"),
-                        total("rows_corrected"), total("rows_same"), total("rows_quarantined"), total("adjustments"), again, last.snapshot, last.fingerprint,
+                        total("rows_corrected"), total("rows_same"), total("rows_quarantined"), total("adjustments"), again, lake.snapshot(), last.fingerprint,
                         len(sessions), len(lake.tickers(source.id)), str(sessions[-1].date()) if len(sessions) else "", _summary(qualities), _checks(qualities),
                         **(_vendor_part(lake, source, settings, wanted, now) if source.remote else {}))
 

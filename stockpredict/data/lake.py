@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLES', 'Lake', 'current', 'Appended']
 
-# %% ../../nbs/data/14_lake.ipynb #e82733ef
+# %% ../../nbs/data/14_lake.ipynb #580d4a3c
 import hashlib, json
 from dataclasses import dataclass
 import duckdb, pandas as pd
@@ -13,10 +13,10 @@ from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
 from .adjust import NOISE, adjust, price_factors
 from .bars import BAR_COLUMNS
+from .flags import Flagged
 from .store import FIRST, LAST, advice, arrow, line, moment, no_nul
-from .upkeep import Kept
 
-# %% ../../nbs/data/14_lake.ipynb #6470cfa3
+# %% ../../nbs/data/14_lake.ipynb #2e6a9603
 _KEY = "ticker VARCHAR, event_time TIMESTAMPTZ, known_at TIMESTAMPTZ"
 _BAR = f"{_KEY}, open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE, source VARCHAR"
 TABLES = { # name -> columns
@@ -24,10 +24,11 @@ TABLES = { # name -> columns
     "adjustments": f"{_KEY}, factor DOUBLE, source VARCHAR",
     "quarantine": f"{_BAR}, reason VARCHAR, batch VARCHAR",
     "ingests": "number INTEGER, batch VARCHAR, source VARCHAR, started TIMESTAMPTZ, finished TIMESTAMPTZ, asked_from VARCHAR, "
-               "rows_fetched BIGINT, rows_new BIGINT, rows_corrected BIGINT, rows_same BIGINT, rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR",
+               "rows_fetched BIGINT, rows_new BIGINT, rows_corrected BIGINT, rows_same BIGINT, rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR, "
+               "flags BIGINT", # rows of the table of flags that came along, empty = nobody looked
 }
 
-class Lake(Kept):
+class Lake(Flagged):
     "Bars with two times: when they happened, and when they could be known; and the facts beside them."
     TABLES = TABLES
 
@@ -213,22 +214,23 @@ def _carried(self: Lake, cur, source, plain): # the sums after the staged batch
     held = json.loads(last[0]) if last[1] else [[0, 0, 0], [0, 0, 0]]
     return [[n - b[0] + a[0], x ^ b[1] ^ a[1], s - b[2] + a[2]] for (n, x, s), (b, a) in zip(held, _change(cur, source, plain))]
 
-# %% ../../nbs/data/14_lake.ipynb #d1e1d78d
+# %% ../../nbs/data/14_lake.ipynb #8df46ae3
 @patch
 def _asks_earlier(self: Lake, source, day): # does the diary gain a new first day?
     first = self.rows("SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''", source=source).day[0]
     return bool(day) and (not isinstance(first, str) or day < first)
 
 @patch
-def _note(self: Lake, cur, source, received, asked_from, counts, sums): # a line in the diary: name of the batch, fingerprint
+def _note(self: Lake, cur, source, received, asked_from, counts, sums, flags=0): # a line in the diary: name of the batch, fingerprint
     number = cur.execute("SELECT coalesce(max(number), 0) + 1 FROM lake.ingests").fetchone()[0]
     batch, mark = f"b{number:06d}", _mark(sums)
-    cur.execute(f"INSERT INTO lake.ingests VALUES ({', '.join('?' * 13)})",
-                [number, batch, source, received, pd.Timestamp.now("UTC"), asked_from, *counts, mark, json.dumps(sums)])
+    columns = ", ".join(c.split()[0] for c in TABLES["ingests"].split(", "))
+    cur.execute(f"INSERT INTO lake.ingests ({columns}) VALUES ({', '.join('?' * 14)})",
+                [number, batch, source, received, pd.Timestamp.now("UTC"), asked_from, *counts, mark, json.dumps(sums), flags])
     return batch, mark
 
 @patch
-def _commit(self: Lake, cur, source, asked_from, received, counts, plain): # the one transaction: (batch, fingerprint)
+def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flags): # the one transaction: (batch, fingerprint)
     sums = self._carried(cur, source, plain)
     cur.execute("BEGIN"); self.step("begun")
     try:
@@ -237,7 +239,8 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain): # the
         self.step("bars written")
         cur.execute("INSERT INTO lake.adjustments FROM fresh_factors ORDER BY ticker, event_time"); self.step("adjustments written")
         cur.execute("INSERT INTO lake.quarantine SELECT *, $batch FROM fresh_refused", dict(batch=batch)); self.step("quarantine written")
-        done = self._note(cur, source, received, asked_from, counts, sums or self.sums(source, cursor=cur)); self.step("diary written")
+        if flags: self._write_flags(cur)
+        done = self._note(cur, source, received, asked_from, counts, sums or self.sums(source, cursor=cur), flags); self.step("diary written")
         cur.execute("COMMIT"); self.step("committed")
     except BaseException:
         try: cur.execute("ROLLBACK")
@@ -245,7 +248,7 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain): # the
         raise
     return done
 
-# %% ../../nbs/data/14_lake.ipynb #754b66f3
+# %% ../../nbs/data/14_lake.ipynb #9f16e087
 @patch
 def append(self: Lake,
     bars: pd.DataFrame, # bars of one source, in the form of `tidy_bars`; adj_close is used when present
@@ -254,6 +257,7 @@ def append(self: Lake,
     asked_from: str = "", # first day that was asked for, for the diary
     fetched: int | None = None, # rows the source sent, for the diary
     factors: pd.DataFrame | None = None, # split and dividend factors that came as a table, see `factor_steps`
+    flags: pd.DataFrame | None = None, # what is odd about these bars and older ones, see `Quality`; None = nobody looked
 ) -> Appended: # counts, snapshot and fingerprint
     "Store a batch, whole or not at all; what is held already is not stored again."
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
@@ -264,11 +268,12 @@ def append(self: Lake,
     with self.writer(), self.con.cursor() as cur:
         try:
             plain, new, revised, factored, bad = self._stage(cur, bars, refused, factors, params)
+            flagged = self._stage_flags(cur, flags, names[0], received)
             self.step("staged")
-            if not new + factored + bad and self.source() == names[0] and not self._asks_earlier(names[0], asked_from):
+            if not new + factored + bad + (flagged or 0) and self.source() == names[0] and not self._asks_earlier(names[0], asked_from):
                 return Appended(0, 0, len(bars), 0, 0, self.snapshot(), "", self.mark(names[0]))
             counts = (fetched if fetched is not None else len(bars), new - revised, revised, len(bars) - new, bad)
-            batch, mark = self._commit(cur, names[0], asked_from, received, counts, plain)
+            batch, mark = self._commit(cur, names[0], asked_from, received, counts, plain, flagged)
         except duckdb.Error as e:
             raise LakeUnavailable(f"Nothing of the batch was stored: {line(e)}.", advice(e, "Check disk space and rights, then run the ingest again.")) from e
         self.seal()

@@ -224,7 +224,7 @@ def _named(rows): # five examples
 def _check(rule, sentence, severity, bars, mask): # one row of the report
     return dict(rule=rule, severity=severity, failed=int(np.sum(mask)), sentence=sentence, examples=_named(bars[mask]) if np.any(mask) else [])
 
-# %% ../../nbs/data/15_quality.ipynb #1c758101
+# %% ../../nbs/data/15_quality.ipynb #11809970
 def inspect(
     bars: pd.DataFrame, # a batch in the form of `tidy_bars`
     calendar: Calendar | str = "XNYS", # the exchange
@@ -256,7 +256,8 @@ def _remarks(bars, repeated, good, calendar, held, now): # the rows of the repor
     older = np.zeros(len(good), bool); older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()
     found = find_flags(good[~older] if older.any() else good, calendar, held, ALL, before=held is not None)
     found["known_at"] = found.known_at.fillna(now).astype("datetime64[us, UTC]")
-    old = ~pd.MultiIndex.from_frame(found[["ticker", "event_time"]]).isin(pd.MultiIndex.from_frame(good[["ticker", "event_time"]])) if held is not None else False
+    key = ["ticker", "event_time"]
+    old = ~pd.MultiIndex.from_frame(found[key]).isin(pd.MultiIndex.from_frame(good[key])) if held is not None else False
     earlier, flags = (found[old].reset_index(drop=True), found[~old].reset_index(drop=True)) if np.any(old) else (no_flags(), found)
     by = {d.name: flags[flags.flag == d.name] for d in ALL}
     counted = [dict(rule=d.name, severity="warning", failed=len(by[d.name]), sentence=d.sentence, examples=_named(by[d.name])) for d in ALL]

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['panel_bars', 'doubtful', 'without_doubt']
 
-# %% ../../nbs/evaluate/30a_doubts.ipynb #73c84980
+# %% ../../nbs/evaluate/30a_doubts.ipynb #d432ed9a
 import pandas as pd, torch
 from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
 from ..data.bars import PRICES
-from ..data.detect import find_flags, usable
+from ..data.detect import find_flags
 from ..features.panel import Panel
 
-# %% ../../nbs/evaluate/30a_doubts.ipynb #d83dbbf5
+# %% ../../nbs/evaluate/30a_doubts.ipynb #75f63d29
 def panel_bars(
     panel: Panel, # history, prices adjusted
     calendar: Calendar, # says when sessions closed
@@ -27,14 +27,17 @@ def panel_bars(
 def doubtful(
     panel: Panel, # history, prices adjusted
     calendar: Calendar | str = "XNYS", # the exchange
+    flags: pd.DataFrame | None = None, # what is known to be odd, from `stored_flags`; None = look for it
 ) -> Tensor: # bool `[session, ticker]`
     "Bars at which no return can be trusted."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    bars, out = panel_bars(panel, calendar), torch.zeros_like(panel.present)
-    n, t = panel.present.T.nonzero(as_tuple=True)
-    wrong = torch.from_numpy(~usable(bars, find_flags(bars, calendar))).to(out.device)
-    out[t[wrong], n[wrong]] = True
-    return out
+    out = torch.zeros_like(panel.present)
+    if flags is None: flags = find_flags(panel_bars(panel, calendar), calendar)
+    bad = flags[~flags.usable.astype(bool)]
+    t, n = panel.sessions.get_indexer(calendar.day_of(bad.event_time)), pd.Index(panel.tickers).get_indexer(bad.ticker)
+    there = (t >= 0) & (n >= 0)
+    out[torch.from_numpy(t[there]), torch.from_numpy(n[there])] = True
+    return out & panel.present
 
 # %% ../../nbs/evaluate/30a_doubts.ipynb #62fedd64
 def without_doubt(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ABOUT', 'covered_spec', 'make_folds', 'refuse_peeking', 'walk_forward_forecasts', 'Candidate', 'seen_skill',
            'run_candidate', 'Experiment', 'feature_skill', 'compare', 'code_version', 'panel_hash', 'make_lineage',
-           'study_panel', 'write_candidate', 'read_candidate', 'make_manifest', 'Bench', 'add_rival', 'progress',
-           'experiment']
+           'with_needs', 'left_out', 'study_panel', 'write_candidate', 'read_candidate', 'make_manifest', 'Bench',
+           'add_rival', 'progress', 'study_data', 'experiment']
 
-# %% ../../nbs/train/51_train.ipynb #47351cda
+# %% ../../nbs/train/51_train.ipynb #4635800c
 import hashlib, json, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,21 +19,25 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
-from ..core.errors import EmptyUniverse, NotEnoughHistory, RunError, SeesFuture, StockpredictError
+from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunError, SeesFuture, StockpredictError
 from ..core.settings import Settings
 from ..data.ingest import load_bars
 from ..data.lake import Lake, moment
+from ..data.sources import make_source
+from ..data.search import stored_flags
 from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
 from ..features.catalogue import resolve
+from ..features.events import how_to_gather, lacking, with_facts
+from ..features.groups import MEMBER, of_members
 from ..features.matrix import Spec
-from ..features.panel import Panel
+from ..features.panel import FIELDS, Panel
 from ..models.artifact import artifact_hash, ensure_keys, git_commit, save_artifact, versions
 from ..models.contract import Dataset, Forecast, join, make_model, models
 from .tune import LEDGER, as_ledger, tune
 
-# %% ../../nbs/train/51_train.ipynb #a78f75cc
+# %% ../../nbs/train/51_train.ipynb #371b8fc4
 def covered_spec(
     settings: Settings, # which features, and how they are normalised
     panel: Panel,       # market history
@@ -46,6 +50,8 @@ def covered_spec(
     share = make_inputs(panel.first(stop), Spec(names, settings.features.normalise)).coverage
     kept = [n for n, s in zip(names, share.tolist(), strict=True) if s >= least]
     if kept: return Spec(kept, settings.features.normalise)
+    if gone := lacking(panel, Spec(names).needs, slice(0, stop)):
+        raise FactsMissing(f"None of the {len(names)} features can be computed; the lake knows nothing of {', '.join(gone)}.", how_to_gather(gone), fields=gone)
     raise NotEnoughHistory(f"None of the {len(names)} features is defined on {least:.0%} of the first {stop} sessions.",
                            "Ingest a longer history, or name features with a shorter look-back.")
 
@@ -239,7 +245,7 @@ def code_version() -> str: # 12 hex digits
         if path.name != '_modidx.py': total.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes())
     return total.hexdigest()[:12]
 
-# %% ../../nbs/train/51_train.ipynb #d952d5a0
+# %% ../../nbs/train/51_train.ipynb #f611942b
 def panel_hash(
     panel: Panel, # market history
 ) -> str: # 16 hex digits
@@ -247,6 +253,8 @@ def panel_hash(
     total = hashlib.sha256(json.dumps([panel.tickers, [str(d.date()) for d in panel.sessions]]).encode())
     for name in ('open', 'high', 'low', 'close', 'volume'):
         if panel.has(name): total.update(name.encode() + np.nan_to_num(getattr(panel, name).values.cpu().numpy(), nan=-1.).tobytes())
+    for name in sorted(set(panel._fields) - set(FIELDS)):
+        total.update(name.encode() + np.nan_to_num(panel._fields[name].cpu().numpy(), nan=-1.).tobytes())
     return total.hexdigest()[:16]
 
 ABOUT = ('commit', 'snapshot') # recorded, but another commit or snapshot with the same content is the same result
@@ -261,7 +269,35 @@ def make_lineage(
                 first_session=str(panel.sessions[0].date()), last_session=str(panel.sessions[-1].date()), settings=settings.hash,
                 seed=settings.models.seed, code=code_version(), versions=versions(), commit=git_commit(), snapshot=snapshot)
 
-# %% ../../nbs/train/51_train.ipynb #84af0967
+# %% ../../nbs/train/51_train.ipynb #0b53110a
+def with_needs(
+    settings: Settings, # features, index, calendar, storage
+    panel: Panel,       # bars
+    snapshot: int | None = None, # version of the lake they were read from
+    as_of=None,         # an instant: what was known then
+) -> Panel:
+    "The facts that the features and the index of the settings ask for, beside the bars."
+    needs = {*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])}
+    if not needs: return panel
+    with Lake(settings.storage, read_only=True) as lake:
+        made = with_facts(panel, lake, get_calendar(settings.data.calendar), needs, index=settings.data.index or 'sp500', snapshot=snapshot,
+                          source=make_source(settings).id, as_of=as_of)
+    if settings.data.index and not made.has(MEMBER):
+        raise FactsMissing(f"The lake knows no member of the index {settings.data.index} among these {len(panel.tickers)} tickers.", how_to_gather([MEMBER]))
+    return made
+
+def left_out(
+    settings: Settings, # which features were asked for
+    panel: Panel,       # market history with facts
+    spec: Spec,         # from `covered_spec`
+) -> str:
+    "What is not used because of facts that nobody knows; empty when nothing is amiss."
+    names = [n for n in resolve(settings.features.names) if n not in spec.names and Spec(n).needs]
+    if not names: return ''
+    gone = lacking(panel, Spec(names).needs, slice(None))
+    why = f"the lake knows nothing of {', '.join(gone)}" if gone else "their facts start too late"
+    return f"{len(names)} features of facts are left out, {', '.join(names[:6])}{' …' * (len(names) > 6)}: {why}. {how_to_gather(gone) if gone else ''}".strip()
+
 def study_panel(
     settings: Settings, # source, universe, dates, calendar, storage
     as_of=None,         # a date (its end) or an instant, UTC; now if not given
@@ -273,7 +309,7 @@ def study_panel(
         with Lake(settings.storage, read_only=True) as lake: snapshot = lake.snapshot()
     bars = load_bars(settings, as_of=at, snapshot=snapshot)
     bars = bars[bars.event_time <= at]
-    if len(bars): return Panel.from_bars(bars, get_calendar(settings.data.calendar)), snapshot
+    if len(bars): return with_needs(settings, Panel.from_bars(bars, get_calendar(settings.data.calendar)), snapshot, at), snapshot
     raise EmptyUniverse(f"The lake holds no bar of a finished session by {at:%Y-%m-%d %H:%M} UTC.", "Run stockpredict ingest, or ask for a later as-of date.")
 
 # %% ../../nbs/train/51_train.ipynb #f5dbe0af
@@ -300,7 +336,7 @@ def read_candidate(
     said, ledger = Forecast.load(folder / 'forecast.safetensors'), pd.read_parquet(folder / 'trials.parquet')
     return Candidate(facts['model'], facts['params'], said, ledger.astype(LEDGER), facts['in_sample'], facts['artifact'], folder)
 
-# %% ../../nbs/train/51_train.ipynb #9f79dfb4
+# %% ../../nbs/train/51_train.ipynb #5a397418
 def make_manifest(
     candidate: Candidate, # whose model it is
     settings: Settings,   # what was asked for
@@ -309,7 +345,8 @@ def make_manifest(
 ) -> dict:
     "What serving has to know of a model, and what a reader wants to."
     v = settings.validation
-    return dict(params=candidate.params, features=list(spec.names), normalise=spec.normalise, entry_delay=v.entry_delay, calendar=settings.data.calendar,
+    return dict(params=candidate.params, features=list(spec.names), normalise=spec.normalise, needs=list(spec.needs), index=settings.data.index,
+                entry_delay=v.entry_delay, calendar=settings.data.calendar,
                 in_sample=candidate.in_sample, snapshot=lineage.get('snapshot'), lineage={k: w for k, w in lineage.items() if k not in ABOUT})
 
 # %% ../../nbs/train/51_train.ipynb #ff2c7921
@@ -415,7 +452,20 @@ def progress(
         task = bar.add_task('starting', total=steps)
         yield lambda word: bar.update(task, advance=1, description=word)
 
-# %% ../../nbs/train/51_train.ipynb #436abae4
+# %% ../../nbs/train/51_train.ipynb #7f98e649
+def study_data(
+    settings: Settings, # horizons, delay, index
+    panel: Panel,       # from `study_panel`
+    spec: Spec,         # from `covered_spec`
+) -> Dataset:
+    "Inputs and labels; with an index, of its members only."
+    v, index = settings.validation, settings.data.index
+    data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
+    if not index: return data
+    data.inputs = of_members(data.inputs, panel, index)
+    data.y[~panel._fields[MEMBER].isfinite()] = float('nan')
+    return data
+
 def experiment(
     settings: Settings, # everything
     workdir,            # folder of the experiment; unfinished work found there is continued
@@ -430,10 +480,10 @@ def experiment(
     (place / 'experiment.json').unlink(missing_ok=True)
     panel, snapshot = study_panel(settings, as_of, snapshot)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
-    data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
-    wrong = doubtful(panel, settings.data.calendar) # what nobody should believe is neither learned from nor traded
+    data = study_data(settings, panel, spec)
+    wrong = doubtful(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot)) # what nobody should believe is neither learned from nor traded
     data.y, close = without_doubt(data.y, wrong, v.horizons, v.entry_delay), panel.close.values.masked_fill(wrong, float('nan'))
-    lineage = make_lineage(settings, panel, snapshot)
+    lineage = make_lineage(settings, panel, snapshot) | ({'left_out': said} if (said := left_out(settings, panel, spec)) else {})
     with progress((len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as tick:
         bench = Bench(place, settings, lineage, spec, tick)
         made = compare(settings, data, close.cpu().numpy(), candidate=bench, lineage=lineage)
