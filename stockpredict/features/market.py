@@ -39,8 +39,8 @@ def idio_vol(bars: Panel, n: int) -> Series:
     c = bars.returns.corr(bars.market, n)
     return bars.returns.std(n) * (1 - c * c).clip(low=0.).sqrt()
 
-# %% ../../nbs/features/24_market.ipynb #f5170f9c
-@feature(group="momentum", n=[21], source="-")
+# %% ../../nbs/features/24_market.ipynb #1c764ea0
+@feature(group="momentum", n=[21], source="definition")
 def rank_change(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the 63-bar return minus that rank n bars ago"
     return bars.close.pct_change(63).xrank().diff(n)

@@ -137,11 +137,13 @@ def has(self: Panel,
         self._has[field] = x is not None and not (bool(x[-1:].isnan().all()) and bool(x.isnan().all())) # the last session mostly tells
     return self._has[field]
 
-# %% ../../nbs/features/20_panel.ipynb #9b96db4f
+# %% ../../nbs/features/20_panel.ipynb #df9f641c
 @patch
-def blocks(self: Panel): # pairs of the first column and a panel
+def blocks(self: Panel,
+    wide: int | None = None, # tickers in a block; None = as many as fit into the processor's cache
+): # pairs of the first column and a panel
     "The same sessions, a few neighbouring tickers at a time."
-    wide = len(self.tickers) if self.present.is_cuda else max(16, K.BLOCK // max(1, len(self)) // 16 * 16)
+    wide = len(self.tickers) if self.present.is_cuda else wide or max(16, K.BLOCK // max(1, len(self)) // 16 * 16)
     for at in range(0, len(self.tickers), max(1, wide)):
         def cut(x, to=slice(at, at + wide)): return x[:, to].contiguous()
         yield at, Panel({k: cut(v) for k, v in self._fields.items()}, None, None,

@@ -13,8 +13,8 @@ from .catalogue import feature
 from .panel import Panel
 from .series import Series
 
-# %% ../../nbs/features/22_price.ipynb #d23bf235
-@feature(group="momentum", n=[1], source="-")
+# %% ../../nbs/features/22_price.ipynb #d0aa471e
+@feature(group="momentum", n=[1], source="definition")
 def ret(bars: Panel, n: int) -> Series:
     "close / close n bars ago - 1"
     return bars.close.pct_change(n)
@@ -41,8 +41,8 @@ def drawdown(bars: Panel, n: int) -> Series:
     "close / highest close of the last n bars - 1"
     return bars.close / bars.close.max(n) - 1
 
-# %% ../../nbs/features/22_price.ipynb #cd54837d
-@feature(group="volatility", n=[20, 60], source="-")
+# %% ../../nbs/features/22_price.ipynb #ec699774
+@feature(group="volatility", n=[20, 60], source="definition")
 def vol(bars: Panel, n: int) -> Series:
     "Standard deviation of the last n one-bar returns"
     return bars.returns.std(n)
@@ -76,29 +76,29 @@ def macd(bars: Panel, fast: int = 12, slow: int = 26, signal: int = 9) -> Series
     line = bars.close.ewm(fast) - bars.close.ewm(slow)
     return (line - line.ewm(signal)) / bars.close
 
-# %% ../../nbs/features/22_price.ipynb #0655c1ed
+# %% ../../nbs/features/22_price.ipynb #8262ce62
 @feature(group="trend", n=[20, 50, 200], source="Brock, Lakonishok and LeBaron (1992)")
 def sma_ratio(bars: Panel, n: int) -> Series:
     "close / mean close of n bars - 1"
     return bars.close / bars.close.mean(n) - 1
 
-@feature(group="trend", n=[20], source="-")
+@feature(group="trend", n=[20], source="definition")
 def ema_ratio(bars: Panel, n: int) -> Series:
     "close / exponential mean of closes with span n - 1"
     return bars.close / bars.close.ewm(n) - 1
 
-@feature(group="trend", n=[20], source="-")
+@feature(group="trend", n=[20], source="definition")
 def trend(bars: Panel, n: int) -> Series:
     "Slope per bar of the least-squares line through n log closes"
     return bars.close.log().slope(n)
 
-# %% ../../nbs/features/22_price.ipynb #04fc77ff
+# %% ../../nbs/features/22_price.ipynb #9c62d62a
 @feature(group="stretch", n=[20], source="Bollinger (1992)")
 def bollinger(bars: Panel, n: int) -> Series:
     "(close - mean of n) / (2 standard deviations of n, dividing by n)"
     return (bars.close - bars.close.mean(n)) / (bars.close.std(n) * (2 * math.sqrt((n - 1) / n)))
 
-@feature(group="stretch", n=[60], source="-")
+@feature(group="stretch", n=[60], source="definition")
 def zscore(bars: Panel, n: int) -> Series:
     "(close - mean of n) / standard deviation of n"
     return (bars.close - bars.close.mean(n)) / bars.close.std(n)
@@ -128,7 +128,7 @@ def gap(bars: Panel, n: int) -> Series:
     "open / close n bars ago - 1"
     return bars.open / bars.close.lag(n) - 1
 
-# %% ../../nbs/features/22_price.ipynb #6b87d194
+# %% ../../nbs/features/22_price.ipynb #b2e051ab
 @feature(group="volatility", n=[20], source="Parkinson (1980)")
 def parkinson(bars: Panel, n: int) -> Series:
     "sqrt(mean of log(high/low)^2 over n / (4 log 2))"
@@ -140,7 +140,7 @@ def garman_klass(bars: Panel, n: int) -> Series:
     day = (bars.high / bars.low).log() ** 2 * .5 - (bars.close / bars.open).log() ** 2 * (2 * math.log(2) - 1)
     return day.mean(n).clip(low=0.).sqrt()
 
-@feature(group="momentum", n=[1], source="-")
+@feature(group="momentum", n=[1], source="definition")
 def intraday(bars: Panel, n: int) -> Series:
     "close / open - 1, mean of n bars"
     return (bars.close / bars.open - 1).mean(n)
