@@ -154,7 +154,7 @@ class Asked:
         "Every version of the rows of a table."
         return self.lake.facts(table, self.as_of, snapshot=self.snapshot, versions=True, **where)
 
-# %% ../../nbs/features/25_events.ipynb #5de59ccb
+# %% ../../nbs/features/25_events.ipynb #b5a96e4b
 def with_facts(
     panel: Panel, # bars
     lake, # an open lake
@@ -184,7 +184,8 @@ def refuse_lacking(
 ):
     "Raise `FactsMissing` when a field has no value at the newest close: a model must not take silence for an average."
     if not (gone := lacking(panel, needs)): return
-    raise FactsMissing(f"The model needs {', '.join(gone)}, and nothing of it was known at the close of {panel.sessions[-1]:%Y-%m-%d}.", how_to_gather(gone), fields=gone)
+    raise FactsMissing(f"The model needs {', '.join(gone)}, and nothing of it was known at the close of {panel.sessions[-1]:%Y-%m-%d}.",
+                       how_to_gather(gone), fields=gone)
 
 def how_to_gather(
     fields: list, # names of fields
@@ -192,4 +193,5 @@ def how_to_gather(
     "Which tables of facts are to be filled."
     known = fields_of()
     tables = sorted({joins.meta(known[f])["table"] for f in fields if f in known})
+    if not tables: return "No kind of fact gives these fields: attach them to the panel yourself, or register a join."
     return f"Gather the tables {', '.join(tables)}: name them in [facts] of the settings, or run `stockpredict ingest facts`."

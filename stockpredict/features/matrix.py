@@ -72,7 +72,7 @@ def comparable(
     elif across and how == "zscore": x = s.xz().clip(-5., 5.).values
     return x.nan_to_num(0., 0., 0.)
 
-# %% ../../nbs/features/27_matrix.ipynb #297f43f0
+# %% ../../nbs/features/27_matrix.ipynb #106d56eb
 @dataclass(frozen=True, repr=False)
 class Inputs:
     "What a model reads: features, presence and volatility for every session and ticker."
@@ -100,6 +100,10 @@ class Inputs:
     def last(self, n: int) -> "Inputs": # the newest `n` sessions
         "The newest sessions."
         return self._rows(slice(max(0, len(self) - n), None))
+
+    def among(self, members: Tensor) -> "Inputs": # bool `[session, ticker]`
+        "The same inputs, usable only where `members` holds."
+        return replace(self, volatility=self.volatility.masked_fill(~members.to(self.volatility.device), math.nan))
 
     def to(self, device: str) -> "Inputs":
         "The same inputs on another device."

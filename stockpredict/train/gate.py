@@ -7,7 +7,7 @@ __all__ = ['ROWS', 'FEATURE_IC', 'EDGE', 'FAR', 'KEPT', 'BETTER', 'DECISIONS', '
            'one_day_returns', 'skill_row', 'paired', 'evaluate_candidates', 'late_ic', 'fade', 'leader', 'alarms',
            'canary', 'choose', 'Verdict', 'decide', 'small_settings', 'try_market', 'SelfTest', 'self_test', 'judge']
 
-# %% ../../nbs/train/54_gate.ipynb #13a3ae73
+# %% ../../nbs/train/54_gate.ipynb #8e39c51b
 import json, math, os
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
@@ -26,11 +26,12 @@ from ..evaluate.metrics import (clark_west, coverage, diebold_mariano, hac_mean,
                                            pesaran_timmermann, pinball, r2_oos, rank_ic, skill_score)
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
 from ..features.catalogue import resolve
+from ..features.matrix import Spec
 from ..features.panel import Panel
 from ..models.contract import Dataset
 from .train import Experiment, code_version, compare, covered_spec, make_folds
 
-# %% ../../nbs/train/54_gate.ipynb #fdf342e2
+# %% ../../nbs/train/54_gate.ipynb #98fbc422
 def market_study(
     settings: Settings,  # candidates, features, folds
     kind: str = 'null',  # `null`, `planted` or `realistic`
@@ -42,7 +43,8 @@ def market_study(
     "An experiment on a simulated market, by the code that real ones use."
     v, bars = settings.validation, simulate(kind, tickers=tickers, sessions=sessions, rank_ic=.05, seed=seed).bars
     panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar('XNYS'))
-    spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
+    names = [n for n in resolve(settings.features.names) if not Spec(n).needs] or ['core'] # of a simulated market no facts are known
+    spec = covered_spec(settings.with_(**{'features.names': names}), panel, make_folds(settings, len(panel))[0].train_stop)
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
     return compare(settings, alter(data) if alter else data, panel.close.values.cpu().numpy())
 
