@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Source', 'AsOf', 'reports', 'models', 'retrain', 'train', 'validate', 'predict', 'serve', 'up', 'down',
-           'report', 'report_list', 'report_path', 'report_run', 'report_data', 'value', 'features', 'settings',
-           'doctor', 'model', 'models_list', 'history', 'back', 'rollback', 'main']
+           'report', 'report_list', 'report_path', 'report_run', 'report_data', 'value', 'features', 'report_features',
+           'settings', 'doctor', 'model', 'models_list', 'history', 'back', 'rollback', 'main']
 
 # %% ../nbs/90_cli.ipynb #841e78e4
 import json
@@ -160,14 +160,28 @@ def value(
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../nbs/90_cli.ipynb #76faaa32
+# %% ../nbs/90_cli.ipynb #5470cfca
 @app.command()
-def features(group: Annotated[str, typer.Option(help="Only this group.")] = "", json_: Json = False):
+def features(word: Annotated[str, typer.Argument(metavar="[WORD]", help="Part of a name, group, formula or source; all when empty.")] = "",
+             group: Annotated[str, typer.Option(help="Only this group.")] = "",
+             html: Annotated[bool, typer.Option("--html", help="Write the page with a card for each, into the reports.")] = False,
+             settings: File = "", set_: Set = None, json_: Json = False):
     "Every feature: what it is, how far it looks back, where it is from."
-    from stockpredict.features.catalogue import table
-    frame = table()
+    from stockpredict.features.catalogue import search, table
+    if html: return _handbook(load(settings, set_))
+    frame = search(word) if word else table()
     if group: frame = frame[frame.group == group]
-    as_json(frame.to_dict("records")) if json_ else out(grid(frame))
+    as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame))
+
+def _handbook(settings):
+    from stockpredict.ops.handbook import write_handbook
+    with telling() as say: say("drawing every feature"); place = write_handbook(settings.storage.reports_dir)
+    out(str(place))
+
+@reports.command("features")
+def report_features(ctx: typer.Context):
+    "Write the page with a card for each feature, found by typing."
+    _handbook(ctx.obj)
 
 @app.command()
 def settings(action: Annotated[str, typer.Argument(help="show or check")] = "show", settings: File = "", set_: Set = None):

@@ -6,23 +6,25 @@
 __all__ = ['LAGS', 'ALIKE', 'LEAK', 'SPARSE', 'feature_values', 'ic', 'holm', 'benjamini_hochberg', 'persistence', 'half_life',
            'redundancy', 'clusters', 'Study', 'study']
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #c233d417
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #142561a2
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
+from ..features.cards import sample_panel
 from ..features.catalogue import Feature, features, proven_values, resolve
 from ..features.panel import Panel
 from ..features.series import Series
 
-# %% ../../nbs/evaluate/32a_feature_study.ipynb #2c91f1bf
+# %% ../../nbs/evaluate/32a_feature_study.ipynb #18c54482
 def feature_values(
     panel: Panel, # a market
-    feature, # name, `Feature`, `Series` on this panel, or an array `[session, ticker]`
+    feature, # name, `Feature`, function under `@feature`, `Series` on this panel, or an array `[session, ticker]`
 ) -> np.ndarray: # `[session, ticker]`, `NaN` where undefined
     "The numbers behind anything that can be called a feature."
+    if hasattr(feature, "on") and not isinstance(feature, Feature): feature = feature.on(panel)
     if isinstance(feature, Series):
         if feature.grid is not panel.grid: raise EvaluateError("This series stands on another panel.", "Compute it from the panel that is studied.")
         return feature.values.cpu().numpy()
@@ -31,12 +33,13 @@ def feature_values(
     return np.asarray(feature, float)
 
 def ic(
-    feature, # name, `Feature`, `Series` on the panel, or an array `[session, ticker]`
-    panel: Panel, # a market
+    feature, # name, `Feature`, function under `@feature`, `Series` on the panel, or an array `[session, ticker]`
+    panel: Panel | None = None, # a market; None = twenty companies from 2010 to 2022, see `sample_panel`
     horizon: int = 1, # sessions from entry to exit
     entry_delay: int = 1, # sessions from decision to entry
 ) -> Estimate: # mean rank IC with its error bar
     "What a feature says about the returns that followed."
+    panel = sample_panel() if panel is None else panel
     outcome = forward_returns(panel.close.values, horizon, entry_delay).cpu().numpy()
     return ic_summary(rank_ic(feature_values(panel, feature), outcome, panel.sessions), horizon)
 

@@ -154,7 +154,7 @@ def prove(
     feature.proven = max(feature.proven, len(panel))
     return feature
 
-# %% ../../nbs/features/21_catalogue.ipynb #3a6a73a9
+# %% ../../nbs/features/21_catalogue.ipynb #cb6c56b0
 features = Registry("feature", "stockpredict.features")
 
 def feature(
@@ -171,7 +171,7 @@ def feature(
         if not func.__module__.startswith("stockpredict."):
             for f in new: prove(f)
         for f in new: into.add(f.name, f)
-        func.on = lambda market, *args: (Feature(func, args, group, source, across, sets) if args else new[0]).on(market)
+        func.on = getattr(func, "on", lambda market, *args: (Feature(func, args, group, source, across, sets) if args else new[len(new) // 2]).on(market))
         return func
     return register
 
@@ -227,8 +227,8 @@ def proven(panel: Panel, names: str | list) -> list[Feature]: # the features, in
     for f in young: prove(f, trial)
     return chosen
 
-# %% ../../nbs/features/21_catalogue.ipynb #febd8d78
-WIDE = 2048 # tickers in a block when only the newest sessions are computed
+# %% ../../nbs/features/21_catalogue.ipynb #f2994099
+WIDE = 4096 # tickers in a block when only the newest sessions are computed
 
 def fill(
     panel: Panel, # where
@@ -242,7 +242,8 @@ def fill(
     torch.set_num_threads(1) # blocks are too small to be divided
     try:
         for chosen, parts in ((apart, panel.blocks(rows and WIDE)), (compared, [(0, whole)])):
-            uses = sum((f.uses for f in chosen), Counter())
+            uses = Counter()
+            for f in chosen: uses.update(f.uses)
             need = rows and rows_needed({f.recipe: rows for f in chosen})
             for at, part in parts if chosen else ():
                 part.grid.shared = Shared(uses, need)

@@ -1,0 +1,75 @@
+"Every feature that is registered has a card that says all there is to say, and one page holds them all."
+import hashlib
+import re
+from base64 import b64decode
+
+import pandas as pd
+import pytest
+
+from stockpredict.core.errors import SeesFuture, UnknownName
+from stockpredict.core.registry import Registry
+from stockpredict.evaluate.feature_study import ic
+from stockpredict.features.cards import card, sample_panel
+from stockpredict.features.catalogue import feature, features, search, table
+from stockpredict.features.price import rsi
+from stockpredict.ops.handbook import FIND, handbook
+from stockpredict.ops.reports import POLICY
+
+
+@pytest.fixture(scope="module")
+def page(): return handbook()
+
+
+def test_every_feature_says_what_it_is_and_where_it_is_from():
+    rows = table()
+    wordy = rows.formula.str.split().str.len()
+    for what, wrong in {"formula": wordy < 2, "group": rows.group.str.len() < 3, "source": rows.source == "",
+                        "look-back": rows.look_back < 1, "fields": rows.fields == ""}.items():
+        assert not wrong.any(), f"no {what}: {rows.index[wrong].tolist()[:10]}"
+    assert rows.index.is_unique and len(rows) >= 300
+
+
+def test_the_page_holds_a_card_for_every_feature_with_two_pictures(page):
+    cards = dict(re.findall(r'<article class="card" id="([^"]+)">(.*?)</article>', page, re.S))
+    assert sorted(cards) == sorted(table().index)
+    for name, body in cards.items():
+        f = features[name]
+        assert len(re.findall(r'<path d="M[^"]+"', body)) == 2, f"{name} has nothing to show"
+        assert f"looks back</dt><dd>{f.lookback} bars" in body and f.proven and "cut off" in body, name
+
+
+def test_the_page_needs_nobody_else_and_runs_only_its_own_script(page):
+    assert len(page) < 6e6 and not re.findall(r'(?:src|href)="(?:https?:)?//', page) and page.count("<script>") == 1
+    script = re.search(r"<script>(.*?)</script>", page, re.S)[1]
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page)[1]
+    assert script == FIND and hashlib.sha256(script.encode()).digest() == b64decode(allowed) and POLICY in page
+
+
+def test_a_page_of_a_feature_named_by_an_attacker_stays_text():
+    pad = Registry("feature")
+
+    @feature(group="<b>", source="<script>alert(1)</script>", into=pad)
+    def sketch(bars):
+        "A <img src=x onerror=alert(1)> in the formula."
+        return bars.returns
+    assert not re.search(r"<(script|img|b)\b", card(pad["sketch"]))
+
+
+def test_a_feature_that_peeks_has_no_card():
+    from stockpredict.features.catalogue import Feature
+
+    def hindsight(bars):
+        "Distance from the mean of all history."
+        return bars.close / float(bars.close.values.nanmean()) - 1
+    with pytest.raises(SeesFuture): card(Feature(hindsight, group="trend", source="a test"))
+
+
+def test_the_one_liners_of_the_readme_work():
+    sample = sample_panel()
+    axes = rsi.on(sample).plot()
+    assert len(axes.lines) == 3 and rsi.on(sample).lookback == features["rsi_14"].lookback < rsi.on(sample, 28).lookback
+    long = pd.DataFrame(dict(ticker="AAA", event_time=sample.sessions.tz_localize("UTC"), close=sample.close.frame().iloc[:, 0].to_numpy()))
+    pd.testing.assert_series_equal(rsi.on(long).frame()["AAA"], rsi.on(sample).frame().iloc[:, 0], check_names=False, check_freq=False)
+    assert len(search("VOLATILITY")) > 10 and search("no such thing").empty
+    assert ic(rsi).value == ic(rsi.on(sample)).value == ic("rsi_14").value and abs(ic("rsi_14").value) < .1
+    with pytest.raises(UnknownName, match="rsi_14"): features["rsi_15"]
