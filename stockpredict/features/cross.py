@@ -32,7 +32,7 @@ compared("volatility", "Ang, Hodrick, Xing and Zhang (2006)", [20, 120, 252])(id
 compared("momentum", "Blitz, Huij and Martens (2011)", [126, 252])(residual_mom)
 compared("momentum", "-", [5, 63])(rank_change)
 
-# %% ../../nbs/features/24d_cross.ipynb #83a1f8cd
+# %% ../../nbs/features/24d_cross.ipynb #9afee20f
 @compiled
 def window_sums(x, n):
     "Sums of the last `n` rows of each column, from row `n - 1` on."
@@ -40,7 +40,7 @@ def window_sums(x, n):
     out, new, s, ring = np.full((rows, size), np.nan), np.empty(size), np.empty(size), np.zeros((2 * n, size))
     for t in range(rows):
         new[:] = x[t]
-        advance(new, s, ring, t, n, size, 1., False)
+        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
         if t >= n - 1: out[t] = s
     return out
 
@@ -57,7 +57,9 @@ def over(
         stacked = torch.cat([p + hole for p in added], 1)
         sums = K.rolling_sum(stacked, n) if stacked.is_cuda else torch.from_numpy(window_sums(stacked.numpy(), n))
         return answer(*sums.chunk(len(added), 1)).to(tensors[0].dtype)
-    def op(*tensors): return torch.cat([some(*few) for few in zip(*(t.split(16, 1) for t in tensors))], 1)
+    def op(*tensors): # as many tickers at a time as stay in the cache
+        wide = max(16, (1 << 16) // max(1, len(tensors[0])) // 16 * 16)
+        return torch.cat([some(*few) for few in zip(*(t.split(wide, 1) for t in tensors))], 1)
     return series[0]._back(op, n - 1, *series[1:], name=f"{answer.__qualname__} {n}")
 
 # %% ../../nbs/features/24d_cross.ipynb #35429519

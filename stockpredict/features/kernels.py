@@ -7,7 +7,7 @@ __all__ = ['sqrt', 'CUT', 'BLOCK', 'elementwise', 'rolling', 'undefined_head', '
            'rolling_age', 'rolling_moments', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_pair',
            'rolling_cov', 'rolling_corr', 'rolling_beta', 'rolling_line', 'rolling_slope', 'rolling_rsquare',
            'rolling_residual', 'memory', 'exp_sum', 'exp_weight', 'exp_mean', 'rolling_rank', 'rolling_quantile',
-           'rank_across', 'sum_across', 'mean_across', 'bar_tables', 'in_blocks']
+           'rank_across', 'sum_across', 'mean_across', 'missed', 'bar_tables', 'in_blocks']
 
 # %% ../../nbs/features/18_kernels.ipynb #936151fd
 import math
@@ -305,14 +305,23 @@ def mean_across(
     "Mean of the tickers present in each session."
     return sum_across(x.nan_to_num(0.)) / (~x.isnan()).sum(1, keepdim=True)
 
-# %% ../../nbs/features/18_kernels.ipynb #d6884ff6
+# %% ../../nbs/features/18_kernels.ipynb #6e636813
+def missed(
+    present: Tensor, # bool `[session, ticker]`
+) -> Tensor: # int `[ticker]`
+    "Sessions without a bar between a ticker's first and last one."
+    n, there = len(present), present.to(torch.int32)
+    up = torch.arange(1, n + 1, dtype=torch.int32, device=present.device)[:, None]
+    if not n: return there.sum(0)
+    last, first = (there * up).amax(0), n + 1 - (there * up.flip(0)).amax(0)
+    return (last - first + 1 - there.sum(0)).clamp(min=0)
+
 def bar_tables(
     present: Tensor, # bool `[session, ticker]`
 ) -> tuple[Tensor, Tensor, Tensor] | None: # session of each bar, bar of each session, which bars do not exist; None without gaps
     "Tables that move each ticker's bars together and back."
+    if not (missed(present) > 0).any(): return None
     count = present.sum(0)
-    first, last = present.to(torch.uint8).argmax(0), present.shape[0] - 1 - present.flip(0).to(torch.uint8).argmax(0)
-    if ((last - first + 1 == count) | (count == 0)).all(): return None
     bar = (present.cumsum(0) - 1).clamp(min=0)
     rows = int(count.max()); session = torch.arange(present.shape[0], device=present.device)[:, None].expand_as(bar)
     table = torch.full((rows + 1, present.shape[1]), -1, device=present.device)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
            'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_rank', 'rolling_quantile',
-           'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'mean_across', 'compiled', 'advance', 'moments',
-           'pairs', 'lines', 'faded_means', 'extremes', 'ages', 'places', 'quantiles', 'ordered', 'row_ranks',
-           'row_means', 'either', 'spread_across', 'settle']
+           'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'exp_newest', 'mean_across', 'compiled',
+           'block', 'gather', 'advance', 'moments', 'pairs', 'lines', 'faded_means', 'extremes', 'ages', 'places',
+           'quantiles', 'ordered', 'row_ranks', 'row_means', 'either', 'spread_across', 'settle']
 
-# %% ../../nbs/features/18a_loops.ipynb #c594757f
+# %% ../../nbs/features/18a_loops.ipynb #83c2acbc
 import math, os
-from functools import cached_property, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from types import FunctionType
 import numpy as np
 import torch
@@ -40,14 +40,45 @@ class compiled:
 
     def __call__(self, *args): return self.loop(*args)
 
-# %% ../../nbs/features/18a_loops.ipynb #0769637f
+# %% ../../nbs/features/18a_loops.ipynb #7e1b1f24
 @compiled
-def advance(new, out, ring, t, n, size, fade, trend):
-    "Take the row of bar `t`, leave in `out` the sums of the last `n` rows."
+def block(n, left):
+    "Width of the block of a window of `n` bars in which the bar stands that is `left` bars from its end, and the bars from there to the end of the block."
+    width, after = 1, 0
+    while not (n & width and left < after + width):
+        after += n & width
+        width *= 2
+    return width, left - after
+
+@compiled
+def gather(out, ring, t, n, size, fade, trend, width):
+    "Add the older blocks of the window that ends with bar `t` to the newest, which is `width` bars wide."
+    done, faded = width, fade
+    while 2 * width <= n:
+        width *= 2
+        fade *= fade
+        if n & width:
+            past = ring[width - 1 + ((t - done) & (width - 1))]
+            if trend:
+                for j in range(size): out[size + j] += done * past[j]
+            for j in range(len(out)): out[j] += faded * past[j]
+            done += width
+            faded *= fade
+
+@compiled
+def advance(new, out, ring, t, n, size, fade, trend, left=-1):
+    "Take the row of bar `t`, leave in `out` the sums of the last `n` rows; with `left`, only when none is left."
     width, done, faded = 1, 0, 1.
+    whole, after = block(n, left) if left >= 0 else (n, 0)
     while True:
         row = ring[width - 1 + (t & (width - 1))]
-        if n & width:
+        if left >= 0 and (width == whole or after & (2 * width - 1)):
+            row[:] = new
+            if left == 0:
+                out[:] = new
+                gather(out, ring, t, n, size, fade, trend, width)
+            return
+        if left < 0 and n & width:
             past = ring[width - 1 + ((t - done) & (width - 1))]
             if done == 0: out[:] = new
             else:
@@ -74,18 +105,18 @@ def advance(new, out, ring, t, n, size, fade, trend):
         width *= 2
         fade *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #29f95d3c
+# %% ../../nbs/features/18a_loops.ipynb #d694d787
 @compiled
 def moments(x, n, ask, scale):
     "Over `n` bars: sum (0), sample variance (1) or its root (2), skewness (3); the sum and the skewness times `scale`."
     rows, size = x.shape
-    out, parts = np.full((rows, size), np.float32(np.nan)), (1, 2, 2, 3)[ask]
+    out, parts, single = np.full((rows, size), np.float32(np.nan)), (1, 2, 2, 3)[ask], rows == n
     new, s, ring = np.empty(parts * size), np.empty(parts * size), np.zeros((2 * n, parts * size))
     for t in range(rows):
         for j in range(size): new[j] = x[t, j]
         for k in range(1, parts):
             for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * x[t, j]
-        advance(new, s, ring, t, n, size, 1., False)
+        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if single else -1)
         if t < n - 1: continue
         if ask == 0:
             for j in range(size): out[t, j] = s[j] * scale
@@ -100,7 +131,7 @@ def moments(x, n, ask, scale):
             else: out[t, j] = np.sqrt(var * (n / (n - 1))) if ask == 2 else var * (n / (n - 1))
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #736ecdaa
+# %% ../../nbs/features/18a_loops.ipynb #9f9a220b
 @compiled
 def pairs(x, y, n, ask):
     "Over `n` bars: covariance (0), correlation (1) or slope of `x` on `y` (2)."
@@ -113,7 +144,7 @@ def pairs(x, y, n, ask):
             hole = 0 * (a + b)
             a += hole; b += hole
             new[j] = a; new[size + j] = b; new[2 * size + j] = a * b; new[3 * size + j] = a * a; new[4 * size + j] = b * b
-        advance(new, s, ring, t, n, size, 1., False)
+        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
         if t < n - 1: continue
         for j in range(size):
             mx, my = s[j] / n, s[size + j] / n
@@ -127,7 +158,7 @@ def pairs(x, y, n, ask):
             out[t, j] = r
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #b5691da1
+# %% ../../nbs/features/18a_loops.ipynb #991bc4be
 @compiled
 def lines(x, n, ask):
     "The straight line through `n` bars: slope (0), share explained (1), distance of the current bar (2)."
@@ -139,7 +170,7 @@ def lines(x, n, ask):
         for j in range(size):
             v = np.float64(x[t, j])
             new[j] = v; new[size + j] = 0 * v; new[2 * size + j] = v * v
-        advance(new, s, ring, t, n, size, 1., True)
+        advance(new, s, ring, t, n, size, 1., True, n - 1 - t if rows == n else -1)
         if t < n - 1: continue
         for j in range(size):
             mean, square = s[j] / n, s[2 * size + j] / n
@@ -151,10 +182,10 @@ def lines(x, n, ask):
             out[t, j] = slope if ask == 0 else share if ask == 1 else x[t, j] - (mean + slope * half)
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #aa910cc6
+# %% ../../nbs/features/18a_loops.ipynb #a4b975ca
 @compiled
-def faded_means(x, n, fade, enough):
-    "Exponentially weighted mean over `n` bars, where at least `enough` weight has gathered."
+def faded_means(x, n, fade, enough, last):
+    "Exponentially weighted mean over `n` bars, where at least `enough` weight has gathered; of the last bar alone if asked."
     rows, size = x.shape
     out = np.full((rows, size), np.float32(np.nan))
     new, s, ring = np.empty(2 * size), np.empty(2 * size), np.zeros((2 * n, 2 * size))
@@ -163,7 +194,8 @@ def faded_means(x, n, fade, enough):
             there = x[t, j] == x[t, j]
             new[j] = x[t, j] if there else 0.
             new[size + j] = 1. if there else 0.
-        advance(new, s, ring, t, n, size, fade, False)
+        advance(new, s, ring, t, n, size, fade, False, rows - 1 - t if last else -1)
+        if last and t < rows - 1: continue
         for j in range(size):
             good = x[t, j] == x[t, j] and s[size + j] >= enough
             out[t, j] = s[j] / s[size + j] if good else np.nan
@@ -369,19 +401,20 @@ rolling_residual = either(K.rolling_residual, lambda x, n: lines(x, n, 2))
 rolling_rank     = either(K.rolling_rank, places.__call__)
 rolling_quantile = either(K.rolling_quantile, quantiles.__call__)
 
-# %% ../../nbs/features/18a_loops.ipynb #f17db96b
+# %% ../../nbs/features/18a_loops.ipynb #e7f40400
 def _sign(largest): return np.float32(1 if largest else -1)
 
 rolling_extreme = either(K.rolling_extreme, lambda x, n, largest=True: extremes(x, n, _sign(largest)))
 rolling_age     = either(K.rolling_age, lambda x, n, largest=True, oldest=False: ages(x, n, _sign(largest), oldest))
 rank_across     = either(K.rank_across, lambda x: row_ranks(x, (x + np.float32(0)).view(np.uint32)))
 
-def _exp_mean(x, decay, least=1):
+def _exp_mean(x, decay, least=1, last=False):
     n = K.memory(decay)
     enough = (1 - decay ** min(least, n)) / (1 - decay) * (1 - 1e-12) # weight of that many unbroken bars
-    return faded_means(x, n, decay, enough)
+    return faded_means(x[-n:] if last else x, n, decay, enough, last)
 
-exp_mean = either(K.exp_mean, _exp_mean)
+exp_mean   = either(K.exp_mean, _exp_mean)
+exp_newest = either(K.exp_mean, partial(_exp_mean, last=True)) # where the rows before the last one do not matter
 
 mean_across = either(K.mean_across, lambda x: row_means(x, np.zeros(len(x)), False)[:, None])
 

@@ -149,16 +149,17 @@ def blocks(self: Panel,
         yield at, Panel({k: cut(v) for k, v in self._fields.items()}, None, None,
                         Grid(self.sessions, self.tickers[at:at + wide], cut(self.present)))
 
-# %% ../../nbs/features/20_panel.ipynb #ab3ef12e
+# %% ../../nbs/features/20_panel.ipynb #7148bf55
 @patch
 def tail(self: Panel,
     lookback: int, # bars that the newest value needs
     crossings: int = 0, # comparisons across tickers on the way
 ) -> Panel:
     "The newest sessions, enough of them that every ticker's newest value is the one of the full history."
-    seen = self.present.to(torch.uint8)
-    halted = ~self.present & (seen.cummax(0).values > 0) & (seen.flip(0).cummax(0).values.flip(0) > 0)
-    if not halted.any(): return self.last(lookback)
+    gappy = K.missed(self.present) > 0
+    if not gappy.any(): return self.last(lookback)
+    here = self.present[:, gappy]; seen = here.to(torch.uint8)
+    halted = ~here & (seen.cummax(0).values > 0) & (seen.flip(0).cummax(0).values.flip(0) > 0)
     worst = halted.flip(0).cumsum(0).amax(1).cpu() # most sessions missed by any one ticker in the last 1, 2, 3 … sessions
     size, reach = 0, lookback
     while reach != size and reach < len(self):

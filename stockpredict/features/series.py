@@ -201,20 +201,21 @@ def minimum(self: Series, other) -> Series:
     "The smaller of two values."
     return -(-self).maximum(-other)
 
-# %% ../../nbs/features/19_series.ipynb #b103c403
+# %% ../../nbs/features/19_series.ipynb #590d71d0
 @patch
 def _back(self: Series,
     op, # tensor function whose rows are bars
     bars: int, # how many more bars it looks back
     *others: Series, # further operands
     name: str | None = None, # what the function is called, parameters included; None = the result is never shared
+    last = None, # a cheaper function whose last row alone counts; None = there is none
 ) -> Series:
     "Apply a tensor function along the bars of each ticker."
     series = (self, *others)
     _one_grid(series)
     def make(rows):
         back, *rest = _origin(series)
-        x = K.in_blocks(op, 1, *(newest(s.bars, rows and rows + bars) for s in series))
+        x = K.in_blocks(last if last and rows == 1 else op, 1, *(newest(s.bars, rows and rows + bars) for s in series))
         return Series(newest(x, rows), self.grid, back + bars, *rest, True)
     return _made(self.grid, name and _recipe(name, *series), make, series, bars)
 
@@ -284,7 +285,7 @@ _paired("cov", L.rolling_cov, "Covariance with another series over the last `n` 
 _paired("corr", L.rolling_corr, "Correlation with another series over the last `n` bars; undefined where one of the two does not move.")
 _paired("beta", L.rolling_beta, "Slope of this series on another over the last `n` bars.")
 
-# %% ../../nbs/features/19_series.ipynb #fbdc87e7
+# %% ../../nbs/features/19_series.ipynb #0215c957
 @patch
 def ewm(self: Series,
     n: int | None = None, # span: the decay is 1 - 2/(n+1)
@@ -294,7 +295,8 @@ def ewm(self: Series,
     "Exponentially weighted mean with a finite memory."
     decay = 1 - 2 / (_window(n, 2) + 1) if decay is None else decay
     least = least or n or 1
-    return self._back(lambda x: L.exp_mean(x, decay, least), K.memory(decay) - 1, name=f"ewm {decay} {least}")
+    mean, last = ((lambda x, f=f: f(x, decay, least)) for f in (L.exp_mean, L.exp_newest))
+    return self._back(mean, K.memory(decay) - 1, name=f"ewm {decay} {least}", last=last)
 
 @patch
 def wilder(self: Series,

@@ -1,0 +1,73 @@
+"""The newest session of a whole market: every feature of one more bar, beside computing all of history again.
+
+    python benchmarks/latest.py [--tickers 10000] [--sessions 600] [--halted 0.02] [--rounds 2] [--no-naive]
+
+A market of the size asked for is made from a fixed seed, once without a gap and once with some tickers halted now and then.
+CPU seconds of the whole process are compared, best of the rounds, after a first one that compiles and proves. The naive
+way takes the ordinary batch over the sessions that the longest look-back needs and keeps its last row; it is measured on a
+twentieth of the tickers and multiplied, because its result would not fit.
+"""
+import argparse
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from stockpredict.features.catalogue import SETS, as_features, compute
+from stockpredict.features.latest import latest
+from stockpredict.features.panel import FIELDS, Panel, same
+
+CEILING = 3. # CPU seconds
+
+
+def market(tickers: int, sessions: int, halted: float) -> Panel:
+    "Prices that wander, some tickers listed late, some halted for a few sessions."
+    noise = np.random.Generator(np.random.PCG64(20200101))
+    draw = lambda scale: scale * noise.standard_normal((sessions, tickers), dtype=np.float32)
+    close = 40 * np.exp(np.cumsum(draw(.02), axis=0))
+    open_ = close * np.exp(draw(.01))
+    x = dict(open=open_, high=np.maximum(open_, close) * np.exp(np.abs(draw(.01))), low=np.minimum(open_, close) / np.exp(np.abs(draw(.01))),
+             close=close, volume=np.rint(np.exp(13 + draw(1.))))
+    absent = np.arange(sessions)[:, None] < noise.integers(-9 * sessions, sessions, tickers)
+    for i in np.flatnonzero(noise.random(tickers) < halted): absent[(a := noise.integers(0, sessions - 9)):a + 5, i] = True
+    for k in FIELDS: x[k][absent] = np.nan
+    return Panel({k: torch.from_numpy(v) for k, v in x.items()}, pd.bdate_range("2015-01-01", periods=sessions), [f"T{i:05d}" for i in range(tickers)])
+
+
+def timed(job, rounds: int) -> tuple[float, float, float, object]: # CPU and wall of the best round, CPU of the first, the result
+    cpu, wall = [], []
+    for _ in range(rounds + 1):
+        c, w = time.process_time(), time.perf_counter()
+        out = job()
+        cpu.append(time.process_time() - c); wall.append(time.perf_counter() - w)
+    return min(cpu[1:] or cpu), min(wall[1:] or wall), cpu[0], out
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in dict(tickers=10_000, sessions=600, rounds=2).items(): parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--halted", type=float, default=.02, help="share of tickers that were halted once")
+    parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'market':24}{'features':>24}{'CPU s':>8}{'wall s':>8}   first use, CPU s")
+    for halted in (0., a.halted):
+        panel = market(a.tickers, a.sessions, halted)
+        for label, names in (("all", ["all"]), ("without Alpha360", sorted(set(SETS["all"]) - set(SETS["alpha360"])))):
+            names = [f for f in as_features(names) if f.fields <= set(FIELDS)]
+            cpu, wall, first, _ = timed(lambda p=panel, n=names: latest(p, n), a.rounds)
+            bound = f"   ceiling {CEILING:g}" if a.tickers == 10_000 else ""
+            print(f"{f'{a.tickers:,} tickers, {halted:.0%} halted':24}{f'{label} ({len(names)})':>24}{cpu:8.2f}{wall:8.2f}   {first:.1f}{bound}", flush=True)
+    if not a.naive: return
+    few = panel.select(panel.tickers[::20])
+    names = [f for f in as_features("all") if f.fields <= set(FIELDS)]
+    cpu, wall, _, whole = timed(lambda: compute(few, names), 0)
+    now = latest(few, names)
+    equal = sum(same(now[f], whole[f.name][-1:]) for f in names)
+    print(f"{'all of history again':24}{f'all ({len(names)})':>24}{cpu * 20:8.1f}{wall * 20:8.1f}   from {len(few.tickers)} tickers; "
+          f"{equal} of {len(names)} features have the same newest values to the last bit")
+
+
+if __name__ == "__main__":
+    main()

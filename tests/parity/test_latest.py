@@ -1,0 +1,81 @@
+"""The newest sessions, computed alone, are those of the whole history, to the last bit."""
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from stockpredict.features import kernels as K, loops
+from stockpredict.features.catalogue import Feature, as_features, compute
+from stockpredict.features.latest import latest, scattered
+from stockpredict.features.panel import FIELDS, Panel, same
+
+COLUMNS = ["rolling_sum", "rolling_mean", "rolling_var", "rolling_std", "rolling_skew", "rolling_slope", "rolling_rsquare", "rolling_residual",
+           "rolling_rank", "rolling_extreme", "rolling_age"]
+
+
+def market(sessions: int = 620, tickers: int = 11, gaps: bool = True) -> Panel:
+    "Halts inside and at the edge of windows, late listings, a delisting, one that comes back for the last session."
+    noise = torch.Generator().manual_seed(21)
+    draw = lambda: torch.randn(sessions, tickers, generator=noise)
+    close = 40 * (.02 * draw()).cumsum(0).clamp(-2, 2).exp()
+    open_ = close * (.006 * draw()).exp()
+    x = dict(open=open_, high=torch.maximum(open_, close) * (.004 * draw().abs()).exp(), low=torch.minimum(open_, close) / (.004 * draw().abs()).exp(),
+             close=close, volume=(12 + draw()).exp().round())
+    for v in x.values():
+        v[:400, 3] = math.nan
+        if not gaps: continue
+        v[-40:-33, 1] = math.nan; v[-9:-1, 2] = math.nan; v[-30:, 4] = math.nan; v[-300:-180, 5] = math.nan; v[-3:-1, 6] = math.nan
+    return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), [f"T{i}" for i in range(tickers)])
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_one_window_by_itself_is_the_last_of_many(name):
+    "A loop that sees no more than one window takes a shortcut; its answer is that of the long way."
+    x = 50 + torch.randn(300, 21, generator=torch.Generator().manual_seed(3)).cumsum(0)
+    x[:, 5:9] = x[:, 5:9].round(); x[250, 3] = math.nan
+    for n in (3, 4, 5, 7, 8, 13, 20, 31, 60, 64, 100, 252):
+        long = getattr(loops, name)(x, n)[-1:]
+        assert same(getattr(loops, name)(x[-n:], n)[-1:], long), f"{name} over {n}"
+        wide = getattr(K, name)(x[-n:].double(), n)[-1:]
+        torch.testing.assert_close(long.double(), wide, rtol=2e-5, atol=2e-5 * float(wide.nan_to_num(0.).abs().mean()), equal_nan=True)
+
+
+def test_one_window_of_pairs_and_of_fading_weights():
+    x = torch.randn(600, 9, generator=torch.Generator().manual_seed(4)); y = x.flip(1).contiguous() + .1 * x
+    x[590, 2] = math.nan
+    for n in (3, 20, 60, 64, 252):
+        for f in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta): assert same(f(x[-n:], y[-n:], n)[-1:], f(x, y, n)[-1:])
+    for decay in (.5, .9, .94, .99):
+        whole = loops.exp_mean(x, decay, 5)[-1:]
+        for rows in (len(x), K.memory(decay), 2 * K.memory(decay)): assert same(loops.exp_newest(x[-rows:], decay, 5)[-1:], whole)
+        for rows in (2, 7, 40): assert same(loops.exp_newest(x[-rows:], decay, 5)[-1:], loops.exp_mean(x[-rows:], decay, 5)[-1:])
+
+
+@pytest.mark.parametrize("gaps", [True, False])
+def test_every_feature_of_the_newest_sessions_is_that_of_the_whole_history(gaps):
+    panel = market(gaps=gaps)
+    names = [f for f in as_features("all") if f.fields <= set(FIELDS) and "alpha360" not in f.sets]
+    whole = compute(panel, names)
+    for n in (1, 5):
+        got = latest(panel, names, n)
+        wrong = [f.name for f in names if not same(got[f], whole[f.name][-n:])]
+        assert not wrong, f"{len(wrong)} features differ over {n} sessions: {wrong[:5]}"
+    assert bool(scattered(panel, 300).any()) == gaps
+
+
+def test_what_is_missing_or_too_young_is_undefined():
+    panel = market(30, gaps=False)
+    closes = Panel({"close": panel._fields["close"]}, panel.sessions, panel.tickers)
+    got = {f.name: x for f, x in latest(closes, ["mom_5", "sma_ratio_200", "atr_14"], 99).items()}
+    assert all(len(x) == 30 for x in got.values())
+    assert got["atr_14"].isnan().all() and got["sma_ratio_200"].isnan().all() and same(got["mom_5"], compute(closes, ["mom_5"])["mom_5"])
+
+
+def test_a_step_made_by_hand_takes_the_long_way():
+    "A feature with something in it that nobody can trace is computed like any other, on its whole look-back."
+    from stockpredict.features.series import Series
+    def by_hand(b): return Series(b.close.values, b.grid, fields={"close"}).mean(20)
+    f = Feature(by_hand, group="by hand")
+    panel = market()
+    assert f.recipe is None and same(latest(panel, [f])[f], compute(panel, [f])["by_hand"][-1:])
