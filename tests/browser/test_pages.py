@@ -84,3 +84,15 @@ def test_the_validation_report_says_what_a_sceptic_asks_for(finished, browse):
 def test_the_service_pages_work_without_a_network(service, browse, path, words):
     shown, complaints = browse(service + path)
     assert complaints == [] and all(w in shown for w in words)
+
+
+def test_the_catalogue_is_searched_in_the_browser_by_the_one_script_it_may_run(browse, tmp_path):
+    from stockpredict.ops.handbook import FIND, hash_of, write_handbook
+    from stockpredict.serve.web import SEARCHING
+    assert SEARCHING == {"catalogue.html": f"script-src {hash_of(FIND)}"}
+    names = ["rsi_14", "atr_14", "bollinger_20", "vol_20"]
+    page = write_handbook(tmp_path, names).as_uri()
+    for asked, seen in {"": names, "#atr_14": names, "#wilder%201978": ["rsi_14", "atr_14"], "#no%20such%20thing": []}.items():
+        shown, complaints = browse(page + asked)
+        cards = re.findall(r'<article class="card" id="([^"]+)"( hidden="")?', shown)
+        assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(seen), asked
