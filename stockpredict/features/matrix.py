@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['DECAY', 'LEAST', 'SCALES', 'Spec', 'volatility_of', 'comparable', 'Inputs', 'make_inputs']
 
-# %% ../../nbs/features/27_matrix.ipynb #66a5e00a
+# %% ../../nbs/features/27_matrix.ipynb #290ec93a
 import hashlib, json, math
 from dataclasses import dataclass, field, replace
 import pandas as pd
 import torch
 from torch import Tensor
 from ..core.errors import FeatureError
-from .catalogue import as_features, in_turn, resolve
+from .catalogue import Feature, as_features, in_turn, resolve
 from .kernels import memory
+from .latest import latest
 from .panel import FIELDS, Panel
 from .series import Series
 
@@ -113,17 +114,18 @@ class Inputs:
         shape = f"{len(self)} sessions x {len(self.tickers)} tickers x {len(self.names)} features"
         return f"Inputs of {shape}, {self.usable.float().mean():.1%} usable"
 
-# %% ../../nbs/features/27_matrix.ipynb #a10a2aac
+# %% ../../nbs/features/27_matrix.ipynb #068841bc
 def make_inputs(
     panel: Panel, # the market as known
     spec: Spec, # what to compute
+    newest: int | None = None, # only so many newest sessions; None = all
 ) -> Inputs:
     "Compute a model's input; each feature is proven blind to the future before its first use."
-    chosen, here = as_features(list(spec.names)), panel.present
-    x = torch.empty(*here.shape, len(chosen), dtype=torch.float32, device=panel.device)
-    coverage, bars = torch.zeros(len(chosen)), max(1, int(here.sum()))
-    for i, (f, v) in enumerate(in_turn(panel, chosen, 32)):
+    chosen, end = as_features(list(spec.names)), panel if newest is None else panel.last(newest)
+    x = torch.empty(*end.present.shape, len(chosen), dtype=torch.float32, device=panel.device)
+    coverage, bars = torch.zeros(len(chosen)), max(1, int(end.present.sum()))
+    every = [*chosen, Feature(volatility_of, group="volatility")]
+    for i, (f, v) in enumerate(in_turn(panel, every, 32) if newest is None else latest(panel, every, newest).items()):
+        if i == len(chosen): return Inputs(x, end.present, v.float(), coverage, end.sessions, panel.tickers, spec.names, spec)
         coverage[i] = int((~v.isnan()).sum()) / bars
-        x[:, :, i] = comparable(v, panel.grid, spec.normalise, f.across)
-    volatility = volatility_of(panel).values.float()
-    return Inputs(x, here, volatility.masked_fill(~volatility.isfinite(), math.nan), coverage, panel.sessions, panel.tickers, spec.names, spec)
+        x[:, :, i] = comparable(v, end.grid, spec.normalise, f.across)

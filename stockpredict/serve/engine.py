@@ -108,7 +108,7 @@ def load_champion(
             "Publish again, or run `stockpredict rollback`.")
     return loaded
 
-# %% ../../nbs/serve/61_engine.ipynb #7967bbcb
+# %% ../../nbs/serve/61_engine.ipynb #dcacbfa9
 @dataclass(frozen=True)
 class Window:
     "The newest bars of the universe and what they are a copy of."
@@ -147,7 +147,7 @@ def inputs(self: Engine,
     panel: Panel, # bars that reach back far enough
 ) -> Inputs:
     "Features of the newest sessions, no further back than a forecast needs; usable for members only where the model is of an index."
-    return of_members(make_inputs(panel.tail(self.need(), self.spec.crossings), self.spec), panel, self.index)
+    return of_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
 
 # %% ../../nbs/serve/61_engine.ipynb #790b2b3a
 @patch
