@@ -42,7 +42,7 @@ def known_bars(
     out = frame.assign(session=row, column=column, share=share)[good].sort_values(["session", "column", "event_time", "known_at"], kind="stable")
     return out.drop_duplicates(["session", "column", "event_time"], keep="last").reset_index(drop=True)
 
-# %% ../../nbs/features/25q_intraday.ipynb #c5a2a03b
+# %% ../../nbs/features/25q_intraday.ipynb #be962147
 def _variation(g, r): # per session: variance, its halves, what is left without jumps, skewness and kurtosis
     add = lambda x: x.groupby(g).sum()
     n, square = r.groupby(g).count(), add(r ** 2)
@@ -55,12 +55,12 @@ def _variation(g, r): # per session: variance, its halves, what is left without 
 def _hours(g, b): # per session: returns of the edges, shares of volume, range of the opening
     first, last = b.share <= 1 / 13 + 1e-9, b.share > 12 / 13 + 1e-9 # half an hour of six and a half
     start, end, total = b.groupby(g).open.first(), b.groupby(g).close.last(), b.groupby(g).volume.sum()
-    early, middle = b[first].groupby(g[first]), b[~last].groupby(g[~last]).close.last()
+    early, late, middle = b[first].groupby(g[first]), b[last].groupby(g[last]), b[~last].groupby(g[~last]).close.last()
     morning = early.close.last()
     top, bottom = early.high.max(), early.low.min()
     return dict(
-        intra_first=morning / start - 1, intra_last=end / middle - 1,
-        intra_open_volume=early.volume.sum() / total, intra_close_volume=b[last].groupby(g[last]).volume.sum() / total,
+        intra_first=morning / start - 1, intra_last=late.close.last() / middle - 1,
+        intra_open_volume=early.volume.sum() / total, intra_close_volume=late.volume.sum() / total,
         intra_open_range=(top - bottom) / start, intra_breakout=(end - (top + bottom) / 2) / (top - bottom))
 
 # %% ../../nbs/features/25q_intraday.ipynb #784c05de

@@ -166,7 +166,7 @@ REGIMES = {
     "new_highs_60": lambda: (share(C >= C.rolling(60).max(), mean(C, 60)) - share(C <= C.rolling(60).min(), mean(C, 60))) / 2,
     "bear_share_20": lambda: share(C <= .8 * C.rolling(252).max(), mean(C, 252)) - .5,
     "trin_10": lambda: bound(np.log((share(R > 0, R).rolling(10).sum() / share(R < 0, R).rolling(10).sum())
-                                    / (LOUD[R > 0].sum(axis=1).rolling(10).sum() / LOUD[R < 0].sum(axis=1).rolling(10).sum())).where(M.rolling(10).mean().notna()),
+        / (LOUD[R > 0].sum(axis=1).rolling(10).sum() / LOUD[R < 0].sum(axis=1).rolling(10).sum())).where(M.rolling(10).mean().notna()),
         1.5),
     "up_money_10": lambda: (LOUD[R > 0].sum(axis=1).rolling(10).sum() / LOUD[R != 0].sum(axis=1).rolling(10).sum()).where(mean(M, 10).notna()) - .5,
     "money_lead_20": lambda: (lambda w: bound(mean(w, 20) / std(w, 20) * 20 ** .5))(
