@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CUTS', 'features', 'SETS', 'WIDE', 'proof_panel', 'Feature', 'values', 'Trial', 'prove', 'feature', 'FeatureSets',
-           'resolve', 'as_features', 'longest', 'proven', 'fill', 'room', 'in_turn', 'compute', 'proven_values',
-           'covered', 'table', 'search']
+           'resolve', 'as_features', 'longest', 'proven', 'fill', 'prove_all', 'room', 'in_turn', 'compute',
+           'proven_values', 'covered', 'table', 'search']
 
 # %% ../../nbs/features/21_catalogue.ipynb #80cf264d
 import inspect, math
@@ -207,7 +207,7 @@ def resolve(
     each = (SETS[n] if n in SETS.rules else [n if isinstance(n, Feature) else features[n] and n] for n in names)
     return list(dict.fromkeys(x for group in each for x in group))
 
-# %% ../../nbs/features/21_catalogue.ipynb #c78f0580
+# %% ../../nbs/features/21_catalogue.ipynb #c1cf7ac7
 def as_features(names: str | list) -> list[Feature]: # in the order of `resolve`
     "The features behind names and sets."
     return [n if isinstance(n, Feature) else features[n] for n in resolve(names)]
@@ -220,8 +220,7 @@ def longest(panel: Panel, most: int = 8) -> Panel: # the same sessions, fewer ti
 def proven(panel: Panel, names: str | list) -> list[Feature]: # the features, in the order of `resolve`
     "Prove each feature that was not yet proven, or only on much shorter histories."
     chosen = as_features(names)
-    for f in chosen:
-        if not f.proven: prove(f)
+    prove_all([f for f in chosen if not f.proven])
     young = [f for f in chosen if len(panel) > 4 * f.proven and all(panel.has(x) for x in f.fields)]
     trial = Trial(longest(panel)) if young else None
     for f in young: prove(f, trial)
@@ -250,6 +249,41 @@ def fill(
                 if rows: part.grid.tables = None # a row is a bar
                 for f in chosen: f(part).into(out[f], at)
     finally: torch.set_num_threads(threads)
+
+# %% ../../nbs/features/21_catalogue.ipynb #357f83d8
+def _at_once(panel, chosen): # values of unproven features
+    out = {f: torch.empty_like(panel._fields["close"]) for f in chosen}
+    if len(panel) and chosen: fill(panel, out)
+    return out
+
+def _unmoved(trial, chosen): # those whose values are the same in every alternative
+    whole, good = _at_once(trial.panel, chosen), set(chosen)
+    for t, _, other in trial.futures:
+        again = _at_once(other, chosen)
+        good -= {f for f in chosen if not same(whole[f][:t+1], again[f][:t+1])}
+    for other, some in ((trial.turned, [f for f in chosen if f.crossings]), (trial.fewer, [f for f in chosen if not f.crossings])):
+        again = _at_once(other, some)
+        good -= {f for f in some if not same(whole[f].flip(1)[:, :again[f].shape[1]], again[f])}
+    tails = {}
+    for f in chosen: tails.setdefault((f.lookback, f.crossings), []).append(f)
+    for reach, some in tails.items():
+        short = _at_once(trial.panel.tail(*reach), some)
+        good -= {f for f in some if not same(whole[f][-1:], short[f][-1:])}
+    return good
+
+def prove_all(
+    chosen: list[Feature], # what to examine, on the hard market
+):
+    "Prove many features together; the first that fails is refused as `prove` refuses it."
+    groups = {}
+    for f in chosen: groups.setdefault((64 * math.ceil(f.lookback / 64), f.fields - set(FIELDS)), []).append(f)
+    for (lookback, also), some in groups.items():
+        trial = Trial.hard(lookback, also)
+        try: good = _unmoved(trial, some) if len(some) > 1 else set()
+        except Exception: good = set() # whose fault it was shows below
+        for f in some:
+            if f in good: f.proven = max(f.proven, len(trial.panel))
+            else: prove(f)
 
 # %% ../../nbs/features/21_catalogue.ipynb #d28ffa52
 def room(like: Tensor) -> Tensor:
