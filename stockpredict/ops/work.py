@@ -48,7 +48,7 @@ def flat(
     found = {f"{s}.{k}": v for s, values in settings.model_dump(mode="json").items() for k, v in values.items() if not SECRET.search(str(v))}
     return found | {"storage.home": str(settings.storage.home_dir.absolute()), "storage.reports": str(settings.storage.reports_dir.absolute())}
 
-# %% ../../nbs/ops/77_work.ipynb #43078dd1
+# %% ../../nbs/ops/77_work.ipynb #f8562f0e
 def open_work(
     settings: Settings, # of this run
     ingested: dict, # what `ingest` said: fingerprint, snapshot, last
@@ -57,7 +57,8 @@ def open_work(
     "The folder of this question, new or begun before."
     from stockpredict.train.train import code_version
     day = min(x for x in (as_of[:10], ingested["last"]) if x)
-    key = hashlib.sha256(json.dumps([as_of, ingested["fingerprint"], settings.hash, code_version()]).encode()).hexdigest()[:12]
+    seen = [ingested["fingerprint"], *filter(None, [ingested.get("facts_mark")])] # bars, and facts where features read them
+    key = hashlib.sha256(json.dumps([as_of, *seen, settings.hash, code_version()]).encode()).hexdigest()[:12]
     work = settings.storage.work_dir.absolute()/f"{day}-{key}"
     facts = {"day": day, "as_of": as_of, "past": bool(as_of) and as_of[:10] < ingested["last"], "ingested": ingested, "settings": flat(settings)}
     if not (work/"work.json").exists(): write_text(work/"work.json", json.dumps(plain(facts), indent=1))
