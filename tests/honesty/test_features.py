@@ -41,6 +41,8 @@ BESIDE = frozenset().union(*(features[n].fields for n in NAMES)) - set(FIELDS)
 # the families of Alpha158 and Alpha360 repeat one function for many windows: their shortest and longest members stand for them here
 THOROUGH = [n for n in NAMES if not any(s.startswith("alpha") for s in features[n].sets) or features[n].args in ((), (0,), (5,), (59,), (60,))]
 
+EACH = list({f.func: n for n, f in reversed(features.items())}.values()) # every function with one of its windows, where each feature alone was examined already
+
 
 def test_there_is_a_catalogue_to_prove():
     assert len(NAMES) >= 40 and len(SETS["core"]) >= 20 and set(SETS["all"]) == set(NAMES)
@@ -227,7 +229,7 @@ def same_inputs(a, b) -> bool:
 @pytest.mark.parametrize("normalise", ["rank", "zscore", "none"])
 @pytest.mark.parametrize("gaps", [True, False])
 def test_inputs_of_the_tail_equal_those_of_the_whole(normalise, gaps):
-    spec, panel = Spec(["all"], normalise), random_panel(7, gaps=gaps, also=BESIDE)
+    spec, panel = Spec(EACH, normalise), random_panel(7, gaps=gaps, also=BESIDE)
     whole = make_inputs(panel, spec)
     assert whole.x.isfinite().all() and whole.x.dtype == torch.float32
     for stop in (320, 500, len(panel)):
@@ -237,7 +239,7 @@ def test_inputs_of_the_tail_equal_those_of_the_whole(normalise, gaps):
 
 
 def test_inputs_do_not_depend_on_the_future_threads_or_the_order_of_tickers():
-    spec, panel = Spec(["all"]), random_panel(8, also=BESIDE)
+    spec, panel = Spec(EACH), random_panel(8, also=BESIDE)
     whole = make_inputs(panel, spec)
     for other in (panel.first(401), scramble(panel, 400)):
         assert same_inputs(make_inputs(other, spec).until(401), whole.until(401))
@@ -252,7 +254,7 @@ def test_inputs_do_not_depend_on_the_future_threads_or_the_order_of_tickers():
 
 
 def test_somebody_who_is_not_there_changes_nothing():
-    spec, panel = Spec(["all"]), random_panel(9, sessions=400, also=BESIDE)
+    spec, panel = Spec(EACH), random_panel(9, sessions=400, also=BESIDE)
     whole = make_inputs(panel, spec)
     wider = {k: torch.cat([v, torch.full_like(v[:, :3], math.nan)], 1) for k, v in panel._fields.items()}
     more = make_inputs(Panel(wider, panel.sessions, [*panel.tickers, "X", "Y", "Z"]), spec)
