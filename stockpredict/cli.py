@@ -160,9 +160,9 @@ def value(
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../nbs/90_cli.ipynb #5470cfca
+# %% ../nbs/90_cli.ipynb #377b0d41
 @app.command()
-def features(word: Annotated[str, typer.Argument(metavar="[WORD]", help="Part of a name, group, formula or source; all when empty.")] = "",
+def features(word: Annotated[str, typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; all when empty.")] = "",
              group: Annotated[str, typer.Option(help="Only this group.")] = "",
              html: Annotated[bool, typer.Option("--html", help="Write the page with a card for each, into the reports.")] = False,
              settings: File = "", set_: Set = None, json_: Json = False):
@@ -171,7 +171,7 @@ def features(word: Annotated[str, typer.Argument(metavar="[WORD]", help="Part of
     if html: return _handbook(load(settings, set_))
     frame = search(word) if word else table()
     if group: frame = frame[frame.group == group]
-    as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame))
+    as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame.reset_index()))
 
 def _handbook(settings):
     from stockpredict.ops.handbook import write_handbook

@@ -1,4 +1,5 @@
-"A real Redis on a socket of its own, for tests of the live path."
+"A real Redis of its own, on a socket or a port, for every test that needs one."
+import socket
 import subprocess
 import time
 
@@ -8,15 +9,23 @@ from stockpredict.core.settings import Settings
 from stockpredict.data.stream import server_binary
 
 
+def spare_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 class Server:
-    "Started and killed at will; keeps its data in a folder, as an operator would."
-    def __init__(self, folder, *options):
+    "Started and killed at will; on a socket in its folder it keeps its data, as an operator would; on a spare port it forgets them."
+    def __init__(self, folder, *options, on_port=False):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.options, self.process = folder, options, None
-        self.url = f"unix://{folder / 'r.sock'}"
+        self.port = spare_port() if on_port else 0
+        self.url = f"redis://127.0.0.1:{self.port}/0" if on_port else f"unix://{folder / 'r.sock'}"
 
     def start(self, password=None):
-        words = ["--port", "0", "--unixsocket", str(self.folder / "r.sock"), "--dir", str(self.folder), "--appendonly", "yes", "--save", "", *self.options]
+        where = ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.folder / "r.sock"), "--appendonly", "yes"]
+        words = ["--port", str(self.port), *where, "--dir", str(self.folder), "--save", "", *self.options]
         self.process = subprocess.Popen([server_binary(), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.client = redis.Redis.from_url(self.url, password=password)
         until = time.monotonic() + 30

@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
-import redis
+from live_redis import Server
 
 from stockpredict.core.errors import FeatureError, LakeUnavailable, UnknownName, UnknownTicker
 from stockpredict.core.settings import load_settings
 from stockpredict.data.lake import Lake
 from stockpredict.data.simulate import simulate
 from stockpredict.data.sources import make_source
-from stockpredict.data.stream import server_binary
 from stockpredict.features import online as on
 from stockpredict.features.online import Online, good_until, unseal
 from stockpredict.features.store import FeatureStore, features
@@ -187,28 +186,9 @@ def test_one_line(settings, whole):
 
 # --- Redis
 
-class Server:
-    "A real server on a spare loopback port."
-    def __init__(self, folder):
-        with socket.socket() as s: s.bind(("127.0.0.1", 0)); self.port = s.getsockname()[1]
-        self.folder, self.process, self.url = folder, None, f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self):
-        options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder))
-        self.process = subprocess.Popen([server_binary(), *options], stdout=subprocess.DEVNULL)
-        self.client = redis.Redis.from_url(self.url)
-        for _ in range(400):
-            try: self.client.ping(); return self
-            except redis.RedisError: time.sleep(.05)
-        raise AssertionError("Redis did not start")
-
-    def kill(self):
-        if self.process and self.process.poll() is None: self.process.kill(); self.process.wait()
-
-
 @pytest.fixture
 def server(tmp_path):
-    server = Server(tmp_path).start()
+    server = Server(tmp_path, on_port=True).start()
     yield server
     server.kill()
 

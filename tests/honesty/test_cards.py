@@ -23,7 +23,7 @@ def page(): return handbook()
 def test_every_feature_says_what_it_is_and_where_it_is_from():
     rows = table()
     wordy = rows.formula.str.split().str.len()
-    for what, wrong in {"formula": wordy < 2, "group": rows.group.str.len() < 3, "source": rows.source == "",
+    for what, wrong in {"formula": wordy < 2, "group": rows.group.str.len() < 3, "source": rows.source.str.len() < 4,
                         "look-back": rows.look_back < 1, "fields": rows.fields == ""}.items():
         assert not wrong.any(), f"no {what}: {rows.index[wrong].tolist()[:10]}"
     assert rows.index.is_unique and len(rows) >= 300

