@@ -61,14 +61,15 @@ def hash_of(
     "The only name under which a script may run."
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
-# %% ../../nbs/ops/73a_handbook.ipynb #2e4e334c
+# %% ../../nbs/ops/73a_handbook.ipynb #0542bc44
 def groups(
     chosen: list[Feature], # any
 ) -> dict[str, list[Feature]]: # by name of the group
-    "The features of each group, both in the order of the alphabet, numbers by their size."
+    "The features of each group, both in the order of the alphabet, numbers by their size; Alpha158 and Alpha360 come last."
     size = lambda f: [(int(w), "") if w.isdigit() else (-1, w) for w in f.name.split("_")]
+    late = lambda f: any(s.startswith("alpha") for s in f.sets)
     found = {}
-    for f in sorted(chosen, key=lambda f: (f.group, size(f))): found.setdefault(f.group, []).append(f)
+    for f in sorted(chosen, key=lambda f: (f.group, late(f), size(f))): found.setdefault(f.group, []).append(f)
     return found
 
 def handbook(
