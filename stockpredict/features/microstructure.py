@@ -18,7 +18,7 @@ from .panel import Panel
 from .ranges import corwin_schultz, roll_spread
 from .series import Series
 
-# %% ../../nbs/features/24e_microstructure.ipynb #cc9b4aab
+# %% ../../nbs/features/24e_microstructure.ipynb #283bb9af
 def traded(group: str, source: str, n: list | None = None): # decorator
     "A guess from daily bars, in the set `technical`."
     return feature(group=group, n=n, source=source, sets=("technical",))
@@ -36,7 +36,7 @@ def _quantile(zeros, n): # of the normal distribution at (1 + share) / 2, for th
     table = torch.special.ndtri((1 + torch.arange(n + 1, dtype=torch.float64) / n) / 2).to(zeros.device)
     return table[(zeros * n).round().nan_to_num(0.).long()].to(zeros.dtype) + 0 * zeros
 
-@traded("liquidity", "Fong, Holden and Trzcinka (2017)", [60, 120])
+@traded("liquidity", "Fong, Holden and Trzcinka (2017)", [120])
 def fht_spread(bars: Panel, n: int) -> Series:
     "2 * standard deviation of n returns * normal quantile of (1 + share of returns that are zero) / 2"
     zeros = 1 - bars.returns.sign().abs().mean(n)
@@ -47,7 +47,7 @@ def spread_change(bars: Panel, n: int, m: int) -> Series:
     "Mean Corwin-Schultz spread of n bars - the same of m bars"
     return corwin_schultz(bars, n) - corwin_schultz(bars, m)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #3f5b5695
+# %% ../../nbs/features/24e_microstructure.ipynb #8d90e909
 @traded("liquidity", "Hasbrouck (2009)", [20, 60])
 def kyle_lambda(bars: Panel, n: int) -> Series:
     "log(sum of |return| * sqrt(money) / sum of money over n), money = close * volume in millions"
@@ -77,7 +77,7 @@ def volume_reversal(bars: Panel, n: int) -> Series:
     push = ahead.sign() * bars.volume / bars.volume.mean(20)
     return over(n, _after, _second_slope(n), ahead, bars.returns.lag(1), push.lag(1)) / bars.returns.std(n)
 
-@traded("liquidity", "Llorente, Michaely, Saar and Wang (2002)", [60, 120])
+@traded("liquidity", "Llorente, Michaely, Saar and Wang (2002)", [60])
 def volume_continuation(bars: Panel, n: int) -> Series:
     "Slope over n of a return on r * v of the bar before, r held fixed; v = log(volume / its mean of 20)"
     r = bars.returns
@@ -117,7 +117,7 @@ def sign_run(bars: Panel, n: int) -> Series:
     side = bars.returns.sign()
     return (side * side.lag(1)).mean(n)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #3d58a155
+# %% ../../nbs/features/24e_microstructure.ipynb #fd7a7b48
 @compiled
 def profiles(price, weight, close, n, bins):
     "Of `n` bars: share of the weight below the close (bins 0), or the middle of the heaviest of some equal slices, relative to the close."
@@ -141,13 +141,14 @@ def profiles(price, weight, close, n, bins):
                 p = np.float64(price[t - k, j])
                 low, high, hole = min(low, p), max(high, p), hole + 0 * (p + weight[t - k, j])
             if hole != 0 or high <= low: continue
+            steps = bins / (high - low)
             heap[:] = 0
-            for k in range(n - 1, -1, -1): heap[min(bins - 1, int((price[t - k, j] - low) / (high - low) * bins))] += weight[t - k, j]
+            for k in range(n - 1, -1, -1): heap[min(bins - 1, int((price[t - k, j] - low) * steps))] += weight[t - k, j]
             best = heap.argmax()
             if heap[best] > 0: out[t, j] = (low + (best + .5) * (high - low) / bins) / close[t, j] - 1
     return out
 
-# %% ../../nbs/features/24e_microstructure.ipynb #6d1c7404
+# %% ../../nbs/features/24e_microstructure.ipynb #058cca87
 def profile_tensors(price: torch.Tensor, weight: torch.Tensor, close: torch.Tensor, n: int, bins: int) -> torch.Tensor:
     "What `profiles` does, on tensors."
     if len(price) < n: return torch.full_like(close, math.nan)
@@ -158,7 +159,7 @@ def profile_tensors(price: torch.Tensor, weight: torch.Tensor, close: torch.Tens
         out = (w * ((p < now) + .5 * (p == now))).sum(0) / w.sum(0) + hole
     else:
         low, high = p.double().amin(0), p.double().amax(0)
-        at = ((p - low) / (high - low) * bins).nan_to_num(0.).long().clamp(0, bins - 1)
+        at = ((p - low) * (bins / (high - low))).nan_to_num(0.).long().clamp(0, bins - 1)
         heap = torch.zeros(bins, *now.shape, dtype=torch.float64, device=p.device).scatter_add_(0, at, w.double())
         out = ((low + (heap.argmax(0) + .5) * (high - low) / bins) / now - 1).masked_fill((high <= low) | (heap.amax(0) <= 0), math.nan) + hole
     return torch.cat([torch.full_like(close[:n - 1], math.nan), out.to(close.dtype)])

@@ -19,7 +19,7 @@ from .panel import Panel
 from .price import rsi as strength
 from .series import Series
 
-# %% ../../nbs/features/25r_sectors.ipynb #446bb68a
+# %% ../../nbs/features/25r_sectors.ipynb #ec75c79d
 _codes = WeakKeyDictionary() # a series of groups, and its groups numbered from 0
 
 def _numbered(group): # int64 `[session, ticker]`, -1 = unknown, and how many
@@ -44,8 +44,13 @@ def group_mean(
     return Series(mean.masked_fill(~there, math.nan).to(x.values.dtype), x.grid, max(x.lookback, group.lookback),
                   max(x.crossings, group.crossings) + 1, x.fields | group.fields)
 
-def mean_of_peers(bars: Panel, x: Series) -> Series: return group_mean(x, fact(bars, "sector")) # of the stock's sector
-def among_peers(bars: Panel, x: Series) -> Series: return x - mean_of_peers(bars, x) # distance from that mean
+def mean_of_peers(bars: Panel, x: Series) -> Series:
+    "Mean of the stock's sector."
+    return group_mean(x, fact(bars, "sector"))
+
+def among_peers(bars: Panel, x: Series) -> Series:
+    "Distance from the mean of the stock's sector."
+    return x - mean_of_peers(bars, x)
 
 # %% ../../nbs/features/25r_sectors.ipynb #fece11a2
 def peered(source: str, n: list): # decorator

@@ -236,7 +236,7 @@ TRADING = {
     "roll_spread_120": lambda: frame(lambda r, i: 2 * np.sqrt(-windows(lambda a, b: np.cov(a, b, ddof=0)[0, 1], 120, r, r.shift(1)).clip(upper=0))),
     "corwin_schultz_120": lambda: corwin(120), "spread_change_10_60": lambda: corwin(10) - corwin(60),
     "chl_spread_60": lambda: 2 * np.sqrt(mean((LOGS - MIDDLE).shift(1) * (LOGS.shift(1) - MIDDLE), 60).clip(lower=0)),
-    "fht_spread_60": lambda: 2 * std(R, 60) * norm.ppf((1 + mean((R == 0).astype(float).where(R.notna()), 60)) / 2),
+    "fht_spread_120": lambda: 2 * std(R, 120) * norm.ppf((1 + mean((R == 0).astype(float).where(R.notna()), 120)) / 2),
     "kyle_lambda_20": lambda: np.log((R.abs() * (MONEY / 1e6) ** .5).rolling(20).sum() / (MONEY / 1e6).rolling(20).sum()),
     "invariance_60": lambda: np.log(R.rolling(60).var() / mean(MONEY / 1e6, 60)) / 3,
     "volume_reversal_60": lambda: frame(lambda r, i: windows(lambda y, a, b: ols(y, a, b)[1], 60, AHEAD[i], r.shift(1), PUSH[i]) / std(r, 60)),
