@@ -154,7 +154,7 @@ class Asked:
         "Every version of the rows of a table."
         return self.lake.facts(table, self.as_of, snapshot=self.snapshot, versions=True, **where)
 
-# %% ../../nbs/features/25_events.ipynb #b5a96e4b
+# %% ../../nbs/features/25_events.ipynb #bf581919
 def with_facts(
     panel: Panel, # bars
     lake, # an open lake
@@ -170,6 +170,7 @@ def with_facts(
         if wanted & set(joins.meta(name)["fields"]): found |= part(asked)
     return attach(panel, {f: x for f, x in found.items() if f in wanted})
 
+# %% ../../nbs/features/25_events.ipynb #ef3e969c
 def lacking(
     panel: Panel, # with facts
     needs, # fields wanted

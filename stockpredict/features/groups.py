@@ -17,7 +17,7 @@ from .events import as_known, fact, join, seconds
 from .panel import Panel
 from .series import Series
 
-# %% ../../nbs/features/25p_groups.ipynb #46021e82
+# %% ../../nbs/features/25p_groups.ipynb #fdfba54f
 def member_fields(
     facts: pd.DataFrame, # ticker, event_time (joined), until (left or NaT), known_at
     at: pd.DatetimeIndex, # decision times
@@ -41,6 +41,7 @@ def member_mask(
     found = member_fields(facts, at, tickers)
     return np.isfinite(found["member_years"]) if found else np.zeros((len(at), len(tickers)), bool)
 
+# %% ../../nbs/features/25p_groups.ipynb #ed742998
 MEMBER = "member_years" # the field that says who is a member
 
 def of_members(

@@ -56,12 +56,13 @@ def facts_mark(
         held = [lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist() for t in tables if lake.has(t)]
     return hashlib.sha256(json.dumps([tables, held]).encode()).hexdigest()[:12]
 
-# %% ../../nbs/ops/79_pipeline.ipynb #ca2e77d0
+# %% ../../nbs/ops/79_pipeline.ipynb #e22b54a0
 @once
 def features(work: Work) -> dict:
     "Compute the inputs once and say how complete they are."
     from stockpredict.features.matrix import make_inputs
-    from stockpredict.train.train import covered_spec, left_out, make_folds, study_panel
+    from stockpredict.train.beside import left_out
+    from stockpredict.train.train import covered_spec, make_folds, study_panel
     panel, _ = study_panel(work.settings, work.as_of or None, work.snapshot)
     spec = covered_spec(work.settings, panel, make_folds(work.settings, len(panel))[0].train_stop)
     inputs = make_inputs(panel, spec)

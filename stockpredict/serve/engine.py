@@ -274,7 +274,7 @@ def predict_universe(self: Engine) -> Answers:
         forecast = self.forward(window.inputs)
         return Answers(self.answers(window, forecast), self.about(window, forecast), forecast)
 
-# %% ../../nbs/serve/61_engine.ipynb #7943a77b
+# %% ../../nbs/serve/61_engine.ipynb #15043ce3
 @patch
 def joined(self: Engine,
     window: Window, # the universe
@@ -296,6 +296,7 @@ def joined(self: Engine,
         raise NotEnoughHistory(f"{len(ask.bars)} bars are too few to know how volatile {ticker} is.", f"Send {self.need()} sessions or more.")
     return replace(window, inputs=inputs, closes={ticker: float(mine[FIELDS.index("close"), -1])})
 
+# %% ../../nbs/serve/61_engine.ipynb #64f9138b
 def beside(
     panel: Panel, # the universe, with facts
     n: int, # column of the caller's ticker, perhaps a new one

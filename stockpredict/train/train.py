@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ABOUT', 'covered_spec', 'make_folds', 'refuse_peeking', 'walk_forward_forecasts', 'Candidate', 'seen_skill',
            'run_candidate', 'Experiment', 'feature_skill', 'compare', 'code_version', 'panel_hash', 'make_lineage',
-           'with_needs', 'left_out', 'study_panel', 'write_candidate', 'read_candidate', 'make_manifest', 'Bench',
-           'add_rival', 'progress', 'study_data', 'experiment']
+           'study_panel', 'write_candidate', 'read_candidate', 'make_manifest', 'Bench', 'add_rival', 'progress',
+           'experiment']
 
-# %% ../../nbs/train/51_train.ipynb #4635800c
+# %% ../../nbs/train/51_train.ipynb #96bf8ae7
 import hashlib, json, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,18 +23,17 @@ from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunErro
 from ..core.settings import Settings
 from ..data.ingest import load_bars
 from ..data.lake import Lake, moment
-from ..data.sources import make_source
 from ..data.search import stored_flags
 from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
 from ..features.catalogue import resolve
-from ..features.events import how_to_gather, lacking, with_facts
-from ..features.groups import MEMBER, of_members
+from ..features.events import how_to_gather, lacking
 from ..features.matrix import Spec
 from ..features.panel import FIELDS, Panel
 from ..models.artifact import artifact_hash, ensure_keys, git_commit, save_artifact, versions
 from ..models.contract import Dataset, Forecast, join, make_model, models
+from .beside import left_out, study_data, with_needs
 from .tune import LEDGER, as_ledger, tune
 
 # %% ../../nbs/train/51_train.ipynb #371b8fc4
@@ -269,35 +268,7 @@ def make_lineage(
                 first_session=str(panel.sessions[0].date()), last_session=str(panel.sessions[-1].date()), settings=settings.hash,
                 seed=settings.models.seed, code=code_version(), versions=versions(), commit=git_commit(), snapshot=snapshot)
 
-# %% ../../nbs/train/51_train.ipynb #0b53110a
-def with_needs(
-    settings: Settings, # features, index, calendar, storage
-    panel: Panel,       # bars
-    snapshot: int | None = None, # version of the lake they were read from
-    as_of=None,         # an instant: what was known then
-) -> Panel:
-    "The facts that the features and the index of the settings ask for, beside the bars."
-    needs = {*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])}
-    if not needs: return panel
-    with Lake(settings.storage, read_only=True) as lake:
-        made = with_facts(panel, lake, get_calendar(settings.data.calendar), needs, index=settings.data.index or 'sp500', snapshot=snapshot,
-                          source=make_source(settings).id, as_of=as_of)
-    if settings.data.index and not made.has(MEMBER):
-        raise FactsMissing(f"The lake knows no member of the index {settings.data.index} among these {len(panel.tickers)} tickers.", how_to_gather([MEMBER]))
-    return made
-
-def left_out(
-    settings: Settings, # which features were asked for
-    panel: Panel,       # market history with facts
-    spec: Spec,         # from `covered_spec`
-) -> str:
-    "What is not used because of facts that nobody knows; empty when nothing is amiss."
-    names = [n for n in resolve(settings.features.names) if n not in spec.names and Spec(n).needs]
-    if not names: return ''
-    gone = lacking(panel, Spec(names).needs, slice(None))
-    why = f"the lake knows nothing of {', '.join(gone)}" if gone else "their facts start too late"
-    return f"{len(names)} features of facts are left out, {', '.join(names[:6])}{' …' * (len(names) > 6)}: {why}. {how_to_gather(gone) if gone else ''}".strip()
-
+# %% ../../nbs/train/51_train.ipynb #a1a344a7
 def study_panel(
     settings: Settings, # source, universe, dates, calendar, storage
     as_of=None,         # a date (its end) or an instant, UTC; now if not given
@@ -452,20 +423,7 @@ def progress(
         task = bar.add_task('starting', total=steps)
         yield lambda word: bar.update(task, advance=1, description=word)
 
-# %% ../../nbs/train/51_train.ipynb #7f98e649
-def study_data(
-    settings: Settings, # horizons, delay, index
-    panel: Panel,       # from `study_panel`
-    spec: Spec,         # from `covered_spec`
-) -> Dataset:
-    "Inputs and labels; with an index, of its members only."
-    v, index = settings.validation, settings.data.index
-    data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
-    if not index: return data
-    data.inputs = of_members(data.inputs, panel, index)
-    data.y[~panel._fields[MEMBER].isfinite()] = float('nan')
-    return data
-
+# %% ../../nbs/train/51_train.ipynb #c35e70eb
 def experiment(
     settings: Settings, # everything
     workdir,            # folder of the experiment; unfinished work found there is continued

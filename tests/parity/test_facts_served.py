@@ -20,7 +20,8 @@ from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine
 from stockpredict.serve.schemas import WhatIf
 from stockpredict.serve.table import refresh
-from stockpredict.train.train import Bench, covered_spec, experiment, left_out, make_manifest, study_data, study_panel
+from stockpredict.train.beside import left_out, study_data
+from stockpredict.train.train import Bench, covered_spec, experiment, make_manifest, study_panel
 
 CALENDAR = get_calendar()
 TICKERS = [f"SIM{i}" for i in range(10)]
