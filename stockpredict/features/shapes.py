@@ -111,7 +111,7 @@ def _whole(n: int, least: int = 1) -> int: # the window, if it is one
     if isinstance(n, bool) or int(n) != n or n < least: raise FeatureError(f"A window of {n} bars is not possible.", f"Give a whole number from {least}.")
     return int(n)
 
-# %% ../../nbs/features/21a_shapes.ipynb #e5652ab0
+# %% ../../nbs/features/21a_shapes.ipynb #466e1189
 @compiled
 def fourths(x, n):
     "Excess kurtosis of `n` bars, bias-corrected."
@@ -143,6 +143,7 @@ def fourths(x, n):
             out[t, j] = g if var > 0 else np.nan
     return out
 
+# %% ../../nbs/features/21a_shapes.ipynb #bb6d5eab
 def fourth_moment(
     x: Tensor, # `[bar, ticker]`
     n: int, # bars in the window, at least 4
