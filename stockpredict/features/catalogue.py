@@ -52,17 +52,19 @@ def proof_panel(
     x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
-# %% ../../nbs/features/21_catalogue.ipynb #9b2396ea
+# %% ../../nbs/features/21_catalogue.ipynb #6ceac537
 class Feature:
     "A named function from a panel to a series."
     def __init__(self,
         func, # function of a panel and perhaps parameters, returning a `Series`
         args: tuple = (), # the parameters, in order
         group: str = "", # what kind of information it carries
-        source: str = "", # who described it
+        source: str = "", # who described it; "-" = nobody had to, it says what it is
         across: bool = True, # False = already on one scale through time, not to be ranked across tickers
         sets: tuple = (), # names of the sets it belongs to; () = the set follows from what it needs
-    ): self.func, self.args, self.group, self.source, self.across, self.sets, self.proven = func, args, group, source, across, tuple(sets), 0
+    ):
+        self.func, self.args, self.group, self.across, self.sets, self.proven = func, args, group, across, tuple(sets), 0
+        self.source = "definition" if source == "-" else source
 
     @property
     def name(self) -> str: return "_".join([self.func.__name__.rstrip("_"), *map(str, self.args)])
