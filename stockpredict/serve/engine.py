@@ -108,7 +108,7 @@ def load_champion(
             "Publish again, or run `stockpredict rollback`.")
     return loaded
 
-# %% ../../nbs/serve/61_engine.ipynb #dcacbfa9
+# %% ../../nbs/serve/61_engine.ipynb #ce016cf0
 @dataclass(frozen=True)
 class Window:
     "The newest bars of the universe and what they are a copy of."
@@ -135,7 +135,6 @@ def window(self: Engine) -> Window:
         snapshot = lake.snapshot()
         if self.peers is not None and self.peers.snapshot == snapshot: return self.peers
         bars, panel, until = self._newest(lake, snapshot)
-        panel = self.known(panel, lake, snapshot)
         fingerprint = lake.fingerprint(snapshot)
     newest = bars[bars.event_time == bars.event_time.max()]
     self.peers = Window(bars, panel, self.inputs(panel), dict(zip(newest.ticker, newest.close, strict=True)), until,
@@ -149,7 +148,7 @@ def inputs(self: Engine,
     "Features of the newest sessions, no further back than a forecast needs; usable for members only where the model is of an index."
     return of_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
 
-# %% ../../nbs/serve/61_engine.ipynb #790b2b3a
+# %% ../../nbs/serve/61_engine.ipynb #77c23004
 @patch
 def known(self: Engine, panel: Panel, lake, snapshot) -> Panel:
     "The panel with the facts that the model was trained with; `FactsMissing` when one of them has no value at the newest close."
@@ -172,7 +171,7 @@ def _newest(self: Engine, lake, snapshot):
         bars = lake.bars(start=days[max(0, len(days) - sessions)], snapshot=snapshot, source=source)
         panel, held = Panel.from_bars(bars, self.calendar), bars.groupby("ticker").size()
         whole = (held[now] >= lives.bars[now].clip(upper=need)).all() and len(self.spec.tail(panel)) + self.model.sequence <= len(panel)
-        if whole or sessions >= len(days): return bars, panel, lives.until
+        if whole or sessions >= len(days): return bars, self.known(panel, lake, snapshot), lives.until
         sessions *= 2
 
 # %% ../../nbs/serve/61_engine.ipynb #bdb93b6e
