@@ -5,7 +5,8 @@
 The panel is made from a fixed seed: 800 tickers, 3,393 sessions. CPU seconds of the whole process are compared (best of
 the rounds, after a first one that compiles and proves), because they survive a busy machine better than the clock does.
 The peers live in an environment of their own in the user's cache folder, which the first run makes; what cannot be
-installed is reported as absent. Memory is the most that the process and its children held at one time, pages they share
+installed is reported as absent. The whole catalogue is computed in slices of 64 features.
+Memory is the most that the process and its children held at one time, pages they share
 counted once.
 
 Qlib reads the same panel from its own binary files. Its 14 features are its expression engine on one worker: without
@@ -76,7 +77,7 @@ def ours(x, which):
     import pandas as pd
     import torch
 
-    from stockpredict.features.catalogue import Feature, compute, features, resolve
+    from stockpredict.features.catalogue import Feature, compute, features, in_turn, resolve
     from stockpredict.features.panel import Panel
     panel = Panel({k: torch.from_numpy(x[k]) for k in FIELDS}, pd.DatetimeIndex(x["days"]), [f"T{i:04d}" for i in range(x["close"].shape[1])])
     fourteen = dict(
@@ -91,6 +92,7 @@ def ours(x, which):
     for name, f in fourteen.items(): f.__name__ = name
     most = [n for n in resolve([*MOST, "all"]) if features[n].fields <= set(FIELDS)][:300]
     names = [Feature(f) for f in fourteen.values()] if which == "14" else most if which == "most" else which
+    if which == "all": return lambda: [f.name for f, _ in in_turn(panel, names, 64)] # in slices: the whole would not fit everywhere
     return lambda: compute(panel, names)
 
 

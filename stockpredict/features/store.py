@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'anchored', 'kinds_of', 'fact_tables', 'code_mark', 'FeatureStore', 'Materialised', 'features']
 
-# %% ../../nbs/features/28_store.ipynb #3b23bf37
+# %% ../../nbs/features/28_store.ipynb #b40f08e6
 import hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,9 +21,10 @@ from ..core.settings import Settings, load_settings
 from ..data.adjust import split_like
 from ..data.lake import Lake
 from ..data.sources import make_source
-from . import catalogue, kernels, panel as panels, series
-from .catalogue import as_features, proven_values, values
+from . import catalogue, kernels, latest as newest_rows, loops, panel as panels, series
+from .catalogue import as_features, in_turn
 from .events import joins, with_facts
+from .latest import latest
 from .panel import FIELDS, Panel
 
 # %% ../../nbs/features/28_store.ipynb #6771ec43
@@ -41,7 +42,7 @@ def anchored(
     scale, shares = (found[c].fillna(1.).reindex(bars.index) for c in ("price", "shares"))
     return bars.assign(**{c: bars[c] * scale for c in ("open", "high", "low", "close")}, volume=bars.volume / shares)
 
-# %% ../../nbs/features/28_store.ipynb #07ea952b
+# %% ../../nbs/features/28_store.ipynb #1269cadd
 def kinds_of(
     needs, # names of fields
 ) -> list[str]: # names of joins
@@ -62,7 +63,7 @@ def code_mark(
     def body(func):
         file = getattr(sys.modules.get(func.__module__), "__file__", None)
         return Path(file).read_bytes() if file else func.__code__.co_code + repr(func.__code__.co_consts).encode()
-    parts = [Path(m.__file__).read_bytes() for m in (kernels, series, panels, catalogue)] + [body(f.func) for f in chosen]
+    parts = [Path(m.__file__).read_bytes() for m in (kernels, loops, series, panels, catalogue, newest_rows)] + [body(f.func) for f in chosen]
     beside = kinds_of(set().union(*(f.fields for f in chosen)))
     parts += [body(part) for part in (*([with_facts] if beside else []), *(joins[name] for name in beside))]
     mark = hashlib.sha256(f"{torch.__version__} {np.__version__}".encode())
@@ -238,7 +239,7 @@ def materialise(self: FeatureStore,
 def _told(self: FeatureStore, made, kept, since, loaded, began):
     return Materialised(made["snapshot"], made["sessions"], made["rows"], kept, since, loaded, round(time.perf_counter() - began, 3))
 
-# %% ../../nbs/features/28_store.ipynb #9a808152
+# %% ../../nbs/features/28_store.ipynb #765e4aec
 @patch
 def _extend(self: FeatureStore, base, since, snapshot): # the new manifest, and how many sessions of bars it took
     state, keep = self._state(base, since)
@@ -250,9 +251,9 @@ def _extend(self: FeatureStore, base, since, snapshot): # the new manifest, and 
         start = state["sessions"][len(state["sessions"]) - n] if n else since
         bars = self.panel(snapshot, pd.Timestamp(start).date())
         if {f for f in self.needs if bars.has(f)} <= set(base["fields"]):
-            return self._save(bars, bars.sessions.searchsorted(since), state, keep, values, base["fields"])
+            return self._save(bars, bars.sessions.searchsorted(since), state, keep, base["fields"])
     bars = self.panel(snapshot)
-    return self._save(bars, 0, None, [], proven_values, [f for f in self.needs if bars.has(f)])
+    return self._save(bars, 0, None, [], [f for f in self.needs if bars.has(f)])
 
 @patch
 def _state(self: FeatureStore, base, since): # who was present before `since`, and the parts that still count
@@ -263,11 +264,13 @@ def _state(self: FeatureStore, base, since): # who was present before `since`, a
     keep = [p | dict(before=min(p.get("before", "9999"), f"{since:%Y-%m-%d}")) for p in base["parts"] if p["first"] < f"{since:%Y-%m-%d}"]
     return dict(sessions=days[:n].astype("datetime64[ns]"), present=there[:n], tickers=tickers), keep
 
-# %% ../../nbs/features/28_store.ipynb #b97ab6a6
+# %% ../../nbs/features/28_store.ipynb #c9f5986b
 @patch
-def _save(self: FeatureStore, bars, at, state, keep, compute, has): # the manifest of old parts and new rows
-    nothing = torch.full_like(bars.close.values, math.nan)
-    new = {f.name: (compute(f, bars) if f.fields <= set(has) else nothing)[at:].numpy() for f in self.chosen}
+def _save(self: FeatureStore, bars, at, state, keep, has): # the manifest of old parts and new rows
+    due = [f for f in self.chosen if f.fields <= set(has)]
+    found = latest(bars, due, len(bars) - at) if at else dict(in_turn(bars, due))
+    nothing = torch.full_like(bars.close.values[at:], math.nan)
+    new = {f.name: found.get(f, nothing).numpy() for f in self.chosen}
     there, days = bars.present[at:].numpy(), bars.sessions[at:]
     parts = [_part(self.folder, days[s], bars.tickers, there[s], {k: v[s] for k, v in new.items()}) for s in _years(days)]
     before = int(state["present"].sum()) if state else 0
