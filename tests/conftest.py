@@ -38,6 +38,25 @@ def shared() -> Path:
     return place
 
 
+@pytest.fixture
+def standin(market):
+    "A server on loopback that sells the market of the test file."
+    from stockpredict.data.standin import StandIn
+    with StandIn(market) as s: yield s
+
+
+@pytest.fixture
+def from_standin(tmp_path, standin):
+    "What a test file usually sets -> function of further settings, all pointing to the stand-in."
+    from stockpredict.core.settings import Settings
+
+    def usual(plain):
+        base = {"storage.home": str(tmp_path / "home"), "data.source": "vendors", "sources.base_urls": f"all={standin.url}",
+                "sources.budgets": "yahoo=500/5000 tiingo=500/5000 fmp=500/5000 alphavantage=500/5000"}
+        return lambda **more: Settings().with_(**base | plain | {k.replace("__", "."): v for k, v in more.items()})
+    return usual
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     "A small simulated market that went through every step, pages included: what `stockpredict retrain --json` said, and its settings."

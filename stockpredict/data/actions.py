@@ -121,7 +121,7 @@ def split_misplaced(m: Moves,
         out[at] |= off < np.clip(4 * usual_size(m)[at], .03, .3 * size)
     return out
 
-# %% ../../nbs/data/11c_actions.ipynb #da25bc4e
+# %% ../../nbs/data/11c_actions.ipynb #ccf17680
 ACTIONS = [
     Detector("dividend left out", "A dividend was paid, and the adjusted close does not know of it.", dividend_unadjusted, False),
     Detector("dividend times 100", "The dividend is a hundred times what the adjusted close takes out, or a hundredth: one of them is in the wrong unit.",
@@ -130,8 +130,8 @@ ACTIONS = [
     Detector("capital gain twice", "The adjusted close takes the capital gain out on top of a dividend that contains it.", gain_twice, False),
     Detector("adjusted wrongly", "What the adjusted close takes out is not the dividend.", adjusted_wrongly, False),
     Detector("adjustment unmatched", "The adjustment claims a payment or split that the prices of the day did not make.", unmatched, False),
-    Detector("paid again", "The same amount was paid twice within a few sessions.", paid_again, False),
+    Detector("paid again", "The same amount was paid twice within a few sessions.", paid_again, False, 7),
     Detector("adjusted impossible", "The adjusted close is zero, negative or not a number.", adjusted_impossible, False),
-    Detector("split misplaced", "The price moves by the ratio of a split that is recorded for a day close by.", split_misplaced, False),
+    Detector("split misplaced", "The price moves by the ratio of a split that is recorded for a day close by.", split_misplaced, False, 15),
 ]
 ALL = DETECTORS + ACTIONS

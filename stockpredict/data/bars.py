@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BAR_COLUMNS', 'PRICES', 'OPTIONAL', 'UTC', 'TICKER', 'ALIASES', 'REQUIRED', 'ZONED', 'as_bars', 'empty_bars',
-           'canonical_ticker', 'map_columns', 'session_days', 'numbers', 'tidy_bars', 'wide']
+           'canonical_ticker', 'map_columns', 'session_days', 'instants', 'numbers', 'tidy_bars', 'wide']
 
 # %% ../../nbs/data/10_bars.ipynb #d5f06078
 import re
@@ -12,10 +12,10 @@ import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, ColumnsUnmapped, near
 
-# %% ../../nbs/data/10_bars.ipynb #ecde7f33
+# %% ../../nbs/data/10_bars.ipynb #560d0358
 BAR_COLUMNS = ["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume", "source"]
 PRICES = ["open", "high", "low", "close"]
-OPTIONAL = ["adj_close"] # kept when a source has it: the close with later splits and dividends worked in
+OPTIONAL = ["adj_close", "dividend", "split", "capital_gain"] # kept when a source has it: the close with later events worked in, and what was paid
 UTC = "datetime64[us, UTC]"
 
 def as_bars(
@@ -47,11 +47,13 @@ def canonical_ticker(
                           "and start with a letter or digit, or with ^ for an index.", ticker=ascii(ticker)[:40])
     return re.sub(r"^([A-Z]+)\.([A-E])$", r"\1-\2", upper)
 
-# %% ../../nbs/data/10_bars.ipynb #0fc78d98
+# %% ../../nbs/data/10_bars.ipynb #43883b5c
 ALIASES = dict(
     ticker="ticker symbol sym code instrument name", event_time="eventtime date session day datetime timestamp time",
     known_at="knownat", open="open openprice o", high="high highprice h", low="low lowprice l",
-    close="close closeprice last price c", volume="volume vol shares v", adj_close="adjclose adjustedclose closeadj adjcloseprice")
+    close="close closeprice last price c", volume="volume vol shares v", adj_close="adjclose adjustedclose closeadj adjcloseprice",
+    dividend="dividend dividends divcash dividendamount", split="split splits splitfactor splitcoefficient stocksplits",
+    capital_gain="capitalgain capitalgains")
 REQUIRED = ["ticker", "event_time", "close"]
 
 def map_columns(
@@ -74,7 +76,7 @@ def map_columns(
 def _maybe(name, known): # a hint in brackets
     return f" (did you mean {match[0]}?)" if (match := near(name, known, n=1)) else ""
 
-# %% ../../nbs/data/10_bars.ipynb #7fa79630
+# %% ../../nbs/data/10_bars.ipynb #a12840f5
 ZONED = r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$" # text that states its distance from UTC
 
 def session_days(
@@ -90,8 +92,34 @@ def session_days(
     days[~zoned] = pd.to_datetime(text[~zoned], format="ISO8601", errors="coerce").dt.as_unit("us").dt.normalize()
     if zoned.any(): days[zoned] = calendar.day_of(pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True))
     if days.isna().mean() > .5:
-        raise BarsInvalid(f"Most values of the time column are no dates, {text[days.isna()].iloc[0][:40]!r} for one.", "Write dates as YYYY-MM-DD.")
+        raise BarsInvalid(f"Most values of the time column are no dates, {str(values[days.isna()].iloc[0])[:40]!r} for one.", "Write dates as YYYY-MM-DD.")
     return pd.DatetimeIndex(days)
+
+# %% ../../nbs/data/10_bars.ipynb #cad78544
+def instants(
+    values, # times, or text
+    zone: str, # of times that do not say theirs; an hour that comes twice there is unreadable
+    empty: bool = False, # may the whole column be empty?
+) -> pd.Series: # in UTC; unreadable ones are empty
+    "Any column of times as instants."
+    values = pd.Series(values).reset_index(drop=True)
+    there, dtype = values.notna(), values.dtype
+    if dtype.kind in "biufcm" and there.any():
+        raise BarsInvalid(f"The time column holds numbers, {str(values[there].iloc[0])[:30]} for one.",
+                          "Turn them into times first, for example pd.to_datetime(x, unit='s', utc=True).")
+    if isinstance(dtype, pd.DatetimeTZDtype): return values.astype(UTC)
+    if dtype.kind == "M": return values.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
+    text = values.astype("object").where(there, "").astype("str").str.strip()
+    zoned = text.str.contains(ZONED, na=False)
+    out = pd.Series(pd.NaT, index=values.index, dtype=UTC)
+    if zoned.any(): out[zoned] = pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True).astype(UTC)
+    plain = pd.to_datetime(text[~zoned], format="ISO8601", errors="coerce")
+    if len(plain): out[~zoned] = plain.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
+    wanted = text.ne("") if empty else pd.Series(True, index=values.index)
+    if wanted.any() and out[wanted].isna().mean() > .5:
+        raise BarsInvalid(f"Most values of the time column are no times, {str(values[wanted & out.isna()].iloc[0])[:40]!r} for one.",
+                          "Write times as 2024-07-03T09:35:00-04:00.")
+    return out
 
 # %% ../../nbs/data/10_bars.ipynb #b2136d25
 def numbers(
@@ -109,7 +137,7 @@ def numbers(
                           "Map another column, or write numbers with a point and no separators.")
     return read.mask(wrong, -np.inf)
 
-# %% ../../nbs/data/10_bars.ipynb #df49f704
+# %% ../../nbs/data/10_bars.ipynb #b2262c3a
 def tidy_bars(
     frame: pd.DataFrame, # a vendor's table: one row a ticker and session
     *,
@@ -126,7 +154,7 @@ def tidy_bars(
     event = calendar.event_times(session_days(frame[at["event_time"]], calendar))
     known = event + pd.Timedelta(minutes=lag_minutes)
     if "known_at" in at:
-        given = pd.DatetimeIndex(pd.to_datetime(frame[at["known_at"]], format="ISO8601", errors="coerce", utc=True)).as_unit("us")
+        given = pd.DatetimeIndex(instants(frame[at["known_at"]], "UTC", empty=True))
         known = given.where(given >= event, event).where(given.notna(), known)
     bars = as_bars(made | dict(ticker=_tickers(frame[at["ticker"]]), event_time=event, known_at=known, source=source))
     return bars.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)

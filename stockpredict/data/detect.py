@@ -301,7 +301,7 @@ DETECTORS = [
 ]
 FLAGS = ["ticker", "event_time", "known_at", "flag", "usable", "move", "sentence"]
 
-# %% ../../nbs/data/11b_detect.ipynb #84253f87
+# %% ../../nbs/data/11b_detect.ipynb #e8499133
 def no_flags() -> pd.DataFrame: # no rows, all columns
     "A table of flags without rows."
     kinds = dict(usable="bool", move="float64", event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]")
@@ -320,6 +320,7 @@ def find_flags(
     if held is not None and len(held):
         old = held[held.ticker.isin(bars.ticker.unique())].assign(arrived=False)
         if "adj_close" in bars: old = old.assign(adj_close=_continued(old, bars))
+        old = old.assign(**{c: np.nan for c in ("dividend", "split", "capital_gain") if c in bars and c not in old})
         table = pd.concat([old, table], ignore_index=True, join="inner").drop_duplicates(["ticker", "event_time"], keep="last")
     m = moves(_in_order(table), calendar)
     found = [_flagged(m, d, before) for d in detectors]

@@ -6,13 +6,14 @@
 __all__ = ['OVERLAP', 'coverage', 'plan', 'newest_close', 'ratios', 'rescaled', 'rewritten', 'IngestReport', 'portions', 'ingest',
            'load_bars']
 
-# %% ../../nbs/data/16_ingest.ipynb #adf2b85f
+# %% ../../nbs/data/16_ingest.ipynb #a0f22193
 from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift, SourceUnavailable, UnknownTicker, did_you_mean
 from .bars import canonical_ticker
+from .compare import on_traded_scale
 from .lake import Appended, Lake
 from .quality import FEW, NOT_YET, inspect
 from .search import search_again
@@ -147,7 +148,7 @@ def portions(
     parts = [pairs[i:i + (size or len(pairs))] for i in range(0, len(pairs), size or len(pairs))] if pairs else [[]]
     return [[(day, [t for t, start in part if start == day]) for day in sorted({start for _, start in part})] for part in parts]
 
-# %% ../../nbs/data/16_ingest.ipynb #6180b2f1
+# %% ../../nbs/data/16_ingest.ipynb #a1d21bc7
 def _held(lake, source, bars): # the months before a batch, adjusted closes beside the published ones
     if not bars.event_time.notna().any() or source not in lake.source_names(): return None
     first = bars.event_time.min()
@@ -158,12 +159,17 @@ def _held(lake, source, bars): # the months before a batch, adjusted closes besi
 def _judge(lake, source, settings, bars, now): # the gate
     return inspect(bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars))
 
+def _as_traded(lake, source, bars): # splits that a vendor has worked into bars that are held are taken out again
+    if not bars.event_time.notna().any() or source.id not in lake.source_names(): return bars
+    held = lake.bars(sorted(bars.ticker.dropna().unique()), bars.event_time.min(), bars.event_time.max(), adjusted=False, source=source.id)
+    return on_traded_scale(bars, held)
+
 def _rotten(quality): # tickers that would have the whole portion refused, when others would not
     bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
     rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
     return sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)]) if quality.refused else []
 
-# %% ../../nbs/data/16_ingest.ipynb #aec769a3
+# %% ../../nbs/data/16_ingest.ipynb #e9e7a759
 def _portion(lake, source, settings, asks, now, full, asked_from): # what the lake did, what the gate said, rewritten tickers
     data = settings.data
     bars = source.collect(asks, data.end, lake.step); lake.step("fetched")
@@ -171,6 +177,7 @@ def _portion(lake, source, settings, asks, now, full, asked_from): # what the la
     elif not len(bars) and source.id not in lake.source_names():
         raise EmptyUniverse(f"The source {data.source} has no bar of the {sum(len(t) for _, t in asks)} tickers asked for since {data.start}.",
                             "Set an earlier [data] start, or name other tickers.")
+    if source.remote: bars = _as_traded(lake, source, bars)
     quality = _judge(lake, source, settings, bars, now)
     if source.remote and (rotten := _rotten(quality)):
         source.reject(rotten, "bad-rows", f"more than {data.quarantine_limit:.0%} of its rows are bad.")

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TABLES', 'Lake', 'current', 'Appended']
 
-# %% ../../nbs/data/14_lake.ipynb #580d4a3c
+# %% ../../nbs/data/14_lake.ipynb #4f3979e1
 import hashlib, json
 from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
-from .adjust import NOISE, adjust, price_factors
+from .adjust import NOISE, adjust, price_factors, stated_splits
 from .bars import BAR_COLUMNS
 from .flags import Flagged
 from .store import FIRST, LAST, advice, arrow, line, moment, no_nul
@@ -137,7 +137,7 @@ class Appended:
     batch: str # name of the batch; "" when there was nothing to store
     fingerprint: str # of the source's bars after the batch
 
-# %% ../../nbs/data/14_lake.ipynb #1a921a4b
+# %% ../../nbs/data/14_lake.ipynb #8af39a1b
 _AGAIN = "SELECT count(*) FROM (SELECT 1 FROM batch GROUP BY ticker, event_time HAVING count(*) > 1 LIMIT 1)"
 _COUNTS = """SELECT (SELECT count(*) FROM fresh), (SELECT count(*) FROM fresh WHERE revised),
     (SELECT count(*) FROM fresh_factors), (SELECT count(*) FROM fresh_refused)"""
@@ -147,7 +147,7 @@ def _stage(self: Lake, cur, bars, refused, factors, params) -> tuple: # nothing 
     columns, source = [*BAR_COLUMNS, "reason"], dict(source=params["source"])
     cur.register("batch", arrow(bars, BAR_COLUMNS))
     cur.register("refused", arrow(refused if refused is not None else pd.DataFrame(columns=columns).astype(bars.dtypes[BAR_COLUMNS]), columns))
-    found = price_factors(bars) if "adj_close" in bars else price_factors(bars[:0].assign(adj_close=0.))
+    found = price_factors(bars) if "adj_close" in bars else stated_splits(bars if "split" in bars else bars[:0].assign(split=0.))
     known = ["ticker", "event_time", "known_at", "factor", "source"]
     cur.register("factors", arrow(found if factors is None else pd.concat([found, factors])[known], known))
     names = sorted(bars.ticker.unique())

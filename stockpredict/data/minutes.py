@@ -33,7 +33,7 @@ def ends(
     spans = [pd.date_range(calendar._opens[i] + step, calendar._closes[i], freq=step) for i in at]
     return pd.DatetimeIndex(np.concatenate([s.tz_localize(None) for s in spans]) if spans else [], tz="UTC").as_unit("us")
 
-# %% ../../nbs/data/11d_minutes.ipynb #1ae88ec6
+# %% ../../nbs/data/11d_minutes.ipynb #a0b4ed94
 def within(
     bars: pd.DataFrame, # daily bars with all prices
     every: str = "5min", # length of a step
@@ -44,7 +44,7 @@ def within(
     parts = []
     for b in bars.sort_values(["ticker", "event_time"]).itertuples():
         at = ends(calendar, [calendar.day_of([b.event_time])[0]], every)
-        up = b.close >= b.open
+        up = 2 * b.open <= b.high + b.low
         path = np.interp(np.linspace(0, 1, len(at) + 1), [0, .3, .7, 1], [b.open, *((b.low, b.high) if up else (b.high, b.low)), b.open])
         path[-1] = b.close
         first, last = path[:-1], path[1:]
@@ -56,4 +56,5 @@ def within(
         weight = 1 + 2 * np.linspace(-1, 1, len(at))**2
         volume = np.round(b.volume * weight / weight.sum())
         parts.append(pd.DataFrame(dict(ticker=b.ticker, event_time=at, open=first, high=high, low=low, close=last, volume=volume)))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["ticker", "event_time", *PRICES, "volume"])
+    none = pd.DataFrame({c: pd.Series(dtype="float64") for c in ["ticker", "event_time", *PRICES, "volume"]}).astype(dict(ticker="str"))
+    return pd.concat(parts, ignore_index=True) if parts else none.assign(event_time=ends(calendar, []))

@@ -40,12 +40,12 @@ def _secret(env): # a key that must never be seen
         if env and before is None: del os.environ[env]
         elif env: os.environ[env] = before
 
-# %% ../../nbs/data/13h_promises.ipynb #782d0f6e
-def _trial(name, standin, fault, times, ticker): # one fetch on one bad day: bars, source, everything that was written down
+# %% ../../nbs/data/13h_promises.ipynb #89cb1fea
+def _trial(name, standin, fault, times, ticker, make): # one fetch on one bad day: bars, source, everything that was written down
     standin.faults.clear(); standin.requests.clear()
     if fault: standin.fault(fault, times, mb=8, wait=.01 if fault == "429" else None)
     with tempfile.TemporaryDirectory() as home:
-        source = Vendors(Settings().with_(**{"storage.home": home, "data.source": "vendors", "data.universe": [ticker], "sources.chain": [name],
+        source = make(Settings().with_(**{"storage.home": home, "data.source": "vendors", "data.universe": [ticker], "sources.chain": [name],
                                              "sources.base_urls": f"all={standin.url}", "sources.retries": 2, "sources.max_mb": 1,
                                              "sources.deadline": 10, "sources.budgets": f"{name}=500/500"}))
         source.polite.rng = _Brief()
@@ -65,11 +65,13 @@ def _outcome(bars, source, ticker, wish, sold): # "" = as promised, else what wa
     same = len(good) == len(expected) and np.allclose(good.close, expected, rtol=1e-6)
     return "" if same and len(bars) == len(sold) else f"{len(good)} good bars of {len(bars)}, {len(expected)} expected"
 
-# %% ../../nbs/data/13h_promises.ipynb #1290acbf
+# %% ../../nbs/data/13h_promises.ipynb #62d2f959
 def keeps_promises(
     name: str, # a registered vendor
     bars: pd.DataFrame, # a market without splits, with every session of June 2019
     teach = None, # called with the stand-in first, for vendors it does not speak like yet
+    make = Vendors, # function of settings that gives the source, for other kinds of bars
+    sold = None, # function of the month's bars that gives the closes to come; None = their own
 ) -> pd.DataFrame: # promise, fault, kept, what (went wrong)
     "Send a vendor's adapter through calm and storm."
     ticker, rows = sorted(bars.ticker.unique())[0], []
@@ -78,8 +80,8 @@ def keeps_promises(
     with _secret(key.env if key else "") as secret, StandIn(bars[bars.event_time < "2019-06-29"]) as standin:
         if teach: teach(standin)
         for sentence, fault, times, wish in PROMISES:
-            got, source, kept = _trial(name, standin, fault, times, ticker)
-            wrong = _outcome(got, source, ticker, wish, month.close.round(2).to_numpy())
+            got, source, kept = _trial(name, standin, fault, times, ticker, make)
+            wrong = _outcome(got, source, ticker, wish, (sold(month) if sold else month.close.round(2)).to_numpy())
             if len(standin.requests) > 3: wrong = wrong or f"{len(standin.requests)} requests"
             if secret in kept + repr(source.failed) + repr(source.failures): wrong = wrong or "the key was shown"
             rows.append(dict(promise=sentence, fault=fault, kept=not wrong, what=wrong))

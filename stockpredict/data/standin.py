@@ -7,7 +7,7 @@ __all__ = ['BODIES', 'PATHS', 'FAULTS', 'REFUSALS', 'splits_of', 'goods', 'yahoo
            'alphavantage_body', 'whose', 'Fault', 'spoil_goods', 'spoil_answer', 'Recorded', 'StandIn', 'recent_market',
            'main']
 
-# %% ../../nbs/data/13a_standin.ipynb #0917dfcb
+# %% ../../nbs/data/13a_standin.ipynb #e2992bf5
 import argparse, asyncio, gzip, json, random, re, socket, struct, threading, time
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import FileMissing, ParameterRefused, PortTaken, did_you_mean
 from .bars import PRICES
+from .minutes import minutes, within
 from .simulate import simulate
 
 # %% ../../nbs/data/13a_standin.ipynb #51cfaf25
@@ -72,11 +73,15 @@ def _split_event(at, ratio):
 
 def _days(g, query, first, last): return g[g.day.between(query.get(first) or "", query.get(last) or "9")]
 
-# %% ../../nbs/data/13a_standin.ipynb #4f5afcea
+# %% ../../nbs/data/13a_standin.ipynb #b44ac450
 def tiingo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
     "Tiingo's daily prices."
     if g is None: return 404, json.dumps(dict(detail="Not found."))
     d = _days(g, query, "startDate", "endDate")
+    if (step := query.get("resampleFreq", "daily").lower()) != "daily":
+        short = within(d.assign(ticker=ticker), step)
+        began = (short.event_time - pd.Timedelta(minutes=minutes(step))).dt.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        return 200, json.dumps(short[[*PRICES, "volume"]].assign(date=began).to_dict("records"))
     scale = d.adj_close / d.close
     adjusted = {f"adj{c.capitalize()}": d[c] * scale for c in ("high", "low", "open")}
     table = pd.DataFrame(dict(date=d.day, close=d.close, high=d.high, low=d.low, open=d.open, volume=d.volume.astype(int), adjClose=d.adj_close)
@@ -94,6 +99,11 @@ def fmp_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str
 def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
     "Alpha Vantage, newest first."
     function, compact = query.get("function", ""), query.get("outputsize") != "full"
+    if g is not None and function == "TIME_SERIES_INTRADAY":
+        short = within(g.tail(22).assign(ticker=ticker), query.get("interval", "5min"))
+        began = (short.event_time - pd.Timedelta(minutes=minutes(query.get("interval", "5min")))).dt.tz_convert("America/New_York")
+        table = short[[*PRICES, "volume"]].assign(timestamp=began.dt.strftime("%Y-%m-%d %H:%M:%S"))[["timestamp", *PRICES, "volume"]]
+        return 200, table[::-1].to_csv(index=False, lineterminator="\r\n")
     if g is None or not function.startswith("TIME_SERIES_DAILY"):
         return 200, json.dumps({"Error Message": f"Invalid API call. Please retry or visit the documentation for {function}."})
     d = g[::-1].head(100 if compact else len(g))
@@ -105,9 +115,9 @@ def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple
     rows = {r["timestamp"]: {names[c]: str(r[c]) for c in names} for r in table.to_dict("records")}
     return 200, json.dumps({"Meta Data": {"2. Symbol": ticker}, "Time Series (Daily)": rows})
 
-# %% ../../nbs/data/13a_standin.ipynb #cce141c0
+# %% ../../nbs/data/13a_standin.ipynb #1f62c0b3
 BODIES = dict(yahoo=yahoo_body, tiingo=tiingo_body, fmp=fmp_body, alphavantage=alphavantage_body)
-PATHS = [("yahoo", r"/v8/finance/chart/([^/]+)"), ("tiingo", r"/tiingo/daily/([^/]+)/prices"), ("tiingo", r"/tiingo/.*|/iex/.*"),
+PATHS = [("yahoo", r"/v8/finance/chart/([^/]+)"), ("tiingo", r"/(?:tiingo/daily|iex)/([^/]+)/prices"), ("tiingo", r"/tiingo/.*|/iex/.*"),
          ("fmp", r"/stable/.*"), ("alphavantage", r"/query"), ("fred", r"/fred/.*")]
 
 def whose(

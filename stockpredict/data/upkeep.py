@@ -173,9 +173,9 @@ def _forget(self: Kept, names): # checksums of files that are gone
     (new := place.with_suffix(".new")).write_text("\n".join(["", *kept]))
     new.replace(place)
 
-# %% ../../nbs/data/13e_upkeep.ipynb #2856b212
+# %% ../../nbs/data/13e_upkeep.ipynb #8536272b
 RETENTION = { # table -> years to keep, by event_time; a table that is not named is kept for ever
-    "bars": 7, "adjustments": 7, "macro": 7, "fundamentals": 7, "news": 7, "quarantine": 7, "ingests": 10,
+    "bars": 7, "adjustments": 7, "macro": 7, "fundamentals": 7, "news": 7, "quarantine": 7, "flags": 7, "intraday": 3, "intraday_refused": 3, "ingests": 10,
 }
 
 @patch

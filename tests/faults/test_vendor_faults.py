@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, SourceUnavailable
-from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import ingest, load_bars
 from stockpredict.data.lake import Lake
 from stockpredict.data.quality import inspect
@@ -28,18 +27,9 @@ def market(): return sample_bars(4)
 
 
 @pytest.fixture
-def standin(market):
-    with StandIn(market) as s: yield s
-
-
-@pytest.fixture
-def given(tmp_path, standin):
-    def make(**more):
-        plain = {"storage.home": str(tmp_path / "home"), "data.source": "vendors", "data.universe": ["AAA", "BBB", "CCC"], "data.start": START, "data.end": END,
-                 "sources.base_urls": f"all={standin.url}", "sources.chain": ["tiingo"], "sources.retries": 2, "sources.deadline": 5,
-                 "sources.budgets": "yahoo=500/5000 tiingo=500/5000 fmp=500/5000 alphavantage=500/5000"}
-        return Settings().with_(**plain | {k.replace("__", "."): v for k, v in more.items()})
-    return make
+def given(from_standin):
+    return from_standin({"data.universe": ["AAA", "BBB", "CCC"], "data.start": START, "data.end": END, "sources.chain": ["tiingo"], "sources.retries": 2,
+                         "sources.deadline": 5})
 
 
 class Clock:
@@ -303,7 +293,6 @@ def test_case_21_memory_stays_bounded(given, standin, fault):
     standin.fault(fault, 9, mb=400)
     code = """
 import resource, sys
-from stockpredict.core.settings import Settings
 from stockpredict.data.vendors import Vendors
 s = Vendors(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
                                 "sources.max_mb": 2}))
