@@ -7,9 +7,8 @@ __all__ = ['CUTS', 'features', 'SETS', 'WIDE', 'proof_panel', 'Feature', 'values
            'resolve', 'as_features', 'longest', 'proven', 'fill', 'prove_all', 'room', 'in_turn', 'compute',
            'proven_values', 'covered', 'table', 'search']
 
-# %% ../../nbs/features/21_catalogue.ipynb #80cf264d
+# %% ../../nbs/features/21_catalogue.ipynb #c51dd708
 import inspect, math
-from html import escape
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
@@ -52,7 +51,7 @@ def proof_panel(
     x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
-# %% ../../nbs/features/21_catalogue.ipynb #6ceac537
+# %% ../../nbs/features/21_catalogue.ipynb #1f729c3c
 class Feature:
     "A named function from a panel to a series."
     def __init__(self,
@@ -87,11 +86,6 @@ class Feature:
             raise FeatureError(f"The feature {self.name} did not return a series on the panel it was given.",
                                "Return what the operations on `bars.close` and its siblings give.")
         return out
-
-    def _repr_html_(self) -> str:
-        facts = dict(formula=self.formula, group=self.group, source=self.source, looks_back=f"{self.lookback} bars", needs=", ".join(sorted(self.fields)))
-        rows = "".join(f"<tr><th>{k.replace('_', ' ')}</th><td>{escape(v)}</td></tr>" for k, v in facts.items())
-        return f"<b>{escape(self.name)}</b><table>{rows}</table>"
 
     def __repr__(self): return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
 
