@@ -9,6 +9,7 @@ from stockpredict.core.errors import DataError
 from stockpredict.core.settings import load_settings
 from stockpredict.data.gather import due, fact_freshness, gather, gather_due, listed_members, notes, scheduled, wishes
 from stockpredict.data.lake import Lake
+from stockpredict.data.reference import read_sectors
 from stockpredict.data.simulate import simulate
 from stockpredict.data.standin import StandIn
 from stockpredict.data.tables import constituents, read_constituents
@@ -181,3 +182,10 @@ def test_recorded_lists_of_members_are_read(shared, index):
     told = read_constituents((shared / "api_fixtures" / "fmp" / f"{index}-constituent__excerpt.json").read_bytes())
     assert len(told) >= 2 and told.ticker.is_unique and told.sector.notna().all() and str(told.event_time.dt.tz) == "UTC"
     if index == "sp500": assert str(told.set_index("ticker").event_time["ARES"].date()) == "2025-12-11"
+
+
+def test_sectors_from_a_file_count_from_their_day(world, tmp_path):
+    settings, _, _ = world
+    (file := tmp_path / "sectors.csv").write_text("ticker,sector,industry,valid_from\nAAA,Technology,Internet,2012-05-18\nAAA,Communication,Media,2018-09-24\n")
+    with Lake(settings.storage) as lake: assert lake.add("sectors", read_sectors(file)).rows_new == 2
+    assert held(settings, "sectors", "2018-09-01").sector.tolist() == ["Technology"] and len(held(settings, "sectors")) == 2
