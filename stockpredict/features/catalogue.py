@@ -332,11 +332,9 @@ def table(
                               fields=", ".join(sorted(f.fields, key=_order)), source=f.source) for f in as_features(names)],
                         columns=["name", "group", "formula", "look_back", "fields", "source"]).set_index("name")
 
-# %% ../../nbs/features/21_catalogue.ipynb #903627ed
+# %% ../../nbs/features/21_catalogue.ipynb #45053121
 def search(
     word: str, # part of a name, group, formula or source, in any case
 ) -> pd.DataFrame: # the rows of `table` that mention it
     "Look a word up in the catalogue."
-    rows = table()
-    said = rows.index + " " + rows.group + " " + rows.formula + " " + rows.source
-    return rows[said.str.contains(word, case=False, regex=False)]
+    return table([n for n, f in features.items() if word.lower() in " ".join((n, f.group, f.formula, f.source)).lower()])
