@@ -42,14 +42,15 @@ def ingest(
         f"The lake holds {said['first']} to {said['last']} at snapshot {said['snapshot']}.")
     if said["failed"]: out(f"{len(said['failed'])} requests were not answered; the first: {said['failed'][0]['sentence']} See `stockpredict ingest letters`.")
 
-# %% ../nbs/89_data_commands.ipynb #1305e327
+# %% ../nbs/89_data_commands.ipynb #ba484495
 @ingests.command("letters")
 def ingest_letters(
     ctx: typer.Context, drop: Annotated[list[str] | None, typer.Option(help="A ticker whose letters are thrown away; may be repeated.")] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Throw away the letters of tickers that are no longer wanted.")] = False, json_: Json = False,
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
-    from stockpredict.data.vendors import dead_letters, drop_letters
+    from stockpredict.data.ingest import drop_letters
+    from stockpredict.data.vendors import dead_letters
     if drop or stale:
         gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
         return as_json(dict(dropped=gone)) if json_ else out(f"{len(gone)} letters thrown away{': ' + ', '.join(gone[:20]) if gone else ''}.")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OVERLAP', 'coverage', 'plan', 'newest_close', 'ratios', 'rescaled', 'rewritten', 'IngestReport', 'portions', 'ingest',
-           'load_bars']
+           'drop_letters', 'load_bars']
 
-# %% ../../nbs/data/16_ingest.ipynb #a0f22193
+# %% ../../nbs/data/16_ingest.ipynb #f2ba2792
 from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
@@ -18,7 +18,7 @@ from .lake import Appended, Lake
 from .quality import FEW, NOT_YET, inspect
 from .search import search_again
 from .sources import make_source, universe
-from .vendors import dead_letters
+from .vendors import dead_letters, ledger_of
 
 # %% ../../nbs/data/16_ingest.ipynb #be7e23f5
 def coverage(
@@ -290,6 +290,19 @@ def _vendor_part(lake, source, settings, wanted, now): # what only a remote sour
                 troubles={x: seen.count(x) for x in sorted(set(seen))},
                 cached=[t for t in sorted(source.failed) if t in newest.index], letters=int(waiting.source.eq(source.id).sum()),
                 missing=[t for t in wanted if t not in newest.index or newest[t] < due])
+
+# %% ../../nbs/data/16_ingest.ipynb #afba05bc
+def drop_letters(
+    settings, # all settings
+    tickers: list[str] | None = None, # canonical; None = those that are no longer wanted
+) -> list[str]: # tickers whose letters are gone
+    "Throw dead letters away."
+    found = dead_letters(settings)
+    gone = found[~found.wanted if tickers is None else found.ticker.isin(tickers)]
+    if tickers and (strange := sorted(set(tickers) - set(found.ticker))):
+        raise UnknownTicker(f"No letter is about {', '.join(strange[:5])}.", did_you_mean(strange[0], sorted(set(found.ticker))))
+    for whose, mine in gone.groupby("source"): ledger_of(settings).remove(whose, mine.ticker.tolist())
+    return sorted(set(gone.ticker))
 
 # %% ../../nbs/data/16_ingest.ipynb #54935499
 def load_bars(

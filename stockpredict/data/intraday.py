@@ -82,7 +82,7 @@ class AlphaVantageIntraday(AlphaVantage):
 
     series = property(lambda self: f"Time Series ({self.every})")
 
-# %% ../../nbs/data/13k_intraday.ipynb #a4f93066
+# %% ../../nbs/data/13k_intraday.ipynb #7ff1544c
 class Intraday(Vendors):
     "Intraday bars from vendors on the network, the next one asked when one fails."
     def __init__(self,
@@ -99,7 +99,7 @@ class Intraday(Vendors):
 
     id = property(lambda self: f"{super().id}-{self.every}")
 
-    def tidy(self, v, body, ticker):
+    def _tidy(self, v, body, ticker):
         lag, now = self.settings.data.lake_bars_lag_minutes, pd.Timestamp.now("UTC")
         bars = tidy_intraday(v.read(body, ticker).assign(ticker=ticker), self.id, self.every, self.calendar, "start", v.zone, lag_minutes=lag)
         return bars[~(bars.event_time > now)].reset_index(drop=True)

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['vendors', 'vendor', 'COLUMNS', 'PAID', 'meaning', 'parse_json', 'parse_csv', 'lost_columns', 'Vendor', 'Yahoo',
            'unsplit', 'Tiingo', 'FMP', 'alphavantage_refusal', 'AlphaVantage', 'AlphaVantageAdjusted', 'Letters',
-           'ledger_of', 'dead_letters', 'drop_letters', 'answers', 'consensus', 'Vendors']
+           'ledger_of', 'dead_letters', 'answers', 'consensus', 'Vendors']
 
-# %% ../../nbs/data/13_vendors.ipynb #a07f5fd6
+# %% ../../nbs/data/13_vendors.ipynb #6c3bca42
 import asyncio, io, json, re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.errors import EmptyUniverse, StockpredictError, UnknownTicker, VendorFailed, did_you_mean, near
+from ..core.errors import EmptyUniverse, StockpredictError, VendorFailed, near
 from ..core.http import Ask, Budget, Failure, Key, Ledger, Polite, run_async, vendor_error
 from ..core.registry import Registry
 from .bars import PRICES, canonical_ticker, empty_bars, numbers, tidy_bars
@@ -294,7 +294,7 @@ class Letters(Ledger):
             found = con.execute(query, params)
             return pd.DataFrame(found.fetchall(), columns=[c[0] for c in found.description])
 
-# %% ../../nbs/data/13_vendors.ipynb #7abd1f31
+# %% ../../nbs/data/13_vendors.ipynb #b65a37af
 def ledger_of(
     settings, # all settings
 ) -> Letters:
@@ -309,18 +309,6 @@ def dead_letters(
     universe = {canonical_ticker(t) for t in settings.data.universe}
     recent = found.source.str.fullmatch(r".*-\d+min") & (found["last"] >= f"{datetime.now(UTC) - timedelta(days=30):%Y-%m-%d}") # minutes are asked for by name
     return found.assign(failures=found.failures.map(json.loads), wanted=(found.ticker.isin(universe) | (not universe) | recent).astype(bool))
-
-def drop_letters(
-    settings, # all settings
-    tickers: list[str] | None = None, # canonical; None = those that are no longer wanted
-) -> list[str]: # tickers whose letters are gone
-    "Throw dead letters away."
-    found = dead_letters(settings)
-    gone = found[~found.wanted if tickers is None else found.ticker.isin(tickers)]
-    if tickers and (strange := sorted(set(tickers) - set(found.ticker))):
-        raise UnknownTicker(f"No letter is about {', '.join(strange[:5])}.", did_you_mean(strange[0], sorted(set(found.ticker))))
-    for whose, mine in gone.groupby("source"): ledger_of(settings).remove(whose, mine.ticker.tolist())
-    return sorted(set(gone.ticker))
 
 def answers(
     settings, # all settings
@@ -379,19 +367,14 @@ class Vendors(Source):
         if wanted: return wanted
         raise EmptyUniverse("The source vendors does not know what you want.", "Name tickers in [data] universe, such as universe = AAPL, MSFT.")
 
-# %% ../../nbs/data/13_vendors.ipynb #7aca1b07
+# %% ../../nbs/data/13_vendors.ipynb #4ddb14bb
 @patch
-def tidy(self: Vendors,
-    v: Vendor, # who answered
-    body: bytes, # the answer
-    ticker: str, # canonical
-) -> pd.DataFrame: # bars
-    "An answer as bars; sources of other kinds of bars have their own."
+def _tidy(self: Vendors, v, body, ticker): # an answer as bars; sources of other kinds of bars have their own
     return tidy_bars(v.read(body, ticker).assign(ticker=ticker), source=self.id, calendar=self.calendar, lag_minutes=self.settings.data.lake_bars_lag_minutes)
 
 @patch
 def _tidied(self: Vendors, v, body, ticker, start, end): # bytes of one vendor as bars, or the reason why not
-    try: bars = self.tidy(v, body, ticker)
+    try: bars = self._tidy(v, body, ticker)
     except VendorFailed: raise
     except Exception as e: # whatever an adapter stumbles over must not stop the chain
         why = e.problem if isinstance(e, StockpredictError) else f"{type(e).__name__}, {str(e)[:120]}."

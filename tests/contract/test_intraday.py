@@ -11,6 +11,7 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable, SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
+from stockpredict.data.ingest import drop_letters
 from stockpredict.data.inside import inspect_intraday
 from stockpredict.data.intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
 from stockpredict.data.intraday_lake import add_intraday, ingest_intraday, load_intraday
@@ -19,7 +20,7 @@ from stockpredict.data.minutes import within
 from stockpredict.data.promises import keeps_promises
 from stockpredict.data.simulate import sample_bars
 from stockpredict.data.standin import StandIn, goods, recent_market
-from stockpredict.data.vendors import dead_letters, drop_letters
+from stockpredict.data.vendors import dead_letters
 
 CAL = get_calendar()
 
