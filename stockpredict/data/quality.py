@@ -224,7 +224,7 @@ def _named(rows): # five examples
 def _check(rule, sentence, severity, bars, mask): # one row of the report
     return dict(rule=rule, severity=severity, failed=int(np.sum(mask)), sentence=sentence, examples=_named(bars[mask]) if np.any(mask) else [])
 
-# %% ../../nbs/data/15_quality.ipynb #11809970
+# %% ../../nbs/data/15_quality.ipynb #3c0a8909
 def inspect(
     bars: pd.DataFrame, # a batch in the form of `tidy_bars`
     calendar: Calendar | str = "XNYS", # the exchange
@@ -251,6 +251,7 @@ def inspect(
     reason = np.array(["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)], dtype=object)
     return Quality(good, bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True), checks, len(bars), limit, *flags)
 
+# %% ../../nbs/data/15_quality.ipynb #7f09577e
 def _remarks(bars, repeated, good, calendar, held, now): # the rows of the report about what is kept, and the flags: of these bars, of older ones
     several = crowded(good)
     older = np.zeros(len(good), bool); older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()

@@ -73,7 +73,7 @@ def _split_event(at, ratio):
 
 def _days(g, query, first, last): return g[g.day.between(query.get(first) or "", query.get(last) or "9")]
 
-# %% ../../nbs/data/13a_standin.ipynb #b44ac450
+# %% ../../nbs/data/13a_standin.ipynb #6e55a03b
 def tiingo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
     "Tiingo's daily prices."
     if g is None: return 404, json.dumps(dict(detail="Not found."))
@@ -96,6 +96,7 @@ def fmp_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str
     sold = d.rename(columns={"day": "date"}).assign(symbol=ticker, vwap=d.close)
     return 200, json.dumps(sold[["symbol", "date", *PRICES, "volume", "vwap"]].to_dict("records"))
 
+# %% ../../nbs/data/13a_standin.ipynb #918068bc
 def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
     "Alpha Vantage, newest first."
     function, compact = query.get("function", ""), query.get("outputsize") != "full"
