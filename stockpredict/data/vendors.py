@@ -218,7 +218,7 @@ class FMP(Vendor):
         for name in frame["symbol"].unique(): _same(self.name, name, self.symbol(ticker))
         return frame[COLUMNS]
 
-# %% ../../nbs/data/13_vendors.ipynb #d0951d9c
+# %% ../../nbs/data/13_vendors.ipynb #7dedf428
 def alphavantage_refusal(
     said: dict, # a JSON object
 ) -> tuple: # reason and sentence, or nothing
@@ -258,6 +258,7 @@ class AlphaVantage(Vendor):
         rows = _inside(self.name, said, self.series)
         return pd.DataFrame([{"date": d} | {re.sub(r"^\d+\. ", "", k): v for k, v in r.items()} for d, r in rows.items()])
 
+# %% ../../nbs/data/13_vendors.ipynb #2989b8fc
 @vendor("alphavantage_adjusted")
 class AlphaVantageAdjusted(AlphaVantage):
     "Alpha Vantage with adjusted closes, for paying customers."
