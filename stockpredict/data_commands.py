@@ -79,19 +79,33 @@ def ingest_intraday(
         f"{did['rows_quarantined']:,} set aside. The lake is at snapshot {did['snapshot']}.")
     for f in did["failed"][:5]: out(f"{f['ticker']}: {f['sentence']}")
 
-# %% ../nbs/89_data_commands.ipynb #5b6258a6
+# %% ../nbs/89_data_commands.ipynb #be794db9
+def _from_files(ctx, sectors, members, index): # what the lake did with each table
+    from stockpredict.data.lake import Lake
+    from stockpredict.data.reference import read_members, read_sectors
+    read = {"sectors": (sectors, lambda: read_sectors(sectors)), "members": (members, lambda: read_members(members, index))}
+    tables = {name: table() for name, (file, table) in read.items() if file}
+    with Lake(ctx.obj.storage) as lake, lake.writer(): return {name: lake.add(name, rows, source="file") for name, rows in tables.items()}
+
+# %% ../nbs/89_data_commands.ipynb #5a9384e2
 @ingests.command("facts")
 def ingest_facts(
     ctx: typer.Context,
     macro: Annotated[list[str] | None, typer.Option(help="A series at FRED, such as DGS10; may be repeated.")] = None,
     reports: Annotated[list[str] | None, typer.Option(help="A ticker whose statements are wanted; may be repeated.")] = None,
     news: Annotated[list[str] | None, typer.Option(help="A ticker whose headlines are wanted; may be repeated.")] = None,
-    vendor: Annotated[str, typer.Option(help="Of the headlines: tiingo, alphavantage or fmp.")] = "tiingo", json_: Json = False,
+    vendor: Annotated[str, typer.Option(help="Of the headlines: tiingo, alphavantage or fmp.")] = "tiingo",
+    sectors: Annotated[str, typer.Option(metavar="FILE", help="A table of ticker, sector, industry, valid_from.")] = "",
+    members: Annotated[str, typer.Option(metavar="FILE", help="A table of ticker, start_date, end_date.")] = "",
+    index: Annotated[str, typer.Option(help="The index whose members those are.")] = "sp500", json_: Json = False,
 ):
-    "Fetch facts about the economy and about companies; `lake facts` shows what is held."
+    "Facts about the economy and about companies, from vendors or files; `lake facts` shows what is held."
     from stockpredict.data.gather import gather, wishes
+    if sectors or members:
+        for name, did in _from_files(ctx, sectors, members, index).items(): out(f"{name}: {did.rows_new:,} new, {did.rows_revised:,} revised.")
+        if not (macro or reports or news): return
     with telling() as say: done = gather(ctx.obj, wishes(ctx.obj, macro or [], reports or [], news or [], vendor), say)
-    show(done, json_, "Nothing was asked for: name --macro, --reports or --news.")
+    show(done, json_, "Nothing was asked for: name --macro, --reports, --news, --sectors or --members.")
     if len(done) and (done.reason != "").all(): raise typer.Exit(1)
 
 # %% ../nbs/89_data_commands.ipynb #2c58dec3

@@ -42,7 +42,7 @@ def fact_table(
     if FACTS.setdefault(name, made) != made: raise DataError(f"There is another table called {name}.", "Choose another name.")
     return made
 
-# %% ../../nbs/data/13d_facts.ipynb #b52fda9e
+# %% ../../nbs/data/13d_facts.ipynb #3720896f
 fact_table("securities", "security VARCHAR", "name VARCHAR, kind VARCHAR, exchange VARCHAR",
            "This id stands for this company or fund, whatever its ticker.")
 fact_table("spells", "security VARCHAR, ticker VARCHAR, event_time", "until TIMESTAMPTZ",
@@ -56,6 +56,9 @@ fact_table("fundamentals", "ticker VARCHAR, item VARCHAR, form VARCHAR, event_ti
            "The report for the period that ended at event_time says this.")
 fact_table("news", "ticker VARCHAR, hash VARCHAR", "headline VARCHAR, publisher VARCHAR, url VARCHAR",
            "This headline named the ticker; event_time is its publication.")
+_PRICES = "open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE"
+fact_table("intraday", "ticker VARCHAR, interval VARCHAR, event_time", _PRICES, "In the step that was over at event_time the ticker traded like this.")
+fact_table("intraday_refused", "ticker VARCHAR, interval VARCHAR, event_time", f"{_PRICES}, reason VARCHAR", "This was sent, and was not believed.")
 fact_table("pins", "name VARCHAR", "snapshot BIGINT, reason VARCHAR", "This version of the lake must not be cleaned away.")
 
 # %% ../../nbs/data/13d_facts.ipynb #74f7c547

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IntradayReport', 'add_intraday', 'load_intraday', 'ingest_intraday']
 
-# %% ../../nbs/data/16c_intraday_lake.ipynb #3f6e34c4
+# %% ../../nbs/data/16c_intraday_lake.ipynb #63147418
 from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
@@ -14,18 +14,13 @@ from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, LakeUnavailable, SourceUnavailable
 from ..core.settings import load_settings
 from .bars import canonical_ticker
-from .facts import fact_table
 from .frames import NAME
 from .inside import inspect_intraday
 from .intraday import INTRADAY, Intraday, tidy_intraday
 from .lake import Lake
 from .minutes import minutes
 
-# %% ../../nbs/data/16c_intraday_lake.ipynb #9c9e3046
-_PRICES = "open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE"
-fact_table("intraday", "ticker VARCHAR, interval VARCHAR, event_time", _PRICES, "In the step that was over at event_time the ticker traded like this.")
-fact_table("intraday_refused", "ticker VARCHAR, interval VARCHAR, event_time", f"{_PRICES}, reason VARCHAR", "This was sent, and was not believed.")
-
+# %% ../../nbs/data/16c_intraday_lake.ipynb #230876ba
 @patch
 def intraday(self: Lake,
     tickers: list[str] | str | None = None, # None = all

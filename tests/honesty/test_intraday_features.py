@@ -8,9 +8,12 @@ import torch
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid
+from stockpredict.core.settings import Settings
+from stockpredict.data.intraday_lake import add_intraday, load_intraday
+from stockpredict.data.lake import Lake
 from stockpredict.data.minutes import ends
 from stockpredict.features.catalogue import Feature, features, prove, values
-from stockpredict.features.events import attach, decision_times
+from stockpredict.features.events import attach, decision_times, with_facts
 from stockpredict.features.intraday import intraday_fields, value_area
 from stockpredict.features.panel import Panel
 
@@ -215,3 +218,20 @@ def test_real_short_bars_agree_with_the_daily_moves(shared):
     assert np.nanmedian(got["intra_open_volume"]) > 1 / 13 and (got["intra_value_low"] <= got["intra_control"]).sum() == np.isfinite(got["intra_control"]).sum()
     half = days.get_loc(pd.Timestamp("2024-11-29"))
     assert np.isfinite(got["intra_last"][half]).all()
+
+
+def test_the_lake_gives_the_fields_that_training_and_serving_attach(tmp_path):
+    "Stored, corrected later, read again: each panel sees what was known at its closes."
+    bars = short_bars().drop_duplicates(["ticker", "event_time"]).drop(columns="known_at")
+    bars = bars.assign(high=bars[["open", "high", "close"]].max(axis=1), low=bars[["open", "low", "close"]].min(axis=1))
+    settings, panel = Settings().with_(**{"storage.home": str(tmp_path)}), panel_of()
+    add_intraday(bars, "mine", settings=settings, stamps="end")
+    with Lake(settings.storage, read_only=True) as lake: held = with_facts(panel, lake, NYSE, {"intra_variance", "intra_vwap"})
+    wanted = intraday_fields(load_intraday(settings), panel, NYSE)
+    for name in ("intra_variance", "intra_vwap"):
+        found = held._fields[name].numpy()
+        assert np.isfinite(found).any() and np.allclose(found, wanted[name], rtol=1e-6, equal_nan=True)
+    late = bars[bars.event_time >= bars.event_time.max() - pd.Timedelta("1h")].assign(close=lambda b: b.close * 1.001, high=lambda b: b.high * 1.002)
+    add_intraday(late, "mine", settings=settings, stamps="end", lag_minutes=600)
+    with Lake(settings.storage, read_only=True) as lake: again = with_facts(panel, lake, NYSE, {"intra_variance"})
+    assert np.array_equal(again._fields["intra_variance"].numpy(), held._fields["intra_variance"].numpy(), equal_nan=True)
