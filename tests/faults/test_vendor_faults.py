@@ -293,6 +293,7 @@ def test_case_21_memory_stays_bounded(given, standin, fault):
     standin.fault(fault, 9, mb=400)
     code = """
 import resource, sys
+from stockpredict.core.settings import Settings
 from stockpredict.data.vendors import Vendors
 s = Vendors(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
                                 "sources.max_mb": 2}))
