@@ -2333,6 +2333,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'stockpredict/features/loops.py'),
                                              'stockpredict.features.loops._sign': ( 'features/loops.html#_sign',
                                                                                     'stockpredict/features/loops.py'),
+                                             'stockpredict.features.loops.add': ( 'features/loops.html#add',
+                                                                                  'stockpredict/features/loops.py'),
                                              'stockpredict.features.loops.advance': ( 'features/loops.html#advance',
                                                                                       'stockpredict/features/loops.py'),
                                              'stockpredict.features.loops.ages': ( 'features/loops.html#ages',

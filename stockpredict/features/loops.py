@@ -6,8 +6,8 @@
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
            'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_rank', 'rolling_quantile',
            'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'exp_newest', 'mean_across', 'compiled',
-           'block', 'gather', 'advance', 'moments', 'pairs', 'lines', 'faded_means', 'extremes', 'ages', 'places',
-           'quantiles', 'ordered', 'row_ranks', 'row_means', 'either', 'spread_across', 'settle']
+           'block', 'add', 'gather', 'advance', 'moments', 'pairs', 'lines', 'faded_means', 'extremes', 'ages',
+           'places', 'quantiles', 'ordered', 'row_ranks', 'row_means', 'either', 'spread_across', 'settle']
 
 # %% ../../nbs/features/18a_loops.ipynb #83c2acbc
 import math, os
@@ -40,7 +40,7 @@ class compiled:
 
     def __call__(self, *args): return self.loop(*args)
 
-# %% ../../nbs/features/18a_loops.ipynb #7e1b1f24
+# %% ../../nbs/features/18a_loops.ipynb #11a8fe5d
 @compiled
 def block(n, left):
     "Width of the block of a window of `n` bars in which the bar stands that is `left` bars from its end, and the bars from there to the end of the block."
@@ -51,6 +51,13 @@ def block(n, left):
     return width, left - after
 
 @compiled
+def add(out, past, size, done, faded, trend):
+    "Add an older block, `done` bars before the newest, to the sums in `out`."
+    if trend:
+        for j in range(size): out[size + j] += done * past[j]
+    for j in range(len(out)): out[j] += faded * past[j]
+
+@compiled
 def gather(out, ring, t, n, size, fade, trend, width):
     "Add the older blocks of the window that ends with bar `t` to the newest, which is `width` bars wide."
     done, faded = width, fade
@@ -58,13 +65,11 @@ def gather(out, ring, t, n, size, fade, trend, width):
         width *= 2
         fade *= fade
         if n & width:
-            past = ring[width - 1 + ((t - done) & (width - 1))]
-            if trend:
-                for j in range(size): out[size + j] += done * past[j]
-            for j in range(len(out)): out[j] += faded * past[j]
+            add(out, ring[width - 1 + ((t - done) & (width - 1))], size, done, faded, trend)
             done += width
             faded *= fade
 
+# %% ../../nbs/features/18a_loops.ipynb #60171ec2
 @compiled
 def advance(new, out, ring, t, n, size, fade, trend, left=-1):
     "Take the row of bar `t`, leave in `out` the sums of the last `n` rows; with `left`, only when none is left."
@@ -79,12 +84,8 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
                 gather(out, ring, t, n, size, fade, trend, width)
             return
         if left < 0 and n & width:
-            past = ring[width - 1 + ((t - done) & (width - 1))]
             if done == 0: out[:] = new
-            else:
-                if trend:
-                    for j in range(size): out[size + j] += done * past[j]
-                for j in range(len(new)): out[j] += faded * past[j]
+            else: add(out, ring[width - 1 + ((t - done) & (width - 1))], size, done, faded, trend)
             done += width
             faded *= fade
         if 2 * width > n:

@@ -42,7 +42,7 @@ class Grid:
         if self.tables is not None: x = x.gather(0, self.tables[1])
         return x.masked_fill(~self.present, math.nan)
 
-# %% ../../nbs/features/19_series.ipynb #3ff0480c
+# %% ../../nbs/features/19_series.ipynb #0dab4363
 class Shared:
     "Series that will be asked for again, kept until the last asker has come."
     def __init__(self,
@@ -62,6 +62,7 @@ class Shared:
         if again: self.kept[recipe] = out
         return out
 
+# %% ../../nbs/features/19_series.ipynb #309cb572
 _recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars it looks back on, and the recipes it is made from
 
 def _recipe(*parts): # a name, numbers, and series; None when a part has no recipe

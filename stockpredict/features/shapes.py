@@ -69,7 +69,7 @@ def total_slope(self: Series,
     "Slope per bar of the line through the last `n` values of the running total of this series."
     return self.weigh([6 * (k + 1) * (n - 1 - k) / (n * (n * n - 1)) for k in range(n - 1)])
 
-# %% ../../nbs/features/21a_shapes.ipynb #13ee4eb8
+# %% ../../nbs/features/21a_shapes.ipynb #c23bdb74
 @compiled
 def deviations(x, n):
     "Mean distance of the last `n` bars from their mean."
@@ -98,6 +98,7 @@ def mean_deviation(
     mean = sum(past) / n
     return undefined_head(sum((p - mean).abs() for p in past) / n, x)
 
+# %% ../../nbs/features/21a_shapes.ipynb #c9848e0c
 rolling_deviation = either(mean_deviation, deviations.__call__)
 
 @patch
