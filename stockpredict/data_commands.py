@@ -274,7 +274,7 @@ def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metava
         out(found.summary())
     if found.refused: raise typer.Exit(1)
 
-# %% ../nbs/89_data_commands.ipynb #83e674e3
+# %% ../nbs/89_data_commands.ipynb #e56a2165
 @qualities.command("quarantine")
 def quality_quarantine(ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 50, json_: Json = False):
     "Rows that the gate set aside, newest first."
@@ -291,12 +291,16 @@ def quality_flags(
 ):
     "Bars that are strange but possible, as the gate found them."
     from stockpredict.core.errors import DataError
+    from stockpredict.data.bars import canonical_ticker
+    from stockpredict.data.ingest import load_bars
     from stockpredict.data.search import search_again, stored_flags
     from stockpredict.data.sources import make_source
+    wanted = [canonical_ticker(t) for t in tickers or []]
+    if wanted: load_bars(ctx.obj, wanted) # names a ticker that the lake does not hold
     if again:
         with opened(ctx, write=True) as lake: n = search_again(lake, make_source(ctx.obj).id, ctx.obj.data.calendar)
         if not json_: out(f"{n:,} flags are new, gone or back.")
-    found = stored_flags(ctx.obj, as_of or None, tickers=[t.upper() for t in tickers or []] or None)
+    found = stored_flags(ctx.obj, as_of or None, tickers=wanted or None)
     if found is None: raise DataError("Not every bar was judged yet.", "Run `stockpredict quality flags --again` once.")
     show(found.drop(columns="source"), json_, "Nothing is strange.", move="+.1%")
 
