@@ -274,7 +274,7 @@ def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metava
         out(found.summary())
     if found.refused: raise typer.Exit(1)
 
-# %% ../nbs/89_data_commands.ipynb #e56a2165
+# %% ../nbs/89_data_commands.ipynb #2b2e7994
 @qualities.command("quarantine")
 def quality_quarantine(ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 50, json_: Json = False):
     "Rows that the gate set aside, newest first."
@@ -304,6 +304,7 @@ def quality_flags(
     if found is None: raise DataError("Not every bar was judged yet.", "Run `stockpredict quality flags --again` once.")
     show(found.drop(columns="source"), json_, "Nothing is strange.", move="+.1%")
 
+# %% ../nbs/89_data_commands.ipynb #4601d964
 @qualities.command("matrix")
 def quality_matrix(
     ctx: typer.Context, each: Annotated[int, typer.Option(help="Planted errors of each kind.")] = 10,
