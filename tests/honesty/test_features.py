@@ -38,8 +38,11 @@ def random_panel(seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = 
 
 NAMES = features.names()
 BESIDE = frozenset().union(*(features[n].fields for n in NAMES)) - set(FIELDS)
-# the families of Alpha158 and Alpha360 repeat one function for many windows: their shortest and longest members stand for them here
-THOROUGH = [n for n in NAMES if not any(s.startswith("alpha") for s in features[n].sets) or features[n].args in ((), (0,), (5,), (59,), (60,))]
+# what models are trained on by default is examined member by member; of every other function its longest window, and of the
+# families of Alpha158 and Alpha360 the shortest and the longest member; the rest passes the automatic proof below
+LONGEST = {features[n].func: n for n in sorted(NAMES, key=lambda n: features[n].lookback)}
+ALPHA = {n for n in NAMES if any(s.startswith("alpha") for s in features[n].sets)}
+THOROUGH = [n for n in NAMES if (features[n].args in ((), (0,), (5,), (59,), (60,)) if n in ALPHA else not features[n].sets or n in LONGEST.values())]
 
 EACH = list({f.func: n for n, f in reversed(features.items())}.values()) # every function with one of its windows, where each feature alone was examined already
 
