@@ -3,6 +3,7 @@ import json
 import multiprocessing as mp
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,18 @@ def test_a_silently_altered_file_does_not_pass_verification(tmp_path, market):
         con.execute("UPDATE t SET close = close + 0.01 WHERE rowid = 7")
         con.execute(f"COPY t TO '{path}' (FORMAT parquet)")
     with Lake(s.storage, read_only=True) as lake, pytest.raises(LakeUnavailable, match=r"not what was written|cannot be read"): lake.verify()
+
+
+def test_30_of_two_copies_the_truncated_one_is_refused_and_the_whole_one_reads(tmp_path, market):
+    s = settings_for(tmp_path)
+    with Lake(s.storage) as lake: mark = lake.append(market, now=NOW).fingerprint
+    whole, cut = (s.with_(**{"storage.home": str(shutil.copytree(tmp_path / "home", tmp_path / name))}) for name in ("whole", "cut"))
+    path = newest_file(cut)
+    path.write_bytes(path.read_bytes()[:-100])
+    with Lake(cut.storage, read_only=True) as lake, pytest.raises(LakeUnavailable, match=path.name): lake.verify()
+    with Lake(whole.storage, read_only=True) as lake:
+        lake.verify()
+        assert lake.fingerprint() == mark
 
 
 def test_a_lake_that_was_moved_still_reads(tmp_path, market):
