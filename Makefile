@@ -36,7 +36,7 @@ run: env         ## Market data to a served prediction, on the offline sample (S
 
 test: env lint notebooks   ## Everything CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/house --cov --cov-report=term:skip-covered --cov-fail-under=80
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 --ignore=tests/house tests $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --ignore=tests/house tests $(ARGS)
 
 lint: env        ## Style and mistakes a machine can see
 	$(BIN)/ruff check .
