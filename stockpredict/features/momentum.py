@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discreteness', 'up_share', 'sharpe', 'lottery', 'min_ret',
            'rise', 'since_high', 'since_low', 'night', 'day', 'night_return', 'day_return', 'tug_of_war', 'night_day',
-           'strength', 'streak', 'row', 'ret_rank', 'rmi', 'imi', 'demarker', 'tsi', 'tii', 'place', 'fast_k', 'slow_k',
-           'slow_d', 'kdj_j', 'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power',
-           'bear_power', 'vigour', 'of_range', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow',
-           'heikin_ashi', 'pivot', 'cta']
+           'streak', 'row', 'ret_rank', 'rmi', 'imi', 'demarker', 'tsi', 'tii', 'slow_k', 'slow_d', 'kdj_j',
+           'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power', 'bear_power', 'vigour',
+           'of_range', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow', 'heikin_ashi', 'pivot', 'cta']
 
-# %% ../../nbs/features/22b_momentum.ipynb #73ae8934
+# %% ../../nbs/features/22b_momentum.ipynb #f316c8b1
 import math
 from .panel import Panel
-from .price import drawdown, max_ret, mom, range_, ret, reversal, rsi
+from .price import drawdown, max_ret, mom, place, range_, ret, reversal, rsi, stochastic, strength
 from .shapes import Series
 from .trends import technical, true_range, typical
 
@@ -126,13 +125,8 @@ def night_day(bars: Panel, n: int) -> Series:
     "Correlation of log(open / last close) with log(close / open) over n"
     return night(bars).corr(day(bars), n)
 
-# %% ../../nbs/features/22b_momentum.ipynb #3a4a841c
+# %% ../../nbs/features/22b_momentum.ipynb #41d1fbf3
 technical("oscillator", [2, 7, 21, 28], "Wilder (1978)")(rsi)
-
-def strength(move: Series, n: int) -> Series:
-    "100 * up / (up + down): Wilder means of rises and falls"
-    up, down = move.clip(low=0.).wilder(n), (-move).clip(low=0.).wilder(n)
-    return 100 * up / (up + down)
 
 def streak(move: Series, n: int) -> Series:
     "Bars in a row with a rise, minus bars in a row with a fall, at most n"
@@ -179,20 +173,11 @@ def tii(bars: Panel, n: int, k: int) -> Series:
     away = bars.close - bars.close.mean(n)
     return 100 * away.clip(low=0.).sum(k) / away.abs().sum(k)
 
-# %% ../../nbs/features/22b_momentum.ipynb #c506a48b
-def place(x: Series, top: Series, bottom: Series, n: int) -> Series:
-    "(x - lowest bottom of n) / (highest top of n - lowest bottom of n)"
-    low = bottom.min(n)
-    return (x - low) / (top.max(n) - low)
-
-def fast_k(bars: Panel, n: int) -> Series:
-    "100 * (close - lowest low of n) / (highest high - lowest low of n)"
-    return 100 * place(bars.close, bars.high, bars.low, n)
-
+# %% ../../nbs/features/22b_momentum.ipynb #ab687b59
 @technical("oscillator", [(14, 3), (40, 4)], "Lane (1984)")
 def slow_k(bars: Panel, n: int, k: int) -> Series:
     "Mean of k stochastics of n"
-    return fast_k(bars, n).mean(k)
+    return stochastic(bars, n).mean(k)
 
 @technical("oscillator", [(14, 3, 3)], "Lane (1984)")
 def slow_d(bars: Panel, n: int, k: int, d: int) -> Series:
@@ -202,7 +187,7 @@ def slow_d(bars: Panel, n: int, k: int, d: int) -> Series:
 @technical("oscillator", [9], "Lane (1984)")
 def kdj_j(bars: Panel, n: int) -> Series:
     "3 K - 2 D, K the Wilder mean of 3 stochastics of n, D that of 3 K"
-    k = fast_k(bars, n).wilder(3)
+    k = stochastic(bars, n).wilder(3)
     return 3 * k - 2 * k.wilder(3)
 
 @technical("oscillator", [14], "Chande and Kroll (1994)")

@@ -12,12 +12,12 @@ __all__ = ['technical', 'true_range', 'typical', 'middle', 'wma_ratio', 'triangu
            'line_forecast', 'efficiency', 'vhf', 'choppiness', 'fractal_dimension', 'trix', 'coppock', 'kst',
            'kst_hist', 'dpo', 'mass', 'qstick']
 
-# %% ../../nbs/features/22a_trends.ipynb #9f000232
+# %% ../../nbs/features/22a_trends.ipynb #938582d6
 import math
 from itertools import pairwise
 from .catalogue import feature
 from .panel import Panel
-from .price import atr, ema_ratio, macd, sma_ratio, trend
+from .price import atr, ema_ratio, macd, place, sma_ratio, trend
 from .shapes import Series
 
 # %% ../../nbs/features/22a_trends.ipynb #e70cdf01
@@ -244,12 +244,11 @@ def alligator(bars: Panel) -> Series:
     half = (bars.high + bars.low) / 2
     return (half.wilder(5).lag(3) - half.wilder(13).lag(8)) / bars.close
 
-# %% ../../nbs/features/22a_trends.ipynb #5afc36df
+# %% ../../nbs/features/22a_trends.ipynb #061f6d15
 @technical("trend", [55, 120], "Donchian (1960)")
 def donchian_place(bars: Panel, n: int) -> Series:
     "(close - lowest low of n) / (highest high - lowest low of n)"
-    low = bars.low.min(n)
-    return (bars.close - low) / (bars.high.max(n) - low)
+    return place(bars.close, bars.high, bars.low, n)
 
 @technical("trend", [20, 55], "Donchian (1960)")
 def donchian_width(bars: Panel, n: int) -> Series:

@@ -7,14 +7,14 @@ __all__ = ['ewma_vol', 'vol_ratio', 'vol_slope', 'vol_of_vol', 'vol_z', 'day_ran
            'chaikin_vol', 'bounce', 'range_side', 'band_width', 'squeeze', 'squeeze_keltner', 'upside_vol',
            'signed_variation', 'jump_share', 'relative_vol', 'leverage_effect', 'night_vol', 'day_vol', 'night_part',
            'value_at_risk', 'shortfall', 'tail_weight', 'tail_ratio', 'quartile_vol', 'kurtosis', 'outliers',
-           'since_shock', 'worst_fall', 'below_top', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'self_correlation',
-           'autocorr_at', 'clustering']
+           'since_shock', 'worst_fall', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'self_correlation', 'autocorr_at',
+           'clustering']
 
-# %% ../../nbs/features/22c_volatility.ipynb #4159bdaf
+# %% ../../nbs/features/22c_volatility.ipynb #2f5139a0
 import math
 from .momentum import day, night
 from .panel import Panel
-from .price import atr, bollinger, downside_vol, garman_klass, parkinson, skew, vol
+from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, vol
 from .shapes import Series
 from .trends import technical, true_range
 
@@ -196,25 +196,21 @@ def since_shock(bars: Panel, n: int) -> Series:
     "Bars since the largest |return| of n, / n"
     return bars.returns.abs().argmax(n) / n
 
-# %% ../../nbs/features/22c_volatility.ipynb #c0e40dfe
+# %% ../../nbs/features/22c_volatility.ipynb #0b02ce15
 @technical("volatility", [60, 252], "Magdon-Ismail and Atiya (2004)")
 def worst_fall(bars: Panel, n: int) -> Series:
     "Largest loss from a close to a later close within n bars"
     return 1 - (-bars.close.log().fall(n)).exp()
 
-def below_top(bars: Panel, n: int) -> Series:
-    "close / highest close of n - 1"
-    return bars.close / bars.close.max(n) - 1
-
 @technical("volatility", [14, 60], "Martin and McCann (1989)")
 def ulcer(bars: Panel, n: int) -> Series:
     "100 * root of the mean over n of (close / highest close of n - 1)^2"
-    return 100 * (below_top(bars, n) ** 2).mean(n).sqrt()
+    return 100 * (drawdown(bars, n) ** 2).mean(n).sqrt()
 
 @technical("volatility", [120], "Becker (2006)")
 def pain(bars: Panel, n: int) -> Series:
     "minus the mean over n of close / highest close of n - 1"
-    return -below_top(bars, n).mean(n)
+    return -drawdown(bars, n).mean(n)
 
 # %% ../../nbs/features/22c_volatility.ipynb #af27e27b
 @technical("memory", [(2, 60), (5, 120), (10, 252)], "Lo and MacKinlay (1988)")
