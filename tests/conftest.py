@@ -46,6 +46,15 @@ def standin(market):
 
 
 @pytest.fixture
+def server(tmp_path):
+    "A real Redis that keeps its data."
+    from live_redis import Server
+    server = Server(tmp_path / "redis").start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
 def from_standin(tmp_path, standin):
     "What a test file usually sets -> function of further settings, all pointing to the stand-in."
     from stockpredict.core.settings import Settings

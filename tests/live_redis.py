@@ -1,6 +1,7 @@
 "A real Redis of its own, on a socket or a port, for every test that needs one."
 import socket
 import subprocess
+import sys
 import time
 
 import redis
@@ -42,3 +43,10 @@ class Server:
 def live_settings(home, url="", **more):
     return Settings().with_(**({"storage.home": str(home), "stream.redis_url": url, "stream.block_ms": 20, "stream.wait": 3,
                                 "data.quarantine_limit": .2, "data.start": "2000-01-01"} | more))
+
+
+def consumer_process(settings, *words):
+    "A consumer in a process of its own; what it says comes through pipes."
+    given = {"storage.home": settings.storage.home, "stream.redis_url": settings.stream.redis_url, "stream.block_ms": 20}
+    command = [sys.executable, "-m", "stockpredict.cli", "stream", *(w for k, v in given.items() for w in ("--set", f"{k}={v}")), "consume", *words, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -13,7 +13,7 @@ from ..core.errors import PortTaken, StockpredictError
 from .live import Live
 from .stream import Stream
 
-# %% ../../nbs/data/17d_watch.ipynb #3911e6ce
+# %% ../../nbs/data/17d_watch.ipynb #abe004f1
 PROMISE = 30. # seconds from event to readable
 
 def status(
@@ -28,7 +28,7 @@ def status(
         waiting = 0.
         if mine and (mine["pending"] or mine["unread"]):
             back = stream.run(stream.client.xpending, stream.key, settings.stream.group)
-            first = int(back["min"].split(b"-")[0]) if mine["pending"] else said["last"] - mine["unread"] + 1
+            first = int(back["min"].split(b"-")[0]) if back["pending"] else said["last"] - mine["unread"] + 1 # a consumer may have ended them since
             found = stream.run(stream.client.xrange, stream.key, min=str(first), count=1)
             waiting = (now - int(found[0][1][b"at"])) / 1e6 if found else 0.
         delays = live.rows("SELECT kind, sum(rows) AS rows, sum(median * rows) / sum(rows) AS median, max(high) AS p99, max(worst) AS worst FROM delays "

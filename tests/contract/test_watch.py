@@ -3,8 +3,6 @@ import asyncio
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import httpx
 import pandas as pd
 import pytest
-from live_redis import Server, live_settings
+from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from stockpredict.data.consume import PIECES, Consumer, consume, messages, publish
@@ -20,17 +18,10 @@ from stockpredict.data.lake import Lake
 from stockpredict.data.quality import RULES
 from stockpredict.data.simulate import sample_bars
 from stockpredict.data.stream import Stream
-from stockpredict.data.watch import exported, vitals
+from stockpredict.data.watch import exported, status, vitals
 from stockpredict.serve.app import create_app
 
 GUIDE = Path(__file__).parents[2] / "nbs" / "guides" / "operate.md"
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path / "redis").start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -50,9 +41,7 @@ def served(settings):
 
 def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(settings, server):
     bars = sample_bars(tickers=3, sessions=20)
-    sets = [w for k, v in {"storage.home": settings.storage.home, "stream.redis_url": server.url, "stream.block_ms": 20}.items() for w in ("--set", f"{k}={v}")]
-    command = [sys.executable, "-m", "stockpredict.cli", "stream", *sets, "consume", "--metrics-port", "0", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = consumer_process(settings, "--metrics-port", "0")
     try:
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/metrics", child.stderr.readline())[1])
         publish(settings, bars); publish(settings, bars.tail(1).assign(close=-1.))
@@ -97,6 +86,19 @@ def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
     rules = "\n".join(re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.S))
     asked = set(re.findall(r"stockpredict_\w+", "\n".join(re.findall(r"expr: (.*)", rules))))
     assert len(asked) >= 4 and asked <= names, asked - names
+
+
+def test_messages_acknowledged_while_the_status_is_asked_for_no_longer_wait(settings, monkeypatch):
+    publish(settings, sample_bars(tickers=1, sessions=5))
+    with Consumer(settings) as c: c.stream.join(); c.stream.take(c.name)
+    state = Stream.state
+
+    def overtaken(self):
+        said = state(self)
+        if said["groups"][0]["pending"]: consume(settings, idle=.05)
+        return said
+    monkeypatch.setattr(Stream, "state", overtaken)
+    assert status(settings)["groups"][0]["pending"] == 5 and status(settings)["waiting_s"] == 0
 
 
 def test_what_was_taken_again_is_counted(settings):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from live_redis import Server, live_settings
+from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
 from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish
@@ -25,13 +25,6 @@ from stockpredict.data.watch import status
 
 @pytest.fixture(scope="module")
 def market(): return sample_bars(tickers=3, sessions=30)
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = Server(tmp_path / "redis").start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -261,12 +254,11 @@ def test_a_damaged_live_table_is_named(settings, market):
 def test_asked_to_stop_a_consumer_ends_its_batch(tmp_path, server, market):
     s = live_settings(tmp_path / "home", server.url)
     publish(s, market)
-    words = [w for k, v in {"storage.home": s.storage.home, "stream.redis_url": server.url, "stream.block_ms": 20}.items() for w in ("--set", f"{k}={v}")]
-    command = [sys.executable, "-m", "stockpredict.cli", "stream", *words, "consume", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 90
-    while not (g := status(s)["groups"]) or g[0]["unread"] + g[0]["pending"]: assert time.monotonic() < until; time.sleep(.1)
+    child, until = consumer_process(s), time.monotonic() + 240
+    while not (g := status(s)["groups"]) or g[0]["unread"] + g[0]["pending"]:
+        assert child.poll() is None and time.monotonic() < until, child.communicate(timeout=1)
+        time.sleep(.1)
     child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=60)
-    assert child.returncode == 0 and json.loads(out)["lake_new"] == len(market) and "Traceback" not in err
+    out, err = child.communicate(timeout=120)
+    assert child.returncode == 0 and json.loads(out)["lake_new"] == len(market) and "Traceback" not in err, (out, err)
     assert pd.Series(json.loads(out)).lost == 0 and count(s) == len(market)
