@@ -62,19 +62,18 @@ class Shared:
         if again: self.kept[recipe] = out
         return out
 
-# %% ../../nbs/features/19_series.ipynb #309cb572
-_recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars it looks back on, and the recipes it is made from
+# %% ../../nbs/features/19_series.ipynb #1d22ea88
+_recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars it looks back on, recipes it is made from, kind of step, function of their tensors
 
 def _recipe(*parts): # a name, numbers, and series; None when a part has no recipe
     if not all(isinstance(p, str | int | float | None | Series) and getattr(p, "recipe", 0) is not None for p in parts): return None
     key = tuple((p.recipe,) if isinstance(p, Series) else p for p in parts)
     return _recipes.setdefault(key, next(_numbers))
 
-def _made(grid, recipe, make, series, bars=0): # the series, fresh or shared; `make` is told how many rows are needed
+def _made(grid, recipe, make, series, bars=0, kind="each", op=None): # the series, fresh or shared; `make` is told how many rows are needed
+    if recipe is not None and recipe not in _steps: _steps[recipe] = bars, tuple(s.recipe for s in series), kind, op
     if recipe is None or grid.shared is None: out = make(None)
-    else:
-        if recipe not in _steps: _steps[recipe] = bars, tuple({s.recipe for s in series})
-        out = grid.shared.get(recipe, lambda: make(grid.shared.rows and grid.shared.rows[recipe]))
+    else: out = grid.shared.get(recipe, lambda: make(grid.shared.rows and grid.shared.rows[recipe]))
     out.recipe = recipe
     return out
 
@@ -86,7 +85,7 @@ def rows_needed(
     heapq.heapify(ahead)
     while ahead: # what a recipe is made from has a smaller number
         recipe = -heapq.heappop(ahead)
-        bars, parts = _steps.get(recipe, (0, ()))
+        bars, parts = _steps.get(recipe, (0, ()))[:2]
         for p in parts:
             if p not in need: heapq.heappush(ahead, -p)
             need[p] = max(need.get(p, 0), need[recipe] + bars)
@@ -142,7 +141,7 @@ def plot(self: Series,
     "Draw a line each for the first few tickers."
     return self.frame().iloc[:, :most].plot(figsize=(8, 2.6), title=title, lw=.9, **kwargs)
 
-# %% ../../nbs/features/19_series.ipynb #34424865
+# %% ../../nbs/features/19_series.ipynb #8d372d94
 def _one_grid(series):
     if any(s.grid is not series[0].grid for s in series):
         raise FeatureError("These series stand on different panels.", "Compute both from the same panel.")
@@ -158,7 +157,10 @@ def _combine(name, op, *operands):
         as_bars = any(s._as_bars for s in series)
         tensors = [newest(s.bars if as_bars else s._x, rows) if isinstance(s, Series) else s for s in operands]
         return Series(op(*tensors), series[0].grid, *_origin(series), as_bars, clean=True)
-    return _made(series[0].grid, _recipe(name, *operands), make, series)
+    def each(*xs, among=[isinstance(s, Series) or s for s in operands]):
+        xs = iter(xs)
+        return op(*(next(xs) if s is True else s for s in among))
+    return _made(series[0].grid, _recipe(name, *operands), make, series, op=op if len(series) == len(operands) else each)
 
 def _compare(op):
     return lambda a, b: op(a, b).to(a.dtype if isinstance(a, Tensor) else b.dtype) + (a * 0 + b * 0)
@@ -202,7 +204,7 @@ def minimum(self: Series, other) -> Series:
     "The smaller of two values."
     return -(-self).maximum(-other)
 
-# %% ../../nbs/features/19_series.ipynb #590d71d0
+# %% ../../nbs/features/19_series.ipynb #c9a51174
 @patch
 def _back(self: Series,
     op, # tensor function whose rows are bars
@@ -218,7 +220,7 @@ def _back(self: Series,
         back, *rest = _origin(series)
         x = K.in_blocks(last if last and rows == 1 else op, 1, *(newest(s.bars, rows and rows + bars) for s in series))
         return Series(newest(x, rows), self.grid, back + bars, *rest, True)
-    return _made(self.grid, name and _recipe(name, *series), make, series, bars)
+    return _made(self.grid, name and _recipe(name, *series), make, series, bars, "back", (op, last))
 
 def _window(n: int, least: int = 1) -> int:
     if isinstance(n, bool) or int(n) != n or n < least:
@@ -306,12 +308,12 @@ def wilder(self: Series,
     "Wilder's smoothing with a finite memory."
     return self.ewm(decay=1 - 1 / _window(n, 2), least=n)
 
-# %% ../../nbs/features/19_series.ipynb #959a2ac6
+# %% ../../nbs/features/19_series.ipynb #490bbb2d
 def _across(name, kernel, doc):
     def op(x): return kernel(x.masked_fill(~x.isfinite(), math.nan))
     def f(self):
         def make(rows): return Series(K.in_blocks(op, 0, newest(self.values, rows)), self.grid, self.lookback, self.crossings + 1, self.fields)
-        return _made(self.grid, _recipe(name, self), make, (self,))
+        return _made(self.grid, _recipe(name, self), make, (self,), 0, "across", op)
     f.__doc__ = doc
     setattr(Series, name, f)
 
