@@ -17,7 +17,7 @@ from ..core.errors import BarsInvalid, NotEnoughHistory, UnknownTicker, did_you_
 from . import kernels as K
 from .series import Grid, Series
 
-# %% ../../nbs/features/20_panel.ipynb #ca27d2a5
+# %% ../../nbs/features/20_panel.ipynb #0d0f4149
 FIELDS = ("open", "high", "low", "close", "volume")
 
 class Panel:
@@ -32,12 +32,18 @@ class Panel:
         self._fields, self._series, self._has = fields, {}, {}
 
     def __getattr__(self, name):
-        if name not in FIELDS: raise AttributeError(f"A panel has no '{name}'. {did_you_mean(name, FIELDS)}")
+        if name not in FIELDS: raise AttributeError(f"A panel has no '{name}'. {did_you_mean(name, [*FIELDS, 'money'])}")
         if name not in self._series:
             x = self._fields.get(name)
             if x is None: x = torch.full_like(self._fields["close"], math.nan)
             self._series[name] = Series(x, self.grid, fields={name}, name=name)
         return self._series[name]
+
+    @cached_property
+    def money(self): # traded in the session, at published prices
+        x = self._fields.get("money")
+        if x is None: x = self._fields["close"] * self._fields.get("volume", math.nan)
+        return Series(x, self.grid, fields={"close", "volume"}, name="money")
 
     @cached_property
     def returns(self): return self.close.pct_change() # what most features start from
@@ -54,7 +60,7 @@ class Panel:
         span = f", {self.sessions[0]:%Y-%m-%d} to {self.sessions[-1]:%Y-%m-%d}" if len(self) else ""
         return f"Panel of {len(self)} sessions x {len(self.tickers)} tickers{span}, {self.present.float().mean():.1%} present"
 
-# %% ../../nbs/features/20_panel.ipynb #9b1f2830
+# %% ../../nbs/features/20_panel.ipynb #939ccbff
 def _locate(times: pd.Series, calendar) -> tuple[pd.DatetimeIndex, np.ndarray]: # the sessions, and the row of each time
     codes, unique = pd.factorize(times)
     unique = pd.DatetimeIndex(unique)
@@ -65,7 +71,7 @@ def _locate(times: pd.Series, calendar) -> tuple[pd.DatetimeIndex, np.ndarray]: 
 
 @patch(cls_method=True)
 def from_bars(cls: Panel,
-    frame: pd.DataFrame, # long bars: ticker, event_time, close and what else there is of open, high, low, volume
+    frame: pd.DataFrame, # long bars: ticker, event_time, close and what else there is of open, high, low, volume, money
     calendar=None, # exchange calendar; None = the dates that occur (UTC)
     dtype: torch.dtype = torch.float32, # precision of the tensors
     device: str = "cpu", # where they live
@@ -80,7 +86,9 @@ def from_bars(cls: Panel,
         x = np.full((len(sessions), len(tickers)), np.nan)
         x[row, column] = np.where(gone, np.nan, frame[name].to_numpy(dtype=float, na_value=np.nan))
         return torch.from_numpy(x).to(device, dtype)
-    return cls({name: grid_of(name) for name in FIELDS if name in frame}, sessions, [str(t) for t in tickers])
+    fields = {name: grid_of(name) for name in FIELDS if name in frame}
+    if "money" in frame and "volume" in fields: fields["money"] = grid_of("money").masked_fill_(fields["volume"].isnan(), math.nan)
+    return cls(fields, sessions, [str(t) for t in tickers])
 
 # %% ../../nbs/features/20_panel.ipynb #fd818518
 @patch
@@ -108,7 +116,7 @@ def last(self: Panel,
     "The newest `n` sessions."
     return self._rows(slice(max(0, len(self) - n), None))
 
-# %% ../../nbs/features/20_panel.ipynb #a4cf1605
+# %% ../../nbs/features/20_panel.ipynb #efd55cf5
 @patch
 def select(self: Panel,
     tickers: list[str], # which tickers, in the order wanted
@@ -129,7 +137,7 @@ def to(self: Panel,
 
 @patch
 def has(self: Panel,
-    field: str, # one of open, high, low, close, volume
+    field: str, # open, high, low, close, volume, or one that was attached
 ) -> bool:
     "Is the field published for any bar?"
     if field not in self._has:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'anchored', 'kinds_of', 'fact_tables', 'code_mark', 'FeatureStore', 'Materialised', 'features']
 
-# %% ../../nbs/features/28_store.ipynb #b40f08e6
+# %% ../../nbs/features/28_store.ipynb #ee6d69e6
 import hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,8 @@ from filelock import FileLock
 from ..core.calendar import get_calendar
 from ..core.errors import FeatureError, LakeUnavailable, UnknownTicker, did_you_mean
 from ..core.settings import Settings, load_settings
-from ..data.adjust import split_like
+from ..data import adjust
+from ..data.adjust import money_traded, split_like
 from ..data.lake import Lake
 from ..data.sources import make_source
 from . import catalogue, kernels, latest as newest_rows, loops, panel as panels, series
@@ -27,22 +28,23 @@ from .events import joins, with_facts
 from .latest import latest
 from .panel import FIELDS, Panel
 
-# %% ../../nbs/features/28_store.ipynb #6771ec43
+# %% ../../nbs/features/28_store.ipynb #a3252741
 def anchored(
     bars: pd.DataFrame, # bars as published, sorted by ticker and event_time
     factors: pd.DataFrame, # ticker, event_time (ex-session), factor; sorted by both
-) -> pd.DataFrame: # the same bars on the price scale of each ticker's first bar
+) -> pd.DataFrame: # the same bars on the price scale of each ticker's first bar, with a column money as it was published
     "Divide each price by every factor whose ex-session has come; volume is multiplied by splits only."
-    if not len(factors) or not len(bars): return bars
+    money = money_traded(bars)
+    if not len(factors) or not len(bars): return bars.assign(money=money)
     split = factors.factor.where(split_like(factors.factor), 1.)
     along = lambda x: x.groupby(factors.ticker).cumprod()
     steps = factors[["ticker"]].assign(event_time=factors.event_time.astype(bars.event_time.dtype), price=along(1 / factors.factor), shares=along(1 / split))
     left = bars[["ticker", "event_time"]].reset_index(names="at").astype({"ticker": str}).sort_values("event_time", kind="stable")
     found = pd.merge_asof(left, steps.astype({"ticker": str}).sort_values("event_time", kind="stable"), on="event_time", by="ticker").set_index("at")
     scale, shares = (found[c].fillna(1.).reindex(bars.index) for c in ("price", "shares"))
-    return bars.assign(**{c: bars[c] * scale for c in ("open", "high", "low", "close")}, volume=bars.volume / shares)
+    return bars.assign(**{c: bars[c] * scale for c in ("open", "high", "low", "close")}, volume=bars.volume / shares, money=money)
 
-# %% ../../nbs/features/28_store.ipynb #1269cadd
+# %% ../../nbs/features/28_store.ipynb #24e8a786
 def kinds_of(
     needs, # names of fields
 ) -> list[str]: # names of joins
@@ -63,7 +65,7 @@ def code_mark(
     def body(func):
         file = getattr(sys.modules.get(func.__module__), "__file__", None)
         return Path(file).read_bytes() if file else func.__code__.co_code + repr(func.__code__.co_consts).encode()
-    parts = [Path(m.__file__).read_bytes() for m in (kernels, loops, series, panels, catalogue, newest_rows)] + [body(f.func) for f in chosen]
+    parts = [Path(m.__file__).read_bytes() for m in (kernels, loops, series, panels, catalogue, newest_rows, adjust)] + [body(f.func) for f in chosen]
     beside = kinds_of(set().union(*(f.fields for f in chosen)))
     parts += [body(part) for part in (*([with_facts] if beside else []), *(joins[name] for name in beside))]
     mark = hashlib.sha256(f"{torch.__version__} {np.__version__}".encode())
