@@ -62,8 +62,8 @@ class Shared:
         if again: self.kept[recipe] = out
         return out
 
-# %% ../../nbs/features/19_series.ipynb #1d22ea88
-_recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars it looks back on, recipes it is made from, kind of step, function of their tensors
+# %% ../../nbs/features/19_series.ipynb #7aa0eb33
+_recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars back, recipes it is made from, kind of step, function of their tensors
 
 def _recipe(*parts): # a name, numbers, and series; None when a part has no recipe
     if not all(isinstance(p, str | int | float | None | Series) and getattr(p, "recipe", 0) is not None for p in parts): return None
@@ -141,7 +141,7 @@ def plot(self: Series,
     "Draw a line each for the first few tickers."
     return self.frame().iloc[:, :most].plot(figsize=(8, 2.6), title=title, lw=.9, **kwargs)
 
-# %% ../../nbs/features/19_series.ipynb #8d372d94
+# %% ../../nbs/features/19_series.ipynb #e5149a34
 def _one_grid(series):
     if any(s.grid is not series[0].grid for s in series):
         raise FeatureError("These series stand on different panels.", "Compute both from the same panel.")
@@ -157,7 +157,8 @@ def _combine(name, op, *operands):
         as_bars = any(s._as_bars for s in series)
         tensors = [newest(s.bars if as_bars else s._x, rows) if isinstance(s, Series) else s for s in operands]
         return Series(op(*tensors), series[0].grid, *_origin(series), as_bars, clean=True)
-    def each(*xs, among=[isinstance(s, Series) or s for s in operands]):
+    among = [isinstance(s, Series) or s for s in operands]
+    def each(*xs):
         xs = iter(xs)
         return op(*(next(xs) if s is True else s for s in among))
     return _made(series[0].grid, _recipe(name, *operands), make, series, op=op if len(series) == len(operands) else each)
