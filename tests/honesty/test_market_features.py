@@ -11,8 +11,8 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.features.calendar import timetables
 from stockpredict.features.catalogue import SETS, Feature, features, proof_panel, prove, values
 from stockpredict.features.events import attach
+from stockpredict.features.groups import group_mean
 from stockpredict.features.panel import FIELDS, Panel, same
-from stockpredict.features.sectors import group_mean
 
 SESSIONS, TICKERS = 420, 8
 
@@ -268,7 +268,7 @@ def rsi(n):
 
 
 SECTORS = {
-    "sector_return_5": lambda: C.pct_change(5) - peers(C.pct_change(5)),
+    "sector_mom_5": lambda: C.pct_change(5) - peers(C.pct_change(5)),
     "sector_vol_20": lambda: np.log(std(R, 20) / peers(std(R, 20))),
     "sector_reversal_5": lambda: (lambda x: -x.rolling(5).sum() / (std(x, 60) * 5 ** .5))(R - peers(R)),
     "sector_beta_gap_60": lambda: (lambda b: b - peers(b))(frame(lambda r, i: r.rolling(60).cov(M) / M.rolling(60).var())),
@@ -363,7 +363,7 @@ def test_sector_features_are_proven_on_sectors_of_several_members_that_change():
     moving = np.tile([0., 0., 0., 1., 1., 1.], (640, 1))
     moving[300:, 2], moving[:20, 4], moving[600:, 0] = 1., math.nan, 1.
     panel = attach(hard, dict(sector=moving))
-    for name in (n for n in SETS["facts"] if features[n].func.__module__.endswith("sectors")):
+    for name in (n for n in SETS["facts"] if "sector" in features[n].fields):
         f = Feature(features[name].func, features[name].args, group="again")
         assert prove(f, panel).proven == 640 and not values(f, panel).isnan().all()
 
