@@ -219,7 +219,7 @@ def beat_share(bars: Panel, n: int) -> Series:
     "Share of n bars on which the stock did better than the market"
     return (bars.returns > bars.market).mean(n)
 
-# %% ../../nbs/features/24d_cross.ipynb #4f886247
+# %% ../../nbs/features/24d_cross.ipynb #c96549a1
 @compared("rank", "Jegadeesh and Titman (1993)", [5, 21, 63, 252])
 def rank_return(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the n-bar return, -0.5 to +0.5"
@@ -232,8 +232,8 @@ def rank_vol(bars: Panel, n: int) -> Series:
 
 @compared("rank", "Brennan, Chordia and Subrahmanyam (1998)", [20])
 def rank_money(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the mean of close * volume over n"
-    return (bars.close * bars.volume).mean(n).xrank()
+    "Cross-sectional rank of the mean money traded over n"
+    return bars.money.mean(n).xrank()
 
 @compared("rank", "Gervais, Kaniel and Mingelgrin (2001)", [20])
 def rank_volume(bars: Panel, n: int) -> Series:
@@ -247,8 +247,8 @@ def rank_vol_change(bars: Panel, n: int) -> Series:
 
 @compared("rank", "Brennan, Chordia and Subrahmanyam (1998), the change", [5, 21, 63])
 def rank_money_change(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the 20-bar mean of close * volume - that rank n bars ago"
-    return (bars.close * bars.volume).mean(20).xrank().diff(n)
+    "Cross-sectional rank of the 20-bar mean of money traded - that rank n bars ago"
+    return bars.money.mean(20).xrank().diff(n)
 
 # %% ../../nbs/features/24d_cross.ipynb #049c2589
 @compared("rank", "Chen, Chen, Hsin and Lee (2014), mean daily rank", [5, 20, 60])

@@ -180,24 +180,24 @@ def volume_skew(bars: Panel, n: int) -> Series:
     "Skewness of n volumes"
     return bars.volume.skew(n)
 
-# %% ../../nbs/features/23a_flow.ipynb #aecee0c2
+# %% ../../nbs/features/23a_flow.ipynb #197804af
 technical("liquidity", [5, 60, 252], "Amihud (2002)")(amihud)
 
 @technical("liquidity", [(20, 252)], "Amihud (2002)")
 def amihud_change(bars: Panel, short: int, long: int) -> Series:
-    "log(illiquidity of short / illiquidity of long), means of |return| / (close * volume)"
+    "log(illiquidity of short / illiquidity of long), means of |return| / money traded"
     return amihud(bars, short) - amihud(bars, long)
 
 @technical("liquidity", [60], "Brennan, Huh and Subrahmanyam (2013)")
 def amihud_down(bars: Panel, n: int) -> Series:
-    "Share of falling bars in the sum over n of |return| / (close * volume)"
-    cost = bars.returns.abs() / (bars.close * bars.volume / 1e6)
+    "Share of falling bars in the sum over n of |return| / money traded"
+    cost = bars.returns.abs() / (bars.money / 1e6)
     return ((bars.returns < 0) * cost).mean(n) / cost.mean(n)
 
 @technical("liquidity", [20, 252], "Brennan, Chordia and Subrahmanyam (1998)")
 def dollar_volume(bars: Panel, n: int) -> Series:
-    "log of the mean of close * volume over n"
-    return (bars.close * bars.volume).mean(n).log()
+    "log of the mean money traded over n"
+    return bars.money.mean(n).log()
 
 @technical("liquidity", [20, 252], "Chordia, Subrahmanyam and Anshuman (2001)")
 def volume_cv(bars: Panel, n: int) -> Series:

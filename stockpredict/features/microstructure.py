@@ -47,17 +47,17 @@ def spread_change(bars: Panel, n: int, m: int) -> Series:
     "Mean Corwin-Schultz spread of n bars - the same of m bars"
     return corwin_schultz(bars, n) - corwin_schultz(bars, m)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #8d90e909
+# %% ../../nbs/features/24e_microstructure.ipynb #e8e7ed1e
 @traded("liquidity", "Hasbrouck (2009)", [20, 60])
 def kyle_lambda(bars: Panel, n: int) -> Series:
-    "log(sum of |return| * sqrt(money) / sum of money over n), money = close * volume in millions"
-    money = bars.close * bars.volume / 1e6
+    "log(sum of |return| * sqrt(money) / sum of money over n), money traded, in millions"
+    money = bars.money / 1e6
     return ((bars.returns.abs() * money.sqrt()).sum(n) / money.sum(n)).log()
 
 @traded("liquidity", "Kyle and Obizhaeva (2016)", [20, 60])
 def invariance(bars: Panel, n: int) -> Series:
-    "log(variance of n returns / mean money of n) / 3, money = close * volume in millions"
-    return (bars.returns.var(n) / (bars.close * bars.volume / 1e6).mean(n)).log() / 3
+    "log(variance of n returns / mean money of n) / 3, money traded, in millions"
+    return (bars.returns.var(n) / (bars.money / 1e6).mean(n)).log() / 3
 
 def _after(y, x, z): return y, x, z, y * x, y * z, x * x, z * z, x * z
 

@@ -239,36 +239,36 @@ def bear_share(bars: Panel, n: int) -> Series:
     "Share of stocks n % or more below their highest close of 252 bars - 0.5"
     return as_one(bars.close <= bars.close.max(252) * (1 - n / 100)) - .5
 
-# %% ../../nbs/features/24c_regimes.ipynb #1abb48a9
+# %% ../../nbs/features/24c_regimes.ipynb #8e5a5a07
 def _sides(bars): # one column each: heads and money on rising and on falling stocks
     up, down = bars.returns > 0., bars.returns < 0.
-    money = bars.close * bars.volume
+    money = bars.money
     return tuple(as_one(x) for x in (up + 0 * money, down + 0 * money, up * money, down * money))
 
 @state("Arms (1967)", n=[10])
 def trin(bars: Panel, n: int) -> Series:
-    "log((rising / falling stocks) / (money on rising / money on falling stocks)), each summed over n, limited to 1.5, / 3"
+    "log((rising / falling stocks) / (money traded in rising / in falling stocks)), each summed over n, limited to 1.5, / 3"
     up, down, bought, sold = (x.sum(n) for x in _sides(bars))
     return bounded((up / down / (bought / sold)).log(), 1.5)
 
 @state("Desmond (2002)", n=[10])
 def up_money(bars: Panel, n: int) -> Series:
-    "Money on rising stocks / money on rising and falling stocks, each summed over n, - 0.5"
+    "Money traded in rising stocks / in rising and falling stocks, each summed over n, - 0.5"
     _, _, bought, sold = (x.sum(n) for x in _sides(bars))
     return bought / (bought + sold) - .5
 
 @state("Plyakha, Uppal and Vilkov (2021), money for size", n=[20])
 def money_lead(bars: Panel, n: int) -> Series:
-    "sqrt(n) * mean / standard deviation over n of the money-weighted less the equally weighted return, limited to 3, / 6"
-    money = (bars.close * bars.volume).mean(20).lag(1)
+    "sqrt(n) * mean / standard deviation over n of the return weighted by money traded less the equally weighted return, limited to 3, / 6"
+    money = bars.money.mean(20).lag(1)
     weighted = as_one(money * bars.returns)
     gap = weighted / as_one(money + 0 * bars.returns) - as_one(bars.returns)
     return bounded(gap.mean(n) / gap.std(n) * math.sqrt(n))
 
 @state("Amihud (2002), of the market", n=[20])
 def market_illiquidity(bars: Panel, n: int) -> Series:
-    "log of the n-session mean of the mean |return| / money across stocks, against its past year"
-    return against_year(as_one(bars.returns.abs() / (bars.close * bars.volume)).mean(n).log())
+    "log of the n-session mean of the mean |return| / money traded across stocks, against its past year"
+    return against_year(as_one(bars.returns.abs() / bars.money).mean(n).log())
 
 @state("Gervais, Kaniel and Mingelgrin (2001), of the market", n=[20])
 def market_volume(bars: Panel, n: int) -> Series:

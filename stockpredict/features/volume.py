@@ -16,12 +16,11 @@ def volume_ratio(bars: Panel, n: int) -> Series:
     "log(volume / mean volume of n bars)"
     return (bars.volume / bars.volume.mean(n)).log()
 
-# %% ../../nbs/features/23_volume.ipynb #a1d5cbbc
+# %% ../../nbs/features/23_volume.ipynb #d13a8340
 @feature(group="liquidity", n=[20], source="Amihud (2002)")
 def amihud(bars: Panel, n: int) -> Series:
-    "log of the mean of |return| per million traded, over n bars"
-    traded = bars.close * bars.volume / 1e6
-    return (bars.returns.abs() / traded).mean(n).log()
+    "log of the mean of |return| / money traded in millions, over n bars"
+    return (bars.returns.abs() / (bars.money / 1e6)).mean(n).log()
 
 # %% ../../nbs/features/23_volume.ipynb #025d9951
 @feature(group="pressure", n=[20], source="Granville (1963)")
