@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEEDED', 'GIVES', 'known_bars', 'value_area', 'intraday_fields', 'inside', 'intra_vol', 'intra_vol_change',
-           'signed_variation', 'jump_share', 'realised_skew', 'realised_kurt', 'intra_share', 'first_half_hour',
-           'last_half_hour', 'opening_breakout', 'opening_range', 'open_volume', 'close_volume', 'intra_imbalance',
-           'close_to_vwap', 'close_to_control', 'value_place', 'value_shift', 'value_width']
+           'intra_signed_variation', 'intra_jump_share', 'realised_skew', 'realised_kurt', 'intra_share',
+           'first_half_hour', 'last_half_hour', 'opening_breakout', 'opening_range', 'open_volume', 'close_volume',
+           'intra_imbalance', 'close_to_vwap', 'close_to_control', 'value_place', 'value_shift', 'value_width']
 
 # %% ../../nbs/features/25q_intraday.ipynb #c1e2a46a
 import math
@@ -127,7 +127,7 @@ def _short_bars(asked):
     rows = asked.read("intraday", ticker=asked.tickers, interval="5min", start=asked.panel.sessions[0])
     return intraday_fields(rows, asked.panel, asked.calendar, asked.at) if len(rows) else {}
 
-# %% ../../nbs/features/25q_intraday.ipynb #bb772bb9
+# %% ../../nbs/features/25q_intraday.ipynb #4be94825
 def inside(group: str, source: str, n: list | None = None): # decorator
     "A formula on fields of short bars, in the set `facts`."
     return feature(group=group, n=n, source=source, sets=("facts",))
@@ -144,12 +144,12 @@ def intra_vol_change(bars: Panel, n: int, m: int) -> Series:
     return (x.mean(n) / x.mean(m)).log()
 
 @inside("intraday", "Patton and Sheppard (2015)", [1, 5, 22])
-def signed_variation(bars: Panel, n: int) -> Series:
+def intra_signed_variation(bars: Panel, n: int) -> Series:
     "(Upper - lower realised semivariance) / realised variance, each summed over n"
     return (fact(bars, "intra_up").sum(n) - fact(bars, "intra_down").sum(n)) / fact(bars, "intra_variance").sum(n)
 
 @inside("intraday", "Barndorff-Nielsen and Shephard (2004)", [1, 22])
-def jump_share(bars: Panel, n: int) -> Series:
+def intra_jump_share(bars: Panel, n: int) -> Series:
     "1 - bipower variation / realised variance, each summed over n, at least zero"
     return (1 - fact(bars, "intra_bipower").sum(n) / fact(bars, "intra_variance").sum(n)).clip(low=0.)
 

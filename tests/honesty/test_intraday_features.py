@@ -172,7 +172,7 @@ def test_features_on_fields_equal_pandas():
     middle, wide = (got["intra_value_low"] + got["intra_value_high"]) / 2, got["intra_value_high"] - got["intra_value_low"]
     want = dict(
         intra_vol_5=f("variance", 5)**.5, intra_vol_change_1_22=np.log(f("variance") / f("variance", 22)),
-        signed_variation_5=(f("up", 5) - f("down", 5)) / f("variance", 5), jump_share_1=(1 - f("bipower") / f("variance")).clip(lower=0),
+        intra_signed_variation_5=(f("up", 5) - f("down", 5)) / f("variance", 5), intra_jump_share_1=(1 - f("bipower") / f("variance")).clip(lower=0),
         realised_skew_5=f("skew", 5), realised_kurt_5=f("kurt", 5),
         intra_share_22=np.log(f("variance", 22) / (got["intra_close"].pct_change()**2).rolling(22).mean()),
         first_half_hour_5=f("first", 5) / f("variance", 5)**.5, last_half_hour_1=f("last") / f("variance")**.5,
