@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['REACHES', 'together', 'scattered', 'latest']
 
-# %% ../../nbs/features/21d_latest.ipynb #8cdf8a4d
+# %% ../../nbs/features/21d_latest.ipynb #fbda72f2
 import math
 import torch
 from torch import Tensor
 from .catalogue import Feature, fill, proven, room
 from .kernels import missed
 from .panel import Panel
+from .series import _steps
 
 # %% ../../nbs/features/21d_latest.ipynb #01d6e6dc
 def together(
@@ -55,7 +56,7 @@ def _slow(panel, chosen, out, sessions): # the others, by look-back
         bars = max(f.lookback for f in some) + sessions - 1
         fill(panel.tail(bars, max(f.crossings for f in some)), {f: out[f] for f in some})
 
-# %% ../../nbs/features/21d_latest.ipynb #7757da17
+# %% ../../nbs/features/21d_latest.ipynb #e92080eb
 def latest(
     panel: Panel, # the market as known, at least as long as the longest look-back
     names: str | list, # names of features, names of sets, or `Feature` objects
@@ -69,7 +70,7 @@ def latest(
     due = [f for f in chosen if f.fields <= there]
     bars = max((f.lookback for f in due), default=1) + sessions - 1
     whole = not bool(scattered(panel, bars).any())
-    quick = [f for f in due if f.recipe is not None and (whole or not f.crossings)]
+    quick = [f for f in due if f.recipe is not None and (whole or not f.crossings) and not any(_steps[r][2] in ("days", "spread") for r in f.uses if r in _steps)]
     for way, some in ((_quick, quick), (_slow, [f for f in due if f not in set(quick)])):
         if some: way(panel, some, out, sessions)
     return out

@@ -10,7 +10,7 @@ __all__ = ['as_one', 'for_all', 'state', 'bounded', 'paths', 'along', 'market_tr
            'advance_decline', 'mcclellan', 'breadth_thrust', 'new_highs', 'bear_share', 'trin', 'up_money',
            'money_lead', 'market_illiquidity', 'market_volume', 'regime', 'stock_cycle', 'trend_age', 'vol_regime']
 
-# %% ../../nbs/features/24c_regimes.ipynb #40e6a721
+# %% ../../nbs/features/24c_regimes.ipynb #94201b81
 import math
 from weakref import WeakKeyDictionary
 import torch
@@ -20,9 +20,9 @@ from .calendar import context
 from .catalogue import feature
 from .market import against_year
 from .panel import Panel
-from .series import Grid, Series
+from .series import Grid, Series, by_recipe
 
-# %% ../../nbs/features/24c_regimes.ipynb #33f91e62
+# %% ../../nbs/features/24c_regimes.ipynb #0d504ac1
 _columns, _means = WeakKeyDictionary(), WeakKeyDictionary() # grids and series that were asked for, and their columns
 
 def _column(grid):
@@ -36,18 +36,23 @@ def as_one(
     "The mean of each session as a series of its own, on a panel of one ticker."
     kept = _means.setdefault(x, {})
     if spread not in kept:
-        v = x.values
-        v = v.masked_fill_(~v.isfinite(), math.nan)
-        mean = (L.spread_across(v)[1] if spread else L.mean_across(v)).to(v.dtype)
-        kept[spread] = Series(mean, _column(x.grid), x.lookback, x.crossings + 1, x.fields)
+        of = _deviation if spread else _mean
+        def make(): return Series(of(x.values), grid, x.lookback, x.crossings + 1, x.fields)
+        grid = _column(x.grid)
+        kept[spread] = by_recipe(grid, f"as one{of.__name__}", "column", of, make, x)
     return kept[spread]
+
+def _mean(v): return L.mean_across(v.masked_fill(~v.isfinite(), math.nan)).to(v.dtype)
+
+def _deviation(v): return L.spread_across(v.masked_fill(~v.isfinite(), math.nan))[1].to(v.dtype)
 
 def for_all(
     x: Series, # one column
     bars: Panel, # the market it came from
 ) -> Series: # the same value for every ticker with a bar
     "A column as a feature of every ticker."
-    return Series(x.values.expand(bars.present.shape), bars.grid, x.lookback, x.crossings, x.fields)
+    def make(): return Series(x.values.expand(bars.present.shape), bars.grid, x.lookback, x.crossings, x.fields)
+    return by_recipe(bars.grid, "for all", "spread", None, make, x)
 
 def state(source: str, n: list | None = None): # decorator
     "A column of the market, listed as a feature of the set `context`."
@@ -61,7 +66,7 @@ def bounded(x: Series, most: float = 3.) -> Series: # -0.5 to +0.5
     "A quantity around zero, limited to `most` and divided by twice that."
     return x.clip(-most, most) / (2 * most)
 
-# %% ../../nbs/features/24c_regimes.ipynb #a02f86eb
+# %% ../../nbs/features/24c_regimes.ipynb #8ae781d8
 def paths(
     x: Tensor, # `[session, 1]`: returns
     n: int, # sessions
@@ -69,10 +74,10 @@ def paths(
     "The way the market went within each window."
     return torch.log1p(x[:, 0].double()).unfold(0, n, 1).cumsum(1)
 
-def along(x: Series, n: int, of) -> Series: # one column
-    "A function of the path of the last `n` sessions."
+def along(x: Series, n: int, name: str, of) -> Series: # one column
+    "A function of the path of the last `n` sessions, and what it is called."
     def op(v): return K.undefined_head(of(paths(v, n))[:, None] if len(v) >= n else None, v)
-    return x._back(op, n - 1)
+    return x._back(op, n - 1, name=f"{name} {n}")
 
 @state("Moskowitz, Ooi and Pedersen (2012)", n=[21, 63, 126, 252])
 def market_trend(bars: Panel, n: int) -> Series:
@@ -84,14 +89,14 @@ def market_trend(bars: Panel, n: int) -> Series:
 def market_average(bars: Panel, n: int) -> Series:
     "(log level - its mean over n sessions) / (standard deviation of n returns * sqrt(n)), limited to 1.5, / 3"
     x = as_one(bars.returns)
-    return bounded(along(x, n, lambda p: p[:, -1] - p.mean(1)) / (x.std(n) * math.sqrt(n)), 1.5)
+    return bounded(along(x, n, "level over its mean", lambda p: p[:, -1] - p.mean(1)) / (x.std(n) * math.sqrt(n)), 1.5)
 
 @state("Chekhlov, Uryasev and Zabarankin (2005)", n=[63, 252])
 def market_drawdown(bars: Panel, n: int) -> Series:
     "Level of the market / its highest level of n sessions - 1"
-    return along(as_one(bars.returns), n, lambda p: (p[:, -1] - p.amax(1)).expm1())
+    return along(as_one(bars.returns), n, "fall from the top", lambda p: (p[:, -1] - p.amax(1)).expm1())
 
-# %% ../../nbs/features/24c_regimes.ipynb #803e5f20
+# %% ../../nbs/features/24c_regimes.ipynb #33a09af9
 def cycle(
     p: Tensor, # `[window, n]`: log levels
     share: float, # the move that makes a new state, e.g. 0.2
@@ -110,12 +115,12 @@ def cycle(
 @state("Lunde and Timmermann (2004)", n=[10, 20])
 def market_cycle(bars: Panel, n: int) -> Series:
     "+0.5 after a rise of n % from the trough, -0.5 after a fall of n % from the peak, whichever came last in 252 sessions; 0 before either"
-    return along(as_one(bars.returns), 252, lambda p: cycle(p, n / 100)[0] / 2)
+    return along(as_one(bars.returns), 252, f"cycle {n}", lambda p: cycle(p, n / 100)[0] / 2)
 
 @state("Pagan and Sossounov (2003)", n=[10, 20])
 def market_cycle_age(bars: Panel, n: int) -> Series:
     "Sessions since the state of the n % filter over 252 sessions began / 252 - 0.5"
-    return along(as_one(bars.returns), 252, lambda p: cycle(p, n / 100)[1] / 252 - .5)
+    return along(as_one(bars.returns), 252, f"age of the cycle {n}", lambda p: cycle(p, n / 100)[1] / 252 - .5)
 
 # %% ../../nbs/features/24c_regimes.ipynb #3d978fb0
 @state("Moreira and Muir (2017)", n=[20, 60])
