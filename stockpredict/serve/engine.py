@@ -273,7 +273,7 @@ def predict_universe(self: Engine) -> Answers:
         forecast = self.forward(window.inputs)
         return Answers(self.answers(window, forecast), self.about(window, forecast), forecast)
 
-# %% ../../nbs/serve/61_engine.ipynb #15043ce3
+# %% ../../nbs/serve/61_engine.ipynb #464f045e
 @patch
 def joined(self: Engine,
     window: Window, # the universe
@@ -290,22 +290,24 @@ def joined(self: Engine,
     tickers = panel.tickers if ticker in panel.tickers else [*panel.tickers, ticker]
     n = tickers.index(ticker)
     fields = {f: put(getattr(panel, f).values, n, mine[i].float()) for i, f in enumerate(FIELDS) if panel.has(f)}
-    inputs = column(self.inputs(Panel(fields | beside(panel, n, mine[FIELDS.index("close")]), panel.sessions, tickers)), n)
+    inputs = column(self.inputs(Panel(fields | beside(panel, n, mine), panel.sessions, tickers)), n)
     if not inputs.usable[-1, 0]:
         raise NotEnoughHistory(f"{len(ask.bars)} bars are too few to know how volatile {ticker} is.", f"Send {self.need()} sessions or more.")
     return replace(window, inputs=inputs, closes={ticker: float(mine[FIELDS.index("close"), -1])})
 
-# %% ../../nbs/serve/61_engine.ipynb #64f9138b
+# %% ../../nbs/serve/61_engine.ipynb #da7f8b4f
 def beside(
     panel: Panel, # the universe, with facts
     n: int, # column of the caller's ticker, perhaps a new one
-    close: torch.Tensor, # the caller's closes, one a session
+    mine: torch.Tensor, # the caller's bars, `[field, session]`
 ) -> dict: # field -> `[session, ticker]`
-    "The facts with the caller's ticker among them: its own when it is held, else those about the market; the price is the caller's."
+    "The facts with the caller's ticker among them: its own when it is held, else those about the market; price and money are the caller's."
+    close, volume = (mine[FIELDS.index(f)] for f in ("close", "volume"))
+    own = dict(raw_close=close, money=close * volume)
     market, made = fields_of(market=True) if set(panel._fields) - set(FIELDS) else {}, {}
     for f, x in panel._fields.items():
         if f in FIELDS: continue
-        if f == "raw_close": made[f] = put(x, n, close.to(x))
+        if f in own: made[f] = put(x, n, own[f].to(x))
         elif f == MEMBER: made[f] = put(x, n, torch.zeros_like(x[:, 0]) if n == x.shape[1] else x[:, n].nan_to_num(0.)) # whoever asks is answered
         else: made[f] = x if n < x.shape[1] else put(x, n, x[:, 0] if f in market else torch.full_like(x[:, 0], torch.nan))
     return made

@@ -9,15 +9,16 @@ import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.settings import load_settings
+from stockpredict.data.adjust import adjust
 from stockpredict.data.lake import Lake
 from stockpredict.data.simulate import simulate
-from stockpredict.features.catalogue import Feature, compute, prove
+from stockpredict.features.catalogue import Feature, as_features, compute, fill, prove
 from stockpredict.features.events import as_known, attach, decision_times, fact, per_session, with_facts
 from stockpredict.features.fundamentals import report_fields
 from stockpredict.features.groups import by_beta, by_group, member_fields
 from stockpredict.features.macro import macro_fields
 from stockpredict.features.news import news_fields, tone
-from stockpredict.features.panel import Panel, same
+from stockpredict.features.panel import FIELDS, Panel, same
 from stockpredict.features.series import Series
 
 CALENDAR = get_calendar()
@@ -215,6 +216,56 @@ def test_by_group_and_by_beta_leave_nothing_of_either(panel):
     b = b.masked_fill(left.isnan(), torch.nan); b = b - b.nanmean(1, keepdim=True)
     scale = panel.returns.values.double().abs().nanmean() * b.abs().nanmean()
     assert (left * b).nanmean(1).abs()[100:].max() < 1e-5 * max(scale, 1.) and left.nanmean(1).abs()[100:].max() < 1e-8
+
+
+# --- payments to come
+
+def payments(market):
+    "Factors of two days: some, and later a dividend or a split for most tickers, all in the last twenty sessions."
+    days, names = np.sort(market.event_time.unique()), sorted(market.ticker.unique())
+    known = [(t, days[len(days) // 3], .95) for t in names[2:6]]
+    coming = [(t, days[-20], .9 + .01 * i) for i, t in enumerate(names[:4])] + [(names[5], days[-15], .5), (names[6], days[-10], 3.)]
+    return [pd.DataFrame(rows, columns=["ticker", "event_time", "factor"]).sort_values(["ticker", "event_time"], ignore_index=True)
+            for rows in (known, known + coming)]
+
+
+def test_a_payment_to_come_changes_no_feature():
+    "The whole catalogue on bars as they were adjusted before and after the last twenty sessions. A few parts in a million are left to log(volume + 1)."
+    market = simulate("realistic", tickers=8, sessions=560, seed=3).bars.sort_values(["ticker", "event_time"], ignore_index=True)
+    then, now = (Panel.from_bars(adjust(market, f), CALENDAR, torch.float64).first(540) for f in payments(market))
+    planted = {Feature(lambda b: (b.close * b.volume).mean(20).xrank()), Feature(lambda b: b.close.mean(5)), Feature(lambda b: b.volume.mean(5))}
+    chosen, rng = [*as_features("all"), *planted], np.random.default_rng(1)
+    beside = sorted(set().union(*(f.fields for f in chosen)) - set(FIELDS))
+    facts = {k: np.exp(.3 * rng.standard_normal(then.present.shape)).round(1) for k in beside}
+    facts["sector"] = np.tile(np.arange(8.) % 3, (540, 1))
+    found = [{f: torch.empty_like(then.close.values) for f in chosen} for _ in range(2)]
+    for panel, out in zip((then, now), found, strict=True): fill(attach(panel, facts), out)
+    moved = set()
+    for f in chosen:
+        a, b = (x[f].masked_fill(~x[f].isfinite(), torch.nan) for x in found)
+        both = ~(a.isnan() | b.isnan())
+        assert both.any(), f"{f.name} is never defined, the test is empty"
+        gap = (a - b)[both].abs() / (a[both].abs() + a[both].std())
+        if not torch.equal(a.isnan(), b.isnan()) or gap.max() > 5e-6: moved.add(f)
+    assert planted <= moved, "the test does not notice what it is for"
+    assert sorted(f.name for f in moved - planted) == []
+
+
+def test_money_is_what_was_published():
+    "As a column or as a product, in pieces or whole; absent where close or volume is; a column of one's own is believed."
+    market = simulate("realistic", tickers=8, sessions=80, seed=5).bars.sort_values(["ticker", "event_time"], ignore_index=True)
+    market.loc[7, "volume"] = np.nan; market.loc[9, "close"] = np.nan
+    want = Panel.from_bars(market, CALENDAR).money
+    assert want.fields == {"close", "volume"} and want.lookback == 1 and want.values.isnan().sum() == (~Panel.from_bars(market).present).sum() + 1
+    panel = Panel.from_bars(adjust(market, payments(market)[1]), CALENDAR)
+    torch.testing.assert_close(panel.money.values, want.values, rtol=1e-6, atol=0., equal_nan=True)
+    assert (panel.close * panel.volume).values.nan_to_num().ne(want.values.nan_to_num()).any(), "nothing was adjusted, the test is empty"
+    cut = panel.select(panel.tickers[::-1]).last(30).until(panel.sessions[-5])
+    assert same(cut.money.values, panel.money.values[-30:-4].flip(1))
+    assert all(same(part.money.values, panel.money.values[:, at:at + 4]) for at, part in panel.blocks(4))
+    own = Panel.from_bars(market.assign(money=7.), CALENDAR).money.values
+    assert same(own, want.values * 0 + 7.) and same(Panel.from_bars(adjust(market.assign(money=7.), payments(market)[0]), CALENDAR).money.values, own)
+    assert Panel.from_bars(market.drop(columns="volume").assign(money=7.)).money.values.isnan().all(), "without a volume nobody knows it"
 
 
 # --- from the lake

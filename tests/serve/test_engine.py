@@ -103,6 +103,21 @@ def test_own_bars_that_equal_the_lakes_give_the_stored_answer(engine):
         assert [p | {"source": "lake"} for p in told] == [stored[ticker, h] for h in (1, 5)]
 
 
+def test_the_callers_money_is_close_times_volume_as_sent(settings):
+    "Peers keep the money of their published prices, and whoever sends the bars of a ticker gets its numbers."
+    publish(settings, "ridge", 2, features=("ret_1", "amihud_20", "rank_money_20"))
+    engine = Engine(settings)
+    window, bars = engine.window(), own_bars(engine, "SIM03")
+    n = window.inputs.tickers.index("SIM03")
+    assert "money" in window.panel._fields, "nothing was adjusted in this market, the test is empty"
+    mine = lambda bars: engine.joined(window, WhatIf(ticker="SIM03", bars=bars)).inputs.x[-1, 0]
+    torch.testing.assert_close(mine(bars), window.inputs.x[-1, n])
+    busier = mine([b | {"volume": 1e3 * b["volume"]} for b in bars])
+    there = window.inputs.x[-1]
+    assert busier[0] == there[n, 0], "the return is the same"
+    assert busier[1] == there[:, 1].min() < there[n, 1] and busier[2] == there[:, 2].max() > there[n, 2], "the least illiquid, the most traded"
+
+
 def test_an_answer_does_not_depend_on_who_else_asks(engine):
     asks = [WhatIf(ticker=f"MINE{i}", bars=own_bars(engine, f"SIM0{i}")[-200 + i:]) for i in range(4)]
     together = engine.predict_bars(asks)
