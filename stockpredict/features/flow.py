@@ -9,11 +9,12 @@ __all__ = ['signed', 'obv_share', 'obv_distance', 'pvt_slope', 'flow_return', 'v
            'volume_peak', 'since_peak', 'volume_skew', 'amihud_change', 'amihud_down', 'dollar_volume', 'volume_cv',
            'zero_share', 'facilitation', 'size_volume', 'return_volume', 'return_volume_change']
 
-# %% ../../nbs/features/23a_flow.ipynb #2c548854
+# %% ../../nbs/features/23a_flow.ipynb #e088d522
+from .catalogue import technical
 from .momentum import of_range
 from .panel import Panel
 from .shapes import Series
-from .trends import technical, true_range, typical
+from .trends import true_range, typical
 from .volume import amihud, cmf, money_flow, volume_ratio, vwap_distance
 
 # %% ../../nbs/features/23a_flow.ipynb #796be849

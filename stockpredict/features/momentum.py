@@ -9,12 +9,13 @@ __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discretene
            'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power', 'bear_power', 'vigour',
            'of_range', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow', 'heikin_ashi', 'pivot', 'cta']
 
-# %% ../../nbs/features/22b_momentum.ipynb #f316c8b1
+# %% ../../nbs/features/22b_momentum.ipynb #404072d8
 import math
+from .catalogue import technical
 from .panel import Panel
 from .price import drawdown, max_ret, mom, place, range_, ret, reversal, rsi, stochastic, strength
 from .shapes import Series
-from .trends import technical, true_range, typical
+from .trends import true_range, typical
 
 # %% ../../nbs/features/22b_momentum.ipynb #3a4e2c1f
 for known, group, horizons, source in (

@@ -10,13 +10,14 @@ __all__ = ['ewma_vol', 'vol_ratio', 'vol_slope', 'vol_of_vol', 'vol_z', 'day_ran
            'since_shock', 'worst_fall', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'self_correlation', 'autocorr_at',
            'clustering']
 
-# %% ../../nbs/features/22c_volatility.ipynb #2f5139a0
+# %% ../../nbs/features/22c_volatility.ipynb #21a207fd
 import math
+from .catalogue import technical
 from .momentum import day, night
 from .panel import Panel
 from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, vol
 from .shapes import Series
-from .trends import technical, true_range
+from .trends import true_range
 
 # %% ../../nbs/features/22c_volatility.ipynb #da1491fb
 for known, windows, source in ((vol, [5, 10, 120, 252], "-"), (atr, [7, 22], "Wilder (1978)"), (parkinson, [5, 10, 60], "Parkinson (1980)"),
