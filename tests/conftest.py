@@ -1,5 +1,10 @@
 """What every test may ask for."""
+import contextlib
+import fcntl
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,17 +72,43 @@ def from_standin(tmp_path, standin):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    "A small simulated market that went through every step, pages included: what `stockpredict retrain --json` said, and its settings."
-    import json
-    import subprocess
-    import sys
+def together(tmp_path_factory, worker_id) -> Path:
+    "A folder that all workers of this run share."
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "together"
+    folder.mkdir(exist_ok=True)
+    return folder
 
+
+@contextlib.contextmanager
+def in_turn(lock: Path):
+    "One worker at a time."
+    with lock.open("a") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(together):
+    """A small simulated market that went through every step, pages included: what `stockpredict retrain --json` said, and its settings.
+
+    Made by the first worker that asks; a test that changes it asks for `finished_alone`."""
     from stockpredict.core.settings import load_settings
     from stockpredict.ops.pipeline import SMALL
-    place = tmp_path_factory.mktemp("finished")
+    place = together / "finished"
     changes = SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")}
     asked = [x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")]
-    done = subprocess.run([sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked], cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return {"said": json.loads(done.stdout), "settings": load_settings(overrides=changes), "asked": asked, "place": place, "console": done.stderr}
+    answer = together / "finished.json"
+    with in_turn(together / "finished.lock"):
+        if not answer.exists():
+            done = subprocess.run([sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked], cwd=ROOT, capture_output=True, text=True, timeout=900)
+            answer.write_text(json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr}))
+    done = json.loads(answer.read_text())
+    assert done["code"] == 0, done["said"][-3000:] + done["console"][-3000:]
+    return {"said": json.loads(done["said"]), "settings": load_settings(overrides=changes), "asked": asked, "place": place, "console": done["console"]}
+
+
+@pytest.fixture
+def finished_alone(finished, together):
+    "The same, and nobody else changes it meanwhile."
+    with in_turn(together / "changed.lock"): yield finished

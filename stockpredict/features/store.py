@@ -72,7 +72,7 @@ def code_mark(
     for p in dict.fromkeys(parts): mark.update(hashlib.sha256(p).digest())
     return mark.hexdigest()[:12]
 
-# %% ../../nbs/features/28_store.ipynb #c336677d
+# %% ../../nbs/features/28_store.ipynb #32e479d6
 class FeatureStore:
     "A set of features on the market of the settings, kept on disk."
     def __init__(self,
@@ -84,8 +84,9 @@ class FeatureStore:
         if not self.names: raise FeatureError("There is no feature to keep.", "Name at least one feature or set.")
         self.source, self.calendar = make_source(settings).id, get_calendar(settings.data.calendar)
         about, data = self.chosen, settings.data
+        self.index = data.index or "sp500" # whose membership, where a feature asks for it
         self.lookback, self.crossings = max(f.lookback for f in about), max(f.crossings for f in about)
-        recipe = [self.source, data.calendar, data.start, data.end, sorted(data.universe),
+        recipe = [self.source, data.calendar, data.start, data.end, sorted(data.universe), *([self.index] if kinds_of(self.needs) else []),
                   [(f.name, f.formula, f.lookback) for f in about], code_mark(about)]
         self.key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
         self.folder, self._lake, self._opening = settings.storage.home_dir / "features" / self.key, None, threading.Lock()
@@ -105,7 +106,7 @@ class FeatureStore:
     def __exit__(self, *_): self.close()
     def __repr__(self): return f"FeatureStore {self.key}: {len(self.names)} features of {self.source}, looks back {self.lookback} bars"
 
-# %% ../../nbs/features/28_store.ipynb #de2e8ed5
+# %% ../../nbs/features/28_store.ipynb #c7bc8976
 @patch
 def panel(self: FeatureStore,
     snapshot: int, # a version of the lake
@@ -118,7 +119,7 @@ def panel(self: FeatureStore,
     if not len(bars):
         raise LakeUnavailable(f"The lake holds no bars of the source {self.source} since {first}.", "Run `stockpredict ingest` first.", source=self.source)
     made = Panel.from_bars(anchored(bars, self._factors(snapshot)), self.calendar)
-    return with_facts(made, self.lake, self.calendar, self.needs, snapshot=snapshot, source=self.source)
+    return with_facts(made, self.lake, self.calendar, self.needs, index=self.index, snapshot=snapshot, source=self.source)
 
 @patch
 def _factors(self: FeatureStore, snapshot):

@@ -58,23 +58,23 @@ def pages(finished):
     return sorted(finished["settings"].storage.reports_dir.rglob("*.html"))
 
 
-def test_every_report_opens_offline_and_complains_of_nothing(finished, browse):
-    assert len(pages(finished)) >= 6
-    for page in pages(finished):
+def test_every_report_opens_offline_and_complains_of_nothing(finished_alone, browse):
+    assert len(pages(finished_alone)) >= 6
+    for page in pages(finished_alone):
         shown, complaints = browse(page.as_uri())
         assert "<h1" in shown and complaints == [], page.name
 
 
-def test_no_report_refers_to_another_host(finished):
-    for page in pages(finished):
+def test_no_report_refers_to_another_host(finished_alone):
+    for page in pages(finished_alone):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r"""(?:src|srcset)=["']?(https?:[^"' >]+)|<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""", text)
         assert fetched == [], page.name
         assert page.stat().st_size < 5_000_000, page.name
 
 
-def test_the_validation_report_says_what_a_sceptic_asks_for(finished, browse):
-    page = next(p for p in pages(finished) if "validate" in str(p))
+def test_the_validation_report_says_what_a_sceptic_asks_for(finished_alone, browse):
+    page = next(p for p in pages(finished_alone) if "validate" in str(p))
     words = re.sub(r"<[^>]+>", " ", browse(page.as_uri())[0])
     for wanted in ("Hold", "no evidence", "rank IC", "Self-test", "mean", "coverage", "Sharpe", "snapshot", "trials"):
         assert wanted.lower() in words.lower(), wanted

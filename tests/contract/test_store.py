@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from live_redis import Server
 
 from stockpredict.core.errors import FeatureError, LakeUnavailable, UnknownName, UnknownTicker
@@ -19,10 +20,13 @@ from stockpredict.data.lake import Lake
 from stockpredict.data.simulate import simulate
 from stockpredict.data.sources import make_source
 from stockpredict.features import online as on
+from stockpredict.features.catalogue import compute
 from stockpredict.features.online import Online, good_until, unseal
+from stockpredict.features.panel import Panel, same
 from stockpredict.features.store import FeatureStore, features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]
+MONEY = ["amihud_20", "dollar_volume_20", "rank_money_20", "kyle_lambda_20", "money_lead_20", "up_money_10"]
 MARKET = {"data.source": "simulated", "simulated.kind": "realistic", "simulated.tickers": 24, "simulated.sessions": 460, "data.start": "2000-01-01"}
 
 
@@ -110,7 +114,7 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
     both = pd.concat([previous, bars]).assign(adj_close=lambda f: f.close)
     both.loc[(both.ticker == paid) & (both.event_time == previous.event_time.iloc[0]), "adj_close"] *= .9
     both.loc[(both.ticker == paid) & (both.event_time == bars.event_time.iloc[0]), ["open", "high", "low", "close", "adj_close"]] *= .9
-    with FeatureStore(settings, NAMES) as store:
+    with FeatureStore(settings, NAMES + MONEY) as store:
         before = store.frame()
         assert append(settings, both).adjustments >= 1
         done = store.materialise()
@@ -118,7 +122,15 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
         now = store.frame()
         equal(now, batch(store, tmp_path))
         equal(now[now.event_time <= previous.event_time.iloc[0]].reset_index(drop=True), before)
-        plain = store.panel(store.lake.snapshot()).close.frame()[paid]
+        panel = store.panel(store.lake.snapshot())
+        learned = Panel.from_bars(store.lake.bars(source=store.source), store.calendar)
+        assert same(panel.money.values, learned.money.values), "the store and the training know another money"
+        product = (learned.close * learned.volume).values
+        assert not torch.allclose(product[:-1, 0], learned.money.values[:-1, 0], rtol=1e-3), "nothing was paid, the test is empty"
+        kept = now.set_index(["event_time", "ticker"])[MONEY].unstack()
+        for name, x in compute(learned, MONEY).items():
+            np.testing.assert_allclose(kept[name][learned.tickers].to_numpy(), x.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+        plain = panel.close.frame()[paid]
         assert plain.iloc[-1] / plain.iloc[-2] == pytest.approx(bars.close.iloc[0] / previous[previous.ticker == paid].close.iloc[0], rel=1e-3)
 
 
@@ -420,6 +432,8 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
         facts(settings, "2040-01-01", "2040-01-03", 3)
         assert store.lake.snapshot() > n and store.materialise().loaded == 0
         equal(store.frame(), before)
+    with FeatureStore(settings.with_(**{"data.index": "nasdaq"}), FACTS) as other:
+        assert other.key != store.key and other.frame().membership_age.isna().all(), "nobody joined that index"
 
 
 def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp_path, monkeypatch):

@@ -268,7 +268,7 @@ def test_progress_is_silent_without_a_terminal(home, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_the_sample_experiment_tries_every_candidate(tmp_path):
-    settings = load_settings(overrides={"storage.home": str(tmp_path)}, environ={})
+    settings = load_settings(overrides={"storage.home": str(tmp_path), "models.trials": 1}, environ={})
     ingest(settings)
     study = experiment(settings, tmp_path / "work")
     assert list(study.candidates) == ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"]

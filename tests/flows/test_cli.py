@@ -257,15 +257,15 @@ def test_after_a_retrain_everything_answers(finished):
 
 
 @pytest.mark.slow
-def test_the_doctor_sees_damage(finished, tmp_path):
+def test_the_doctor_sees_damage(finished_alone, tmp_path):
     import shutil
-    shutil.copytree(finished["place"] / "home", tmp_path / "home")
+    shutil.copytree(finished_alone["place"] / "home", tmp_path / "home")
     table = tmp_path / "home" / "serving" / "table.bin"
     raw = bytearray(table.read_bytes())
     raw[len(raw) // 2] ^= 1
     table.write_bytes(raw)
     for model in (tmp_path / "home" / "registry").rglob("manifest.json"): model.write_text(model.read_text().replace("horizons", "horizon"))
-    asked = [a.replace(str(finished["place"]), str(tmp_path)) for a in finished["asked"]]
+    asked = [a.replace(str(finished_alone["place"]), str(tmp_path)) for a in finished_alone["asked"]]
     done = ask("doctor", "--json", *asked)
     states = {f["name"]: f for f in json.loads(done.stdout)["findings"]}
     assert done.returncode == 1
@@ -274,21 +274,21 @@ def test_the_doctor_sees_damage(finished, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_question_again_costs_seconds_and_changes_nothing(finished):
+def test_the_same_question_again_costs_seconds_and_changes_nothing(finished_alone):
     started = time.monotonic()
-    again = ask("retrain", "--json", *finished["asked"])
+    again = ask("retrain", "--json", *finished_alone["asked"])
     said = json.loads(again.stdout)
-    assert said == finished["said"]
+    assert said == finished_alone["said"]
     assert time.monotonic() - started < 120
 
 
 @pytest.mark.slow
-def test_a_study_of_the_past_publishes_nothing(finished):
-    last = finished["said"]["as_of"]
+def test_a_study_of_the_past_publishes_nothing(finished_alone):
+    last = finished_alone["said"]["as_of"]
     day = f"{int(last[:4])}-{'06' if last[5:7] > '06' else '01'}-01"
-    champion = finished["settings"].storage.registry_dir / "champion.json"
+    champion = finished_alone["settings"].storage.registry_dir / "champion.json"
     before = champion.read_text()
-    done = ask("retrain", "--no-pages", "--json", "--as-of", day, *finished["asked"])
+    done = ask("retrain", "--no-pages", "--json", "--as-of", day, *finished_alone["asked"])
     said = json.loads(done.stdout)
     assert said["published"]["version"] is None and said["as_of"] <= day
     assert champion.read_text() == before

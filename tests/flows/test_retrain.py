@@ -64,15 +64,15 @@ def test_the_deployment_file_fits_the_flow(flow, root):
 
 
 @pytest.mark.slow
-def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished, root, tmp_path):
+def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, root, tmp_path):
     "On a question that was answered already: Prefect starts, every step is read back, nothing is published again."
-    history = finished["settings"].storage.registry_dir / "history.jsonl"
+    history = finished_alone["settings"].storage.registry_dir / "history.jsonl"
     before = history.read_text()
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
-    command = [sys.executable, root / "flows" / "retrain.py", *finished["asked"]]
+    command = [sys.executable, root / "flows" / "retrain.py", *finished_alone["asked"]]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert finished["said"]["sentence"] in done.stdout and "stockpredict serve" in done.stdout and "index.html" in done.stdout
+    assert finished_alone["said"]["sentence"] in done.stdout and "stockpredict serve" in done.stdout and "index.html" in done.stdout
     assert history.read_text() == before
     assert "Traceback" not in done.stderr
 

@@ -54,8 +54,8 @@ def test_a_page_where_nothing_was_ever_done_makes_its_own_small_work(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_a_work_folder_it_takes_the_newest_and_says_the_same_on_a_new_page(finished):
-    page = next(p for p in finished["said"]["pages"] if p["name"] == "r50_predict")
+def test_without_a_work_folder_it_takes_the_newest_and_says_the_same_on_a_new_page(finished_alone):
+    page = next(p for p in finished_alone["said"]["pages"] if p["name"] == "r50_predict")
     first = json.loads(Path(page["html"]).with_name("result.json").read_text())
-    again = runs.run("r50_predict", settings=finished["settings"], as_of=finished["said"]["as_of"])
+    again = runs.run("r50_predict", settings=finished_alone["settings"], as_of=finished_alone["said"]["as_of"])
     assert again.result == first["result"] and again.dir.name != first["run_id"]
