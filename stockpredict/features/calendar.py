@@ -8,13 +8,13 @@ __all__ = ['EXCHANGE', 'timetables', 'Days', 'on_days', 'context', 'weekday', 'r
            'santa', 'year_wave', 'president_year', 'moon', 'clock_change', 'pre_holiday', 'post_holiday', 'expiry_week',
            'witching_week', 'after_expiry', 'same_season', 'same_weekday', 'turn_premium']
 
-# %% ../../nbs/features/24b_calendar.ipynb #494dd94b
+# %% ../../nbs/features/24b_calendar.ipynb #c1d0bc0d
 from functools import cached_property, lru_cache
 from types import FunctionType
 import numpy as np, pandas as pd
 import torch
 from ..core.calendar import get_calendar
-from .catalogue import feature
+from .catalogue import feature, technical
 from .panel import Panel
 from .series import Series, by_recipe
 
@@ -205,13 +205,13 @@ def after_expiry(bars: Panel) -> Series:
     "+0.5 in the week after that of the third Friday of a month, else -0.5"
     return on_days(bars, lambda d: (d.friday.day >= 22) & (d.friday.day <= 28))
 
-# %% ../../nbs/features/24b_calendar.ipynb #a0963bf6
-@feature(group="seasonality", n=[(252, 21), (252, 5)], source="Heston and Sadka (2008)", sets=("technical",))
+# %% ../../nbs/features/24b_calendar.ipynb #7d4893da
+@technical("seasonality", [(252, 21), (252, 5)], "Heston and Sadka (2008)")
 def same_season(bars: Panel, n: int, m: int) -> Series:
     "Return over the m bars that followed the bar n bars ago: close n - m bars ago / close n bars ago - 1"
     return bars.close.lag(n - m) / bars.close.lag(n) - 1
 
-@feature(group="seasonality", n=[4, 12, 26], source="Keloharju, Linnainmaa and Nyberg (2016)", sets=("technical",))
+@technical("seasonality", [4, 12, 26], "Keloharju, Linnainmaa and Nyberg (2016)")
 def same_weekday(bars: Panel, n: int) -> Series:
     "Mean of the n returns that lie 4, 9, 14 … bars back: where the next bar stood in the last n weeks"
     def op(x):
@@ -220,7 +220,7 @@ def same_weekday(bars: Panel, n: int) -> Series:
         return out
     return bars.returns._back(op, 5 * n - 1, name=f"same weekday {n}")
 
-@feature(group="seasonality", n=[252], source="Lakonishok and Smidt (1988), a stock at a time", sets=("technical",))
+@technical("seasonality", [252], "Lakonishok and Smidt (1988), a stock at a time")
 def turn_premium(bars: Panel, n: int) -> Series:
     "(Mean return at turns of the month - mean of the other returns, over n bars) / standard deviation of n returns"
     turn = turn_of_month(bars) + .5
