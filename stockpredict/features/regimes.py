@@ -8,21 +8,22 @@ __all__ = ['as_one', 'for_all', 'state', 'bounded', 'paths', 'along', 'market_tr
            'market_downside', 'market_skew', 'market_autocorr', 'market_variance_ratio', 'avg_corr', 'avg_corr_change',
            'avg_variance', 'absorption', 'turbulence', 'return_spread', 'herding', 'avg_skew', 'breadth',
            'advance_decline', 'mcclellan', 'breadth_thrust', 'new_highs', 'bear_share', 'trin', 'up_money',
-           'money_lead', 'market_illiquidity', 'market_volume', 'regime', 'stock_cycle', 'trend_age', 'vol_regime']
+           'money_lead', 'market_illiquidity', 'market_volume', 'stock_cycle', 'trend_age', 'vol_regime']
 
-# %% ../../nbs/features/24c_regimes.ipynb #94201b81
+# %% ../../nbs/features/24c_regimes.ipynb #0d1472d7
 import math
+from functools import wraps
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from . import kernels as K, loops as L
 from .calendar import context
-from .catalogue import feature
+from .catalogue import technical
 from .market import against_year
 from .panel import Panel
 from .series import Grid, Series, by_recipe
 
-# %% ../../nbs/features/24c_regimes.ipynb #0d504ac1
+# %% ../../nbs/features/24c_regimes.ipynb #c45d8e84
 _columns, _means = WeakKeyDictionary(), WeakKeyDictionary() # grids and series that were asked for, and their columns
 
 def _column(grid):
@@ -57,8 +58,8 @@ def for_all(
 def state(source: str, n: list | None = None): # decorator
     "A column of the market, listed as a feature of the set `context`."
     def register(func):
+        @wraps(func)
         def inner(bars, *args): return for_all(func(bars, *args), bars)
-        inner.__name__, inner.__qualname__, inner.__module__, inner.__doc__ = func.__name__, func.__qualname__, func.__module__, func.__doc__
         return context("market state", source, n)(inner)
     return register
 
@@ -280,19 +281,15 @@ def market_volume(bars: Panel, n: int) -> Series:
     "n-session mean of the mean over stocks of volume / its mean of n bars, against its past year"
     return against_year(as_one(bars.volume / bars.volume.mean(n)).mean(n))
 
-# %% ../../nbs/features/24c_regimes.ipynb #06c8f060
-def regime(group: str, source: str, n: list): # decorator
-    "A feature of a stock's own regime, in the set `technical`."
-    return feature(group=group, n=n, source=source, sets=("technical",))
-
-@regime("stock state", "Pagan and Sossounov (2003), by extremes", n=[(252, 20)])
+# %% ../../nbs/features/24c_regimes.ipynb #cdb57a8d
+@technical("stock state", [(252, 20)], "Pagan and Sossounov (2003), by extremes")
 def stock_cycle(bars: Panel, n: int, p: int) -> Series:
     "+1 where close >= (1 + p %) * lowest of n, -1 where close <= (1 - p %) * highest of n, else 0; where both hold, the younger extreme decides"
     up, down = bars.close >= bars.close.min(n) * (1 + p / 100), bars.close <= bars.close.max(n) * (1 - p / 100)
     younger = (bars.close.argmin(n) < bars.close.argmax(n)).where(1., -1.)
     return (up * down).where(younger, up - down)
 
-@regime("stock state", "Brock, Lakonishok and LeBaron (1992), the age of the signal", n=[(50, 60), (200, 120)])
+@technical("stock state", [(50, 60), (200, 120)], "Brock, Lakonishok and LeBaron (1992), the age of the signal")
 def trend_age(bars: Panel, n: int, m: int) -> Series:
     "Signed share of m: bars since the close crossed its n-bar mean, at most m, / m; negative below the mean"
     above = bars.close > bars.close.mean(n)
@@ -300,7 +297,7 @@ def trend_age(bars: Panel, n: int, m: int) -> Series:
     age = (crossed.max(m) > 0).where(crossed.argmax(m), float(m)) / m
     return above.where(age, -age)
 
-@regime("volatility", "Moreira and Muir (2017), of a stock", n=[20, 60])
+@technical("volatility", [20, 60], "Moreira and Muir (2017), of a stock")
 def vol_regime(bars: Panel, n: int) -> Series:
     "log of the standard deviation of n returns, against its past year"
     return against_year(bars.returns.std(n).log())

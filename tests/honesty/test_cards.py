@@ -36,6 +36,7 @@ def test_the_page_holds_a_card_for_every_feature_with_two_pictures(page):
         f = features[name]
         assert len(re.findall(r'<path d="M[^"]+"', body)) == 2, f"{name} has nothing to show"
         assert f"looks back</dt><dd>{f.lookback} bars" in body and f.proven and "cut off" in body, name
+        assert f"def {f.func.__name__}(bars" in body, f"{name} does not show how it is written"
 
 
 def test_the_page_needs_nobody_else_and_runs_only_its_own_script(page):
