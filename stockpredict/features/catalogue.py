@@ -22,7 +22,7 @@ from ..core.registry import Registry
 from .panel import FIELDS, Panel, same, scramble
 from .series import Grid, Series, Shared, rows_needed
 
-# %% ../../nbs/features/21_catalogue.ipynb #86a9c045
+# %% ../../nbs/features/21_catalogue.ipynb #9e30c9fc
 CUTS = (67, 23) # sessions before the end at which the proof takes the future away
 
 def _proof_fact(name, sessions): # `[session, ticker]`
@@ -48,6 +48,7 @@ def proof_panel(
         x["volume"][-a - 1:-a + 2, 4] = math.nan
         for name in FIELDS: x[name][-a - 1:-a + 2, 2] = math.nan; x[name][-a + 4, 0] = math.nan
     for name in FIELDS: x[name][:-CUTS[0], 1] = math.nan; x[name][-8:, 5] = math.nan
+    x["money"] = x["close"] * x["volume"] * torch.linspace(1.3, 1., sessions)[:, None] # dividends since then are missing from the close
     x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
