@@ -74,7 +74,7 @@ def _diary(self: Lake, source, snapshot): # (the source meant, did each of its b
     sums = mine.sums.iloc[0]
     return mine.source.iloc[0], mine.corrected.iloc[0] == 0, not isinstance(sums, str) or json.loads(sums)[1][0] > 0
 
-# %% ../../nbs/data/14_lake.ipynb #62833ee4
+# %% ../../nbs/data/14_lake.ipynb #0876370e
 @patch
 def bars(self: Lake,
     tickers: list[str] | None = None, # None = all
@@ -84,7 +84,7 @@ def bars(self: Lake,
     snapshot: int | str | None = None, # a version of the lake, or the name of a pin
     adjusted: bool = True, # prices adjusted for splits and dividends known by `as_of`
     source: str | None = None, # None = the one ingested last
-) -> pd.DataFrame: # columns BAR_COLUMNS, sorted by ticker and event_time
+) -> pd.DataFrame: # columns BAR_COLUMNS, and money as published where prices were adjusted; sorted by ticker and event_time
     "Bars as they were known at a point in time."
     snapshot = None if snapshot is None else self.number(snapshot)
     source, once, factored = self._diary(source, snapshot)
