@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
-           'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_rank', 'rolling_quantile',
-           'rolling_extreme', 'rolling_age', 'rank_across', 'exp_mean', 'exp_newest', 'mean_across', 'compiled',
-           'block', 'add', 'gather', 'advance', 'moments', 'pairs', 'lines', 'faded_means', 'extremes', 'ages',
-           'places', 'quantiles', 'ordered', 'row_ranks', 'row_means', 'either', 'spread_across', 'settle']
+           'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_extreme', 'rolling_age',
+           'exp_mean', 'exp_newest', 'mean_across', 'compiled', 'block', 'add', 'gather', 'advance', 'blank', 'centred',
+           'moments', 'multiplied', 'pairs', 'lines', 'unbroken', 'faded_means', 'weights', 'extremes', 'ages',
+           'row_means', 'either', 'spread_across', 'settle']
 
-# %% ../../nbs/features/18a_loops.ipynb #83c2acbc
+# %% ../../nbs/features/18a_loops.ipynb #9b4c3e4c
 import math, os
-from functools import cached_property, partial, update_wrapper
+from functools import cached_property, lru_cache, partial, update_wrapper
 from types import FunctionType
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ def gather(out, ring, t, n, size, fade, trend, width):
             done += width
             faded *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #60171ec2
+# %% ../../nbs/features/18a_loops.ipynb #fb88a109
 @compiled
 def advance(new, out, ring, t, n, size, fade, trend, left=-1):
     "Take the row of bar `t`, leave in `out` the sums of the last `n` rows; with `left`, only when none is left."
@@ -94,10 +94,14 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
         first = 0
         if trend:
             first = 2 * size
+            aged = row[size:first]
             for j in range(size):
-                before, old = row[j], row[size + j]
-                row[j], row[size + j] = new[j], new[size + j]
-                new[size + j] += old + width * before
+                old = aged[j]
+                aged[j] = new[size + j]
+                new[size + j] += old + width * row[j]
+            for j in range(size):
+                before = row[j]
+                row[j] = new[j]
                 new[j] += before
         for j in range(first, len(new)):
             before = row[j]
@@ -106,108 +110,175 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
         width *= 2
         fade *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #d694d787
+# %% ../../nbs/features/18a_loops.ipynb #82678cb9
+@compiled
+def blank(rows, size, n):
+    "A table to be filled from row `n - 1` on, `NaN` above."
+    out = np.empty((rows, size), np.float32)
+    out[:n - 1] = np.nan
+    return out
+
+@compiled
+def centred(s, size, n, at, mean, var):
+    "Means and variances (divided by `n`) from the sums that `s` starts with and the sums of squares from `at` on."
+    for j in range(size):
+        m, square = s[j] / n, s[at + j] / n
+        v = square - m * m
+        mean[j], var[j] = m, 0. if v <= 1e-14 * square else v
+
 @compiled
 def moments(x, n, ask, scale):
     "Over `n` bars: sum (0), sample variance (1) or its root (2), skewness (3); the sum and the skewness times `scale`."
     rows, size = x.shape
-    out, parts, single = np.full((rows, size), np.float32(np.nan)), (1, 2, 2, 3)[ask], rows == n
+    out, parts = blank(rows, size, n), (1, 2, 2, 3)[ask]
     new, s, ring = np.empty(parts * size), np.empty(parts * size), np.zeros((2 * n, parts * size))
+    mean, var, grow = np.empty(size), np.empty(size), n / (n - 1.)
     for t in range(rows):
-        for j in range(size): new[j] = x[t, j]
+        now, here = x[t], out[t]
+        for j in range(size): new[j] = now[j]
         for k in range(1, parts):
-            for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * x[t, j]
-        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if single else -1)
+            for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * now[j]
+        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
         if t < n - 1: continue
+        if ask > 0: centred(s, size, n, size, mean, var)
         if ask == 0:
-            for j in range(size): out[t, j] = s[j] * scale
-            continue
-        for j in range(size):
-            mean, square = s[j] / n, s[size + j] / n
-            var = square - mean * mean
-            var = 0. if var <= 1e-14 * square else var
-            if ask == 3:
-                centred = s[2 * size + j] / n - mean * (3 * var + mean * mean)
-                out[t, j] = centred / (var * np.sqrt(var)) * scale if var > 0 else np.nan
-            else: out[t, j] = np.sqrt(var * (n / (n - 1))) if ask == 2 else var * (n / (n - 1))
+            for j in range(size): here[j] = s[j] * scale
+        elif ask == 1:
+            for j in range(size): here[j] = var[j] * grow
+        elif ask == 2:
+            for j in range(size): here[j] = np.sqrt(var[j] * grow)
+        else:
+            for j in range(size):
+                third = s[2 * size + j] / n - mean[j] * (3 * var[j] + mean[j] * mean[j])
+                skew = third / (var[j] * np.sqrt(var[j])) * scale
+                here[j] = skew if var[j] > 0 else np.nan
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #9f9a220b
+# %% ../../nbs/features/18a_loops.ipynb #619b7bb0
+@compiled
+def multiplied(x, y, new, size):
+    "Two values and their three products; all `NaN` where one of the two is undefined."
+    a, b = new[:size], new[size:2 * size]
+    for j in range(size): a[j] = x[j] + 0 * (x[j] + np.float64(y[j]))
+    for j in range(size): b[j] = y[j] + 0 * (x[j] + np.float64(y[j]))
+    for j in range(size): new[2 * size + j] = a[j] * b[j]
+    for j in range(size): new[3 * size + j] = a[j] * a[j]
+    for j in range(size): new[4 * size + j] = b[j] * b[j]
+
 @compiled
 def pairs(x, y, n, ask):
     "Over `n` bars: covariance (0), correlation (1) or slope of `x` on `y` (2)."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
+    out = blank(rows, size, n)
     new, s, ring = np.empty(5 * size), np.empty(5 * size), np.zeros((2 * n, 5 * size))
+    mx, my, vx, vy = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     for t in range(rows):
-        for j in range(size):
-            a, b = np.float64(x[t, j]), np.float64(y[t, j])
-            hole = 0 * (a + b)
-            a += hole; b += hole
-            new[j] = a; new[size + j] = b; new[2 * size + j] = a * b; new[3 * size + j] = a * a; new[4 * size + j] = b * b
+        here = out[t]
+        multiplied(x[t], y[t], new, size)
         advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
         if t < n - 1: continue
-        for j in range(size):
-            mx, my = s[j] / n, s[size + j] / n
-            xx, yy = s[3 * size + j] / n, s[4 * size + j] / n
-            vx, vy = xx - mx * mx, yy - my * my
-            vx = 0. if vx <= 1e-14 * xx else vx
-            vy = 0. if vy <= 1e-14 * yy else vy
-            joint = s[2 * size + j] / n - mx * my
-            r = joint / (np.sqrt(vx * vy) if ask == 1 else vy if ask == 2 else 1.)
-            r = 1. if ask == 1 and r > 1 else -1. if ask == 1 and r < -1 else r
-            out[t, j] = r
+        centred(s, size, n, 3 * size, mx, vx)
+        centred(s[size:], size, n, 3 * size, my, vy)
+        for j in range(size): mx[j] = s[2 * size + j] / n - mx[j] * my[j]
+        if ask == 0:
+            for j in range(size): here[j] = mx[j]
+        elif ask == 1:
+            for j in range(size):
+                r = mx[j] / np.sqrt(vx[j] * vy[j])
+                r = 1. if r > 1 else r
+                here[j] = -1. if r < -1 else r
+        else:
+            for j in range(size): here[j] = mx[j] / vy[j]
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #991bc4be
+# %% ../../nbs/features/18a_loops.ipynb #b737974f
 @compiled
 def lines(x, n, ask):
     "The straight line through `n` bars: slope (0), share explained (1), distance of the current bar (2)."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
+    out = blank(rows, size, n)
     new, s, ring = np.empty(3 * size), np.empty(3 * size), np.zeros((2 * n, 3 * size))
-    half, steep = (n - 1) / 2, 12 / (n * (n * n - 1.))
+    mean, var, slope = np.empty(size), np.empty(size), np.empty(size)
+    half, steep, bend = (n - 1) / 2, 12 / (n * (n * n - 1.)), (n * n - 1) / 12
     for t in range(rows):
-        for j in range(size):
-            v = np.float64(x[t, j])
-            new[j] = v; new[size + j] = 0 * v; new[2 * size + j] = v * v
+        now, here = x[t], out[t]
+        for j in range(size): new[j] = now[j]
+        for j in range(size): new[size + j] = 0 * new[j]
+        for j in range(size): new[2 * size + j] = new[j] * new[j]
         advance(new, s, ring, t, n, size, 1., True, n - 1 - t if rows == n else -1)
         if t < n - 1: continue
-        for j in range(size):
-            mean, square = s[j] / n, s[2 * size + j] / n
-            var = square - mean * mean
-            var = 0. if var <= 1e-14 * square else var
-            slope = (half * s[j] - s[size + j]) * steep
-            share = slope * slope * ((n * n - 1) / 12) / var
-            share = 1. if share > 1 else share
-            out[t, j] = slope if ask == 0 else share if ask == 1 else x[t, j] - (mean + slope * half)
+        for j in range(size): slope[j] = (half * s[j] - s[size + j]) * steep
+        if ask > 0: centred(s, size, n, 2 * size, mean, var)
+        if ask == 0:
+            for j in range(size): here[j] = slope[j]
+        elif ask == 1:
+            for j in range(size):
+                share = slope[j] * slope[j] * bend / var[j]
+                here[j] = 1. if share > 1 else share
+        else:
+            for j in range(size): here[j] = now[j] - (mean[j] + slope[j] * half)
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #a4b975ca
+# %% ../../nbs/features/18a_loops.ipynb #375d68b7
 @compiled
-def faded_means(x, n, fade, enough, last):
-    "Exponentially weighted mean over `n` bars, where at least `enough` weight has gathered; of the last bar alone if asked."
+def unbroken(x):
+    "Does each column hold one run of values, with `NaN` before and after it alone? And the row by which all runs have begun."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    new, s, ring = np.empty(2 * size), np.empty(2 * size), np.zeros((2 * n, 2 * size))
+    starts, begun = np.zeros(size, np.int64), 0
     for t in range(rows):
+        fresh = 0
         for j in range(size):
-            there = x[t, j] == x[t, j]
-            new[j] = x[t, j] if there else 0.
-            new[size + j] = 1. if there else 0.
+            first = (x[t, j] == x[t, j]) & ((t == 0) | (x[t - 1, j] != x[t - 1, j]))
+            starts[j] += first
+            fresh += first
+        begun = t if fresh else begun
+    return starts.max() <= 1 if size else True, begun
+
+# %% ../../nbs/features/18a_loops.ipynb #4a67e577
+@compiled
+def faded_means(x, n, fade, enough, last, table):
+    "Exponentially weighted mean over `n` bars where at least `enough` weight has gathered, by a table of weights where it serves; the last bar alone if asked."
+    rows, size = x.shape
+    out, (plain, begun) = blank(rows, size, rows if last else 1), unbroken(x)
+    plain = plain and len(table) == n
+    parts = 1 if plain else 2
+    new, s, ring = np.empty(parts * size), np.empty(parts * size), np.zeros((2 * n, parts * size))
+    weight, age = np.zeros(size), np.zeros(size, np.int64)
+    for t in range(rows):
+        now, here = x[t], out[t]
+        for j in range(size): new[j] = now[j] if now[j] == now[j] else 0.
+        if not plain:
+            for j in range(size): new[size + j] = 1. if now[j] == now[j] else 0.
+        elif t < begun + n:
+            for j in range(size):
+                age[j] += now[j] == now[j]
+                weight[j] = table[max(min(age[j], n) - 1, 0)]
         advance(new, s, ring, t, n, size, fade, False, rows - 1 - t if last else -1)
         if last and t < rows - 1: continue
+        if not plain: weight[:] = s[size:]
         for j in range(size):
-            good = x[t, j] == x[t, j] and s[size + j] >= enough
-            out[t, j] = s[j] / s[size + j] if good else np.nan
+            good = (now[j] == now[j]) & (weight[j] >= enough)
+            mean = s[j] / weight[j]
+            here[j] = mean if good else np.nan
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #4b5e2694
+# %% ../../nbs/features/18a_loops.ipynb #bf7b88c7
+@compiled
+def weights(n, fade):
+    "The weight of 1, 2, 3 … unbroken bars, up to `n`."
+    new, s, ring, out = np.empty(1), np.empty(1), np.zeros((2 * n, 1)), np.empty(n)
+    for t in range(n):
+        new[0] = 1.
+        advance(new, s, ring, t, n, 1, fade, False, -1)
+        out[t] = s[0]
+    return out
+
+# %% ../../nbs/features/18a_loops.ipynb #0bec5ec6
 @compiled
 def extremes(x, n, sign):
     "Largest of `n` bars times `sign`, times `sign`."
     rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
+    out = blank(rows, size, n)
     new, best, ring = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros((2 * n, size), np.float32)
     for t in range(rows):
         for j in range(size): new[j] = sign * x[t, j]
@@ -231,12 +302,12 @@ def extremes(x, n, sign):
             for j in range(size): out[t, j] = sign * best[j]
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #9375353e
+# %% ../../nbs/features/18a_loops.ipynb #5b05dff8
 @compiled
 def ages(x, n, sign, oldest):
     "Bars since the largest of `n` bars times `sign`; on a tie the newest, or the oldest."
     rows, size = x.shape
-    out, zero = np.full((rows, size), np.float32(np.nan)), np.float32(0)
+    out, zero = blank(rows, size, n), np.float32(0)
     row4, ring, when = np.zeros((4, size), np.float32), np.zeros((2 * n, size), np.float32), np.zeros((2 * n, size), np.float32)
     new, age, best, since = row4[0], row4[1], row4[2], row4[3]
     for t in range(rows):
@@ -266,96 +337,6 @@ def ages(x, n, sign, oldest):
             for j in range(size): out[t, j] = since[j] if best[j] == best[j] else np.nan
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #8b397667
-@compiled
-def places(x, n):
-    "Percentile of the current bar among the last `n`, ties in the middle."
-    rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    votes, zero, half, one = np.empty(size, np.float32), np.float32(0), np.float32(.5), np.float32(1)
-    for t in range(n - 1, rows):
-        now = x[t]
-        for j in range(size): votes[j] = half + now[j] * zero
-        for k in range(1, n):
-            past = x[t - k]
-            for j in range(size):
-                votes[j] += (one if past[j] < now[j] else zero) + (half if past[j] == now[j] else zero) + past[j] * zero
-        for j in range(size): out[t, j] = votes[j] / np.float32(n)
-    return out
-
-# %% ../../nbs/features/18a_loops.ipynb #3608b062
-@compiled
-def quantiles(x, n, share):
-    "The value below which a share of the last `n` bars lies, from a window kept sorted."
-    rows, size = x.shape
-    inf = np.float32(np.inf)
-    out, ordered = np.full((rows, size), np.float32(np.nan)), np.full((n + 1, size), inf)
-    new, old, below, holes = np.empty(size, np.float32), np.full(size, inf), np.empty(size, np.float32), np.zeros(size, np.int64)
-    place = share * (n - 1); low = int(place); part = place - low
-    for t in range(rows):
-        if t >= n:
-            for j in range(size):
-                gone = x[t - n, j] != x[t - n, j]
-                holes[j] -= gone
-                old[j] = inf if gone else x[t - n, j]
-        for j in range(size):
-            hole = x[t, j] != x[t, j]
-            holes[j] += hole
-            new[j] = inf if hole else x[t, j]
-            below[j] = -inf
-        for k in range(n):
-            here, above = ordered[k], ordered[k + 1]
-            for j in range(size):
-                kept = here[j] if here[j] < old[j] else above[j]
-                first = below[j] if below[j] > new[j] else new[j]
-                here[j] = kept if kept < first else first
-                below[j] = kept
-        if t >= n - 1:
-            for j in range(size):
-                a, b = np.float64(ordered[low, j]), np.float64(ordered[min(low + 1, n - 1), j])
-                out[t, j] = np.nan if holes[j] > 0 else a + (b - a) * part
-    return out
-
-# %% ../../nbs/features/18a_loops.ipynb #f681ca2c
-@compiled
-def ordered(bits, who, spare, other, m):
-    "Sort the first `m` of `bits` in place, and `who` along with them."
-    for shift in (0, 11, 22):
-        count = np.zeros(2049, np.int64)
-        for i in range(m): count[((bits[i] >> np.uint32(shift)) & np.uint32(2047)) + 1] += 1
-        for b in range(2048): count[b + 1] += count[b]
-        for i in range(m):
-            b = (bits[i] >> np.uint32(shift)) & np.uint32(2047)
-            spare[count[b]] = bits[i]; other[count[b]] = who[i]
-            count[b] += 1
-        bits[:m] = spare[:m]; who[:m] = other[:m]
-
-# %% ../../nbs/features/18a_loops.ipynb #187a8053
-@compiled
-def row_ranks(x, view):
-    "Centred rank of each value within its row, ties averaged; `view` holds the bits of `x`."
-    rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    bits, spare = np.empty(size, np.uint32), np.empty(size, np.uint32)
-    who, other = np.empty(size, np.int64), np.empty(size, np.int64)
-    top = np.uint32(1 << 31)
-    for t in range(rows):
-        m = 0
-        for j in range(size):
-            if x[t, j] == x[t, j]:
-                b = view[t, j]
-                bits[m] = ~b if b & top else b | top
-                who[m] = j
-                m += 1
-        ordered(bits, who, spare, other, m)
-        first = 0
-        for i in range(m):
-            if i + 1 == m or bits[i + 1] != bits[first]:
-                middle = np.float32(first + i + 1) / np.float32(2 * m) - np.float32(.5)
-                for k in range(first, i + 1): out[t, who[k]] = middle
-                first = i + 1
-    return out
-
 # %% ../../nbs/features/18a_loops.ipynb #710be6f9
 @compiled
 def row_means(x, centre, square):
@@ -377,7 +358,7 @@ def row_means(x, centre, square):
         out[t] = np.float64(whole) * down / np.float64(there)
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #5bc57b1c
+# %% ../../nbs/features/18a_loops.ipynb #0febb94d
 def either(
     tensors, # the function on tensors
     loop, # the same on contiguous float32 arrays
@@ -399,20 +380,19 @@ rolling_beta     = either(K.rolling_beta, lambda x, y, n: pairs(x, y, n, 2))
 rolling_slope    = either(K.rolling_slope, lambda x, n: lines(x, n, 0))
 rolling_rsquare  = either(K.rolling_rsquare, lambda x, n: lines(x, n, 1))
 rolling_residual = either(K.rolling_residual, lambda x, n: lines(x, n, 2))
-rolling_rank     = either(K.rolling_rank, places.__call__)
-rolling_quantile = either(K.rolling_quantile, quantiles.__call__)
 
-# %% ../../nbs/features/18a_loops.ipynb #e7f40400
+# %% ../../nbs/features/18a_loops.ipynb #71efda59
 def _sign(largest): return np.float32(1 if largest else -1)
+
+_weights = lru_cache(64)(weights.__call__)
 
 rolling_extreme = either(K.rolling_extreme, lambda x, n, largest=True: extremes(x, n, _sign(largest)))
 rolling_age     = either(K.rolling_age, lambda x, n, largest=True, oldest=False: ages(x, n, _sign(largest), oldest))
-rank_across     = either(K.rank_across, lambda x: row_ranks(x, (x + np.float32(0)).view(np.uint32)))
 
 def _exp_mean(x, decay, least=1, last=False):
     n = K.memory(decay)
     enough = (1 - decay ** min(least, n)) / (1 - decay) * (1 - 1e-12) # weight of that many unbroken bars
-    return faded_means(x[-n:] if last else x, n, decay, enough, last)
+    return faded_means(x[-n:] if last else x, n, decay, enough, last, _weights(n, decay))
 
 exp_mean   = either(K.exp_mean, _exp_mean)
 exp_newest = either(K.exp_mean, partial(_exp_mean, last=True)) # where the rows before the last one do not matter
