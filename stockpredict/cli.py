@@ -7,8 +7,8 @@ __all__ = ['app', 'Source', 'AsOf', 'reports', 'models', 'retrain', 'train', 'va
            'report', 'report_list', 'report_path', 'report_run', 'report_data', 'value', 'features', 'report_features',
            'settings', 'doctor', 'model', 'models_list', 'history', 'back', 'rollback', 'main']
 
-# %% ../nbs/90_cli.ipynb #841e78e4
-import json
+# %% ../nbs/90_cli.ipynb #2911ba24
+import json, re
 from typing import Annotated
 import typer
 from .console import File, Json, Set, as_json, grid, load, out, sentences, telling
@@ -160,7 +160,7 @@ def value(
     try: return json.loads(text)
     except ValueError: return text
 
-# %% ../nbs/90_cli.ipynb #377b0d41
+# %% ../nbs/90_cli.ipynb #a4baf8d6
 @app.command()
 def features(word: Annotated[str, typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; all when empty.")] = "",
              group: Annotated[str, typer.Option(help="Only this group.")] = "",
@@ -171,6 +171,7 @@ def features(word: Annotated[str, typer.Argument(metavar="WORD", help="Part of a
     if html: return _handbook(load(settings, set_))
     frame = search(word) if word else table()
     if group: frame = frame[frame.group == group]
+    if not len(frame): raise _unfound(word, group)
     as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame.reset_index()))
 
 def _handbook(settings):
@@ -183,6 +184,21 @@ def report_features(ctx: typer.Context):
     "Write the page with a card for each feature, found by typing."
     _handbook(ctx.obj)
 
+# %% ../nbs/90_cli.ipynb #ad02a19a
+def _unfound(word, group): # the refusal of a search without an answer
+    from stockpredict.core.errors import UnknownName, did_you_mean, near
+    from stockpredict.features.catalogue import search, table
+    rows, every = table(), " `stockpredict features` lists them all."
+    groups = sorted(set(rows.group))
+    if group not in ("", *groups): return UnknownName(f"There is no group of features called '{group[:60]}'.", did_you_mean(group, groups) + every)
+    if group and len(found := search(word)):
+        return UnknownName(f"No feature of the group {group} mentions '{word[:60]}'.",
+                           f"It is found in {', '.join(sorted(set(found.group)))}: name one of these groups, or leave --group away.")
+    words = sorted({*rows.index, *re.findall(r"\w{3,}", " ".join((*rows.index, *rows.group, *rows.source)).lower().replace("_", " "))})
+    hint = did_you_mean(word, words) if near(word, words) else f"The groups are {', '.join(groups)}."
+    return UnknownName(f"No feature mentions '{word[:60]}'.", hint + every)
+
+# %% ../nbs/90_cli.ipynb #78bf2018
 @app.command()
 def settings(action: Annotated[str, typer.Argument(help="show or check")] = "show", settings: File = "", set_: Set = None):
     "Every setting with what it means (show), or whether they are valid (check)."

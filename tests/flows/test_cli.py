@@ -106,6 +106,14 @@ def test_every_look_answers_in_words_and_in_data(desk, line, said):
     json.loads(desk(line, "--json"))
 
 
+def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
+    assert {r["group"] for r in json.loads(desk("features wilder --group oscillator --json"))} == {"oscillator"} and "rsi_14" in desk("features rsi_1")
+    for line, said in (("features boolinger", "Did you mean bollinger"), ("features rsi_15 --json", "rsi_14"), ("features zzqqxx", "attention, calendar"),
+                       ("features --group volatlity", "Did you mean volatility?"), ("features bollinger --group macro", "found in stretch, volatility")):
+        refused = desk(line, code=2)
+        assert said in refused and ("stockpredict features" in refused or "leave --group away" in refused), (line, refused)
+
+
 def test_a_version_can_be_named_kept_and_let_go(desk):
     number = json.loads(desk("lake pin before-the-split --reason 'to look again' --json"))["snapshot"]
     pin = json.loads(desk("lake pins --json"))[0]
