@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LOOKS', 'FIND', 'hash_of', 'groups', 'handbook', 'write_handbook']
 
-# %% ../../nbs/ops/73a_handbook.ipynb #ed58f363
+# %% ../../nbs/ops/73a_handbook.ipynb #8e866f01
 import base64, hashlib
 from html import escape
 from pathlib import Path
 from ..features.cards import card, shown
 from ..features.catalogue import Feature, as_features
-from .reports import POLICY, page, write_text
+from .reports import CATALOGUE, POLICY, page, write_index, write_text
 
 # %% ../../nbs/ops/73a_handbook.ipynb #7cae2874
 LOOKS = """
@@ -89,10 +89,12 @@ def handbook(
     html = page("Features", body, "catalogue", home="index.html", lineage={"features": len(chosen)})
     return html.replace(POLICY, f"{POLICY}; script-src {hash_of(FIND)}", 1)
 
-# %% ../../nbs/ops/73a_handbook.ipynb #5e71b886
+# %% ../../nbs/ops/73a_handbook.ipynb #df5b152b
 def write_handbook(
     reports: str | Path, # the reports folder
     names: str | list = "all", # names of features or sets
 ) -> Path: # of `catalogue.html`
-    "Write the page with every card."
-    return write_text(Path(reports)/"catalogue.html", handbook(names))
+    "Write the page with every card, and the index that leads to it."
+    place = write_text(Path(reports)/CATALOGUE, handbook(names))
+    write_index(reports)
+    return place

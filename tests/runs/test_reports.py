@@ -87,6 +87,19 @@ def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
 
 
+def test_the_index_leads_to_the_page_of_features_once_it_is_there(tmp_path):
+    from stockpredict.ops.handbook import write_handbook
+    run_folder(tmp_path, "a")
+    link = f'<a href="{reports.CATALOGUE}">'
+    assert link not in reports.write_index(tmp_path).read_text(), "a link that leads nowhere"
+    cards = write_handbook(tmp_path, ["rsi_14"])
+    index = (tmp_path / "index.html").read_text()
+    assert link in index and "2022-12-30/a/page.html" in index and (tmp_path / reports.CATALOGUE) == cards
+    assert 'href="index.html"' in cards.read_text() and reports.write_index(tmp_path).read_text() == index
+    cards.unlink()
+    assert link not in reports.write_index(tmp_path).read_text()
+
+
 def test_the_latest_is_the_newest_complete_one(tmp_path):
     run_folder(tmp_path, "a")
     run_folder(tmp_path, "b", status="failed")
