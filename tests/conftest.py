@@ -18,13 +18,14 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
-LONGEST = ("runs", "flows", "faults", "serve")
+LONGEST = ("test_stream_faults", "test_ingest", "test_templates", "test_features", "test_train", "test_store", "test_lake_faults", "test_registry",
+           "test_gate", "test_cli", "test_killed", "test_markets", "test_pages", "test_retrain", "test_models", "test_runs", "test_server")
 
 
 def pytest_collection_modifyitems(items):
-    "Folders with the longest files come first, so that no worker is left alone with one at the end."
-    folder = lambda item: item.path.parent.name
-    items.sort(key=lambda item: LONGEST.index(folder(item)) if folder(item) in LONGEST else len(LONGEST))
+    "The longest files come first, so that no worker is left alone with one at the end."
+    order = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +102,8 @@ def finished(together):
     answer = together / "finished.json"
     with in_turn(together / "finished.lock"):
         if not answer.exists():
-            done = subprocess.run([sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked], cwd=ROOT, capture_output=True, text=True, timeout=900)
+            command = [sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
             answer.write_text(json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr}))
     done = json.loads(answer.read_text())
     assert done["code"] == 0, done["said"][-3000:] + done["console"][-3000:]
@@ -112,3 +114,14 @@ def finished(together):
 def finished_alone(finished, together):
     "The same, and nobody else changes it meanwhile."
     with in_turn(together / "changed.lock"): yield finished
+
+
+@pytest.fixture
+def self_tested(finished):
+    "Function of a home: what this code's self-test said is known there too, for it is the same code; its markets need not be judged twice."
+    import shutil
+
+    def known(home: Path):
+        (home / "work").mkdir(parents=True, exist_ok=True)
+        for one in finished["settings"].storage.work_dir.glob("selftest-*.json"): shutil.copy(one, home / "work")
+    return known

@@ -344,16 +344,18 @@ def decide(
     skill = 'none' if decision == 'suspected-leak' else lead.skill
     return Verdict(decision, skill, name if decision == 'promote' else 'mean', reasons, numbers)
 
-# %% ../../nbs/train/54_gate.ipynb #d1b396a8
+# %% ../../nbs/train/54_gate.ipynb #0cbd84d6
 MARKETS = dict(planted=('planted', 201, 'promote', None), canary=('null', 101, 'suspected-leak', 1.), blurred=('null', 102, 'suspected-leak', .3))
 
 def small_settings(
     settings: Settings, # what is to be tested
 ) -> Settings:
-    "The same features, horizons, delay and costs on a small scale, with two quick models."
-    return settings.with_(**{'features.names': list(dict.fromkeys([*resolve(settings.features.names), 'mom_5'])), 'models.candidates': ['ridge', 'lightgbm'],
-                             'models.trials': 1, 'validation.horizons': settings.validation.horizons[:1], 'validation.folds': 2,
-                             'validation.first_train': max(400, 10 * settings.validation.horizons[0])})
+    "The same features, horizons, delay and costs on a small scale, with two quick models; markets of its own, so no data source matters."
+    own = {part: getattr(Settings(), part) for part in ('data', 'simulated', 'sources')}
+    names = list(dict.fromkeys([*resolve(settings.features.names), 'mom_5']))
+    return settings.model_copy(update=own).with_(**{
+        'features.names': names, 'models.candidates': ['ridge', 'lightgbm'], 'models.trials': 1, 'validation.folds': 2,
+        'validation.horizons': settings.validation.horizons[:1], 'validation.first_train': max(400, 10 * settings.validation.horizons[0])})
 
 # %% ../../nbs/train/54_gate.ipynb #dee559b3
 def try_market(
@@ -401,16 +403,17 @@ class SelfTest:
     @classmethod
     def from_json(cls, text: str): return cls(**json.loads(text))
 
-# %% ../../nbs/train/54_gate.ipynb #9d50db51
+# %% ../../nbs/train/54_gate.ipynb #ee463ba2
 def self_test(
     settings: Settings,  # what is to be tested
-    fresh: bool = False, # run it even if this code passed it with these settings
+    fresh: bool = False, # run it even if this code passed it with settings of the same `small_settings`
 ) -> SelfTest:
-    "Judge markets whose truth is known; remembered per code and settings."
-    key = f'{code_version()}-{settings.hash}'
+    "Judge markets whose truth is known; remembered per code and `small_settings`."
+    small = small_settings(settings)
+    key = f'{code_version()}-{small.hash}'
     place = settings.storage.work_dir / f'selftest-{key}.json'
     if place.exists() and not fresh: return SelfTest.from_json(place.read_text())
-    small, seeds = small_settings(settings), range(101, 101 + max(1, settings.gate.null_seeds))
+    seeds = range(101, 101 + max(1, settings.gate.null_seeds))
     held = [try_market(small, 'null', 'null', s, 'hold') for s in seeds]
     lucky = sum(not m['ok'] for m in held)
     if lucky == 1: held += [try_market(small, 'null', 'null', s, 'hold') for s in range(301, 307)]

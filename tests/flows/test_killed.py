@@ -1,6 +1,5 @@
 """A run that is killed at any step boundary ends, when it is run again, where an undisturbed one ended."""
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +14,9 @@ STEPS = ["features", "train", "self_test", "judge", "publish", "refresh"]
 
 
 @pytest.mark.slow
-def test_killed_at_every_boundary_it_ends_in_the_same_place(finished, tmp_path):
+def test_killed_at_every_boundary_it_ends_in_the_same_place(finished, self_tested, tmp_path):
     calm = finished["settings"].storage.work_dir
-    (tmp_path / "home" / "work").mkdir(parents=True)
-    for known in calm.glob("selftest-*.json"): shutil.copy(known, tmp_path / "home" / "work")  # it is the same code; markets need not be judged twice
+    self_tested(tmp_path / "home")
     done = subprocess.run([sys.executable, Path(__file__).with_name("nursery.py"), tmp_path, *STEPS], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [signal.SIGKILL] * len(STEPS) + [0]

@@ -24,7 +24,8 @@ def verdict(place):
 
 
 @pytest.mark.parametrize("kind, decision", [("null", "hold"), ("planted", "promote")])
-def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, kind, decision):
+def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, self_tested, kind, decision):
+    self_tested(tmp_path / "home")
     retrain(root, tmp_path, **{"simulated.kind": kind, "simulated.tickers": 60, "simulated.sessions": 1500, "validation.first_train": 600})
     said = verdict(tmp_path)
     assert said["decision"] == decision, said["reasons"]
@@ -33,7 +34,8 @@ def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, kind, dec
         assert row["ic_low"] <= .05 <= row["ic_high"]
 
 
-def test_real_prices_from_a_file(root, tmp_path, shared):
+def test_real_prices_from_a_file(root, tmp_path, shared, self_tested):
+    self_tested(tmp_path / "home")
     whole = pd.read_parquet(shared / "us_daily_2015_2020.parquet")
     names = ["AAPL", "AMZN", "BA", "CAT", "CBS", "CVX", "DIS", "GE", "IBM", "JNJ", "JPM", "KO", "MSFT", "PFE", "WMT", "XOM"]
     whole[whole.ticker.isin(names)].to_parquet(tmp_path / "prices.parquet")

@@ -298,6 +298,7 @@ def test_the_self_test_passes_with_the_shipped_settings_and_is_remembered(home, 
     assert known["low"] < .05 < known["high"]
     monkeypatch.setattr("stockpredict.train.gate.try_market", lambda *a, **k: pytest.fail("it was remembered, but ran again"))
     assert self_test(shipped) == tested == SelfTest.from_json(tested.to_json())
+    assert self_test(shipped.with_(**{"data.source": "simulated", "data.universe": "SIM00 SIM01"})) == tested, "no market of the self-test is the user's"
 
 
 @pytest.mark.parametrize("more", [{"validation.horizons": "20", "validation.entry_delay": 7},
