@@ -9,7 +9,7 @@ import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.registry import Registry
-from stockpredict.features.catalogue import SETS, Feature, compute, covered, feature, features, proof_panel, prove, resolve, search, table
+from stockpredict.features.catalogue import SETS, Feature, compute, covered, feature, features, fill, proof_panel, prove, resolve, search, table
 from stockpredict.features.matrix import Spec, make_inputs
 from stockpredict.features.panel import FIELDS, Panel, Series, same, scramble
 
@@ -296,6 +296,37 @@ def test_a_spec_is_data():
     assert Spec(["rsi_14", "vol_20"]).hash != Spec(["vol_20", "rsi_14"]).hash
     assert Spec(["rsi_14"], "zscore").hash != Spec(["rsi_14"]).hash
     with pytest.raises(FeatureError): Spec([])
+
+
+# the sets Alpha158 and Alpha360 are literal; what they share with the textbooks keeps both names
+BOTH = {("cmo", "alpha_sump"), ("cmo", "alpha_sumn"), ("cmo", "alpha_sumd"), ("williams", "alpha_rsv"), ("intraday", "alpha_kmid")}
+
+
+def twins(values: dict) -> set:
+    "Pairs of names, of which one is a multiple of the other plus a constant, and names of what never changes."
+    names, x = list(values), torch.stack([v.flatten() for v in values.values()]).double()
+    x = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.)
+    size = x.square().sum(1, keepdim=True).sqrt()
+    x /= size
+    alike = (x @ x.T).abs_().triu(1) > 1 - 1e-7
+    return {(names[i], names[j]) for i, j in alike.nonzero().tolist()} | {(n,) for n, s in zip(names, size[:, 0].tolist(), strict=True) if s == 0}
+
+
+def test_no_feature_is_another_one_under_a_second_name():
+    panel = random_panel(3, 1100, 8, gaps=False, also=BESIDE)
+    tide = (.4 * torch.sin(torch.arange(1100) // 5 / 12.)).exp()[:, None] # the market has cycles, and a halt of prices stays one
+    panel = Panel({k: v * tide if k in ("open", "high", "low", "close") else v for k, v in panel._fields.items()}, panel.sessions, panel.tickers)
+    values = {f: torch.empty_like(panel._fields["close"]) for _, f in features.items()}
+    fill(panel, values)
+    values = {f.name: x for f, x in values.items()}
+    planted = {"falling": 50 - 3 * values["rsi_14"], "copy": values["dollar_volume_252"].clone(), "still": 0 * values["vol_20"] + 2}
+    found = twins(values | planted)
+    assert not [n for n, x in values.items() if x.isnan().all()], "what is never defined cannot be compared"
+    assert {("rsi_14", "falling"), ("dollar_volume_252", "copy"), ("still",)} <= found, "the planted ones are not found"
+    family = lambda name: features[name].func.__name__
+    double = {pair for pair in found if not set(pair) & set(planted) and not set(pair) <= ALPHA}
+    assert {pair for pair in double if len(pair) == 1 or not {tuple(map(family, pair)), tuple(map(family, pair[::-1]))} & BOTH} == set()
+    assert {tuple(sorted(map(family, pair))) for pair in double} == {tuple(sorted(pair)) for pair in BOTH}, "an exception that is none"
 
 
 def test_the_catalogue_explains_every_feature():
