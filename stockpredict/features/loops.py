@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
            'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_extreme', 'rolling_age',
-           'exp_mean', 'exp_newest', 'mean_across', 'compiled', 'block', 'add', 'gather', 'advance', 'blank', 'centred',
-           'moments', 'multiplied', 'pairs', 'lines', 'unbroken', 'faded_means', 'weights', 'extremes', 'ages',
-           'row_means', 'either', 'spread_across', 'settle']
+           'exp_mean', 'exp_newest', 'mean_across', 'compiled', 'block', 'add', 'gather', 'grow', 'advance', 'blank',
+           'centred', 'moments', 'multiplied', 'pairs', 'lines', 'unbroken', 'faded_means', 'weights', 'extremes',
+           'ages', 'row_means', 'either', 'spread_across', 'settle']
 
 # %% ../../nbs/features/18a_loops.ipynb #9b4c3e4c
 import math, os
@@ -69,7 +69,21 @@ def gather(out, ring, t, n, size, fade, trend, width):
             done += width
             faded *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #fb88a109
+# %% ../../nbs/features/18a_loops.ipynb #c8c8b0ec
+@compiled
+def grow(new, row, size, width):
+    "Double the blocks of the values and of the values times their age."
+    aged = row[size:2 * size]
+    for j in range(size):
+        old = aged[j]
+        aged[j] = new[size + j]
+        new[size + j] += old + width * row[j]
+    for j in range(size):
+        before = row[j]
+        row[j] = new[j]
+        new[j] += before
+
+# %% ../../nbs/features/18a_loops.ipynb #0b301aa6
 @compiled
 def advance(new, out, ring, t, n, size, fade, trend, left=-1):
     "Take the row of bar `t`, leave in `out` the sums of the last `n` rows; with `left`, only when none is left."
@@ -91,26 +105,15 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
         if 2 * width > n:
             row[:] = new
             return
-        first = 0
-        if trend:
-            first = 2 * size
-            aged = row[size:first]
-            for j in range(size):
-                old = aged[j]
-                aged[j] = new[size + j]
-                new[size + j] += old + width * row[j]
-            for j in range(size):
-                before = row[j]
-                row[j] = new[j]
-                new[j] += before
-        for j in range(first, len(new)):
+        if trend: grow(new, row, size, width)
+        for j in range(2 * size if trend else 0, len(new)):
             before = row[j]
             row[j] = new[j]
             new[j] += fade * before
         width *= 2
         fade *= fade
 
-# %% ../../nbs/features/18a_loops.ipynb #82678cb9
+# %% ../../nbs/features/18a_loops.ipynb #cd6c4d76
 @compiled
 def blank(rows, size, n):
     "A table to be filled from row `n - 1` on, `NaN` above."
@@ -126,6 +129,7 @@ def centred(s, size, n, at, mean, var):
         v = square - m * m
         mean[j], var[j] = m, 0. if v <= 1e-14 * square else v
 
+# %% ../../nbs/features/18a_loops.ipynb #98230021
 @compiled
 def moments(x, n, ask, scale):
     "Over `n` bars: sum (0), sample variance (1) or its root (2), skewness (3); the sum and the skewness times `scale`."

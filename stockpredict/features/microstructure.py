@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['chl_spread', 'fht_spread', 'spread_change', 'kyle_lambda', 'invariance', 'volume_reversal', 'volume_continuation',
-           'bought', 'bulk_imbalance', 'vpin', 'volume_focus', 'range_elasticity', 'sign_run', 'profiles',
-           'profile_tensors', 'volume_below', 'point_of_control', 'profile_place']
+           'bought', 'bulk_imbalance', 'vpin', 'volume_focus', 'range_elasticity', 'sign_run', 'shares_below',
+           'heaviest', 'profile_tensors', 'volume_below', 'point_of_control', 'profile_place']
 
-# %% ../../nbs/features/24e_microstructure.ipynb #3a7e1c90
+# %% ../../nbs/features/24e_microstructure.ipynb #ea2d7519
 import math
 import numpy as np
 import torch
 from .catalogue import technical
 from .cross import over
-from .loops import compiled
+from .loops import blank, compiled
 from .panel import Panel
 from .ranges import corwin_schultz, roll_spread
 from .series import Series
@@ -43,7 +43,7 @@ def spread_change(bars: Panel, n: int, m: int) -> Series:
     "Mean Corwin-Schultz spread of n bars - the same of m bars"
     return corwin_schultz(bars, n) - corwin_schultz(bars, m)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #36cae1dc
+# %% ../../nbs/features/24e_microstructure.ipynb #8c6619bb
 @technical("liquidity", [20, 60], "Hasbrouck (2009)")
 def kyle_lambda(bars: Panel, n: int) -> Series:
     "log(sum of |return| * sqrt(money) / sum of money over n), money traded, in millions"
@@ -71,14 +71,14 @@ def volume_reversal(bars: Panel, n: int) -> Series:
     v = volume / its mean of 20 with the sign of the return above the market"""
     ahead = bars.returns - bars.market
     push = ahead.sign() * bars.volume / bars.volume.mean(20)
-    return over(n, _after, _second_slope(n), ahead, bars.returns.lag(1), push.lag(1)) / bars.returns.std(n)
+    return over(n, _after, _second_slope(n), ahead, bars.returns.lag(1), push.lag(1), ask=5) / bars.returns.std(n)
 
 @technical("liquidity", [60], "Llorente, Michaely, Saar and Wang (2002)")
 def volume_continuation(bars: Panel, n: int) -> Series:
     "Slope over n of a return on r * v of the bar before, r held fixed; v = log(volume / its mean of 20)"
     r = bars.returns
     loud = r * ((bars.volume + 1) / (bars.volume.mean(20) + 1)).log()
-    return over(n, _after, _second_slope(n), r, r.lag(1), loud.lag(1))
+    return over(n, _after, _second_slope(n), r, r.lag(1), loud.lag(1), ask=5)
 
 # %% ../../nbs/features/24e_microstructure.ipynb #34d00c2c
 def bought(bars: Panel) -> Series: # -1 all sold … +1 all bought
@@ -113,40 +113,58 @@ def sign_run(bars: Panel, n: int) -> Series:
     side = bars.returns.sign()
     return (side * side.lag(1)).mean(n)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #fd7a7b48
+# %% ../../nbs/features/24e_microstructure.ipynb #53735167
 @compiled
-def profiles(price, weight, close, n, bins):
-    "Of `n` bars: share of the weight below the close (bins 0), or the middle of the heaviest of some equal slices, relative to the close."
+def shares_below(price, weight, close, n):
+    "Of `n` bars: share of the weight below the close."
     rows, size = price.shape
-    out, zero = np.full((rows, size), np.float32(np.nan)), np.float32(0)
-    total, below, heap = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros(max(1, bins))
+    out, zero, half = blank(rows, size, n), np.float32(0), np.float32(.5)
+    total, below = np.empty(size, np.float32), np.empty(size, np.float32)
     for t in range(n - 1, rows):
-        if bins == 0:
-            now = close[t]
-            total[:] = zero; below[:] = zero
-            for k in range(n - 1, -1, -1):
-                p, w = price[t - k], weight[t - k]
-                for j in range(size):
-                    total[j] += w[j] + p[j] * zero
-                    below[j] += (w[j] if p[j] < now[j] else zero) + (np.float32(.5) * w[j] if p[j] == now[j] else zero)
-            for j in range(size): out[t, j] = below[j] / total[j] if total[j] > 0 else np.float32(np.nan)
-            continue
+        now = close[t]
+        total[:] = zero; below[:] = zero
+        for k in range(n - 1, -1, -1):
+            p, w = price[t - k], weight[t - k]
+            for j in range(size):
+                total[j] += w[j] + p[j] * zero
+                below[j] += (w[j] if p[j] < now[j] else zero) + (half * w[j] if p[j] == now[j] else zero)
         for j in range(size):
-            low, high, hole = np.inf, -np.inf, 0.
-            for k in range(n):
-                p = np.float64(price[t - k, j])
-                low, high, hole = min(low, p), max(high, p), hole + 0 * (p + weight[t - k, j])
-            if hole != 0 or high <= low: continue
-            steps = bins / (high - low)
-            heap[:] = 0
-            for k in range(n - 1, -1, -1): heap[min(bins - 1, int((price[t - k, j] - low) * steps))] += weight[t - k, j]
-            best = heap.argmax()
-            if heap[best] > 0: out[t, j] = (low + (best + .5) * (high - low) / bins) / close[t, j] - 1
+            share = below[j] / total[j]
+            out[t, j] = share if total[j] > 0 else np.float32(np.nan)
     return out
 
-# %% ../../nbs/features/24e_microstructure.ipynb #058cca87
+# %% ../../nbs/features/24e_microstructure.ipynb #dd989e91
+@compiled
+def heaviest(price, weight, close, n, bins):
+    "Of `n` bars: the middle of the heaviest of some equal slices, relative to the close."
+    rows, size = price.shape
+    out, heap, at = blank(rows, size, n), np.empty((bins, size)), np.empty(size, np.int64)
+    low, high, hole, best, slot, steps = np.empty(size), np.empty(size), np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    for t in range(n - 1, rows):
+        low[:] = np.inf; high[:] = -np.inf; hole[:] = 0; heap[:] = 0; best[:] = -1
+        for k in range(n):
+            p, w = price[t - k], weight[t - k]
+            for j in range(size):
+                v = np.float64(p[j])
+                low[j], high[j] = v if v < low[j] else low[j], v if v > high[j] else high[j]
+                hole[j] += 0 * (v + w[j])
+        for j in range(size): steps[j] = bins / (high[j] - low[j])
+        for k in range(n - 1, -1, -1):
+            p, w = price[t - k], weight[t - k]
+            for j in range(size): at[j] = np.int64((p[j] - low[j]) * steps[j])
+            for j in range(size): heap[max(0, min(bins - 1, at[j])), j] += w[j]
+        for b in range(bins):
+            for j in range(size):
+                slot[j] = b if heap[b, j] > best[j] else slot[j]
+                best[j] = heap[b, j] if heap[b, j] > best[j] else best[j]
+        for j in range(size):
+            middle = (low[j] + (slot[j] + .5) * (high[j] - low[j]) / bins) / close[t, j] - 1
+            out[t, j] = middle if (hole[j] == 0) & (high[j] > low[j]) & (best[j] > 0) else np.nan
+    return out
+
+# %% ../../nbs/features/24e_microstructure.ipynb #178ea245
 def profile_tensors(price: torch.Tensor, weight: torch.Tensor, close: torch.Tensor, n: int, bins: int) -> torch.Tensor:
-    "What `profiles` does, on tensors."
+    "What `shares_below` (bins 0) and `heaviest` do, on tensors."
     if len(price) < n: return torch.full_like(close, math.nan)
     back = [slice(n - 1 - k, len(price) - k) for k in range(n - 1, -1, -1)]
     p, w, now = (torch.stack([x[b] for b in back]) for x in (price, weight, close))
@@ -163,10 +181,11 @@ def profile_tensors(price: torch.Tensor, weight: torch.Tensor, close: torch.Tens
 def _profile(bars, n, bins):
     def op(price, weight, close):
         if price.is_cuda or price.dtype != torch.float32: return profile_tensors(price, weight, close, n, bins)
-        return torch.from_numpy(profiles(*(x.contiguous().numpy() for x in (price, weight, close)), n, bins))
+        arrays = [x.contiguous().numpy() for x in (price, weight, close)]
+        return torch.from_numpy(heaviest(*arrays, n, bins) if bins else shares_below(*arrays, n))
     return ((bars.high + bars.low + bars.close) / 3)._back(op, n - 1, bars.volume, bars.close, name=f"profile {n} {bins}")
 
-# %% ../../nbs/features/24e_microstructure.ipynb #b5d0a57d
+# %% ../../nbs/features/24e_microstructure.ipynb #ffe1c799
 @technical("stretch", [20, 60], "Grinblatt and Han (2005), volume for turnover")
 def volume_below(bars: Panel, n: int) -> Series:
     "Share of the volume of n bars whose typical price lies below the close, half of it where they are equal"
@@ -185,4 +204,4 @@ def _weighted_deviation(w, wp, wpp): return (wpp / w - (wp / w) ** 2).clamp(min=
 def profile_place(bars: Panel, n: int) -> Series:
     "(Typical price - volume-weighted mean of n) / volume-weighted standard deviation of n; typical = (high + low + close) / 3"
     typical, weight = (bars.high + bars.low + bars.close) / 3, bars.volume
-    return (typical - (typical * weight).sum(n) / weight.sum(n)) / over(n, _weights, _weighted_deviation, typical, weight)
+    return (typical - (typical * weight).sum(n) / weight.sum(n)) / over(n, _weights, _weighted_deviation, typical, weight, ask=2)
