@@ -62,7 +62,7 @@ class Shared:
         if again: self.kept[recipe] = out
         return out
 
-# %% ../../nbs/features/19_series.ipynb #9cbd26bf
+# %% ../../nbs/features/19_series.ipynb #2631fd99
 _recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars back, recipes it is made from, kind of step, function of their tensors
 
 def _recipe(*parts): # a name, numbers, and series; None when a part has no recipe
@@ -77,6 +77,7 @@ def _made(grid, recipe, make, series, bars=0, kind="each", op=None): # the serie
     out.recipe = recipe
     return out
 
+# %% ../../nbs/features/19_series.ipynb #a9d869a1
 def by_recipe(
     grid: Grid, # where the series stands
     name: str | None, # of the step, parameters included; None = it cannot be told from others

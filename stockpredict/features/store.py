@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'kinds_of', 'fact_tables', 'code_mark', 'FeatureStore', 'Materialised', 'features']
 
-# %% ../../nbs/features/28_store.ipynb #fe8e22d5
+# %% ../../nbs/features/28_store.ipynb #99b4668d
 import hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,13 +22,13 @@ from ..data import adjust
 from ..data.adjust import anchored
 from ..data.lake import Lake
 from ..data.sources import make_source
-from . import catalogue, kernels, latest as newest_rows, loops, panel as panels, series
+from . import catalogue, kernels, latest as newest_rows, loops, newest as few_rows, panel as panels, series
 from .catalogue import as_features, in_turn
 from .events import joins, with_facts
 from .latest import latest
 from .panel import FIELDS, Panel
 
-# %% ../../nbs/features/28_store.ipynb #463782a6
+# %% ../../nbs/features/28_store.ipynb #a7e685ae
 def kinds_of(
     needs, # names of fields
 ) -> list[str]: # names of joins
@@ -49,7 +49,8 @@ def code_mark(
     def body(func):
         file = getattr(sys.modules.get(func.__module__), "__file__", None)
         return Path(file).read_bytes() if file else func.__code__.co_code + repr(func.__code__.co_consts).encode()
-    parts = [Path(m.__file__).read_bytes() for m in (kernels, loops, series, panels, catalogue, newest_rows, adjust)] + [body(f.func) for f in chosen]
+    algebra = kernels, loops, few_rows, series, panels, catalogue, newest_rows, adjust
+    parts = [Path(m.__file__).read_bytes() for m in algebra] + [body(f.func) for f in chosen]
     beside = kinds_of(set().union(*(f.fields for f in chosen)))
     parts += [body(part) for part in (*([with_facts] if beside else []), *(joins[name] for name in beside))]
     mark = hashlib.sha256(f"{torch.__version__} {np.__version__}".encode())
