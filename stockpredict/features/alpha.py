@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'SOURCE', 'TINY', 'PAST', 'ORDER', 'windowed', 'single', 'alpha_kmid', 'alpha_klen', 'alpha_kmid2',
-           'alpha_ksft', 'alpha_ksft2', 'alpha_kup', 'alpha_kup2', 'alpha_klow', 'alpha_klow2', 'ago', 'typical',
-           'priced', 'alpha_open', 'alpha_high', 'alpha_low', 'alpha_vwap', 'alpha_close', 'alpha_volume', 'alpha_roc',
+           'alpha_ksft', 'alpha_ksft2', 'alpha_kup', 'alpha_kup2', 'alpha_klow', 'alpha_klow2', 'ago', 'priced',
+           'alpha_open', 'alpha_high', 'alpha_low', 'alpha_vwap', 'alpha_close', 'alpha_volume', 'alpha_roc',
            'alpha_ma', 'alpha_std', 'alpha_beta', 'alpha_rsqr', 'alpha_resi', 'alpha_max', 'alpha_min', 'alpha_qtlu',
            'alpha_qtld', 'alpha_rank', 'alpha_rsv', 'alpha_imax', 'alpha_imin', 'alpha_imxd', 'alpha_corr',
            'alpha_cord', 'alpha_cntp', 'alpha_cntn', 'alpha_cntd', 'gained', 'lost', 'alpha_sump', 'alpha_sumn',
            'alpha_sumd', 'alpha_vma', 'alpha_vstd', 'alpha_wvma', 'alpha_vsump', 'alpha_vsumn', 'alpha_vsumd',
            'alpha_names']
 
-# %% ../../nbs/features/26_alpha.ipynb #4e234e67
+# %% ../../nbs/features/26_alpha.ipynb #1f441eea
 from .catalogue import SETS, feature
 from .panel import Panel
+from .price import typical
 from .series import Series
 
 # %% ../../nbs/features/26_alpha.ipynb #ad283eff
@@ -78,16 +79,12 @@ def alpha_klow2(bars: Panel) -> Series:
     "(smaller of open and close - low) / (high - low)"
     return (bars.open.minimum(bars.close) - bars.low) / (bars.high - bars.low + TINY)
 
-# %% ../../nbs/features/26_alpha.ipynb #9c7a7ba2
+# %% ../../nbs/features/26_alpha.ipynb #711eaddb
 PAST = range(60) # bars ago
 
 def ago(x: Series, n: int) -> Series: # 0 = the current bar
     "The value `n` bars ago."
     return x.lag(n) if n else x
-
-def typical(bars: Panel) -> Series:
-    "(high + low + close) / 3, in the place of the volume-weighted price."
-    return (bars.high + bars.low + bars.close) / 3
 
 def priced(func): # decorator
     "A price of Alpha360 for each of the last sixty bars, the newest also in Alpha158."

@@ -9,12 +9,12 @@ __all__ = ['signed', 'obv_share', 'obv_distance', 'pvt_slope', 'flow_return', 'v
            'volume_peak', 'since_peak', 'volume_skew', 'amihud_change', 'amihud_down', 'dollar_volume', 'volume_cv',
            'zero_share', 'facilitation', 'size_volume', 'return_volume', 'return_volume_change']
 
-# %% ../../nbs/features/23a_flow.ipynb #e088d522
+# %% ../../nbs/features/23a_flow.ipynb #2d9c776c
 from .catalogue import technical
 from .momentum import of_range
 from .panel import Panel
+from .price import ema_gap, median_price, standard_score, true_range, typical
 from .shapes import Series
-from .trends import true_range, typical
 from .volume import amihud, cmf, money_flow, volume_ratio, vwap_distance
 
 # %% ../../nbs/features/23a_flow.ipynb #796be849
@@ -88,7 +88,7 @@ def williams_ad(bars: Panel, n: int) -> Series:
     side = (move > 0) * (bars.close - low) + (move < 0) * (bars.close - high)
     return side.mean(n) / true_range(bars).mean(n)
 
-# %% ../../nbs/features/23a_flow.ipynb #109f423d
+# %% ../../nbs/features/23a_flow.ipynb #9afdda73
 @technical("pressure", [2, 13], "Elder (1993)")
 def force(bars: Panel, n: int) -> Series:
     "ema(n) of change * volume / (close * mean volume of 20)"
@@ -97,14 +97,13 @@ def force(bars: Panel, n: int) -> Series:
 @technical("pressure", [14], "Arms (1996)")
 def ease(bars: Panel, n: int) -> Series:
     "mean over n of m * (high - low) / volume, m the change of (high + low) / 2, * mean volume of n / close^2"
-    half = (bars.high + bars.low) / 2
-    return (half.diff() * (bars.high - bars.low) / bars.volume).mean(n) * bars.volume.mean(n) / bars.close ** 2
+    return (median_price(bars).diff() * (bars.high - bars.low) / bars.volume).mean(n) * bars.volume.mean(n) / bars.close ** 2
 
 @technical("pressure", [(34, 55)], "Klinger (1997)")
 def klinger(bars: Panel, fast: int, slow: int) -> Series:
     "(ema(fast) - ema(slow)) of volume with the sign of the change of the typical price / mean volume of 60"
     flow = typical(bars).diff().sign() * bars.volume
-    return (flow.ewm(fast) - flow.ewm(slow)) / bars.volume.mean(60)
+    return ema_gap(flow, fast, slow) / bars.volume.mean(60)
 
 def _busier(bars: Panel) -> Series: return bars.volume.diff()
 
@@ -132,7 +131,7 @@ def crowd_vol(bars: Panel, n: int) -> Series:
     square = bars.returns ** 2
     return ((square * bars.volume).mean(n) / bars.volume.mean(n) / square.mean(n)).log() * .5
 
-# %% ../../nbs/features/23a_flow.ipynb #cfc88cd6
+# %% ../../nbs/features/23a_flow.ipynb #61aa0994
 technical("attention", [5, 60, 252], "Gervais, Kaniel and Mingelgrin (2001)")(volume_ratio)
 
 @technical("attention", [(5, 20), (20, 60), (20, 252)], "-")
@@ -143,7 +142,7 @@ def volume_trend(bars: Panel, short: int, long: int) -> Series:
 @technical("attention", [20, 60], "-")
 def volume_z(bars: Panel, n: int) -> Series:
     "(volume - its mean of n) / its standard deviation of n"
-    return (bars.volume - bars.volume.mean(n)) / bars.volume.std(n)
+    return standard_score(bars.volume, n)
 
 @technical("attention", [60], "Gervais, Kaniel and Mingelgrin (2001)")
 def volume_rank(bars: Panel, n: int) -> Series:
@@ -163,7 +162,7 @@ def volume_slope(bars: Panel, n: int) -> Series:
 @technical("attention", [(12, 26)], "Appel (2005)")
 def pvo(bars: Panel, fast: int, slow: int) -> Series:
     "100 (ema(fast) - ema(slow)) / ema(slow) of volume"
-    return 100 * (bars.volume.ewm(fast) - bars.volume.ewm(slow)) / bars.volume.ewm(slow)
+    return 100 * ema_gap(bars.volume, fast, slow) / bars.volume.ewm(slow)
 
 # %% ../../nbs/features/23a_flow.ipynb #8d32ee7c
 @technical("attention", [20, 60], "-")

@@ -6,9 +6,10 @@
 __all__ = ['beta', 'corr_market', 'residual', 'residual_mom', 'idio_vol', 'rank_change', 'against_year', 'market_vol',
            'dispersion']
 
-# %% ../../nbs/features/24_market.ipynb #f527c4d8
+# %% ../../nbs/features/24_market.ipynb #da713330
 from .catalogue import feature
 from .panel import Panel
+from .price import standard_score
 from .series import Series
 
 # %% ../../nbs/features/24_market.ipynb #8ef958be
@@ -22,10 +23,10 @@ def corr_market(bars: Panel, n: int) -> Series:
     "Correlation of the stock's returns with the market's over n bars"
     return bars.returns.corr(bars.market, n)
 
-# %% ../../nbs/features/24_market.ipynb #bcddb740
+# %% ../../nbs/features/24_market.ipynb #f37f2f12
 def residual(bars: Panel, n: int) -> Series:
     "The stock's return minus yesterday's n-bar beta times the market's return"
-    return bars.returns - bars.returns.beta(bars.market, n).lag(1) * bars.market
+    return bars.returns - beta(bars, n).lag(1) * bars.market
 
 @feature(group="momentum", n=[63], source="Blitz, Huij and Martens (2011)")
 def residual_mom(bars: Panel, n: int) -> Series:
@@ -36,7 +37,7 @@ def residual_mom(bars: Panel, n: int) -> Series:
 @feature(group="volatility", n=[60], source="Ang, Hodrick, Xing and Zhang (2006)")
 def idio_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of the part of n returns that the market does not explain"
-    c = bars.returns.corr(bars.market, n)
+    c = corr_market(bars, n)
     return bars.returns.std(n) * (1 - c * c).clip(low=0.).sqrt()
 
 # %% ../../nbs/features/24_market.ipynb #1c764ea0
@@ -45,10 +46,10 @@ def rank_change(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the 63-bar return minus that rank n bars ago"
     return bars.close.pct_change(63).xrank().diff(n)
 
-# %% ../../nbs/features/24_market.ipynb #a8a30aad
+# %% ../../nbs/features/24_market.ipynb #ba8ead9b
 def against_year(x: Series) -> Series: # about -0.5 to +0.5
     "Distance from the mean of 252 bars in standard deviations, limited to 3, divided by 6"
-    return ((x - x.mean(252)) / x.std(252)).clip(-3., 3.) / 6
+    return standard_score(x, 252).clip(-3., 3.) / 6
 
 @feature(group="market state", n=[20], source="Moreira and Muir (2017)", across=False)
 def market_vol(bars: Panel, n: int) -> Series:

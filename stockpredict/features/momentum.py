@@ -9,13 +9,12 @@ __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discretene
            'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power', 'bear_power', 'vigour',
            'of_range', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow', 'heikin_ashi', 'pivot', 'cta']
 
-# %% ../../nbs/features/22b_momentum.ipynb #404072d8
+# %% ../../nbs/features/22b_momentum.ipynb #b15e6a9f
 import math
 from .catalogue import technical
 from .panel import Panel
-from .price import drawdown, max_ret, mom, place, range_, ret, reversal, rsi, stochastic, strength
+from .price import drawdown, max_ret, median_price, mom, place, range_, ret, reversal, rsi, stochastic, strength, true_range, typical
 from .shapes import Series
-from .trends import true_range, typical
 
 # %% ../../nbs/features/22b_momentum.ipynb #3a4e2c1f
 for known, group, horizons, source in (
@@ -199,11 +198,11 @@ def stoch_rsi(bars: Panel, n: int) -> Series:
     wide = line.max(n) - low
     return 100 * (line - low) / (wide > .001).where(wide, math.nan)
 
-# %% ../../nbs/features/22b_momentum.ipynb #04389b76
+# %% ../../nbs/features/22b_momentum.ipynb #78d00017
 @technical("oscillator", [10], "Ehlers (2002)")
 def fisher(bars: Panel, n: int) -> Series:
     "mean with decay .5 of log((1 + v) / (1 - v)), v the mean with decay .67 of 2 * place - 1 of (high + low) / 2 in n"
-    half = (bars.high + bars.low) / 2
+    half = median_price(bars)
     v = (2 * place(half, half, half, n) - 1).ewm(decay=.67).clip(-.999, .999)
     return ((1 + v) / (1 - v)).log().ewm(decay=.5)
 
@@ -220,18 +219,20 @@ def ultimate(bars: Panel, a: int, b: int, c: int) -> Series:
     share = [w * bought.mean(n) / wide.mean(n) for w, n in ((4, a), (2, b), (1, c))]
     return (share[0] + share[1] + share[2]) * (100 / 7)
 
-# %% ../../nbs/features/22b_momentum.ipynb #034bdcfc
+# %% ../../nbs/features/22b_momentum.ipynb #337664b5
+def _quickening(bars): # of the median price
+    half = median_price(bars)
+    return half.mean(5) - half.mean(34)
+
 @technical("oscillator", None, "Williams (1995)")
 def awesome(bars: Panel) -> Series:
     "(mean of 5 - mean of 34 of (high + low) / 2) / close"
-    half = (bars.high + bars.low) / 2
-    return (half.mean(5) - half.mean(34)) / bars.close
+    return _quickening(bars) / bars.close
 
 @technical("oscillator", None, "Williams (1995)")
 def accelerator(bars: Panel) -> Series:
     "(d - mean of 5 d) / close, d = mean of 5 - mean of 34 of (high + low) / 2"
-    half = (bars.high + bars.low) / 2
-    line = half.mean(5) - half.mean(34)
+    line = _quickening(bars)
     return (line - line.mean(5)) / bars.close
 
 @technical("oscillator", [13], "Elder (1993)")

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['rogers_satchell', 'yang_zhang', 'roll_spread', 'corwin_schultz', 'williams', 'aroon', 'cmo']
 
-# %% ../../nbs/features/24a_ranges.ipynb #d81a34f1
+# %% ../../nbs/features/24a_ranges.ipynb #f2c61c9b
 import math
 from .catalogue import technical
+from .momentum import day, night
 from .panel import Panel
 from .series import Series
 
-# %% ../../nbs/features/24a_ranges.ipynb #26ef9d77
+# %% ../../nbs/features/24a_ranges.ipynb #b317e94d
 _WINDOWS = [10, 20, 60]
 
 def _drift_free(bars: Panel) -> Series: # variance of one day
@@ -27,8 +28,7 @@ def rogers_satchell(bars: Panel, n: int) -> Series:
 def yang_zhang(bars: Panel, n: int) -> Series:
     "sqrt(variance of nights + k variance of days + (1 - k) Rogers-Satchell), k = .34 / (1.34 + (n+1)/(n-1))"
     k = .34 / (1.34 + (n + 1) / (n - 1))
-    night, day = (bars.open / bars.close.lag(1)).log(), (bars.close / bars.open).log()
-    return (night.var(n) + k * day.var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.).sqrt()
+    return (night(bars).var(n) + k * day(bars).var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.).sqrt()
 
 # %% ../../nbs/features/24a_ranges.ipynb #2f6349ae
 @technical("liquidity", _WINDOWS, "Roll (1984)")

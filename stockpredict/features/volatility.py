@@ -10,16 +10,15 @@ __all__ = ['ewma_vol', 'vol_ratio', 'vol_slope', 'vol_of_vol', 'vol_z', 'day_ran
            'since_shock', 'worst_fall', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'self_correlation', 'autocorr_at',
            'clustering']
 
-# %% ../../nbs/features/22c_volatility.ipynb #21a207fd
+# %% ../../nbs/features/22c_volatility.ipynb #7fa3f004
 import math
 from .catalogue import technical
 from .momentum import day, night
 from .panel import Panel
-from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, vol
+from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, standard_score, true_range, vol
 from .shapes import Series
-from .trends import true_range
 
-# %% ../../nbs/features/22c_volatility.ipynb #da1491fb
+# %% ../../nbs/features/22c_volatility.ipynb #2c3d237e
 for known, windows, source in ((vol, [5, 10, 120, 252], "-"), (atr, [7, 22], "Wilder (1978)"), (parkinson, [5, 10, 60], "Parkinson (1980)"),
                                (garman_klass, [5, 10, 60], "Garman and Klass (1980)"), (skew, [20, 252], "Harvey and Siddique (2000)"),
                                (downside_vol, [60, 120], "Sortino and van der Meer (1991)")):
@@ -49,8 +48,7 @@ def vol_of_vol(bars: Panel, n: int, k: int) -> Series:
 @technical("volatility", [(20, 252)], "-")
 def vol_z(bars: Panel, n: int, k: int) -> Series:
     "(deviation of n returns - its mean of k) / its deviation of k"
-    wild = bars.returns.std(n)
-    return (wild - wild.mean(k)) / wild.std(k)
+    return standard_score(bars.returns.std(n), k)
 
 # %% ../../nbs/features/22c_volatility.ipynb #9adbe461
 @technical("volatility", [14], "-")
