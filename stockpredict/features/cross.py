@@ -6,11 +6,11 @@
 __all__ = ['products', 'answers', 'slopes', 'deviations', 'coskewness', 'regressions', 'factors', 'over', 'down_beta', 'up_beta',
            'beta_asymmetry', 'semibeta', 'tail_beta', 'crash_share', 'coskew', 'dimson_beta', 'price_delay', 'lag_beta',
            'lag_response', 'synchronicity', 'beta_change', 'beta_unrest', 'corr_change', 'bab_beta', 'vol_corr',
-           'volume_comove', 'residual_reversal', 'idio_skew', 'info_ratio', 'beat_share', 'rank_return', 'rank_vol',
-           'rank_money', 'rank_volume', 'rank_vol_change', 'rank_money_change', 'rank_mean', 'rank_noise',
+           'volume_comove', 'setback', 'residual_reversal', 'idio_skew', 'info_ratio', 'beat_share', 'rank_return',
+           'rank_vol', 'rank_money', 'rank_volume', 'rank_vol_change', 'rank_money_change', 'rank_mean', 'rank_noise',
            'winner_share']
 
-# %% ../../nbs/features/24d_cross.ipynb #bf45b9c4
+# %% ../../nbs/features/24d_cross.ipynb #bf2188b7
 import math
 from functools import lru_cache
 import numpy as np
@@ -20,7 +20,7 @@ from .catalogue import technical
 from .loops import advance, blank, compiled
 from .market import beta, corr_market, idio_vol, rank_change, residual, residual_mom
 from .panel import Panel
-from .regimes import as_one, for_all
+from .regimes import as_one, for_all, t_value
 from .series import Series
 
 # %% ../../nbs/features/24d_cross.ipynb #859d40dc
@@ -236,11 +236,11 @@ def lag_response(bars: Panel, n: int) -> Series:
     "lag_beta over n * the market's return of today / standard deviation of n returns of the stock"
     return lag_beta(bars, n) * bars.market / bars.returns.std(n)
 
-# %% ../../nbs/features/24d_cross.ipynb #d721da8f
+# %% ../../nbs/features/24d_cross.ipynb #7236eb6c
 @technical("market", [60, 252], "Morck, Yeung and Yu (2000)")
 def synchronicity(bars: Panel, n: int) -> Series:
     "log(R squared / (1 - R squared)) of the stock's returns on the market's over n"
-    c = bars.returns.corr(bars.market, n) ** 2
+    c = corr_market(bars, n) ** 2
     return (c / (1 - c)).log()
 
 @technical("market", [(20, 120), (60, 252)], "Blume (1975)")
@@ -275,12 +275,15 @@ def volume_comove(bars: Panel, n: int) -> Series:
     change = bars.volume.log1p().diff()
     return change.corr(change.xmean(), n)
 
-# %% ../../nbs/features/24d_cross.ipynb #e2bcb7d3
+# %% ../../nbs/features/24d_cross.ipynb #474fb49b
+def setback(own: Series, n: int) -> Series:
+    "Minus the sum of n / (standard deviation of 60 * sqrt(n))"
+    return -own.sum(n) / (own.std(60) * math.sqrt(n))
+
 @technical("reversal", [5, 21], "Blitz, Huij, Lansdorp and Verbeek (2013)")
 def residual_reversal(bars: Panel, n: int) -> Series:
     "Minus the sum of n residual returns / (their standard deviation over 60 * sqrt(n)), beta over 60 bars"
-    own = residual(bars, 60)
-    return -own.sum(n) / (own.std(60) * math.sqrt(n))
+    return setback(residual(bars, 60), n)
 
 @technical("volatility", [60, 252], "Boyer, Mitton and Vorkink (2010)")
 def idio_skew(bars: Panel, n: int) -> Series:
@@ -290,15 +293,14 @@ def idio_skew(bars: Panel, n: int) -> Series:
 @technical("momentum", [21, 63, 126, 252], "Treynor and Black (1973)")
 def info_ratio(bars: Panel, n: int) -> Series:
     "sqrt(n) * mean / standard deviation of n returns less the market's"
-    ahead = bars.returns - bars.market
-    return ahead.mean(n) / ahead.std(n) * math.sqrt(n)
+    return t_value(bars.returns - bars.market, n)
 
 @technical("momentum", [20, 60], "Gutierrez and Kelley (2008), in signs")
 def beat_share(bars: Panel, n: int) -> Series:
     "Share of n bars on which the stock did better than the market"
     return (bars.returns > bars.market).mean(n)
 
-# %% ../../nbs/features/24d_cross.ipynb #c37c8042
+# %% ../../nbs/features/24d_cross.ipynb #ea82495d
 @technical("rank", [5, 21, 63, 252], "Jegadeesh and Titman (1993)")
 def rank_return(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the n-bar return, -0.5 to +0.5"
@@ -322,12 +324,12 @@ def rank_volume(bars: Panel, n: int) -> Series:
 @technical("rank", [21, 63], "Ang, Hodrick, Xing and Zhang (2006), the change")
 def rank_vol_change(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the 20-bar volatility - that rank n bars ago"
-    return bars.returns.std(20).xrank().diff(n)
+    return rank_vol(bars, 20).diff(n)
 
 @technical("rank", [5, 21, 63], "Brennan, Chordia and Subrahmanyam (1998), the change")
 def rank_money_change(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the 20-bar mean of money traded - that rank n bars ago"
-    return bars.money.mean(20).xrank().diff(n)
+    return rank_money(bars, 20).diff(n)
 
 # %% ../../nbs/features/24d_cross.ipynb #540d89d5
 @technical("rank", [5, 20, 60], "Chen, Chen, Hsin and Lee (2014), mean daily rank")

@@ -7,14 +7,15 @@ __all__ = ['mean_of_peers', 'among_peers', 'peered', 'sector_reversal', 'sector_
            'sector_rsi', 'sector_volume', 'group_mom', 'group_lead', 'group_breadth', 'group_spread', 'sector_corr',
            'sector_share']
 
-# %% ../../nbs/features/25r_sectors.ipynb #2b54888e
-import math
+# %% ../../nbs/features/25r_sectors.ipynb #4200eafa
 from .catalogue import feature
+from .cross import setback
 from .events import fact
 from .groups import by_group, group_mean
-from .market import beta
+from .market import beta, corr_market
+from .microstructure import unusual_volume
 from .panel import Panel
-from .price import rsi
+from .price import rsi, sma_ratio
 from .series import Series
 
 # %% ../../nbs/features/25r_sectors.ipynb #ce5a49da
@@ -26,7 +27,7 @@ def among_peers(bars: Panel, x: Series) -> Series:
     "Distance from the mean of the stock's sector."
     return by_group(x, fact(bars, "sector"))
 
-# %% ../../nbs/features/25r_sectors.ipynb #1d354dc9
+# %% ../../nbs/features/25r_sectors.ipynb #896149f3
 def peered(source: str, n: list): # decorator
     "A comparison within or between sectors, in the set `facts`."
     return feature(group="sector", n=n, source=source, sets=("facts",))
@@ -34,8 +35,7 @@ def peered(source: str, n: list): # decorator
 @peered("Da, Liu and Schaumburg (2014)", [5, 21])
 def sector_reversal(bars: Panel, n: int) -> Series:
     "Minus the sum over n of returns less the sector's mean return / (standard deviation of 60 such differences * sqrt(n))"
-    own = among_peers(bars, bars.returns)
-    return -own.sum(n) / (own.std(60) * math.sqrt(n))
+    return setback(among_peers(bars, bars.returns), n)
 
 @peered("Ang, Hodrick, Xing and Zhang (2006), within sectors", [20, 60])
 def sector_vol(bars: Panel, n: int) -> Series:
@@ -51,7 +51,7 @@ def sector_beta_gap(bars: Panel, n: int) -> Series:
 @peered("Brock, Lakonishok and LeBaron (1992), within sectors", [50, 200])
 def sector_trend(bars: Panel, n: int) -> Series:
     "(close / mean close of n - 1) - its mean in the sector"
-    return among_peers(bars, bars.close / bars.close.mean(n) - 1)
+    return among_peers(bars, sma_ratio(bars, n))
 
 @peered("Wilder (1978), within sectors", [14])
 def sector_rsi(bars: Panel, n: int) -> Series:
@@ -61,9 +61,9 @@ def sector_rsi(bars: Panel, n: int) -> Series:
 @peered("Gervais, Kaniel and Mingelgrin (2001), within sectors", [20])
 def sector_volume(bars: Panel, n: int) -> Series:
     "log((1 + volume) / (1 + mean volume of n)) - its mean in the sector"
-    return among_peers(bars, ((bars.volume + 1) / (bars.volume.mean(n) + 1)).log())
+    return among_peers(bars, unusual_volume(bars, n))
 
-# %% ../../nbs/features/25r_sectors.ipynb #98334e4c
+# %% ../../nbs/features/25r_sectors.ipynb #819098c2
 @peered("Moskowitz and Grinblatt (1999)", [5, 21, 126, 252])
 def group_mom(bars: Panel, n: int) -> Series:
     "Mean in the sector of the return over n bars"
@@ -92,4 +92,4 @@ def sector_corr(bars: Panel, n: int) -> Series:
 @peered("King (1966)", [60])
 def sector_share(bars: Panel, n: int) -> Series:
     "Squared correlation over n with the mean return of the sector - that with the market's"
-    return sector_corr(bars, n) ** 2 - bars.returns.corr(bars.market, n) ** 2
+    return sector_corr(bars, n) ** 2 - corr_market(bars, n) ** 2
