@@ -7,7 +7,7 @@ __all__ = ['CUTS', 'features', 'SETS', 'WIDE', 'proof_panel', 'Feature', 'values
            'FeatureSets', 'resolve', 'as_features', 'longest', 'proven', 'fill', 'prove_all', 'room', 'in_turn',
            'compute', 'proven_values', 'covered', 'table', 'search']
 
-# %% ../../nbs/features/21_catalogue.ipynb #c51dd708
+# %% ../../nbs/features/21_catalogue.ipynb #3aaee31a
 import inspect, math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,8 +19,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from ..core.registry import Registry
+from .kernels import BLOCK
 from .panel import FIELDS, Panel, same, scramble
-from .series import Grid, Series, Shared, rows_needed
+from .series import Grid, Series, Shared, rows_needed, thrifty
 
 # %% ../../nbs/features/21_catalogue.ipynb #9e30c9fc
 CUTS = (67, 23) # sessions before the end at which the proof takes the future away
@@ -233,7 +234,7 @@ def proven(panel: Panel, names: str | list) -> list[Feature]: # the features, in
     for f in young: prove(f, trial)
     return chosen
 
-# %% ../../nbs/features/21_catalogue.ipynb #f2994099
+# %% ../../nbs/features/21_catalogue.ipynb #7a043e91
 WIDE = 4096 # tickers in a block when only the newest sessions are computed
 
 def fill(
@@ -248,6 +249,7 @@ def fill(
     torch.set_num_threads(1) # blocks are too small to be divided
     try:
         for chosen, parts in ((apart, panel.blocks(rows and WIDE)), (compared, [(0, whole)])):
+            if panel.present.numel() > BLOCK and not rows: chosen = thrifty({f: f.uses for f in chosen})
             uses = Counter()
             for f in chosen: uses.update(f.uses)
             need = rows and rows_needed({f.recipe: rows for f in chosen})
