@@ -176,7 +176,7 @@ def clock_change(bars: Panel) -> Series:
     def offset(day): return (day.tz_localize("UTC") + pd.Timedelta("17h")).tz_convert("America/New_York").tz_localize(None) - day
     return on_days(bars, lambda d: offset(d.day) != offset(d.held[d.before]))
 
-# %% ../../nbs/features/24b_calendar.ipynb #6bbeadd6
+# %% ../../nbs/features/24b_calendar.ipynb #4d3d0f35
 def _closed(a, b): # weekdays strictly between two dates
     return np.busday_count((a + pd.Timedelta("1D")).to_numpy().astype("M8[D]"), b.to_numpy().astype("M8[D]"))
 
@@ -190,15 +190,18 @@ def post_holiday(bars: Panel) -> Series:
     "+0.5 where a weekday without a session lies between this session and the last, else -0.5"
     return on_days(bars, lambda d: _closed(d.held[d.before], d.day) > 0)
 
+def _third_friday(d): # in this week
+    return (d.friday.day >= 15) & (d.friday.day <= 21)
+
 @context("calendar", "Stoll and Whaley (1987)")
 def expiry_week(bars: Panel) -> Series:
     "+0.5 in the week of the third Friday of a month, else -0.5"
-    return on_days(bars, lambda d: (d.friday.day >= 15) & (d.friday.day <= 21))
+    return on_days(bars, _third_friday)
 
 @context("calendar", "Stoll and Whaley (1987)")
 def witching_week(bars: Panel) -> Series:
     "+0.5 in the week of the third Friday of March, June, September and December, else -0.5"
-    return on_days(bars, lambda d: (d.friday.day >= 15) & (d.friday.day <= 21) & (d.friday.month % 3 == 0))
+    return on_days(bars, lambda d: _third_friday(d) & (d.friday.month % 3 == 0))
 
 @context("calendar", "Ni, Pearson and Poteshman (2005)")
 def after_expiry(bars: Panel) -> Series:

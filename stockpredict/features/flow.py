@@ -9,9 +9,9 @@ __all__ = ['signed', 'obv_share', 'obv_distance', 'pvt_slope', 'flow_return', 'v
            'volume_peak', 'since_peak', 'volume_skew', 'amihud_change', 'amihud_down', 'dollar_volume', 'volume_cv',
            'zero_share', 'facilitation', 'size_volume', 'return_volume', 'return_volume_change']
 
-# %% ../../nbs/features/23a_flow.ipynb #2d9c776c
+# %% ../../nbs/features/23a_flow.ipynb #e1ae60d6
 from .catalogue import technical
-from .momentum import of_range
+from .momentum import close_location
 from .panel import Panel
 from .price import ema_gap, median_price, standard_score, true_range, typical
 from .shapes import Series
@@ -54,13 +54,13 @@ def up_volume(bars: Panel, n: int) -> Series:
     up, down = ((move > 0) * bars.volume).mean(n), ((move < 0) * bars.volume).mean(n)
     return up / (up + down)
 
-# %% ../../nbs/features/23a_flow.ipynb #38e6973a
+# %% ../../nbs/features/23a_flow.ipynb #1e34705b
 technical("pressure", [10, 60], "Chaikin (1980s)")(cmf)
 technical("pressure", [7, 28, 60], "Quong and Soudack (1989)")(money_flow)
 
 def accumulated(bars: Panel) -> Series:
     "volume * ((close - low) - (high - close)) / (high - low), 0 where high = low"
-    return of_range(bars, 2 * bars.close - bars.high - bars.low) * bars.volume
+    return close_location(bars) * bars.volume
 
 @technical("pressure", [20, 60], "Williams, Chaikin (1980s)")
 def ad_slope(bars: Panel, n: int) -> Series:

@@ -8,7 +8,7 @@ __all__ = ['NEEDED', 'GIVES', 'known_bars', 'value_area', 'intraday_fields', 'in
            'first_half_hour', 'last_half_hour', 'opening_breakout', 'opening_range', 'open_volume', 'close_volume',
            'intra_imbalance', 'close_to_vwap', 'close_to_control', 'value_place', 'value_shift', 'value_width']
 
-# %% ../../nbs/features/25q_intraday.ipynb #c1e2a46a
+# %% ../../nbs/features/25q_intraday.ipynb #a394f87f
 import math
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar
@@ -16,6 +16,7 @@ from ..core.errors import BarsInvalid
 from .catalogue import feature
 from .events import decision_times, fact, join
 from .panel import Panel
+from .price import typical
 from .series import Series
 
 # %% ../../nbs/features/25q_intraday.ipynb #149f6183
@@ -63,10 +64,10 @@ def _hours(g, b): # per session: returns of the edges, shares of volume, range o
         intra_open_volume=early.volume.sum() / total, intra_close_volume=late.volume.sum() / total,
         intra_open_range=(top - bottom) / start, intra_breakout=(end - (top + bottom) / 2) / (top - bottom))
 
-# %% ../../nbs/features/25q_intraday.ipynb #784c05de
+# %% ../../nbs/features/25q_intraday.ipynb #d3d4f3bd
 def _flow(g, b, r): # per session: volume-weighted price, signed volume
-    typical, total = (b.high + b.low + b.close) / 3, b.volume.groupby(g).sum()
-    return dict(intra_vwap=(typical * b.volume).groupby(g).sum() / total, intra_flow=(np.sign(r) * b.volume).groupby(g).sum() / total,
+    total = b.volume.groupby(g).sum()
+    return dict(intra_vwap=(typical(b) * b.volume).groupby(g).sum() / total, intra_flow=(np.sign(r) * b.volume).groupby(g).sum() / total,
                 intra_close=b.close.groupby(g).last())
 
 def value_area(
@@ -84,11 +85,11 @@ def value_area(
     return best, low, high
 
 def _profile(g, b, bins=24): # per session: prices of the heaviest slice and of the edges of the value area
-    typical = (b.high + b.low + b.close) / 3
+    price = typical(b)
     code, keys = pd.factorize(g)
-    low, high = (getattr(typical.groupby(code), k)().to_numpy() for k in ("min", "max"))
+    low, high = (getattr(price.groupby(code), k)().to_numpy() for k in ("min", "max"))
     wide = np.where(high > low, high - low, np.nan)
-    where = np.nan_to_num((typical.to_numpy() - low[code]) / wide[code] * bins).astype(int).clip(0, bins - 1)
+    where = np.nan_to_num((price.to_numpy() - low[code]) / wide[code] * bins).astype(int).clip(0, bins - 1)
     heap = np.zeros((len(keys), bins))
     np.add.at(heap, (code, where), b.volume.fillna(0.).to_numpy())
     best, under, over = value_area(heap)

@@ -7,7 +7,8 @@ __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discretene
            'rise', 'since_high', 'since_low', 'night', 'day', 'night_return', 'day_return', 'tug_of_war', 'night_day',
            'streak', 'row', 'ret_rank', 'rmi', 'imi', 'demarker', 'tsi', 'tii', 'slow_k', 'slow_d', 'kdj_j',
            'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power', 'bear_power', 'vigour',
-           'of_range', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow', 'heikin_ashi', 'pivot', 'cta']
+           'of_range', 'close_location', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow',
+           'heikin_ashi', 'pivot', 'cta']
 
 # %% ../../nbs/features/22b_momentum.ipynb #b15e6a9f
 import math
@@ -250,11 +251,15 @@ def vigour(bars: Panel, n: int) -> Series:
     "sum over n of close - open, weighted 1 2 2 1 / the same of high - low"
     return (bars.close - bars.open).weigh([1, 2, 2, 1]).sum(n) / (bars.high - bars.low).weigh([1, 2, 2, 1]).sum(n)
 
-# %% ../../nbs/features/22b_momentum.ipynb #7078d656
+# %% ../../nbs/features/22b_momentum.ipynb #fbe3bb2c
 def of_range(bars: Panel, part: Series) -> Series:
     "part / (high - low), 0 where high = low"
     wide = bars.high - bars.low
     return (wide > 0).where(part / wide, 0 * part)
+
+def close_location(bars: Panel) -> Series:
+    "((close - low) - (high - close)) / (high - low), 0 where high = low"
+    return of_range(bars, 2 * bars.close - bars.high - bars.low)
 
 @technical("pressure", [14], "Livshin (2001)")
 def balance_of_power(bars: Panel, n: int) -> Series:
@@ -264,7 +269,7 @@ def balance_of_power(bars: Panel, n: int) -> Series:
 @technical("pressure", [5, 20], "Chaikin (1980s)")
 def close_place(bars: Panel, n: int) -> Series:
     "mean of ((close - low) - (high - close)) / (high - low) over n, 0 where high = low"
-    return of_range(bars, 2 * bars.close - bars.high - bars.low).mean(n)
+    return close_location(bars).mean(n)
 
 @technical("pressure", [20], "Nison (1991)")
 def upper_shadow(bars: Panel, n: int) -> Series:

@@ -8,8 +8,8 @@ __all__ = ['extent', 'middle', 'wma_ratio', 'triangular_ratio', 'dema_ratio', 't
            'above_sma', 'ribbon', 'plus_di', 'minus_di', 'dx', 'adx', 'adxr', 'vortex_up', 'vortex_down', 'aroon_up',
            'aroon_down', 'walk_up', 'walk_down', 'higher_highs', 'ichimoku_line', 'ichimoku_cross', 'ichimoku_cloud',
            'ichimoku_thickness', 'alligator', 'donchian_place', 'donchian_width', 'keltner_place', 'chandelier_long',
-           'chandelier_short', 'line_share', 'line_stretch', 'line_t', 'clenow', 'line_forecast', 'efficiency', 'vhf',
-           'choppiness', 'fractal_dimension', 'trix', 'coppock', 'kst', 'kst_hist', 'dpo', 'mass', 'qstick']
+           'chandelier_short', 'line_share', 'line_stretch', 'line_t', 'clenow', 'line_forecast', 'path', 'efficiency',
+           'vhf', 'choppiness', 'fractal_dimension', 'trix', 'coppock', 'kst', 'kst_hist', 'dpo', 'mass', 'qstick']
 
 # %% ../../nbs/features/22a_trends.ipynb #a70e4fee
 import math
@@ -286,16 +286,20 @@ def line_forecast(bars: Panel, n: int) -> Series:
     "line through n closes, one bar ahead / close - 1"
     return (bars.close.mean(n) + bars.close.slope(n) * ((n + 1) / 2)) / bars.close - 1
 
-# %% ../../nbs/features/22a_trends.ipynb #031af68e
+# %% ../../nbs/features/22a_trends.ipynb #18ebaeb6
+def path(bars: Panel, n: int) -> Series:
+    "sum of |changes| of n closes"
+    return bars.close.diff().abs().mean(n) * n
+
 @technical("trend", [10, 60], "Kaufman (1995)")
 def efficiency(bars: Panel, n: int) -> Series:
     "|close - close n bars ago| / sum of |changes| of n bars"
-    return bars.close.diff(n).abs() / (bars.close.diff().abs().mean(n) * n)
+    return bars.close.diff(n).abs() / path(bars, n)
 
 @technical("trend", [28], "White (1991)")
 def vhf(bars: Panel, n: int) -> Series:
     "(highest - lowest close of n) / sum of |changes| of n bars"
-    return (bars.close.max(n) - bars.close.min(n)) / (bars.close.diff().abs().mean(n) * n)
+    return (bars.close.max(n) - bars.close.min(n)) / path(bars, n)
 
 @technical("trend", [14], "Dreiss (1993)")
 def choppiness(bars: Panel, n: int) -> Series:
