@@ -6,7 +6,7 @@
 __all__ = ['WIDE', 'REACHES', 'Step', 'steps_to', 'Plan', 'plan_of', 'scattered', 'Lane', 'to_sessions', 'from_sessions', 'made',
            'run', 'latest']
 
-# %% ../../nbs/features/21d_latest.ipynb #b7d57596
+# %% ../../nbs/features/21d_latest.ipynb #56512e99
 import math
 from functools import lru_cache
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from . import series
 from .catalogue import Feature, fill, proven, room
 from .kernels import missed
-from .newest import way
+from .newest import ACROSS, centres, way
 from .panel import Panel
 from .series import newest
 
@@ -84,14 +84,16 @@ def plan_of(recipes: tuple, sessions: int, extra: int) -> Plan:
     "A plan, made once."
     return Plan(recipes, sessions, extra)
 
-# %% ../../nbs/features/21d_latest.ipynb #8607f602
+# %% ../../nbs/features/21d_latest.ipynb #ae9bc161
 def scattered(
     panel: Panel, # all of history at hand
     bars: int, # the newest rows that will be looked at
 ) -> Tensor: # bool `[ticker]`
     "Tickers whose newest bars do not stand in the newest rows."
-    end, older = panel.present[-bars:], panel.present[:-bars].any(0)
-    return (missed(end) > 0) | older & ~end[0] & end.any(0)
+    end = panel.present[-bars:]
+    some = (~end.all(0)).nonzero()[:, 0] # the others stand in every row
+    end, older = end[:, some], panel.present[:-bars, some].any(0)
+    return torch.zeros_like(panel.present[0]).index_put_((some,), (missed(end) > 0) | (older & ~end[0] & end.any(0)))
 
 # %% ../../nbs/features/21d_latest.ipynb #72b8ac0a
 class Lane:
@@ -152,7 +154,7 @@ def from_sessions(
     y = newest(y, rows)
     return y if lane.mask is None else lane.masked(y.expand(y.shape[0], lane.size))
 
-# %% ../../nbs/features/21d_latest.ipynb #e1265bb2
+# %% ../../nbs/features/21d_latest.ipynb #14983a6f
 def made(
     lane: Lane, # some tickers
     s: Step, # what to make, its parts being there
@@ -169,17 +171,25 @@ def made(
     return lane.masked(x)
 
 def _in_lane(lane, own, columns, out, slot): # all steps of a phase
-    sessions = out.shape[1]
+    sessions, mine = out.shape[1], out[:, :, slot]
+    if not out.is_cuda: mine = mine.numpy()
     newly = None if lane.order is None else (sessions - 1 - lane.after[-sessions:]).clamp(min=0)
     for s in own:
         if s.kind == "spread": x = from_sessions(lane, newest(columns[s.parts[0]], s.reach), s.rows)
         elif s.kind == "days": x = from_sessions(lane, s.op(lane.panel.sessions[-s.reach:]).to(out), s.rows)
         else: x = made(lane, s)
-        for i in s.out: out[i][:, slot] = x[-sessions:] if newly is None else _taken(x[-sessions:], newly, lane.size)
+        for i in s.out:
+            end = x[-sessions:] if newly is None else _taken(x[-sessions:], newly, lane.size)
+            mine[i] = end if out.is_cuda else end.numpy()
         lane.kept[s.recipe] = x
         for p in s.drop: lane.kept.pop(p, None)
 
-# %% ../../nbs/features/21d_latest.ipynb #b634a803
+# %% ../../nbs/features/21d_latest.ipynb #323a2f3e
+def _compared(s, x): # a comparison across tickers, or a column
+    if s.name not in ACROSS or x.is_cuda or x.dtype != torch.float32: return s.op(x)
+    found = centres(x, ACROSS[s.name])
+    return found if s.column else found.expand_as(x)
+
 def _together(lanes, whole, columns, out): # steps that need everybody
     sessions, most = out.shape[1], len(lanes[0].panel)
     for s in whole:
@@ -187,7 +197,7 @@ def _together(lanes, whole, columns, out): # steps that need everybody
             xs = [newest(columns[p], s.rows + s.bars) for p in s.parts]
             columns[s.recipe] = newest((s.last if s.last and s.rows == 1 else s.op)(*xs), s.rows)
             continue
-        x = s.op(torch.cat([to_sessions(lane, lane.part(s.parts[0], s.reach), min(s.reach, most)) for lane in lanes], 1))
+        x = _compared(s, torch.cat([to_sessions(lane, lane.part(s.parts[0], s.reach), min(s.reach, most)) for lane in lanes], 1))
         if s.column: columns[s.recipe] = x
         at = 0
         for lane in lanes:
@@ -212,8 +222,8 @@ def run(
             at += lane.size
         _together(lanes, whole, columns, out)
 
-# %% ../../nbs/features/21d_latest.ipynb #c60d67a7
-WIDE = 2048 # tickers in a lane
+# %% ../../nbs/features/21d_latest.ipynb #6e5da61b
+WIDE = 3072 # tickers in a lane
 
 def _drawn(panel, recipes, sessions): # the plan, and which tickers are scattered
     extra = 0
