@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['volume_ratio', 'amihud', 'obv_slope', 'cmf', 'money_flow', 'vwap_distance']
 
-# %% ../../nbs/features/23_volume.ipynb #46d13213
+# %% ../../nbs/features/23_volume.ipynb #88b0f784
 from .catalogue import feature
+from .momentum import close_location
 from .panel import Panel
+from .price import typical
 from .series import Series
 
 # %% ../../nbs/features/23_volume.ipynb #7d38b4f3
@@ -30,25 +32,22 @@ def obv_slope(bars: Panel, n: int) -> Series:
     parts = (signed.lag(k) * ((k + 1) * (n - 1 - k)) if k else signed * (n - 1) for k in range(n - 1))
     return sum(parts, start=signed * 0.) * (6 / (n * (n * n - 1))) / bars.volume.mean(n)
 
-# %% ../../nbs/features/23_volume.ipynb #d5a132b1
+# %% ../../nbs/features/23_volume.ipynb #a06fc535
 @feature(group="pressure", n=[20], source="Chaikin (1980s)")
 def cmf(bars: Panel, n: int) -> Series:
     "sum of ((close - low) - (high - close)) / (high - low) * volume / sum of volume, over n bars"
-    width = bars.high - bars.low
-    place = (width > 0).where((2 * bars.close - bars.high - bars.low) / width, 0 * width)
-    return (place * bars.volume).sum(n) / bars.volume.sum(n)
+    return (close_location(bars) * bars.volume).sum(n) / bars.volume.sum(n)
 
 @feature(group="pressure", n=[14], source="Quong and Soudack (1989)")
 def money_flow(bars: Panel, n: int) -> Series:
     "100 * money on rising bars / money on rising and falling bars, over n bars"
-    typical = (bars.high + bars.low + bars.close) / 3
-    money, step = typical * bars.volume, typical.diff()
+    middle = typical(bars)
+    money, step = middle * bars.volume, middle.diff()
     up, down = ((step > 0) * money).sum(n), ((step < 0) * money).sum(n)
     return 100 * up / (up + down)
 
-# %% ../../nbs/features/23_volume.ipynb #ca40a6d4
+# %% ../../nbs/features/23_volume.ipynb #6c6be4f4
 @feature(group="stretch", n=[20], source="Berkowitz, Logue and Noser (1988)")
 def vwap_distance(bars: Panel, n: int) -> Series:
     "close / volume-weighted typical price of n bars - 1"
-    typical = (bars.high + bars.low + bars.close) / 3
-    return bars.close / ((typical * bars.volume).sum(n) / bars.volume.sum(n)) - 1
+    return bars.close / ((typical(bars) * bars.volume).sum(n) / bars.volume.sum(n)) - 1
