@@ -234,7 +234,7 @@ def proven(panel: Panel, names: str | list) -> list[Feature]: # the features, in
     for f in young: prove(f, trial)
     return chosen
 
-# %% ../../nbs/features/21_catalogue.ipynb #7a043e91
+# %% ../../nbs/features/21_catalogue.ipynb #9c4666af
 WIDE = 4096 # tickers in a block when only the newest sessions are computed
 
 def fill(
@@ -249,7 +249,7 @@ def fill(
     torch.set_num_threads(1) # blocks are too small to be divided
     try:
         for chosen, parts in ((apart, panel.blocks(rows and WIDE)), (compared, [(0, whole)])):
-            if panel.present.numel() > BLOCK and not rows: chosen = thrifty({f: f.uses for f in chosen})
+            if panel.present.numel() > BLOCK // 8 and not rows: chosen = thrifty({f: f.uses for f in chosen})
             uses = Counter()
             for f in chosen: uses.update(f.uses)
             need = rows and rows_needed({f.recipe: rows for f in chosen})

@@ -328,8 +328,8 @@ def bar_tables(
     table.scatter_(0, torch.where(present, bar, rows), session)
     return table[:rows].clamp(min=0), bar, table[:rows] < 0
 
-# %% ../../nbs/features/18_kernels.ipynb #2f38cc05
-BLOCK = 1 << 19 # values in one block
+# %% ../../nbs/features/18_kernels.ipynb #1d0853fc
+BLOCK = 3 << 18 # values in one block
 
 def in_blocks(
     op, # function of tensors of one shape, returning one of that shape

@@ -145,14 +145,16 @@ def has(self: Panel,
         self._has[field] = x is not None and not (bool(x[-1:].isnan().all()) and bool(x.isnan().all())) # the last session mostly tells
     return self._has[field]
 
-# %% ../../nbs/features/20_panel.ipynb #df9f641c
+# %% ../../nbs/features/20_panel.ipynb #7070a3b4
 @patch
 def blocks(self: Panel,
     wide: int | None = None, # tickers in a block; None = as many as fit into the processor's cache
 ): # pairs of the first column and a panel
     "The same sessions, a few neighbouring tickers at a time."
-    wide = len(self.tickers) if self.present.is_cuda else wide or max(16, K.BLOCK // max(1, len(self)) // 16 * 16)
-    for at in range(0, len(self.tickers), max(1, wide)):
+    count, size = len(self.tickers), self.present.numel()
+    portions = max(1 + (size > K.BLOCK // 2), math.ceil(size / K.BLOCK))
+    wide = count if self.present.is_cuda else wide or math.ceil(count / portions / 16) * 16
+    for at in range(0, count, max(1, wide)):
         def cut(x, to=slice(at, at + wide)): return x[:, to].contiguous()
         yield at, Panel({k: cut(v) for k, v in self._fields.items()}, None, None,
                         Grid(self.sessions, self.tickers[at:at + wide], cut(self.present)))
