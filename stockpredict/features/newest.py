@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['POWERS', 'PAIR', 'LINE', 'WAYS', 'ACROSS', 'bar_products', 'joined_blocks', 'last_sums', 'table_of', 'sums_of',
-           'few_bars', 'last_powers', 'slide', 'tile', 'slid_moments', 'slid_fades', 'slid_extremes', 'last_age',
-           'last_fall', 'row_centres', 'centres', 'Product', 'read', 'way']
+           'few_bars', 'last_powers', 'slide', 'tile', 'slid_moments', 'slid_fades', 'last_age', 'last_fall',
+           'row_centres', 'centres', 'Product', 'read', 'way']
 
 # %% ../../nbs/features/18c_newest.ipynb #3c880c26
 import math
@@ -113,7 +113,7 @@ POWERS = [table_of([(0,) * (k + 1) for k in range(order)]) for order in (1, 2, 3
 PAIR = table_of([(0,), (1,), (0, 1), (0, 0), (1, 1)])
 LINE = np.array([-1, -2, 0]), np.array([0, 0, 0])
 
-# %% ../../nbs/features/18c_newest.ipynb #0e86a1c8
+# %% ../../nbs/features/18c_newest.ipynb #2c23fc23
 @compiled
 def few_bars(x, t, count, start, size, k, fade, to):
     "The block of one, two or four bars that begins with bar `t`, each to the power `k + 1`."
@@ -134,6 +134,7 @@ def few_bars(x, t, count, start, size, k, fade, to):
             for _ in range(k): pp *= p; ss *= s
             to[j] = ss + fade * pp if count == 2 else ss
 
+# %% ../../nbs/features/18c_newest.ipynb #ac2bb1e2
 @compiled
 def last_powers(x, n, order, fade):
     "Sums of the first powers of the last `n` bars, `[power, ticker]`, added as `last_sums` adds."
@@ -265,37 +266,7 @@ def slid_fades(x, n, count, fade, enough):
                 to[j] = s[i] / w[i] if row[j] == row[j] and w[i] >= enough else np.nan
     return out
 
-# %% ../../nbs/features/18c_newest.ipynb #bac68f05
-@compiled
-def slid_extremes(x, n, count, sign):
-    "Largest of `n` bars times `sign`, times `sign`, for the last `count` bars."
-    rows, size = x.shape
-    out, most = np.empty((count, size), np.float32), 32
-    a, b, s = np.empty(rows * most, np.float32), np.empty(rows * most, np.float32), np.empty(count * most, np.float32)
-    for start in range(0, size, most):
-        m = min(most, size - start)
-        for t in range(rows):
-            row, to = x[t, start:start + m], a[t * m:(t + 1) * m]
-            for j in range(m): to[j] = sign * row[j]
-        here, spare, best, width, done = a[:rows * m], b[:rows * m], s[:count * m], 1, 0
-        while True:
-            if n & width:
-                past = here[(rows - count - done) * m:(rows - done) * m]
-                if done == 0: best[:] = past
-                else:
-                    for j in range(len(best)): best[j] = best[j] if best[j] >= past[j] or best[j] != best[j] else past[j]
-                done += width
-            if 2 * width > n: break
-            lo = (2 * width - 1) * m
-            new, old, to = here[lo:], here[lo - width * m:(rows - width) * m], spare[lo:]
-            for j in range(len(to)): to[j] = new[j] if new[j] >= old[j] or new[j] != new[j] else old[j]
-            here, spare = spare, here
-            width *= 2
-        for t in range(count):
-            for j in range(m): out[t, start + j] = sign * s[t * m + j]
-    return out
-
-# %% ../../nbs/features/18c_newest.ipynb #c386a6eb
+# %% ../../nbs/features/18c_newest.ipynb #eccbf431
 @compiled
 def last_age(x, n, sign, oldest):
     "Bars since the largest of the last `n` bars times `sign`; on a tie the newest, or the oldest."
@@ -305,18 +276,11 @@ def last_age(x, n, sign, oldest):
     for j in range(size): best[j] = sign * x[rows - 1, j]; age[j] = 0.
     for k in range(1, n):
         past, back = x[rows - 1 - k], np.float32(k)
-        if oldest:
-            for j in range(size):
-                v = sign * past[j]
-                keep = (best[j] > v) | (best[j] != best[j])
-                best[j] = best[j] if keep else v
-                age[j] = age[j] if keep else back
-        else:
-            for j in range(size):
-                v = sign * past[j]
-                keep = (best[j] >= v) | (best[j] != best[j])
-                best[j] = best[j] if keep else v
-                age[j] = age[j] if keep else back
+        for j in range(size):
+            v = sign * past[j]
+            keep = (best[j] > v) | ((best[j] == v) & (not oldest)) | (best[j] != best[j])
+            best[j] = best[j] if keep else v
+            age[j] = age[j] if keep else back
     for j in range(size): age[j] = age[j] if best[j] == best[j] else np.float32(np.nan)
     return out
 
@@ -441,10 +405,10 @@ def _faded(ask, n, rows, x):
     s, weight = last_powers(*_arrays([x]), n, 1, decay)[0], last_powers(np.ones((n, 1), np.float32), n, 1, decay)[0, 0]
     return _row(s / weight) if weight >= enough and np.isfinite(s).all() else None
 
-# %% ../../nbs/features/18c_newest.ipynb #35cb14e9
-def _sign(ask): return np.float32(1 if ask[0] in ("max", "argmax") else -1)
+# %% ../../nbs/features/18c_newest.ipynb #f681b9d4
+def _sign(ask): return np.float32(1 if ask[0] == "argmax" else -1)
 
-def _extremes(ask, n, rows, x): return torch.from_numpy(slid_extremes(*_arrays([x]), n, rows, _sign(ask)))
+def _extremes(ask, n, rows, x): return (x.amax if ask[0] == "max" else x.amin)(0, keepdim=True) if rows == 1 else None
 
 def _ages(ask, n, rows, x): return torch.from_numpy(last_age(*_arrays([x]), n, _sign(ask), "True" in ask[2])) if rows == 1 else None
 
