@@ -3,12 +3,15 @@
     python benchmarks/latest.py [--tickers 10000] [--sessions 600] [--halted 0.02] [--rounds 2] [--no-naive]
 
 A market of the size asked for is made from a fixed seed, once without a gap and once with some tickers halted now and then.
-CPU seconds of the whole process are compared, best of the rounds, after a first one that compiles and proves. The naive
-way takes the ordinary batch over the sessions that the longest look-back needs and keeps its last row; it is measured on a
-twentieth of the tickers and multiplied, because its result would not fit.
+CPU seconds of the whole process are compared, best of the rounds, after a first one that compiles and proves. Beside the bare
+values stand the two that use them: the engine's input (`make_inputs`) and the store's file of one session, without the reading
+of bars from a lake. The naive way takes the ordinary batch over all sessions and keeps its last row; it is measured on a
+twentieth of the tickers and multiplied, because its result would not fit. There every value is compared to the last bit.
 """
 import argparse
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +19,9 @@ import torch
 
 from stockpredict.features.catalogue import SETS, as_features, compute
 from stockpredict.features.latest import latest
+from stockpredict.features.matrix import Spec, make_inputs
 from stockpredict.features.panel import FIELDS, Panel, same
+from stockpredict.features.store import _part
 
 CEILING = 3. # CPU seconds
 
@@ -44,6 +49,13 @@ def timed(job, rounds: int) -> tuple[float, float, float, object]: # CPU and wal
     return min(cpu[1:] or cpu), min(wall[1:] or wall), cpu[0], out
 
 
+def written(panel: Panel, names: list) -> dict: # the newest session as the store keeps it
+    "One session computed and written to a file."
+    found, there = latest(panel, names), panel.present[-1:].numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        return _part(Path(folder), panel.sessions[-1:], panel.tickers, there, {f.name: x.numpy() for f, x in found.items()})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in dict(tickers=10_000, sessions=600, rounds=2).items(): parser.add_argument(f"--{name}", type=int, default=default)
@@ -51,22 +63,29 @@ def main():
     parser.add_argument("--naive", action=argparse.BooleanOptionalAction, default=True)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'market':24}{'features':>24}{'CPU s':>8}{'wall s':>8}   first use, CPU s")
+    every = [f for f in as_features("all") if f.fields <= set(FIELDS)]
+    fewer = [f for f in every if f.name not in set(SETS["alpha360"])]
+    by_hand = sum(f.recipe is None for f in every)
+    print(f"{len(every)} features, {by_hand} of them without a recipe ({by_hand / len(every):.1%})")
+    print(f"{'market':24}{'what':>36}{'CPU s':>8}{'wall s':>8}   first use, CPU s")
     for halted in (0., a.halted):
         panel = market(a.tickers, a.sessions, halted)
-        for label, names in (("all", ["all"]), ("without Alpha360", sorted(set(SETS["all"]) - set(SETS["alpha360"])))):
-            names = [f for f in as_features(names) if f.fields <= set(FIELDS)]
-            cpu, wall, first, _ = timed(lambda p=panel, n=names: latest(p, n), a.rounds)
-            bound = f"   ceiling {CEILING:g}" if a.tickers == 10_000 else ""
-            print(f"{f'{a.tickers:,} tickers, {halted:.0%} halted':24}{f'{label} ({len(names)})':>24}{cpu:8.2f}{wall:8.2f}   {first:.1f}{bound}", flush=True)
-    if not a.naive: return
-    few = panel.select(panel.tickers[::20])
-    names = [f for f in as_features("all") if f.fields <= set(FIELDS)]
-    cpu, wall, _, whole = timed(lambda: compute(few, names), 0)
-    now = latest(few, names)
-    equal = sum(same(now[f], whole[f.name][-1:]) for f in names)
-    print(f"{'all of history again':24}{f'all ({len(names)})':>24}{cpu * 20:8.1f}{wall * 20:8.1f}   from {len(few.tickers)} tickers; "
-          f"{equal} of {len(names)} features have the same newest values to the last bit")
+        spec = Spec(tuple(f.name for f in every))
+        jobs = {f"all ({len(every)})": lambda p=panel: latest(p, every),
+                f"without Alpha360 ({len(fewer)})": lambda p=panel: latest(p, fewer),
+                "all, as the engine's input": lambda p=panel, s=spec: make_inputs(p, s, 1),
+                "all, as a file of the store": lambda p=panel: written(p, every)}
+        for label, job in jobs.items():
+            cpu, wall, first, _ = timed(job, a.rounds)
+            bound = f"   ceiling {CEILING:g}" if a.tickers == 10_000 and label.startswith("all (") else ""
+            print(f"{f'{a.tickers:,} tickers, {halted:.0%} halted':24}{label:>36}{cpu:8.2f}{wall:8.2f}   {first:.1f}{bound}", flush=True)
+        if not a.naive: continue
+        few = panel.select(panel.tickers[::20])
+        cpu, wall, _, whole = timed(lambda p=few: compute(p, every), 0)
+        now = latest(few, every)
+        equal = sum(same(now[f], whole[f.name][-1:]) for f in every)
+        print(f"{'':24}{'all of history again':>36}{cpu * 20:8.1f}{wall * 20:8.1f}   from {len(few.tickers)} tickers; "
+              f"{equal} of {len(every)} features have the same newest values to the last bit", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from stockpredict.features import kernels as K, loops, order
 from stockpredict.features.catalogue import Feature, as_features, compute
 from stockpredict.features.latest import latest, scattered
+from stockpredict.features.newest import centres, way
 from stockpredict.features.panel import FIELDS, Panel, same
 
 COLUMNS = ["rolling_sum", "rolling_mean", "rolling_var", "rolling_std", "rolling_skew", "rolling_slope", "rolling_rsquare", "rolling_residual",
@@ -80,3 +81,43 @@ def test_a_step_made_by_hand_takes_the_long_way():
     f = Feature(by_hand, group="by hand")
     panel = market()
     assert f.recipe is None and same(latest(panel, [f])[f], compute(panel, [f])["by_hand"][-1:])
+
+
+def test_every_feature_of_the_bars_has_a_recipe():
+    "One without would take the long way for every ticker, each time."
+    assert not [f.name for f in as_features("all") if f.fields <= set(FIELDS) and f.recipe is None]
+
+
+def test_a_short_history_and_a_session_without_anybody():
+    "Fewer rows than the longest look-back, and a market that was closed to everybody for a day."
+    short, empty = market(90), market(330)
+    for x in empty._fields.values(): x[-40] = math.nan
+    empty = Panel(empty._fields, empty.sessions, empty.tickers)
+    names = [f for f in as_features("all") if f.fields <= set(FIELDS) and "alpha360" not in f.sets]
+    for panel, some in ((short, names), (empty, [f for f in names if f.crossings])):
+        whole = compute(panel, some)
+        got = latest(panel, some, 2)
+        wrong = [f.name for f in some if not same(got[f], whole[f.name][-2:])]
+        assert not wrong, f"{len(wrong)} features differ: {wrong[:5]}"
+
+
+def test_shortcuts_say_what_the_loops_say():
+    x = 50 + torch.randn(700, 70, generator=torch.Generator().manual_seed(6)).cumsum(0)
+    x[:, 5:9] = x[:, 5:9].round(); x[690, 3] = math.nan; x[:640, 4] = math.nan
+    y = x.roll(1, 1).contiguous()
+    ask = {"sum": loops.rolling_sum, "mean": loops.rolling_mean, "var": loops.rolling_var, "std": loops.rolling_std, "skew": loops.rolling_skew,
+           "slope": loops.rolling_slope, "rsquare": loops.rolling_rsquare, "residual": loops.rolling_residual, "max": loops.rolling_extreme,
+           "argmax": loops.rolling_age, "corr": loops.rolling_corr, "cov": loops.rolling_cov, "beta": loops.rolling_beta}
+    taken = 0
+    for name, loop in ask.items():
+        pair = (x, y) if name in ("corr", "cov", "beta") else (x,)
+        for n in (4, 7, 20, 61, 252):
+            for rows in (1, 30):
+                got = way(f"{name} {n} ()", n - 1, None)(rows, *(z[-(n + rows - 1):] for z in pair))
+                taken += got is not None
+                assert got is None or same(got, loop(*pair, n)[-rows:]), f"{name} over {n}, {rows} rows"
+    for decay, rows in ((.5, 1), (.9, 1), (.94, 200), (.99, 1)):
+        got = way(f"ewm {decay} 5", K.memory(decay) - 1, None)(rows, x[-(K.memory(decay) + rows - 1):])
+        assert got is None or same(got, loops.exp_mean(x, decay, 5)[-rows:])
+    assert taken > 60
+    assert same(centres(x), loops.mean_across(x).float()) and same(centres(x, True), loops.spread_across(x)[1].float())
