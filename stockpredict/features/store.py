@@ -27,7 +27,7 @@ from .events import joins, with_facts
 from .latest import latest
 from .panel import FIELDS, Panel
 
-# %% ../../nbs/features/28_store.ipynb #8d70195b
+# %% ../../nbs/features/28_store.ipynb #16c8405c
 def kinds_of(
     needs, # names of fields
 ) -> list[str]: # names of joins
@@ -41,6 +41,7 @@ def fact_tables(
     "Tables whose rows count from the day they became known."
     return sorted({joins.meta(name)["table"] for name in kinds_of(needs)} - {"bars"})
 
+# %% ../../nbs/features/28_store.ipynb #79d06685
 @lru_cache(256)
 def _built_on(path, changed): # modules of the same package that a module imports, by their names in it
     there = {p.stem for p in path.parent.glob("*.py")}
