@@ -144,7 +144,7 @@ class Consumed:
         "The counts as data."
         return asdict(self)
 
-# %% ../../nbs/data/17b_consume.ipynb #dc967787
+# %% ../../nbs/data/17b_consume.ipynb #e1aab63f
 class Consumer:
     "Moves messages from the stream to where they belong; close it, or use it in a `with`."
     def __init__(self,
@@ -159,7 +159,7 @@ class Consumer:
         self.live = Live(settings.storage, self.step)
         self.name, self._slot = self._take_name()
         self.stream = Stream(settings, self.tell)
-        self.lake = self.patiently(lambda: Lake(settings.storage, on_step=self.step))
+        self.lake = self.patiently(lambda: Lake(settings.storage, on_step=self.step, watched=True))
         seconds, micros = self.stream.run(self.stream.client.time)
         self._clock = seconds * 1_000_000 + micros - time.monotonic_ns() // 1000 # delays are measured by the clock of Redis alone
 

@@ -102,6 +102,42 @@ def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_no
     assert count(settings) == 9 and status(settings)["groups"][0]["pending"] == 0
 
 
+# ---- those who look
+
+
+def test_a_reader_who_never_lets_go_does_not_keep_a_commit_waiting(settings, market):
+    publish(settings, market.head(30)); consume(settings, idle=.02)
+    look = f"""
+import sqlite3, sys
+reader = sqlite3.connect({str(settings.storage.lake_dir / 'catalog.sqlite')!r}, isolation_level=None)
+reader.execute("BEGIN")
+ask = lambda: print(*reader.execute("SELECT count(*) FROM ducklake_snapshot").fetchone(), flush=True)
+ask(); sys.stdin.readline(); ask()"""
+    with Consumer(settings) as c, subprocess.Popen([sys.executable, "-c", look], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+        before = reader.stdout.readline()
+        publish(settings, market.tail(60))
+        assert c.go(idle=.02).lake_new == 60 and count(settings) == 90
+        assert before and reader.communicate("\n")[0] == before, "and sees what it saw"
+
+
+def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_kill(settings, market):
+    publish(settings, market.head(30))
+    catalog = settings.storage.lake_dir / "catalog.sqlite"
+    plain = lambda: catalog.read_bytes()[18:20] == b"\1\1" and list(catalog.parent.glob("catalog.sqlite*")) == [catalog]
+    with Consumer(settings) as c: c.go(idle=.02); assert not plain()
+    assert plain()
+    publish(settings, market.iloc[30:60])
+    dead = subprocess.run([sys.executable, "-c", f"""
+import os, signal
+from live_redis import live_settings
+from stockpredict.data.consume import Consumer
+c = Consumer(live_settings({str(settings.storage.home)!r}, {settings.stream.redis_url!r}))
+c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, timeout=120)
+    assert dead.returncode == -signal.SIGKILL and not plain() and count(settings) == 60
+    with Lake(settings.storage): pass
+    assert plain() and count(settings) == 60
+
+
 # ---- Redis
 
 
