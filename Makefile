@@ -1,11 +1,11 @@
 # Every target sets up what it needs. `make run` and `make test` are all a newcomer has to type.
-# Packages are not compiled when they are installed: what is imported is compiled then, and most of it never is.
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCE ?= sample
 
+unexport PYTHONDONTWRITEBYTECODE   # hundreds of processes are started; each would compile everything again
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GX_ANALYTICS_ENABLED := false
@@ -28,6 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt torch 2>/dev/null
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>/dev/null || \
 		$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true   # on all cores, where pip would use one
 	@mkdir -p $(VENV)/share/jupyter/lab/settings   # JupyterLab asks nobody whether to fetch news
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
