@@ -43,9 +43,8 @@ test: env lint notebooks   ## Everything CI runs
 lint: env        ## Style and mistakes a machine can see
 	$(BIN)/ruff check .
 
-notebooks: env   ## Run every notebook that defines or teaches, top to bottom
-	$(BIN)/nbdev-test nbs --skip-folder-re '^(runs|guides)$$' --n-workers 2 --pause 0.2
-	@ls nbs/guides/*.ipynb | xargs -P 2 -I{} $(BIN)/nbdev-test {} --n-workers 0   # each alone: guides register things of their own
+notebooks: env   ## Run every notebook that defines or teaches, top to bottom, each in a process of its own
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py
 
 lab: env         ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
