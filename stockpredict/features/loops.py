@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['rolling_sum', 'rolling_mean', 'rolling_var', 'rolling_std', 'rolling_skew', 'rolling_cov', 'rolling_corr',
-           'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'rolling_extreme', 'rolling_age',
-           'exp_mean', 'exp_newest', 'mean_across', 'compiled', 'block', 'add', 'gather', 'grow', 'advance', 'blank',
-           'centred', 'moments', 'multiplied', 'pairs', 'lines', 'unbroken', 'faded_means', 'weights', 'extremes',
-           'ages', 'row_means', 'either', 'spread_across', 'settle']
+           'rolling_beta', 'rolling_slope', 'rolling_rsquare', 'rolling_residual', 'exp_mean', 'exp_newest',
+           'mean_across', 'compiled', 'block', 'add', 'gather', 'grow', 'advance', 'blank', 'centred', 'moments_from',
+           'moments', 'multiplied', 'related', 'pairs_from', 'pairs', 'same', 'pairs_with', 'lines_from', 'lines',
+           'unbroken', 'faded_means', 'weights', 'row_means', 'either', 'spread_across', 'settle']
 
 # %% ../../nbs/features/18a_loops.ipynb #9b4c3e4c
 import math, os
@@ -129,36 +129,41 @@ def centred(s, size, n, at, mean, var):
         v = square - m * m
         mean[j], var[j] = m, 0. if v <= 1e-14 * square else v
 
-# %% ../../nbs/features/18a_loops.ipynb #98230021
+# %% ../../nbs/features/18a_loops.ipynb #a568b1ea
+@compiled
+def moments_from(s, size, at, n, ask, scale, mean, var, out):
+    "Sum (0), sample variance (1) or its root (2), skewness (3) from the sums of the powers, each `at` after the one before."
+    grow = n / (n - 1.)
+    if ask > 0: centred(s, size, n, at, mean, var)
+    if ask == 0:
+        for j in range(size): out[j] = s[j] * scale
+    elif ask == 1:
+        for j in range(size): out[j] = var[j] * grow
+    elif ask == 2:
+        for j in range(size): out[j] = np.sqrt(var[j] * grow)
+    else:
+        for j in range(size):
+            third = s[2 * at + j] / n - mean[j] * (3 * var[j] + mean[j] * mean[j])
+            skew = third / (var[j] * np.sqrt(var[j])) * scale
+            out[j] = skew if var[j] > 0 else np.nan
+
 @compiled
 def moments(x, n, ask, scale):
     "Over `n` bars: sum (0), sample variance (1) or its root (2), skewness (3); the sum and the skewness times `scale`."
     rows, size = x.shape
     out, parts = blank(rows, size, n), (1, 2, 2, 3)[ask]
     new, s, ring = np.empty(parts * size), np.empty(parts * size), np.zeros((2 * n, parts * size))
-    mean, var, grow = np.empty(size), np.empty(size), n / (n - 1.)
+    mean, var = np.empty(size), np.empty(size)
     for t in range(rows):
-        now, here = x[t], out[t]
+        now = x[t]
         for j in range(size): new[j] = now[j]
         for k in range(1, parts):
             for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * now[j]
         advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
-        if ask > 0: centred(s, size, n, size, mean, var)
-        if ask == 0:
-            for j in range(size): here[j] = s[j] * scale
-        elif ask == 1:
-            for j in range(size): here[j] = var[j] * grow
-        elif ask == 2:
-            for j in range(size): here[j] = np.sqrt(var[j] * grow)
-        else:
-            for j in range(size):
-                third = s[2 * size + j] / n - mean[j] * (3 * var[j] + mean[j] * mean[j])
-                skew = third / (var[j] * np.sqrt(var[j])) * scale
-                here[j] = skew if var[j] > 0 else np.nan
+        if t >= n - 1: moments_from(s, size, size, n, ask, scale, mean, var, out[t])
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #619b7bb0
+# %% ../../nbs/features/18a_loops.ipynb #49d40ac6
 @compiled
 def multiplied(x, y, new, size):
     "Two values and their three products; all `NaN` where one of the two is undefined."
@@ -170,6 +175,28 @@ def multiplied(x, y, new, size):
     for j in range(size): new[4 * size + j] = b[j] * b[j]
 
 @compiled
+def related(joint, n, ask, mx, my, vx, vy, out):
+    "Covariance (0), correlation (1) or slope (2) from sums of products, means and variances."
+    for j in range(len(out)): mx[j] = joint[j] / n - mx[j] * my[j]
+    if ask == 0:
+        for j in range(len(out)): out[j] = mx[j]
+    elif ask == 1:
+        for j in range(len(out)):
+            r = mx[j] / np.sqrt(vx[j] * vy[j])
+            r = 1. if r > 1 else r
+            out[j] = -1. if r < -1 else r
+    else:
+        for j in range(len(out)): out[j] = mx[j] / vy[j]
+
+@compiled
+def pairs_from(s, size, n, ask, mx, my, vx, vy, out):
+    "The same from sums as `multiplied` orders them."
+    centred(s, size, n, 3 * size, mx, vx)
+    centred(s[size:], size, n, 3 * size, my, vy)
+    related(s[2 * size:], n, ask, mx, my, vx, vy, out)
+
+# %% ../../nbs/features/18a_loops.ipynb #f056b70a
+@compiled
 def pairs(x, y, n, ask):
     "Over `n` bars: covariance (0), correlation (1) or slope of `x` on `y` (2)."
     rows, size = x.shape
@@ -177,25 +204,60 @@ def pairs(x, y, n, ask):
     new, s, ring = np.empty(5 * size), np.empty(5 * size), np.zeros((2 * n, 5 * size))
     mx, my, vx, vy = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     for t in range(rows):
-        here = out[t]
         multiplied(x[t], y[t], new, size)
         advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
-        centred(s, size, n, 3 * size, mx, vx)
-        centred(s[size:], size, n, 3 * size, my, vy)
-        for j in range(size): mx[j] = s[2 * size + j] / n - mx[j] * my[j]
-        if ask == 0:
-            for j in range(size): here[j] = mx[j]
-        elif ask == 1:
-            for j in range(size):
-                r = mx[j] / np.sqrt(vx[j] * vy[j])
-                r = 1. if r > 1 else r
-                here[j] = -1. if r < -1 else r
-        else:
-            for j in range(size): here[j] = mx[j] / vy[j]
+        if t >= n - 1: pairs_from(s, size, n, ask, mx, my, vx, vy, out[t])
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #b737974f
+# %% ../../nbs/features/18a_loops.ipynb #b967f773
+@compiled
+def same(y):
+    "Does every row hold one value only, or none at all?"
+    for t in range(len(y)):
+        first = y[t, 0]
+        for j in range(1, y.shape[1]):
+            if y[t, j] != first and (y[t, j] == y[t, j] or first == first): return False
+    return True
+
+@compiled
+def pairs_with(x, y, n, ask):
+    "`pairs`, of every column of `x` with the one column `y`."
+    rows, size = x.shape
+    out, parts = blank(rows, size, n), 3 * size + 2
+    new, s, ring = np.empty(parts), np.empty(parts), np.zeros((2 * n, parts))
+    mx, my, vx, vy = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    a, ab, aa = new[:size], new[size:2 * size], new[2 * size:]
+    for t in range(rows):
+        now, b = x[t], np.float64(y[t])
+        for j in range(size): a[j] = now[j] + 0 * (now[j] + b)
+        for j in range(size): ab[j] = a[j] * b
+        for j in range(size): aa[j] = a[j] * a[j]
+        new[parts - 2], new[parts - 1] = b, b * b
+        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
+        if t < n - 1: continue
+        centred(s, size, n, 2 * size, mx, vx)
+        centred(s[parts - 2:], 1, n, 1, my, vy)
+        my[:] = my[0]
+        vy[:] = vy[0]
+        related(s[size:], n, ask, mx, my, vx, vy, out[t])
+    return out
+
+# %% ../../nbs/features/18a_loops.ipynb #5ddbb8dd
+@compiled
+def lines_from(s, now, size, n, ask, mean, var, slope, out):
+    "Slope (0), share explained (1), distance of the bar `now` (2) from the sums of the values, of the values by age, and of the squares."
+    half, steep, bend = (n - 1) / 2, 12 / (n * (n * n - 1.)), (n * n - 1) / 12
+    for j in range(size): slope[j] = (half * s[j] - s[size + j]) * steep
+    if ask > 0: centred(s, size, n, 2 * size, mean, var)
+    if ask == 0:
+        for j in range(size): out[j] = slope[j]
+    elif ask == 1:
+        for j in range(size):
+            share = slope[j] * slope[j] * bend / var[j]
+            out[j] = 1. if share > 1 else share
+    else:
+        for j in range(size): out[j] = now[j] - (mean[j] + slope[j] * half)
+
 @compiled
 def lines(x, n, ask):
     "The straight line through `n` bars: slope (0), share explained (1), distance of the current bar (2)."
@@ -203,24 +265,13 @@ def lines(x, n, ask):
     out = blank(rows, size, n)
     new, s, ring = np.empty(3 * size), np.empty(3 * size), np.zeros((2 * n, 3 * size))
     mean, var, slope = np.empty(size), np.empty(size), np.empty(size)
-    half, steep, bend = (n - 1) / 2, 12 / (n * (n * n - 1.)), (n * n - 1) / 12
     for t in range(rows):
-        now, here = x[t], out[t]
+        now = x[t]
         for j in range(size): new[j] = now[j]
         for j in range(size): new[size + j] = 0 * new[j]
         for j in range(size): new[2 * size + j] = new[j] * new[j]
         advance(new, s, ring, t, n, size, 1., True, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
-        for j in range(size): slope[j] = (half * s[j] - s[size + j]) * steep
-        if ask > 0: centred(s, size, n, 2 * size, mean, var)
-        if ask == 0:
-            for j in range(size): here[j] = slope[j]
-        elif ask == 1:
-            for j in range(size):
-                share = slope[j] * slope[j] * bend / var[j]
-                here[j] = 1. if share > 1 else share
-        else:
-            for j in range(size): here[j] = now[j] - (mean[j] + slope[j] * half)
+        if t >= n - 1: lines_from(s, now, size, n, ask, mean, var, slope, out[t])
     return out
 
 # %% ../../nbs/features/18a_loops.ipynb #375d68b7
@@ -277,70 +328,6 @@ def weights(n, fade):
         out[t] = s[0]
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #0bec5ec6
-@compiled
-def extremes(x, n, sign):
-    "Largest of `n` bars times `sign`, times `sign`."
-    rows, size = x.shape
-    out = blank(rows, size, n)
-    new, best, ring = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros((2 * n, size), np.float32)
-    for t in range(rows):
-        for j in range(size): new[j] = sign * x[t, j]
-        width, done = 1, 0
-        while True:
-            row = ring[width - 1 + (t & (width - 1))]
-            if n & width:
-                past = ring[width - 1 + ((t - done) & (width - 1))]
-                if done == 0: best[:] = new
-                else:
-                    for j in range(size): best[j] = best[j] if best[j] >= past[j] or best[j] != best[j] else past[j]
-                done += width
-            if 2 * width > n: break
-            for j in range(size):
-                before = row[j]
-                row[j] = new[j]
-                new[j] = new[j] if new[j] >= before or new[j] != new[j] else before
-            width *= 2
-        row[:] = new
-        if t >= n - 1:
-            for j in range(size): out[t, j] = sign * best[j]
-    return out
-
-# %% ../../nbs/features/18a_loops.ipynb #5b05dff8
-@compiled
-def ages(x, n, sign, oldest):
-    "Bars since the largest of `n` bars times `sign`; on a tie the newest, or the oldest."
-    rows, size = x.shape
-    out, zero = blank(rows, size, n), np.float32(0)
-    row4, ring, when = np.zeros((4, size), np.float32), np.zeros((2 * n, size), np.float32), np.zeros((2 * n, size), np.float32)
-    new, age, best, since = row4[0], row4[1], row4[2], row4[3]
-    for t in range(rows):
-        for j in range(size): new[j] = sign * x[t, j]; age[j] = zero
-        width, done = 1, 0
-        while True:
-            row, aged = ring[width - 1 + (t & (width - 1))], when[width - 1 + (t & (width - 1))]
-            if n & width:
-                past, then, back = ring[width - 1 + ((t - done) & (width - 1))], when[width - 1 + ((t - done) & (width - 1))], np.float32(done)
-                for j in range(size):
-                    a, b = (new[j], age[j]) if done == 0 else (past[j], then[j] + back)
-                    keep = ((best[j] > a) | (best[j] == a) & (not oldest) | (best[j] != best[j])) & (done > 0)
-                    best[j] = best[j] if keep else a
-                    since[j] = since[j] if keep else b
-                done += width
-            if 2 * width > n: break
-            back = np.float32(width)
-            for j in range(size):
-                a, b, v, w = row[j], aged[j] + back, new[j], age[j]
-                row[j] = v; aged[j] = w
-                keep = (v > a) | (v == a) & (not oldest) | (v != v)
-                new[j] = v if keep else a
-                age[j] = w if keep else b
-            width *= 2
-        row[:] = new; aged[:] = age
-        if t >= n - 1:
-            for j in range(size): out[t, j] = since[j] if best[j] == best[j] else np.nan
-    return out
-
 # %% ../../nbs/features/18a_loops.ipynb #710be6f9
 @compiled
 def row_means(x, centre, square):
@@ -362,7 +349,7 @@ def row_means(x, centre, square):
         out[t] = np.float64(whole) * down / np.float64(there)
     return out
 
-# %% ../../nbs/features/18a_loops.ipynb #0febb94d
+# %% ../../nbs/features/18a_loops.ipynb #995bab4d
 def either(
     tensors, # the function on tensors
     loop, # the same on contiguous float32 arrays
@@ -373,25 +360,22 @@ def either(
         return torch.from_numpy(loop(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in args)))
     return update_wrapper(f, tensors)
 
+def _pairs(x, y, n, ask): return pairs_with(x, y[:, 0], n, ask) if x.shape[1] > 1 and same(y) else pairs(x, y, n, ask)
+
 rolling_sum      = either(K.rolling_sum, lambda x, n: moments(x, n, 0, 1.))
 rolling_mean     = either(K.rolling_mean, lambda x, n: moments(x, n, 0, 1. / n))
 rolling_var      = either(K.rolling_var, lambda x, n: moments(x, n, 1, 1.))
 rolling_std      = either(K.rolling_std, lambda x, n: moments(x, n, 2, 1.))
 rolling_skew     = either(K.rolling_skew, lambda x, n: moments(x, n, 3, math.sqrt(n * (n - 1)) / (n - 2)))
-rolling_cov      = either(K.rolling_cov, lambda x, y, n: pairs(x, y, n, 0))
-rolling_corr     = either(K.rolling_corr, lambda x, y, n: pairs(x, y, n, 1))
-rolling_beta     = either(K.rolling_beta, lambda x, y, n: pairs(x, y, n, 2))
+rolling_cov      = either(K.rolling_cov, lambda x, y, n: _pairs(x, y, n, 0))
+rolling_corr     = either(K.rolling_corr, lambda x, y, n: _pairs(x, y, n, 1))
+rolling_beta     = either(K.rolling_beta, lambda x, y, n: _pairs(x, y, n, 2))
 rolling_slope    = either(K.rolling_slope, lambda x, n: lines(x, n, 0))
 rolling_rsquare  = either(K.rolling_rsquare, lambda x, n: lines(x, n, 1))
 rolling_residual = either(K.rolling_residual, lambda x, n: lines(x, n, 2))
 
-# %% ../../nbs/features/18a_loops.ipynb #71efda59
-def _sign(largest): return np.float32(1 if largest else -1)
-
+# %% ../../nbs/features/18a_loops.ipynb #59816676
 _weights = lru_cache(64)(weights.__call__)
-
-rolling_extreme = either(K.rolling_extreme, lambda x, n, largest=True: extremes(x, n, _sign(largest)))
-rolling_age     = either(K.rolling_age, lambda x, n, largest=True, oldest=False: ages(x, n, _sign(largest), oldest))
 
 def _exp_mean(x, decay, least=1, last=False):
     n = K.memory(decay)

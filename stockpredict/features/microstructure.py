@@ -7,12 +7,12 @@ __all__ = ['chl_spread', 'fht_spread', 'spread_change', 'kyle_lambda', 'invarian
            'volume_continuation', 'bought', 'bulk_imbalance', 'vpin', 'volume_focus', 'range_elasticity', 'sign_run',
            'shares_below', 'heaviest', 'profile_tensors', 'volume_below', 'point_of_control', 'profile_place']
 
-# %% ../../nbs/features/24e_microstructure.ipynb #d3a4efd4
+# %% ../../nbs/features/24e_microstructure.ipynb #8e7005bc
 import math
 import numpy as np
 import torch
 from .catalogue import technical
-from .cross import over
+from .cross import on_two, over, regressed
 from .loops import blank, compiled
 from .panel import Panel
 from .price import typical
@@ -44,7 +44,7 @@ def spread_change(bars: Panel, n: int, m: int) -> Series:
     "Mean Corwin-Schultz spread of n bars - the same of m bars"
     return corwin_schultz(bars, n) - corwin_schultz(bars, m)
 
-# %% ../../nbs/features/24e_microstructure.ipynb #d995b2b1
+# %% ../../nbs/features/24e_microstructure.ipynb #99d7ee5a
 @technical("liquidity", [20, 60], "Hasbrouck (2009)")
 def kyle_lambda(bars: Panel, n: int) -> Series:
     "log(sum of |return| * sqrt(money) / sum of money over n), money traded, in millions"
@@ -56,15 +56,7 @@ def invariance(bars: Panel, n: int) -> Series:
     "log(variance of n returns / mean money of n) / 3, money traded, in millions"
     return (bars.returns.var(n) / (bars.money / 1e6).mean(n)).log() / 3
 
-def _after(y, x, z): return y, x, z, y * x, y * z, x * x, z * z, x * z
-
-def _second_slope(n): # of y on x and z
-    def second_slope(*sums):
-        y, x, z, yx, yz, xx, zz, xz = (s / n for s in sums)
-        a, b, v, w, c = yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z
-        rest = v * w - c * c
-        return ((b * v - a * c) / rest).masked_fill(rest <= 1e-9 * v * w, math.nan)
-    return second_slope
+def _second_slope(a, b, v, w, c): return ((b * v - a * c) / (v * w - c * c)).masked_fill(v * w - c * c <= 1e-9 * v * w, math.nan)
 
 @technical("liquidity", [60], "Pastor and Stambaugh (2003), relative volume")
 def volume_reversal(bars: Panel, n: int) -> Series:
@@ -72,7 +64,7 @@ def volume_reversal(bars: Panel, n: int) -> Series:
     v = volume / its mean of 20 with the sign of the return above the market"""
     ahead = bars.returns - bars.market
     push = ahead.sign() * bars.volume / bars.volume.mean(20)
-    return over(n, _after, _second_slope(n), ahead, bars.returns.lag(1), push.lag(1), ask=5) / bars.returns.std(n)
+    return over(n, on_two, regressed(n, _second_slope), ahead, bars.returns.lag(1), push.lag(1), ask=5) / bars.returns.std(n)
 
 def unusual_volume(bars: Panel, n: int) -> Series:
     "log((1 + volume) / (1 + mean volume of n))"
@@ -83,7 +75,7 @@ def volume_continuation(bars: Panel, n: int) -> Series:
     "Slope over n of a return on r * v of the bar before, r held fixed; v = log(volume / its mean of 20)"
     r = bars.returns
     loud = r * unusual_volume(bars, 20)
-    return over(n, _after, _second_slope(n), r, r.lag(1), loud.lag(1), ask=5)
+    return over(n, on_two, regressed(n, _second_slope), r, r.lag(1), loud.lag(1), ask=5)
 
 # %% ../../nbs/features/24e_microstructure.ipynb #34d00c2c
 def bought(bars: Panel) -> Series: # -1 all sold … +1 all bought

@@ -7,13 +7,13 @@ __all__ = ['POWERS', 'PAIR', 'LINE', 'WAYS', 'ACROSS', 'bar_products', 'joined_b
            'few_bars', 'last_powers', 'slide', 'tile', 'slid_moments', 'slid_fades', 'last_age', 'last_fall',
            'row_centres', 'centres', 'Product', 'read', 'way']
 
-# %% ../../nbs/features/18c_newest.ipynb #3c880c26
+# %% ../../nbs/features/18c_newest.ipynb #12d59aac
 import math
 from functools import lru_cache, partial
 import numpy as np
 import torch
 from torch import Tensor
-from .loops import compiled
+from .loops import compiled, lines_from, moments_from, pairs_from
 
 # %% ../../nbs/features/18c_newest.ipynb #a89c6151
 @compiled
@@ -214,32 +214,21 @@ def tile(x, start, size, power, to):
                 holes += not there
     return holes
 
-# %% ../../nbs/features/18c_newest.ipynb #8bc24b25
+# %% ../../nbs/features/18c_newest.ipynb #ab7a5969
 @compiled
 def slid_moments(x, n, count, ask, scale):
     "What `moments` says of the last `count` bars, where all bars before them are at hand."
     rows, size = x.shape
     out, most, parts = np.empty((count, size), np.float32), 16, (1, 2, 2, 3)[ask]
     a, b, s = np.empty(rows * most), np.empty(rows * most), np.empty((3, count * most))
+    mean, var, to = np.empty(count * most), np.empty(count * most), np.empty(count * most, np.float32)
     for start in range(0, size, most):
         m = min(most, size - start)
         for k in range(parts):
             tile(x, start, m, k + 1, a)
             slide(a[:rows * m], b[:rows * m], s[k, :count * m], n, m, 1.)
-        for t in range(count):
-            to = out[t, start:start + m]
-            one, two, three = s[0, t * m:(t + 1) * m], s[1, t * m:(t + 1) * m], s[2, t * m:(t + 1) * m]
-            if ask == 0:
-                for j in range(m): to[j] = one[j] * scale
-                continue
-            for j in range(m):
-                mean, square = one[j] / n, two[j] / n
-                var = square - mean * mean
-                var = 0. if var <= 1e-14 * square else var
-                if ask == 3:
-                    centred = three[j] / n - mean * (3 * var + mean * mean)
-                    to[j] = centred / (var * np.sqrt(var)) * scale if var > 0 else np.nan
-                else: to[j] = np.sqrt(var * (n / (n - 1))) if ask == 2 else var * (n / (n - 1))
+        moments_from(s.reshape(-1), count * m, count * most, n, ask, scale, mean, var, to)
+        for t in range(count): out[t, start:start + m] = to[t * m:(t + 1) * m]
     return out
 
 # %% ../../nbs/features/18c_newest.ipynb #c9f48e73
@@ -347,25 +336,21 @@ def centres(
     found = np.sqrt(row_centres(rows, mean, True)) if spread else mean
     return torch.from_numpy(found.astype(np.float32))[:, None]
 
-# %% ../../nbs/features/18c_newest.ipynb #bc14bdcc
+# %% ../../nbs/features/18c_newest.ipynb #de2bd515
 def _row(x): return torch.from_numpy(x.astype(np.float32)[None])
 
-def _spread(s, n): # mean, mean square and variance from the sums of one window
-    mean, square = s[0] / n, s[-1] / n
-    var = square - mean * mean
-    var[var <= 1e-14 * square] = 0.
-    return mean, var
+def _told(by, spare, s, *ask): # a row of answers from the sums of one window; `spare` rows to work in
+    size = s.shape[1]
+    out = np.empty((1, size), np.float32)
+    by(s.reshape(-1), *ask, *np.empty((spare, size)), out[0])
+    return torch.from_numpy(out)
 
 def _moments(ask, n, rows, x):
     code = dict(sum=0, mean=0, var=1, std=2, skew=3)[ask[0]]
     scale = 1. / n if ask[0] == "mean" else math.sqrt(n * (n - 1)) / (n - 2) if code == 3 else 1.
     if rows > 1: return torch.from_numpy(slid_moments(*_arrays([x]), n, rows, code, scale))
-    with np.errstate(all="ignore"):
-        s = last_powers(*_arrays([x]), n, (1, 2, 2, 3)[code], 1.)
-        if code == 0: return _row(s[0] * scale)
-        mean, var = _spread(s[:2], n)
-        if code == 3: return _row(np.where(var > 0, (s[2] / n - mean * (3 * var + mean * mean)) / (var * np.sqrt(var)) * scale, np.nan))
-        return _row(np.sqrt(var * (n / (n - 1))) if code == 2 else var * (n / (n - 1)))
+    s = last_powers(*_arrays([x]), n, (1, 2, 2, 3)[code], 1.)
+    return _told(moments_from, 2, s, s.shape[1], s.shape[1], n, code, scale)
 
 def _kurtosis(ask, n, rows, x):
     if rows > 1: return None
@@ -376,27 +361,14 @@ def _kurtosis(ask, n, rows, x):
         fourth = fourth - mean * (4 * cube - mean * (6 * square - 3 * mean * mean))
         return _row((n - 1) / ((n - 2) * (n - 3.)) * ((n + 1) * fourth / (var * var) - 3 * (n - 1)))
 
-# %% ../../nbs/features/18c_newest.ipynb #e6894f22
+# %% ../../nbs/features/18c_newest.ipynb #f042a687
 def _pairs(ask, n, rows, x, y):
     code = dict(cov=0, corr=1, beta=2)[ask[0]]
-    if rows > 1: return None
-    with np.errstate(all="ignore"):
-        mx, my, xy, xx, yy = sums_of(PAIR, n, x, y) / n
-        vx, vy = xx - mx * mx, yy - my * my
-        vx[vx <= 1e-14 * xx] = 0.; vy[vy <= 1e-14 * yy] = 0.
-        joint = xy - mx * my
-        return _row(joint if code == 0 else np.clip(joint / np.sqrt(vx * vy), -1., 1.) if code == 1 else joint / vy)
+    return _told(pairs_from, 4, s := sums_of(PAIR, n, x, y), s.shape[1], n, code) if rows == 1 else None
 
 def _lines(ask, n, rows, x):
-    if rows > 1: return None
-    half, steep = (n - 1) / 2, 12 / (n * (n * n - 1.))
-    with np.errstate(all="ignore"):
-        s = sums_of(LINE, n, x, trend=True)
-        mean, var = _spread(s, n)
-        slope = (half * s[0] - s[1]) * steep
-        if ask[0] == "slope": return _row(slope)
-        if ask[0] == "rsquare": return _row(np.minimum(slope * slope * ((n * n - 1) / 12) / var, 1.))
-        return _row(x[-1].numpy() - (mean + slope * half))
+    code = dict(slope=0, rsquare=1, residual=2)[ask[0]]
+    return _told(lines_from, 3, s := sums_of(LINE, n, x, trend=True), x[-1].numpy(), s.shape[1], n, code) if rows == 1 else None
 
 def _faded(ask, n, rows, x):
     decay, least = float(ask[1]), min(int(ask[2]), n)

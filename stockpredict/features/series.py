@@ -289,7 +289,7 @@ def pct_change(self: Series, n: int = 1) -> Series:
     "Simple return over `n` bars."
     return self / self.lag(n) - 1
 
-# %% ../../nbs/features/19_series.ipynb #89918f7f
+# %% ../../nbs/features/19_series.ipynb #593e73ee
 def windowed(
     name: str, # what the new word of `Series` is called
     kernel, # function of a tensor, the bars in the window and perhaps options
@@ -304,10 +304,10 @@ def windowed(
 
 windowed("sum", L.rolling_sum, "Sum over the last `n` bars.")
 windowed("mean", L.rolling_mean, "Simple moving average over the last `n` bars.")
-windowed("max", L.rolling_extreme, "Largest of the last `n` bars.")
-windowed("min", lambda x, n: L.rolling_extreme(x, n, False), "Smallest of the last `n` bars.")
-windowed("argmax", lambda x, n, oldest=False: L.rolling_age(x, n, True, oldest), "Bars since the largest of the last `n`; ties: the newest, or the `oldest`.")
-windowed("argmin", lambda x, n, oldest=False: L.rolling_age(x, n, False, oldest), "Bars since the smallest of the last `n`; ties likewise.")
+windowed("max", O.rolling_extreme, "Largest of the last `n` bars.")
+windowed("min", lambda x, n: O.rolling_extreme(x, n, False), "Smallest of the last `n` bars.")
+windowed("argmax", lambda x, n, oldest=False: O.rolling_age(x, n, True, oldest), "Bars since the largest of the last `n`; ties: the newest, or the `oldest`.")
+windowed("argmin", lambda x, n, oldest=False: O.rolling_age(x, n, False, oldest), "Bars since the smallest of the last `n`; ties likewise.")
 windowed("rank", O.rolling_rank, "Where the current bar stands among the last `n`, from 0 to 1.")
 windowed("var", L.rolling_var, "Sample variance of the last `n` bars.", 2)
 windowed("std", L.rolling_std, "Sample standard deviation of the last `n` bars.", 2)

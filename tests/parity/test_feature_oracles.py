@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stockpredict.features import kernels as K
-from stockpredict.features import loops, order
+from stockpredict.features import cross, loops, microstructure, newest, order
 from stockpredict.features.catalogue import compute, features, fill, room
-from stockpredict.features.panel import Panel
+from stockpredict.features.panel import Panel, same
 
 
 def market(sessions: int = 900, tickers: int = 4, dtype=torch.float64, seed: int = 2) -> Panel:
@@ -231,6 +231,26 @@ def test_a_compiled_loop_equals_the_tensor_operations(name, n):
             part = loop(x[start:, columns], *(a[start:, columns] for a in args), n, *rest)
             assert torch.equal(part[n - 1:].nan_to_num(-9.), whole[start + n - 1:, columns].nan_to_num(-9.))
     assert torch.equal(loop(x.flip(1), *(a.flip(1) for a in args), n, *rest).nan_to_num(-9.), whole.flip(1).nan_to_num(-9.))
+
+
+@pytest.mark.parametrize("hole", [math.nan, math.inf])
+def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
+    "A further ticker that sees another market forces the long way; the others' values are the same to the last bit."
+    x = hard_numbers()
+    market = hard_numbers()[:, :1].flip(0) + 3
+    market[90], more = hole, hard_numbers()[:, 1:2]
+    everyone, apart = market.expand_as(x).contiguous(), torch.cat([market.expand_as(x), more], 1)
+    assert loops.same(everyone.numpy()) and not loops.same(apart.numpy())
+    for loop in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta):
+        for n in (4, 20, 61, 150): assert same(loop(x, everyone, n), loop(torch.cat([x, more], 1), apart, n)[:, :-1]), (loop.__name__, n)
+    late, fell = (torch.cat([torch.full_like(market[:1], math.nan), market[:-1]]), (market < 50).float() + 0 * market)
+    asked = {0: (cross._some, fell, x, market), 1: (cross._powers, x, market), 2: (microstructure._weights, x, fell), 3: (cross.on_two, x, market, late),
+             4: (cross.on_two, x, market, late), 5: (cross.on_two, x, late, market)}
+    for ask, (parts, *series) in asked.items():
+        table = np.stack(newest.read(parts, len(series)), 1)
+        short = np.stack([s.expand_as(x).numpy() for s in series])
+        long = np.concatenate([short, np.stack([(more + k).numpy() for k in range(len(series))])], 2)
+        for n in (20, 61): assert same(*(torch.from_numpy(v) for v in (cross.answers(short, table, n, ask), cross.answers(long, table, n, ask)[:, :-1]))), ask
 
 
 def test_compiled_averages_and_ranks_equal_the_tensor_operations():

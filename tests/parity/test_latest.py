@@ -106,8 +106,8 @@ def test_shortcuts_say_what_the_loops_say():
     x[:, 5:9] = x[:, 5:9].round(); x[690, 3] = math.nan; x[:640, 4] = math.nan
     y = x.roll(1, 1).contiguous()
     ask = {"sum": loops.rolling_sum, "mean": loops.rolling_mean, "var": loops.rolling_var, "std": loops.rolling_std, "skew": loops.rolling_skew,
-           "slope": loops.rolling_slope, "rsquare": loops.rolling_rsquare, "residual": loops.rolling_residual, "max": loops.rolling_extreme,
-           "argmax": loops.rolling_age, "corr": loops.rolling_corr, "cov": loops.rolling_cov, "beta": loops.rolling_beta}
+           "slope": loops.rolling_slope, "rsquare": loops.rolling_rsquare, "residual": loops.rolling_residual, "max": order.rolling_extreme,
+           "argmax": order.rolling_age, "corr": loops.rolling_corr, "cov": loops.rolling_cov, "beta": loops.rolling_beta}
     taken = 0
     for name, loop in ask.items():
         pair = (x, y) if name in ("corr", "cov", "beta") else (x,)
