@@ -206,11 +206,16 @@ def coskew(bars: Panel, n: int) -> Series:
     "Mean of residual * (market - its mean)^2 / (deviation of the residual * variance of the market), residual of the regression over n"
     return over(n, _powers, _coskew(n), bars.returns, bars.market, ask=1)
 
-# %% ../../nbs/features/24d_cross.ipynb #f4c3af37
-def on_two(y, x, z): # products that a regression of one series on two others needs
+# %% ../../nbs/features/24d_cross.ipynb #f532e265
+def on_two(y, x, z):
+    "Products that a regression of one series on two others needs."
     return y, x, z, y * x, y * z, x * x, z * z, x * z
 
-def regressed(n, answer): # the same sums made into an answer: from covariances with the two, their variances and their covariance
+def regressed(
+    n: int, # bars in the window
+    answer, # function of the covariances with the two, their variances and their covariance
+): # function of the sums of these products
+    "A regression on two series, answered from sums."
     def regression(*sums):
         y, x, z, yx, yz, xx, zz, xz = (s / n for s in sums)
         return answer(yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z)
