@@ -25,7 +25,7 @@ class Server:
         self.url = f"redis://127.0.0.1:{self.port}/0" if on_port else f"unix://{folder / 'r.sock'}"
 
     def start(self, password=None):
-        where = ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.folder / "r.sock"), "--appendonly", "yes"]
+        where = ["--bind", "127.0.0.1"] if self.port else ["--unixsocket", str(self.folder / "r.sock"), "--appendonly", "yes", "--appendfsync", "always"]
         words = ["--port", str(self.port), *where, "--dir", str(self.folder), "--save", "", *self.options]
         self.process = subprocess.Popen([server_binary(), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.client = redis.Redis.from_url(self.url, password=password)

@@ -50,7 +50,7 @@ class Embedded:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / "redis.lock", timeout=30)
 
-# %% ../../nbs/data/17_stream.ipynb #ce0ad59f
+# %% ../../nbs/data/17_stream.ipynb #53433cb5
 @patch
 def start(self: Embedded):
     "Start the server unless it runs; the caller holds the lock."
@@ -67,7 +67,7 @@ def start(self: Embedded):
 
 @patch
 def _launch(self: Embedded):
-    options = dict(port=0, unixsocket=self.socket, unixsocketperm=700, dir=self.folder.absolute(), appendonly="yes", appendfsync="everysec",
+    options = dict(port=0, unixsocket=self.socket, unixsocketperm=700, dir=self.folder.absolute(), appendonly="yes", appendfsync="always",
                    save="", daemonize="no", logfile=self.folder.absolute() / "redis.log")
     words = [str(w) for k, v in options.items() for w in (f"--{k}", v)]
     return subprocess.Popen([server_binary(), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)

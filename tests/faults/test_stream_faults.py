@@ -183,6 +183,7 @@ def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path,
     with Stream(s) as stream:
         stream.publish(messages(market.tail(30)))
         pid = stream.client.info("server")["process_id"]
+        assert stream.client.config_get("appendfsync") == {"appendfsync": "always"}, "with everysec it answers before it has written when the disk is slow"
         os.kill(pid, signal.SIGKILL)
         assert stream.publish(messages(market.head(3))) == 33
         assert stream.client.info("server")["process_id"] != pid
