@@ -13,13 +13,14 @@ HERE = Path(__file__).resolve().parent
 LIBRARIES = ("duckdb", "exchange_calendars", "fastapi.testclient", "great_expectations.expectations", "lightgbm", "lightning", "matplotlib.pyplot",
              "numba", "optuna", "pandas", "pyarrow.parquet", "scipy.stats", "torch", "typer.testing")
 SLOW = 15 # seconds from which a notebook is named
+MOST = 8 # at once, for memory's sake
 
 
-def found(paths):
+def found(paths, here=HERE):
     "The notebooks that define or teach; those of `runs/` are templates that Papermill fills."
-    places = [Path(path).resolve() for path in paths] or [HERE]
+    places = [Path(path).resolve() for path in paths] or [here]
     books = {book for place in places for book in (place.rglob("*.ipynb") if place.is_dir() else [place])}
-    return sorted(book for book in books if not {"runs", ".ipynb_checkpoints"} & set(book.parts))
+    return sorted(book for book in books if not {"runs", ".ipynb_checkpoints"} & set(book.relative_to(here).parts))
 
 
 def run(book):
@@ -47,7 +48,8 @@ def main(paths):
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     for library in LIBRARIES: importlib.import_module(library)
     books, failed, started = found(paths), [], time.time()
-    for book, seconds, status in run_all(books, os.cpu_count()):
+    if not books: sys.exit("There is no notebook there. Name a folder or a notebook inside nbs/.")
+    for book, seconds, status in run_all(books, min(MOST, os.cpu_count())):
         if status: failed.append(book.name)
         if seconds > SLOW: print(f"{book.name}: {seconds:.0f} s", flush=True)
     print(f"{len(books) - len(failed)} of {len(books)} notebooks hold, {time.time() - started:.0f} s")
