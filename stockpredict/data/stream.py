@@ -383,7 +383,13 @@ def again(self: Stream,
         yield (entries := [entry(*e) for e in pack])
         offset = entries[-1].offset + 1
 
-# %% ../../nbs/data/17_stream.ipynb #1354dfc6
+# %% ../../nbs/data/17_stream.ipynb #778b59b2
+@patch
+def _asked(self: Stream, option): # a setting of the server; None = it does not tell everybody
+    from redis import ResponseError
+    try: return self.client.config_get(option).get(option)
+    except ResponseError: return None
+
 @patch
 def state(self: Stream) -> dict: # server, kept, first, last, groups, warnings
     "What the stream holds and who is behind."
@@ -399,5 +405,7 @@ def state(self: Stream) -> dict: # server, kept, first, last, groups, warnings
         warnings.append(f"Redis may throw the stream away when its memory is full: its maxmemory-policy is {policy}; set noeviction.")
     if not info.get("aof_enabled"):
         warnings.append("Redis keeps the stream in memory only: messages that nobody has read are lost when it ends; set appendonly yes.")
+    elif self.run(self._asked, "appendfsync") not in ("always", None):
+        warnings.append("Redis answers before it has written while its disk is slow: a kill or a power cut can cost messages; set appendfsync always.")
     return dict(server=self.where, version=info.get("redis_version", ""), memory=info.get("used_memory", 0), maxlen=self.set.maxlen,
                 kept=int(self.run(self.client.xlen, self.key)), first=ends[0].offset if ends else 0, last=newest, groups=rows, warnings=warnings)

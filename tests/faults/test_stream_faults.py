@@ -226,6 +226,14 @@ def test_a_redis_that_may_evict_or_forget_is_pointed_out(settings, server):
     assert "allkeys-lru" in said and "noeviction" in said and "appendonly" in said
 
 
+def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_does_not_tell_is_believed(settings, server):
+    assert status(settings)["warnings"] == []
+    server.client.config_set("appendfsync", "everysec")
+    assert "appendfsync always" in " ".join(status(settings)["warnings"])
+    server.client.acl_setuser("default", enabled=True, nopass=True, commands=["-config"], keys=["*"])
+    assert status(settings)["warnings"] == []
+
+
 def test_a_key_of_another_type_is_left_alone(settings, server, market):
     server.client.lpush("stockpredict:live", "somebody else's")
     for work in (lambda: publish(settings, market.tail(1)), lambda: consume(settings, idle=.05)):
