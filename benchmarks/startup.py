@@ -51,7 +51,7 @@ def answers(command, port, cwd, env) -> float:
 
 
 def main():
-    ours, peer = best(lambda: runs(sys.executable, "-m", "stockpredict.cli", "--help")), best(lambda: runs(sys.executable, "-c", TYPER, "--help"))
+    ours, peer = best(lambda: runs(sys.executable, "-m", "stockpredict.cli.main", "--help")), best(lambda: runs(sys.executable, "-c", TYPER, "--help"))
     print(f"stockpredict --help   {ours:6.2f} s   typer alone   {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 1 s)")
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bare.py").write_text(FASTAPI)

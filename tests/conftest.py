@@ -102,7 +102,7 @@ def finished(together):
     answer = together / "finished.json"
     with in_turn(together / "finished.lock"):
         if not answer.exists():
-            command = [sys.executable, "-m", "stockpredict.cli", "retrain", "--json", *asked]
+            command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", *asked]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
             answer.write_text(json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr}))
     done = json.loads(answer.read_text())

@@ -48,5 +48,5 @@ def live_settings(home, url="", **more):
 def consumer_process(settings, *words):
     "A consumer in a process of its own; what it says comes through pipes."
     given = {"storage.home": settings.storage.home, "stream.redis_url": settings.stream.redis_url, "stream.block_ms": 20}
-    command = [sys.executable, "-m", "stockpredict.cli", "stream", *(w for k, v in given.items() for w in ("--set", f"{k}={v}")), "consume", *words, "--json"]
+    command = [sys.executable, "-m", "stockpredict.cli.main", "stream", *(w for k, v in given.items() for w in ("--set", f"{k}={v}")), "consume", *words, "--json"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

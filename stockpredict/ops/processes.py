@@ -56,7 +56,7 @@ def parts(
     return [
         Part("prefect", [python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(s.schedule.prefect_port)],
              f"{prefect}/api/health", prefect, own),
-        Part("api", [python, "-m", "stockpredict.cli", "serve"], f"{api}/health", f"{api}/docs"),
+        Part("api", [python, "-m", "stockpredict.cli.main", "serve"], f"{api}/health", f"{api}/docs"),
         Part("mlflow", [python, "-m", "mlflow", "server", "--backend-store-uri", s.storage.tracking_uri, "--host", "127.0.0.1",
                         "--port", str(s.schedule.mlflow_port), "--workers", "1"], f"{mlflow}/health", mlflow, {"MLFLOW_DISABLE_TELEMETRY": "true"}),
         Part("schedule", [python, "flows/retrain.py", "--serve"], env=env, late=True),

@@ -38,7 +38,7 @@ def service(finished):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", "stockpredict.cli", "serve", *finished["asked"], "--set", f"serving.port={port}"],
+    child = subprocess.Popen([sys.executable, "-m", "stockpredict.cli.main", "serve", *finished["asked"], "--set", f"serving.port={port}"],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     base, patience = f"http://127.0.0.1:{port}", time.monotonic() + 60
     while True:

@@ -138,7 +138,7 @@ def test_the_command_brings_minutes_and_throws_letters_away(market, tmp_path):
     name = sorted(market.ticker.unique())[0]
 
     def run(*words):
-        out = subprocess.run([sys.executable, "-m", "stockpredict.cli", *words], capture_output=True, text=True, cwd=tmp_path, timeout=240,
+        out = subprocess.run([sys.executable, "-m", "stockpredict.cli.main", *words], capture_output=True, text=True, cwd=tmp_path, timeout=240,
                              env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert out.returncode == 0, out.stderr[-2000:]
         return out.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from stockpredict.core.errors import StockpredictError
 
-CLI = [sys.executable, "-m", "stockpredict.cli"]
+CLI = [sys.executable, "-m", "stockpredict.cli.main"]
 
 
 def ask(*words, cwd=None, env=None):
@@ -16,7 +16,7 @@ def ask(*words, cwd=None, env=None):
 
 
 def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
-    code = "import sys, time; sys.argv = ['stockpredict', '--help']\nfrom stockpredict.cli import app\ntry: app()\nexcept SystemExit: pass\n" \
+    code = "import sys, time; sys.argv = ['stockpredict', '--help']\nfrom stockpredict.cli.main import app\ntry: app()\nexcept SystemExit: pass\n" \
            "print([m for m in ('torch', 'numpy', 'pandas', 'pydantic', 'prefect', 'mlflow') if m in sys.modules], time.process_time())"
     said = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     heavy, seconds = said.stdout.strip().splitlines()[-1].rsplit(" ", 1)
@@ -64,7 +64,7 @@ def desk(tmp_path_factory):
 
     from typer.testing import CliRunner
 
-    from stockpredict.cli import app
+    from stockpredict.cli.main import app
     from stockpredict.data.simulate import sample_bars
     place = tmp_path_factory.mktemp("desk")
     changes = {"storage.home": place / "home", "data.source": "simulated", "simulated.tickers": 4, "simulated.sessions": 60, "data.start": "2000-01-01",
@@ -181,7 +181,7 @@ ATTACKS = ["'; DROP TABLE bars; --", "../../../etc/passwd", "A\x1b[2J\x1b]0;owne
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=range(len(ATTACKS)))
 def test_a_ticker_that_attacks_does_nothing(desk, attack):
-    from stockpredict.console import clear
+    from stockpredict.cli.console import clear
     rows = json.loads(desk('lake sql "SELECT count(*) AS n FROM bars" --json'))[0]["n"]
     for said in (desk("lake asof", attack, "2030-01-01", code=2), desk("quality flags", attack, code=2)):
         assert "is no ticker" in said and clear(said) == said and len(said) < 400
@@ -195,7 +195,7 @@ def test_a_query_can_only_ask(desk, query):
 
 
 def test_what_came_from_outside_cannot_act_on_the_terminal(desk, tmp_path, capsys):
-    from stockpredict.console import grid, out
+    from stockpredict.cli.console import grid, out
     from stockpredict.data.stream import Stream
     from stockpredict.core.settings import Settings
     home = [*desk.asked, "--set", f"storage.home={tmp_path / 'home'}"]

@@ -13,7 +13,7 @@ def retrain(root, place, **changes):
     "What `stockpredict retrain --json` says in a home of its own."
     changes = SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")} | changes
     asked = [x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")]
-    command = [sys.executable, "-m", "stockpredict.cli", "retrain", "--json", "--no-pages", *asked]
+    command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", "--no-pages", *asked]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(done.stdout)

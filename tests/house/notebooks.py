@@ -2,11 +2,12 @@
 import ast
 import json
 import re
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-EXPORT = re.compile(r"^#\|\s*exports?\b", re.M)
-NUMBERED = re.compile(r"^(\d\d[a-z]?)_(\w+)$") # 14a stands between 14 and 15
+EXPORT = re.compile(r"^#\|\s*export[is]?\b", re.M)
+NUMBERED = re.compile(r"^(\d\d)_(\w+)$")
 
 
 @dataclass
@@ -72,17 +73,28 @@ def read_all(nbs: Path) -> list[NotebookFile]:
     return [NotebookFile.read(p, nbs) for p in paths]
 
 
-def numbers(notebooks) -> dict[str, str]:
-    "Module name of each numbered notebook and the number it stands at."
-    return {f"stockpredict.{nb.default_exp}": nb.number for nb in notebooks if nb.default_exp and nb.number is not None}
+def floors(root: Path) -> list[str]:
+    "The folders of the house from bottom to top, as `pyproject.toml` lists them."
+    return tomllib.loads((root / "pyproject.toml").read_text())["tool"]["stockpredict"]["floors"]
 
 
-def upward_imports(notebooks) -> list[str]:
-    "Sentences for every import that does not go to a lower number."
-    order = numbers(notebooks)
+def places(notebooks, order: list[str]) -> dict[str, tuple[int, str]]:
+    "Module name of each numbered notebook, with its floor and its number there."
+    return {
+        f"stockpredict.{nb.default_exp}": (order.index(nb.folder), nb.number)
+        for nb in notebooks
+        if nb.default_exp and nb.number is not None
+    }
+
+
+def upward_imports(notebooks, order: list[str]) -> list[str]:
+    "One sentence for every import that does not go down."
+    place = places(notebooks, order)
     return [
-        f"{nb.name} imports {module} (number {order[module]}); a notebook imports only lower numbers than its own {nb.number}."
-        for nb in notebooks if nb.default_exp and nb.number is not None
-        for module in sorted(nb.imports()) if module in order
-        and order[module] >= nb.number and module != f"stockpredict.{nb.default_exp}"
+        f"{nb.name} imports {module}; a notebook imports only from lower floors, or lower numbers of its own."
+        for nb in notebooks
+        if nb.default_exp and nb.number is not None
+        for own in [f"stockpredict.{nb.default_exp}"]
+        for module in sorted(nb.imports())
+        if module in place and module != own and place[module] >= place[own]
     ]

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from notebooks import EXPORT, NotebookFile, plain, read_all, source, upward_imports
+from notebooks import EXPORT, NotebookFile, floors, plain, read_all, source, upward_imports
 
 # A notebook on this list stands beyond a wall until the date beside it.
 BEYOND_THE_WALL: dict[str, str] = {}
@@ -21,8 +21,12 @@ def runs(notebooks):
     return [nb for nb in notebooks if nb.folder == "runs"]
 
 
-def test_a_notebook_imports_only_lower_numbers(notebooks):
-    assert upward_imports(notebooks) == []
+def test_a_notebook_imports_only_from_below(notebooks, root):
+    assert upward_imports(notebooks, floors(root)) == []
+
+
+def test_every_folder_has_its_floor(notebooks, root):
+    assert sorted({nb.folder for nb in notebooks if nb.default_exp}) == sorted(floors(root))
 
 
 def write_notebook(path, *cells):
@@ -38,10 +42,16 @@ def write_notebook(path, *cells):
     "def later():\n    from stockpredict.serve.app import create_app",
 ])
 def test_an_upward_import_is_found(tmp_path, line):
-    write_notebook(tmp_path / "core" / "03_low.ipynb", "#| default_exp core.low", f"#| export\n{line}")
-    write_notebook(tmp_path / "serve" / "64_app.ipynb", "#| default_exp serve.app", "#| export\nfrom stockpredict.core.low import later")
-    found = upward_imports(read_all(tmp_path))
-    assert len(found) == 1 and "core/03_low.ipynb imports stockpredict.serve.app" in found[0]
+    write_notebook(tmp_path / "core" / "30_low.ipynb", "#| default_exp core.low", f"#| export\n{line}")
+    write_notebook(tmp_path / "serve" / "20_app.ipynb", "#| default_exp serve.app", "#| export\nfrom stockpredict.core.low import later")
+    found = upward_imports(read_all(tmp_path), ["core", "serve"])
+    assert len(found) == 1 and "core/30_low.ipynb imports stockpredict.serve.app" in found[0]
+
+
+def test_an_import_from_a_higher_number_of_the_same_folder_is_found(tmp_path):
+    write_notebook(tmp_path / "core" / "00_low.ipynb", "#| default_exp core.low", "from stockpredict.core.high import x")
+    write_notebook(tmp_path / "core" / "10_high.ipynb", "#| default_exp core.high", "#| export\nx = 1")
+    assert len(upward_imports(read_all(tmp_path), ["core"])) == 1
 
 
 def test_one_module_per_notebook_of_the_same_name_in_the_same_folder(notebooks):
@@ -52,8 +62,8 @@ def test_one_module_per_notebook_of_the_same_name_in_the_same_folder(notebooks):
     assert wrong == []
 
 
-def test_numbers_are_unique(notebooks):
-    taken = [nb.number for nb in notebooks if nb.number is not None]
+def test_numbers_are_unique_in_their_folder(notebooks):
+    taken = [(nb.folder, nb.number) for nb in notebooks if nb.number is not None]
     assert len(taken) == len(set(taken))
 
 
