@@ -46,7 +46,7 @@ def clean_bars(rows: int):
     import pandas as pd
 
     from stockpredict.core.calendar import get_calendar
-    from stockpredict.data.bars import as_bars
+    from stockpredict.sources.bars import as_bars
     cal, sessions = get_calendar(), 3393
     n = max(1, rows // sessions)
     rng = np.random.default_rng(0)

@@ -35,7 +35,7 @@ def planted_signal(n: int, first: int) -> list:
     import torch
 
     from stockpredict.data.adjust import adjust, price_factors
-    from stockpredict.data.simulate import simulate
+    from stockpredict.sources.simulate import simulate
     from stockpredict.evaluate.labels import make_labels
     from stockpredict.evaluate.metrics import ic_summary, rank_ic
     from stockpredict.features.panel import Panel

@@ -21,7 +21,7 @@ import pandas as pd
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import as_bars
+from stockpredict.sources.bars import as_bars
 from stockpredict.data.lake import Lake
 
 

@@ -46,7 +46,7 @@ def prepare(home: Path):
     from stockpredict.core.calendar import get_calendar
     from stockpredict.core.settings import load_settings
     from stockpredict.data.lake import Lake
-    from stockpredict.data.simulate import simulate
+    from stockpredict.sources.simulate import simulate
     from stockpredict.features.matrix import Spec
     from stockpredict.features.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact

@@ -51,7 +51,7 @@ def main():
 
     from stockpredict.core.settings import load_settings
     from stockpredict.data.lake import Lake
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.source import make_source
     from stockpredict.features.catalogue import compute, proof_panel
     from stockpredict.features.online import Online
     from stockpredict.features.store import FeatureStore

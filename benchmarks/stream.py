@@ -22,7 +22,7 @@ from stockpredict.core.settings import Settings
 from stockpredict.data.consume import consume, messages
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import PACK, Stream
 
 

@@ -50,7 +50,7 @@ def ingest_letters(
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
     from stockpredict.data.ingest import drop_letters
-    from stockpredict.data.vendors import dead_letters
+    from stockpredict.sources.vendors import dead_letters
     if drop or stale:
         gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
         return as_json(dict(dropped=gone)) if json_ else out(f"{len(gone)} letters thrown away{': ' + ', '.join(gone[:20]) if gone else ''}.")
@@ -143,8 +143,8 @@ def lake_asof(
     json_: Json = False,
 ):
     "Bars of a ticker as they were known on a date."
-    from stockpredict.data.bars import canonical_ticker
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.bars import canonical_ticker
+    from stockpredict.sources.source import make_source
     name, mine = canonical_ticker(ticker), make_source(ctx.obj).id
     with opened(ctx) as lake: # without bars of the source that the settings name, those that came last
         found = lake.bars([name], start or None, end or None, date, adjusted=not raw, source=mine if mine in lake.source_names() else None)
@@ -263,7 +263,7 @@ def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metava
     "Pass bars through the gate and store nothing."
     from stockpredict.data.ingest import load_bars
     from stockpredict.data.quality import inspect
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.source import make_source
     data = ctx.obj.data
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars() if file else load_bars(ctx.obj, adjusted=False)
     found = inspect(bars, data.calendar, data.quarantine_limit)
@@ -291,10 +291,10 @@ def quality_flags(
 ):
     "Bars that are strange but possible, as the gate found them."
     from stockpredict.core.errors import DataError
-    from stockpredict.data.bars import canonical_ticker
+    from stockpredict.sources.bars import canonical_ticker
     from stockpredict.data.ingest import load_bars
     from stockpredict.data.search import search_again, stored_flags
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.source import make_source
     wanted = [canonical_ticker(t) for t in tickers or []]
     if wanted: load_bars(ctx.obj, wanted) # names a ticker that the lake does not hold
     if again:
@@ -381,7 +381,7 @@ def stream_publish(ctx: typer.Context, file: Annotated[str, typer.Argument(metav
                    span: Span = "session", json_: Json = False):
     "Send the bars of a file into the stream."
     from stockpredict.data.consume import publish
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.source import make_source
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
     pairs(dict(sent=len(bars), offset=publish(ctx.obj, bars, span, tell=says)), json_)
 

@@ -10,7 +10,7 @@ __all__ = ['EDGES', 'scales', 'agree', 'by_ticker', 'disagreements', 'rewrites',
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import ParameterRefused, did_you_mean
-from .bars import PRICES
+from ..sources.bars import PRICES
 from .detect import FLAGS, nearest_ratio, no_flags
 from .quality import Rule, failing
 

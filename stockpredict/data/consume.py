@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, LakeLocked, ParameterRefused, StockpredictError, did_you_mean
-from .bars import BAR_COLUMNS, PRICES, as_bars, canonical_ticker
+from ..sources.bars import BAR_COLUMNS, PRICES, as_bars, canonical_ticker
 from .lake import Lake, moment
 from .live import OVER, PROVISIONAL, SPANS, STORED, Live
 from .quality import RULES, Quality, crowded, failing, inspect, prepared, suspects

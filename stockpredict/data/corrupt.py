@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import ParameterRefused, did_you_mean
-from .bars import PRICES
-from .simulate import simulate
+from ..sources.bars import PRICES
+from ..sources.simulate import simulate
 
 # %% ../../nbs/data/11a_corrupt.ipynb #06896cc2
 def with_dividends(

@@ -13,7 +13,7 @@ __all__ = ['FEW', 'HUNDRED', 'RATIOS', 'MANY', 'DETECTORS', 'FLAGS', 'trailing_m
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
-from .bars import PRICES
+from ..sources.bars import PRICES
 
 # %% ../../nbs/data/11b_detect.ipynb #e659d0df
 def trailing_mean(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 from ..core.errors import BarsInvalid
 from ..core.settings import load_settings
-from .bars import tidy_bars
+from ..sources.bars import tidy_bars
 from .lake import Lake
 from .quality import inspect
 

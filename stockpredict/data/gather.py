@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import pandas as pd
 from ..core.errors import DataError, StockpredictError
 from .lake import Lake
-from .sources import make_source
-from .tables import constituents, end_of_day, fundamentals, macro, news
+from ..sources.source import make_source
+from ..sources.vendor_facts import constituents, end_of_day, fundamentals, macro, news
 
 # %% ../../nbs/data/16b_gather.ipynb #dbe4bc99
 @dataclass(frozen=True)

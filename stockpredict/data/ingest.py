@@ -12,13 +12,13 @@ from html import escape
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift, SourceUnavailable, UnknownTicker, did_you_mean
-from .bars import canonical_ticker
+from ..sources.bars import canonical_ticker
 from .compare import on_traded_scale
 from .lake import Appended, Lake
 from .quality import FEW, NOT_YET, inspect
 from .search import search_again
-from .sources import make_source, universe
-from .vendors import dead_letters, ledger_of
+from ..sources.source import make_source, universe
+from ..sources.vendors import dead_letters, ledger_of
 
 # %% ../../nbs/data/16_ingest.ipynb #be7e23f5
 def coverage(

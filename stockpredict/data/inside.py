@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid
-from .intraday import INTRADAY
-from .minutes import ends
+from ..sources.vendor_intraday import INTRADAY
+from ..sources.intraday_simulation import ends
 from .quality import CONFLICT, RULES, Quality, failing
 
 # %% ../../nbs/data/15d_inside.ipynb #960567e7

@@ -13,12 +13,12 @@ from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, LakeUnavailable, SourceUnavailable
 from ..core.settings import load_settings
-from .bars import canonical_ticker
+from ..sources.bars import canonical_ticker
 from .frames import NAME
 from .inside import inspect_intraday
-from .intraday import INTRADAY, Intraday, tidy_intraday
+from ..sources.vendor_intraday import INTRADAY, Intraday, tidy_intraday
 from .lake import Lake
-from .minutes import minutes
+from ..sources.intraday_simulation import minutes
 
 # %% ../../nbs/data/16c_intraday_lake.ipynb #230876ba
 @patch

@@ -12,7 +12,7 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
 from .adjust import NOISE, adjust, price_factors, stated_splits
-from .bars import BAR_COLUMNS
+from ..sources.bars import BAR_COLUMNS
 from .flags import Flagged
 from .store import FIRST, LAST, advice, arrow, line, moment, no_nul
 

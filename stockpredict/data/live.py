@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.calendar import Calendar
 from ..core.errors import LakeUnavailable, ParameterRefused, did_you_mean
-from .bars import as_bars
+from ..sources.bars import as_bars
 
 # %% ../../nbs/data/17a_live.ipynb #c52c7e65
 SPANS = {"tick": 0, "1s": 1, "1m": 60, "5m": 300, "1h": 3600, "session": 0} # name -> seconds; a tick has none, a session has a calendar's

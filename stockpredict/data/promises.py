@@ -10,9 +10,9 @@ import os, tempfile
 from contextlib import contextmanager
 import numpy as np, pandas as pd
 from ..core.settings import Settings
-from .bars import BAR_COLUMNS
+from ..sources.bars import BAR_COLUMNS
 from .standin import StandIn
-from .vendors import Vendors, vendors
+from ..sources.vendors import Vendors, vendors
 
 # %% ../../nbs/data/13h_promises.ipynb #da832f93
 PROMISES = [ # sentence, fault, times, what must come: "bars", "all but the last", or the reasons allowed

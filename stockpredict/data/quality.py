@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, BatchRefused
 from .actions import ALL
-from .bars import BAR_COLUMNS, PRICES, TICKER
+from ..sources.bars import BAR_COLUMNS, PRICES, TICKER
 from .detect import find_flags, no_flags, sorted_keys, usable
 
 # %% ../../nbs/data/15_quality.ipynb #bb7078a0

@@ -13,7 +13,7 @@ import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import ColumnsUnmapped, DataError, FileMissing, did_you_mean
 from .adjust import factor_steps
-from .bars import tidy_bars
+from ..sources.bars import tidy_bars
 from .facts import as_learned
 
 # %% ../../nbs/data/14a_reference.ipynb #8de30a23

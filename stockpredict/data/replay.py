@@ -13,7 +13,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, ParameterRefused
 from .consume import messages
 from .live import SPANS, hours
-from .sources import make_source, universe
+from ..sources.source import make_source, universe
 from .stream import Stream
 
 # %% ../../nbs/data/17c_replay.ipynb #ca61d3d4

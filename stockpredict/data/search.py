@@ -11,7 +11,7 @@ from ..core.calendar import Calendar, get_calendar
 from .actions import ALL
 from .detect import find_flags
 from .lake import Lake
-from .sources import make_source
+from ..sources.source import make_source
 
 # %% ../../nbs/data/15c_search.ipynb #cf3592a4
 def search_again(

@@ -17,9 +17,9 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import FileMissing, ParameterRefused, PortTaken, did_you_mean
-from .bars import PRICES
-from .minutes import minutes, within
-from .simulate import simulate
+from ..sources.bars import PRICES
+from ..sources.intraday_simulation import minutes, within
+from ..sources.simulate import simulate
 
 # %% ../../nbs/data/13a_standin.ipynb #51cfaf25
 def splits_of(

@@ -9,7 +9,7 @@ __all__ = ['panel_bars', 'doubtful', 'without_doubt']
 import pandas as pd, torch
 from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
-from ..data.bars import PRICES
+from ..sources.bars import PRICES
 from ..data.detect import find_flags
 from ..features.panel import Panel
 

@@ -24,14 +24,14 @@ def showcase(
     also: frozenset = frozenset(), # fields beside the bars
 ) -> Panel:
     "The market on which cards show a feature."
-    from stockpredict.data.simulate import sample_bars
+    from stockpredict.sources.simulate import sample_bars
     return proof_panel(SHOWN, also) if also else Panel.from_bars(sample_bars(12, SHOWN))
 
 @lru_cache(1)
 def sample_panel() -> Panel: # closes of twenty companies, 2010 to 2022
     "Real prices to try a feature on, offline."
     from stockpredict.core.settings import load_settings
-    from stockpredict.data.sources import make_source
+    from stockpredict.sources.source import make_source
     source = make_source(load_settings(overrides={"data.source": "sample"}))
     return Panel.from_bars(source.fetch(source.tickers(), "2010-01-01"))
 

@@ -21,7 +21,7 @@ from ..core.errors import FeatureError, LakeUnavailable, UnknownTicker, did_you_
 from ..core.settings import Settings, load_settings
 from ..data.adjust import anchored
 from ..data.lake import Lake
-from ..data.sources import make_source
+from ..sources.source import make_source
 from .catalogue import as_features, in_turn
 from .events import joins, with_facts
 from .latest import latest

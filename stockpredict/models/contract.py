@@ -442,7 +442,7 @@ def sample_dataset(
     rank_ic: float = .1,    # strength of the planted signal
 ) -> Dataset:
     "A simulated market as a dataset, prices adjusted for splits."
-    from stockpredict.data.simulate import simulate
+    from stockpredict.sources.simulate import simulate
     from stockpredict.features.matrix import Spec
     from stockpredict.features.panel import Panel
     bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=rank_ic, seed=seed).bars

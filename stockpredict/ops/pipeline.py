@@ -142,7 +142,7 @@ def predictions(
 ):
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
-    from stockpredict.data.bars import canonical_ticker
+    from stockpredict.sources.bars import canonical_ticker
     from stockpredict.serve.table import TABLE, Table
     held = Table.open(settings.storage.serving_dir/TABLE)
     wanted = [canonical_ticker(t) for t in tickers] if tickers else held.tickers

@@ -29,7 +29,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
-from ..data.bars import canonical_ticker
+from ..sources.bars import canonical_ticker
 from ..data.watch import ages, vitals
 from .pages import CSS, JS, PAGE_CSP, front_page, reference_page
 from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf, envelope, parse_request, problem, request_id

@@ -24,7 +24,7 @@ from ..core.calendar import get_calendar
 from ..core.errors import (ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion, NotEnoughHistory, NotReady,
     QueueFull, StockpredictError, UnknownHorizon)
 from ..core.settings import Settings
-from ..data.bars import canonical_ticker
+from ..sources.bars import canonical_ticker
 from ..data.lake import Lake
 from ..features.events import fields_of, refuse_lacking, with_facts
 from ..features.groups import MEMBER, of_members

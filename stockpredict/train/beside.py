@@ -10,7 +10,7 @@ from ..core.calendar import get_calendar
 from ..core.errors import FactsMissing
 from ..core.settings import Settings
 from ..data.lake import Lake
-from ..data.sources import make_source
+from ..sources.source import make_source
 from ..features.catalogue import resolve
 from ..features.events import how_to_gather, lacking, with_facts
 from ..features.groups import MEMBER, of_members

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.settings import Settings
 from ..data.adjust import adjust, price_factors
-from ..data.simulate import simulate
+from ..sources.simulate import simulate
 from ..evaluate.backtest import backtest
 from ..evaluate.labels import forward_returns
 from ..evaluate.metrics import (clark_west, coverage, diebold_mariano, hac_mean, hit_rate, ic_summary, majority_rate,

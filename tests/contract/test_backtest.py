@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions, UnknownTicker
-from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.backtest import annual_sharpe, backtest, backtest_frame, close_returns, cost_delay_surface, rank_weights
 from stockpredict.evaluate.labels import make_labels
 from stockpredict.features.panel import Panel

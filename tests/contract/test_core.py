@@ -28,7 +28,7 @@ from stockpredict.core.errors import (
 )
 from stockpredict.core.registry import Registry, load_all
 from stockpredict.core.settings import Settings, load_settings, pairs
-from stockpredict.data.bars import BAR_COLUMNS, canonical_ticker, empty_bars, numbers, tidy_bars, wide
+from stockpredict.sources.bars import BAR_COLUMNS, canonical_ticker, empty_bars, numbers, tidy_bars, wide
 
 
 def problems(**kw):

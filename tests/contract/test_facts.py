@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stockpredict.core.errors import ColumnsUnmapped, DataError, FileMissing, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import tidy_bars
+from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.facts import FACTS, as_learned, fact_table
 from stockpredict.data.lake import Lake
 from stockpredict.data.quality import inspect

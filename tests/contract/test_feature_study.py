@@ -6,7 +6,7 @@ from scipy.stats import binom, spearmanr
 from statsmodels.stats.multitest import multipletests
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
-from stockpredict.data.simulate import simulate
+from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence, redundancy, study
 from stockpredict.features.panel import Panel, scramble
 

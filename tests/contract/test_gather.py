@@ -10,9 +10,9 @@ from stockpredict.core.settings import load_settings
 from stockpredict.data.gather import due, fact_freshness, gather, gather_due, listed_members, notes, scheduled, wishes
 from stockpredict.data.lake import Lake
 from stockpredict.data.reference import read_sectors
-from stockpredict.data.simulate import simulate
+from stockpredict.sources.simulate import simulate
 from stockpredict.data.standin import StandIn
-from stockpredict.data.tables import constituents, read_constituents
+from stockpredict.sources.vendor_facts import constituents, read_constituents
 
 MORNING, EVENING, NEXT = "2024-03-04T14:00Z", "2024-03-04T23:00Z", "2024-03-05T23:00Z"
 

@@ -13,14 +13,14 @@ from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, Empty
 from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import drop_letters
 from stockpredict.data.inside import inspect_intraday
-from stockpredict.data.intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
+from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
 from stockpredict.data.intraday_lake import add_intraday, ingest_intraday, load_intraday
 from stockpredict.data.lake import Lake
-from stockpredict.data.minutes import within
+from stockpredict.sources.intraday_simulation import within
 from stockpredict.data.promises import keeps_promises
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.standin import StandIn, goods, recent_market
-from stockpredict.data.vendors import dead_letters
+from stockpredict.sources.vendors import dead_letters
 
 CAL = get_calendar()
 

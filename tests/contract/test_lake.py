@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from stockpredict.core.errors import BarsInvalid, DataError, LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import BAR_COLUMNS, as_bars
+from stockpredict.sources.bars import BAR_COLUMNS, as_bars
 from stockpredict.data.adjust import NOISE, adjust, price_factors, split_like
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.store import extension, moment
 
 COUNT = itertools.count()

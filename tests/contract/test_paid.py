@@ -10,13 +10,13 @@ from stockpredict.core.errors import BarsInvalid, StockpredictError, UnknownTick
 from stockpredict.core.settings import Settings
 from stockpredict.data.actions import ALL
 from stockpredict.data.adjust import stated_splits
-from stockpredict.data.bars import OPTIONAL, tidy_bars
+from stockpredict.sources.bars import OPTIONAL, tidy_bars
 from stockpredict.data.detect import find_flags
 from stockpredict.data.ingest import drop_letters, ingest
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn
-from stockpredict.data.vendors import dead_letters, ledger_of, vendors
+from stockpredict.sources.vendors import dead_letters, ledger_of, vendors
 
 
 def read(shared, name, pattern, ticker):

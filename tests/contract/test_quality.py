@@ -14,7 +14,7 @@ from stockpredict.data.corrupt import FAULTS, corrupt, healthy_market, with_divi
 from stockpredict.data.detect import DETECTORS, FLAGS, RATIOS, find_flags, moves, nearest_ratio, trailing_mean, usable
 from stockpredict.data.detection import recorded_case, recorded_cases
 from stockpredict.data.quality import CONFLICT, RULES, TWINS, Rule, crowded, failing, in_order, inspect, prepared, suspects
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 
 NOW = pd.Timestamp("2022-01-01", tz="UTC")
 CAL = get_calendar()

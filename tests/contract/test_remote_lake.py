@@ -20,7 +20,7 @@ from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import ingest, load_bars
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 
 GROUNDS = ["sqlite and a folder", "postgres and s3"]
 HOLD = """

@@ -11,10 +11,10 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, FileMissing, UnknownName, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import BAR_COLUMNS, as_bars
+from stockpredict.sources.bars import BAR_COLUMNS, as_bars
 from stockpredict.data.quality import FEW, RULES, inspect
-from stockpredict.data.simulate import sample_bars, simulate
-from stockpredict.data.sources import Source, make_source, sources, universe
+from stockpredict.sources.simulate import sample_bars, simulate
+from stockpredict.sources.source import Source, make_source, sources, universe
 from stockpredict.data.standin import StandIn
 
 NOW = pd.Timestamp("2024-01-01", tz="UTC")
@@ -80,7 +80,7 @@ import socket, sys
 def refuse(*a, **k): raise AssertionError('network')
 socket.socket.connect = refuse
 from stockpredict.core.settings import Settings
-from stockpredict.data.sources import make_source
+from stockpredict.sources.source import make_source
 for name in ('sample', 'indices', 'simulated'): make_source(Settings().with_(**{'data.source': name, 'simulated.sessions': 30})).bars()
 print([m for m in ('skfolio', 'arch', 'sklearn', 'matplotlib', 'great_expectations', 'torch') if m in sys.modules])
 """

@@ -17,8 +17,8 @@ from live_redis import Server
 from stockpredict.core.errors import FeatureError, LakeUnavailable, UnknownName, UnknownTicker
 from stockpredict.core.settings import load_settings
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import simulate
-from stockpredict.data.sources import make_source
+from stockpredict.sources.simulate import simulate
+from stockpredict.sources.source import make_source
 from stockpredict.features import online as on
 from stockpredict.features.catalogue import compute
 from stockpredict.features.online import Online, good_until, unseal

@@ -14,7 +14,7 @@ from stockpredict.data.consume import MANY, Consumer, consume, decode, fault, le
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.data.replay import replay, trades_of
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Entry, Stream
 from stockpredict.data.watch import status
 
@@ -406,7 +406,7 @@ def test_real_five_minute_bars_make_the_session(settings, shared):
     path = shared / "intraday_5m_us.parquet"
     if not path.exists(): pytest.skip("intraday_5m_us.parquet is not among the development data.")
     raw = pd.read_parquet(path)
-    from stockpredict.data.bars import map_columns
+    from stockpredict.sources.bars import map_columns
     at = map_columns(raw.columns, {})
     columns = ["ticker", "event_time", "open", "high", "low", "close", "volume"]
     bars = raw[[at[c] for c in columns]].set_axis(columns, axis=1)

@@ -14,7 +14,7 @@ from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHi
 from stockpredict.core.settings import load_settings
 from stockpredict.data.ingest import ingest
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.splits import overlaps
 from stockpredict.features.matrix import Spec
 from stockpredict.features.panel import Panel

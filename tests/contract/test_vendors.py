@@ -16,14 +16,14 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, ParameterRefused, PortTaken, SettingsError, UnknownName, VendorFailed, VendorThrottled
 from stockpredict.core.http import Ask, Breaker, Budget, Failure, Key, Ledger, Polite, backoff, retry_after, run_async, sniff
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import tidy_bars
+from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.ingest import ingest, load_bars, portions
 from stockpredict.data.lake import Lake
 from stockpredict.data.promises import PROMISES, keeps_promises
-from stockpredict.data.simulate import sample_bars, simulate
+from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn, goods, recent_market, splits_of
-from stockpredict.data.tables import fundamentals, macro, news, read_actions, read_macro, read_news, read_reported, read_statements
-from stockpredict.data.vendors import Vendors, answers, consensus, dead_letters, vendors
+from stockpredict.sources.vendor_facts import fundamentals, macro, news, read_actions, read_macro, read_news, read_reported, read_statements
+from stockpredict.sources.vendors import Vendors, answers, consensus, dead_letters, vendors
 
 NOW = "2020-03-11T12:00Z"
 CALENDAR = get_calendar()

@@ -13,7 +13,7 @@ import pandas as pd
 
 from stockpredict.core.settings import Settings
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 
 BARS = sample_bars(tickers=3, sessions=60)
 TOLD = pd.DataFrame(dict(series="GDP", event_time="2010-01-01", known_at=["2010-04-26", "2010-05-26"], value=[2.1, 1.7]))

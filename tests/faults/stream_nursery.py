@@ -18,7 +18,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.data.consume import consume, messages
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream
 
 

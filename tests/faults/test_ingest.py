@@ -18,7 +18,7 @@ from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped,
 from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import ingest, load_bars, plan
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 
 NOW = "2024-01-01T12:00Z"
 

@@ -14,9 +14,9 @@ import pytest
 
 from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.bars import as_bars
+from stockpredict.sources.bars import as_bars
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 
 NOW = "2024-01-01T12:00Z"
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -58,7 +58,7 @@ CRASH = """
 import os, signal, sys
 from stockpredict.core.settings import Settings
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 step = lambda name: name == "quarantine written" and os.kill(os.getpid(), signal.SIGKILL)
 with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=step) as lake: lake.append(sample_bars(tickers=4, sessions=120))
 """

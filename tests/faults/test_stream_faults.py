@@ -18,7 +18,7 @@ from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull,
 from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish
 from stockpredict.data.lake import Lake
 from stockpredict.data.live import Live
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream
 from stockpredict.data.watch import status
 

@@ -14,9 +14,9 @@ from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, Sou
 from stockpredict.data.ingest import ingest, load_bars
 from stockpredict.data.lake import Lake
 from stockpredict.data.quality import inspect
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.standin import StandIn
-from stockpredict.data.vendors import Vendors, dead_letters, vendors
+from stockpredict.sources.vendors import Vendors, dead_letters, vendors
 
 NOW = "2020-03-11T12:00Z"
 START, END = "2020-01-02", "2020-03-10"
@@ -294,7 +294,7 @@ def test_case_21_memory_stays_bounded(given, standin, fault):
     code = """
 import resource, sys
 from stockpredict.core.settings import Settings
-from stockpredict.data.vendors import Vendors
+from stockpredict.sources.vendors import Vendors
 s = Vendors(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
                                 "sources.max_mb": 2}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -65,7 +65,7 @@ def desk(tmp_path_factory):
     from typer.testing import CliRunner
 
     from stockpredict.cli.main import app
-    from stockpredict.data.simulate import sample_bars
+    from stockpredict.sources.simulate import sample_bars
     place = tmp_path_factory.mktemp("desk")
     changes = {"storage.home": place / "home", "data.source": "simulated", "simulated.tickers": 4, "simulated.sessions": 60, "data.start": "2000-01-01",
                "stream.block_ms": 20, "stream.wait": 20}

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stockpredict.data.bars import tidy_bars
+from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.corrupt import FAULTS
 from stockpredict.data.detect import find_flags
 from stockpredict.data.detection import measure_detection, recorded_cases

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from stockpredict.data.simulate import simulate
+from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.doubts import doubtful, without_doubt
 from stockpredict.evaluate.labels import make_labels
 from stockpredict.features.panel import Panel

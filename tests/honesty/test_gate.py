@@ -7,7 +7,7 @@ import pytest
 import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
-from stockpredict.data.simulate import simulate
+from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.metrics import hac_mean
 from stockpredict.features.panel import Panel
 from stockpredict.models.contract import Dataset

@@ -11,7 +11,7 @@ from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.settings import load_settings
 from stockpredict.data.adjust import adjust
 from stockpredict.data.lake import Lake
-from stockpredict.data.simulate import simulate
+from stockpredict.sources.simulate import simulate
 from stockpredict.features.catalogue import Feature, as_features, compute, fill, prove
 from stockpredict.features.events import as_known, attach, decision_times, fact, per_session, with_facts
 from stockpredict.features.fundamentals import report_fields

@@ -7,8 +7,8 @@ import pytest
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import ParameterRefused
-from stockpredict.data.bars import wide
-from stockpredict.data.simulate import daily_rank_ic, draw_returns, draw_stocks, sample_bars, simulate
+from stockpredict.sources.bars import wide
+from stockpredict.sources.simulate import daily_rank_ic, draw_returns, draw_stocks, sample_bars, simulate
 
 SEEDS = range(300, 316)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions, UnknownHorizon
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.labels import forward_returns, make_labels
 from stockpredict.evaluate.splits import Fold, leaking, overlaps, purged_tail, walk_forward
 from stockpredict.features.panel import Panel

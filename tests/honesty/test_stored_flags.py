@@ -12,7 +12,7 @@ from stockpredict.data.frames import add_frame
 from stockpredict.data.ingest import ingest, load_bars
 from stockpredict.data.lake import Lake
 from stockpredict.data.search import search_again, stored_flags
-from stockpredict.data.simulate import sample_bars
+from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.doubts import doubtful
 from stockpredict.features.panel import Panel
 

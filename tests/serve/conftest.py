@@ -59,7 +59,7 @@ def point(settings, artifact, version=1, skill="none"):
 @pytest.fixture(scope="session")
 def market():
     "Fourteen tickers; one is halted for the last three sessions, one was delisted long ago."
-    from stockpredict.data.simulate import simulate
+    from stockpredict.sources.simulate import simulate
     bars = simulate("realistic", tickers=14, sessions=380, seed=4).bars
     halted = (bars.ticker == "SIM05") & (bars.event_time > bars.event_time.drop_duplicates().nlargest(4).min())
     delisted = (bars.ticker == "SIM06") & (bars.event_time > bars.event_time.min() + (bars.event_time.max() - bars.event_time.min()) / 4)
