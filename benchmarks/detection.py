@@ -66,7 +66,7 @@ def timed(rows: int) -> str:
     import pandas as pd
 
     from stockpredict.core.calendar import get_calendar
-    from stockpredict.data.quality import CONFLICT, RULES, failing, inspect, prepared
+    from stockpredict.quality.gate import CONFLICT, RULES, failing, inspect, prepared
     now, cal, bars = pd.Timestamp("2024-01-01", tz="UTC"), get_calendar(), clean_bars(rows)
     inspect(bars[:1000], cal, now=now) # imports
     took = {}

@@ -65,7 +65,7 @@ def load(folder: Path, size: float, gate: bool):
         with Lake(settings(folder / f"home{i}").storage) as lake: ours.append(timed(lambda lake=lake: lake.append(bars))[0])
     line(f"append {len(bars):,} bars", min(ours), peer, "DuckDB copy")
     if gate:
-        from stockpredict.data.quality import RULES, _judged, inspect, prepared
+        from stockpredict.quality.gate import RULES, _judged, inspect, prepared
         calendar, now = get_calendar("XNYS"), pd.Timestamp("2026-06-01", tz="UTC")
         alone, _ = timed(lambda: _judged(prepared(bars, calendar, now), RULES))
         through, _ = timed(lambda: inspect(bars, calendar, now=now))

@@ -262,7 +262,7 @@ def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metava
                   json_: Json = False):
     "Pass bars through the gate and store nothing."
     from stockpredict.data.ingest import load_bars
-    from stockpredict.data.quality import inspect
+    from stockpredict.quality.gate import inspect
     from stockpredict.sources.source import make_source
     data = ctx.obj.data
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars() if file else load_bars(ctx.obj, adjusted=False)

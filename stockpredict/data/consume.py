@@ -19,7 +19,7 @@ from ..core.errors import BarsInvalid, LakeLocked, ParameterRefused, Stockpredic
 from ..sources.bars import BAR_COLUMNS, PRICES, as_bars, canonical_ticker
 from .lake import Lake, moment
 from .live import OVER, PROVISIONAL, SPANS, STORED, Live
-from .quality import RULES, Quality, crowded, failing, inspect, prepared, suspects
+from ..quality.gate import RULES, Quality, crowded, failing, inspect, prepared, suspects
 from .stream import Entry, Stream, gap
 
 # %% ../../nbs/data/17b_consume.ipynb #d8bba820

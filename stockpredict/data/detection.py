@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import FileMissing
-from .actions import ALL
+from ..quality.corporate_actions import ALL
 from .corrupt import FAULTS, corrupt, healthy_market
-from .detect import find_flags
-from .quality import Quality, inspect
+from ..quality.detectors import find_flags
+from ..quality.gate import Quality, inspect
 
 # %% ../../nbs/data/15a_detection.ipynb #384725f7
 def findings(

@@ -9,8 +9,8 @@ __all__ = ['LOCAL', 'FOUND_AGAIN', 'Flagged', 'flag_changes']
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import LakeUnavailable
-from .actions import ALL
-from .detect import DETECTORS, FLAGS, no_flags
+from ..quality.corporate_actions import ALL
+from ..quality.detectors import DETECTORS, FLAGS, no_flags
 from .facts import FACTS, fact_table
 from .store import advice, arrow, line
 from .upkeep import Kept

@@ -13,7 +13,7 @@ from ..core.errors import BarsInvalid
 from ..core.settings import load_settings
 from ..sources.bars import tidy_bars
 from .lake import Lake
-from .quality import inspect
+from ..quality.gate import inspect
 
 # %% ../../nbs/data/16a_frames.ipynb #0885f3b4
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")

@@ -13,9 +13,9 @@ import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift, SourceUnavailable, UnknownTicker, did_you_mean
 from ..sources.bars import canonical_ticker
-from .compare import on_traded_scale
+from ..quality.reconcile import on_traded_scale
 from .lake import Appended, Lake
-from .quality import FEW, NOT_YET, inspect
+from ..quality.gate import FEW, NOT_YET, inspect
 from .search import search_again
 from ..sources.source import make_source, universe
 from ..sources.vendors import dead_letters, ledger_of

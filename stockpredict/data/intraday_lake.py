@@ -15,7 +15,7 @@ from ..core.errors import BarsInvalid, EmptyUniverse, LakeUnavailable, SourceUna
 from ..core.settings import load_settings
 from ..sources.bars import canonical_ticker
 from .frames import NAME
-from .inside import inspect_intraday
+from ..quality.intraday_gate import inspect_intraday
 from ..sources.vendor_intraday import INTRADAY, Intraday, tidy_intraday
 from .lake import Lake
 from ..sources.intraday_simulation import minutes

@@ -8,8 +8,8 @@ __all__ = ['search_again', 'stored_flags']
 # %% ../../nbs/data/15c_search.ipynb #32d01bc7
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
-from .actions import ALL
-from .detect import find_flags
+from ..quality.corporate_actions import ALL
+from ..quality.detectors import find_flags
 from .lake import Lake
 from ..sources.source import make_source
 

@@ -10,7 +10,7 @@ import pandas as pd, torch
 from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
 from ..sources.bars import PRICES
-from ..data.detect import find_flags
+from ..quality.detectors import find_flags
 from ..features.panel import Panel
 
 # %% ../../nbs/evaluate/30a_doubts.ipynb #75f63d29

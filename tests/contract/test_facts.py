@@ -12,7 +12,7 @@ from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.facts import FACTS, as_learned, fact_table
 from stockpredict.data.lake import Lake
-from stockpredict.data.quality import inspect
+from stockpredict.quality.gate import inspect
 from stockpredict.data.reference import (
     published_times,
     read_archive,

@@ -12,7 +12,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable, SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import drop_letters
-from stockpredict.data.inside import inspect_intraday
+from stockpredict.quality.intraday_gate import inspect_intraday
 from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
 from stockpredict.data.intraday_lake import add_intraday, ingest_intraday, load_intraday
 from stockpredict.data.lake import Lake

@@ -8,10 +8,10 @@ import pytest
 
 from stockpredict.core.errors import BarsInvalid, StockpredictError, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.actions import ALL
+from stockpredict.quality.corporate_actions import ALL
 from stockpredict.data.adjust import stated_splits
 from stockpredict.sources.bars import OPTIONAL, tidy_bars
-from stockpredict.data.detect import find_flags
+from stockpredict.quality.detectors import find_flags
 from stockpredict.data.ingest import drop_letters, ingest
 from stockpredict.data.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate

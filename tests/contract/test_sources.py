@@ -12,7 +12,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, FileMissing, UnknownName, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
-from stockpredict.data.quality import FEW, RULES, inspect
+from stockpredict.quality.gate import FEW, RULES, inspect
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.sources.source import Source, make_source, sources, universe
 from stockpredict.data.standin import StandIn

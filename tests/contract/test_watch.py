@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stockpredict.data.consume import PIECES, Consumer, consume, messages, publish
 from stockpredict.data.lake import Lake
-from stockpredict.data.quality import RULES
+from stockpredict.quality.gate import RULES
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream
 from stockpredict.data.watch import exported, status, vitals

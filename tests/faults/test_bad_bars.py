@@ -8,9 +8,9 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.data.compare import absent_sessions, agree, disagreements, restated, rewrites
+from stockpredict.quality.reconcile import absent_sessions, agree, disagreements, restated, rewrites
 from stockpredict.data.corrupt import healthy_market
-from stockpredict.data.quality import inspect
+from stockpredict.quality.gate import inspect
 from stockpredict.sources.simulate import sample_bars
 
 NOW = pd.Timestamp("2022-01-01", tz="UTC")

@@ -5,9 +5,9 @@ import pytest
 
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.corrupt import FAULTS
-from stockpredict.data.detect import find_flags
+from stockpredict.quality.detectors import find_flags
 from stockpredict.data.detection import measure_detection, recorded_cases
-from stockpredict.data.quality import inspect
+from stockpredict.quality.gate import inspect
 
 NOW = pd.Timestamp("2026-09-01", tz="UTC")
 
@@ -39,7 +39,7 @@ def test_healthy_bars_are_left_alone(measured):
 
 def test_the_count_can_fail(monkeypatch):
     "A detector that sees nothing shows in the table; so does one that sees everything."
-    from stockpredict.data import detect
+    from stockpredict.quality import detectors as detect
     spike = next(d for d in detect.DETECTORS if d.name == "spike")
     small = dict(each=3, tickers=60, sessions=400, seed=2)
     honest = measure_detection(**small).table.loc["price spike"]

@@ -6,8 +6,8 @@ import torch
 
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.data.actions import ALL
-from stockpredict.data.detect import find_flags
+from stockpredict.quality.corporate_actions import ALL
+from stockpredict.quality.detectors import find_flags
 from stockpredict.data.frames import add_frame
 from stockpredict.data.ingest import ingest, load_bars
 from stockpredict.data.lake import Lake
