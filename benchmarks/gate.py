@@ -34,7 +34,7 @@ def planted_signal(n: int, first: int) -> list:
     "Rank IC of the planted signal itself on `n` markets: what a model that knew the rule would be measured at."
     import torch
 
-    from stockpredict.data.adjust import adjust, price_factors
+    from stockpredict.lake.adjustments import adjust, price_factors
     from stockpredict.sources.simulate import simulate
     from stockpredict.evaluate.labels import make_labels
     from stockpredict.evaluate.metrics import ic_summary, rank_ic

@@ -22,7 +22,7 @@ import pandas as pd
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import as_bars
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 
 
 def market(tickers: int, sessions: int, first: int = 0, seed: int = 0) -> pd.DataFrame:
@@ -109,7 +109,7 @@ CHUNK = """
 import json, resource, sys, time
 sys.path.insert(0, sys.argv[1])
 from lake import market, settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 chunks, tickers, sessions = map(int, sys.argv[3:6])
 peaks, began, rows = [], time.perf_counter(), 0
 with Lake(settings(sys.argv[2]).storage) as lake:

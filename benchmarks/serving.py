@@ -45,7 +45,7 @@ def prepare(home: Path):
     "A small simulated market, a fitted model, a table of answers."
     from stockpredict.core.calendar import get_calendar
     from stockpredict.core.settings import load_settings
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     from stockpredict.sources.simulate import simulate
     from stockpredict.features.matrix import Spec
     from stockpredict.features.panel import Panel

@@ -50,7 +50,7 @@ def main():
     import numpy as np
 
     from stockpredict.core.settings import load_settings
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     from stockpredict.sources.source import make_source
     from stockpredict.features.catalogue import compute, proof_panel
     from stockpredict.features.online import Online

@@ -20,7 +20,7 @@ import redis
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.data.consume import consume, messages
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import PACK, Stream

@@ -81,8 +81,8 @@ def ingest_intraday(
 
 # %% ../../nbs/cli/10_data_commands.ipynb #be794db9
 def _from_files(ctx, sectors, members, index): # what the lake did with each table
-    from stockpredict.data.lake import Lake
-    from stockpredict.data.reference import read_members, read_sectors
+    from stockpredict.lake.lake import Lake
+    from stockpredict.lake.reference_files import read_members, read_sectors
     read = {"sectors": (sectors, lambda: read_sectors(sectors)), "members": (members, lambda: read_members(members, index))}
     tables = {name: table() for name, (file, table) in read.items() if file}
     with Lake(ctx.obj.storage) as lake, lake.writer(): return {name: lake.add(name, rows, source="file") for name, rows in tables.items()}
@@ -117,7 +117,7 @@ def opened(
     write: bool = False, # open for writing
 ):
     "The lake of the settings."
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     return Lake(ctx.obj.storage, read_only=not write)
 
 @lakes.callback()

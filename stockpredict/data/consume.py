@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, LakeLocked, ParameterRefused, StockpredictError, did_you_mean
 from ..sources.bars import BAR_COLUMNS, PRICES, as_bars, canonical_ticker
-from .lake import Lake, moment
+from ..lake.lake import Lake, moment
 from .live import OVER, PROVISIONAL, SPANS, STORED, Live
 from ..quality.gate import RULES, Quality, crowded, failing, inspect, prepared, suspects
 from .stream import Entry, Stream, gap

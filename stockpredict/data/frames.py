@@ -12,7 +12,7 @@ import pandas as pd
 from ..core.errors import BarsInvalid
 from ..core.settings import load_settings
 from ..sources.bars import tidy_bars
-from .lake import Lake
+from ..lake.lake import Lake
 from ..quality.gate import inspect
 
 # %% ../../nbs/data/16a_frames.ipynb #0885f3b4

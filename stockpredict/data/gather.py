@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import pandas as pd
 from ..core.errors import DataError, StockpredictError
-from .lake import Lake
+from ..lake.lake import Lake
 from ..sources.source import make_source
 from ..sources.vendor_facts import constituents, end_of_day, fundamentals, macro, news
 

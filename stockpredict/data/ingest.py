@@ -14,7 +14,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift, SourceUnavailable, UnknownTicker, did_you_mean
 from ..sources.bars import canonical_ticker
 from ..quality.reconcile import on_traded_scale
-from .lake import Appended, Lake
+from ..lake.lake import Appended, Lake
 from ..quality.gate import FEW, NOT_YET, inspect
 from .search import search_again
 from ..sources.source import make_source, universe

@@ -17,7 +17,7 @@ from ..sources.bars import canonical_ticker
 from .frames import NAME
 from ..quality.intraday_gate import inspect_intraday
 from ..sources.vendor_intraday import INTRADAY, Intraday, tidy_intraday
-from .lake import Lake
+from ..lake.lake import Lake
 from ..sources.intraday_simulation import minutes
 
 # %% ../../nbs/data/16c_intraday_lake.ipynb #230876ba

@@ -10,7 +10,7 @@ import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..quality.corporate_actions import ALL
 from ..quality.detectors import find_flags
-from .lake import Lake
+from ..lake.lake import Lake
 from ..sources.source import make_source
 
 # %% ../../nbs/data/15c_search.ipynb #cf3592a4

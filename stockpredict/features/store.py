@@ -19,8 +19,8 @@ from filelock import FileLock
 from ..core.calendar import get_calendar
 from ..core.errors import FeatureError, LakeUnavailable, UnknownTicker, did_you_mean
 from ..core.settings import Settings, load_settings
-from ..data.adjust import anchored
-from ..data.lake import Lake
+from ..lake.adjustments import anchored
+from ..lake.lake import Lake
 from ..sources.source import make_source
 from .catalogue import as_features, in_turn
 from .events import joins, with_facts

@@ -121,7 +121,7 @@ HISTORICAL = {"sample", "simulated"}
 def lake(settings):
     "Does the lake open, what does it hold, and how old is the newest bar?"
     from stockpredict.core.calendar import get_calendar
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     if not settings.storage.catalog and not (settings.storage.lake_dir/"catalog.sqlite").exists():
         return warn("none yet", "Run `stockpredict ingest`.")
     with Lake(settings.storage, read_only=True) as opened:

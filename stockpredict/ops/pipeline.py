@@ -46,7 +46,7 @@ def facts_mark(
 ) -> str: # 12 hex digits, "" when no facts are read
     "Identity of the facts that the features and the index of the settings read."
     import hashlib
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     from stockpredict.features.groups import MEMBER
     from stockpredict.features.matrix import Spec
     from stockpredict.features.store import fact_tables

@@ -69,7 +69,7 @@ def held(
     settings: Settings, # whose lake
 ) -> dict: # source, first and last session, tickers, snapshot, fingerprint
     "What the lake holds, without asking any source."
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     with Lake(settings.storage, read_only=True) as lake:
         sessions, tickers = lake.sessions(), lake.tickers()
         if not len(sessions): raise EmptyUniverse("The lake is empty.", "Run `stockpredict ingest` first.")
@@ -218,7 +218,7 @@ def lineage_rows(self: Study):
 @patch
 def data_said(self: Study) -> tuple: # (sentences, frame of refused rows by reason)
     "What the lake holds of this source, and what it refused."
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     got, where = self.work.ingested, "WHERE source = $source"
     with Lake(self.work.settings.storage, read_only=True) as lake:
         bars = lake.rows(f"SELECT count(*) AS n FROM lake.bars AT (VERSION => {int(self.work.snapshot)}) {where}", source=got["source"]).n[0]

@@ -25,7 +25,7 @@ from ..core.errors import (ArtifactRejected, BarsInvalid, ModelOutputInvalid, No
     QueueFull, StockpredictError, UnknownHorizon)
 from ..core.settings import Settings
 from ..sources.bars import canonical_ticker
-from ..data.lake import Lake
+from ..lake.lake import Lake
 from ..features.events import fields_of, refuse_lacking, with_facts
 from ..features.groups import MEMBER, of_members
 from ..features.matrix import Inputs, make_inputs

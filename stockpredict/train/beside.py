@@ -9,7 +9,7 @@ __all__ = ['with_needs', 'left_out', 'study_data']
 from ..core.calendar import get_calendar
 from ..core.errors import FactsMissing
 from ..core.settings import Settings
-from ..data.lake import Lake
+from ..lake.lake import Lake
 from ..sources.source import make_source
 from ..features.catalogue import resolve
 from ..features.events import how_to_gather, lacking, with_facts

@@ -18,7 +18,7 @@ from scipy.special import ndtri
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.settings import Settings
-from ..data.adjust import adjust, price_factors
+from ..lake.adjustments import adjust, price_factors
 from ..sources.simulate import simulate
 from ..evaluate.backtest import backtest
 from ..evaluate.labels import forward_returns

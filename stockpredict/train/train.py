@@ -22,7 +22,7 @@ from ..core.calendar import get_calendar
 from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunError, SeesFuture, StockpredictError
 from ..core.settings import Settings
 from ..data.ingest import load_bars
-from ..data.lake import Lake, moment
+from ..lake.lake import Lake, moment
 from ..data.search import stored_flags
 from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic

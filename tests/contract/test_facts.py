@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import ColumnsUnmapped, DataError, FileMissing, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.data.facts import FACTS, as_learned, fact_table
-from stockpredict.data.lake import Lake
+from stockpredict.lake.facts import FACTS, as_learned, fact_table
+from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect
-from stockpredict.data.reference import (
+from stockpredict.lake.reference_files import (
     published_times,
     read_archive,
     read_factors,

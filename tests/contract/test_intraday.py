@@ -15,7 +15,7 @@ from stockpredict.data.ingest import drop_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
 from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
 from stockpredict.data.intraday_lake import add_intraday, ingest_intraday, load_intraday
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import within
 from stockpredict.data.promises import keeps_promises
 from stockpredict.sources.simulate import sample_bars

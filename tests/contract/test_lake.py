@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import BarsInvalid, DataError, LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
-from stockpredict.data.adjust import NOISE, adjust, price_factors, split_like
-from stockpredict.data.lake import Lake
+from stockpredict.lake.adjustments import NOISE, adjust, price_factors, split_like
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.store import extension, moment
+from stockpredict.lake.store import extension, moment
 
 COUNT = itertools.count()
 DAY = pd.Timedelta(days=1)

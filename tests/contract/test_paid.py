@@ -9,11 +9,11 @@ import pytest
 from stockpredict.core.errors import BarsInvalid, StockpredictError, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.quality.corporate_actions import ALL
-from stockpredict.data.adjust import stated_splits
+from stockpredict.lake.adjustments import stated_splits
 from stockpredict.sources.bars import OPTIONAL, tidy_bars
 from stockpredict.quality.detectors import find_flags
 from stockpredict.data.ingest import drop_letters, ingest
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn
 from stockpredict.sources.vendors import dead_letters, ledger_of, vendors

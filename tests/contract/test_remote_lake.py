@@ -19,14 +19,14 @@ import pytest
 from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.data.ingest import ingest, load_bars
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 
 GROUNDS = ["sqlite and a folder", "postgres and s3"]
 HOLD = """
 import sys, time
 from stockpredict.core.settings import Settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 home, catalog, data = sys.argv[1:4]
 with Lake(Settings().with_(**{"storage.home": home, "storage.catalog": catalog, "storage.data_path": data}).storage) as lake, lake.writer():
     print("holding", flush=True); time.sleep(120)

@@ -16,7 +16,7 @@ from live_redis import Server
 
 from stockpredict.core.errors import FeatureError, LakeUnavailable, UnknownName, UnknownTicker
 from stockpredict.core.settings import load_settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.source import make_source
 from stockpredict.features import online as on

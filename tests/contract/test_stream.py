@@ -11,7 +11,7 @@ from live_redis import Server, live_settings
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
 from stockpredict.data.consume import MANY, Consumer, consume, decode, fault, letters, messages, publish, replay_from, resend
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.data.replay import replay, trades_of
 from stockpredict.sources.simulate import sample_bars

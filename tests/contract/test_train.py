@@ -13,7 +13,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions, RunError, SeesFuture
 from stockpredict.core.settings import load_settings
 from stockpredict.data.ingest import ingest
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.splits import overlaps
 from stockpredict.features.matrix import Spec

@@ -18,7 +18,7 @@ from stockpredict.core.http import Ask, Breaker, Budget, Failure, Key, Ledger, P
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.data.ingest import ingest, load_bars, portions
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.promises import PROMISES, keeps_promises
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn, goods, recent_market, splits_of

@@ -14,7 +14,7 @@ from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
 
 from stockpredict.data.consume import PIECES, Consumer, consume, messages, publish
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from stockpredict.core.settings import Settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 
 BARS = sample_bars(tickers=3, sessions=60)

@@ -16,7 +16,7 @@ from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.data.consume import consume, messages
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream

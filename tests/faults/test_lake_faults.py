@@ -15,7 +15,7 @@ import pytest
 from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import as_bars
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 
 NOW = "2024-01-01T12:00Z"
@@ -57,7 +57,7 @@ def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path
 CRASH = """
 import os, signal, sys
 from stockpredict.core.settings import Settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 step = lambda name: name == "quarantine written" and os.kill(os.getpid(), signal.SIGKILL)
 with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=step) as lake: lake.append(sample_bars(tickers=4, sessions=120))

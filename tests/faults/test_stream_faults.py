@@ -16,7 +16,7 @@ from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
 from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.live import Live
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.stream import Stream

@@ -12,7 +12,7 @@ import pytest
 
 from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, SourceUnavailable
 from stockpredict.data.ingest import ingest, load_bars
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.data.standin import StandIn

@@ -10,7 +10,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid
 from stockpredict.core.settings import Settings
 from stockpredict.data.intraday_lake import add_intraday, load_intraday
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import ends
 from stockpredict.features.catalogue import Feature, features, prove, values
 from stockpredict.features.events import attach, decision_times, with_facts

@@ -9,8 +9,8 @@ import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.settings import load_settings
-from stockpredict.data.adjust import adjust
-from stockpredict.data.lake import Lake
+from stockpredict.lake.adjustments import adjust
+from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
 from stockpredict.features.catalogue import Feature, as_features, compute, fill, prove
 from stockpredict.features.events import as_known, attach, decision_times, fact, per_session, with_facts

@@ -10,7 +10,7 @@ from stockpredict.quality.corporate_actions import ALL
 from stockpredict.quality.detectors import find_flags
 from stockpredict.data.frames import add_frame
 from stockpredict.data.ingest import ingest, load_bars
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.data.search import search_again, stored_flags
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.doubts import doubtful

@@ -9,7 +9,7 @@ import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FactsMissing
 from stockpredict.core.settings import load_settings
-from stockpredict.data.lake import Lake
+from stockpredict.lake.lake import Lake
 from stockpredict.features.catalogue import SETS, features
 from stockpredict.features.events import fields_of, joins, lacking, with_facts
 from stockpredict.features.matrix import Spec, make_inputs

@@ -22,7 +22,7 @@ def build_settings(home, **more):
 
 
 def fill_lake(settings, bars):
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     with Lake(settings.storage) as lake:
         lake.append(bars)
 
@@ -30,7 +30,7 @@ def fill_lake(settings, bars):
 def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "mom_5", "vol_20"), seed=0):
     "Fit on the lake, save signed, point at it: what train.registry does, without MLflow."
     from stockpredict.core.calendar import get_calendar
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     from stockpredict.features.matrix import Spec
     from stockpredict.features.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact

@@ -83,7 +83,7 @@ def test_without_the_public_key_nothing_is_loaded(settings):
 
 def test_the_newest_bars_give_what_the_full_history_gives(settings):
     "Also with halts, a long look-back and features that compare tickers."
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     from stockpredict.features.matrix import make_inputs
     from stockpredict.features.panel import Panel
     publish(settings, "ridge", 2, features=("core",))

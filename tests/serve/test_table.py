@@ -92,7 +92,7 @@ def test_dates_come_from_the_calendar(template):
 
 
 def test_last_close_is_the_lakes(template):
-    from stockpredict.data.lake import Lake
+    from stockpredict.lake.lake import Lake
     with Lake(template.storage, read_only=True) as lake: bars = lake.bars(adjusted=False)
     newest = bars[bars.event_time == bars.event_time.max()].set_index("ticker").close
     table = Table.open(template.storage.serving_dir / TABLE)
