@@ -31,7 +31,7 @@ def ingest(
     "Bring the lake up to date; `ingest intraday` brings bars of minutes, `ingest letters` lists requests that nobody answered."
     ctx.obj = load(settings, set_, data__source=source)
     if ctx.invoked_subcommand: return
-    from stockpredict.data.ingest import ingest
+    from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
     from stockpredict.ops.work import held
     quick_formats() # the quality gate imports jsonschema
@@ -49,7 +49,7 @@ def ingest_letters(
     stale: Annotated[bool, typer.Option("--stale", help="Throw away the letters of tickers that are no longer wanted.")] = False, json_: Json = False,
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
-    from stockpredict.data.ingest import drop_letters
+    from stockpredict.ingest.ingest import drop_letters
     from stockpredict.sources.vendors import dead_letters
     if drop or stale:
         gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
@@ -70,7 +70,7 @@ def ingest_intraday(
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0, json_: Json = False,
 ):
     "Bars of a few minutes from vendors; `lake sql` and `load_intraday` read them."
-    from stockpredict.data.intraday_lake import ingest_intraday
+    from stockpredict.ingest.intraday import ingest_intraday
     from stockpredict.ops.reports import quick_formats
     quick_formats()
     with telling() as say: did = ingest_intraday(ctx.obj, tickers or (), every, days, wait=wait, on_step=say).as_dict()
@@ -100,7 +100,7 @@ def ingest_facts(
     index: Annotated[str, typer.Option(help="The index whose members those are.")] = "sp500", json_: Json = False,
 ):
     "Facts about the economy and about companies, from vendors or files; `lake facts` shows what is held."
-    from stockpredict.data.gather import gather, wishes
+    from stockpredict.ingest.facts import gather, wishes
     if sectors or members:
         for name, did in _from_files(ctx, sectors, members, index).items(): out(f"{name}: {did.rows_new:,} new, {did.rows_revised:,} revised.")
         if not (macro or reports or news): return
@@ -261,7 +261,7 @@ def quality(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Js
 def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or Parquet; empty = the lake.")] = "",
                   json_: Json = False):
     "Pass bars through the gate and store nothing."
-    from stockpredict.data.ingest import load_bars
+    from stockpredict.ingest.ingest import load_bars
     from stockpredict.quality.gate import inspect
     from stockpredict.sources.source import make_source
     data = ctx.obj.data
@@ -292,8 +292,8 @@ def quality_flags(
     "Bars that are strange but possible, as the gate found them."
     from stockpredict.core.errors import DataError
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.data.ingest import load_bars
-    from stockpredict.data.search import search_again, stored_flags
+    from stockpredict.ingest.ingest import load_bars
+    from stockpredict.ingest.rescan import search_again, stored_flags
     from stockpredict.sources.source import make_source
     wanted = [canonical_ticker(t) for t in tickers or []]
     if wanted: load_bars(ctx.obj, wanted) # names a ticker that the lake does not hold

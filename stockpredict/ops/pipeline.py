@@ -27,7 +27,7 @@ def ingest(
 ) -> dict: # what the lake holds now
     "Bring the lake up to date; a refused batch changes nothing and raises."
     quick_formats()  # the quality gate imports jsonschema
-    from stockpredict.data.ingest import ingest as bring
+    from stockpredict.ingest.ingest import ingest as bring
     report = bring(settings)
     told = facts(settings)
     return plain({k: v for k, v in vars(report).items() if k != "checks"} | told | held(settings))
@@ -36,7 +36,7 @@ def facts(
     settings: Settings, # what to gather, and for which features
 ) -> dict: # facts: a row a wish; facts_mark: identity of what the features read, absent when they read none
     "Gather what the section [facts] asks for; whatever fails there, the bars are in."
-    from stockpredict.data.gather import gather_due
+    from stockpredict.ingest.facts import gather_due
     try: rows = gather_due(settings).to_dict("records")
     except (StockpredictError, OSError) as e: rows = [{"table": "", "about": "facts", "reason": getattr(e, "code", "failed"), "sentence": str(e)}]
     return ({"facts": rows} if rows else {}) | ({"facts_mark": mark} if (mark := facts_mark(settings)) else {})

@@ -21,9 +21,9 @@ from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunError, SeesFuture, StockpredictError
 from ..core.settings import Settings
-from ..data.ingest import load_bars
+from ..ingest.ingest import load_bars
 from ..lake.lake import Lake, moment
-from ..data.search import stored_flags
+from ..ingest.rescan import stored_flags
 from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward

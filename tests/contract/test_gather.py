@@ -7,7 +7,7 @@ import pytest
 
 from stockpredict.core.errors import DataError
 from stockpredict.core.settings import load_settings
-from stockpredict.data.gather import due, fact_freshness, gather, gather_due, listed_members, notes, scheduled, wishes
+from stockpredict.ingest.facts import due, fact_freshness, gather, gather_due, listed_members, notes, scheduled, wishes
 from stockpredict.lake.lake import Lake
 from stockpredict.lake.reference_files import read_sectors
 from stockpredict.sources.simulate import simulate

@@ -11,10 +11,10 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable, SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.ingest import drop_letters
+from stockpredict.ingest.ingest import drop_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
 from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
-from stockpredict.data.intraday_lake import add_intraday, ingest_intraday, load_intraday
+from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import within
 from stockpredict.data.promises import keeps_promises

@@ -281,7 +281,7 @@ def test_extensions_come_from_wheels_only(monkeypatch):
 def test_opening_a_lake_imports_nothing_heavy():
     import subprocess
     heavy = "great_expectations skfolio arch torch mlflow lightning optuna prefect papermill lightgbm sklearn matplotlib statsmodels".split()
-    code = f"import sys, stockpredict.data.ingest; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import sys, stockpredict.ingest.ingest; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

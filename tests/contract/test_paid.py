@@ -12,7 +12,7 @@ from stockpredict.quality.corporate_actions import ALL
 from stockpredict.lake.adjustments import stated_splits
 from stockpredict.sources.bars import OPTIONAL, tidy_bars
 from stockpredict.quality.detectors import find_flags
-from stockpredict.data.ingest import drop_letters, ingest
+from stockpredict.ingest.ingest import drop_letters, ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.data.standin import StandIn

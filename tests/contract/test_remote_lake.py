@@ -18,7 +18,7 @@ import pytest
 
 from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.data.ingest import ingest, load_bars
+from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 

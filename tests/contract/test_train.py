@@ -12,7 +12,7 @@ import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions, RunError, SeesFuture
 from stockpredict.core.settings import load_settings
-from stockpredict.data.ingest import ingest
+from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.splits import overlaps

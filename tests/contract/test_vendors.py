@@ -17,7 +17,7 @@ from stockpredict.core.errors import EmptyUniverse, ParameterRefused, PortTaken,
 from stockpredict.core.http import Ask, Breaker, Budget, Failure, Key, Ledger, Polite, backoff, retry_after, run_async, sniff
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.data.ingest import ingest, load_bars, portions
+from stockpredict.ingest.ingest import ingest, load_bars, portions
 from stockpredict.lake.lake import Lake
 from stockpredict.data.promises import PROMISES, keeps_promises
 from stockpredict.sources.simulate import sample_bars, simulate

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from stockpredict.core.settings import Settings
-from stockpredict.data.ingest import ingest
+from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
 
 NOW = ["2024-01-01T12:00Z", "2024-01-02T12:00Z"]

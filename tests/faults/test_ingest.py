@@ -16,7 +16,7 @@ import pytest
 
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, LakeLocked, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.data.ingest import ingest, load_bars, plan
+from stockpredict.ingest.ingest import ingest, load_bars, plan
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 

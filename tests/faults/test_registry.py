@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from stockpredict.core.errors import ArtifactRejected, FlowLocked, NoChampion
 from stockpredict.core.settings import load_settings
-from stockpredict.data.ingest import ingest
+from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.train import registry
 from stockpredict.train.gate import decide

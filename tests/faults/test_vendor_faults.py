@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, SourceUnavailable
-from stockpredict.data.ingest import ingest, load_bars
+from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect
 from stockpredict.sources.simulate import sample_bars

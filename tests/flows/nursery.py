@@ -15,7 +15,7 @@ quick_formats()
 import great_expectations  # noqa: F401 - imported once, before the forks
 import mlflow  # noqa: F401
 
-from stockpredict.data import ingest  # noqa: F401
+from stockpredict.ingest import ingest  # noqa: F401
 from stockpredict.ops import pipeline
 from stockpredict.serve import table  # noqa: F401
 from stockpredict.train import gate, registry  # noqa: F401

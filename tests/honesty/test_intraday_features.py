@@ -9,7 +9,7 @@ import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid
 from stockpredict.core.settings import Settings
-from stockpredict.data.intraday_lake import add_intraday, load_intraday
+from stockpredict.ingest.intraday import add_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import ends
 from stockpredict.features.catalogue import Feature, features, prove, values

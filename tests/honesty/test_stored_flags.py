@@ -8,10 +8,10 @@ from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.quality.corporate_actions import ALL
 from stockpredict.quality.detectors import find_flags
-from stockpredict.data.frames import add_frame
-from stockpredict.data.ingest import ingest, load_bars
+from stockpredict.ingest.frames import add_frame
+from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
-from stockpredict.data.search import search_again, stored_flags
+from stockpredict.ingest.rescan import search_again, stored_flags
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.doubts import doubtful
 from stockpredict.features.panel import Panel

@@ -65,7 +65,7 @@ def settings(tmp_path_factory):
         "data.start": "1990-01-01", "simulated.kind": "realistic", "simulated.tickers": 10, "simulated.sessions": 640, "simulated.seed": 4,
         "features.names": NAMES, "serving.device": "cpu",
         "models.candidates": ["mean", "ridge"], "models.trials": 0, "validation.first_train": 360, "validation.folds": 1})
-    from stockpredict.data.ingest import ingest
+    from stockpredict.ingest.ingest import ingest
     ingest(s)
     with Lake(s.storage) as lake:
         days = CALENDAR.sessions(*(CALENDAR.session_of([t])[0] for t in (lake.bars().event_time.min(), lake.bars().event_time.max())))
