@@ -19,11 +19,11 @@ import redis
 
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.data.consume import consume, messages
+from stockpredict.stream.consumer import consume, messages
 from stockpredict.lake.lake import Lake
-from stockpredict.data.live import Live
+from stockpredict.stream.live_table import Live
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.stream import PACK, Stream
+from stockpredict.stream.queue import PACK, Stream
 
 
 def trades(n, tickers=100, seed=1):

@@ -7,7 +7,7 @@ import time
 import redis
 
 from stockpredict.core.settings import Settings
-from stockpredict.data.stream import server_binary
+from stockpredict.stream.queue import server_binary
 
 
 def spare_port():

@@ -336,7 +336,7 @@ def stream(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Jso
 @streams.command("status")
 def stream_status(ctx: typer.Context, json_: Json = False):
     "How far behind each reader is, what was lost, and how fresh the data are."
-    from stockpredict.data.watch import status
+    from stockpredict.stream.monitor import status
     said = status(ctx.obj)
     if json_: return as_json(said)
     ends = f", {said['first']:,} to {said['last']:,}" if said["kept"] else ""
@@ -366,8 +366,8 @@ def stream_consume(
     json_: Json = False,
 ):
     "Store what the stream brings, until Ctrl-C."
-    from stockpredict.data.consume import Consumed, consume, replay_from
-    from stockpredict.data.watch import exported
+    from stockpredict.stream.consumer import Consumed, consume, replay_from
+    from stockpredict.stream.monitor import exported
     from stockpredict.ops.reports import quick_formats
     quick_formats()
     stop, did = stopper(), Consumed()
@@ -380,7 +380,7 @@ def stream_consume(
 def stream_publish(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE", help="Bars in CSV or Parquet.")],
                    span: Span = "session", json_: Json = False):
     "Send the bars of a file into the stream."
-    from stockpredict.data.consume import publish
+    from stockpredict.stream.consumer import publish
     from stockpredict.sources.source import make_source
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
     pairs(dict(sent=len(bars), offset=publish(ctx.obj, bars, span, tell=says)), json_)
@@ -394,7 +394,7 @@ def stream_replay(
     source: Annotated[str | None, typer.Option(help="Whose bars; the source of the settings when left out.")] = None, json_: Json = False,
 ):
     "Send past bars as trades, to watch the live path at any hour."
-    from stockpredict.data.replay import last_sessions, replay
+    from stockpredict.stream.replay import last_sessions, replay
     s = ctx.obj.with_(**{"data.source": source}) if source else ctx.obj
     pairs(replay(s, last_sessions(s, sessions, day), speed=speed, each=each, tell=says, stop=stopper()).as_dict(), json_)
 
@@ -404,14 +404,14 @@ def stream_bars(
     last: Annotated[int, typer.Option(help="The newest so many.")] = 20, json_: Json = False,
 ):
     "What the live table holds; provisional bars may still change."
-    from stockpredict.data.live import Live
+    from stockpredict.stream.live_table import Live
     names = [t.upper() for t in tickers or []] or None
     with Live(ctx.obj.storage) as live: show(live.bars(span, names, last=last), json_, "The live table holds no such bars.")
 
 @streams.command("letters")
 def stream_letters(ctx: typer.Context, again: Annotated[bool, typer.Option("--again", help="Send them again.")] = False, json_: Json = False):
     "Messages that could not be read, and why."
-    from stockpredict.data.consume import letters, resend
+    from stockpredict.stream.consumer import letters, resend
     if again: return pairs(dict(sent=resend(ctx.obj)), json_)
     show(letters(ctx.obj), json_, "Every message could be read.")
 

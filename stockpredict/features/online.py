@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import StockpredictError, UnknownTicker, did_you_mean
-from ..data.stream import Embedded
+from ..stream.queue import Embedded
 from .store import FeatureStore
 
 # %% ../../nbs/features/28a_online.ipynb #1af1e241

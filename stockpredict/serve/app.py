@@ -30,7 +30,7 @@ from .. import __version__
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..sources.bars import canonical_ticker
-from ..data.watch import ages, vitals
+from ..stream.monitor import ages, vitals
 from .pages import CSS, JS, PAGE_CSP, front_page, reference_page
 from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf, envelope, parse_request, problem, request_id
 from .table import TableFile, fetch_shared, refresh, staleness, write_table

@@ -10,13 +10,13 @@ from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
-from stockpredict.data.consume import MANY, Consumer, consume, decode, fault, letters, messages, publish, replay_from, resend
+from stockpredict.stream.consumer import MANY, Consumer, consume, decode, fault, letters, messages, publish, replay_from, resend
 from stockpredict.lake.lake import Lake
-from stockpredict.data.live import Live
-from stockpredict.data.replay import replay, trades_of
+from stockpredict.stream.live_table import Live
+from stockpredict.stream.replay import replay, trades_of
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.stream import Entry, Stream
-from stockpredict.data.watch import status
+from stockpredict.stream.queue import Entry, Stream
+from stockpredict.stream.monitor import status
 
 CALENDAR = get_calendar("XNYS")
 DAY = pd.Timestamp("2024-06-03 13:30", tz="UTC")
@@ -352,7 +352,7 @@ def test_a_sender_with_a_wrong_clock_cannot_end_a_session_early_nor_go_back(sett
 
 
 def test_hours_of_a_half_day_and_across_the_change_of_clocks():
-    from stockpredict.data.live import hours
+    from stockpredict.stream.live_table import hours
     at = [pd.Timestamp(t, tz="UTC").value // 1000 for t in ("2024-11-29 15:00", "2024-11-01 15:00", "2024-11-04 15:00", "2024-11-30 15:00")]
     got = hours(CALENDAR, at)
     utc = [[None if np.isnan(v) else f"{pd.Timestamp(int(v), unit='us'):%H:%M}" for v in row] for row in got.to_numpy()]

@@ -13,12 +13,12 @@ import pytest
 from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
 
-from stockpredict.data.consume import PIECES, Consumer, consume, messages, publish
+from stockpredict.stream.consumer import PIECES, Consumer, consume, messages, publish
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.stream import Stream
-from stockpredict.data.watch import exported, status, vitals
+from stockpredict.stream.queue import Stream
+from stockpredict.stream.monitor import exported, status, vitals
 from stockpredict.serve.app import create_app
 
 GUIDE = Path(__file__).parents[2] / "nbs" / "guides" / "operate.md"
@@ -108,7 +108,7 @@ def test_what_was_taken_again_is_counted(settings):
 
 
 def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
-    monkeypatch.setattr("stockpredict.data.consume.PIECES", 5)
+    monkeypatch.setattr("stockpredict.stream.consumer.PIECES", 5)
     bars = sample_bars(tickers=1, sessions=12)
     with Consumer(settings) as c:
         for k in range(len(bars)): publish(settings, bars.iloc[[k]]); c.go(idle=.0)
@@ -128,7 +128,7 @@ def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(setti
     with Consumer(settings, tell=said.append) as c:
         c.go(idle=.05)
         assert len(c._cleared) and c.audit() == 0 and c.did.unsound == 0 and not c._cleared
-        monkeypatch.setattr("stockpredict.data.consume.suspects", lambda table, rules: pd.Series(False, table.index).to_numpy())
+        monkeypatch.setattr("stockpredict.stream.consumer.suspects", lambda table, rules: pd.Series(False, table.index).to_numpy())
         wrong = bars.tail(1).assign(high=lambda f: f.close / 2)
         with Stream(settings) as s: s.publish(messages(wrong.assign(source="liar")))
         c.go(idle=.05)

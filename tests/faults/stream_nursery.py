@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.data.consume import consume, messages
+from stockpredict.stream.consumer import consume, messages
 from stockpredict.lake.lake import Lake
-from stockpredict.data.live import Live
+from stockpredict.stream.live_table import Live
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.stream import Stream
+from stockpredict.stream.queue import Stream
 
 
 def everything():

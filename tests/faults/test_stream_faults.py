@@ -15,12 +15,12 @@ import pytest
 from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
-from stockpredict.data.consume import TRIES, Consumer, consume, letters, messages, publish
+from stockpredict.stream.consumer import TRIES, Consumer, consume, letters, messages, publish
 from stockpredict.lake.lake import Lake
-from stockpredict.data.live import Live
+from stockpredict.stream.live_table import Live
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.stream import Stream
-from stockpredict.data.watch import status
+from stockpredict.stream.queue import Stream
+from stockpredict.stream.monitor import status
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_the_unfinished_of_a_dead_consumer_are_taken_over(settings, market):
     dead = subprocess.run([sys.executable, "-c", f"""
 import os, signal
 from live_redis import live_settings
-from stockpredict.data.stream import Stream
+from stockpredict.stream.queue import Stream
 s = Stream(live_settings({str(patient.storage.home)!r}, {patient.stream.redis_url!r}))
 s.take('elsewhere-1'); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, timeout=60)
     assert dead.returncode == -signal.SIGKILL
@@ -130,7 +130,7 @@ def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_k
     dead = subprocess.run([sys.executable, "-c", f"""
 import os, signal
 from live_redis import live_settings
-from stockpredict.data.consume import Consumer
+from stockpredict.stream.consumer import Consumer
 c = Consumer(live_settings({str(settings.storage.home)!r}, {settings.stream.redis_url!r}))
 c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, timeout=120)
     assert dead.returncode == -signal.SIGKILL and not plain() and count(settings) == 60

@@ -196,7 +196,7 @@ def test_a_query_can_only_ask(desk, query):
 
 def test_what_came_from_outside_cannot_act_on_the_terminal(desk, tmp_path, capsys):
     from stockpredict.cli.console import grid, out
-    from stockpredict.data.stream import Stream
+    from stockpredict.stream.queue import Stream
     from stockpredict.core.settings import Settings
     home = [*desk.asked, "--set", f"storage.home={tmp_path / 'home'}"]
     with Stream(Settings().with_(**{"storage.home": str(tmp_path / "home")})) as s: s.publish([b'{"ticker": "A\x1b[2J\x07", "span": "[red]day"}'])
