@@ -18,7 +18,7 @@ def counted(each: int, seeds: list, tickers: int) -> str:
     "Recall and precision by fault, added up over the markets."
     import pandas as pd
 
-    from stockpredict.data.detection import measure_detection
+    from stockpredict.testing.detector_benchmark import measure_detection
     runs = [measure_detection(each, tickers, 500, seed) for seed in seeds]
     total = sum(r.table[["events", "found", "noticed", "alarms", "right"]] for r in runs)
     total = total.assign(recall=total.found / total.events, precision=total.right / total.alarms.where(total.found > 0))
@@ -32,7 +32,7 @@ def counted(each: int, seeds: list, tickers: int) -> str:
 def recorded(folder: Path) -> str:
     "The recorded cases, one line each."
     if not folder.is_dir(): return "Recorded vendor errors: the development data are not here."
-    from stockpredict.data.detection import recorded_cases
+    from stockpredict.testing.detector_benchmark import recorded_cases
     cases = recorded_cases(folder)
     bad = cases[cases.bad]
     return (f"{cases.drop(columns='bad').to_string()}\n\n{int(bad.found.astype(bool).sum())} of {len(bad)} recorded errors found; "

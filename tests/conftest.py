@@ -47,7 +47,7 @@ def shared() -> Path:
 @pytest.fixture
 def standin(market):
     "A server on loopback that sells the market of the test file."
-    from stockpredict.data.standin import StandIn
+    from stockpredict.testing.fake_vendors import StandIn
     with StandIn(market) as s: yield s
 
 

@@ -311,7 +311,7 @@ def quality_matrix(
     tickers: Annotated[int, typer.Option(help="Tickers of the simulated market.")] = 100, json_: Json = False,
 ):
     "Plant errors in a simulated market, and count which ones the gate finds."
-    from stockpredict.data.detection import measure_detection
+    from stockpredict.testing.detector_benchmark import measure_detection
     found = measure_detection(each, tickers)
     show(found.table.reset_index(), json_, recall=".2f", precision=".2f")
     if not json_: out(found.summary())
@@ -425,5 +425,5 @@ def standin(
     seed: Annotated[int, typer.Option(help="Of the market and of chance.")] = 1,
 ):
     "Speak like several vendors on this machine, and fail on command, until Ctrl-C."
-    from stockpredict.data.standin import main
+    from stockpredict.testing.fake_vendors import main
     main(port, folder, [f for given in faults or [] for f in given.split(",") if f], tickers, sessions, seed, out)

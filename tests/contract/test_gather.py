@@ -11,7 +11,7 @@ from stockpredict.ingest.facts import due, fact_freshness, gather, gather_due, l
 from stockpredict.lake.lake import Lake
 from stockpredict.lake.reference_files import read_sectors
 from stockpredict.sources.simulate import simulate
-from stockpredict.data.standin import StandIn
+from stockpredict.testing.fake_vendors import StandIn
 from stockpredict.sources.vendor_facts import constituents, read_constituents
 
 MORNING, EVENING, NEXT = "2024-03-04T14:00Z", "2024-03-04T23:00Z", "2024-03-05T23:00Z"

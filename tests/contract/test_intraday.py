@@ -17,9 +17,9 @@ from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intra
 from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import within
-from stockpredict.data.promises import keeps_promises
+from stockpredict.testing.vendor_contract import keeps_promises
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.standin import StandIn, goods, recent_market
+from stockpredict.testing.fake_vendors import StandIn, goods, recent_market
 from stockpredict.sources.vendors import dead_letters
 
 CAL = get_calendar()

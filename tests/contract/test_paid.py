@@ -15,7 +15,7 @@ from stockpredict.quality.detectors import find_flags
 from stockpredict.ingest.ingest import drop_letters, ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.data.standin import StandIn
+from stockpredict.testing.fake_vendors import StandIn
 from stockpredict.sources.vendors import dead_letters, ledger_of, vendors
 
 

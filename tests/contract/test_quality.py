@@ -10,9 +10,9 @@ from stockpredict.core.errors import BarsInvalid, FileMissing, ParameterRefused
 from stockpredict.quality.corporate_actions import ACTIONS, ALL, payments
 from stockpredict.quality.reconcile import EDGES, absent_sessions, agree, by_ticker, completeness, corrections, disagreements, expected, freshness
 from stockpredict.quality.reconcile import restated, rewrites
-from stockpredict.data.corrupt import FAULTS, corrupt, healthy_market, with_dividends
+from stockpredict.testing.corruption import FAULTS, corrupt, healthy_market, with_dividends
 from stockpredict.quality.detectors import DETECTORS, FLAGS, RATIOS, find_flags, moves, nearest_ratio, trailing_mean, usable
-from stockpredict.data.detection import recorded_case, recorded_cases
+from stockpredict.testing.detector_benchmark import recorded_case, recorded_cases
 from stockpredict.quality.gate import CONFLICT, RULES, TWINS, Rule, crowded, failing, in_order, inspect, prepared, suspects
 from stockpredict.sources.simulate import sample_bars
 

@@ -15,7 +15,7 @@ from stockpredict.sources.bars import BAR_COLUMNS, as_bars
 from stockpredict.quality.gate import FEW, RULES, inspect
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.sources.source import Source, make_source, sources, universe
-from stockpredict.data.standin import StandIn
+from stockpredict.testing.fake_vendors import StandIn
 
 NOW = pd.Timestamp("2024-01-01", tz="UTC")
 

@@ -19,9 +19,9 @@ from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.ingest.ingest import ingest, load_bars, portions
 from stockpredict.lake.lake import Lake
-from stockpredict.data.promises import PROMISES, keeps_promises
+from stockpredict.testing.vendor_contract import PROMISES, keeps_promises
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.data.standin import StandIn, goods, recent_market, splits_of
+from stockpredict.testing.fake_vendors import StandIn, goods, recent_market, splits_of
 from stockpredict.sources.vendor_facts import fundamentals, macro, news, read_actions, read_macro, read_news, read_reported, read_statements
 from stockpredict.sources.vendors import Vendors, answers, consensus, dead_letters, vendors
 
@@ -419,7 +419,7 @@ def test_chance_is_seeded(market):
 
 def test_a_newcomer_starts_it_from_a_shell():
     options = ["--port", "0", "--tickers", "5", "--sessions", "30", "--fault", "429:1:tiingo"]
-    p = subprocess.Popen([sys.executable, "-u", "-m", "stockpredict.data.standin", *options], stdout=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, "-u", "-m", "stockpredict.testing.fake_vendors", *options], stdout=subprocess.PIPE, text=True)
     try:
         told = p.stdout.readline() + p.stdout.readline()
         url = re.search(r"http://127\.0\.0\.1:\d+", told)[0]

@@ -9,7 +9,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.quality.reconcile import absent_sessions, agree, disagreements, restated, rewrites
-from stockpredict.data.corrupt import healthy_market
+from stockpredict.testing.corruption import healthy_market
 from stockpredict.quality.gate import inspect
 from stockpredict.sources.simulate import sample_bars
 

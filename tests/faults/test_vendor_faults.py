@@ -15,7 +15,7 @@ from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.data.standin import StandIn
+from stockpredict.testing.fake_vendors import StandIn
 from stockpredict.sources.vendors import Vendors, dead_letters, vendors
 
 NOW = "2020-03-11T12:00Z"

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.data.corrupt import FAULTS
+from stockpredict.testing.corruption import FAULTS
 from stockpredict.quality.detectors import find_flags
-from stockpredict.data.detection import measure_detection, recorded_cases
+from stockpredict.testing.detector_benchmark import measure_detection, recorded_cases
 from stockpredict.quality.gate import inspect
 
 NOW = pd.Timestamp("2026-09-01", tz="UTC")

@@ -48,15 +48,22 @@ class NotebookFile:
         return [c for c in self.code() if EXPORT.search(source(c))]
 
     def imports(self, package: str = "stockpredict") -> set[str]:
-        "Every module of the package that a cell of this notebook imports, at any depth of nesting."
-        found = set()
-        for cell in self.code():
-            for node in ast.walk(ast.parse(plain(cell))):
-                if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
-                    found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
-                if isinstance(node, ast.Import):
-                    found |= {a.name for a in node.names if a.name.split(".")[0] == package}
-        return found
+        "Every module of the package that this notebook imports, at any depth of nesting; a lesson may use test doubles."
+        doubles = f"{package}.testing"
+        lessons = modules([c for c in self.code() if not EXPORT.search(source(c))], package)
+        return modules(self.exported(), package) | {m for m in lessons if not m.startswith(doubles)}
+
+
+def modules(cells: list, package: str) -> set[str]:
+    "Every module of the package that these cells import, and every name they take from one."
+    found = set()
+    for cell in cells:
+        for node in ast.walk(ast.parse(plain(cell))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
+                found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+            if isinstance(node, ast.Import):
+                found |= {a.name for a in node.names if a.name.split(".")[0] == package}
+    return found
 
 
 def source(cell) -> str:
