@@ -80,7 +80,7 @@ def ours(x, which):
     import torch
 
     from stockpredict.features.catalogue import Feature, compute, features, in_turn, resolve
-    from stockpredict.features.panel import Panel
+    from stockpredict.algebra.panel import Panel
     panel = Panel({k: torch.from_numpy(x[k]) for k in FIELDS}, pd.DatetimeIndex(x["days"]), [f"T{i:04d}" for i in range(x["close"].shape[1])])
     fourteen = dict(
         std_5=lambda b: b.close.std(5) / b.close, std_20=lambda b: b.close.std(20) / b.close,

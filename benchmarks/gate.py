@@ -38,7 +38,7 @@ def planted_signal(n: int, first: int) -> list:
     from stockpredict.sources.simulate import simulate
     from stockpredict.evaluate.labels import make_labels
     from stockpredict.evaluate.metrics import ic_summary, rank_ic
-    from stockpredict.features.panel import Panel
+    from stockpredict.algebra.panel import Panel
     found = []
     for seed in range(first, first + n):
         market = simulate("planted", tickers=40, sessions=905, rank_ic=.05, seed=seed)

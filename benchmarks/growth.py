@@ -15,7 +15,7 @@ import torch
 from latest import market
 
 from stockpredict.features.catalogue import as_features, compute
-from stockpredict.features.panel import FIELDS
+from stockpredict.algebra.panel import FIELDS
 
 CEILING = 1.1 # exponent
 

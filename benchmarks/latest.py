@@ -20,7 +20,7 @@ import torch
 from stockpredict.features.catalogue import SETS, as_features, compute
 from stockpredict.features.latest import latest
 from stockpredict.features.matrix import Spec, make_inputs
-from stockpredict.features.panel import FIELDS, Panel, same
+from stockpredict.algebra.panel import FIELDS, Panel, same
 from stockpredict.features.store import _part
 
 CEILING = 3. # CPU seconds

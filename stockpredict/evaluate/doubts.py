@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
 from ..sources.bars import PRICES
 from ..quality.detectors import find_flags
-from ..features.panel import Panel
+from ..algebra.panel import Panel
 
 # %% ../../nbs/evaluate/30a_doubts.ipynb #75f63d29
 def panel_bars(

@@ -15,8 +15,8 @@ from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
 from ..features.cards import sample_panel
 from ..features.catalogue import Feature, features, proven_values, resolve
-from ..features.panel import Panel
-from ..features.series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/evaluate/32a_feature_study.ipynb #18c54482
 def feature_values(

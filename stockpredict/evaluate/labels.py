@@ -12,7 +12,7 @@ from torch import Tensor
 from dataclasses import dataclass
 from fastcore.basics import patch
 from ..core.errors import EvaluateError, UnknownHorizon
-from ..features.panel import Panel
+from ..algebra.panel import Panel
 
 # %% ../../nbs/evaluate/30_labels.ipynb #4b1f70a4
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ __all__ = ['WINDOWS', 'SOURCE', 'TINY', 'PAST', 'ORDER', 'five_windows', 'single
 
 # %% ../../nbs/features/26_alpha.ipynb #1f441eea
 from .catalogue import SETS, feature
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import typical
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/26_alpha.ipynb #0d418bd1
 WINDOWS = (5, 10, 20, 30, 60) # bars

@@ -15,8 +15,8 @@ import numpy as np, pandas as pd
 import torch
 from ..core.calendar import get_calendar
 from .catalogue import feature, technical
-from .panel import Panel
-from .series import Series, by_recipe
+from ..algebra.panel import Panel
+from ..algebra.series import Series, by_recipe
 
 # %% ../../nbs/features/24b_calendar.ipynb #c5c93ae4
 EXCHANGE = "XNYS" # whose calendar is meant

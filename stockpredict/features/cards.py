@@ -14,7 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from torch import Tensor
 from .catalogue import SETS, Feature, fill, proof_panel, prove, room
-from .panel import FIELDS, Panel
+from ..algebra.panel import FIELDS, Panel
 
 # %% ../../nbs/features/29_cards.ipynb #b66a2d5a
 SHOWN = 1000 # sessions of the market on the cards

@@ -19,9 +19,9 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from ..core.registry import Registry
-from .kernels import BLOCK
-from .panel import FIELDS, Panel, same, scramble
-from .series import Grid, Series, Shared, rows_needed, thrifty
+from ..algebra.kernels import BLOCK
+from ..algebra.panel import FIELDS, Panel, same, scramble
+from ..algebra.series import Grid, Series, Shared, rows_needed, thrifty
 
 # %% ../../nbs/features/21_catalogue.ipynb #9e30c9fc
 CUTS = (67, 23) # sessions before the end at which the proof takes the future away

@@ -14,14 +14,14 @@ __all__ = ['answers', 'slopes', 'weighted_deviations', 'coskewness', 'regression
 import math
 import numpy as np
 import torch
-from . import kernels as K
+from ..algebra import kernels as K
 from .catalogue import technical
-from .loops import advance, blank, compiled, laid_out, products, widened
+from ..algebra.numba_kernels import advance, blank, compiled, laid_out, products, widened
 from .market import beta, corr_market, idio_vol, rank_change, residual, residual_mom
-from .newest import read
-from .panel import Panel
+from ..algebra.latest_kernels import read
+from ..algebra.panel import Panel
 from .regimes import as_one, for_all, t_value
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/24d_cross.ipynb #859d40dc
 technical("market", [20, 120, 252], "Frazzini and Pedersen (2014)")(beta)

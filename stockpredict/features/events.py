@@ -15,8 +15,8 @@ import torch
 from ..core.calendar import Calendar
 from ..core.errors import FactsMissing, FeatureError
 from ..core.registry import Registry
-from .panel import FIELDS, Panel
-from .series import Series
+from ..algebra.panel import FIELDS, Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25_events.ipynb #47dbdbd3
 def decision_times(

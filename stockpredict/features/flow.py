@@ -12,9 +12,9 @@ __all__ = ['signed', 'obv_share', 'obv_distance', 'pvt_slope', 'flow_return', 'v
 # %% ../../nbs/features/23a_flow.ipynb #e1ae60d6
 from .catalogue import technical
 from .momentum import close_location
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import ema_gap, median_price, standard_score, true_range, typical
-from .shapes import Series
+from ..algebra.window_statistics import Series
 from .volume import amihud, cmf, money_flow, volume_ratio, vwap_distance
 
 # %% ../../nbs/features/23a_flow.ipynb #796be849

@@ -10,8 +10,8 @@ __all__ = ['SAME', 'ANNUAL', 'BALANCE', 'STALE', 'one_language', 'report_fields'
 import pandas as pd
 from .catalogue import feature
 from .events import as_known, fact, join
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25n_fundamentals.ipynb #1682cc45
 SAME = dict(totalAssets="assets", totalShareholderEquity="equity", netIncome="net_income", operatingCashflow="cash_flow_op")

@@ -12,11 +12,11 @@ from weakref import WeakKeyDictionary
 import numpy as np, pandas as pd
 import torch
 from ..core.errors import FeatureError
-from . import kernels as K
+from ..algebra import kernels as K
 from .catalogue import feature
 from .events import as_known, fact, join, seconds
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25p_groups.ipynb #fdfba54f
 def member_fields(

@@ -15,9 +15,9 @@ from ..core.calendar import Calendar
 from ..core.errors import BarsInvalid
 from .catalogue import feature
 from .events import decision_times, fact, join
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import typical
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25q_intraday.ipynb #149f6183
 NEEDED = ("ticker", "event_time", "known_at", "open", "high", "low", "close", "volume")

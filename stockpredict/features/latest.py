@@ -11,12 +11,12 @@ import math
 from functools import lru_cache
 import torch
 from torch import Tensor
-from . import series
+from ..algebra import series
 from .catalogue import Feature, fill, proven, room
-from .kernels import missed
-from .newest import ACROSS, centres, way
-from .panel import Panel
-from .series import newest
+from ..algebra.kernels import missed
+from ..algebra.latest_kernels import ACROSS, centres, way
+from ..algebra.panel import Panel
+from ..algebra.series import newest
 
 # %% ../../nbs/features/21d_latest.ipynb #9a2c7544
 class Step:

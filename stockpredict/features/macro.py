@@ -11,8 +11,8 @@ import pandas as pd
 from .catalogue import feature
 from .events import as_known, fact, join
 from .market import against_year
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25m_macro.ipynb #9fa3370e
 MACRO = dict(yield_10y="DGS10", yield_2y="DGS2", credit_yield_spread="BAA10Y", vix="VIXCLS", vix_3m="VXVCLS")

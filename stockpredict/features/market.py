@@ -8,9 +8,9 @@ __all__ = ['beta', 'corr_market', 'residual', 'residual_mom', 'idio_vol', 'rank_
 
 # %% ../../nbs/features/24_market.ipynb #da713330
 from .catalogue import feature
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import standard_score
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/24_market.ipynb #8ef958be
 @feature(group="market", n=[60], source="Frazzini and Pedersen (2014)")

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from ..core.errors import FeatureError
 from .catalogue import Feature, as_features, in_turn, resolve
-from .kernels import memory
+from ..algebra.kernels import memory
 from .latest import latest
-from .panel import FIELDS, Panel
-from .series import Series
+from ..algebra.panel import FIELDS, Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/27_matrix.ipynb #37bba72f
 DECAY, LEAST = .94, 20 # volatility: RiskMetrics' decay, and the returns needed before there is an answer

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from .catalogue import technical
 from .cross import on_two, over, regressed
-from .loops import blank, compiled
-from .panel import Panel
+from ..algebra.numba_kernels import blank, compiled
+from ..algebra.panel import Panel
 from .price import typical
 from .ranges import corwin_schultz, roll_spread
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/24e_microstructure.ipynb #ee8b696e
 technical("liquidity", [120], "Roll (1984)")(roll_spread)

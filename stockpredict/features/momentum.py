@@ -13,9 +13,9 @@ __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discretene
 # %% ../../nbs/features/22b_momentum.ipynb #b15e6a9f
 import math
 from .catalogue import technical
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import drawdown, max_ret, median_price, mom, place, range_, ret, reversal, rsi, stochastic, strength, true_range, typical
-from .shapes import Series
+from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/22b_momentum.ipynb #3a4e2c1f
 for known, group, horizons, source in (

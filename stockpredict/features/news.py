@@ -9,8 +9,8 @@ __all__ = ['GOOD', 'BAD', 'tone', 'news_fields', 'news_count', 'news_tone']
 import numpy as np, pandas as pd
 from .catalogue import feature
 from .events import fact, join, per_session
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25o_news.ipynb #c4604a20
 GOOD = frozenset("""beat beats boost boosts buy exceed exceeds gain gains grow grows growth high higher jump jumps outperform profit profits raise raised raises

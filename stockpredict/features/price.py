@@ -11,8 +11,8 @@ __all__ = ['ret', 'mom', 'reversal', 'max_ret', 'drawdown', 'vol', 'downside_vol
 # %% ../../nbs/features/22_price.ipynb #01ba4c71
 import math
 from .catalogue import feature
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/22_price.ipynb #d0aa471e
 @feature(group="momentum", n=[1], source="definition")

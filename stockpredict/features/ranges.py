@@ -9,8 +9,8 @@ __all__ = ['rogers_satchell', 'yang_zhang', 'roll_spread', 'corwin_schultz', 'wi
 import math
 from .catalogue import technical
 from .momentum import day, night
-from .panel import Panel
-from .series import Series
+from ..algebra.panel import Panel
+from ..algebra.series import Series
 
 # %% ../../nbs/features/24a_ranges.ipynb #b317e94d
 _WINDOWS = [10, 20, 60]

@@ -16,12 +16,12 @@ from functools import wraps
 from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
-from . import kernels as K, loops as L
+from ..algebra import kernels as K, numba_kernels as L
 from .calendar import context
 from .catalogue import technical
 from .market import against_year, corr_market
-from .panel import Panel
-from .series import Grid, Series, by_recipe
+from ..algebra.panel import Panel
+from ..algebra.series import Grid, Series, by_recipe
 
 # %% ../../nbs/features/24c_regimes.ipynb #560c0e6e
 _columns, _means = WeakKeyDictionary(), WeakKeyDictionary() # grids and series that were asked for, and their columns

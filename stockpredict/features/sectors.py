@@ -14,9 +14,9 @@ from .events import fact
 from .groups import by_group, group_mean
 from .market import beta, corr_market
 from .microstructure import unusual_volume
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import rsi, sma_ratio
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/25r_sectors.ipynb #ce5a49da
 def mean_of_peers(bars: Panel, x: Series) -> Series:

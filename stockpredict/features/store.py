@@ -25,7 +25,7 @@ from ..sources.source import make_source
 from .catalogue import as_features, in_turn
 from .events import joins, with_facts
 from .latest import latest
-from .panel import FIELDS, Panel
+from ..algebra.panel import FIELDS, Panel
 
 # %% ../../nbs/features/28_store.ipynb #16c8405c
 def kinds_of(

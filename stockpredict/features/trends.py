@@ -15,9 +15,9 @@ __all__ = ['extent', 'middle', 'wma_ratio', 'triangular_ratio', 'dema_ratio', 't
 import math
 from itertools import pairwise
 from .catalogue import technical
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import atr, ema_gap, ema_ratio, macd, median_price, place, sma_ratio, trend, true_range
-from .shapes import Series
+from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/22a_trends.ipynb #53abde90
 def extent(bars: Panel, n: int) -> Series:

@@ -14,9 +14,9 @@ __all__ = ['ewma_vol', 'vol_ratio', 'vol_slope', 'vol_of_vol', 'vol_z', 'day_ran
 import math
 from .catalogue import technical
 from .momentum import day, night
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, standard_score, true_range, vol
-from .shapes import Series
+from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/22c_volatility.ipynb #2c3d237e
 for known, windows, source in ((vol, [5, 10, 120, 252], "-"), (atr, [7, 22], "Wilder (1978)"), (parkinson, [5, 10, 60], "Parkinson (1980)"),

@@ -8,9 +8,9 @@ __all__ = ['volume_ratio', 'amihud', 'obv_slope', 'cmf', 'money_flow', 'vwap_dis
 # %% ../../nbs/features/23_volume.ipynb #88b0f784
 from .catalogue import feature
 from .momentum import close_location
-from .panel import Panel
+from ..algebra.panel import Panel
 from .price import typical
-from .series import Series
+from ..algebra.series import Series
 
 # %% ../../nbs/features/23_volume.ipynb #7d38b4f3
 @feature(group="attention", n=[20], source="Gervais, Kaniel and Mingelgrin (2001)")

@@ -444,7 +444,7 @@ def sample_dataset(
     "A simulated market as a dataset, prices adjusted for splits."
     from stockpredict.sources.simulate import simulate
     from stockpredict.features.matrix import Spec
-    from stockpredict.features.panel import Panel
+    from stockpredict.algebra.panel import Panel
     bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=rank_ic, seed=seed).bars
     ratio = bars.adj_close / bars.close
     bars = bars.assign(**{k: bars[k] * ratio for k in ('open', 'high', 'low', 'close')})

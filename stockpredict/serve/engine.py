@@ -29,7 +29,7 @@ from ..lake.lake import Lake
 from ..features.events import fields_of, refuse_lacking, with_facts
 from ..features.groups import MEMBER, of_members
 from ..features.matrix import Inputs, make_inputs
-from ..features.panel import FIELDS, Panel
+from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import Artifact, load_artifact, public_key
 from ..models.contract import Forecast
 from .schemas import DISCLAIMER, SKILL, Prediction, WhatIf, WhatIfBar, plot_predictions

@@ -15,7 +15,7 @@ from ..features.catalogue import resolve
 from ..features.events import how_to_gather, lacking, with_facts
 from ..features.groups import MEMBER, of_members
 from ..features.matrix import Spec
-from ..features.panel import Panel
+from ..algebra.panel import Panel
 from ..models.contract import Dataset
 
 # %% ../../nbs/train/50a_beside.ipynb #545b2604

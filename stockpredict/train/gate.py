@@ -27,7 +27,7 @@ from ..evaluate.metrics import (clark_west, coverage, diebold_mariano, hac_mean,
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
 from ..features.catalogue import resolve
 from ..features.matrix import Spec
-from ..features.panel import Panel
+from ..algebra.panel import Panel
 from ..models.contract import Dataset
 from .train import Experiment, code_version, compare, covered_spec, make_folds
 

@@ -30,7 +30,7 @@ from ..evaluate.splits import Fold, walk_forward
 from ..features.catalogue import resolve
 from ..features.events import how_to_gather, lacking
 from ..features.matrix import Spec
-from ..features.panel import FIELDS, Panel
+from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import artifact_hash, ensure_keys, git_commit, save_artifact, versions
 from ..models.contract import Dataset, Forecast, join, make_model, models
 from .beside import left_out, study_data, with_needs

@@ -10,7 +10,7 @@ from stockpredict.core.errors import CalendarError, ColumnsUnmapped, EvaluateErr
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.backtest import annual_sharpe, backtest, backtest_frame, close_returns, cost_delay_surface, rank_weights
 from stockpredict.evaluate.labels import make_labels
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 
 def world(seed=0, sessions=300, names=12, missing=0.):

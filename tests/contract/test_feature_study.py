@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence, redundancy, study
-from stockpredict.features.panel import Panel, scramble
+from stockpredict.algebra.panel import Panel, scramble
 
 NAMES = ["ret_1", "mom_21", "mom_63", "reversal_5", "vol_20", "rsi_14", "bollinger_20", "autocorr_20", "max_ret_21", "skew_60", "volume_ratio_20", "atr_14"]
 

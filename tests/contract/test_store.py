@@ -22,7 +22,7 @@ from stockpredict.sources.source import make_source
 from stockpredict.features import online as on
 from stockpredict.features.catalogue import compute
 from stockpredict.features.online import Online, good_until, unseal
-from stockpredict.features.panel import Panel, same
+from stockpredict.algebra.panel import Panel, same
 from stockpredict.features.store import FeatureStore, features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]

@@ -5,7 +5,7 @@ import torch
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.doubts import doubtful, without_doubt
 from stockpredict.evaluate.labels import make_labels
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.registry import Registry
 from stockpredict.features.catalogue import SETS, Feature, compute, covered, feature, features, fill, proof_panel, prove, resolve, search, table
 from stockpredict.features.matrix import Spec, make_inputs
-from stockpredict.features.panel import FIELDS, Panel, Series, same, scramble
+from stockpredict.algebra.panel import FIELDS, Panel, Series, same, scramble
 
 
 def random_panel(seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = True, dtype=torch.float32, also=()) -> Panel:

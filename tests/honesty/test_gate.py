@@ -9,7 +9,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.metrics import hac_mean
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import Dataset
 from stockpredict.train.gate import (SelfTest, Verdict, alarms, canary, choose, decide, evaluate_candidates, judge, market_study, self_test,
                                      small_settings, try_market)

@@ -15,7 +15,7 @@ from stockpredict.sources.intraday_simulation import ends
 from stockpredict.features.catalogue import Feature, features, prove, values
 from stockpredict.features.events import attach, decision_times, with_facts
 from stockpredict.features.intraday import intraday_fields, value_area
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 NYSE = get_calendar()
 DAYS = NYSE.sessions("2023-11-13", "2023-12-05") # Thanksgiving, and the half day after it

@@ -12,7 +12,7 @@ from stockpredict.features.calendar import timetables
 from stockpredict.features.catalogue import SETS, Feature, features, proof_panel, prove, values
 from stockpredict.features.events import attach
 from stockpredict.features.groups import group_mean
-from stockpredict.features.panel import FIELDS, Panel, same
+from stockpredict.algebra.panel import FIELDS, Panel, same
 
 SESSIONS, TICKERS = 420, 8
 

@@ -18,8 +18,8 @@ from stockpredict.features.fundamentals import report_fields
 from stockpredict.features.groups import by_beta, by_group, member_fields
 from stockpredict.features.macro import macro_fields
 from stockpredict.features.news import news_fields, tone
-from stockpredict.features.panel import FIELDS, Panel, same
-from stockpredict.features.series import Series
+from stockpredict.algebra.panel import FIELDS, Panel, same
+from stockpredict.algebra.series import Series
 
 CALENDAR = get_calendar()
 TICKERS = [f"SIM{i:02d}" for i in range(12)]

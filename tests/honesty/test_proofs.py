@@ -7,8 +7,8 @@ import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.features.catalogue import Feature, as_features, compute, prove_all
-from stockpredict.features.panel import Panel
-from stockpredict.features.series import Series
+from stockpredict.algebra.panel import Panel
+from stockpredict.algebra.series import Series
 
 
 def raw(b): return b.close.values

@@ -10,7 +10,7 @@ from stockpredict.core.errors import EvaluateError, NotEnoughSessions, UnknownHo
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.labels import forward_returns, make_labels
 from stockpredict.evaluate.splits import Fold, leaking, overlaps, purged_tail, walk_forward
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 plans = st.fixed_dictionaries(dict(
     n_sessions=st.integers(1, 3000), horizon_max=st.integers(1, 30), entry_delay=st.integers(0, 4), folds=st.integers(1, 12),

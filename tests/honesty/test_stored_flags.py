@@ -14,7 +14,7 @@ from stockpredict.lake.lake import Lake
 from stockpredict.ingest.rescan import search_again, stored_flags
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.doubts import doubtful
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 MONEY = ["open", "high", "low", "close"]
 KEY = ["ticker", "event_time", "flag"]

@@ -6,7 +6,7 @@ import torch
 
 from stockpredict.features.alpha import WINDOWS, alpha_names
 from stockpredict.features.catalogue import SETS, compute, features
-from stockpredict.features.panel import Panel
+from stockpredict.algebra.panel import Panel
 
 
 def ticks(sessions: int = 260, tickers: int = 4) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from stockpredict.lake.lake import Lake
 from stockpredict.features.catalogue import SETS, features
 from stockpredict.features.events import fields_of, joins, lacking, with_facts
 from stockpredict.features.matrix import Spec, make_inputs
-from stockpredict.features.panel import FIELDS
+from stockpredict.algebra.panel import FIELDS
 from stockpredict.features.store import kinds_of
 from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
 from stockpredict.models.contract import make_model

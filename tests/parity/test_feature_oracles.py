@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.features import kernels as K
-from stockpredict.features import cross, loops, microstructure, newest, order
+from stockpredict.algebra import kernels as K
+from stockpredict.features import cross, microstructure
+from stockpredict.algebra import numba_kernels as loops, latest_kernels as newest, order_statistics as order
 from stockpredict.features.catalogue import compute, features, fill, room
-from stockpredict.features.panel import Panel, same
+from stockpredict.algebra.panel import Panel, same
 
 
 def market(sessions: int = 900, tickers: int = 4, dtype=torch.float64, seed: int = 2) -> Panel:

@@ -8,9 +8,9 @@ import torch
 from test_feature_oracles import each, hard_numbers, market
 
 from stockpredict.core.errors import FeatureError
-from stockpredict.features import shapes
+from stockpredict.algebra import window_statistics as shapes
 from stockpredict.features.catalogue import features, fill, room
-from stockpredict.features.panel import FIELDS, Panel
+from stockpredict.algebra.panel import FIELDS, Panel
 
 MODULES = {"trends", "momentum", "volatility", "flow"}
 MINE = [n for n, f in features.items() if "technical" in f.sets and f.func.__module__.rpartition(".")[2] in MODULES | {"price", "volume"}]

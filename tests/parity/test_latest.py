@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.features import kernels as K, loops, order
+from stockpredict.algebra import kernels as K, numba_kernels as loops, order_statistics as order
 from stockpredict.features.catalogue import Feature, as_features, compute
 from stockpredict.features.latest import latest, scattered
-from stockpredict.features.newest import centres, way
-from stockpredict.features.panel import FIELDS, Panel, same
+from stockpredict.algebra.latest_kernels import centres, way
+from stockpredict.algebra.panel import FIELDS, Panel, same
 
 COLUMNS = ["rolling_sum", "rolling_mean", "rolling_var", "rolling_std", "rolling_skew", "rolling_slope", "rolling_rsquare", "rolling_residual",
            "rolling_rank", "rolling_extreme", "rolling_age"]
@@ -76,7 +76,7 @@ def test_what_is_missing_or_too_young_is_undefined():
 
 def test_a_step_made_by_hand_takes_the_long_way():
     "A feature with something in it that nobody can trace is computed like any other, on its whole look-back."
-    from stockpredict.features.series import Series
+    from stockpredict.algebra.series import Series
     def by_hand(b): return Series(b.close.values, b.grid, fields={"close"}).mean(20)
     f = Feature(by_hand, group="by hand")
     panel = market()

@@ -32,7 +32,7 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
     from stockpredict.core.calendar import get_calendar
     from stockpredict.lake.lake import Lake
     from stockpredict.features.matrix import Spec
-    from stockpredict.features.panel import Panel
+    from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model
     with Lake(settings.storage, read_only=True) as lake:

@@ -85,7 +85,7 @@ def test_the_newest_bars_give_what_the_full_history_gives(settings):
     "Also with halts, a long look-back and features that compare tickers."
     from stockpredict.lake.lake import Lake
     from stockpredict.features.matrix import make_inputs
-    from stockpredict.features.panel import Panel
+    from stockpredict.algebra.panel import Panel
     publish(settings, "ridge", 2, features=("core",))
     engine = Engine(settings)
     with Lake(settings.storage, read_only=True) as lake: full = make_inputs(Panel.from_bars(lake.bars(), engine.calendar), engine.spec)
