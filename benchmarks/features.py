@@ -79,7 +79,7 @@ def ours(x, which):
     import pandas as pd
     import torch
 
-    from stockpredict.features.catalogue import Feature, compute, features, in_turn, resolve
+    from stockpredict.catalogue.feature import Feature, compute, features, in_turn, resolve
     from stockpredict.algebra.panel import Panel
     panel = Panel({k: torch.from_numpy(x[k]) for k in FIELDS}, pd.DatetimeIndex(x["days"]), [f"T{i:04d}" for i in range(x["close"].shape[1])])
     fourteen = dict(
@@ -229,7 +229,7 @@ def spent() -> float: # seconds
 
 def sample(out, which) -> dict: # Qlib's names; `[session, ticker]`
     "The columns of some tickers, for the comparison."
-    from stockpredict.features.alpha import alpha_names
+    from stockpredict.features.alpha158 import alpha_names
     return {theirs: out[ours][:, ::EVERY].numpy() for theirs, ours in alpha_names(which).items()}
 
 

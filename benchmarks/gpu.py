@@ -12,7 +12,7 @@ import time
 import torch
 from latest import market
 
-from stockpredict.features.catalogue import compute, in_turn
+from stockpredict.catalogue.feature import compute, in_turn
 
 
 def bandwidth(size: int = 1 << 30, rounds: int = 10) -> float: # bytes a second, read and write

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from latest import market
 
-from stockpredict.features.catalogue import as_features, compute
+from stockpredict.catalogue.feature import as_features, compute
 from stockpredict.algebra.panel import FIELDS
 
 CEILING = 1.1 # exponent

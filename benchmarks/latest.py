@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stockpredict.features.catalogue import SETS, as_features, compute
-from stockpredict.features.latest import latest
-from stockpredict.features.matrix import Spec, make_inputs
+from stockpredict.catalogue.feature import SETS, as_features, compute
+from stockpredict.catalogue.latest import latest
+from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS, Panel, same
-from stockpredict.features.store import _part
+from stockpredict.catalogue.feature_store import _part
 
 CEILING = 3. # CPU seconds
 

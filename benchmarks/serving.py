@@ -47,7 +47,7 @@ def prepare(home: Path):
     from stockpredict.core.settings import load_settings
     from stockpredict.lake.lake import Lake
     from stockpredict.sources.simulate import simulate
-    from stockpredict.features.matrix import Spec
+    from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model

@@ -52,9 +52,9 @@ def main():
     from stockpredict.core.settings import load_settings
     from stockpredict.lake.lake import Lake
     from stockpredict.sources.source import make_source
-    from stockpredict.features.catalogue import compute, proof_panel
-    from stockpredict.features.online import Online
-    from stockpredict.features.store import FeatureStore
+    from stockpredict.catalogue.feature import compute, proof_panel
+    from stockpredict.catalogue.online_store import Online
+    from stockpredict.catalogue.feature_store import FeatureStore
     with tempfile.TemporaryDirectory() as home:
         settings = load_settings(environ={}, overrides={
             "storage.home": home, "data.source": "simulated", "simulated.kind": "realistic", "simulated.tickers": args.tickers,

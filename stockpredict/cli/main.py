@@ -167,7 +167,7 @@ def features(word: Annotated[str, typer.Argument(metavar="WORD", help="Part of a
              html: Annotated[bool, typer.Option("--html", help="Write the page with a card for each, into the reports.")] = False,
              settings: File = "", set_: Set = None, json_: Json = False):
     "Every feature: what it is, how far it looks back, where it is from."
-    from stockpredict.features.catalogue import search, table
+    from stockpredict.catalogue.feature import search, table
     if html: return _handbook(load(settings, set_))
     frame = search(word) if word else table()
     if group: frame = frame[frame.group == group]
@@ -187,7 +187,7 @@ def report_features(ctx: typer.Context):
 # %% ../../nbs/cli/20_main.ipynb #ad02a19a
 def _unfound(word, group): # the refusal of a search without an answer
     from stockpredict.core.errors import UnknownName, did_you_mean, near
-    from stockpredict.features.catalogue import search, table
+    from stockpredict.catalogue.feature import search, table
     rows, every = table(), " `stockpredict features` lists them all."
     groups = sorted(set(rows.group))
     if group not in ("", *groups): return UnknownName(f"There is no group of features called '{group[:60]}'.", did_you_mean(group, groups) + every)

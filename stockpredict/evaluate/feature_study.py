@@ -13,8 +13,8 @@ from fastcore.basics import patch
 from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
-from ..features.cards import sample_panel
-from ..features.catalogue import Feature, features, proven_values, resolve
+from ..catalogue.cards import sample_panel
+from ..catalogue.feature import Feature, features, proven_values, resolve
 from ..algebra.panel import Panel
 from ..algebra.series import Series
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ..core.errors import ArtifactRejected, NotFitted
-from ..features.matrix import Inputs, Spec
+from ..catalogue.design_matrix import Inputs, Spec
 from .contract import LEVELS, Model, models
 
 # %% ../../nbs/models/48_artifact.ipynb #f7fbc10c

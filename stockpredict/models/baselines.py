@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughSessions
-from ..features.matrix import Inputs
+from ..catalogue.design_matrix import Inputs
 from .contract import LEVELS, Dataset, Forecast, Model, model
 
 # %% ../../nbs/models/41_baselines.ipynb #08fd626b

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions, NotFitted, UnknownHorizon, UnknownTicker
 from ..core.registry import Registry
-from ..features.matrix import Inputs
+from ..catalogue.design_matrix import Inputs
 
 # %% ../../nbs/models/40_contract.ipynb #ef271ab1
 @dataclass(eq=False)
@@ -428,7 +428,7 @@ def from_panel(cls: Dataset,
 ):
     "Features and labels of a whole panel."
     from stockpredict.evaluate.labels import make_labels
-    from stockpredict.features.matrix import make_inputs
+    from stockpredict.catalogue.design_matrix import make_inputs
     y = make_labels(panel, list(horizons), entry_delay=entry_delay).y
     return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay)
 
@@ -443,7 +443,7 @@ def sample_dataset(
 ) -> Dataset:
     "A simulated market as a dataset, prices adjusted for splits."
     from stockpredict.sources.simulate import simulate
-    from stockpredict.features.matrix import Spec
+    from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
     bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=rank_ic, seed=seed).bars
     ratio = bars.adj_close / bars.close

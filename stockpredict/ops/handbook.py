@@ -9,8 +9,8 @@ __all__ = ['LOOKS', 'FIND', 'hash_of', 'groups', 'handbook', 'write_handbook']
 import base64, hashlib
 from html import escape
 from pathlib import Path
-from ..features.cards import card, shown
-from ..features.catalogue import Feature, as_features
+from ..catalogue.cards import card, shown
+from ..catalogue.feature import Feature, as_features
 from .reports import CATALOGUE, POLICY, page, write_index, write_text
 
 # %% ../../nbs/ops/73a_handbook.ipynb #7cae2874

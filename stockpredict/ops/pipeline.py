@@ -47,9 +47,9 @@ def facts_mark(
     "Identity of the facts that the features and the index of the settings read."
     import hashlib
     from stockpredict.lake.lake import Lake
-    from stockpredict.features.groups import MEMBER
-    from stockpredict.features.matrix import Spec
-    from stockpredict.features.store import fact_tables
+    from stockpredict.features.membership import MEMBER
+    from stockpredict.catalogue.design_matrix import Spec
+    from stockpredict.catalogue.feature_store import fact_tables
     tables = fact_tables({*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])})
     if not tables: return ""
     with Lake(settings.storage, read_only=True) as lake:
@@ -60,7 +60,7 @@ def facts_mark(
 @once
 def features(work: Work) -> dict:
     "Compute the inputs once and say how complete they are."
-    from stockpredict.features.matrix import make_inputs
+    from stockpredict.catalogue.design_matrix import make_inputs
     from stockpredict.train.beside import left_out
     from stockpredict.train.train import covered_spec, make_folds, study_panel
     panel, _ = study_panel(work.settings, work.as_of or None, work.snapshot)

@@ -26,9 +26,9 @@ from ..core.errors import (ArtifactRejected, BarsInvalid, ModelOutputInvalid, No
 from ..core.settings import Settings
 from ..sources.bars import canonical_ticker
 from ..lake.lake import Lake
-from ..features.events import fields_of, refuse_lacking, with_facts
-from ..features.groups import MEMBER, of_members
-from ..features.matrix import Inputs, make_inputs
+from ..catalogue.point_in_time import fields_of, refuse_lacking, with_facts
+from ..features.membership import MEMBER, of_members
+from ..catalogue.design_matrix import Inputs, make_inputs
 from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import Artifact, load_artifact, public_key
 from ..models.contract import Forecast

@@ -11,10 +11,10 @@ from ..core.errors import FactsMissing
 from ..core.settings import Settings
 from ..lake.lake import Lake
 from ..sources.source import make_source
-from ..features.catalogue import resolve
-from ..features.events import how_to_gather, lacking, with_facts
-from ..features.groups import MEMBER, of_members
-from ..features.matrix import Spec
+from ..catalogue.feature import resolve
+from ..catalogue.point_in_time import how_to_gather, lacking, with_facts
+from ..features.membership import MEMBER, of_members
+from ..catalogue.design_matrix import Spec
 from ..algebra.panel import Panel
 from ..models.contract import Dataset
 

@@ -25,8 +25,8 @@ from ..evaluate.labels import forward_returns
 from ..evaluate.metrics import (clark_west, coverage, diebold_mariano, hac_mean, hit_rate, ic_summary, majority_rate,
                                            pesaran_timmermann, pinball, r2_oos, rank_ic, skill_score)
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
-from ..features.catalogue import resolve
-from ..features.matrix import Spec
+from ..catalogue.feature import resolve
+from ..catalogue.design_matrix import Spec
 from ..algebra.panel import Panel
 from ..models.contract import Dataset
 from .train import Experiment, code_version, compare, covered_spec, make_folds

@@ -27,9 +27,9 @@ from ..ingest.rescan import stored_flags
 from ..evaluate.doubts import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
-from ..features.catalogue import resolve
-from ..features.events import how_to_gather, lacking
-from ..features.matrix import Spec
+from ..catalogue.feature import resolve
+from ..catalogue.point_in_time import how_to_gather, lacking
+from ..catalogue.design_matrix import Spec
 from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import artifact_hash, ensure_keys, git_commit, save_artifact, versions
 from ..models.contract import Dataset, Forecast, join, make_model, models
@@ -44,7 +44,7 @@ def covered_spec(
     least: float = .25, # smallest share of bars for which a feature is defined
 ) -> Spec:
     "The features asked for, less those the first `stop` sessions can hardly fill."
-    from stockpredict.features.matrix import make_inputs
+    from stockpredict.catalogue.design_matrix import make_inputs
     names = resolve(settings.features.names)
     share = make_inputs(panel.first(stop), Spec(names, settings.features.normalise)).coverage
     kept = [n for n, s in zip(names, share.tolist(), strict=True) if s >= least]

@@ -19,11 +19,11 @@ from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.source import make_source
-from stockpredict.features import online as on
-from stockpredict.features.catalogue import compute
-from stockpredict.features.online import Online, good_until, unseal
+from stockpredict.catalogue import online_store as on
+from stockpredict.catalogue.feature import compute
+from stockpredict.catalogue.online_store import Online, good_until, unseal
 from stockpredict.algebra.panel import Panel, same
-from stockpredict.features.store import FeatureStore, features
+from stockpredict.catalogue.feature_store import FeatureStore, features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]
 MONEY = ["amihud_20", "dollar_volume_20", "rank_money_20", "kyle_lambda_20", "money_lead_20", "up_money_10"]
@@ -168,7 +168,7 @@ def test_a_damaged_manifest_or_a_lost_part_is_computed_again(settings):
 
 def test_a_write_that_dies_shows_nothing(settings, monkeypatch):
     with FeatureStore(settings, NAMES) as store:
-        monkeypatch.setattr("stockpredict.features.store._npz", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        monkeypatch.setattr("stockpredict.catalogue.feature_store._npz", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt): store.materialise()
         assert store.snapshots() == []
         monkeypatch.undo()
@@ -181,7 +181,7 @@ def test_other_code_other_features_other_dates_other_folder(settings, monkeypatc
     assert FeatureStore(settings, NAMES[::-1]).key != key
     assert FeatureStore(settings.with_(**{"data.start": "2015-01-01"}), NAMES).key != key
     assert FeatureStore(settings.with_(**{"storage.reports": "elsewhere"}), NAMES).key == key
-    monkeypatch.setattr("stockpredict.features.store.np.__version__", "0")
+    monkeypatch.setattr("stockpredict.catalogue.feature_store.np.__version__", "0")
     assert FeatureStore(settings, NAMES).key != key
 
 
@@ -304,8 +304,8 @@ import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stockpredict.core.settings import load_settings
-from stockpredict.features.online import Online
-from stockpredict.features.store import FeatureStore
+from stockpredict.catalogue.online_store import Online
+from stockpredict.catalogue.feature_store import FeatureStore
 home, url, names, market = eval(sys.argv[1])
 settings = load_settings(environ={}, overrides=market | {"storage.home": home, "store.redis_url": url, "store.timeout_ms": 5000})
 newest = FeatureStore.newest
@@ -437,7 +437,7 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
 
 
 def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("stockpredict.features.store.PARTS", 4)
+    monkeypatch.setattr("stockpredict.catalogue.feature_store.PARTS", 4)
     with FeatureStore(settings, ["mom_21", "vol_20"]) as store:
         store.materialise()
         for a in range(400, 406): append(settings, cut(whole, a, a + 1)); store.materialise()

@@ -16,7 +16,7 @@ from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.splits import overlaps
-from stockpredict.features.matrix import Spec
+from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import Dataset, make_model, models
 from stockpredict.train.train import Experiment, covered_spec, experiment, make_folds, run_candidate, study_panel, walk_forward_forecasts

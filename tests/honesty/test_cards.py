@@ -9,8 +9,8 @@ import pytest
 from stockpredict.core.errors import SeesFuture, UnknownName
 from stockpredict.core.registry import Registry
 from stockpredict.evaluate.feature_study import ic
-from stockpredict.features.cards import card, sample_panel
-from stockpredict.features.catalogue import feature, features, search, table
+from stockpredict.catalogue.cards import card, sample_panel
+from stockpredict.catalogue.feature import feature, features, search, table
 from stockpredict.features.price import rsi
 from stockpredict.ops.handbook import FIND, handbook
 from stockpredict.ops.reports import POLICY
@@ -57,7 +57,7 @@ def test_a_page_of_a_feature_named_by_an_attacker_stays_text():
 
 
 def test_a_feature_that_peeks_has_no_card():
-    from stockpredict.features.catalogue import Feature
+    from stockpredict.catalogue.feature import Feature
 
     def hindsight(bars):
         "Distance from the mean of all history."

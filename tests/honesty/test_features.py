@@ -9,8 +9,8 @@ import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.registry import Registry
-from stockpredict.features.catalogue import SETS, Feature, compute, covered, feature, features, fill, proof_panel, prove, resolve, search, table
-from stockpredict.features.matrix import Spec, make_inputs
+from stockpredict.catalogue.feature import SETS, Feature, compute, covered, feature, features, fill, proof_panel, prove, resolve, search, table
+from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS, Panel, Series, same, scramble
 
 

@@ -12,8 +12,8 @@ from stockpredict.core.settings import Settings
 from stockpredict.ingest.intraday import add_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import ends
-from stockpredict.features.catalogue import Feature, features, prove, values
-from stockpredict.features.events import attach, decision_times, with_facts
+from stockpredict.catalogue.feature import Feature, features, prove, values
+from stockpredict.catalogue.point_in_time import attach, decision_times, with_facts
 from stockpredict.features.intraday import intraday_fields, value_area
 from stockpredict.algebra.panel import Panel
 
@@ -198,7 +198,7 @@ def test_features_are_proven_and_silent_without_fields():
 
 def test_a_field_that_looks_one_session_ahead_is_caught():
     from stockpredict.core.errors import SeesFuture
-    from stockpredict.features.events import fact
+    from stockpredict.catalogue.point_in_time import fact
     peek = lambda b: type(b.close)(fact(b, "intra_variance").values.roll(-1, 0), b.grid, fields={"close", "intra_variance"})
     with pytest.raises(SeesFuture): prove(Feature(peek, group="mutant"))
 

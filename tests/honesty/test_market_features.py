@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.features.calendar import timetables
-from stockpredict.features.catalogue import SETS, Feature, features, proof_panel, prove, values
-from stockpredict.features.events import attach
-from stockpredict.features.groups import group_mean
+from stockpredict.catalogue.feature import SETS, Feature, features, proof_panel, prove, values
+from stockpredict.catalogue.point_in_time import attach
+from stockpredict.features.membership import group_mean
 from stockpredict.algebra.panel import FIELDS, Panel, same
 
 SESSIONS, TICKERS = 420, 8

@@ -12,10 +12,10 @@ from stockpredict.core.settings import load_settings
 from stockpredict.lake.adjustments import adjust
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
-from stockpredict.features.catalogue import Feature, as_features, compute, fill, prove
-from stockpredict.features.events import as_known, attach, decision_times, fact, per_session, with_facts
+from stockpredict.catalogue.feature import Feature, as_features, compute, fill, prove
+from stockpredict.catalogue.point_in_time import as_known, attach, decision_times, fact, per_session, with_facts
 from stockpredict.features.fundamentals import report_fields
-from stockpredict.features.groups import by_beta, by_group, member_fields
+from stockpredict.features.membership import by_beta, by_group, member_fields
 from stockpredict.features.macro import macro_fields
 from stockpredict.features.news import news_fields, tone
 from stockpredict.algebra.panel import FIELDS, Panel, same

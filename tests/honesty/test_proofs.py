@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
-from stockpredict.features.catalogue import Feature, as_features, compute, prove_all
+from stockpredict.catalogue.feature import Feature, as_features, compute, prove_all
 from stockpredict.algebra.panel import Panel
 from stockpredict.algebra.series import Series
 

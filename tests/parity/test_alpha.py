@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.features.alpha import WINDOWS, alpha_names
-from stockpredict.features.catalogue import SETS, compute, features
+from stockpredict.features.alpha158 import WINDOWS, alpha_names
+from stockpredict.catalogue.feature import SETS, compute, features
 from stockpredict.algebra.panel import Panel
 
 

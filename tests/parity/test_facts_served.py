@@ -10,11 +10,11 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FactsMissing
 from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
-from stockpredict.features.catalogue import SETS, features
-from stockpredict.features.events import fields_of, joins, lacking, with_facts
-from stockpredict.features.matrix import Spec, make_inputs
+from stockpredict.catalogue.feature import SETS, features
+from stockpredict.catalogue.point_in_time import fields_of, joins, lacking, with_facts
+from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS
-from stockpredict.features.store import kinds_of
+from stockpredict.catalogue.feature_store import kinds_of
 from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
 from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine

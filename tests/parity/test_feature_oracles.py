@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stockpredict.algebra import kernels as K
-from stockpredict.features import cross, microstructure
+from stockpredict.features import relative as cross, microstructure
 from stockpredict.algebra import numba_kernels as loops, latest_kernels as newest, order_statistics as order
-from stockpredict.features.catalogue import compute, features, fill, room
+from stockpredict.catalogue.feature import compute, features, fill, room
 from stockpredict.algebra.panel import Panel, same
 
 

@@ -9,7 +9,7 @@ from test_feature_oracles import each, hard_numbers, market
 
 from stockpredict.core.errors import FeatureError
 from stockpredict.algebra import window_statistics as shapes
-from stockpredict.features.catalogue import features, fill, room
+from stockpredict.catalogue.feature import features, fill, room
 from stockpredict.algebra.panel import FIELDS, Panel
 
 MODULES = {"trends", "momentum", "volatility", "flow"}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from stockpredict.algebra import kernels as K, numba_kernels as loops, order_statistics as order
-from stockpredict.features.catalogue import Feature, as_features, compute
-from stockpredict.features.latest import latest, scattered
+from stockpredict.catalogue.feature import Feature, as_features, compute
+from stockpredict.catalogue.latest import latest, scattered
 from stockpredict.algebra.latest_kernels import centres, way
 from stockpredict.algebra.panel import FIELDS, Panel, same
 

@@ -31,7 +31,7 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
     "Fit on the lake, save signed, point at it: what train.registry does, without MLflow."
     from stockpredict.core.calendar import get_calendar
     from stockpredict.lake.lake import Lake
-    from stockpredict.features.matrix import Spec
+    from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model

@@ -84,7 +84,7 @@ def test_without_the_public_key_nothing_is_loaded(settings):
 def test_the_newest_bars_give_what_the_full_history_gives(settings):
     "Also with halts, a long look-back and features that compare tickers."
     from stockpredict.lake.lake import Lake
-    from stockpredict.features.matrix import make_inputs
+    from stockpredict.catalogue.design_matrix import make_inputs
     from stockpredict.algebra.panel import Panel
     publish(settings, "ridge", 2, features=("core",))
     engine = Engine(settings)
@@ -170,7 +170,7 @@ def test_a_lost_gpu_costs_speed_only(settings, monkeypatch):
         return real(self, inputs, start, stop)
     monkeypatch.setattr(type(engine.model), "predict", failing)
     monkeypatch.setattr(type(engine.model), "to", lambda self, device: setattr(self, "device", device) or self)
-    monkeypatch.setattr("stockpredict.features.matrix.Inputs.to", lambda self, device: self)
+    monkeypatch.setattr("stockpredict.catalogue.design_matrix.Inputs.to", lambda self, device: self)
     assert engine.predict_universe().predictions == expected and engine.device == "cpu"
 
 
