@@ -24,7 +24,7 @@ from ..core.settings import Settings
 from ..ingest.ingest import load_bars
 from ..lake.lake import Lake, moment
 from ..ingest.rescan import stored_flags
-from ..evaluate.doubts import doubtful, without_doubt
+from ..evaluate.label_mask import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
 from ..catalogue.feature import resolve

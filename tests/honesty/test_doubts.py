@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from stockpredict.sources.simulate import simulate
-from stockpredict.evaluate.doubts import doubtful, without_doubt
+from stockpredict.evaluate.label_mask import doubtful, without_doubt
 from stockpredict.evaluate.labels import make_labels
 from stockpredict.algebra.panel import Panel
 

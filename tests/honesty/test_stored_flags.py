@@ -13,7 +13,7 @@ from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
 from stockpredict.ingest.rescan import search_again, stored_flags
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.evaluate.doubts import doubtful
+from stockpredict.evaluate.label_mask import doubtful
 from stockpredict.algebra.panel import Panel
 
 MONEY = ["open", "high", "low", "close"]
