@@ -51,7 +51,7 @@ def prepare(home: Path):
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model
-    from stockpredict.serve.table import refresh
+    from stockpredict.serve.answer_table import refresh
     settings = load_settings(None, {"storage.home": str(home / "home"), "serving.device": "cpu"}, environ={})
     with Lake(settings.storage) as lake:
         lake.append(simulate("null", tickers=40, sessions=340, seed=1).bars)
@@ -114,7 +114,7 @@ def what_if(settings, process, port: int, seconds: float):
     "Forecasting a caller's own bars: one caller, and sixteen at once."
     import orjson
 
-    from stockpredict.serve.table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE, Table
     example = Table.open(settings.storage.serving_dir / TABLE).header["example"]
     body = orjson.dumps({"bars": example["bars"], "horizon": 1})
     request = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)

@@ -40,7 +40,7 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
     from stockpredict.ops.pipeline import features, train
     from stockpredict.ops.work import FORMATS, begin, load_work, skill_rows
     from stockpredict.train.gate import evaluate_candidates
-    from stockpredict.train.train import Experiment
+    from stockpredict.train.walk_forward import Experiment
     with telling() as say:
         work = begin(load(settings, set_), as_of)
         for step in (features, train): say(step.__name__); step(work)

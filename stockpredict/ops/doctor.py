@@ -148,7 +148,7 @@ def champion(settings):
 @checks.register("table", at=31)
 def answers(settings):
     "Is the table of answers whole, and of which session?"
-    from stockpredict.serve.table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE, Table
     path = settings.storage.serving_dir/TABLE
     if not path.exists(): return warn("no answers yet", "Run `stockpredict retrain`.")
     held = Table.open(path)

@@ -61,8 +61,8 @@ def facts_mark(
 def features(work: Work) -> dict:
     "Compute the inputs once and say how complete they are."
     from stockpredict.catalogue.design_matrix import make_inputs
-    from stockpredict.train.beside import left_out
-    from stockpredict.train.train import covered_spec, make_folds, study_panel
+    from stockpredict.train.training_data import left_out
+    from stockpredict.train.walk_forward import covered_spec, make_folds, study_panel
     panel, _ = study_panel(work.settings, work.as_of or None, work.snapshot)
     spec = covered_spec(work.settings, panel, make_folds(work.settings, len(panel))[0].train_stop)
     inputs = make_inputs(panel, spec)
@@ -74,7 +74,7 @@ def features(work: Work) -> dict:
 def train(work: Work) -> dict:
     "Every candidate on data it has not seen, then refitted on all of it."
     from stockpredict.train.registry import champion_or_none
-    from stockpredict.train.train import experiment
+    from stockpredict.train.walk_forward import experiment
     made = experiment(work.settings, work.dir/"experiment", work.as_of or None, work.snapshot, champion_or_none(work.settings), quiet=True)
     return {"candidates": list(made.candidates), "artifacts": {n: c.artifact for n, c in made.candidates.items()}, "trials": made.trials}
 
@@ -90,7 +90,7 @@ def judge(work: Work) -> dict:
     "Promote, hold, or suspect a leak: computed, with reasons."
     from stockpredict.train.gate import SelfTest, judge
     from stockpredict.train.registry import champion_or_none
-    from stockpredict.train.train import Experiment
+    from stockpredict.train.walk_forward import Experiment
     tested = SelfTest.from_json(json.dumps(done(work.dir, "self_test")))
     said = judge(Experiment.load(work.dir/"experiment"), tested, champion_or_none(work.settings))
     return json.loads(said.to_json())
@@ -102,7 +102,7 @@ def publish(work: Work) -> dict:
     if work.past: return {"version": None, "note": f"A study as of {work.as_of}; what is served stays as it is."}
     from stockpredict.train.gate import Verdict
     from stockpredict.train.registry import publish
-    from stockpredict.train.train import Experiment
+    from stockpredict.train.walk_forward import Experiment
     said = Verdict.from_json(json.dumps(done(work.dir, "judge")))
     now = publish(work.settings, Experiment.load(work.dir/"experiment"), said)
     return {"version": now.version, "model": now.model, "artifact": now.artifact, "skill": now.skill}
@@ -112,7 +112,7 @@ def refresh(
     workdir: str | Path, # work folder
 ) -> dict:
     "Compute every answer of the served model; costs a comparison when nothing changed."
-    from stockpredict.serve.table import refresh
+    from stockpredict.serve.answer_table import refresh
     work = load_work(workdir)
     if work.past: return {"status": "left alone"}
     return plain(asdict(refresh(work.settings)))
@@ -143,7 +143,7 @@ def predictions(
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.serve.table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE, Table
     held = Table.open(settings.storage.serving_dir/TABLE)
     wanted = [canonical_ticker(t) for t in tickers] if tickers else held.tickers
     said = [json.loads(body + b"}") for t in wanted for body in held.get(t, horizon)]
@@ -158,7 +158,7 @@ def answered(
     horizon: int | None = None, # only this one; all when empty
 ):
     "`predictions`, after the table was brought up to date with the lake and the model."
-    from stockpredict.serve.table import refresh
+    from stockpredict.serve.answer_table import refresh
     refresh(settings)
     return predictions(settings, tickers, horizon)
 
@@ -198,7 +198,7 @@ def roll_back(
     settings: Settings, # whose registry
 ) -> str: # what is served now, in a sentence
     "Serve the model before this one again, and answer with it."
-    from stockpredict.serve.table import refresh
+    from stockpredict.serve.answer_table import refresh
     from stockpredict.train.registry import rollback
     rollback(settings)
     said = refresh(settings)

@@ -55,7 +55,7 @@ def open_work(
     as_of: str = "", # pretend that it is the end of this day; empty for now
 ) -> str: # the work folder
     "The folder of this question, new or begun before."
-    from stockpredict.train.train import code_version
+    from stockpredict.train.walk_forward import code_version
     day = min(x for x in (as_of[:10], ingested["last"]) if x)
     seen = [ingested["fingerprint"], *filter(None, [ingested.get("facts_mark")])] # bars, and facts where features read them
     key = hashlib.sha256(json.dumps([as_of, *seen, settings.hash, code_version()]).encode()).hexdigest()[:12]
@@ -144,7 +144,7 @@ class Study:
         workdir: str | Path, # work folder with a finished `judge`
     ):
         from stockpredict.train.gate import SelfTest, Verdict
-        from stockpredict.train.train import Experiment
+        from stockpredict.train.walk_forward import Experiment
         self.work = load_work(workdir); self.made = Experiment.load(self.work.dir/"experiment")
         self.verdict = Verdict.from_json(json.dumps(done(workdir, "judge")))
         self.tested = SelfTest.from_json(json.dumps(done(workdir, "self_test")))

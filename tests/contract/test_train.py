@@ -19,7 +19,7 @@ from stockpredict.evaluate.splits import overlaps
 from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import Dataset, make_model, models
-from stockpredict.train.train import Experiment, covered_spec, experiment, make_folds, run_candidate, study_panel, walk_forward_forecasts
+from stockpredict.train.walk_forward import Experiment, covered_spec, experiment, make_folds, run_candidate, study_panel, walk_forward_forecasts
 from stockpredict.train.tune import tune
 
 SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 12, "simulated.sessions": 420, "models.trials": 2,
@@ -73,7 +73,7 @@ def test_another_seed_of_the_market_is_another_result(made, tmp_path):
 
 CHILD = """
 import os, signal, sys, json
-import stockpredict.train.train as train
+import stockpredict.train.walk_forward as train
 from contextlib import contextmanager
 from stockpredict.core.settings import load_settings
 overrides, work, at = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -17,7 +17,7 @@ from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.train import registry
 from stockpredict.train.gate import decide
 from stockpredict.train.registry import alone, champion, champion_or_none, history, publish, reconcile, rollback
-from stockpredict.train.train import Experiment, experiment
+from stockpredict.train.walk_forward import Experiment, experiment
 
 SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 20, "simulated.sessions": 520, "models.trials": 0,
          "models.candidates": "reversal ridge", "features.names": "ret_1 mom_5 vol_20", "validation.first_train": 200, "validation.folds": 2,
@@ -79,7 +79,7 @@ import json, os, signal, sys
 from stockpredict.core.settings import load_settings
 from stockpredict.train.gate import Verdict
 from stockpredict.train.registry import publish
-from stockpredict.train.train import Experiment
+from stockpredict.train.walk_forward import Experiment
 overrides, work, verdict, at = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
 publish(load_settings(overrides=overrides, environ={}), Experiment.load(work), Verdict.from_json(open(verdict).read()),
         on_step=lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == at else None)

@@ -13,7 +13,7 @@ from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import Dataset
 from stockpredict.train.gate import (SelfTest, Verdict, alarms, canary, choose, decide, evaluate_candidates, judge, market_study, self_test,
                                      small_settings, try_market)
-from stockpredict.train.train import Candidate, compare, covered_spec, make_folds
+from stockpredict.train.walk_forward import Candidate, compare, covered_spec, make_folds
 
 FEW = {"features.names": "ret_1 mom_5 mom_21 mom_252_21 vol_20 rsi_14 sma_ratio_20", "models.trials": 0, "models.candidates": "reversal momentum ridge",
        "validation.first_train": 400, "validation.folds": 2}

@@ -19,9 +19,9 @@ from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifa
 from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine
 from stockpredict.serve.schemas import WhatIf
-from stockpredict.serve.table import refresh
-from stockpredict.train.beside import left_out, study_data
-from stockpredict.train.train import Bench, covered_spec, experiment, make_manifest, study_panel
+from stockpredict.serve.answer_table import refresh
+from stockpredict.train.training_data import left_out, study_data
+from stockpredict.train.walk_forward import Bench, covered_spec, experiment, make_manifest, study_panel
 
 CALENDAR = get_calendar()
 TICKERS = [f"SIM{i}" for i in range(10)]

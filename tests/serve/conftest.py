@@ -69,7 +69,7 @@ def market():
 @pytest.fixture(scope="session")
 def template(tmp_path_factory, market):
     "Built once: lake, champion, table."
-    from stockpredict.serve.table import refresh
+    from stockpredict.serve.answer_table import refresh
     settings = build_settings(tmp_path_factory.mktemp("served"))
     fill_lake(settings, market)
     publish(settings)

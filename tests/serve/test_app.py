@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from stockpredict.serve.schemas import Envelope, Prediction
-from stockpredict.serve.table import TABLE, Table, refresh
+from stockpredict.serve.answer_table import TABLE, Table, refresh
 
 from .conftest import publish
 from .test_engine import own_bars
@@ -176,7 +176,7 @@ def test_staleness_is_counted_when_read(served, settings, monkeypatch):
     table = Table.open(settings.storage.serving_dir / TABLE)
     for sessions in (0, 1, 2, 3, 7):
         at = table.header["closes"][sessions] - 60
-        monkeypatch.setattr("stockpredict.serve.table.time.time", lambda at=at: at)
+        monkeypatch.setattr("stockpredict.serve.answer_table.time.time", lambda at=at: at)
         told = get(served, settings, "/v1/predictions/SIM00?horizon=1").json()["data"]["staleness"]
         assert told == {"sessions": sessions, "state": "stale" if sessions >= 3 else "fresh"}
 

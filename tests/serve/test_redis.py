@@ -10,7 +10,7 @@ import pytest
 from live_redis import Server
 
 from stockpredict.core.errors import NotReady
-from stockpredict.serve.table import COPY, NOW, TABLE, Table, fetch_shared, pack, refresh, share, signer
+from stockpredict.serve.answer_table import COPY, NOW, TABLE, Table, fetch_shared, pack, refresh, share, signer
 
 from .conftest import build_settings, free_port, publish
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from stockpredict.core.errors import ArtifactRejected, NotReady, UnknownHorizon, UnknownTicker
 from stockpredict.serve.schemas import Prediction
-from stockpredict.serve.table import (
+from stockpredict.serve.answer_table import (
     PREVIOUS,
     TABLE,
     Table,
@@ -180,7 +180,7 @@ def test_without_the_private_key_tables_go_unsigned(settings):
 WRITER = """
 import sys
 from pathlib import Path
-from stockpredict.serve.table import pack, write_table
+from stockpredict.serve.answer_table import pack, write_table
 bodies = {("T%d" % i, 1): b"x" * 2000 for i in range(2000)}
 n = 0
 while True:
