@@ -33,7 +33,7 @@ def ingest(
     if ctx.invoked_subcommand: return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
-    from stockpredict.ops.work import held
+    from stockpredict.ops.study import held
     quick_formats() # the quality gate imports jsonschema
     with telling() as say: said = ingest(ctx.obj, full=full, replay=replay, wait=wait, on_step=say).as_dict()
     said = {k: v for k, v in said.items() if k != "checks"} | held(ctx.obj)
@@ -129,7 +129,7 @@ def lake(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json 
 @lakes.command("status")
 def lake_status(ctx: typer.Context, json_: Json = False):
     "What the lake holds."
-    from stockpredict.ops.work import held
+    from stockpredict.ops.study import held
     pairs(held(ctx.obj), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #1a6a5c33

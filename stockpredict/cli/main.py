@@ -38,7 +38,7 @@ def retrain(source: Source = None, as_of: AsOf = "", settings: File = "", set_: 
 def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Try every model on the lake as it is; nothing is published."
     from stockpredict.ops.pipeline import features, train
-    from stockpredict.ops.work import FORMATS, begin, load_work, skill_rows
+    from stockpredict.ops.study import FORMATS, begin, load_work, skill_rows
     from stockpredict.train.gate import evaluate_candidates
     from stockpredict.train.walk_forward import Experiment
     with telling() as say:
@@ -53,7 +53,7 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
 def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Judge what was trained, publish if it deserves it, and write the validation report."
     from stockpredict.ops.pipeline import STORY, outcome, page, show
-    from stockpredict.ops.work import begin
+    from stockpredict.ops.study import begin
     with telling() as say:
         work = begin(load(settings, set_), as_of)
         for step in STORY:
@@ -137,7 +137,7 @@ def report_run(
     param: Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A value for its parameters cell, JSON or text.")] = None,
 ):
     "Run a notebook again, on the newest work unless another is named."
-    from stockpredict.ops.work import newest
+    from stockpredict.ops.study import newest
     from stockpredict.ops.runs import parameters, run, template
     given = {k: value(v) for k, _, v in (p.partition("=") for p in param or [])}
     if "workdir" in parameters(template(name)): given.setdefault("workdir", newest(ctx.obj))

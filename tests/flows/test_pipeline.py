@@ -8,7 +8,7 @@ import pytest
 
 from stockpredict.core.errors import FlowLocked, NotFound, RunError
 from stockpredict.core.settings import load_settings
-from stockpredict.ops import pipeline, work
+from stockpredict.ops import pipeline, study as work
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_what_is_no_work_folder_is_said_to_be_none(settings, tmp_path):
 HOLD = """
 import sys, time
 from stockpredict.core.settings import load_settings
-from stockpredict.ops.work import alone
+from stockpredict.ops.study import alone
 with alone(load_settings(overrides={"storage.home": sys.argv[1]}), "the nightly run"):
     print("held", flush=True); time.sleep(60)
 """

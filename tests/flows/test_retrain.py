@@ -10,7 +10,7 @@ import yaml
 
 from stockpredict.core.errors import FlowLocked
 from stockpredict.core.settings import load_settings
-from stockpredict.ops import pipeline, work
+from stockpredict.ops import pipeline, study as work
 
 
 @pytest.fixture(scope="module")
