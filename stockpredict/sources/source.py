@@ -30,7 +30,7 @@ def bundled(
     return path
 
 # %% ../../nbs/sources/30_source.ipynb #1f76cd1d
-sources = Registry("data source", "stockpredict.data")
+sources = Registry("data source", "stockpredict.sources")
 source = sources.register
 
 class Source:

@@ -307,13 +307,13 @@ def test_features_equal_the_formulas_in_float64(family):
 
 def test_every_function_of_these_notebooks_has_its_formula():
     "A function that joins the catalogue from here needs an oracle above (those of short bars have their own file)."
-    homes = {"calendar", "regimes", "cross", "microstructure", "sectors"}
+    homes = {"calendar", "regime", "relative", "microstructure", "sector"}
     ours = {f.func.__name__ for n, f in features.items() if f.func.__module__.rpartition(".")[2] in homes}
     told = {features[n].func.__name__ for family in FAMILIES.values() for n in family}
     assert len(ours) >= 90 and ours - told == set()
 
 
-MINE = [n for n, f in features.items() if f.func.__module__.rpartition(".")[2] in {"calendar", "regimes", "cross", "microstructure", "sectors"}]
+MINE = [n for n, f in features.items() if f.func.__module__.rpartition(".")[2] in {"calendar", "regime", "relative", "microstructure", "sector"}]
 
 
 def test_nothing_is_ever_infinite_and_a_market_that_stands_still_is_defined_or_empty():

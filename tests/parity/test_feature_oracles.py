@@ -144,8 +144,8 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
     families = {"rogers_satchell", "yang_zhang", "corwin_schultz", "roll_spread", "cmo", "williams", "aroon"} # one window each is tested above
     for n in features.names():
         if n.rpartition("_")[0] in families: twins[n] = n
-    here = (".price", ".volume", ".market", ".ranges") # the other notebooks have files of their own, and what they list again too
-    mine = {n for n, f in features.items() if f.func.__module__.endswith(here) and (not f.sets or f.func.__module__.endswith(".ranges"))}
+    here = (".price", ".volume", ".market", ".range") # the other notebooks have files of their own, and what they list again too
+    mine = {n for n, f in features.items() if f.func.__module__.endswith(here) and (not f.sets or f.func.__module__.endswith(".range"))}
     assert len(mine) > 60 and mine <= talib | set(PANDAS) | set(twins) | own_test
 
 

@@ -12,7 +12,7 @@ from stockpredict.algebra import window_statistics as shapes
 from stockpredict.catalogue.feature import features, fill, room
 from stockpredict.algebra.panel import FIELDS, Panel
 
-MODULES = {"trends", "momentum", "volatility", "flow"}
+MODULES = {"trend", "momentum", "volatility", "money_flow"}
 MINE = [n for n, f in features.items() if "technical" in f.sets and f.func.__module__.rpartition(".")[2] in MODULES | {"price", "volume"}]
 PANEL = market(1000)
 o, h, lo, c, v = (pd.DataFrame(PANEL._fields[k].numpy()) for k in FIELDS)
