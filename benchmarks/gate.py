@@ -6,6 +6,7 @@ Each market goes through the code of a real run: features, purged walk-forward, 
 CPU seconds. Shares come with their exact 95 % interval (Clopper and Pearson, 1934): no promotion in 40 null markets
 still allows a true rate of 9 %.
 """
+
 import argparse
 import os
 
@@ -15,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def share(k: int, n: int) -> str:
     "k of n with its exact 95 % interval."
     from scipy.stats import binomtest
-    interval = binomtest(k, n).proportion_ci(.95, "exact")
+
+    interval = binomtest(k, n).proportion_ci(0.95, "exact")
     return f"{k} of {n} ({k / n:.0%}, 95 % interval {interval.low:.0%} to {interval.high:.0%})"
 
 
@@ -25,9 +27,13 @@ def judge(kind: str, n: int, first: int) -> list:
 
     from stockpredict.core.settings import load_settings
     from stockpredict.train.gate import small_settings, try_market
+
     small = small_settings(load_settings())
     expected = "promote" if kind == "planted" else "hold"
-    return [try_market(small, kind, kind, seed, expected) for seed in tqdm(range(first, first + n), desc=kind, disable=None)]
+    return [
+        try_market(small, kind, kind, seed, expected)
+        for seed in tqdm(range(first, first + n), desc=kind, disable=None)
+    ]
 
 
 def planted_signal(n: int, first: int) -> list:
@@ -39,9 +45,10 @@ def planted_signal(n: int, first: int) -> list:
     from stockpredict.evaluate.labels import make_labels
     from stockpredict.evaluate.metrics import ic_summary, rank_ic
     from stockpredict.algebra.panel import Panel
+
     found = []
     for seed in range(first, first + n):
-        market = simulate("planted", tickers=40, sessions=905, rank_ic=.05, seed=seed)
+        market = simulate("planted", tickers=40, sessions=905, rank_ic=0.05, seed=seed)
         panel = Panel.from_bars(adjust(market.bars, price_factors(market.bars)))
         signal = torch.from_numpy(market.signal[panel.tickers].to_numpy().copy()).float()
         found.append(ic_summary(rank_ic(signal, make_labels(panel, [1])[1])))
@@ -55,16 +62,29 @@ def main():
     ask.add_argument("--first-seed", type=int, default=1001)
     ask.add_argument("--quick", action="store_true", help="four markets of each kind")
     args = ask.parse_args()
-    null, planted = (judge(k, 4 if args.quick else n, args.first_seed) for k, n in (("null", args.null), ("planted", args.planted)))
-    print(f"null markets promoted:               {share(sum(m['decision'] == 'promote' for m in null), len(null))}")
+    null, planted = (
+        judge(k, 4 if args.quick else n, args.first_seed)
+        for k, n in (("null", args.null), ("planted", args.planted))
+    )
+    print(
+        f"null markets promoted:               {share(sum(m['decision'] == 'promote' for m in null), len(null))}"
+    )
     print(f"null markets with a false leak alarm: {share(sum(bool(m['alarms']) for m in null), len(null))}")
-    print(f"planted markets promoted:            {share(sum(m['decision'] == 'promote' for m in planted), len(planted))}")
-    print(f"planted markets taken for a leak:    {share(sum(bool(m['alarms']) for m in planted), len(planted))}")
+    print(
+        f"planted markets promoted:            {share(sum(m['decision'] == 'promote' for m in planted), len(planted))}"
+    )
+    print(
+        f"planted markets taken for a leak:    {share(sum(bool(m['alarms']) for m in planted), len(planted))}"
+    )
     rule = planted_signal(len(planted), args.first_seed)
-    print(f"rank IC of the planted rule itself:  mean {sum(r.value for r in rule) / len(rule):.4f}; "
-          f"its interval holds 0.05 in {share(sum(r.low <= .05 <= r.high for r in rule), len(rule))}")
-    print(f"rank IC of the models that learned it: mean {sum(m['ic'] for m in planted) / len(planted):.4f}, "
-          "lower because the rule has to be found among all features in a short history")
+    print(
+        f"rank IC of the planted rule itself:  mean {sum(r.value for r in rule) / len(rule):.4f}; "
+        f"its interval holds 0.05 in {share(sum(r.low <= 0.05 <= r.high for r in rule), len(rule))}"
+    )
+    print(
+        f"rank IC of the models that learned it: mean {sum(m['ic'] for m in planted) / len(planted):.4f}, "
+        "lower because the rule has to be found among all features in a short history"
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ answer through the FastAPI router, and through the fast path in front of it, wit
 All four servers stay up and take turns, one uvicorn process each; CPU is what the server process used per request,
 which is the figure to compare on a busy machine. Ratios are against the peer in the same round; the best round counts.
 """
+
 import argparse
 import asyncio
 import json
@@ -52,15 +53,24 @@ def prepare(home: Path):
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model
     from stockpredict.serve.answer_table import refresh
+
     settings = load_settings(None, {"storage.home": str(home / "home"), "serving.device": "cpu"}, environ={})
     with Lake(settings.storage) as lake:
         lake.append(simulate("null", tickers=40, sessions=340, seed=1).bars)
         bars = lake.bars()
     spec, registry = Spec(("ret_1", "mom_5", "vol_20")), settings.storage.registry_dir
     model = make_model("ridge").fit(Dataset.from_panel(Panel.from_bars(bars, get_calendar()), spec, (1, 5)))
-    saved = save_artifact(model, spec, registry / "versions" / "new", {"entry_delay": 1}, ensure_keys(settings.storage.keys_dir).private)
+    saved = save_artifact(
+        model,
+        spec,
+        registry / "versions" / "new",
+        {"entry_delay": 1},
+        ensure_keys(settings.storage.keys_dir).private,
+    )
     saved = saved.rename(saved.with_name(artifact_hash(saved)))
-    (registry / "champion.json").write_text(json.dumps({"version": 1, "artifact": saved.name, "skill": "none"}))
+    (registry / "champion.json").write_text(
+        json.dumps({"version": 1, "artifact": saved.name, "skill": "none"})
+    )
     refresh(settings)
     (home / "settings.ini").write_text(settings.to_ini())
     return settings
@@ -78,15 +88,20 @@ def start(target: str, home: Path, env: dict):
     options = ["--port", str(port), "--no-access-log", "--log-level", "error", "--app-dir", str(home)]
     process = subprocess.Popen([sys.executable, "-m", "uvicorn", target, *options], env=env)
     for _ in range(1200):
-        try: socket.create_connection(("127.0.0.1", port), .2).close(); return process, port
-        except OSError: time.sleep(.05)
-        if process.poll() is not None: raise SystemExit(f"{target} did not start.")
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            return process, port
+        except OSError:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            raise SystemExit(f"{target} did not start.")
     raise SystemExit(f"{target} did not answer.")
 
 
 async def load(port: int, request: bytes, clients: int, seconds: float) -> list[float]:
     "Seconds of every answer to `clients` connections that ask again at once."
     took, end = [], time.perf_counter() + seconds
+
     async def one():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while (began := time.perf_counter()) < end:
@@ -94,9 +109,10 @@ async def load(port: int, request: bytes, clients: int, seconds: float) -> list[
             head = await reader.readuntil(b"\r\n\r\n")
             assert b" 200 " in head[:20], head
             at = head.lower().index(b"content-length: ") + 16
-            await reader.readexactly(int(head[at:head.index(b"\r", at)]))
+            await reader.readexactly(int(head[at : head.index(b"\r", at)]))
             took.append(time.perf_counter() - began)
         writer.close()
+
     await asyncio.gather(*(one() for _ in range(clients)))
     return took
 
@@ -107,7 +123,12 @@ def measure(process, port: int, request: bytes, clients: int, seconds: float) ->
     took = sorted(asyncio.run(load(port, request, clients, seconds)))
     wall, after = time.perf_counter() - began, psutil.Process(process.pid).cpu_times()
     cpu = after.user + after.system - before.user - before.system
-    return {"rps": len(took) / wall, "p50": took[len(took) // 2] * 1e3, "p99": took[int(len(took) * .99)] * 1e3, "cpu": cpu / len(took) * 1e6}
+    return {
+        "rps": len(took) / wall,
+        "p50": took[len(took) // 2] * 1e3,
+        "p99": took[int(len(took) * 0.99)] * 1e3,
+        "cpu": cpu / len(took) * 1e6,
+    }
 
 
 def what_if(settings, process, port: int, seconds: float):
@@ -115,18 +136,21 @@ def what_if(settings, process, port: int, seconds: float):
     import orjson
 
     from stockpredict.serve.answer_table import TABLE, Table
+
     example = Table.open(settings.storage.serving_dir / TABLE).header["example"]
     body = orjson.dumps({"bars": example["bars"], "horizon": 1})
     request = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    measure(process, port, request, 1, .1)
+    measure(process, port, request, 1, 0.1)
     for clients in (1, 16):
         r = measure(process, port, request, clients, seconds)
-        print(f"what if, {clients:>2} callers                {r['rps']:>8,.0f} {r['p50']:>8.2f} {r['p99']:>8.2f} {r['cpu']:>8,.0f}")
+        print(
+            f"what if, {clients:>2} callers                {r['rps']:>8,.0f} {r['p50']:>8.2f} {r['p99']:>8.2f} {r['cpu']:>8,.0f}"
+        )
 
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ask.add_argument("--seconds", type=float, default=2.)
+    ask.add_argument("--seconds", type=float, default=2.0)
     ask.add_argument("--rounds", type=int, default=3)
     ask.add_argument("--clients", type=int, default=16)
     ask.add_argument("--what-if", action="store_true")
@@ -139,25 +163,41 @@ def main():
         (home / "ours.py").write_text(OURS)
         servers = {}
         try:
-            servers["ours, fast path"], servers["ours, FastAPI router"] = start("ours:fast", home, env), start("ours:slow", home, env)
+            servers["ours, fast path"] = start("ours:fast", home, env)
+            servers["ours, FastAPI router"] = start("ours:slow", home, env)
             size = len(asyncio.run(body_of(servers["ours, fast path"][1], request)))
             (home / "peers.py").write_text(PEERS.format(size=size))
-            servers["bare ASGI GET"], servers["FastAPI GET of bytes"] = start("peers:bare", home, env), start("peers:plain", home, env)
-            time.sleep(5)     # let the engines of ours finish loading
-            rounds = [{name: measure(*server, request, args.clients, args.seconds) for name, server in servers.items()} for _ in range(args.rounds)]
-            print(f"{size} bytes, {args.clients} connections, best of {args.rounds} rounds of {args.seconds:g} s")
+            servers["bare ASGI GET"] = start("peers:bare", home, env)
+            servers["FastAPI GET of bytes"] = start("peers:plain", home, env)
+            time.sleep(5)  # let the engines of ours finish loading
+            rounds = [
+                {
+                    name: measure(*server, request, args.clients, args.seconds)
+                    for name, server in servers.items()
+                }
+                for _ in range(args.rounds)
+            ]
+            print(
+                f"{size} bytes, {args.clients} connections, best of {args.rounds} rounds of {args.seconds:g} s"
+            )
             print(f"{'':<32}{'rps':>9} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs':>8}")
             for name in servers:
                 r = min((r[name] for r in rounds), key=lambda r: r["cpu"])
                 print(f"{name:<32}{r['rps']:>9,.0f} {r['p50']:>8.2f} {r['p99']:>8.2f} {r['cpu']:>8.1f}")
-            for mine, peer in (("ours, fast path", "bare ASGI GET"), ("ours, FastAPI router", "FastAPI GET of bytes")):
+            for mine, peer in (
+                ("ours, fast path", "bare ASGI GET"),
+                ("ours, FastAPI router", "FastAPI GET of bytes"),
+            ):
                 share = max(r[mine]["rps"] / r[peer]["rps"] for r in rounds)
                 cost = min(r[mine]["cpu"] for r in rounds) / min(r[peer]["cpu"] for r in rounds)
                 print(f"{mine} / {peer}: {share:.2f} of its throughput, {cost:.2f} times its CPU")
-            if args.what_if: what_if(settings, *servers["ours, fast path"], args.seconds)
+            if args.what_if:
+                what_if(settings, *servers["ours, fast path"], args.seconds)
         finally:
-            for process, _ in servers.values(): process.terminate()
-            for process, _ in servers.values(): process.wait(30)
+            for process, _ in servers.values():
+                process.terminate()
+            for process, _ in servers.values():
+                process.wait(30)
 
 
 async def body_of(port: int, request: bytes) -> bytes:
@@ -165,7 +205,7 @@ async def body_of(port: int, request: bytes) -> bytes:
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     at = head.index(b"content-length: ") + 16
-    body = await reader.readexactly(int(head[at:head.index(b"\r", at)]))
+    body = await reader.readexactly(int(head[at : head.index(b"\r", at)]))
     writer.close()
     return body
 

@@ -4,6 +4,7 @@
 
 Peers in the same run: a typer program with one command, and a FastAPI application with one route under uvicorn.
 """
+
 import os
 import socket
 import subprocess
@@ -41,18 +42,26 @@ def answers(command, port, cwd, env) -> float:
     child = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while time.perf_counter() - started < 60:
-            try: urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            except HTTPError: pass
-            except (URLError, OSError): time.sleep(.01); continue
+            try:
+                urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            except HTTPError:
+                pass
+            except (URLError, OSError):
+                time.sleep(0.01)
+                continue
             return time.perf_counter() - started
         raise SystemExit(f"{' '.join(command)} did not answer within 60 s")
     finally:
-        child.terminate(); child.wait()
+        child.terminate()
+        child.wait()
 
 
 def main():
-    ours, peer = best(lambda: runs(sys.executable, "-m", "stockpredict.cli.main", "--help")), best(lambda: runs(sys.executable, "-c", TYPER, "--help"))
-    print(f"stockpredict --help   {ours:6.2f} s   typer alone   {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 1 s)")
+    ours = best(lambda: runs(sys.executable, "-m", "stockpredict.cli.main", "--help"))
+    peer = best(lambda: runs(sys.executable, "-c", TYPER, "--help"))
+    print(
+        f"stockpredict --help   {ours:6.2f} s   typer alone   {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 1 s)"
+    )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bare.py").write_text(FASTAPI)
         env = {**os.environ, "STOCKPREDICT_SERVING__REDIS_URL": ""}
@@ -61,8 +70,12 @@ def main():
             port = spare_port()
             command = [sys.executable, "-m", "uvicorn", *app, "--host", "127.0.0.1", "--port", str(port)]
             return answers(command, port, folder if app[0] == "bare:app" else Path.cwd(), env)
-        ours, peer = best(lambda: serve("--factory", "stockpredict.serve.app:app_factory")), best(lambda: serve("bare:app"))
-    print(f"service answers       {ours:6.2f} s   FastAPI alone {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 5 s)")
+
+        ours = best(lambda: serve("--factory", "stockpredict.serve.app:app_factory"))
+        peer = best(lambda: serve("bare:app"))
+    print(
+        f"service answers       {ours:6.2f} s   FastAPI alone {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 5 s)"
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@
 Each step is one call of `stockpredict.ops.pipeline` and is done once per question, so a run that
 was killed goes on where it stopped. The same steps run without Prefect: `stockpredict retrain`.
 """
+
 import argparse
 import logging
 import os
@@ -17,9 +18,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-for name, value in {"PREFECT_HOME": str(ROOT / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
-                    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90", "MLFLOW_DISABLE_TELEMETRY": "true", "GX_ANALYTICS_ENABLED": "false",
-                    "PREFECT_LOGGING_LEVEL": "INFO" if "--serve" in sys.argv else "CRITICAL", "MPLBACKEND": "agg"}.items():
+for name, value in {
+    "PREFECT_HOME": str(ROOT / ".prefect"),
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "INFO" if "--serve" in sys.argv else "CRITICAL",
+    "MPLBACKEND": "agg",
+}.items():
     os.environ.setdefault(name, value)
 
 from stockpredict.core.errors import SourceUnavailable, StockpredictError
@@ -37,11 +45,17 @@ from prefect.states import Completed
 
 def step(action, **more):
     "One step of the pipeline as a Prefect task: never cached, named, and timed on the console."
+
     def timed(*args):
         started = time.monotonic()
         said = action(*args)
-        print(f"  {args[1] if action is pipeline.page else action.__name__:16}{time.monotonic() - started:6.1f} s", file=sys.stderr, flush=True)
+        print(
+            f"  {args[1] if action is pipeline.page else action.__name__:16}{time.monotonic() - started:6.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         return said
+
     return task(timed, name=action.__name__, cache_policy=NO_CACHE, **more)
 
 
@@ -58,14 +72,25 @@ def source_was_away(task, run, state):
 
 ingest = step(ingest, retries=2, retry_delay_seconds=[30, 300], retry_condition_fn=source_was_away)
 features, train, self_test, judge, publish, refresh, page = map(
-    step, (pipeline.features, pipeline.train, pipeline.self_test, pipeline.judge, pipeline.publish, pipeline.refresh, pipeline.page))
+    step,
+    (
+        pipeline.features,
+        pipeline.train,
+        pipeline.self_test,
+        pipeline.judge,
+        pipeline.publish,
+        pipeline.refresh,
+        pipeline.page,
+    ),
+)
 
 
 @flow(name="retrain")
 def retrain(settings_path: str = "", overrides: dict | None = None, as_of: str = "", scheduled: bool = False):
     "Ingest, look at the data, make features, train, test ourselves, judge, publish, answer, report."
     settings = load_settings(settings_path or None, overrides)
-    if scheduled and (why := pipeline.due(settings)): return Completed(message=f"closed: {why}", name="Skipped")
+    if scheduled and (why := pipeline.due(settings)):
+        return Completed(message=f"closed: {why}", name="Skipped")
     with pipeline.alone(settings, "the retrain flow"):
         work = ingest(settings_path, overrides or {}, as_of)
         data = page(work, "r10_ingest")
@@ -86,6 +111,7 @@ def after_the_close(settings):
     "Every weekday, some minutes after the exchange's regular close, in its own time zone."
     from exchange_calendars import get_calendar
     from prefect.schedules import Cron
+
     exchange = get_calendar(settings.data.calendar)
     close = exchange.close_times[-1][1]
     minute = close.hour * 60 + close.minute + settings.schedule.minutes_after_close
@@ -95,26 +121,46 @@ def after_the_close(settings):
 def serve(settings_path: str, overrides: dict):
     "Stay, and wake after the close; the flow itself asks the calendar whether it is time."
     again = {"settings_path": settings_path, "overrides": overrides, "scheduled": True}
-    retrain.serve(name="retrain", schedule=after_the_close(load_settings(settings_path or None, overrides)), limit=1, parameters=again)
+    retrain.serve(
+        name="retrain",
+        schedule=after_the_close(load_settings(settings_path or None, overrides)),
+        limit=1,
+        parameters=again,
+    )
 
 
 def main():
     ask = argparse.ArgumentParser(description="Retrain: market data in, a served prediction out.")
     ask.add_argument("--source", help="sample, files or simulated")
-    ask.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated")
-    ask.add_argument("--as-of", default="", metavar="DATE", help="study the past: know nothing that came later")
-    ask.add_argument("--settings", default="", metavar="FILE", help="settings file; ./settings.ini when there is one")
+    ask.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting; may be repeated",
+    )
+    ask.add_argument(
+        "--as-of", default="", metavar="DATE", help="study the past: know nothing that came later"
+    )
+    ask.add_argument(
+        "--settings", default="", metavar="FILE", help="settings file; ./settings.ini when there is one"
+    )
     ask.add_argument("--serve", action="store_true", help="stay, and retrain when the exchange has closed")
     said = ask.parse_args()
-    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in said.set)} | ({"data.source": said.source} if said.source else {})
+    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in said.set)} | (
+        {"data.source": said.source} if said.source else {}
+    )
     try:
         load_settings(said.settings or None, overrides)  # a typing error needs no server to be found
-        if said.serve: return serve(said.settings, overrides)
+        if said.serve:
+            return serve(said.settings, overrides)
         done = retrain(said.settings, overrides, said.as_of)
         pipeline.show(done)
         return bool(done.failed)
-    except StockpredictError as e: print(f"\n{e.problem}\n{e.fix}\n[{e.code}]", file=sys.stderr)
+    except StockpredictError as e:
+        print(f"\n{e.problem}\n{e.fix}\n[{e.code}]", file=sys.stderr)
     return 2
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

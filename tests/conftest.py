@@ -1,4 +1,5 @@
 """What every test may ask for."""
+
 import contextlib
 import fcntl
 import json
@@ -12,14 +13,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 for name, value in {
-    "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1", "GX_ANALYTICS_ENABLED": "false",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_LEVEL": "WARNING", "MPLBACKEND": "agg",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "1",
+    "GX_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "MPLBACKEND": "agg",
 }.items():
     os.environ.setdefault(name, value)
 
 
-LONGEST = ("test_stream_faults", "test_ingest", "test_templates", "test_features", "test_train", "test_store", "test_lake_faults", "test_registry",
-           "test_gate", "test_cli", "test_killed", "test_markets", "test_pages", "test_retrain", "test_models", "test_runs", "test_server")
+LONGEST = (
+    "test_stream_faults",
+    "test_ingest",
+    "test_templates",
+    "test_features",
+    "test_train",
+    "test_store",
+    "test_lake_faults",
+    "test_registry",
+    "test_gate",
+    "test_cli",
+    "test_killed",
+    "test_markets",
+    "test_pages",
+    "test_retrain",
+    "test_models",
+    "test_runs",
+    "test_server",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -48,13 +70,16 @@ def shared() -> Path:
 def standin(market):
     "A server on loopback that sells the market of the test file."
     from stockpredict.testing.fake_vendors import StandIn
-    with StandIn(market) as s: yield s
+
+    with StandIn(market) as s:
+        yield s
 
 
 @pytest.fixture
 def server(tmp_path):
     "A real Redis that keeps its data."
     from live_redis import Server
+
     server = Server(tmp_path / "redis").start()
     yield server
     server.kill()
@@ -66,9 +91,16 @@ def from_standin(tmp_path, standin):
     from stockpredict.core.settings import Settings
 
     def usual(plain):
-        base = {"storage.home": str(tmp_path / "home"), "data.source": "vendors", "sources.base_urls": f"all={standin.url}",
-                "sources.budgets": "yahoo=500/5000 tiingo=500/5000 fmp=500/5000 alphavantage=500/5000"}
-        return lambda **more: Settings().with_(**base | plain | {k.replace("__", "."): v for k, v in more.items()})
+        base = {
+            "storage.home": str(tmp_path / "home"),
+            "data.source": "vendors",
+            "sources.base_urls": f"all={standin.url}",
+            "sources.budgets": "yahoo=500/5000 tiingo=500/5000 fmp=500/5000 alphavantage=500/5000",
+        }
+        return lambda **more: Settings().with_(
+            **base | plain | {k.replace("__", "."): v for k, v in more.items()}
+        )
+
     return usual
 
 
@@ -96,24 +128,36 @@ def finished(together):
     Made by the first worker that asks; a test that changes it asks for `finished_alone`."""
     from stockpredict.core.settings import load_settings
     from stockpredict.ops.pipeline import SMALL
+
     place = together / "finished"
     changes = SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")}
-    asked = [x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")]
+    asked = [
+        x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")
+    ]
     answer = together / "finished.json"
     with in_turn(together / "finished.lock"):
         if not answer.exists():
             command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", *asked]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-            answer.write_text(json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr}))
+            answer.write_text(
+                json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr})
+            )
     done = json.loads(answer.read_text())
     assert done["code"] == 0, done["said"][-3000:] + done["console"][-3000:]
-    return {"said": json.loads(done["said"]), "settings": load_settings(overrides=changes), "asked": asked, "place": place, "console": done["console"]}
+    return {
+        "said": json.loads(done["said"]),
+        "settings": load_settings(overrides=changes),
+        "asked": asked,
+        "place": place,
+        "console": done["console"],
+    }
 
 
 @pytest.fixture
 def finished_alone(finished, together):
     "The same, and nobody else changes it meanwhile."
-    with in_turn(together / "changed.lock"): yield finished
+    with in_turn(together / "changed.lock"):
+        yield finished
 
 
 @pytest.fixture
@@ -123,5 +167,7 @@ def self_tested(finished):
 
     def known(home: Path):
         (home / "work").mkdir(parents=True, exist_ok=True)
-        for one in finished["settings"].storage.work_dir.glob("selftest-*.json"): shutil.copy(one, home / "work")
+        for one in finished["settings"].storage.work_dir.glob("selftest-*.json"):
+            shutil.copy(one, home / "work")
+
     return known

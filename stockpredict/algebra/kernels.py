@@ -18,52 +18,63 @@ from torch.nn.functional import pad
 
 # %% ../../nbs/algebra/00_kernels.ipynb #8bb3680f
 def elementwise(
-    name: str, # `sqrt`, `log`, `exp` …, a function NumPy and torch both have
-): # function of a tensor
+    name: str,  # `sqrt`, `log`, `exp` …, a function NumPy and torch both have
+):  # function of a tensor
     "A function of single numbers whose answer does not depend on where a number stands."
     on_device, on_processor = getattr(torch, name), getattr(np, name)
+
     def f(x: Tensor) -> Tensor:
-        if x.is_cuda: return on_device(x)
-        with np.errstate(all="ignore"): return torch.from_numpy(on_processor(x.contiguous().numpy()))
+        if x.is_cuda:
+            return on_device(x)
+        with np.errstate(all="ignore"):
+            return torch.from_numpy(on_processor(x.contiguous().numpy()))
+
     f.__name__ = name
     return f
+
 
 sqrt = elementwise("sqrt")
 
 # %% ../../nbs/algebra/00_kernels.ipynb #55c025d1
 def rolling(
-    parts: tuple[Tensor, ...], # what one bar contributes, each `[bar, ticker]`
-    n: int, # bars in the window
-    merge, # `(newer, older, k) -> parts`: join two neighbouring blocks of which the newer one spans `k` bars
-) -> tuple[Tensor, ...] | None: # the merged parts for rows `n-1` onwards; None when there are fewer than `n` rows
+    parts: tuple[Tensor, ...],  # what one bar contributes, each `[bar, ticker]`
+    n: int,  # bars in the window
+    merge,  # `(newer, older, k) -> parts`: join two neighbouring blocks of which the newer one spans `k` bars
+) -> (
+    tuple[Tensor, ...] | None
+):  # the merged parts for rows `n-1` onwards; None when there are fewer than `n` rows
     "Merge every window of `n` bars by doubling."
-    if parts[0].shape[0] < n: return None
+    if parts[0].shape[0] < n:
+        return None
     done, width, out = 0, 1, None
     while True:
         if n & width:
             out = parts if out is None else merge([x[width:] for x in out], [x[:-done] for x in parts], done)
             done += width
-        if 2 * width > n: return tuple(out)
+        if 2 * width > n:
+            return tuple(out)
         parts = merge([x[width:] for x in parts], [x[:-width] for x in parts], width)
         width *= 2
 
 # %% ../../nbs/algebra/00_kernels.ipynb #de1bc6e1
 def undefined_head(
-    x: Tensor | None, # rows that are defined
-    like: Tensor, # the full-size tensor they came from
-) -> Tensor: # as many rows as `like`
+    x: Tensor | None,  # rows that are defined
+    like: Tensor,  # the full-size tensor they came from
+) -> Tensor:  # as many rows as `like`
     "Put `NaN` rows on top until the length fits."
-    if x is None: return torch.full_like(like, math.nan)
+    if x is None:
+        return torch.full_like(like, math.nan)
     return pad(x.to(like.dtype), (0, 0, like.shape[0] - x.shape[0], 0), value=math.nan)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #1e9d45ea
 def rolling_sum(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, the current one included
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, the current one included
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "Sum over the last `n` bars."
     out = rolling((x,), n, lambda new, old, k: (new[0] + old[0],))
     return undefined_head(out and out[0], x)
+
 
 def rolling_mean(x: Tensor, n: int) -> Tensor:
     "Mean over the last `n` bars."
@@ -71,10 +82,10 @@ def rolling_mean(x: Tensor, n: int) -> Tensor:
 
 # %% ../../nbs/algebra/00_kernels.ipynb #2687dd8a
 def rolling_extreme(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, the current one included
-    largest: bool = True, # the largest value, else the smallest
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, the current one included
+    largest: bool = True,  # the largest value, else the smallest
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "Largest (or smallest) of the last `n` bars."
     pick = torch.maximum if largest else torch.minimum
     out = rolling((x,), n, lambda new, old, k: (pick(new[0], old[0]),))
@@ -82,42 +93,48 @@ def rolling_extreme(
 
 # %% ../../nbs/algebra/00_kernels.ipynb #c120552d
 def rolling_age(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, the current one included
-    largest: bool = True, # age of the largest value, else of the smallest
-    oldest: bool = False, # on a tie take the oldest bar, not the newest
-) -> Tensor: # 0 = the current bar; `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, the current one included
+    largest: bool = True,  # age of the largest value, else of the smallest
+    oldest: bool = False,  # on a tie take the oldest bar, not the newest
+) -> Tensor:  # 0 = the current bar; `NaN` until the window is full, or where it holds a `NaN`
     "Bars since the extreme of the last `n` bars."
+
     def merge(new, old, k):
         keep = (new[0] > old[0]) if largest else (new[0] < old[0])
-        if not oldest: keep |= new[0] == old[0]
+        if not oldest:
+            keep |= new[0] == old[0]
         return torch.where(keep, new[0], old[0]), torch.where(keep, new[1], old[1] + k), new[2] | old[2]
+
     out = rolling((x, torch.zeros_like(x), x.isnan()), n, merge)
     return undefined_head(out and out[1].masked_fill(out[2], math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #53245a46
 def rolling_moments(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window
-    order: int = 2, # highest power wanted, up to 3
-) -> list[Tensor] | None: # mean and central moments 2..order, float64, rows `n-1` onwards
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window
+    order: int = 2,  # highest power wanted, up to 3
+) -> list[Tensor] | None:  # mean and central moments 2..order, float64, rows `n-1` onwards
     "Mean and central moments (divided by `n`) of the last `n` bars."
-    x = x.double(); powers = [x, x * x, x * x * x][:order]
+    x = x.double()
+    powers = [x, x * x, x * x * x][:order]
     sums = rolling(tuple(powers), n, lambda new, old, k: tuple(a + b for a, b in zip(new, old)))
-    if sums is None: return None
+    if sums is None:
+        return None
     mean, square = sums[0] / n, sums[1] / n
     var = square - mean * mean
-    out = [mean, var.masked_fill(var <= 1e-14 * square, 0.)]
+    out = [mean, var.masked_fill(var <= 1e-14 * square, 0.0)]
     return out if order < 3 else [*out, sums[2] / n - mean * (3 * var + mean * mean)]
 
 # %% ../../nbs/algebra/00_kernels.ipynb #5155bf00
 def rolling_var(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, at least 2
-) -> Tensor: # divided by `n - 1`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, at least 2
+) -> Tensor:  # divided by `n - 1`
     "Sample variance over the last `n` bars."
     m = rolling_moments(x, n)
     return undefined_head(m and m[1] * (n / (n - 1)), x)
+
 
 def rolling_std(x: Tensor, n: int) -> Tensor:
     "Sample standard deviation over the last `n` bars."
@@ -125,39 +142,47 @@ def rolling_std(x: Tensor, n: int) -> Tensor:
 
 # %% ../../nbs/algebra/00_kernels.ipynb #f32f7e1f
 def rolling_skew(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, at least 3
-) -> Tensor: # bias-corrected, as pandas and spreadsheets define it
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, at least 3
+) -> Tensor:  # bias-corrected, as pandas and spreadsheets define it
     "Sample skewness over the last `n` bars; undefined where nothing moved."
     m = rolling_moments(x, n, 3)
-    if m is None: return undefined_head(m, x)
+    if m is None:
+        return undefined_head(m, x)
     skew = m[2] / (m[1] * sqrt(m[1])) * (math.sqrt(n * (n - 1)) / (n - 2))
     return undefined_head(skew.masked_fill(m[1] == 0, math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #1d177b74
 def rolling_pair(
-    x: Tensor, # `[bar, ticker]`
-    y: Tensor, # the same shape
-    n: int, # bars in the window
-) -> tuple[Tensor, Tensor, Tensor] | None: # covariance and the two variances, divided by `n`, float64, rows `n-1` onwards
+    x: Tensor,  # `[bar, ticker]`
+    y: Tensor,  # the same shape
+    n: int,  # bars in the window
+) -> (
+    tuple[Tensor, Tensor, Tensor] | None
+):  # covariance and the two variances, divided by `n`, float64, rows `n-1` onwards
     "Covariance and variances over the last `n` bars."
     x, y = x.double(), y.double()
-    hole = (x + y).isnan(); x, y = x.masked_fill(hole, math.nan), y.masked_fill(hole, math.nan)
+    hole = (x + y).isnan()
+    x, y = x.masked_fill(hole, math.nan), y.masked_fill(hole, math.nan)
     sums = rolling((x, y, x * y, x * x, y * y), n, lambda new, old, k: tuple(a + b for a, b in zip(new, old)))
-    if sums is None: return None
+    if sums is None:
+        return None
     mx, my, xy, xx, yy = (s / n for s in sums)
     vx, vy = xx - mx * mx, yy - my * my
-    return xy - mx * my, vx.masked_fill(vx <= 1e-14 * xx, 0.), vy.masked_fill(vy <= 1e-14 * yy, 0.)
+    return xy - mx * my, vx.masked_fill(vx <= 1e-14 * xx, 0.0), vy.masked_fill(vy <= 1e-14 * yy, 0.0)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #b78dd264
 def rolling_cov(x: Tensor, y: Tensor, n: int) -> Tensor:
     "Covariance over the last `n` bars, divided by `n`."
     return undefined_head((m := rolling_pair(x, y, n)) and m[0], x)
 
+
 def rolling_corr(x: Tensor, y: Tensor, n: int) -> Tensor:
     "Correlation over the last `n` bars; undefined where one of the two does not move."
-    if (m := rolling_pair(x, y, n)) is None: return undefined_head(m, x)
+    if (m := rolling_pair(x, y, n)) is None:
+        return undefined_head(m, x)
     return undefined_head((m[0] / sqrt(m[1] * m[2])).clamp(-1, 1), x)
+
 
 def rolling_beta(x: Tensor, y: Tensor, n: int) -> Tensor:
     "Slope of `x` on `y` over the last `n` bars."
@@ -165,47 +190,62 @@ def rolling_beta(x: Tensor, y: Tensor, n: int) -> Tensor:
 
 # %% ../../nbs/algebra/00_kernels.ipynb #5ef601e1
 def rolling_line(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, at least 2
-) -> tuple[Tensor, Tensor, Tensor] | None: # slope per bar, mean and variance (divided by `n`), float64, rows `n-1` onwards
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, at least 2
+) -> (
+    tuple[Tensor, Tensor, Tensor] | None
+):  # slope per bar, mean and variance (divided by `n`), float64, rows `n-1` onwards
     "The least-squares line through the last `n` bars."
-    def merge(new, old, k): return new[0] + old[0], new[1] + (old[1] + k * old[0]), new[2] + old[2]
+
+    def merge(new, old, k):
+        return new[0] + old[0], new[1] + (old[1] + k * old[0]), new[2] + old[2]
+
     wide = x.double()
     out = rolling((wide, torch.zeros_like(wide) * wide, wide * wide), n, merge)
-    if out is None: return None
+    if out is None:
+        return None
     mean, square = out[0] / n, out[2] / n
     var = square - mean * mean
-    return ((n - 1) / 2 * out[0] - out[1]) * (12 / (n * (n * n - 1))), mean, var.masked_fill(var <= 1e-14 * square, 0.)
+    return (
+        ((n - 1) / 2 * out[0] - out[1]) * (12 / (n * (n * n - 1))),
+        mean,
+        var.masked_fill(var <= 1e-14 * square, 0.0),
+    )
 
 # %% ../../nbs/algebra/00_kernels.ipynb #35ebcee6
 def rolling_slope(x: Tensor, n: int) -> Tensor:
     "Slope per bar of the line through the last `n` bars."
     return undefined_head((m := rolling_line(x, n)) and m[0], x)
 
+
 def rolling_rsquare(x: Tensor, n: int) -> Tensor:
     "Share of the variance of the last `n` bars that the line explains; undefined where nothing moved."
-    if (m := rolling_line(x, n)) is None: return undefined_head(m, x)
+    if (m := rolling_line(x, n)) is None:
+        return undefined_head(m, x)
     return undefined_head((m[0] * m[0] * ((n * n - 1) / 12) / m[2]).clamp(max=1), x)
+
 
 def rolling_residual(x: Tensor, n: int) -> Tensor:
     "The current bar minus the end of the line through the last `n` bars."
-    if (m := rolling_line(x, n)) is None: return undefined_head(m, x)
-    return undefined_head(x[n-1:] - (m[1] + m[0] * ((n - 1) / 2)), x)
+    if (m := rolling_line(x, n)) is None:
+        return undefined_head(m, x)
+    return undefined_head(x[n - 1 :] - (m[1] + m[0] * ((n - 1) / 2)), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #53cf8339
-CUT = 1e-6 # weights smaller than this are dropped from exponential averages
+CUT = 1e-6  # weights smaller than this are dropped from exponential averages
+
 
 def memory(
-    decay: float, # weight of a bar relative to the one after it, between 0 and 1
-) -> int: # bars
+    decay: float,  # weight of a bar relative to the one after it, between 0 and 1
+) -> int:  # bars
     "How many bars an exponential average looks back on."
     return math.floor(math.log(CUT) / math.log(decay)) + 1
 
 # %% ../../nbs/algebra/00_kernels.ipynb #68dd298b
 def exp_sum(
-    x: Tensor, # `[bar, ticker]`, without `NaN`
-    decay: float, # weight of a bar relative to the one after it
-) -> Tensor: # the same shape: before the first bar everything counts as zero
+    x: Tensor,  # `[bar, ticker]`, without `NaN`
+    decay: float,  # weight of a bar relative to the one after it
+) -> Tensor:  # the same shape: before the first bar everything counts as zero
     "Exponentially weighted sum over the last `memory(decay)` bars."
     n = memory(decay)
     head = pad(x, (0, 0, n - 1, 0))
@@ -213,85 +253,97 @@ def exp_sum(
 
 # %% ../../nbs/algebra/00_kernels.ipynb #c14cff6b
 def exp_weight(
-    valid: Tensor, # bool `[bar, ticker]`: where a value is defined
-    decay: float, # weight of a bar relative to the one after it
-    table: Tensor, # the weight of 1, 2, 3 … unbroken bars, `[memory, 1]`
-) -> Tensor: # `[bar, ticker]`; only meaningful where `valid`
+    valid: Tensor,  # bool `[bar, ticker]`: where a value is defined
+    decay: float,  # weight of a bar relative to the one after it
+    table: Tensor,  # the weight of 1, 2, 3 … unbroken bars, `[memory, 1]`
+) -> Tensor:  # `[bar, ticker]`; only meaningful where `valid`
     "Total weight of the defined bars in each window."
     starts = (valid[1:] & ~valid[:-1]).sum(0) + valid[0]
-    if (starts > 1).any(): return exp_sum(valid.to(table.dtype), decay)
+    if (starts > 1).any():
+        return exp_sum(valid.to(table.dtype), decay)
     first = valid.to(torch.uint8).argmax(0)
     age = torch.arange(valid.shape[0], device=valid.device)[:, None] - first
     return table[:, 0][age.clamp(0, len(table) - 1)]
 
 # %% ../../nbs/algebra/00_kernels.ipynb #fecdd941
 def exp_mean(
-    x: Tensor, # `[bar, ticker]`; undefined bars carry no weight
-    decay: float, # weight of a bar relative to the one after it
-    least: int = 1, # weight of this many unbroken bars is needed before there is an answer
-) -> Tensor: # `NaN` where `x` is undefined or too little weight has gathered
+    x: Tensor,  # `[bar, ticker]`; undefined bars carry no weight
+    decay: float,  # weight of a bar relative to the one after it
+    least: int = 1,  # weight of this many unbroken bars is needed before there is an answer
+) -> Tensor:  # `NaN` where `x` is undefined or too little weight has gathered
     "Exponentially weighted mean with a finite memory."
     valid, n = ~x.isnan(), memory(decay)
     table = exp_sum(torch.ones(n, 1, dtype=x.dtype, device=x.device), decay)
     weight = exp_weight(valid, decay, table)
     enough = valid & (weight >= table[min(least, n) - 1])
-    return (exp_sum(x.nan_to_num(0.), decay) / weight).masked_fill(~enough, math.nan)
+    return (exp_sum(x.nan_to_num(0.0), decay) / weight).masked_fill(~enough, math.nan)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #c0864c21
 def rolling_rank(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, the current one included
-) -> Tensor: # between 0 (lowest) and 1 (highest); ties share the middle
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, the current one included
+) -> Tensor:  # between 0 (lowest) and 1 (highest); ties share the middle
     "Percentile of the current bar among the last `n`."
-    if x.shape[0] < n: return undefined_head(None, x)
-    today, votes = x[n-1:], torch.full_like(x[n-1:], .5)
+    if x.shape[0] < n:
+        return undefined_head(None, x)
+    today, votes = x[n - 1 :], torch.full_like(x[n - 1 :], 0.5)
     for k in range(1, n):
-        past = x[n-1-k:-k]
+        past = x[n - 1 - k : -k]
         votes += (past < today).to(x.dtype) + (past == today).to(x.dtype) / 2 + past * 0
     return undefined_head(votes / n + today * 0, x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #560076d6
 def rolling_quantile(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, the current one included
-    share: float, # between 0 and 1; 0.5 = median
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, the current one included
+    share: float,  # between 0 and 1; 0.5 = median
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "The value below which a share of the last `n` bars lies."
-    if x.shape[0] < n: return undefined_head(None, x)
+    if x.shape[0] < n:
+        return undefined_head(None, x)
     window = x.unfold(0, n, 1)
-    place = share * (n - 1); low = int(place)
+    place = share * (n - 1)
+    low = int(place)
     below, above = (window.sort(-1).values[..., k].double() for k in (low, min(low + 1, n - 1)))
-    return undefined_head((below + (above - below) * (place - low)).masked_fill(window.isnan().any(-1), math.nan), x)
+    return undefined_head(
+        (below + (above - below) * (place - low)).masked_fill(window.isnan().any(-1), math.nan), x
+    )
 
 # %% ../../nbs/algebra/00_kernels.ipynb #fe3a66f0
-def _order(x: Tensor) -> Tensor: # positions that sort each row, NaN last
-    if x.device.type == "cpu": return torch.from_numpy(np.argsort(x.numpy(), axis=1)) # several times faster than torch
+def _order(x: Tensor) -> Tensor:  # positions that sort each row, NaN last
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.argsort(x.numpy(), axis=1))  # several times faster than torch
     return x.argsort(1)
 
+
 def rank_across(
-    x: Tensor, # `[session, ticker]`; `NaN` = absent
-) -> Tensor: # between -0.5 and +0.5, `NaN` where absent
+    x: Tensor,  # `[session, ticker]`; `NaN` = absent
+) -> Tensor:  # between -0.5 and +0.5, `NaN` where absent
     "Centred rank of each ticker within its session, ties averaged."
-    order = _order(x); ranked = x.gather(1, order)
+    order = _order(x)
+    ranked = x.gather(1, order)
     place = torch.arange(x.shape[1], device=x.device).expand_as(order)
     twice = 2 * place + 1
-    fresh = torch.ones_like(ranked, dtype=torch.bool); fresh[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    fresh = torch.ones_like(ranked, dtype=torch.bool)
+    fresh[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     if not fresh.all():
         first = torch.where(fresh, place, 0).cummax(1).values
-        ends = torch.ones_like(fresh); ends[:, :-1] = fresh[:, 1:]
+        ends = torch.ones_like(fresh)
+        ends[:, :-1] = fresh[:, 1:]
         last = torch.where(ends, place, x.shape[1]).flip(1).cummin(1).values.flip(1)
         twice = first + last + 1
     there = (~x.isnan()).sum(1, keepdim=True)
     out = torch.empty_like(x).scatter_(1, order, twice.to(x.dtype))
-    return (out / (2 * there) - .5).masked_fill(x.isnan(), math.nan)
+    return (out / (2 * there) - 0.5).masked_fill(x.isnan(), math.nan)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #76259381
-def _power_of_two(k: Tensor) -> Tensor: # exact, where `pow` need not be
+def _power_of_two(k: Tensor) -> Tensor:  # exact, where `pow` need not be
     return ((k.long() + 1023) << 52).view(torch.float64)
 
+
 def sum_across(
-    x: Tensor, # `[session, ticker]`, without `NaN`
-) -> Tensor: # `[session, 1]`, float64
+    x: Tensor,  # `[session, ticker]`, without `NaN`
+) -> Tensor:  # `[session, 1]`, float64
     "Sum of each row, the same for any order of the columns."
     x = x.double()
     digits = 42 - torch.frexp(x.abs().amax(1, keepdim=True)).exponent
@@ -300,45 +352,53 @@ def sum_across(
 
 # %% ../../nbs/algebra/00_kernels.ipynb #925c84a5
 def mean_across(
-    x: Tensor, # `[session, ticker]`; `NaN` = absent
-) -> Tensor: # `[session, 1]`, float64; `NaN` for a session without anybody
+    x: Tensor,  # `[session, ticker]`; `NaN` = absent
+) -> Tensor:  # `[session, 1]`, float64; `NaN` for a session without anybody
     "Mean of the tickers present in each session."
-    return sum_across(x.nan_to_num(0.)) / (~x.isnan()).sum(1, keepdim=True)
+    return sum_across(x.nan_to_num(0.0)) / (~x.isnan()).sum(1, keepdim=True)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #6e636813
 def missed(
-    present: Tensor, # bool `[session, ticker]`
-) -> Tensor: # int `[ticker]`
+    present: Tensor,  # bool `[session, ticker]`
+) -> Tensor:  # int `[ticker]`
     "Sessions without a bar between a ticker's first and last one."
     n, there = len(present), present.to(torch.int32)
     up = torch.arange(1, n + 1, dtype=torch.int32, device=present.device)[:, None]
-    if not n: return there.sum(0)
+    if not n:
+        return there.sum(0)
     last, first = (there * up).amax(0), n + 1 - (there * up.flip(0)).amax(0)
     return (last - first + 1 - there.sum(0)).clamp(min=0)
 
+
 def bar_tables(
-    present: Tensor, # bool `[session, ticker]`
-) -> tuple[Tensor, Tensor, Tensor] | None: # session of each bar, bar of each session, which bars do not exist; None without gaps
+    present: Tensor,  # bool `[session, ticker]`
+) -> (
+    tuple[Tensor, Tensor, Tensor] | None
+):  # session of each bar, bar of each session, which bars do not exist; None without gaps
     "Tables that move each ticker's bars together and back."
-    if not (missed(present) > 0).any(): return None
+    if not (missed(present) > 0).any():
+        return None
     count = present.sum(0)
     bar = (present.cumsum(0) - 1).clamp(min=0)
-    rows = int(count.max()); session = torch.arange(present.shape[0], device=present.device)[:, None].expand_as(bar)
+    rows = int(count.max())
+    session = torch.arange(present.shape[0], device=present.device)[:, None].expand_as(bar)
     table = torch.full((rows + 1, present.shape[1]), -1, device=present.device)
     table.scatter_(0, torch.where(present, bar, rows), session)
     return table[:rows].clamp(min=0), bar, table[:rows] < 0
 
 # %% ../../nbs/algebra/00_kernels.ipynb #1d0853fc
-BLOCK = 3 << 18 # values in one block
+BLOCK = 3 << 18  # values in one block
+
 
 def in_blocks(
-    op, # function of tensors of one shape, returning one of that shape
-    dim: int, # 1 = every column on its own, 0 = every row on its own
-    *xs: Tensor, # `[rows, columns]`
-) -> Tensor: # the same as `op(*xs)`
+    op,  # function of tensors of one shape, returning one of that shape
+    dim: int,  # 1 = every column on its own, 0 = every row on its own
+    *xs: Tensor,  # `[rows, columns]`
+) -> Tensor:  # the same as `op(*xs)`
     "Apply a function block by block, to stay within the processor's cache."
     size = max(1, BLOCK // max(1, xs[0].shape[1 - dim]))
-    if xs[0].is_cuda or xs[0].shape[dim] <= 2 * size: return op(*xs)
+    if xs[0].is_cuda or xs[0].shape[dim] <= 2 * size:
+        return op(*xs)
     out = torch.empty_like(xs[0], memory_format=torch.contiguous_format)
     for start in range(0, xs[0].shape[dim], size):
         at = slice(start, start + size) if dim == 0 else (slice(None), slice(start, start + size))

@@ -19,27 +19,34 @@ from .numba_kernels import PAIR, compiled, lines_from, moments_from, pairs_from
 @compiled
 def bar_products(x, y, z, many, t, start, size, parent, which, out, wide):
     "Products of one bar, each an earlier product times one of the inputs (parent -1: the input alone, -2: nothing of it)."
-    a, b, c = x[t, start:start + size], y[t, start:start + size], z[t, start:start + size]
+    a, b, c = x[t, start : start + size], y[t, start : start + size], z[t, start : start + size]
     for i in range(many):
         v = a if i == 0 else b if i == 1 else c
-        to = wide[i * size:(i + 1) * size]
-        for j in range(size): to[j] = v[j]
+        to = wide[i * size : (i + 1) * size]
+        for j in range(size):
+            to[j] = v[j]
     if many > 1:
-        hole = wide[3 * size:4 * size]
-        for j in range(size): hole[j] = 0 * (wide[j] + wide[size + j])
+        hole = wide[3 * size : 4 * size]
+        for j in range(size):
+            hole[j] = 0 * (wide[j] + wide[size + j])
         if many > 2:
-            for j in range(size): hole[j] += 0 * wide[2 * size + j]
+            for j in range(size):
+                hole[j] += 0 * wide[2 * size + j]
         for i in range(many):
-            to = wide[i * size:(i + 1) * size]
-            for j in range(size): to[j] += hole[j]
+            to = wide[i * size : (i + 1) * size]
+            for j in range(size):
+                to[j] += hole[j]
     for k in range(len(parent)):
-        here, v = out[k * size:(k + 1) * size], wide[which[k] * size:(which[k] + 1) * size]
-        if parent[k] == -1: here[:] = v
+        here, v = out[k * size : (k + 1) * size], wide[which[k] * size : (which[k] + 1) * size]
+        if parent[k] == -1:
+            here[:] = v
         elif parent[k] == -2:
-            for j in range(size): here[j] = 0 * v[j]
+            for j in range(size):
+                here[j] = 0 * v[j]
         else:
-            before = out[parent[k] * size:(parent[k] + 1) * size]
-            for j in range(size): here[j] = before[j] * v[j]
+            before = out[parent[k] * size : (parent[k] + 1) * size]
+            for j in range(size):
+                here[j] = before[j] * v[j]
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #d199c253
 @compiled
@@ -49,9 +56,11 @@ def joined_blocks(new, old, size, width, fade, trend):
         for j in range(size):
             old[size + j] = new[size + j] + (old[size + j] + width * old[j])
             old[j] = new[j] + old[j]
-        for j in range(2 * size, len(old)): old[j] = new[j] + old[j]
+        for j in range(2 * size, len(old)):
+            old[j] = new[j] + old[j]
     else:
-        for j in range(len(old)): old[j] = new[j] + fade * old[j]
+        for j in range(len(old)):
+            old[j] = new[j] + fade * old[j]
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #230d56ef
 @compiled
@@ -62,66 +71,92 @@ def last_sums(x, y, z, many, parent, which, n, fade, trend, most):
     out, heap, wide = np.empty((parts, size)), np.empty((40, parts * most)), np.empty(4 * most)
     for start in range(0, size, most):
         m = min(most, size - start)
-        total = heap[39, :parts * m]
-        width, done, f, faded = 1, 0, fade, 1.
+        total = heap[39, : parts * m]
+        width, done, f, faded = 1, 0, fade, 1.0
         while width <= n:
             if n & width:
                 top = 0
                 for i in range(width):
-                    bar_products(x, y, z, many, rows - done - width + i, start, m, parent, which, heap[top, :parts * m], wide)
+                    bar_products(
+                        x,
+                        y,
+                        z,
+                        many,
+                        rows - done - width + i,
+                        start,
+                        m,
+                        parent,
+                        which,
+                        heap[top, : parts * m],
+                        wide,
+                    )
                     k, w, g = i, 1, fade
                     while k & 1:
-                        joined_blocks(heap[top, :parts * m], heap[top - 1, :parts * m], m, w, g, trend)
+                        joined_blocks(heap[top, : parts * m], heap[top - 1, : parts * m], m, w, g, trend)
                         top, k, w, g = top - 1, k >> 1, 2 * w, g * g
                     top += 1
-                block = heap[0, :parts * m]
-                if done == 0: total[:] = block
+                block = heap[0, : parts * m]
+                if done == 0:
+                    total[:] = block
                 else:
                     if trend:
-                        for j in range(m): total[m + j] += done * block[j]
-                    for j in range(parts * m): total[j] += faded * block[j]
+                        for j in range(m):
+                            total[m + j] += done * block[j]
+                    for j in range(parts * m):
+                        total[j] += faded * block[j]
                 done += width
                 faded *= f
             width *= 2
             f *= f
-        for k in range(parts): out[k, start:start + m] = total[k * m:(k + 1) * m]
+        for k in range(parts):
+            out[k, start : start + m] = total[k * m : (k + 1) * m]
     return out
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #4fd54347
 def table_of(
-    parts: list, # products, each as the numbers of its inputs in order: `(0, 1, 1)` is x * y * y
-) -> tuple | None: # parent and last input of each; None where a product's beginning is no product of the list
+    parts: list,  # products, each as the numbers of its inputs in order: `(0, 1, 1)` is x * y * y
+) -> (
+    tuple | None
+):  # parent and last input of each; None where a product's beginning is no product of the list
     "A list of products as `last_sums` takes it."
     found = {p: i for i, p in enumerate(parts)}
-    if not all(len(p) == 1 or p[:-1] in found for p in parts): return None
+    if not all(len(p) == 1 or p[:-1] in found for p in parts):
+        return None
     return np.array([-1 if len(p) == 1 else found[p[:-1]] for p in parts]), np.array([p[-1] for p in parts])
 
+
 def sums_of(
-    table: tuple, # from `table_of`
-    n: int, # bars in the window
-    *xs: Tensor, # up to three inputs, float32 `[bar, ticker]`; the newest bar last
-    fade: float = 1., # weight of a bar relative to the one after it
-    trend: bool = False, # does the second product gather the weights of a line?
-) -> np.ndarray: # float64 `[product, ticker]`
+    table: tuple,  # from `table_of`
+    n: int,  # bars in the window
+    *xs: Tensor,  # up to three inputs, float32 `[bar, ticker]`; the newest bar last
+    fade: float = 1.0,  # weight of a bar relative to the one after it
+    trend: bool = False,  # does the second product gather the weights of a line?
+) -> np.ndarray:  # float64 `[product, ticker]`
     "Sums of products over the newest window."
     a, (parent, which) = _arrays(xs), table
     return last_sums(*(a + a[:1] * 2)[:3], len(a), parent, which, n, fade, trend, max(32, 768 // len(parent)))
 
-def _arrays(xs): return [x.contiguous().numpy() for x in xs]
+
+def _arrays(xs):
+    return [x.contiguous().numpy() for x in xs]
+
 
 POWERS = [table_of([(0,) * (k + 1) for k in range(order)]) for order in (1, 2, 3, 4)]
-BOTH = tuple(np.ascontiguousarray(PAIR.T)) # the products of a pair, in the order of the loops
+BOTH = tuple(np.ascontiguousarray(PAIR.T))  # the products of a pair, in the order of the loops
 LINE = np.array([-1, -2, 0]), np.array([0, 0, 0])
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #2c23fc23
 @compiled
 def few_bars(x, t, count, start, size, k, fade, to):
     "The block of one, two or four bars that begins with bar `t`, each to the power `k + 1`."
-    a, d = x[t, start:start + size], x[t + count - 1, start:start + size]
-    b, c = x[t + count // 4, start:start + size], x[t + count // 2, start:start + size]
+    a, d = x[t, start : start + size], x[t + count - 1, start : start + size]
+    b, c = x[t + count // 4, start : start + size], x[t + count // 2, start : start + size]
     f2 = fade * fade
     if count == 4 and k == 0:
-        for j in range(size): to[j] = (np.float64(d[j]) + fade * np.float64(c[j])) + f2 * (np.float64(b[j]) + fade * np.float64(a[j]))
+        for j in range(size):
+            to[j] = (np.float64(d[j]) + fade * np.float64(c[j])) + f2 * (
+                np.float64(b[j]) + fade * np.float64(a[j])
+            )
     elif count == 4:
         for j in range(size):
             p, q, r, s = np.float64(a[j]), np.float64(b[j]), np.float64(c[j]), np.float64(d[j])
@@ -131,7 +166,9 @@ def few_bars(x, t, count, start, size, k, fade, to):
         for j in range(size):
             p, s = np.float64(a[j]), np.float64(d[j])
             pp, ss = p, s
-            for _ in range(k): pp *= p; ss *= s
+            for _ in range(k):
+                pp *= p
+                ss *= s
             to[j] = ss + fade * pp if count == 2 else ss
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #ac2bb1e2
@@ -143,7 +180,7 @@ def last_powers(x, n, order, fade):
     for start in range(0, size, 512):
         m = min(512, size - start)
         for k in range(order):
-            width, done, f, faded = 1, 0, fade, 1.
+            width, done, f, faded = 1, 0, fade, 1.0
             while width <= n:
                 if n & width:
                     step, top = min(width, 4), 0
@@ -152,47 +189,60 @@ def last_powers(x, n, order, fade):
                         bit, g = i, (fade * fade) * (fade * fade)
                         while bit & 1:
                             new, old = heap[top], heap[top - 1]
-                            for j in range(m): old[j] = new[j] + g * old[j]
+                            for j in range(m):
+                                old[j] = new[j] + g * old[j]
                             top, bit, g = top - 1, bit >> 1, g * g
                         top += 1
                     block = heap[0]
-                    for j in range(m): total[j] = block[j] if done == 0 else total[j] + faded * block[j]
+                    for j in range(m):
+                        total[j] = block[j] if done == 0 else total[j] + faded * block[j]
                     done += width
                     faded *= f
                 width *= 2
                 f *= f
-            out[k, start:start + m] = total[:m]
+            out[k, start : start + m] = total[:m]
     return out
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #883d4ab5
 @compiled
 def slide(a, b, s, n, size, fade):
     "Sums of every `n` rows of the flat table `a`, `size` columns wide, into `s`; both tables are used up."
-    width, done, faded = 1, 0, 1.
+    width, done, faded = 1, 0, 1.0
     while True:
         f, many, step = fade, len(s), width * size
         for bit in (width, 2 * width):
-            if not n & bit or (bit > width and 2 * bit > n): continue
+            if not n & bit or (bit > width and 2 * bit > n):
+                continue
             end = len(a) - done * size
-            past = a[end - many:end]
+            past = a[end - many : end]
             if bit > width:
-                old = a[end - many - step:end - step]
-                for j in range(many): s[j] = past[j] + f * old[j] if done == 0 else s[j] + faded * (past[j] + f * old[j])
-            elif done == 0: s[:] = past
+                old = a[end - many - step : end - step]
+                for j in range(many):
+                    s[j] = past[j] + f * old[j] if done == 0 else s[j] + faded * (past[j] + f * old[j])
+            elif done == 0:
+                s[:] = past
             else:
-                for j in range(many): s[j] += faded * past[j]
+                for j in range(many):
+                    s[j] += faded * past[j]
             done += bit
             faded *= f if bit == width else f * f
-        if 2 * width > n: return
+        if 2 * width > n:
+            return
         if 4 * width > n:
             lo = (2 * width - 1) * size
-            p, q, to = a[lo:], a[lo - step:len(a) - step], b[lo:]
-            for j in range(len(to)): to[j] = p[j] + f * q[j]
+            p, q, to = a[lo:], a[lo - step : len(a) - step], b[lo:]
+            for j in range(len(to)):
+                to[j] = p[j] + f * q[j]
             width, fade = 2 * width, f * f
         else:
             lo, f2 = (4 * width - 1) * size, f * f
-            p, q, u, v, to = a[lo:], a[lo - step:len(a) - step], a[lo - 2 * step:len(a) - 2 * step], a[lo - 3 * step:len(a) - 3 * step], b[lo:]
-            for j in range(len(to)): to[j] = (p[j] + f * q[j]) + f2 * (u[j] + f * v[j])
+            p = a[lo:]
+            q = a[lo - step : len(a) - step]
+            u = a[lo - 2 * step : len(a) - 2 * step]
+            v = a[lo - 3 * step : len(a) - 3 * step]
+            to = b[lo:]
+            for j in range(len(to)):
+                to[j] = (p[j] + f * q[j]) + f2 * (u[j] + f * v[j])
             width, fade = 4 * width, f2 * f2
         a, b = b, a
 
@@ -202,7 +252,7 @@ def tile(x, start, size, power, to):
     "Some columns as one flat table: the values to a power, or (0) the values where there are any, or (-1) one where there is a value."
     holes = 0
     for t in range(len(x)):
-        row, here = x[t, start:start + size], to[t * size:(t + 1) * size]
+        row, here = x[t, start : start + size], to[t * size : (t + 1) * size]
         if power > 0:
             for j in range(size):
                 v = np.float64(row[j])
@@ -210,7 +260,7 @@ def tile(x, start, size, power, to):
         else:
             for j in range(size):
                 there = row[j] == row[j]
-                here[j] = (1. if power else row[j]) if there else 0.
+                here[j] = (1.0 if power else row[j]) if there else 0.0
                 holes += not there
     return holes
 
@@ -226,9 +276,10 @@ def slid_moments(x, n, count, ask, scale):
         m = min(most, size - start)
         for k in range(parts):
             tile(x, start, m, k + 1, a)
-            slide(a[:rows * m], b[:rows * m], s[k, :count * m], n, m, 1.)
+            slide(a[: rows * m], b[: rows * m], s[k, : count * m], n, m, 1.0)
         moments_from(s.reshape(-1), count * m, count * most, n, ask, scale, mean, var, to)
-        for t in range(count): out[t, start:start + m] = to[t * m:(t + 1) * m]
+        for t in range(count):
+            out[t, start : start + m] = to[t * m : (t + 1) * m]
     return out
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #c9f48e73
@@ -243,13 +294,13 @@ def slid_fades(x, n, count, fade, enough):
     for start in range(0, size, most):
         m = min(most, size - start)
         holes = tile(x, start, m, 0, a)
-        slide(a[:rows * m], b[:rows * m], s[:count * m], n, m, fade)
+        slide(a[: rows * m], b[: rows * m], s[: count * m], n, m, fade)
         w[:] = weight[0]
         if holes > 0:
             tile(x, start, m, -1, a)
-            slide(a[:rows * m], b[:rows * m], w[:count * m], n, m, fade)
+            slide(a[: rows * m], b[: rows * m], w[: count * m], n, m, fade)
         for t in range(count):
-            row, to = x[rows - count + t, start:start + m], out[t, start:start + m]
+            row, to = x[rows - count + t, start : start + m], out[t, start : start + m]
             for j in range(m):
                 i = t * m + j
                 to[j] = s[i] / w[i] if row[j] == row[j] and w[i] >= enough else np.nan
@@ -262,7 +313,9 @@ def last_age(x, n, sign, oldest):
     rows, size = x.shape
     out = np.empty((1, size), np.float32)
     best, age = np.empty(size, np.float32), out[0]
-    for j in range(size): best[j] = sign * x[rows - 1, j]; age[j] = 0.
+    for j in range(size):
+        best[j] = sign * x[rows - 1, j]
+        age[j] = 0.0
     for k in range(1, n):
         past, back = x[rows - 1 - k], np.float32(k)
         for j in range(size):
@@ -270,7 +323,8 @@ def last_age(x, n, sign, oldest):
             keep = (best[j] > v) | ((best[j] == v) & (not oldest)) | (best[j] != best[j])
             best[j] = best[j] if keep else v
             age[j] = age[j] if keep else back
-    for j in range(size): age[j] = age[j] if best[j] == best[j] else np.float32(np.nan)
+    for j in range(size):
+        age[j] = age[j] if best[j] == best[j] else np.float32(np.nan)
     return out
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #ad0eccb3
@@ -280,7 +334,8 @@ def last_fall(x):
     rows, size = x.shape
     out = np.zeros((1, size), np.float32)
     top, fall = x[0].copy(), out[0]
-    for j in range(size): fall[j] = top[j] - top[j]
+    for j in range(size):
+        fall[j] = top[j] - top[j]
     for t in range(1, rows):
         now = x[t]
         for j in range(size):
@@ -295,41 +350,45 @@ def row_centres(x, centre, square):
     "Mean of each row without what is not finite, of the distances from `centre`, squared if asked."
     rows, size = x.shape
     out, away, strands = np.empty(rows), np.empty(1024), np.empty(64)
-    magic = 6755399441055744. # adding and taking it away rounds to a whole number
+    magic = 6755399441055744.0  # adding and taking it away rounds to a whole number
     for t in range(rows):
-        strands[:] = 0.
-        there, up, whole = 0, 0., 0
-        for turn in range(2): # first the largest, then the sum
+        strands[:] = 0.0
+        there, up, whole = 0, 0.0, 0
+        for turn in range(2):  # first the largest, then the sum
             for start in range(0, size, 1024):
-                row = x[t, start:start + 1024]
-                away[len(row):] = 0.
+                row = x[t, start : start + 1024]
+                away[len(row) :] = 0.0
                 for j in range(len(row)):
                     v = np.float64(row[j]) - centre[t]
                     v = v * v if square else v
-                    away[j] = (v if turn == 0 else (v * up + magic) - magic) if v - v == 0 else 0.
+                    away[j] = (v if turn == 0 else (v * up + magic) - magic) if v - v == 0 else 0.0
                 for i in range(0, 1024, 64):
-                    some = away[i:i + 64]
+                    some = away[i : i + 64]
                     if turn == 0:
-                        for j in range(64): strands[j] = max(strands[j], abs(some[j]))
+                        for j in range(64):
+                            strands[j] = max(strands[j], abs(some[j]))
                     else:
-                        for j in range(64): strands[j] += some[j]
+                        for j in range(64):
+                            strands[j] += some[j]
                 if turn == 0:
-                    for j in range(len(row)): there += row[j] - row[j] == 0
+                    for j in range(len(row)):
+                        there += row[j] - row[j] == 0
                 else:
-                    for j in range(64): whole += np.int64(strands[j])
-                    strands[:] = 0.
+                    for j in range(64):
+                        whole += np.int64(strands[j])
+                    strands[:] = 0.0
             if turn == 0:
                 digits = 42 - math.frexp(strands.max())[1]
-                up, down = math.ldexp(1., digits), math.ldexp(1., -digits)
-                strands[:] = 0.
+                up, down = math.ldexp(1.0, digits), math.ldexp(1.0, -digits)
+                strands[:] = 0.0
         out[t] = np.float64(whole) * down / np.float64(there)
     return out
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #f76971db
 def centres(
-    x: Tensor, # `[session, ticker]`, float32; what is not finite is absent
-    spread: bool = False, # standard deviation (divided by the count) instead of the mean
-) -> Tensor: # `[session, 1]`
+    x: Tensor,  # `[session, ticker]`, float32; what is not finite is absent
+    spread: bool = False,  # standard deviation (divided by the count) instead of the mean
+) -> Tensor:  # `[session, 1]`
     "Mean or spread of the tickers present in each session."
     rows = x.contiguous().numpy()
     mean = row_centres(rows, np.zeros(len(rows)), False)
@@ -337,95 +396,159 @@ def centres(
     return torch.from_numpy(found.astype(np.float32))[:, None]
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #de2bd515
-def _row(x): return torch.from_numpy(x.astype(np.float32)[None])
+def _row(x):
+    return torch.from_numpy(x.astype(np.float32)[None])
 
-def _told(by, spare, s, *ask): # a row of answers from the sums of one window; `spare` rows to work in
+
+def _told(by, spare, s, *ask):  # a row of answers from the sums of one window; `spare` rows to work in
     size = s.shape[1]
     out = np.empty((1, size), np.float32)
     by(s.reshape(-1), *ask, *np.empty((spare, size)), out[0])
     return torch.from_numpy(out)
 
+
 def _moments(ask, n, rows, x):
     code = dict(sum=0, mean=0, var=1, std=2, skew=3)[ask[0]]
-    scale = 1. / n if ask[0] == "mean" else math.sqrt(n * (n - 1)) / (n - 2) if code == 3 else 1.
-    if rows > 1: return torch.from_numpy(slid_moments(*_arrays([x]), n, rows, code, scale))
-    s = last_powers(*_arrays([x]), n, (1, 2, 2, 3)[code], 1.)
+    scale = 1.0 / n if ask[0] == "mean" else math.sqrt(n * (n - 1)) / (n - 2) if code == 3 else 1.0
+    if rows > 1:
+        return torch.from_numpy(slid_moments(*_arrays([x]), n, rows, code, scale))
+    s = last_powers(*_arrays([x]), n, (1, 2, 2, 3)[code], 1.0)
     return _told(moments_from, 2, s, s.shape[1], s.shape[1], n, code, scale)
 
+
 def _kurtosis(ask, n, rows, x):
-    if rows > 1: return None
+    if rows > 1:
+        return None
     with np.errstate(all="ignore"):
         mean, square, cube, fourth = sums_of(POWERS[3], n, x) / n
         var = square - mean * mean
         var[var <= 1e-6 * square] = np.nan
         fourth = fourth - mean * (4 * cube - mean * (6 * square - 3 * mean * mean))
-        return _row((n - 1) / ((n - 2) * (n - 3.)) * ((n + 1) * fourth / (var * var) - 3 * (n - 1)))
+        return _row((n - 1) / ((n - 2) * (n - 3.0)) * ((n + 1) * fourth / (var * var) - 3 * (n - 1)))
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #10b03ad5
 def _pairs(ask, n, rows, x, y):
     code = dict(cov=0, corr=1, beta=2)[ask[0]]
     return _told(pairs_from, 4, s := sums_of(BOTH, n, x, y), s.shape[1], n, code) if rows == 1 else None
 
+
 def _lines(ask, n, rows, x):
     code = dict(slope=0, rsquare=1, residual=2)[ask[0]]
-    return _told(lines_from, 3, s := sums_of(LINE, n, x, trend=True), x[-1].numpy(), s.shape[1], n, code) if rows == 1 else None
+    return (
+        _told(lines_from, 3, s := sums_of(LINE, n, x, trend=True), x[-1].numpy(), s.shape[1], n, code)
+        if rows == 1
+        else None
+    )
+
 
 def _faded(ask, n, rows, x):
     decay, least = float(ask[1]), min(int(ask[2]), n)
-    enough = (1 - decay ** least) / (1 - decay) * (1 - 1e-12) # as in the loops
-    if rows > 1: return torch.from_numpy(slid_fades(*_arrays([x]), n, rows, decay, enough))
-    s, weight = last_powers(*_arrays([x]), n, 1, decay)[0], last_powers(np.ones((n, 1), np.float32), n, 1, decay)[0, 0]
+    enough = (1 - decay**least) / (1 - decay) * (1 - 1e-12)  # as in the loops
+    if rows > 1:
+        return torch.from_numpy(slid_fades(*_arrays([x]), n, rows, decay, enough))
+    s = last_powers(*_arrays([x]), n, 1, decay)[0]
+    weight = last_powers(np.ones((n, 1), np.float32), n, 1, decay)[0, 0]
     return _row(s / weight) if weight >= enough and np.isfinite(s).all() else None
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #f681b9d4
-def _sign(ask): return np.float32(1 if ask[0] == "argmax" else -1)
+def _sign(ask):
+    return np.float32(1 if ask[0] == "argmax" else -1)
 
-def _extremes(ask, n, rows, x): return (x.amax if ask[0] == "max" else x.amin)(0, keepdim=True) if rows == 1 else None
 
-def _ages(ask, n, rows, x): return torch.from_numpy(last_age(*_arrays([x]), n, _sign(ask), "True" in ask[2])) if rows == 1 else None
+def _extremes(ask, n, rows, x):
+    return (x.amax if ask[0] == "max" else x.amin)(0, keepdim=True) if rows == 1 else None
 
-def _falls(ask, n, rows, x): return torch.from_numpy(last_fall(*_arrays([x]))) if rows == 1 else None
+
+def _ages(ask, n, rows, x):
+    return torch.from_numpy(last_age(*_arrays([x]), n, _sign(ask), "True" in ask[2])) if rows == 1 else None
+
+
+def _falls(ask, n, rows, x):
+    return torch.from_numpy(last_fall(*_arrays([x]))) if rows == 1 else None
+
 
 def _quantiles(ask, n, rows, x):
-    if rows > 1: return None
-    place = float(ask[2]) * (n - 1); low = int(place); up = min(low + 1, n - 1)
+    if rows > 1:
+        return None
+    place = float(ask[2]) * (n - 1)
+    low = int(place)
+    up = min(low + 1, n - 1)
     line = np.partition(np.ascontiguousarray(x.numpy().T), (low, up), axis=1)
     below, above = line[:, low].astype(np.float64), line[:, up].astype(np.float64)
     return _row(np.where(np.isnan(x.numpy()).any(0), np.nan, below + (above - below) * (place - low)))
 
-def _lag(ask, n, rows, x): return x[:rows]
+
+def _lag(ask, n, rows, x):
+    return x[:rows]
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #7d8cf976
 class Product(tuple):
     "Which inputs are multiplied, in order; stands for a tensor while a formula is read."
-    def __mul__(self, other): return Product(tuple.__add__(self, other)) if isinstance(other, Product) and len(other) == 1 else NotImplemented
+
+    def __mul__(self, other):
+        return (
+            Product(tuple.__add__(self, other))
+            if isinstance(other, Product) and len(other) == 1
+            else NotImplemented
+        )
+
 
 @lru_cache(64)
 def read(
-    parts, # function of tensors that returns products of them
-    many: int, # how many tensors
-) -> tuple | None: # as from `table_of`; None where there is anything but products
+    parts,  # function of tensors that returns products of them
+    many: int,  # how many tensors
+) -> tuple | None:  # as from `table_of`; None where there is anything but products
     "The products that a function multiplies out, in its order."
-    try: made = parts(*(Product((i,)) for i in range(many)))
-    except TypeError: return None
+    try:
+        made = parts(*(Product((i,)) for i in range(many)))
+    except TypeError:
+        return None
     return table_of(made) if all(isinstance(p, Product) for p in made) else None
 
+
 def _products(op, n, rows, *xs):
-    if rows > 1 or len(xs) > 3 or (table := read(op.parts, len(xs))) is None: return None
+    if rows > 1 or len(xs) > 3 or (table := read(op.parts, len(xs))) is None:
+        return None
     return op.answer(*torch.from_numpy(sums_of(table, n, *xs))[:, None]).to(xs[0].dtype)
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #5ab13e00
-WAYS = dict(sum=_moments, mean=_moments, var=_moments, std=_moments, skew=_moments, kurt=_kurtosis, cov=_pairs, corr=_pairs, beta=_pairs,
-            slope=_lines, rsquare=_lines, residual=_lines, ewm=_faded, max=_extremes, min=_extremes, argmax=_ages, argmin=_ages,
-            fall=_falls, quantile=_quantiles, lag=_lag)
-ACROSS = {"xmean": False, "as one_mean": False, "xstd": True, "as one_deviation": True} # steps that `centres` can take, and whether they ask for the spread
+WAYS = dict(
+    sum=_moments,
+    mean=_moments,
+    var=_moments,
+    std=_moments,
+    skew=_moments,
+    kurt=_kurtosis,
+    cov=_pairs,
+    corr=_pairs,
+    beta=_pairs,
+    slope=_lines,
+    rsquare=_lines,
+    residual=_lines,
+    ewm=_faded,
+    max=_extremes,
+    min=_extremes,
+    argmax=_ages,
+    argmin=_ages,
+    fall=_falls,
+    quantile=_quantiles,
+    lag=_lag,
+)
+ACROSS = {
+    "xmean": False,
+    "as one_mean": False,
+    "xstd": True,
+    "as one_deviation": True,
+}  # steps that `centres` can take, and whether they ask for the spread
+
 
 def way(
-    name: str, # of a step, as its recipe has it
-    bars: int, # how many bars it looks back beside the newest
-    op, # its function of tensors
-): # function of the number of rows and the tensors, returning those rows, or None where it does not apply
+    name: str,  # of a step, as its recipe has it
+    bars: int,  # how many bars it looks back beside the newest
+    op,  # its function of tensors
+):  # function of the number of rows and the tensors, returning those rows, or None where it does not apply
     "A cheaper function for the newest rows; None where there is none."
     ask = name.split(" ", 2)
-    if hasattr(op, "parts"): return partial(_products, op, bars + 1)
+    if hasattr(op, "parts"):
+        return partial(_products, op, bars + 1)
     return partial(WAYS[ask[0]], [*ask, ""], bars + 1) if ask[0] in WAYS and len(ask) > 1 else None

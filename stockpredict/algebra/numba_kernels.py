@@ -21,8 +21,10 @@ from . import kernels as K
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #80d7b112
 class compiled:
     "Decorator: a loop over arrays that is compiled at its first call."
-    def __init__(self,
-        func, # function of arrays and numbers that numba can compile
+
+    def __init__(
+        self,
+        func,  # function of arrays and numbers that numba can compile
     ):
         self.func = func
         update_wrapper(self, func)
@@ -30,15 +32,23 @@ class compiled:
     @cached_property
     def loop(self):
         import numba
-        around = self.func.__globals__
-        inner = {n: around[n].loop for n in self.func.__code__.co_names if isinstance(around.get(n), compiled)}
-        func = update_wrapper(FunctionType(self.func.__code__, {**around, **inner}, self.func.__name__), self.func)
-        del func.__wrapped__
-        strict = dict(nogil=True, error_model="numpy") # division by zero gives infinity; no reordering
-        try: return numba.njit(cache=os.path.isfile(func.__code__.co_filename), **strict)(func)
-        except RuntimeError: return numba.njit(**strict)(func)
 
-    def __call__(self, *args): return self.loop(*args)
+        around = self.func.__globals__
+        inner = {
+            n: around[n].loop for n in self.func.__code__.co_names if isinstance(around.get(n), compiled)
+        }
+        func = update_wrapper(
+            FunctionType(self.func.__code__, {**around, **inner}, self.func.__name__), self.func
+        )
+        del func.__wrapped__
+        strict = dict(nogil=True, error_model="numpy")  # division by zero gives infinity; no reordering
+        try:
+            return numba.njit(cache=os.path.isfile(func.__code__.co_filename), **strict)(func)
+        except RuntimeError:
+            return numba.njit(**strict)(func)
+
+    def __call__(self, *args):
+        return self.loop(*args)
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #11a8fe5d
 @compiled
@@ -50,12 +60,16 @@ def block(n, left):
         width *= 2
     return width, left - after
 
+
 @compiled
 def add(out, past, size, done, faded, trend):
     "Add an older block, `done` bars before the newest, to the sums in `out`."
     if trend:
-        for j in range(size): out[size + j] += done * past[j]
-    for j in range(len(out)): out[j] += faded * past[j]
+        for j in range(size):
+            out[size + j] += done * past[j]
+    for j in range(len(out)):
+        out[j] += faded * past[j]
+
 
 @compiled
 def gather(out, ring, t, n, size, fade, trend, width):
@@ -73,7 +87,7 @@ def gather(out, ring, t, n, size, fade, trend, width):
 @compiled
 def grow(new, row, size, width):
     "Double the blocks of the values and of the values times their age."
-    aged = row[size:2 * size]
+    aged = row[size : 2 * size]
     for j in range(size):
         old = aged[j]
         aged[j] = new[size + j]
@@ -87,7 +101,7 @@ def grow(new, row, size, width):
 @compiled
 def advance(new, out, ring, t, n, size, fade, trend, left=-1):
     "Take the row of bar `t`, leave in `out` the sums of the last `n` rows; with `left`, only when none is left."
-    width, done, faded = 1, 0, 1.
+    width, done, faded = 1, 0, 1.0
     whole, after = block(n, left) if left >= 0 else (n, 0)
     while True:
         row = ring[width - 1 + (t & (width - 1))]
@@ -98,14 +112,17 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
                 gather(out, ring, t, n, size, fade, trend, width)
             return
         if left < 0 and n & width:
-            if done == 0: out[:] = new
-            else: add(out, ring[width - 1 + ((t - done) & (width - 1))], size, done, faded, trend)
+            if done == 0:
+                out[:] = new
+            else:
+                add(out, ring[width - 1 + ((t - done) & (width - 1))], size, done, faded, trend)
             done += width
             faded *= fade
         if 2 * width > n:
             row[:] = new
             return
-        if trend: grow(new, row, size, width)
+        if trend:
+            grow(new, row, size, width)
         for j in range(2 * size if trend else 0, len(new)):
             before = row[j]
             row[j] = new[j]
@@ -118,8 +135,9 @@ def advance(new, out, ring, t, n, size, fade, trend, left=-1):
 def blank(rows, size, n):
     "A table to be filled from row `n - 1` on, `NaN` above."
     out = np.empty((rows, size), np.float32)
-    out[:n - 1] = np.nan
+    out[: n - 1] = np.nan
     return out
+
 
 @compiled
 def centred(s, size, n, at, mean, var):
@@ -127,25 +145,30 @@ def centred(s, size, n, at, mean, var):
     for j in range(size):
         m, square = s[j] / n, s[at + j] / n
         v = square - m * m
-        mean[j], var[j] = m, 0. if v <= 1e-14 * square else v
+        mean[j], var[j] = m, 0.0 if v <= 1e-14 * square else v
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #a568b1ea
 @compiled
 def moments_from(s, size, at, n, ask, scale, mean, var, out):
     "Sum (0), sample variance (1) or its root (2), skewness (3) from the sums of the powers, each `at` after the one before."
-    grow = n / (n - 1.)
-    if ask > 0: centred(s, size, n, at, mean, var)
+    grow = n / (n - 1.0)
+    if ask > 0:
+        centred(s, size, n, at, mean, var)
     if ask == 0:
-        for j in range(size): out[j] = s[j] * scale
+        for j in range(size):
+            out[j] = s[j] * scale
     elif ask == 1:
-        for j in range(size): out[j] = var[j] * grow
+        for j in range(size):
+            out[j] = var[j] * grow
     elif ask == 2:
-        for j in range(size): out[j] = np.sqrt(var[j] * grow)
+        for j in range(size):
+            out[j] = np.sqrt(var[j] * grow)
     else:
         for j in range(size):
             third = s[2 * at + j] / n - mean[j] * (3 * var[j] + mean[j] * mean[j])
             skew = third / (var[j] * np.sqrt(var[j])) * scale
             out[j] = skew if var[j] > 0 else np.nan
+
 
 @compiled
 def moments(x, n, ask, scale):
@@ -156,11 +179,14 @@ def moments(x, n, ask, scale):
     mean, var = np.empty(size), np.empty(size)
     for t in range(rows):
         now = x[t]
-        for j in range(size): new[j] = now[j]
+        for j in range(size):
+            new[j] = now[j]
         for k in range(1, parts):
-            for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * now[j]
-        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t >= n - 1: moments_from(s, size, size, n, ask, scale, mean, var, out[t])
+            for j in range(size):
+                new[k * size + j] = new[(k - 1) * size + j] * now[j]
+        advance(new, s, ring, t, n, size, 1.0, False, n - 1 - t if rows == n else -1)
+        if t >= n - 1:
+            moments_from(s, size, size, n, ask, scale, mean, var, out[t])
     return out
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #7524a23d
@@ -170,14 +196,19 @@ def same(y):
     for t in range(len(y)):
         first = y[t, 0]
         for j in range(1, y.shape[1]):
-            if y[t, j] != first and (y[t, j] == y[t, j] or first == first): return False
+            if y[t, j] != first and (y[t, j] == y[t, j] or first == first):
+                return False
     return True
+
 
 @compiled
 def laid_out(xs, table):
     "Which series are the same for all tickers, which products therefore stand alone, and where each begins in a row of sums."
-    common, alone, at = np.empty(len(xs), np.bool_), np.empty(len(table), np.bool_), np.zeros(len(table) + 1, np.int64)
-    for k in range(len(xs)): common[k] = same(xs[k])
+    common = np.empty(len(xs), np.bool_)
+    alone = np.empty(len(table), np.bool_)
+    at = np.zeros(len(table) + 1, np.int64)
+    for k in range(len(xs)):
+        common[k] = same(xs[k])
     for p in range(len(table)):
         alone[p] = common[table[p, 1]] and (table[p, 0] < 0 or alone[table[p, 0]])
         at[p + 1] = at[p] + (1 if alone[p] else xs.shape[2])
@@ -187,30 +218,39 @@ def laid_out(xs, table):
 @compiled
 def products(xs, t, table, common, alone, at, out, hole):
     "What bar `t` adds to each sum: an earlier product, or nothing, times a series; `NaN` where one of the series is undefined."
-    hole[:], gap = np.float32(0), 0.
+    hole[:], gap = np.float32(0), 0.0
     for k in range(len(xs)):
         x = xs[k, t]
-        for j in range(len(x)): hole[j] += 0 * x[j]
-        if common[k]: gap += 0 * x[0]
+        for j in range(len(x)):
+            hole[j] += 0 * x[j]
+        if common[k]:
+            gap += 0 * x[0]
     for p in range(len(table)):
-        parent, x, here = table[p, 0], xs[table[p, 1], t], out[at[p]:at[p + 1]]
-        if alone[p]: here[0] = np.float64(x[0]) + gap if parent < 0 else out[at[parent]] * x[0]
+        parent, x, here = table[p, 0], xs[table[p, 1], t], out[at[p] : at[p + 1]]
+        if alone[p]:
+            here[0] = np.float64(x[0]) + gap if parent < 0 else out[at[parent]] * x[0]
         elif parent < 0:
-            for j in range(len(x)): here[j] = np.float64(x[j]) + hole[j]
+            for j in range(len(x)):
+                here[j] = np.float64(x[j]) + hole[j]
         elif alone[parent]:
-            for j in range(len(x)): here[j] = out[at[parent]] * x[j] + hole[j]
+            for j in range(len(x)):
+                here[j] = out[at[parent]] * x[j] + hole[j]
         else:
-            before = out[at[parent]:at[parent + 1]]
-            for j in range(len(x)): here[j] = before[j] * x[j]
+            before = out[at[parent] : at[parent + 1]]
+            for j in range(len(x)):
+                here[j] = before[j] * x[j]
+
 
 @compiled
 def widened(s, table, alone, at, wide):
     "Sums in which what stands alone is repeated for every ticker."
     size = len(wide) // len(table)
     for p in range(len(table)):
-        to = wide[p * size:(p + 1) * size]
-        if alone[p]: to[:] = s[at[p]]
-        else: to[:] = s[at[p]:at[p + 1]]
+        to = wide[p * size : (p + 1) * size]
+        if alone[p]:
+            to[:] = s[at[p]]
+        else:
+            to[:] = s[at[p] : at[p + 1]]
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #e41945c7
 @compiled
@@ -218,18 +258,23 @@ def pairs_from(s, size, n, ask, mx, my, vx, vy, out):
     "Covariance (0), correlation (1) or slope (2) from the sums of the products that `PAIR` lists."
     centred(s, size, n, 3 * size, mx, vx)
     centred(s[size:], size, n, 3 * size, my, vy)
-    for j in range(size): mx[j] = s[2 * size + j] / n - mx[j] * my[j]
+    for j in range(size):
+        mx[j] = s[2 * size + j] / n - mx[j] * my[j]
     if ask == 0:
-        for j in range(size): out[j] = mx[j]
+        for j in range(size):
+            out[j] = mx[j]
     elif ask == 1:
         for j in range(size):
             r = mx[j] / np.sqrt(vx[j] * vy[j])
-            r = 1. if r > 1 else r
-            out[j] = -1. if r < -1 else r
+            r = 1.0 if r > 1 else r
+            out[j] = -1.0 if r < -1 else r
     else:
-        for j in range(size): out[j] = mx[j] / vy[j]
+        for j in range(size):
+            out[j] = mx[j] / vy[j]
 
-PAIR = np.array([(-1, 0), (-1, 1), (0, 1), (0, 0), (1, 1)]) # x, y, x * y, x * x, y * y
+
+PAIR = np.array([(-1, 0), (-1, 1), (0, 1), (0, 0), (1, 1)])  # x, y, x * y, x * x, y * y
+
 
 @compiled
 def pairs(xs, table, n, ask):
@@ -237,12 +282,16 @@ def pairs(xs, table, n, ask):
     rows, size = xs.shape[1:]
     common, alone, at = laid_out(xs, table)
     out, parts, wide = blank(rows, size, n), at[-1], np.empty(len(table) * size)
-    new, s, ring, hole = np.empty(parts), np.empty(parts), np.zeros((2 * n, parts)), np.empty(size, np.float32)
+    new = np.empty(parts)
+    s = np.empty(parts)
+    ring = np.zeros((2 * n, parts))
+    hole = np.empty(size, np.float32)
     mx, my, vx, vy = np.empty(size), np.empty(size), np.empty(size), np.empty(size)
     for t in range(rows):
         products(xs, t, table, common, alone, at, new, hole)
-        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
+        advance(new, s, ring, t, n, size, 1.0, False, n - 1 - t if rows == n else -1)
+        if t < n - 1:
+            continue
         widened(s, table, alone, at, wide)
         pairs_from(wide, size, n, ask, mx, my, vx, vy, out[t])
     return out
@@ -251,17 +300,22 @@ def pairs(xs, table, n, ask):
 @compiled
 def lines_from(s, now, size, n, ask, mean, var, slope, out):
     "Slope (0), share explained (1), distance of the bar `now` (2) from the sums of the values, of the values by age, and of the squares."
-    half, steep, bend = (n - 1) / 2, 12 / (n * (n * n - 1.)), (n * n - 1) / 12
-    for j in range(size): slope[j] = (half * s[j] - s[size + j]) * steep
-    if ask > 0: centred(s, size, n, 2 * size, mean, var)
+    half, steep, bend = (n - 1) / 2, 12 / (n * (n * n - 1.0)), (n * n - 1) / 12
+    for j in range(size):
+        slope[j] = (half * s[j] - s[size + j]) * steep
+    if ask > 0:
+        centred(s, size, n, 2 * size, mean, var)
     if ask == 0:
-        for j in range(size): out[j] = slope[j]
+        for j in range(size):
+            out[j] = slope[j]
     elif ask == 1:
         for j in range(size):
             share = slope[j] * slope[j] * bend / var[j]
-            out[j] = 1. if share > 1 else share
+            out[j] = 1.0 if share > 1 else share
     else:
-        for j in range(size): out[j] = now[j] - (mean[j] + slope[j] * half)
+        for j in range(size):
+            out[j] = now[j] - (mean[j] + slope[j] * half)
+
 
 @compiled
 def lines(x, n, ask):
@@ -272,11 +326,15 @@ def lines(x, n, ask):
     mean, var, slope = np.empty(size), np.empty(size), np.empty(size)
     for t in range(rows):
         now = x[t]
-        for j in range(size): new[j] = now[j]
-        for j in range(size): new[size + j] = 0 * new[j]
-        for j in range(size): new[2 * size + j] = new[j] * new[j]
-        advance(new, s, ring, t, n, size, 1., True, n - 1 - t if rows == n else -1)
-        if t >= n - 1: lines_from(s, now, size, n, ask, mean, var, slope, out[t])
+        for j in range(size):
+            new[j] = now[j]
+        for j in range(size):
+            new[size + j] = 0 * new[j]
+        for j in range(size):
+            new[2 * size + j] = new[j] * new[j]
+        advance(new, s, ring, t, n, size, 1.0, True, n - 1 - t if rows == n else -1)
+        if t >= n - 1:
+            lines_from(s, now, size, n, ask, mean, var, slope, out[t])
     return out
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #375d68b7
@@ -306,16 +364,20 @@ def faded_means(x, n, fade, enough, last, table):
     weight, age = np.zeros(size), np.zeros(size, np.int64)
     for t in range(rows):
         now, here = x[t], out[t]
-        for j in range(size): new[j] = now[j] if now[j] == now[j] else 0.
+        for j in range(size):
+            new[j] = now[j] if now[j] == now[j] else 0.0
         if not plain:
-            for j in range(size): new[size + j] = 1. if now[j] == now[j] else 0.
+            for j in range(size):
+                new[size + j] = 1.0 if now[j] == now[j] else 0.0
         elif t < begun + n:
             for j in range(size):
                 age[j] += now[j] == now[j]
                 weight[j] = table[max(min(age[j], n) - 1, 0)]
         advance(new, s, ring, t, n, size, fade, False, rows - 1 - t if last else -1)
-        if last and t < rows - 1: continue
-        if not plain: weight[:] = s[size:]
+        if last and t < rows - 1:
+            continue
+        if not plain:
+            weight[:] = s[size:]
         for j in range(size):
             good = (now[j] == now[j]) & (weight[j] >= enough)
             mean = s[j] / weight[j]
@@ -328,7 +390,7 @@ def weights(n, fade):
     "The weight of 1, 2, 3 … unbroken bars, up to `n`."
     new, s, ring, out = np.empty(1), np.empty(1), np.zeros((2 * n, 1)), np.empty(n)
     for t in range(n):
-        new[0] = 1.
+        new[0] = 1.0
         advance(new, s, ring, t, n, 1, fade, False, -1)
         out[t] = s[0]
     return out
@@ -341,60 +403,72 @@ def row_means(x, centre, square):
     out = np.empty(rows)
     away = np.empty(size)
     for t in range(rows):
-        most, there = 0., 0
+        most, there = 0.0, 0
         for j in range(size):
             v = np.float64(x[t, j]) - centre[t]
             v = v * v if square else v
-            away[j] = v if v == v else 0.
+            away[j] = v if v == v else 0.0
             there += v == v
             most = max(most, abs(away[j]))
         digits = 42 - math.frexp(most)[1]
-        up, down, whole = math.ldexp(1., digits), math.ldexp(1., -digits), 0
-        for j in range(size): whole += np.int64(np.rint(away[j] * up))
+        up, down, whole = math.ldexp(1.0, digits), math.ldexp(1.0, -digits), 0
+        for j in range(size):
+            whole += np.int64(np.rint(away[j] * up))
         out[t] = np.float64(whole) * down / np.float64(there)
     return out
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #45d15f3f
 def either(
-    tensors, # the function on tensors
-    loop, # the same on contiguous float32 arrays
-): # a function that takes the loop where it can
+    tensors,  # the function on tensors
+    loop,  # the same on contiguous float32 arrays
+):  # a function that takes the loop where it can
     "One name for a compiled loop and the tensor operations it equals."
+
     def f(*args):
-        if any(isinstance(a, Tensor) and (a.is_cuda or a.dtype != torch.float32) for a in args): return tensors(*args)
+        if any(isinstance(a, Tensor) and (a.is_cuda or a.dtype != torch.float32) for a in args):
+            return tensors(*args)
         return torch.from_numpy(loop(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in args)))
+
     return update_wrapper(f, tensors)
 
-def _pairs(x, y, n, ask): return pairs(np.stack([x, y]), PAIR, n, ask)
 
-rolling_sum      = either(K.rolling_sum, lambda x, n: moments(x, n, 0, 1.))
-rolling_mean     = either(K.rolling_mean, lambda x, n: moments(x, n, 0, 1. / n))
-rolling_var      = either(K.rolling_var, lambda x, n: moments(x, n, 1, 1.))
-rolling_std      = either(K.rolling_std, lambda x, n: moments(x, n, 2, 1.))
-rolling_skew     = either(K.rolling_skew, lambda x, n: moments(x, n, 3, math.sqrt(n * (n - 1)) / (n - 2)))
-rolling_cov      = either(K.rolling_cov, lambda x, y, n: _pairs(x, y, n, 0))
-rolling_corr     = either(K.rolling_corr, lambda x, y, n: _pairs(x, y, n, 1))
-rolling_beta     = either(K.rolling_beta, lambda x, y, n: _pairs(x, y, n, 2))
-rolling_slope    = either(K.rolling_slope, lambda x, n: lines(x, n, 0))
-rolling_rsquare  = either(K.rolling_rsquare, lambda x, n: lines(x, n, 1))
+def _pairs(x, y, n, ask):
+    return pairs(np.stack([x, y]), PAIR, n, ask)
+
+
+rolling_sum = either(K.rolling_sum, lambda x, n: moments(x, n, 0, 1.0))
+rolling_mean = either(K.rolling_mean, lambda x, n: moments(x, n, 0, 1.0 / n))
+rolling_var = either(K.rolling_var, lambda x, n: moments(x, n, 1, 1.0))
+rolling_std = either(K.rolling_std, lambda x, n: moments(x, n, 2, 1.0))
+rolling_skew = either(K.rolling_skew, lambda x, n: moments(x, n, 3, math.sqrt(n * (n - 1)) / (n - 2)))
+rolling_cov = either(K.rolling_cov, lambda x, y, n: _pairs(x, y, n, 0))
+rolling_corr = either(K.rolling_corr, lambda x, y, n: _pairs(x, y, n, 1))
+rolling_beta = either(K.rolling_beta, lambda x, y, n: _pairs(x, y, n, 2))
+rolling_slope = either(K.rolling_slope, lambda x, n: lines(x, n, 0))
+rolling_rsquare = either(K.rolling_rsquare, lambda x, n: lines(x, n, 1))
 rolling_residual = either(K.rolling_residual, lambda x, n: lines(x, n, 2))
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #59816676
 _weights = lru_cache(64)(weights.__call__)
 
+
 def _exp_mean(x, decay, least=1, last=False):
     n = K.memory(decay)
-    enough = (1 - decay ** min(least, n)) / (1 - decay) * (1 - 1e-12) # weight of that many unbroken bars
+    enough = (1 - decay ** min(least, n)) / (1 - decay) * (1 - 1e-12)  # weight of that many unbroken bars
     return faded_means(x[-n:] if last else x, n, decay, enough, last, _weights(n, decay))
 
-exp_mean   = either(K.exp_mean, _exp_mean)
-exp_newest = either(K.exp_mean, partial(_exp_mean, last=True)) # where the rows before the last one do not matter
+
+exp_mean = either(K.exp_mean, _exp_mean)
+exp_newest = either(
+    K.exp_mean, partial(_exp_mean, last=True)
+)  # where the rows before the last one do not matter
 
 mean_across = either(K.mean_across, lambda x: row_means(x, np.zeros(len(x)), False)[:, None])
 
+
 def spread_across(
-    x: Tensor, # `[session, ticker]`; `NaN` = absent
-) -> tuple[Tensor, Tensor]: # mean and standard deviation (divided by the count), `[session, 1]`, float64
+    x: Tensor,  # `[session, ticker]`; `NaN` = absent
+) -> tuple[Tensor, Tensor]:  # mean and standard deviation (divided by the count), `[session, 1]`, float64
     "Mean and spread of the tickers present in each session."
     if x.is_cuda or x.dtype != torch.float32:
         mean = K.mean_across(x)
@@ -409,7 +483,7 @@ def settle(x, present, out, at):
     "Write a block of values into the columns of `out` from `at` on; what is absent or not finite becomes `NaN`."
     rows, size = x.shape
     for t in range(rows):
-        here = out[t, at:at + size]
+        here = out[t, at : at + size]
         for j in range(size):
             v = x[t, j]
             here[j] = v if present[t, j] & (v - v == 0) else np.float32(np.nan)

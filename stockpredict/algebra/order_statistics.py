@@ -19,15 +19,21 @@ def places(x, n):
     "Percentile of the current bar among the last `n`, ties in the middle."
     rows, size = x.shape
     out = blank(rows, size, n)
-    votes, zero, half, one = np.empty(size, np.float32), np.float32(0), np.float32(.5), np.float32(1)
+    votes, zero, half, one = np.empty(size, np.float32), np.float32(0), np.float32(0.5), np.float32(1)
     for t in range(n - 1, rows):
         now = x[t]
-        for j in range(size): votes[j] = half + now[j] * zero
+        for j in range(size):
+            votes[j] = half + now[j] * zero
         for k in range(1, n):
             past = x[t - k]
             for j in range(size):
-                votes[j] += (one if past[j] < now[j] else zero) + (half if past[j] == now[j] else zero) + past[j] * zero
-        for j in range(size): out[t, j] = votes[j] / np.float32(n)
+                votes[j] += (
+                    (one if past[j] < now[j] else zero)
+                    + (half if past[j] == now[j] else zero)
+                    + past[j] * zero
+                )
+        for j in range(size):
+            out[t, j] = votes[j] / np.float32(n)
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #8b161711
@@ -39,19 +45,25 @@ def extremes(x, n, sign):
     "Largest of `n` bars times `sign`, times `sign`."
     rows, size = x.shape
     out = blank(rows, size, n)
-    new, best, ring = np.empty(size, np.float32), np.empty(size, np.float32), np.zeros((2 * n, size), np.float32)
+    new = np.empty(size, np.float32)
+    best = np.empty(size, np.float32)
+    ring = np.zeros((2 * n, size), np.float32)
     for t in range(rows):
-        for j in range(size): new[j] = sign * x[t, j]
+        for j in range(size):
+            new[j] = sign * x[t, j]
         width, done = 1, 0
         while True:
             row = ring[width - 1 + (t & (width - 1))]
             if n & width:
                 past = ring[width - 1 + ((t - done) & (width - 1))]
-                if done == 0: best[:] = new
+                if done == 0:
+                    best[:] = new
                 else:
-                    for j in range(size): best[j] = best[j] if best[j] >= past[j] or best[j] != best[j] else past[j]
+                    for j in range(size):
+                        best[j] = best[j] if best[j] >= past[j] or best[j] != best[j] else past[j]
                 done += width
-            if 2 * width > n: break
+            if 2 * width > n:
+                break
             for j in range(size):
                 before = row[j]
                 row[j] = new[j]
@@ -59,7 +71,8 @@ def extremes(x, n, sign):
             width *= 2
         row[:] = new
         if t >= n - 1:
-            for j in range(size): out[t, j] = sign * best[j]
+            for j in range(size):
+                out[t, j] = sign * best[j]
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #0e7b2ea3
@@ -68,40 +81,54 @@ def ages(x, n, sign, oldest):
     "Bars since the largest of `n` bars times `sign`; on a tie the newest, or the oldest."
     rows, size = x.shape
     out, zero = blank(rows, size, n), np.float32(0)
-    row4, ring, when = np.zeros((4, size), np.float32), np.zeros((2 * n, size), np.float32), np.zeros((2 * n, size), np.float32)
+    row4 = np.zeros((4, size), np.float32)
+    ring = np.zeros((2 * n, size), np.float32)
+    when = np.zeros((2 * n, size), np.float32)
     new, age, best, since = row4[0], row4[1], row4[2], row4[3]
     for t in range(rows):
-        for j in range(size): new[j] = sign * x[t, j]; age[j] = zero
+        for j in range(size):
+            new[j] = sign * x[t, j]
+            age[j] = zero
         width, done = 1, 0
         while True:
             row, aged = ring[width - 1 + (t & (width - 1))], when[width - 1 + (t & (width - 1))]
             if n & width:
-                past, then, back = ring[width - 1 + ((t - done) & (width - 1))], when[width - 1 + ((t - done) & (width - 1))], np.float32(done)
+                past = ring[width - 1 + ((t - done) & (width - 1))]
+                then = when[width - 1 + ((t - done) & (width - 1))]
+                back = np.float32(done)
                 for j in range(size):
                     a, b = (new[j], age[j]) if done == 0 else (past[j], then[j] + back)
                     keep = ((best[j] > a) | (best[j] == a) & (not oldest) | (best[j] != best[j])) & (done > 0)
                     best[j] = best[j] if keep else a
                     since[j] = since[j] if keep else b
                 done += width
-            if 2 * width > n: break
+            if 2 * width > n:
+                break
             back = np.float32(width)
             for j in range(size):
                 a, b, v, w = row[j], aged[j] + back, new[j], age[j]
-                row[j] = v; aged[j] = w
+                row[j] = v
+                aged[j] = w
                 keep = (v > a) | (v == a) & (not oldest) | (v != v)
                 new[j] = v if keep else a
                 age[j] = w if keep else b
             width *= 2
-        row[:] = new; aged[:] = age
+        row[:] = new
+        aged[:] = age
         if t >= n - 1:
-            for j in range(size): out[t, j] = since[j] if best[j] == best[j] else np.nan
+            for j in range(size):
+                out[t, j] = since[j] if best[j] == best[j] else np.nan
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #40bf1334
-def _sign(largest): return np.float32(1 if largest else -1)
+def _sign(largest):
+    return np.float32(1 if largest else -1)
+
 
 rolling_extreme = either(K.rolling_extreme, lambda x, n, largest=True: extremes(x, n, _sign(largest)))
-rolling_age     = either(K.rolling_age, lambda x, n, largest=True, oldest=False: ages(x, n, _sign(largest), oldest))
+rolling_age = either(
+    K.rolling_age, lambda x, n, largest=True, oldest=False: ages(x, n, _sign(largest), oldest)
+)
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #f488edb7
 @compiled
@@ -131,45 +158,60 @@ def sweep(x, t, n, line, holes):
 def quantiles(x, n, share):
     "The value below which a share of the last `n` bars lies."
     rows, size = x.shape
-    out, line, holes = blank(rows, size, n), np.full((n + 1, size), np.float32(np.inf)), np.zeros(size, np.int64)
-    place = share * (n - 1); low = int(place); part = place - low
+    out = blank(rows, size, n)
+    line = np.full((n + 1, size), np.float32(np.inf))
+    holes = np.zeros(size, np.int64)
+    place = share * (n - 1)
+    low = int(place)
+    part = place - low
     for t in range(rows):
         sweep(x, t, n, line, holes)
-        if t < n - 1: continue
+        if t < n - 1:
+            continue
         for j in range(size):
             a, b = np.float64(line[low, j]), np.float64(line[min(low + 1, n - 1), j])
             out[t, j] = np.nan if holes[j] > 0 else a + (b - a) * part
     return out
 
+
 @compiled
 def lows(x, n, m):
     "Mean of the `m` lowest of `n` bars."
     rows, size = x.shape
-    out, line, holes = blank(rows, size, n), np.full((n + 1, size), np.float32(np.inf)), np.zeros(size, np.int64)
+    out = blank(rows, size, n)
+    line = np.full((n + 1, size), np.float32(np.inf))
+    holes = np.zeros(size, np.int64)
     s = np.empty(size)
     for t in range(rows):
         sweep(x, t, n, line, holes)
-        if t < n - 1: continue
-        s[:] = 0.
+        if t < n - 1:
+            continue
+        s[:] = 0.0
         for k in range(m):
-            for j in range(size): s[j] += line[k, j]
-        for j in range(size): out[t, j] = np.nan if holes[j] > 0 else s[j] / m
+            for j in range(size):
+                s[j] += line[k, j]
+        for j in range(size):
+            out[t, j] = np.nan if holes[j] > 0 else s[j] / m
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #a74d1dcb
 def lowest_mean(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window
-    m: int, # how many of the lowest are averaged
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window
+    m: int,  # how many of the lowest are averaged
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "Mean of the `m` lowest of the last `n` bars."
-    if n > len(x): return K.undefined_head(None, x)
+    if n > len(x):
+        return K.undefined_head(None, x)
     window = x.unfold(0, n, 1)
     low = window.sort(-1).values[..., :m].double()
-    return K.undefined_head((sum(low[..., k] for k in range(m)) / m).masked_fill(window.isnan().any(-1), math.nan), x)
+    return K.undefined_head(
+        (sum(low[..., k] for k in range(m)) / m).masked_fill(window.isnan().any(-1), math.nan), x
+    )
+
 
 rolling_quantile = either(K.rolling_quantile, quantiles.__call__)
-rolling_lows     = either(lowest_mean, lows.__call__)
+rolling_lows = either(lowest_mean, lows.__call__)
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #6c19a02b
 @compiled
@@ -177,9 +219,10 @@ def ordered(a, b, m, place, wide):
     "Sort the first `m` of `a` by their upper half, `wide` bits a pass, through `b`; are they now in `b`?"
     low, mask, turned = 32, np.uint64((1 << wide) - 1), False
     while low < 64:
-        place[:1 << wide] = 0
+        place[: 1 << wide] = 0
         shift, total = np.uint64(low), 0
-        for i in range(m): place[(a[i] >> shift) & mask] += 1
+        for i in range(m):
+            place[(a[i] >> shift) & mask] += 1
         for d in range(1 << wide):
             here = place[d]
             place[d] = total
@@ -205,12 +248,14 @@ def row_ranks(x, view):
             b = view[t, j]
             keys[m] = np.uint64(~b if b & top else b | top) << half | np.uint64(j)
             m += x[t, j] == x[t, j]
-        if ordered(keys, spare, m, place, 8 if m < 500 else 11): keys, spare = spare, keys
+        if ordered(keys, spare, m, place, 8 if m < 500 else 11):
+            keys, spare = spare, keys
         first = 0
         for i in range(m):
             if i + 1 == m or keys[i + 1] >> half != keys[first] >> half:
-                middle = np.float32(first + i + 1) / np.float32(2 * m) - np.float32(.5)
-                for k in range(first, i + 1): out[t, keys[k] & low] = middle
+                middle = np.float32(first + i + 1) / np.float32(2 * m) - np.float32(0.5)
+                for k in range(first, i + 1):
+                    out[t, keys[k] & low] = middle
                 first = i + 1
     return out
 

@@ -20,157 +20,235 @@ from .series import Grid, Series
 # %% ../../nbs/algebra/50_panel.ipynb #0d0f4149
 FIELDS = ("open", "high", "low", "close", "volume")
 
+
 class Panel:
     "What was known: the published fields of every ticker on one grid of sessions."
-    def __init__(self,
-        fields: dict[str, Tensor], # `[session, ticker]` tensors, "close" at least
-        sessions: pd.DatetimeIndex, # trading days, oldest first
-        tickers: list[str], # column names
-        grid: Grid = None, # when it is known already
+
+    def __init__(
+        self,
+        fields: dict[str, Tensor],  # `[session, ticker]` tensors, "close" at least
+        sessions: pd.DatetimeIndex,  # trading days, oldest first
+        tickers: list[str],  # column names
+        grid: Grid = None,  # when it is known already
     ):
         self.grid = grid or Grid(pd.DatetimeIndex(sessions), tickers, ~fields["close"].isnan())
         self._fields, self._series, self._has = fields, {}, {}
 
     def __getattr__(self, name):
-        if name not in FIELDS: raise AttributeError(f"A panel has no '{name}'. {did_you_mean(name, [*FIELDS, 'money'])}")
+        if name not in FIELDS:
+            raise AttributeError(f"A panel has no '{name}'. {did_you_mean(name, [*FIELDS, 'money'])}")
         if name not in self._series:
             x = self._fields.get(name)
-            if x is None: x = torch.full_like(self._fields["close"], math.nan)
+            if x is None:
+                x = torch.full_like(self._fields["close"], math.nan)
             self._series[name] = Series(x, self.grid, fields={name}, name=name)
         return self._series[name]
 
     @cached_property
-    def money(self): # traded in the session, at published prices
+    def money(self):  # traded in the session, at published prices
         x = self._fields.get("money")
-        if x is None: x = self._fields["close"] * self._fields.get("volume", math.nan)
+        if x is None:
+            x = self._fields["close"] * self._fields.get("volume", math.nan)
         return Series(x, self.grid, fields={"close", "volume"}, name="money")
 
     @cached_property
-    def returns(self): return self.close.pct_change() # what most features start from
+    def returns(self):
+        return self.close.pct_change()  # what most features start from
 
     @cached_property
-    def market(self): return self.returns.xmean() # the equally weighted market, seen from every ticker
+    def market(self):
+        return self.returns.xmean()  # the equally weighted market, seen from every ticker
 
     sessions = property(lambda self: self.grid.sessions)
-    tickers  = property(lambda self: self.grid.tickers)
-    present  = property(lambda self: self.grid.present)
-    device   = property(lambda self: self.present.device)
-    def __len__(self): return len(self.sessions)
+    tickers = property(lambda self: self.grid.tickers)
+    present = property(lambda self: self.grid.present)
+    device = property(lambda self: self.present.device)
+
+    def __len__(self):
+        return len(self.sessions)
+
     def __repr__(self):
         span = f", {self.sessions[0]:%Y-%m-%d} to {self.sessions[-1]:%Y-%m-%d}" if len(self) else ""
         return f"Panel of {len(self)} sessions x {len(self.tickers)} tickers{span}, {self.present.float().mean():.1%} present"
 
 # %% ../../nbs/algebra/50_panel.ipynb #939ccbff
-def _locate(times: pd.Series, calendar) -> tuple[pd.DatetimeIndex, np.ndarray]: # the sessions, and the row of each time
+def _locate(
+    times: pd.Series, calendar
+) -> tuple[pd.DatetimeIndex, np.ndarray]:  # the sessions, and the row of each time
     codes, unique = pd.factorize(times)
     unique = pd.DatetimeIndex(unique)
-    days = calendar.session_of(unique) if calendar is not None else (unique.tz_convert("UTC").tz_localize(None) if unique.tz else unique).normalize()
+    days = (
+        calendar.session_of(unique)
+        if calendar is not None
+        else (unique.tz_convert("UTC").tz_localize(None) if unique.tz else unique).normalize()
+    )
     days = pd.DatetimeIndex(days)
-    sessions = calendar.sessions(days.min(), days.max()) if calendar is not None else days.unique().sort_values()
+    sessions = (
+        calendar.sessions(days.min(), days.max()) if calendar is not None else days.unique().sort_values()
+    )
     return sessions, sessions.get_indexer(days)[codes]
 
+
 @patch(cls_method=True)
-def from_bars(cls: Panel,
-    frame: pd.DataFrame, # long bars: ticker, event_time, close and what else there is of open, high, low, volume, money
-    calendar=None, # exchange calendar; None = the dates that occur (UTC)
-    dtype: torch.dtype = torch.float32, # precision of the tensors
-    device: str = "cpu", # where they live
+def from_bars(
+    cls: Panel,
+    # long bars: ticker, event_time, close and what else there is of open, high, low, volume, money
+    frame: pd.DataFrame,
+    calendar=None,  # exchange calendar; None = the dates that occur (UTC)
+    dtype: torch.dtype = torch.float32,  # precision of the tensors
+    device: str = "cpu",  # where they live
 ) -> Panel:
     "Arrange long bars as a rectangle of sessions and tickers."
-    if not len(frame): raise NotEnoughHistory("There are no bars to build a panel from.", "Ingest data first, or widen the universe and the dates.")
-    (sessions, row), (column, tickers) = _locate(frame["event_time"], calendar), pd.factorize(frame["ticker"], sort=True)
+    if not len(frame):
+        raise NotEnoughHistory(
+            "There are no bars to build a panel from.",
+            "Ingest data first, or widen the universe and the dates.",
+        )
+    (sessions, row) = _locate(frame["event_time"], calendar)
+    (column, tickers) = pd.factorize(frame["ticker"], sort=True)
     if len(np.unique(row * len(tickers) + column)) < len(frame):
-        raise BarsInvalid("Some tickers have more than one bar in a session.", "Read bars through the lake, which keeps the newest of each.")
+        raise BarsInvalid(
+            "Some tickers have more than one bar in a session.",
+            "Read bars through the lake, which keeps the newest of each.",
+        )
     gone = frame["close"].isna().to_numpy()
+
     def grid_of(name):
         x = np.full((len(sessions), len(tickers)), np.nan)
         x[row, column] = np.where(gone, np.nan, frame[name].to_numpy(dtype=float, na_value=np.nan))
         return torch.from_numpy(x).to(device, dtype)
+
     fields = {name: grid_of(name) for name in FIELDS if name in frame}
-    if "money" in frame and "volume" in fields: fields["money"] = grid_of("money").masked_fill_(fields["volume"].isnan(), math.nan)
+    if "money" in frame and "volume" in fields:
+        fields["money"] = grid_of("money").masked_fill_(fields["volume"].isnan(), math.nan)
     return cls(fields, sessions, [str(t) for t in tickers])
 
 # %% ../../nbs/algebra/50_panel.ipynb #fd818518
 @patch
 def _rows(self: Panel, rows: slice) -> Panel:
-    return Panel({k: v[rows] for k, v in self._fields.items()}, None, None, Grid(self.sessions[rows], self.tickers, self.present[rows]))
+    return Panel(
+        {k: v[rows] for k, v in self._fields.items()},
+        None,
+        None,
+        Grid(self.sessions[rows], self.tickers, self.present[rows]),
+    )
+
 
 @patch
-def until(self: Panel,
-    session, # a date; the panel ends with the last session on or before it
+def until(
+    self: Panel,
+    session,  # a date; the panel ends with the last session on or before it
 ) -> Panel:
     "The panel as it stood after a session."
     return self._rows(slice(0, self.sessions.searchsorted(pd.Timestamp(session), side="right")))
 
+
 @patch
-def first(self: Panel,
-    n: int, # sessions to keep
+def first(
+    self: Panel,
+    n: int,  # sessions to keep
 ) -> Panel:
     "The oldest `n` sessions."
     return self._rows(slice(0, n))
 
+
 @patch
-def last(self: Panel,
-    n: int, # sessions to keep
+def last(
+    self: Panel,
+    n: int,  # sessions to keep
 ) -> Panel:
     "The newest `n` sessions."
     return self._rows(slice(max(0, len(self) - n), None))
 
 # %% ../../nbs/algebra/50_panel.ipynb #efd55cf5
 @patch
-def select(self: Panel,
-    tickers: list[str], # which tickers, in the order wanted
+def select(
+    self: Panel,
+    tickers: list[str],  # which tickers, in the order wanted
 ) -> Panel:
     "The same sessions for some of the tickers."
     at = {t: i for i, t in enumerate(self.tickers)}
     for t in tickers:
-        if t not in at: raise UnknownTicker(f"The panel holds no ticker '{t}'.", did_you_mean(t, self.tickers), ticker=t)
+        if t not in at:
+            raise UnknownTicker(f"The panel holds no ticker '{t}'.", did_you_mean(t, self.tickers), ticker=t)
     cols = torch.tensor([at[t] for t in tickers], device=self.device)
-    return Panel({k: v[:, cols] for k, v in self._fields.items()}, None, None, Grid(self.sessions, tickers, self.present[:, cols]))
+    return Panel(
+        {k: v[:, cols] for k, v in self._fields.items()},
+        None,
+        None,
+        Grid(self.sessions, tickers, self.present[:, cols]),
+    )
+
 
 @patch
-def to(self: Panel,
-    device: str, # "cpu", "cuda" …
+def to(
+    self: Panel,
+    device: str,  # "cpu", "cuda" …
 ) -> Panel:
     "The same panel on another device."
-    return Panel({k: v.to(device) for k, v in self._fields.items()}, None, None, Grid(self.sessions, self.tickers, self.present.to(device)))
+    return Panel(
+        {k: v.to(device) for k, v in self._fields.items()},
+        None,
+        None,
+        Grid(self.sessions, self.tickers, self.present.to(device)),
+    )
+
 
 @patch
-def has(self: Panel,
-    field: str, # open, high, low, close, volume, or one that was attached
+def has(
+    self: Panel,
+    field: str,  # open, high, low, close, volume, or one that was attached
 ) -> bool:
     "Is the field published for any bar?"
     if field not in self._has:
         x = self._fields.get(field)
-        self._has[field] = x is not None and not (bool(x[-1:].isnan().all()) and bool(x.isnan().all())) # the last session mostly tells
+        self._has[field] = x is not None and not (
+            bool(x[-1:].isnan().all()) and bool(x.isnan().all())
+        )  # the last session mostly tells
     return self._has[field]
 
 # %% ../../nbs/algebra/50_panel.ipynb #7070a3b4
 @patch
-def blocks(self: Panel,
-    wide: int | None = None, # tickers in a block; None = as many as fit into the processor's cache
-): # pairs of the first column and a panel
+def blocks(
+    self: Panel,
+    wide: int | None = None,  # tickers in a block; None = as many as fit into the processor's cache
+):  # pairs of the first column and a panel
     "The same sessions, a few neighbouring tickers at a time."
     count, size = len(self.tickers), self.present.numel()
     portions = max(1 + (size > K.BLOCK // 2), math.ceil(size / K.BLOCK))
     wide = count if self.present.is_cuda else wide or math.ceil(count / portions / 16) * 16
     for at in range(0, count, max(1, wide)):
-        def cut(x, to=slice(at, at + wide)): return x[:, to].contiguous()
-        yield at, Panel({k: cut(v) for k, v in self._fields.items()}, None, None,
-                        Grid(self.sessions, self.tickers[at:at + wide], cut(self.present)))
+
+        def cut(x, to=slice(at, at + wide)):
+            return x[:, to].contiguous()
+
+        yield (
+            at,
+            Panel(
+                {k: cut(v) for k, v in self._fields.items()},
+                None,
+                None,
+                Grid(self.sessions, self.tickers[at : at + wide], cut(self.present)),
+            ),
+        )
 
 # %% ../../nbs/algebra/50_panel.ipynb #7148bf55
 @patch
-def tail(self: Panel,
-    lookback: int, # bars that the newest value needs
-    crossings: int = 0, # comparisons across tickers on the way
+def tail(
+    self: Panel,
+    lookback: int,  # bars that the newest value needs
+    crossings: int = 0,  # comparisons across tickers on the way
 ) -> Panel:
     "The newest sessions, enough of them that every ticker's newest value is the one of the full history."
     gappy = K.missed(self.present) > 0
-    if not gappy.any(): return self.last(lookback)
-    here = self.present[:, gappy]; seen = here.to(torch.uint8)
+    if not gappy.any():
+        return self.last(lookback)
+    here = self.present[:, gappy]
+    seen = here.to(torch.uint8)
     halted = ~here & (seen.cummax(0).values > 0) & (seen.flip(0).cummax(0).values.flip(0) > 0)
-    worst = halted.flip(0).cumsum(0).amax(1).cpu() # most sessions missed by any one ticker in the last 1, 2, 3 … sessions
+    worst = (
+        halted.flip(0).cumsum(0).amax(1).cpu()
+    )  # most sessions missed by any one ticker in the last 1, 2, 3 … sessions
     size, reach = 0, lookback
     while reach != size and reach < len(self):
         size, reach = reach, lookback + (crossings + 1) * int(worst[reach - 1])
@@ -178,28 +256,34 @@ def tail(self: Panel,
 
 # %% ../../nbs/algebra/50_panel.ipynb #86a29af6
 def scramble(
-    panel: Panel, # a panel
-    t: int, # position of the last session that stays as it was
-    seed: int = 0, # of the noise
+    panel: Panel,  # a panel
+    t: int,  # position of the last session that stays as it was
+    seed: int = 0,  # of the noise
 ) -> Panel:
     "The same past with another future."
     noise = torch.Generator().manual_seed(seed)
-    shape = panel.present[t+1:].shape
-    absent = torch.rand(shape, generator=noise) < .2
+    shape = panel.present[t + 1 :].shape
+    absent = torch.rand(shape, generator=noise) < 0.2
+
     def other(x):
         new = (torch.randn(shape, generator=noise) * 2 + 3).exp().masked_fill(absent, math.nan)
-        return torch.cat([x[:t+1], new.to(x)])
+        return torch.cat([x[: t + 1], new.to(x)])
+
     return Panel({k: other(v) for k, v in panel._fields.items()}, panel.sessions, panel.tickers)
 
-def same(a: Tensor, b: Tensor) -> bool: # do all values agree bit for bit, undefined ones included?
+
+def same(a: Tensor, b: Tensor) -> bool:  # do all values agree bit for bit, undefined ones included?
     "Exact equality in which `NaN` equals `NaN`."
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
+
 def sees_future(
-    feature, # function of a panel, returning a `Series`
-    panel: Panel, # where to try it
-    t: int, # position of the last session that stays as it was
+    feature,  # function of a panel, returning a `Series`
+    panel: Panel,  # where to try it
+    t: int,  # position of the last session that stays as it was
 ) -> bool:
     "Does `feature` change at or before session `t` when everything after it is cut off or scrambled?"
-    now = feature(panel).values[:t+1]
-    return not all(same(now, feature(other).values[:t+1]) for other in (panel.first(t+1), scramble(panel, t)))
+    now = feature(panel).values[: t + 1]
+    return not all(
+        same(now, feature(other).values[: t + 1]) for other in (panel.first(t + 1), scramble(panel, t))
+    )

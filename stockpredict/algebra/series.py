@@ -19,114 +19,153 @@ from . import kernels as K, numba_kernels as L, order_statistics as O
 # %% ../../nbs/algebra/40_series.ipynb #1f306948
 class Grid:
     "Which sessions, which tickers, and where a bar stands."
-    def __init__(self,
-        sessions: pd.DatetimeIndex, # trading days, oldest first
-        tickers: list[str], # column names
-        present: Tensor, # bool `[session, ticker]`: is there a bar?
-    ): self.sessions, self.tickers, self.present, self.shared = sessions, list(tickers), present, None
+
+    def __init__(
+        self,
+        sessions: pd.DatetimeIndex,  # trading days, oldest first
+        tickers: list[str],  # column names
+        present: Tensor,  # bool `[session, ticker]`: is there a bar?
+    ):
+        self.sessions, self.tickers, self.present, self.shared = sessions, list(tickers), present, None
 
     @cached_property
-    def full(self): return bool(self.present.all())
+    def full(self):
+        return bool(self.present.all())
 
     @cached_property
-    def tables(self): return None if self.full else K.bar_tables(self.present) # None = no ticker has a gap
+    def tables(self):
+        return None if self.full else K.bar_tables(self.present)  # None = no ticker has a gap
 
     def to_bars(self, x: Tensor) -> Tensor:
         "From one row a session to one row a bar."
-        if self.tables is None: return x
+        if self.tables is None:
+            return x
         session, _, missing = self.tables
         return x.gather(0, session).masked_fill(missing, math.nan)
 
     def to_sessions(self, x: Tensor) -> Tensor:
         "From one row a bar to one row a session; `NaN` where there was no bar."
-        if self.tables is not None: x = x.gather(0, self.tables[1])
+        if self.tables is not None:
+            x = x.gather(0, self.tables[1])
         return x.masked_fill(~self.present, math.nan)
 
 # %% ../../nbs/algebra/40_series.ipynb #0dab4363
 class Shared:
     "Series that will be asked for again, kept until the last asker has come."
-    def __init__(self,
-        uses: Counter | None = None, # how often each recipe will be asked for; None = count it
-        rows: dict | None = None, # how many of its newest rows each recipe must have; None = all
-    ): self.counting, self.uses, self.kept, self.rows = uses is None, Counter(uses), {}, rows
 
-    def get(self,
-        recipe: int, # what is asked for
-        make, # function that computes it
+    def __init__(
+        self,
+        uses: Counter | None = None,  # how often each recipe will be asked for; None = count it
+        rows: dict | None = None,  # how many of its newest rows each recipe must have; None = all
+    ):
+        self.counting, self.uses, self.kept, self.rows = uses is None, Counter(uses), {}, rows
+
+    def get(
+        self,
+        recipe: int,  # what is asked for
+        make,  # function that computes it
     ):
         "The series with this recipe."
         self.uses[recipe] += 1 if self.counting else -1
         again = not self.counting and self.uses[recipe] > 0
-        if recipe in self.kept: return self.kept[recipe] if again else self.kept.pop(recipe)
+        if recipe in self.kept:
+            return self.kept[recipe] if again else self.kept.pop(recipe)
         out = make()
-        if again: self.kept[recipe] = out
+        if again:
+            self.kept[recipe] = out
         return out
 
 # %% ../../nbs/algebra/40_series.ipynb #ebc3b115
 def thrifty(
-    asks: dict, # what is to be computed -> the recipes that it asks for
-) -> list: # its keys, in an order that keeps few results at a time
+    asks: dict,  # what is to be computed -> the recipes that it asks for
+) -> list:  # its keys, in an order that keeps few results at a time
     "Put those who ask for the same next to each other."
     askers = {}
     for x, recipes in asks.items():
-        for r in recipes: askers.setdefault(r, []).append(x)
+        for r in recipes:
+            askers.setdefault(r, []).append(x)
     shared = {x: [r for r in recipes if len(askers[r]) > 1] for x, recipes in asks.items()}
     left, kept, rest, out = {r: len(some) for r, some in askers.items()}, set(), dict.fromkeys(asks), []
-    def gain(x): return sum((left[r] == 1) - (left[r] > 1 and r not in kept) for r in shared[x])
+
+    def gain(x):
+        return sum((left[r] == 1) - (left[r] > 1 and r not in kept) for r in shared[x])
+
     gains = {x: gain(x) for x in asks}
     while rest:
         x = max(rest, key=gains.__getitem__)
         del rest[x]
         out.append(x)
-        for r in shared[x]: left[r] -= 1
+        for r in shared[x]:
+            left[r] -= 1
         kept = (kept | set(shared[x])) - {r for r in shared[x] if not left[r]}
-        for y in {y for r in shared[x] for y in askers[r] if y in rest}: gains[y] = gain(y)
+        for y in {y for r in shared[x] for y in askers[r] if y in rest}:
+            gains[y] = gain(y)
     return out
 
 # %% ../../nbs/algebra/40_series.ipynb #2631fd99
-_recipes, _numbers, _steps = {}, itertools.count(), {} # _steps: recipe -> bars back, recipes it is made from, kind of step, function of their tensors
+_recipes, _numbers, _steps = (
+    {},
+    itertools.count(),
+    {},
+)  # _steps: recipe -> bars back, recipes it is made from, kind of step, function of their tensors
 
-def _recipe(*parts): # a name, numbers, and series; None when a part has no recipe
-    if not all(isinstance(p, str | int | float | None | Series) and getattr(p, "recipe", 0) is not None for p in parts): return None
+
+def _recipe(*parts):  # a name, numbers, and series; None when a part has no recipe
+    if not all(
+        isinstance(p, str | int | float | None | Series) and getattr(p, "recipe", 0) is not None
+        for p in parts
+    ):
+        return None
     key = tuple((p.recipe,) if isinstance(p, Series) else p for p in parts)
     return _recipes.setdefault(key, next(_numbers))
 
-def _made(grid, recipe, make, series, bars=0, kind="each", op=None): # the series, fresh or shared; `make` is told how many rows are needed
-    if recipe is not None and recipe not in _steps: _steps[recipe] = bars, tuple(s.recipe for s in series), kind, op
-    if recipe is None or grid.shared is None: out = make(None)
-    else: out = grid.shared.get(recipe, lambda: make(grid.shared.rows and grid.shared.rows[recipe]))
+
+def _made(
+    grid, recipe, make, series, bars=0, kind="each", op=None
+):  # the series, fresh or shared; `make` is told how many rows are needed
+    if recipe is not None and recipe not in _steps:
+        _steps[recipe] = bars, tuple(s.recipe for s in series), kind, op
+    if recipe is None or grid.shared is None:
+        out = make(None)
+    else:
+        out = grid.shared.get(recipe, lambda: make(grid.shared.rows and grid.shared.rows[recipe]))
     out.recipe = recipe
     return out
 
 # %% ../../nbs/algebra/40_series.ipynb #a9d869a1
 def by_recipe(
-    grid: Grid, # where the series stands
-    name: str | None, # of the step, parameters included; None = it cannot be told from others
-    kind: str, # "days" = from the sessions' dates, "column" = one value a session, "spread" = such a value for every ticker
-    op, # function of tensors (of dates), returning one row a session
-    make, # function without arguments that returns the series
-    *series, # what it is made from
-): # the series
+    grid: Grid,  # where the series stands
+    name: str | None,  # of the step, parameters included; None = it cannot be told from others
+    # "days" = from the sessions' dates, "column" = one value a session, "spread" = such a value for every
+    # ticker
+    kind: str,
+    op,  # function of tensors (of dates), returning one row a session
+    make,  # function without arguments that returns the series
+    *series,  # what it is made from
+):  # the series
     "A series that is made in a way of its own, with a recipe all the same."
     return _made(grid, name and _recipe(name, *series), lambda rows: make(), series, 0, kind, op)
 
+
 def rows_needed(
-    recipes: dict, # recipe -> newest rows wanted
-) -> dict: # the same for these and every recipe on the way to them
+    recipes: dict,  # recipe -> newest rows wanted
+) -> dict:  # the same for these and every recipe on the way to them
     "How many of its newest rows each step must have."
     need, ahead = dict(recipes), [-r for r in recipes]
     heapq.heapify(ahead)
-    while ahead: # what a recipe is made from has a smaller number
+    while ahead:  # what a recipe is made from has a smaller number
         recipe = -heapq.heappop(ahead)
         bars, parts = _steps.get(recipe, (0, ()))[:2]
         for p in parts:
-            if p not in need: heapq.heappush(ahead, -p)
+            if p not in need:
+                heapq.heappush(ahead, -p)
             need[p] = max(need.get(p, 0), need[recipe] + bars)
     return need
 
+
 def newest(
-    x, # tensor, or a number, which is left alone
-    rows: int | None, # how many; None = all
+    x,  # tensor, or a number, which is left alone
+    rows: int | None,  # how many; None = all
 ):
     "The last rows."
     return x[-rows:] if rows and isinstance(x, Tensor) and rows < len(x) else x
@@ -134,108 +173,162 @@ def newest(
 # %% ../../nbs/algebra/40_series.ipynb #e7035279
 class Series:
     "One quantity for every session and ticker, with a memory of how far back it looked."
-    def __init__(self,
-        values: Tensor, # `[session, ticker]`, oldest session first, `NaN` where undefined
-        grid: Grid, # the rectangle it lives on
-        lookback: int = 1, # bars needed for one value, the current one included
-        crossings: int = 0, # comparisons across tickers on the way
-        fields: frozenset = frozenset(), # published fields it was made from
-        as_bars: bool = False, # are rows bars instead of sessions? (gaps closed)
-        clean: bool = False, # is it known to be `NaN` wherever there is no bar?
-        name: str | None = None, # of a published field, which needs no other recipe
+
+    def __init__(
+        self,
+        values: Tensor,  # `[session, ticker]`, oldest session first, `NaN` where undefined
+        grid: Grid,  # the rectangle it lives on
+        lookback: int = 1,  # bars needed for one value, the current one included
+        crossings: int = 0,  # comparisons across tickers on the way
+        fields: frozenset = frozenset(),  # published fields it was made from
+        as_bars: bool = False,  # are rows bars instead of sessions? (gaps closed)
+        clean: bool = False,  # is it known to be `NaN` wherever there is no bar?
+        name: str | None = None,  # of a published field, which needs no other recipe
     ):
         self.recipe = None if name is None else _recipe(name)
         if values.shape[1:] != grid.present.shape[1:]:
-            raise FeatureError(f"A series on this panel needs {len(grid.tickers)} columns, not a shape of {tuple(values.shape)}.")
+            raise FeatureError(
+                f"A series on this panel needs {len(grid.tickers)} columns, not a shape of {tuple(values.shape)}."
+            )
         self._x, self.grid, self._as_bars = values, grid, as_bars and grid.tables is not None
-        if not (clean or self._as_bars or grid.full): self._x = values.masked_fill(~newest(grid.present, len(values)), math.nan)
+        if not (clean or self._as_bars or grid.full):
+            self._x = values.masked_fill(~newest(grid.present, len(values)), math.nan)
         self.lookback, self.crossings, self.fields = lookback, crossings, frozenset(fields)
 
     @cached_property
-    def bars(self) -> Tensor: return self._x if self._as_bars else self.grid.to_bars(self._x)
+    def bars(self) -> Tensor:
+        return self._x if self._as_bars else self.grid.to_bars(self._x)
 
     @property
-    def values(self) -> Tensor: return self.grid.to_sessions(self._x) if self._as_bars else self._x.clone()
+    def values(self) -> Tensor:
+        return self.grid.to_sessions(self._x) if self._as_bars else self._x.clone()
 
-    def frame(self) -> pd.DataFrame: # sessions down, tickers across
+    def frame(self) -> pd.DataFrame:  # sessions down, tickers across
         "The values as a table."
         return pd.DataFrame(self.values.cpu().numpy(), index=self.grid.sessions, columns=self.grid.tickers)
 
-    def __repr__(self): return (f"Series of {len(self.grid.sessions)} sessions x {len(self.grid.tickers)} tickers from "
-                                f"{', '.join(sorted(self.fields)) or 'nothing'}, looks back {self.lookback} bars")
+    def __repr__(self):
+        return (
+            f"Series of {len(self.grid.sessions)} sessions x {len(self.grid.tickers)} tickers from "
+            f"{', '.join(sorted(self.fields)) or 'nothing'}, looks back {self.lookback} bars"
+        )
 
 # %% ../../nbs/algebra/40_series.ipynb #d7738662
 @patch
-def plot(self: Series,
-    title: str = "", # what the picture shows
-    most: int = 3, # tickers drawn, the first ones
-    **kwargs, # passed on to pandas' plot
-): # matplotlib axes
+def plot(
+    self: Series,
+    title: str = "",  # what the picture shows
+    most: int = 3,  # tickers drawn, the first ones
+    **kwargs,  # passed on to pandas' plot
+):  # matplotlib axes
     "Draw a line each for the first few tickers."
-    return self.frame().iloc[:, :most].plot(figsize=(8, 2.6), title=title, lw=.9, **kwargs)
+    return self.frame().iloc[:, :most].plot(figsize=(8, 2.6), title=title, lw=0.9, **kwargs)
 
 # %% ../../nbs/algebra/40_series.ipynb #eee1a524
 def _one_grid(series):
     if any(s.grid is not series[0].grid for s in series):
         raise FeatureError("These series stand on different panels.", "Compute both from the same panel.")
 
-def _origin(series): # look-back, crossings and fields of what is made from several series
-    return max(s.lookback for s in series), max(s.crossings for s in series), frozenset().union(*(s.fields for s in series))
+
+def _origin(series):  # look-back, crossings and fields of what is made from several series
+    return (
+        max(s.lookback for s in series),
+        max(s.crossings for s in series),
+        frozenset().union(*(s.fields for s in series)),
+    )
+
 
 def _combine(name, op, *operands):
     "Apply a tensor function to series and numbers that stand on one grid."
     series = [s for s in operands if isinstance(s, Series)]
     _one_grid(series)
+
     def make(rows):
         as_bars = any(s._as_bars for s in series)
-        tensors = [newest(s.bars if as_bars else s._x, rows) if isinstance(s, Series) else s for s in operands]
+        tensors = [
+            newest(s.bars if as_bars else s._x, rows) if isinstance(s, Series) else s for s in operands
+        ]
         return Series(op(*tensors), series[0].grid, *_origin(series), as_bars, clean=True)
+
     among = [isinstance(s, Series) or s for s in operands]
+
     def each(*xs):
         xs = iter(xs)
         return op(*(next(xs) if s is True else s for s in among))
-    return _made(series[0].grid, _recipe(name, *operands), make, series, op=op if len(series) == len(operands) else each)
+
+    return _made(
+        series[0].grid,
+        _recipe(name, *operands),
+        make,
+        series,
+        op=op if len(series) == len(operands) else each,
+    )
+
 
 def _compare(op):
     def f(a, b):
         out = op(a, b).to(a.dtype if isinstance(a, Tensor) else b.dtype)
-        for x in (a, b): out = out.add_(x, alpha=0) if isinstance(x, Tensor) else out + x * 0 # undefined where one of them is
+        for x in (a, b):
+            out = (
+                out.add_(x, alpha=0) if isinstance(x, Tensor) else out + x * 0
+            )  # undefined where one of them is
         return out
+
     return f
+
 
 for name, op in dict(add=operator.add, sub=operator.sub, mul=operator.mul, truediv=operator.truediv).items():
     setattr(Series, f"__{name}__", lambda self, other, name=name, op=op: _combine(name, op, self, other))
     setattr(Series, f"__r{name}__", lambda self, other, name=name, op=op: _combine(name, op, other, self))
 for name in ("lt", "le", "gt", "ge"):
-    setattr(Series, f"__{name}__", lambda self, other, name=name, op=_compare(getattr(operator, name)): _combine(name, op, self, other))
+    setattr(
+        Series,
+        f"__{name}__",
+        lambda self, other, name=name, op=_compare(getattr(operator, name)): _combine(name, op, self, other),
+    )
 for name in ("log", "log1p", "exp", "sqrt", "tanh"):
     setattr(Series, name, lambda self, name=name, op=K.elementwise(name): _combine(name, op, self))
 Series.abs = lambda self: _combine("abs", torch.abs, self)
-Series.sign = lambda self: _combine("sign", lambda x: torch.sign(x) + 0 * x, self) # torch calls the sign of NaN zero
+Series.sign = lambda self: _combine(
+    "sign", lambda x: torch.sign(x) + 0 * x, self
+)  # torch calls the sign of NaN zero
 Series.__neg__, Series.__abs__ = (lambda self: _combine("neg", torch.neg, self)), Series.abs
 
 # %% ../../nbs/algebra/40_series.ipynb #ae5cc658
 @patch
 def __pow__(self: Series, power):
-    if power == .5: return self.sqrt()
+    if power == 0.5:
+        return self.sqrt()
     if power != int(power) or power < 1:
-        raise FeatureError(f"A series cannot be raised to {power}.", "Use whole powers from 1, or 0.5, or write (s.log() * p).exp().")
+        raise FeatureError(
+            f"A series cannot be raised to {power}.",
+            "Use whole powers from 1, or 0.5, or write (s.log() * p).exp().",
+        )
     return _combine(f"pow {int(power)}", lambda x: math.prod([x] * (int(power) - 1), start=x), self)
+
 
 @patch
 def clip(self: Series, low: float | None = None, high: float | None = None) -> Series:
     "Limit the values to a range."
     return _combine(f"clip {low} {high}", lambda x: x.clamp(low, high), self)
 
+
 @patch
 def where(self: Series, yes, no) -> Series:
     "`yes` where this series is above zero, else `no`; undefined where it is undefined."
     return _combine("where", lambda c, a, b: torch.where(c > 0, a, b).add_(c, alpha=0), self, yes, no)
 
+
 @patch
 def maximum(self: Series, other) -> Series:
     "The larger of two values."
-    return _combine("maximum", lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)), self, other)
+    return _combine(
+        "maximum",
+        lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
+        self,
+        other,
+    )
+
 
 @patch
 def minimum(self: Series, other) -> Series:
@@ -244,35 +337,46 @@ def minimum(self: Series, other) -> Series:
 
 # %% ../../nbs/algebra/40_series.ipynb #7e4fad56
 @patch
-def _back(self: Series,
-    op, # tensor function whose rows are bars
-    bars: int, # how many more bars it looks back
-    *others: Series, # further operands
-    name: str | None = None, # what the function is called, parameters included; None = the result is never shared
-    last = None, # a cheaper function whose last row alone counts; None = there is none
+def _back(
+    self: Series,
+    op,  # tensor function whose rows are bars
+    bars: int,  # how many more bars it looks back
+    *others: Series,  # further operands
+    name: str
+    | None = None,  # what the function is called, parameters included; None = the result is never shared
+    last=None,  # a cheaper function whose last row alone counts; None = there is none
 ) -> Series:
     "Apply a tensor function along the bars of each ticker."
     series = (self, *others)
     _one_grid(series)
+
     def make(rows):
         back, *rest = _origin(series)
-        x = K.in_blocks(last if last and rows == 1 else op, 1, *(newest(s.bars, rows and rows + bars) for s in series))
+        x = K.in_blocks(
+            last if last and rows == 1 else op, 1, *(newest(s.bars, rows and rows + bars) for s in series)
+        )
         return Series(newest(x, rows), self.grid, back + bars, *rest, True)
+
     return _made(self.grid, name and _recipe(name, *series), make, series, bars, "back", (op, last))
 
+
 def whole_bars(
-    n: int, # bars in a window
-    least: int = 1, # fewest that make sense
-) -> int: # the same
+    n: int,  # bars in a window
+    least: int = 1,  # fewest that make sense
+) -> int:  # the same
     "The length of a window, if it is one."
     if isinstance(n, bool) or int(n) != n or n < least:
-        raise FeatureError(f"A window of {n} bars is not possible.",
-                           f"Windows count bars backwards, whole numbers from {least}; there is no way to look ahead.")
+        raise FeatureError(
+            f"A window of {n} bars is not possible.",
+            f"Windows count bars backwards, whole numbers from {least}; there is no way to look ahead.",
+        )
     return int(n)
 
+
 @patch
-def lag(self: Series,
-    n: int = 1, # bars to look back, at least 1
+def lag(
+    self: Series,
+    n: int = 1,  # bars to look back, at least 1
 ) -> Series:
     "The value `n` bars ago; undefined before history begins."
     n = whole_bars(n)
@@ -284,6 +388,7 @@ def diff(self: Series, n: int = 1) -> Series:
     "Change over `n` bars."
     return self - self.lag(n)
 
+
 @patch
 def pct_change(self: Series, n: int = 1) -> Series:
     "Simple return over `n` bars."
@@ -291,57 +396,96 @@ def pct_change(self: Series, n: int = 1) -> Series:
 
 # %% ../../nbs/algebra/40_series.ipynb #593e73ee
 def windowed(
-    name: str, # what the new word of `Series` is called
-    kernel, # function of a tensor, the bars in the window and perhaps options
-    doc: str, # what it does, one sentence
-    least: int = 1, # bars in the shortest window
+    name: str,  # what the new word of `Series` is called
+    kernel,  # function of a tensor, the bars in the window and perhaps options
+    doc: str,  # what it does, one sentence
+    least: int = 1,  # bars in the shortest window
 ):
     "Teach series a question about the last `n` bars."
+
     def f(self, n, *options):
-        return self._back(lambda x: kernel(x, n, *options), whole_bars(n, least) - 1, name=f"{name} {n} {options}")
+        return self._back(
+            lambda x: kernel(x, n, *options), whole_bars(n, least) - 1, name=f"{name} {n} {options}"
+        )
+
     f.__doc__ = doc
     setattr(Series, name, f)
+
 
 windowed("sum", L.rolling_sum, "Sum over the last `n` bars.")
 windowed("mean", L.rolling_mean, "Simple moving average over the last `n` bars.")
 windowed("max", O.rolling_extreme, "Largest of the last `n` bars.")
 windowed("min", lambda x, n: O.rolling_extreme(x, n, False), "Smallest of the last `n` bars.")
-windowed("argmax", lambda x, n, oldest=False: O.rolling_age(x, n, True, oldest), "Bars since the largest of the last `n`; ties: the newest, or the `oldest`.")
-windowed("argmin", lambda x, n, oldest=False: O.rolling_age(x, n, False, oldest), "Bars since the smallest of the last `n`; ties likewise.")
+windowed(
+    "argmax",
+    lambda x, n, oldest=False: O.rolling_age(x, n, True, oldest),
+    "Bars since the largest of the last `n`; ties: the newest, or the `oldest`.",
+)
+windowed(
+    "argmin",
+    lambda x, n, oldest=False: O.rolling_age(x, n, False, oldest),
+    "Bars since the smallest of the last `n`; ties likewise.",
+)
 windowed("rank", O.rolling_rank, "Where the current bar stands among the last `n`, from 0 to 1.")
 windowed("var", L.rolling_var, "Sample variance of the last `n` bars.", 2)
 windowed("std", L.rolling_std, "Sample standard deviation of the last `n` bars.", 2)
 windowed("skew", L.rolling_skew, "Sample skewness of the last `n` bars.", 3)
 windowed("slope", L.rolling_slope, "Slope per bar of the straight line through the last `n` bars.", 2)
-windowed("rsquare", L.rolling_rsquare, "Share of the movement of the last `n` bars that their straight line explains.", 2)
-windowed("residual", L.rolling_residual, "Distance of the current bar from the straight line through the last `n` bars.", 2)
+windowed(
+    "rsquare",
+    L.rolling_rsquare,
+    "Share of the movement of the last `n` bars that their straight line explains.",
+    2,
+)
+windowed(
+    "residual",
+    L.rolling_residual,
+    "Distance of the current bar from the straight line through the last `n` bars.",
+    2,
+)
+
 
 @patch
-def quantile(self: Series,
-    n: int, # bars in the window
-    share: float, # between 0 and 1; 0.5 = median
+def quantile(
+    self: Series,
+    n: int,  # bars in the window
+    share: float,  # between 0 and 1; 0.5 = median
 ) -> Series:
     "The value below which a share of the last `n` bars lies."
-    if not 0 <= share <= 1: raise FeatureError(f"There is no quantile of {share}.", "A share lies between 0 and 1; 0.5 is the median.")
-    return self._back(lambda x: O.rolling_quantile(x, n, float(share)), whole_bars(n) - 1, name=f"quantile {n} {float(share)}")
+    if not 0 <= share <= 1:
+        raise FeatureError(
+            f"There is no quantile of {share}.", "A share lies between 0 and 1; 0.5 is the median."
+        )
+    return self._back(
+        lambda x: O.rolling_quantile(x, n, float(share)),
+        whole_bars(n) - 1,
+        name=f"quantile {n} {float(share)}",
+    )
 
 # %% ../../nbs/algebra/40_series.ipynb #da6e8eeb
 def _paired(name, kernel, doc):
     def f(self, other, n):
         return self._back(lambda x, y: kernel(x, y, n), whole_bars(n, 2) - 1, other, name=f"{name} {n}")
+
     f.__doc__ = doc
     setattr(Series, name, f)
 
+
 _paired("cov", L.rolling_cov, "Covariance with another series over the last `n` bars, divided by `n`.")
-_paired("corr", L.rolling_corr, "Correlation with another series over the last `n` bars; undefined where one of the two does not move.")
+_paired(
+    "corr",
+    L.rolling_corr,
+    "Correlation with another series over the last `n` bars; undefined where one of the two does not move.",
+)
 _paired("beta", L.rolling_beta, "Slope of this series on another over the last `n` bars.")
 
 # %% ../../nbs/algebra/40_series.ipynb #e1e75727
 @patch
-def ewm(self: Series,
-    n: int | None = None, # span: the decay is 1 - 2/(n+1)
-    decay: float | None = None, # or the decay itself
-    least: int | None = None, # bars before there is an answer; None = `n`
+def ewm(
+    self: Series,
+    n: int | None = None,  # span: the decay is 1 - 2/(n+1)
+    decay: float | None = None,  # or the decay itself
+    least: int | None = None,  # bars before there is an answer; None = `n`
 ) -> Series:
     "Exponentially weighted mean with a finite memory."
     decay = 1 - 2 / (whole_bars(n, 2) + 1) if decay is None else decay
@@ -349,43 +493,66 @@ def ewm(self: Series,
     mean, last = ((lambda x, f=f: f(x, decay, least)) for f in (L.exp_mean, L.exp_newest))
     return self._back(mean, K.memory(decay) - 1, name=f"ewm {decay} {least}", last=last)
 
+
 @patch
-def wilder(self: Series,
-    n: int, # Wilder's period: the decay is 1 - 1/n
+def wilder(
+    self: Series,
+    n: int,  # Wilder's period: the decay is 1 - 1/n
 ) -> Series:
     "Wilder's smoothing with a finite memory."
     return self.ewm(decay=1 - 1 / whole_bars(n, 2), least=n)
 
 # %% ../../nbs/algebra/40_series.ipynb #6625d2e6
 def _across(name, kernel, doc):
-    def op(x): return kernel(x.masked_fill(~x.isfinite(), math.nan))
+    def op(x):
+        return kernel(x.masked_fill(~x.isfinite(), math.nan))
+
     def f(self):
-        def make(rows): return Series(K.in_blocks(op, 0, newest(self.values, rows)), self.grid, self.lookback, self.crossings + 1, self.fields)
+        def make(rows):
+            return Series(
+                K.in_blocks(op, 0, newest(self.values, rows)),
+                self.grid,
+                self.lookback,
+                self.crossings + 1,
+                self.fields,
+            )
+
         return _made(self.grid, _recipe(name, self), make, (self,), 0, "across", op)
+
     f.__doc__ = doc
     setattr(Series, name, f)
+
 
 def _standard(x):
     mean, spread = L.spread_across(x)
     return ((x - mean) / spread).to(x.dtype)
 
-def _everyone(of): return lambda x: of(x).to(x.dtype).expand_as(x)
+
+def _everyone(of):
+    return lambda x: of(x).to(x.dtype).expand_as(x)
+
 
 _across("xrank", O.rank_across, "Centred rank within the session, -0.5 to +0.5; ties share the middle.")
 _across("xdemean", lambda x: (x - L.mean_across(x)).to(x.dtype), "Distance from the mean of the session.")
 _across("xz", _standard, "Distance from the mean of the session, in its standard deviations.")
 _across("xmean", _everyone(L.mean_across), "Mean of the session, the same for every ticker.")
-_across("xstd", _everyone(lambda x: L.spread_across(x)[1]), "Standard deviation across the session, the same for every ticker.")
+_across(
+    "xstd",
+    _everyone(lambda x: L.spread_across(x)[1]),
+    "Standard deviation across the session, the same for every ticker.",
+)
 
 # %% ../../nbs/algebra/40_series.ipynb #9ec92dab
 @patch
-def into(self: Series,
-    out: Tensor, # `[session, ticker]`, contiguous; the newest sessions, or all
-    at: int = 0, # first column to write
+def into(
+    self: Series,
+    out: Tensor,  # `[session, ticker]`, contiguous; the newest sessions, or all
+    at: int = 0,  # first column to write
 ):
     "Write the values to some columns of a larger tensor; whatever is not finite becomes `NaN`."
     x = newest(self._x.gather(0, self.grid.tables[1]) if self._as_bars else self._x, len(out))
     present = newest(self.grid.present, len(out))
     if out.is_cuda or {x.dtype, out.dtype} != {torch.float32}:
-        out[:, at:at + x.shape[1]] = x.masked_fill(~(x.isfinite() & present), math.nan)
-    else: L.settle(x.contiguous().numpy(), present.contiguous().numpy(), out.numpy(), at)
+        out[:, at : at + x.shape[1]] = x.masked_fill(~(x.isfinite() & present), math.nan)
+    else:
+        L.settle(x.contiguous().numpy(), present.contiguous().numpy(), out.numpy(), at)

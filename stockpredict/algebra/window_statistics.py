@@ -26,45 +26,57 @@ def weighted(x, weights):
     n = len(weights)
     out, s = blank(rows, size, n), np.empty(size)
     for t in range(n - 1, rows):
-        s[:] = 0.
+        s[:] = 0.0
         for k in range(n):
             past, w = x[t - k], weights[k]
-            for j in range(size): s[j] += w * past[j]
-        for j in range(size): out[t, j] = s[j]
+            for j in range(size):
+                s[j] += w * past[j]
+        for j in range(size):
+            out[t, j] = s[j]
     return out
 
+
 def weighted_sum(
-    x: Tensor, # `[bar, ticker]`
-    weights: np.ndarray, # float64, the newest bar's weight first
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    weights: np.ndarray,  # float64, the newest bar's weight first
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "Sum of the last bars times weights."
     n, wide = len(weights), x.double()
-    if n > len(x): return undefined_head(None, x)
-    return undefined_head(sum(float(w) * wide[n - 1 - k:len(x) - k] for k, w in enumerate(weights)), x)
+    if n > len(x):
+        return undefined_head(None, x)
+    return undefined_head(sum(float(w) * wide[n - 1 - k : len(x) - k] for k, w in enumerate(weights)), x)
+
 
 rolling_weights = either(weighted_sum, weighted.__call__)
 
 # %% ../../nbs/algebra/60_window_statistics.ipynb #044165bb
 @patch
-def weigh(self: Series,
-    weights: list[float], # the newest bar's weight first; as many bars as weights
+def weigh(
+    self: Series,
+    weights: list[float],  # the newest bar's weight first; as many bars as weights
 ) -> Series:
     "Sum of the last bars, each times its weight."
     w = np.array(weights, dtype=float)
     if w.ndim != 1 or not len(w) or not np.isfinite(w).all():
-        raise FeatureError("These weights cannot be used.", "Give a list of finite numbers, the newest bar's weight first.")
+        raise FeatureError(
+            "These weights cannot be used.", "Give a list of finite numbers, the newest bar's weight first."
+        )
     return self._back(lambda x: rolling_weights(x, w), len(w) - 1, name=f"weigh {w.tolist()}")
 
+
 @patch
-def wma(self: Series,
-    n: int, # bars in the window
+def wma(
+    self: Series,
+    n: int,  # bars in the window
 ) -> Series:
     "Linearly weighted mean of the last `n` bars: weights n, n - 1 … 1, the newest bar first."
     return self.weigh([2 * (n - k) / (n * (n + 1)) for k in range(n)])
 
+
 @patch
-def total_slope(self: Series,
-    n: int, # points of the running total, at least 2
+def total_slope(
+    self: Series,
+    n: int,  # points of the running total, at least 2
 ) -> Series:
     "Slope per bar of the line through the last `n` values of the running total of this series."
     return self.weigh([6 * (k + 1) * (n - 1 - k) / (n * (n * n - 1)) for k in range(n - 1)])
@@ -76,25 +88,31 @@ def deviations(x, n):
     rows, size = x.shape
     out, s, d = blank(rows, size, n), np.empty(size), np.empty(size)
     for t in range(n - 1, rows):
-        s[:] = 0.
+        s[:] = 0.0
         for k in range(n):
             past = x[t - k]
-            for j in range(size): s[j] += past[j]
-        for j in range(size): s[j] /= n
-        d[:] = 0.
+            for j in range(size):
+                s[j] += past[j]
+        for j in range(size):
+            s[j] /= n
+        d[:] = 0.0
         for k in range(n):
             past = x[t - k]
-            for j in range(size): d[j] += abs(past[j] - s[j])
-        for j in range(size): out[t, j] = d[j] / n
+            for j in range(size):
+                d[j] += abs(past[j] - s[j])
+        for j in range(size):
+            out[t, j] = d[j] / n
     return out
 
+
 def mean_deviation(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window
-) -> Tensor: # `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window
+) -> Tensor:  # `NaN` until the window is full, or where it holds a `NaN`
     "Mean distance of the last `n` bars from their mean."
-    if n > len(x): return undefined_head(None, x)
-    past = [x[n - 1 - k:len(x) - k].double() for k in range(n)]
+    if n > len(x):
+        return undefined_head(None, x)
+    past = [x[n - 1 - k : len(x) - k].double() for k in range(n)]
     mean = sum(past) / n
     return undefined_head(sum((p - mean).abs() for p in past) / n, x)
 
@@ -103,26 +121,27 @@ rolling_deviation = either(mean_deviation, deviations.__call__)
 
 windowed("deviation", rolling_deviation, "Mean absolute deviation of the last `n` bars from their mean.")
 
-
-
 # %% ../../nbs/algebra/60_window_statistics.ipynb #d832673a
 @compiled
 def fourths(x, n):
     "Excess kurtosis of `n` bars, bias-corrected."
     rows, size = x.shape
-    out, grow = blank(rows, size, n), (n - 1) / ((n - 2) * (n - 3.))
+    out, grow = blank(rows, size, n), (n - 1) / ((n - 2) * (n - 3.0))
     new, s, ring = np.empty(4 * size), np.empty(4 * size), np.zeros((2 * n, 4 * size))
     for t in range(rows):
         now, here = x[t], out[t]
-        for j in range(size): new[j] = now[j]
+        for j in range(size):
+            new[j] = now[j]
         for k in range(1, 4):
-            for j in range(size): new[k * size + j] = new[(k - 1) * size + j] * now[j]
-        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
+            for j in range(size):
+                new[k * size + j] = new[(k - 1) * size + j] * now[j]
+        advance(new, s, ring, t, n, size, 1.0, False, n - 1 - t if rows == n else -1)
+        if t < n - 1:
+            continue
         for j in range(size):
             mean, square, cube = s[j] / n, s[size + j] / n, s[2 * size + j] / n
             var = square - mean * mean
-            var = 0. if var <= 1e-6 * square else var
+            var = 0.0 if var <= 1e-6 * square else var
             fourth = s[3 * size + j] / n - mean * (4 * cube - mean * (6 * square - 3 * mean * mean))
             g = grow * ((n + 1) * fourth / (var * var) - 3 * (n - 1))
             here[j] = g if var > 0 else np.nan
@@ -130,14 +149,16 @@ def fourths(x, n):
 
 # %% ../../nbs/algebra/60_window_statistics.ipynb #bb6d5eab
 def fourth_moment(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window, at least 4
-) -> Tensor: # bias-corrected, as pandas and spreadsheets define it
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window, at least 4
+) -> Tensor:  # bias-corrected, as pandas and spreadsheets define it
     "Excess kurtosis of the last `n` bars; undefined where nothing moved."
     powers = [x.double()]
-    for _ in range(3): powers.append(powers[-1] * powers[0])
+    for _ in range(3):
+        powers.append(powers[-1] * powers[0])
     sums = rolling(tuple(powers), n, lambda new, old, k: tuple(a + b for a, b in zip(new, old)))
-    if sums is None: return undefined_head(None, x)
+    if sums is None:
+        return undefined_head(None, x)
     mean, square, cube, fourth = (s / n for s in sums)
     var = square - mean * mean
     var = var.masked_fill(var <= 1e-6 * square, math.nan)
@@ -147,7 +168,9 @@ def fourth_moment(
 # %% ../../nbs/algebra/60_window_statistics.ipynb #c43cdf08
 rolling_kurt = either(fourth_moment, fourths.__call__)
 
-windowed("kurt", rolling_kurt, "Sample excess kurtosis of the last `n` bars; undefined where nothing moved.", 4)
+windowed(
+    "kurt", rolling_kurt, "Sample excess kurtosis of the last `n` bars; undefined where nothing moved.", 4
+)
 
 # %% ../../nbs/algebra/60_window_statistics.ipynb #c665f345
 @compiled
@@ -155,24 +178,35 @@ def falls(x, n):
     "Largest fall from a bar to a later one within `n` bars; zero where it only rose."
     rows, size = x.shape
     out = blank(rows, size, n)
-    new, best, ring = np.empty((3, size), np.float32), np.empty((3, size), np.float32), np.zeros((2 * n, 3, size), np.float32)
+    new = np.empty((3, size), np.float32)
+    best = np.empty((3, size), np.float32)
+    ring = np.zeros((2 * n, 3, size), np.float32)
     for t in range(rows):
-        for j in range(size): new[0, j] = x[t, j]; new[1, j] = x[t, j]; new[2, j] = x[t, j] - x[t, j]
+        for j in range(size):
+            new[0, j] = x[t, j]
+            new[1, j] = x[t, j]
+            new[2, j] = x[t, j] - x[t, j]
         width, done = 1, 0
         while True:
             row = ring[width - 1 + (t & (width - 1))]
             if n & width:
-                if done == 0: best[:] = new
-                else: joined(best, ring[width - 1 + ((t - done) & (width - 1))], best, size)
+                if done == 0:
+                    best[:] = new
+                else:
+                    joined(best, ring[width - 1 + ((t - done) & (width - 1))], best, size)
                 done += width
-            if 2 * width > n: break
+            if 2 * width > n:
+                break
             joined(new, row, row, size)
             for i in range(3):
-                for j in range(size): row[i, j], new[i, j] = new[i, j], row[i, j]
+                for j in range(size):
+                    row[i, j], new[i, j] = new[i, j], row[i, j]
             width *= 2
         row[:] = new
-        if t >= n - 1: out[t] = best[2]
+        if t >= n - 1:
+            out[t] = best[2]
     return out
+
 
 @compiled
 def joined(new, old, out, size):
@@ -188,26 +222,38 @@ def joined(new, old, out, size):
 
 # %% ../../nbs/algebra/60_window_statistics.ipynb #f6295d03
 def largest_fall(
-    x: Tensor, # `[bar, ticker]`
-    n: int, # bars in the window
-) -> Tensor: # zero or more; `NaN` until the window is full, or where it holds a `NaN`
+    x: Tensor,  # `[bar, ticker]`
+    n: int,  # bars in the window
+) -> Tensor:  # zero or more; `NaN` until the window is full, or where it holds a `NaN`
     "Largest fall from a bar to a later one within the last `n` bars."
+
     def merge(new, old, k):
-        return (torch.maximum(new[0], old[0]), torch.minimum(new[1], old[1]),
-                torch.maximum(torch.maximum(new[2], old[2]), old[0] - new[1]))
+        return (
+            torch.maximum(new[0], old[0]),
+            torch.minimum(new[1], old[1]),
+            torch.maximum(torch.maximum(new[2], old[2]), old[0] - new[1]),
+        )
+
     out = rolling((x, x, x - x), n, merge)
     return undefined_head(out and out[2], x)
 
+
 rolling_fall = either(largest_fall, falls.__call__)
 
-windowed("fall", rolling_fall, "Largest fall from a bar to a later one within the last `n` bars; zero where it only rose.")
+windowed(
+    "fall",
+    rolling_fall,
+    "Largest fall from a bar to a later one within the last `n` bars; zero where it only rose.",
+)
 
 # %% ../../nbs/algebra/60_window_statistics.ipynb #386bc9a8
 @patch
-def lowest(self: Series,
-    n: int, # bars in the window
-    m: int, # how many of the lowest are averaged, at most `n`
+def lowest(
+    self: Series,
+    n: int,  # bars in the window
+    m: int,  # how many of the lowest are averaged, at most `n`
 ) -> Series:
     "Mean of the `m` lowest of the last `n` bars."
-    if not 1 <= whole_bars(m) <= n: raise FeatureError(f"There are no {m} lowest of {n} bars.", f"Give a number from 1 to {n}.")
+    if not 1 <= whole_bars(m) <= n:
+        raise FeatureError(f"There are no {m} lowest of {n} bars.", f"Give a number from 1 to {n}.")
     return self._back(lambda x: rolling_lows(x, n, m), whole_bars(n) - 1, name=f"lowest {n} {m}")

@@ -17,138 +17,182 @@ from .feature import SETS, Feature, fill, proof_panel, prove, room
 from ..algebra.panel import FIELDS, Panel
 
 # %% ../../nbs/catalogue/60_cards.ipynb #b66a2d5a
-SHOWN = 1000 # sessions of the market on the cards
+SHOWN = 1000  # sessions of the market on the cards
+
 
 @lru_cache(64)
 def showcase(
-    also: frozenset = frozenset(), # fields beside the bars
+    also: frozenset = frozenset(),  # fields beside the bars
 ) -> Panel:
     "The market on which cards show a feature."
     from stockpredict.sources.simulate import sample_bars
+
     return proof_panel(SHOWN, also) if also else Panel.from_bars(sample_bars(12, SHOWN))
 
+
 @lru_cache(1)
-def sample_panel() -> Panel: # closes of twenty companies, 2010 to 2022
+def sample_panel() -> Panel:  # closes of twenty companies, 2010 to 2022
     "Real prices to try a feature on, offline."
     from stockpredict.core.settings import load_settings
     from stockpredict.sources.source import make_source
+
     source = make_source(load_settings(overrides={"data.source": "sample"}))
     return Panel.from_bars(source.fetch(source.tickers(), "2010-01-01"))
 
 # %% ../../nbs/catalogue/60_cards.ipynb #30e9c96f
-WIDTH, HEIGHT = 240, 48 # of a picture, in its own units
+WIDTH, HEIGHT = 240, 48  # of a picture, in its own units
+
 
 def line_path(
-    values: np.ndarray, # one ticker's, oldest first
-    points: int = 84, # drawn at most
-) -> str: # for the attribute `d` of a path
+    values: np.ndarray,  # one ticker's, oldest first
+    points: int = 84,  # drawn at most
+) -> str:  # for the attribute `d` of a path
     "A line through values, broken where they are undefined."
     x = np.asarray(values, float)
     x = x[np.linspace(0, len(x) - 1, min(points, len(x))).round().astype(int)]
     good = np.isfinite(x)
-    if not good.any(): return ""
+    if not good.any():
+        return ""
     low, high = x[good].min(), x[good].max()
     y = np.full(len(x), HEIGHT / 2) if high == low else HEIGHT - 2 - (x - low) / (high - low) * (HEIGHT - 4)
     at = np.linspace(0, WIDTH, len(x)).round().astype(int)
-    return "".join(f"{'L' if i and good[i - 1] else 'M'}{at[i]} {y[i]:.0f}" + ("h1" if lone(good, i) else "") for i in np.flatnonzero(good))
+    return "".join(
+        f"{'L' if i and good[i - 1] else 'M'}{at[i]} {y[i]:.0f}" + ("h1" if lone(good, i) else "")
+        for i in np.flatnonzero(good)
+    )
+
 
 def lone(
-    good: np.ndarray, # bool, which points are drawn
-    i: int, # one of them
+    good: np.ndarray,  # bool, which points are drawn
+    i: int,  # one of them
 ) -> bool:
     "A point without neighbours, which a line would not show?"
     return not (i and good[i - 1]) and not (i + 1 < len(good) and good[i + 1])
 
 # %% ../../nbs/catalogue/60_cards.ipynb #982f9ad0
 def bars_path(
-    values: np.ndarray, # finite
-    low: float, # where the first bar begins
-    high: float, # where the last one ends
-    bins: int = 30, # bars
-) -> str: # for the attribute `d` of a path
+    values: np.ndarray,  # finite
+    low: float,  # where the first bar begins
+    high: float,  # where the last one ends
+    bins: int = 30,  # bars
+) -> str:  # for the attribute `d` of a path
     "A histogram; what lies outside is counted in the outermost bars."
-    if low == high: low, high = low - .5, high + .5
+    if low == high:
+        low, high = low - 0.5, high + 0.5
     place = ((np.clip(values, low, high) - low) * (bins / (high - low))).astype(int)
     count, step = np.bincount(np.minimum(place, bins - 1), minlength=bins), WIDTH // bins
     tall = np.ceil(count / count.max() * (HEIGHT - 2)).astype(int).tolist()
     return "".join(f"M{i * step} {HEIGHT}v-{h}h{step - 1}v{h}z" for i, h in enumerate(tall) if h)
 
+
 def distribution(
-    values: np.ndarray, # any shape
-) -> tuple[str, str]: # for the attribute `d` of a path, and in words
+    values: np.ndarray,  # any shape
+) -> tuple[str, str]:  # for the attribute `d` of a path, and in words
     "The histogram of values without their tails, and what it says."
     x = np.sort(values[np.isfinite(values)])
-    if not len(x): return "", "no value"
+    if not len(x):
+        return "", "no value"
     low, middle, high = x[[len(x) // 100, len(x) // 2, len(x) - 1 - len(x) // 100]].tolist()
     return bars_path(x, low, high), f"1 % below {low:.3g}, middle {middle:.3g}, 1 % above {high:.3g}"
 
 # %% ../../nbs/catalogue/60_cards.ipynb #1d17b83a
 def picture(
-    values: Tensor, # `[session, ticker]`
-    last: int = 252, # sessions in the line
-) -> str: # HTML
+    values: Tensor,  # `[session, ticker]`
+    last: int = 252,  # sessions in the line
+) -> str:  # HTML
     "A line and a histogram, side by side, in the colour of the text around them."
     x = values.cpu().numpy()
     one, (bars, said) = x[-last:, int(np.isfinite(x[-last:]).sum(0).argmax())], distribution(x)
-    svg = lambda kind, path, said: (f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-                                    f'preserveAspectRatio="none" role="img" aria-label="{escape(said)}">'
-                                    f'<path d="{path}" {"fill" if kind == "bars" else "fill=none stroke"}="currentColor"/></svg>')
+    def svg(kind, path, said):
+        return (
+            f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+            f'preserveAspectRatio="none" role="img" aria-label="{escape(said)}">'
+            f'<path d="{path}" {"fill" if kind == "bars" else "fill=none stroke"}="currentColor"/></svg>'
+        )
     return svg("line", line_path(one), "one ticker, the last year") + svg("bars", bars, f"all values: {said}")
 
 # %% ../../nbs/catalogue/60_cards.ipynb #f2ace53d
-PROOFS = ("nothing changes when the future is cut off", "nor when it is replaced by noise", "the declared look-back suffices",
-          "the order of the tickers does not matter") # what `prove` tries, see catalogue/00_feature
+PROOFS = (
+    "nothing changes when the future is cut off",
+    "nor when it is replaced by noise",
+    "the declared look-back suffices",
+    "the order of the tickers does not matter",
+)  # what `prove` tries, see catalogue/00_feature
+
 
 def written(
-    f: Feature, # any
-) -> str: # "" when it was made by a program
+    f: Feature,  # any
+) -> str:  # "" when it was made by a program
     "The feature as it stands in its notebook."
-    try: text = textwrap.dedent(inspect.getsource(f.func)).strip()
-    except (OSError, TypeError): return ""
+    try:
+        text = textwrap.dedent(inspect.getsource(f.func)).strip()
+    except (OSError, TypeError):
+        return ""
     return text if text.startswith(("def ", "@")) else ""
 
+
 def facts(
-    f: Feature, # any
-) -> dict[str, str]: # title -> text
+    f: Feature,  # any
+) -> dict[str, str]:  # title -> text
     "What a card says in words."
     order = [x for x in FIELDS if x in f.fields] + sorted(f.fields - set(FIELDS))
     sets = [s for s, rule in SETS.rules.items() if s != "all" and rule(f)]
-    return {"looks back": f"{f.lookback} bars", "needs": ", ".join(order), "source": f.source,
-            "compares": "tickers of a session with each other" if f.crossings else "a ticker with its own past", "sets": ", ".join(sets) or "none",
-            "proven": f"on {f.proven:,} sessions: {', '.join(PROOFS)}" if f.proven else "not yet"}
+    return {
+        "looks back": f"{f.lookback} bars",
+        "needs": ", ".join(order),
+        "source": f.source,
+        "compares": "tickers of a session with each other" if f.crossings else "a ticker with its own past",
+        "sets": ", ".join(sets) or "none",
+        "proven": f"on {f.proven:,} sessions: {', '.join(PROOFS)}" if f.proven else "not yet",
+    }
 
 # %% ../../nbs/catalogue/60_cards.ipynb #f10cfb53
 def shown(
-    chosen: list[Feature], # any
-) -> dict[Feature, Tensor]: # `[session, ticker]`
+    chosen: list[Feature],  # any
+) -> dict[Feature, Tensor]:  # `[session, ticker]`
     "Values for the pictures, those of one market computed together."
     markets, out = {}, {}
-    for f in chosen: markets.setdefault(frozenset(f.fields - set(FIELDS)), []).append(f)
+    for f in chosen:
+        markets.setdefault(frozenset(f.fields - set(FIELDS)), []).append(f)
     for also, mine in markets.items():
         panel = showcase(also)
         like = panel._fields["close"]
         for at in range(0, len(mine), 200):
-            some = {f: room(like) for f in mine[at:at + 200]}
-            fill(panel, some); out |= some
+            some = {f: room(like) for f in mine[at : at + 200]}
+            fill(panel, some)
+            out |= some
     return out
 
+
 def card(
-    f: Feature, # any
-    values: Tensor | None = None, # `[session, ticker]`; None = on the market of the cards
-) -> str: # HTML
+    f: Feature,  # any
+    values: Tensor | None = None,  # `[session, ticker]`; None = on the market of the cards
+) -> str:  # HTML
     "A feature on a card."
-    if not f.proven: prove(f)
-    if values is None: values = shown([f])[f]
+    if not f.proven:
+        prove(f)
+    if values is None:
+        values = shown([f])[f]
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts(f).items())
-    code = f"<details><summary>as written</summary><pre>{escape(text)}</pre></details>" if (text := written(f)) else ""
-    return (f'<article class="card" id="{escape(f.name)}"><h3>{escape(f.name)} <small>{escape(f.group)}</small></h3><p>{escape(f.formula)}</p>'
-            f'<div class="pictures">{picture(values)}</div><dl>{rows}</dl>{code}</article>')
+    code = (
+        f"<details><summary>as written</summary><pre>{escape(text)}</pre></details>"
+        if (text := written(f))
+        else ""
+    )
+    return (
+        f'<article class="card" id="{escape(f.name)}"><h3>{escape(f.name)} <small>{escape(f.group)}</small></h3><p>{escape(f.formula)}</p>'
+        f'<div class="pictures">{picture(values)}</div><dl>{rows}</dl>{code}</article>'
+    )
 
 # %% ../../nbs/catalogue/60_cards.ipynb #08a20845
-_LITTLE = ("<style>.card{max-width:44rem;border:1px solid #8884;border-radius:8px;padding:.4rem 1rem}.card h3{margin:.3rem 0}"
-           ".card small{font-weight:400;opacity:.7}"
-           ".card dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1rem;margin:.4rem 0}.card dt{opacity:.7}.card dd{margin:0}"
-           ".card .pictures svg{margin-right:1rem;color:#2b5b84}</style>")
+_LITTLE = (
+    "<style>.card{max-width:44rem;border:1px solid #8884;border-radius:8px;padding:.4rem 1rem}.card h3{margin:.3rem 0}"
+    ".card small{font-weight:400;opacity:.7}"
+    ".card dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1rem;margin:.4rem 0}.card dt{opacity:.7}.card dd{margin:0}"
+    ".card .pictures svg{margin-right:1rem;color:#2b5b84}</style>"
+)
+
 
 @patch
-def _repr_html_(self: Feature) -> str: return _LITTLE + card(self)
+def _repr_html_(self: Feature) -> str:
+    return _LITTLE + card(self)

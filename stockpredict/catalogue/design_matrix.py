@@ -19,96 +19,121 @@ from ..algebra.panel import FIELDS, Panel
 from ..algebra.series import Series
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #37bba72f
-DECAY, LEAST = .94, 20 # volatility: RiskMetrics' decay, and the returns needed before there is an answer
+DECAY, LEAST = 0.94, 20  # volatility: RiskMetrics' decay, and the returns needed before there is an answer
 
 SCALES = ("rank", "zscore", "none")
+
 
 @dataclass(frozen=True)
 class Spec:
     "Which features, in which order, made comparable how."
-    names: tuple[str, ...] # feature names; set names are spelled out
-    normalise: str = "rank" # "rank" | "zscore" | "none"
+
+    names: tuple[str, ...]  # feature names; set names are spelled out
+    normalise: str = "rank"  # "rank" | "zscore" | "none"
 
     def __post_init__(self):
-        if self.normalise not in SCALES: raise FeatureError(f"Features cannot be normalised by '{self.normalise}'.", f"Choose one of {', '.join(SCALES)}.")
-        object.__setattr__(self, "names", tuple(resolve([self.names] if isinstance(self.names, str) else list(self.names))))
-        if not self.names: raise FeatureError("There is no feature in this specification.", "Name at least one feature or set.")
+        if self.normalise not in SCALES:
+            raise FeatureError(
+                f"Features cannot be normalised by '{self.normalise}'.", f"Choose one of {', '.join(SCALES)}."
+            )
+        object.__setattr__(
+            self, "names", tuple(resolve([self.names] if isinstance(self.names, str) else list(self.names)))
+        )
+        if not self.names:
+            raise FeatureError(
+                "There is no feature in this specification.", "Name at least one feature or set."
+            )
 
     @property
-    def lookback(self) -> int: # bars of history behind one row of inputs
+    def lookback(self) -> int:  # bars of history behind one row of inputs
         return max([memory(DECAY) + 1, *(f.lookback for f in as_features(list(self.names)))])
 
     @property
-    def crossings(self) -> int: # comparisons across tickers on the way
+    def crossings(self) -> int:  # comparisons across tickers on the way
         return max(f.crossings for f in as_features(list(self.names)))
 
     @property
-    def needs(self) -> tuple[str, ...]: # fields beside the bars, sorted; see `with_facts`
+    def needs(self) -> tuple[str, ...]:  # fields beside the bars, sorted; see `with_facts`
         return tuple(sorted(set().union(*(f.fields for f in as_features(list(self.names)))) - set(FIELDS)))
 
     @property
-    def hash(self) -> str: # 12 hex digits
+    def hash(self) -> str:  # 12 hex digits
         recipe = [self.normalise, [(f.name, f.formula, f.lookback) for f in as_features(list(self.names))]]
         return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
 
-    def tail(self, panel: Panel) -> Panel: # the newest sessions
+    def tail(self, panel: Panel) -> Panel:  # the newest sessions
         "The part of a panel that the newest row of inputs needs."
         return panel.tail(self.lookback, self.crossings)
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #ccfa8800
 def volatility_of(panel: Panel) -> Series:
     "Daily volatility: root of the exponentially weighted mean of squared returns, decay 0.94."
-    return (panel.returns ** 2).ewm(decay=DECAY, least=LEAST).sqrt()
+    return (panel.returns**2).ewm(decay=DECAY, least=LEAST).sqrt()
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #39ddd76a
 def comparable(
-    x: Tensor, # `[session, ticker]`, `NaN` where undefined
-    grid, # the panel's grid
-    how: str, # "rank" | "zscore" | "none"
-    across: bool = True, # False = the feature is on one scale by itself
-) -> Tensor: # finite everywhere
+    x: Tensor,  # `[session, ticker]`, `NaN` where undefined
+    grid,  # the panel's grid
+    how: str,  # "rank" | "zscore" | "none"
+    across: bool = True,  # False = the feature is on one scale by itself
+) -> Tensor:  # finite everywhere
     "Make a feature's values comparable across tickers within each session."
     s = Series(x, grid)
-    if across and how == "rank": x = s.xrank().values
-    elif across and how == "zscore": x = s.xz().clip(-5., 5.).values
-    return x.nan_to_num(0., 0., 0.)
+    if across and how == "rank":
+        x = s.xrank().values
+    elif across and how == "zscore":
+        x = s.xz().clip(-5.0, 5.0).values
+    return x.nan_to_num(0.0, 0.0, 0.0)
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #106d56eb
 @dataclass(frozen=True, repr=False)
 class Inputs:
     "What a model reads: features, presence and volatility for every session and ticker."
-    x: Tensor # float32 `[session, ticker, feature]`, finite, 0 where undefined
-    present: Tensor # bool `[session, ticker]`
-    volatility: Tensor # float32 `[session, ticker]`, daily, known at the close; `NaN` where undefined
-    coverage: Tensor # `[feature]`: share of present cells in which the feature is defined
-    sessions: pd.DatetimeIndex # trading days
-    tickers: list[str] # column names
-    names: tuple[str, ...] # feature names, in order
-    spec: Spec = field(default=None) # the recipe
+
+    x: Tensor  # float32 `[session, ticker, feature]`, finite, 0 where undefined
+    present: Tensor  # bool `[session, ticker]`
+    volatility: Tensor  # float32 `[session, ticker]`, daily, known at the close; `NaN` where undefined
+    coverage: Tensor  # `[feature]`: share of present cells in which the feature is defined
+    sessions: pd.DatetimeIndex  # trading days
+    tickers: list[str]  # column names
+    names: tuple[str, ...]  # feature names, in order
+    spec: Spec = field(default=None)  # the recipe
 
     @property
-    def usable(self) -> Tensor: return self.present & (self.volatility > 0) # bool: where a forecast can be made
+    def usable(self) -> Tensor:
+        return self.present & (self.volatility > 0)  # bool: where a forecast can be made
 
-    def __len__(self): return len(self.sessions)
+    def __len__(self):
+        return len(self.sessions)
 
     def _rows(self, rows: slice) -> "Inputs":
-        return replace(self, x=self.x[rows], present=self.present[rows], volatility=self.volatility[rows], sessions=self.sessions[rows])
+        return replace(
+            self,
+            x=self.x[rows],
+            present=self.present[rows],
+            volatility=self.volatility[rows],
+            sessions=self.sessions[rows],
+        )
 
-    def until(self, stop: int) -> "Inputs": # the first `stop` sessions
+    def until(self, stop: int) -> "Inputs":  # the first `stop` sessions
         "The inputs as they stood before session position `stop`."
         return self._rows(slice(0, stop))
 
-    def last(self, n: int) -> "Inputs": # the newest `n` sessions
+    def last(self, n: int) -> "Inputs":  # the newest `n` sessions
         "The newest sessions."
         return self._rows(slice(max(0, len(self) - n), None))
 
-    def among(self, members: Tensor) -> "Inputs": # bool `[session, ticker]`
+    def among(self, members: Tensor) -> "Inputs":  # bool `[session, ticker]`
         "The same inputs, usable only where `members` holds."
-        return replace(self, volatility=self.volatility.masked_fill(~members.to(self.volatility.device), math.nan))
+        return replace(
+            self, volatility=self.volatility.masked_fill(~members.to(self.volatility.device), math.nan)
+        )
 
     def to(self, device: str) -> "Inputs":
         "The same inputs on another device."
-        return replace(self, **{k: getattr(self, k).to(device) for k in ("x", "present", "volatility", "coverage")})
+        return replace(
+            self, **{k: getattr(self, k).to(device) for k in ("x", "present", "volatility", "coverage")}
+        )
 
     def __repr__(self):
         shape = f"{len(self)} sessions x {len(self.tickers)} tickers x {len(self.names)} features"
@@ -116,16 +141,19 @@ class Inputs:
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #068841bc
 def make_inputs(
-    panel: Panel, # the market as known
-    spec: Spec, # what to compute
-    newest: int | None = None, # only so many newest sessions; None = all
+    panel: Panel,  # the market as known
+    spec: Spec,  # what to compute
+    newest: int | None = None,  # only so many newest sessions; None = all
 ) -> Inputs:
     "Compute a model's input; each feature is proven blind to the future before its first use."
     chosen, end = as_features(list(spec.names)), panel if newest is None else panel.last(newest)
     x = torch.empty(*end.present.shape, len(chosen), dtype=torch.float32, device=panel.device)
     coverage, bars = torch.zeros(len(chosen)), max(1, int(end.present.sum()))
     every = [*chosen, Feature(volatility_of, group="volatility")]
-    for i, (f, v) in enumerate(in_turn(panel, every, 32) if newest is None else latest(panel, every, newest).items()):
-        if i == len(chosen): return Inputs(x, end.present, v.float(), coverage, end.sessions, panel.tickers, spec.names, spec)
+    for i, (f, v) in enumerate(
+        in_turn(panel, every, 32) if newest is None else latest(panel, every, newest).items()
+    ):
+        if i == len(chosen):
+            return Inputs(x, end.present, v.float(), coverage, end.sessions, panel.tickers, spec.names, spec)
         coverage[i] = int((~v.isnan()).sum()) / bars
         x[:, :, i] = comparable(v, end.grid, spec.normalise, f.across)

@@ -24,161 +24,232 @@ from ..algebra.panel import FIELDS, Panel, same, scramble
 from ..algebra.series import Grid, Series, Shared, rows_needed, thrifty
 
 # %% ../../nbs/catalogue/00_feature.ipynb #9e30c9fc
-CUTS = (67, 23) # sessions before the end at which the proof takes the future away
+CUTS = (67, 23)  # sessions before the end at which the proof takes the future away
 
-def _proof_fact(name, sessions): # `[session, ticker]`
+
+def _proof_fact(name, sessions):  # `[session, ticker]`
     noise = np.random.default_rng([5, *name.encode()])
-    x = np.exp(.3 * noise.standard_normal((sessions, 6))).round(1)
-    x = x[np.maximum.accumulate(np.where(noise.random(sessions) < .2, np.arange(sessions), 0))]
+    x = np.exp(0.3 * noise.standard_normal((sessions, 6))).round(1)
+    x = x[np.maximum.accumulate(np.where(noise.random(sessions) < 0.2, np.arange(sessions), 0))]
     x[:9], x[-70:-60, 4] = math.nan, math.nan
     return torch.from_numpy(x).float()
 
+
 @lru_cache(32)
 def proof_panel(
-    sessions: int, # length, at least 160
-    also: frozenset = frozenset(), # fields beside the bars
-) -> Panel: # six tickers
+    sessions: int,  # length, at least 160
+    also: frozenset = frozenset(),  # fields beside the bars
+) -> Panel:  # six tickers
     "A small market with halts, listings, delistings and holes, the same on every machine."
     noise = torch.Generator().manual_seed(11)
-    draw = lambda: torch.randn(sessions, 6, generator=noise)
-    close = 50 * (.002 + .02 * draw()).cumsum(0).clamp(-2, 2).exp()
-    open_, wide = close * (.01 * draw()).exp(), (.01 * draw().abs()).exp()
-    x = dict(open=open_, high=torch.maximum(open_, close) * wide, low=torch.minimum(open_, close) / wide, close=close, volume=(13 + draw()).exp().round())
-    for name in FIELDS: x[name][-90:-84, 3] = x[name][-90, 3]
+    def draw():
+        return torch.randn(sessions, 6, generator=noise)
+    close = 50 * (0.002 + 0.02 * draw()).cumsum(0).clamp(-2, 2).exp()
+    open_, wide = close * (0.01 * draw()).exp(), (0.01 * draw().abs()).exp()
+    x = dict(
+        open=open_,
+        high=torch.maximum(open_, close) * wide,
+        low=torch.minimum(open_, close) / wide,
+        close=close,
+        volume=(13 + draw()).exp().round(),
+    )
+    for name in FIELDS:
+        x[name][-90:-84, 3] = x[name][-90, 3]
     for a in CUTS:
-        x["volume"][-a - 1:-a + 2, 4] = math.nan
-        for name in FIELDS: x[name][-a - 1:-a + 2, 2] = math.nan; x[name][-a + 4, 0] = math.nan
-    for name in FIELDS: x[name][:-CUTS[0], 1] = math.nan; x[name][-8:, 5] = math.nan
-    x["money"] = x["close"] * x["volume"] * torch.linspace(1.3, 1., sessions)[:, None] # dividends since then are missing from the close
+        x["volume"][-a - 1 : -a + 2, 4] = math.nan
+        for name in FIELDS:
+            x[name][-a - 1 : -a + 2, 2] = math.nan
+            x[name][-a + 4, 0] = math.nan
+    for name in FIELDS:
+        x[name][: -CUTS[0], 1] = math.nan
+        x[name][-8:, 5] = math.nan
+    x["money"] = (
+        x["close"] * x["volume"] * torch.linspace(1.3, 1.0, sessions)[:, None]
+    )  # dividends since then are missing from the close
     x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
     return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
 
 # %% ../../nbs/catalogue/00_feature.ipynb #1f729c3c
 class Feature:
     "A named function from a panel to a series."
-    def __init__(self,
-        func, # function of a panel and perhaps parameters, returning a `Series`
-        args: tuple = (), # the parameters, in order
-        group: str = "", # what kind of information it carries
-        source: str = "", # who described it; "-" = nobody had to, it says what it is
-        across: bool = True, # False = already on one scale through time, not to be ranked across tickers
-        sets: tuple = (), # names of the sets it belongs to; () = the set follows from what it needs
+
+    def __init__(
+        self,
+        func,  # function of a panel and perhaps parameters, returning a `Series`
+        args: tuple = (),  # the parameters, in order
+        group: str = "",  # what kind of information it carries
+        source: str = "",  # who described it; "-" = nobody had to, it says what it is
+        across: bool = True,  # False = already on one scale through time, not to be ranked across tickers
+        sets: tuple = (),  # names of the sets it belongs to; () = the set follows from what it needs
     ):
-        self.func, self.args, self.group, self.across, self.sets, self.proven = func, args, group, across, tuple(sets), 0
+        self.func = func
+        self.args = args
+        self.group = group
+        self.across = across
+        self.sets = tuple(sets)
+        self.proven = 0
         self.source = "definition" if source == "-" else source
 
     @property
-    def name(self) -> str: return "_".join([self.func.__name__.rstrip("_"), *map(str, self.args)])
+    def name(self) -> str:
+        return "_".join([self.func.__name__.rstrip("_"), *map(str, self.args)])
+
     @property
-    def formula(self) -> str: return inspect.cleandoc(self.func.__doc__ or "")
+    def formula(self) -> str:
+        return inspect.cleandoc(self.func.__doc__ or "")
+
     @cached_property
     def _traits(self) -> tuple[Series, Counter]:
         panel = proof_panel(160).first(2)
         panel.grid.shared = Shared()
         return self(panel), panel.grid.shared.uses
-    lookback  = property(lambda self: self._traits[0].lookback)
+
+    lookback = property(lambda self: self._traits[0].lookback)
     crossings = property(lambda self: self._traits[0].crossings)
-    fields    = property(lambda self: self._traits[0].fields)
-    uses      = property(lambda self: self._traits[1]) # the steps it takes, and how often each
-    recipe    = property(lambda self: self._traits[0].recipe) # of its last step; None = something in it was made by hand
+    fields = property(lambda self: self._traits[0].fields)
+    uses = property(lambda self: self._traits[1])  # the steps it takes, and how often each
+    recipe = property(
+        lambda self: self._traits[0].recipe
+    )  # of its last step; None = something in it was made by hand
 
     def __call__(self, panel: Panel) -> Series:
         out = self.func(panel, *self.args)
         if not isinstance(out, Series) or out.grid is not panel.grid:
-            raise FeatureError(f"The feature {self.name} did not return a series on the panel it was given.",
-                               "Return what the operations on `bars.close` and its siblings give.")
+            raise FeatureError(
+                f"The feature {self.name} did not return a series on the panel it was given.",
+                "Return what the operations on `bars.close` and its siblings give.",
+            )
         return out
 
-    def __repr__(self): return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
+    def __repr__(self):
+        return f"{self.name}: {self.formula} [{self.group}, looks back {self.lookback} bars on {', '.join(sorted(self.fields))}]"
 
 # %% ../../nbs/catalogue/00_feature.ipynb #c21e9060
 @patch
-def on(self: Feature,
-    market, # panel, or a table of bars
+def on(
+    self: Feature,
+    market,  # panel, or a table of bars
 ) -> Series:
     "The feature on a market; `.plot()` draws it."
     return self(market if isinstance(market, Panel) else Panel.from_bars(market))
 
-
-
 # %% ../../nbs/catalogue/00_feature.ipynb #7765c403
 def values(
-    feature: Feature, # what to compute
-    panel: Panel, # where
-) -> Tensor: # `[session, ticker]`
+    feature: Feature,  # what to compute
+    panel: Panel,  # where
+) -> Tensor:  # `[session, ticker]`
     "A feature's values; `NaN` where there is no bar or no finite answer."
     x = feature(panel).values
     return x.masked_fill_(~x.isfinite(), math.nan)
 
+
 class Trial:
     "A market, and what it might have become."
-    def __init__(self,
-        panel: Panel, # the market
+
+    def __init__(
+        self,
+        panel: Panel,  # the market
     ):
         self.panel, order = panel, panel.tickers[::-1]
-        self.futures = [(t, how, other) for t in (len(panel) - c for c in CUTS if c < len(panel))
-                        for how, other in (("cut off", panel.first(t + 1)), ("replaced by noise", scramble(panel, t)))]
-        self.turned, self.fewer = panel.select(order), panel.select(order[:(len(order) + 1) // 2])
+        self.futures = [
+            (t, how, other)
+            for t in (len(panel) - c for c in CUTS if c < len(panel))
+            for how, other in (("cut off", panel.first(t + 1)), ("replaced by noise", scramble(panel, t)))
+        ]
+        self.turned, self.fewer = panel.select(order), panel.select(order[: (len(order) + 1) // 2])
 
     @staticmethod
     @lru_cache(32)
-    def hard(lookback: int, also: frozenset = frozenset()) -> "Trial": # long enough for a look-back, with the fields beside the bars
+    def hard(
+        lookback: int, also: frozenset = frozenset()
+    ) -> "Trial":  # long enough for a look-back, with the fields beside the bars
         "The hard market and its alternatives."
         return Trial(proof_panel(160 + 64 * math.ceil(lookback / 64), also))
 
 # %% ../../nbs/catalogue/00_feature.ipynb #42e07b99
 def prove(
-    feature: Feature, # what to examine
-    panel: Panel | Trial = None, # where to try it; None = the hard market, long enough for the look-back
-) -> Feature: # the feature, with the longest history it was proven on in `proven`
+    feature: Feature,  # what to examine
+    panel: Panel | Trial = None,  # where to try it; None = the hard market, long enough for the look-back
+) -> Feature:  # the feature, with the longest history it was proven on in `proven`
     "Refuse a feature that sees the future, that looks back further than it says, or that compares tickers in secret."
-    if panel is None: panel = Trial.hard(64 * math.ceil(feature.lookback / 64), feature.fields - set(FIELDS))
+    if panel is None:
+        panel = Trial.hard(64 * math.ceil(feature.lookback / 64), feature.fields - set(FIELDS))
     trial = panel if isinstance(panel, Trial) else Trial(panel)
     panel, whole = trial.panel, values(feature, trial.panel)
     for t, how, other in trial.futures:
-        again = values(feature, other)[:t+1]
-        if same(whole[:t+1], again): continue
-        gap = (whole[:t+1] - again).abs().nan_to_num(math.inf).masked_fill(whole[:t+1].isnan() & again.isnan(), 0.).max()
-        raise SeesFuture(f"The feature {feature.name} sees the future: values up to {panel.sessions[t]:%Y-%m-%d} change (by up to {gap:.2g}) "
-                         f"when what follows is {how}.", "Build it from the operations of a series, none of which looks ahead.", feature=feature.name)
+        again = values(feature, other)[: t + 1]
+        if same(whole[: t + 1], again):
+            continue
+        gap = (
+            (whole[: t + 1] - again)
+            .abs()
+            .nan_to_num(math.inf)
+            .masked_fill(whole[: t + 1].isnan() & again.isnan(), 0.0)
+            .max()
+        )
+        raise SeesFuture(
+            f"The feature {feature.name} sees the future: values up to {panel.sessions[t]:%Y-%m-%d} change (by up to {gap:.2g}) "
+            f"when what follows is {how}.",
+            "Build it from the operations of a series, none of which looks ahead.",
+            feature=feature.name,
+        )
     if not same(whole[-1:], values(feature, panel.tail(feature.lookback, feature.crossings))[-1:]):
-        raise NotEnoughHistory(f"The feature {feature.name} says it looks back {feature.lookback} bars, but needs more.",
-                               "Build it from the operations of a series, which count for you.", feature=feature.name)
+        raise NotEnoughHistory(
+            f"The feature {feature.name} says it looks back {feature.lookback} bars, but needs more.",
+            "Build it from the operations of a series, which count for you.",
+            feature=feature.name,
+        )
     other = values(feature, trial.turned if feature.crossings else trial.fewer)
-    if not same(whole.flip(1)[:, :other.shape[1]], other):
+    if not same(whole.flip(1)[:, : other.shape[1]], other):
         secret = "the order of the tickers" if feature.crossings else "other tickers, and does not say so"
-        raise FeatureError(f"The feature {feature.name} depends on {secret}.",
-                           "Compare tickers with the operations of a series: xrank, xz, xmean and their kin.")
+        raise FeatureError(
+            f"The feature {feature.name} depends on {secret}.",
+            "Compare tickers with the operations of a series: xrank, xz, xmean and their kin.",
+        )
     feature.proven = max(feature.proven, len(panel))
     return feature
 
 # %% ../../nbs/catalogue/00_feature.ipynb #cb6c56b0
 features = Registry("feature", "stockpredict.features")
 
+
 def feature(
-    group: str, # what kind of information it carries: momentum, volatility …
-    n: list | None = None, # parameters: one entry a feature, tuples for several; None = no parameters
-    source: str = "", # who described it
-    across: bool = True, # False = already on one scale through time, not to be ranked across tickers
-    sets: tuple = (), # names of the sets it belongs to; () = the set follows from what it needs
-    into: Registry = features, # which catalogue
+    group: str,  # what kind of information it carries: momentum, volatility …
+    n: list | None = None,  # parameters: one entry a feature, tuples for several; None = no parameters
+    source: str = "",  # who described it
+    across: bool = True,  # False = already on one scale through time, not to be ranked across tickers
+    sets: tuple = (),  # names of the sets it belongs to; () = the set follows from what it needs
+    into: Registry = features,  # which catalogue
 ):
     "Decorator: list a function of a panel in the catalogue, under its name and parameters; raises `SeesFuture` when it peeks."
+
     def register(func):
-        new = [Feature(func, args if isinstance(args, tuple) else (args,), group, source, across, sets) for args in ([()] if n is None else n)]
+        new = [
+            Feature(func, args if isinstance(args, tuple) else (args,), group, source, across, sets)
+            for args in ([()] if n is None else n)
+        ]
         if not func.__module__.startswith("stockpredict."):
-            for f in new: prove(f)
-        for f in new: into.add(f.name, f)
-        func.on = getattr(func, "on", lambda market, *args: (Feature(func, args, group, source, across, sets) if args else new[len(new) // 2]).on(market))
+            for f in new:
+                prove(f)
+        for f in new:
+            into.add(f.name, f)
+        func.on = getattr(
+            func,
+            "on",
+            lambda market, *args: (
+                Feature(func, args, group, source, across, sets) if args else new[len(new) // 2]
+            ).on(market),
+        )
         return func
+
     return register
 
 # %% ../../nbs/catalogue/00_feature.ipynb #f57a57d9
 def technical(
-    group: str, # what kind of information it carries
-    n: list | None, # parameters: one entry a feature, tuples for several; None = no parameters
-    source: str, # who described it; "-" = nobody had to, it says what it is
-    into: Registry = features, # which catalogue
+    group: str,  # what kind of information it carries
+    n: list | None,  # parameters: one entry a feature, tuples for several; None = no parameters
+    source: str,  # who described it; "-" = nobody had to, it says what it is
+    into: Registry = features,  # which catalogue
 ):
     "Decorator: list a function of a panel in the set `technical`."
     return feature(group, n, source, sets=("technical",), into=into)
@@ -186,168 +257,227 @@ def technical(
 # %% ../../nbs/catalogue/00_feature.ipynb #3b0d972a
 class FeatureSets(Mapping):
     "Sets of features, each worked out from what the features need."
+
     rules = {
-        "core":   lambda f: not f.sets and f.across and f.fields <= {"close"},
-        "ohlcv":  lambda f: not f.sets and f.across and not f.fields <= {"close"},
+        "core": lambda f: not f.sets and f.across and f.fields <= {"close"},
+        "ohlcv": lambda f: not f.sets and f.across and not f.fields <= {"close"},
         "market": lambda f: not f.sets and not f.across,
         "alpha158": lambda f: "alpha158" in f.sets,
         "alpha360": lambda f: "alpha360" in f.sets,
         "technical": lambda f: "technical" in f.sets,
         "context": lambda f: "context" in f.sets,
-        "facts":  lambda f: "facts" in f.sets,
-        "all":    lambda f: True,
+        "facts": lambda f: "facts" in f.sets,
+        "all": lambda f: True,
     }
+
     def __getitem__(self, name):
         rule = self.rules[name]
         return [n for n, f in features.items() if rule(f)]
-    def __iter__(self): return iter(self.rules)
-    def __len__(self): return len(self.rules)
-    def __repr__(self): return ", ".join(f"{k}: {len(v)} features" for k, v in self.items())
+
+    def __iter__(self):
+        return iter(self.rules)
+
+    def __len__(self):
+        return len(self.rules)
+
+    def __repr__(self):
+        return ", ".join(f"{k}: {len(v)} features" for k, v in self.items())
+
 
 SETS = FeatureSets()
 
 # %% ../../nbs/catalogue/00_feature.ipynb #f3dd676a
 def resolve(
-    names: str | list, # names of features, names of sets, or `Feature` objects
-) -> list: # names in the order given, sets spelled out, without repetition
+    names: str | list,  # names of features, names of sets, or `Feature` objects
+) -> list:  # names in the order given, sets spelled out, without repetition
     "Spell out sets and check that every name is known."
     names = [names] if isinstance(names, str | Feature) else names
-    each = (SETS[n] if n in SETS.rules else [n if isinstance(n, Feature) else features[n] and n] for n in names)
+    each = (
+        SETS[n] if n in SETS.rules else [n if isinstance(n, Feature) else features[n] and n] for n in names
+    )
     return list(dict.fromkeys(x for group in each for x in group))
 
 # %% ../../nbs/catalogue/00_feature.ipynb #c1cf7ac7
-def as_features(names: str | list) -> list[Feature]: # in the order of `resolve`
+def as_features(names: str | list) -> list[Feature]:  # in the order of `resolve`
     "The features behind names and sets."
     return [n if isinstance(n, Feature) else features[n] for n in resolve(names)]
 
-def longest(panel: Panel, most: int = 8) -> Panel: # the same sessions, fewer tickers
+
+def longest(panel: Panel, most: int = 8) -> Panel:  # the same sessions, fewer tickers
     "The tickers with the most bars."
     order = panel.present.sum(0).argsort(descending=True, stable=True)[:most].tolist()
     return panel.select([panel.tickers[i] for i in sorted(order)])
 
-def proven(panel: Panel, names: str | list) -> list[Feature]: # the features, in the order of `resolve`
+
+def proven(panel: Panel, names: str | list) -> list[Feature]:  # the features, in the order of `resolve`
     "Prove each feature that was not yet proven, or only on much shorter histories."
     chosen = as_features(names)
     prove_all([f for f in chosen if not f.proven])
     young = [f for f in chosen if len(panel) > 4 * f.proven and all(panel.has(x) for x in f.fields)]
     trial = Trial(longest(panel)) if young else None
-    for f in young: prove(f, trial)
+    for f in young:
+        prove(f, trial)
     return chosen
 
 # %% ../../nbs/catalogue/00_feature.ipynb #9c4666af
-WIDE = 4096 # tickers in a block when only the newest sessions are computed
+WIDE = 4096  # tickers in a block when only the newest sessions are computed
+
 
 def fill(
-    panel: Panel, # where
-    out: dict[Feature, Tensor], # what to compute, and where to put it: `[session, ticker]`, contiguous
-    rows: int | None = None, # compute no more than these newest sessions, on tickers without gaps; None = all
+    panel: Panel,  # where
+    out: dict[Feature, Tensor],  # what to compute, and where to put it: `[session, ticker]`, contiguous
+    rows: int
+    | None = None,  # compute no more than these newest sessions, on tickers without gaps; None = all
 ):
     "Compute features into tensors, what they share only once."
     apart, compared = [f for f in out if not f.crossings], [f for f in out if f.crossings]
     whole = Panel(panel._fields, None, None, Grid(panel.sessions, panel.tickers, panel.present))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1) # blocks are too small to be divided
+    torch.set_num_threads(1)  # blocks are too small to be divided
     try:
         for chosen, parts in ((apart, panel.blocks(rows and WIDE)), (compared, [(0, whole)])):
-            if panel.present.numel() > BLOCK // 8 and not rows: chosen = thrifty({f: f.uses for f in chosen})
+            if panel.present.numel() > BLOCK // 8 and not rows:
+                chosen = thrifty({f: f.uses for f in chosen})
             uses = Counter()
-            for f in chosen: uses.update(f.uses)
+            for f in chosen:
+                uses.update(f.uses)
             need = rows and rows_needed({f.recipe: rows for f in chosen})
             for at, part in parts if chosen else ():
                 part.grid.shared = Shared(uses, need)
-                if rows: part.grid.tables = None # a row is a bar
-                for f in chosen: f(part).into(out[f], at)
-    finally: torch.set_num_threads(threads)
+                if rows:
+                    part.grid.tables = None  # a row is a bar
+                for f in chosen:
+                    f(part).into(out[f], at)
+    finally:
+        torch.set_num_threads(threads)
 
 # %% ../../nbs/catalogue/00_feature.ipynb #357f83d8
-def _at_once(panel, chosen): # values of unproven features
+def _at_once(panel, chosen):  # values of unproven features
     out = {f: torch.empty_like(panel._fields["close"]) for f in chosen}
-    if len(panel) and chosen: fill(panel, out)
+    if len(panel) and chosen:
+        fill(panel, out)
     return out
 
-def _unmoved(trial, chosen): # those whose values are the same in every alternative
+
+def _unmoved(trial, chosen):  # those whose values are the same in every alternative
     whole, good = _at_once(trial.panel, chosen), set(chosen)
     for t, _, other in trial.futures:
         again = _at_once(other, chosen)
-        good -= {f for f in chosen if not same(whole[f][:t+1], again[f][:t+1])}
-    for other, some in ((trial.turned, [f for f in chosen if f.crossings]), (trial.fewer, [f for f in chosen if not f.crossings])):
+        good -= {f for f in chosen if not same(whole[f][: t + 1], again[f][: t + 1])}
+    for other, some in (
+        (trial.turned, [f for f in chosen if f.crossings]),
+        (trial.fewer, [f for f in chosen if not f.crossings]),
+    ):
         again = _at_once(other, some)
-        good -= {f for f in some if not same(whole[f].flip(1)[:, :again[f].shape[1]], again[f])}
+        good -= {f for f in some if not same(whole[f].flip(1)[:, : again[f].shape[1]], again[f])}
     tails = {}
-    for f in chosen: tails.setdefault((f.lookback, f.crossings), []).append(f)
+    for f in chosen:
+        tails.setdefault((f.lookback, f.crossings), []).append(f)
     for reach, some in tails.items():
         short = _at_once(trial.panel.tail(*reach), some)
         good -= {f for f in some if not same(whole[f][-1:], short[f][-1:])}
     return good
 
+
 def prove_all(
-    chosen: list[Feature], # what to examine, on the hard market
+    chosen: list[Feature],  # what to examine, on the hard market
 ):
     "Prove many features together; the first that fails is refused as `prove` refuses it."
     groups = {}
-    for f in chosen: groups.setdefault((64 * math.ceil(f.lookback / 64), f.fields - set(FIELDS)), []).append(f)
+    for f in chosen:
+        groups.setdefault((64 * math.ceil(f.lookback / 64), f.fields - set(FIELDS)), []).append(f)
     for (lookback, also), some in groups.items():
         trial = Trial.hard(lookback, also)
-        try: good = _unmoved(trial, some) if len(some) > 1 else set()
-        except Exception: good = set() # whose fault it was shows below
+        try:
+            good = _unmoved(trial, some) if len(some) > 1 else set()
+        except Exception:
+            good = set()  # whose fault it was shows below
         for f in some:
-            if f in good: f.proven = max(f.proven, len(trial.panel))
-            else: prove(f)
+            if f in good:
+                f.proven = max(f.proven, len(trial.panel))
+            else:
+                prove(f)
 
 # %% ../../nbs/catalogue/00_feature.ipynb #d28ffa52
 def room(like: Tensor) -> Tensor:
     "An unfilled tensor of the same kind; on a processor NumPy gets it, in large pages of memory, which are cheaper to come by."
-    if like.is_cuda: return torch.empty_like(like)
+    if like.is_cuda:
+        return torch.empty_like(like)
     return torch.from_numpy(np.empty(like.shape, str(like.dtype).removeprefix("torch.")))
 
+
 def in_turn(
-    panel: Panel, # where
-    names: str | list, # names of features, names of sets, or `Feature` objects
-    at_once: int = 1 << 30, # features computed together: more share more, and need more memory
-) -> Iterator[tuple[Feature, Tensor]]: # feature and `[session, ticker]`, `NaN` where undefined
+    panel: Panel,  # where
+    names: str | list,  # names of features, names of sets, or `Feature` objects
+    at_once: int = 1 << 30,  # features computed together: more share more, and need more memory
+) -> Iterator[tuple[Feature, Tensor]]:  # feature and `[session, ticker]`, `NaN` where undefined
     "Values of features one after the other, each proven before its first use."
     chosen, there = proven(panel, names), {x for x in panel._fields if panel.has(x)}
     like = panel._fields["close"]
     for at in range(0, len(chosen), at_once):
-        some = chosen[at:at + at_once]
+        some = chosen[at : at + at_once]
         out = {f: room(like) for f in some if f.fields <= there}
         fill(panel, out)
-        for f in some: yield f, out.pop(f) if f in out else torch.full_like(like, math.nan)
+        for f in some:
+            yield f, out.pop(f) if f in out else torch.full_like(like, math.nan)
+
 
 def compute(
-    panel: Panel, # where
-    names: str | list, # names of features, names of sets, or `Feature` objects
-) -> dict[str, Tensor]: # name to `[session, ticker]`, `NaN` where undefined
+    panel: Panel,  # where
+    names: str | list,  # names of features, names of sets, or `Feature` objects
+) -> dict[str, Tensor]:  # name to `[session, ticker]`, `NaN` where undefined
     "Values of features, each proven before its first use."
     return {f.name: x for f, x in in_turn(panel, names)}
 
-def proven_values(f: Feature, panel: Panel) -> Tensor: # `[session, ticker]`
+
+def proven_values(f: Feature, panel: Panel) -> Tensor:  # `[session, ticker]`
     "Values of one feature, which is proven first if it was not yet."
     return compute(panel, [f])[f.name]
 
 # %% ../../nbs/catalogue/00_feature.ipynb #b4af0461
 def covered(
-    panel: Panel, # the panel a model will be trained on
-    names: str | list, # names of features or sets
-) -> list[str]: # those with any defined value
+    panel: Panel,  # the panel a model will be trained on
+    names: str | list,  # names of features or sets
+) -> list[str]:  # those with any defined value
     "Features that are defined somewhere on a panel."
     some = longest(panel)
     return [f.name for f, x in in_turn(some, names) if not x.isnan().all()]
 
 # %% ../../nbs/catalogue/00_feature.ipynb #48dce210
-def _order(field): return (FIELDS.index(field) if field in FIELDS else len(FIELDS)), field # prices, volume, then the rest by name
+def _order(field):
+    return (
+        FIELDS.index(field) if field in FIELDS else len(FIELDS)
+    ), field  # prices, volume, then the rest by name
+
 
 def table(
-    names: str | list = "all", # names of features or sets
-) -> pd.DataFrame: # a row a feature: group, formula, look_back, fields, source
+    names: str | list = "all",  # names of features or sets
+) -> pd.DataFrame:  # a row a feature: group, formula, look_back, fields, source
     "The catalogue, for people."
-    return pd.DataFrame([dict(name=f.name, group=f.group, formula=f.formula, look_back=f.lookback,
-                              fields=", ".join(sorted(f.fields, key=_order)), source=f.source) for f in as_features(names)],
-                        columns=["name", "group", "formula", "look_back", "fields", "source"]).set_index("name")
+    return pd.DataFrame(
+        [
+            dict(
+                name=f.name,
+                group=f.group,
+                formula=f.formula,
+                look_back=f.lookback,
+                fields=", ".join(sorted(f.fields, key=_order)),
+                source=f.source,
+            )
+            for f in as_features(names)
+        ],
+        columns=["name", "group", "formula", "look_back", "fields", "source"],
+    ).set_index("name")
 
 # %% ../../nbs/catalogue/00_feature.ipynb #45053121
 def search(
-    word: str, # part of a name, group, formula or source, in any case
-) -> pd.DataFrame: # the rows of `table` that mention it
+    word: str,  # part of a name, group, formula or source, in any case
+) -> pd.DataFrame:  # the rows of `table` that mention it
     "Look a word up in the catalogue."
-    return table([n for n, f in features.items() if word.lower() in " ".join((n, f.group, f.formula, f.source)).lower()])
+    return table(
+        [
+            n
+            for n, f in features.items()
+            if word.lower() in " ".join((n, f.group, f.formula, f.source)).lower()
+        ]
+    )

@@ -21,26 +21,31 @@ from ..algebra.series import newest
 # %% ../../nbs/catalogue/10_latest.ipynb #9a2c7544
 class Step:
     "One step on the way to some features."
-    def __init__(self,
-        recipe: int, # its number
-        name: str, # as the recipe has it
+
+    def __init__(
+        self,
+        recipe: int,  # its number
+        name: str,  # as the recipe has it
     ):
         self.recipe, self.name = recipe, name
         self.bars, self.parts, self.kind, op = series._steps.get(recipe, (0, (), "field", None))
         self.op, self.last = op if self.kind == "back" else (op, None)
         self.quick = way(name, self.bars, self.op) if self.kind == "back" else None
         self.rows, self.reach, self.phase, self.whole, self.column = 0, 0, 0, False, False
-        self.drop, self.out = [], [] # what nobody needs after it, and which features it is
+        self.drop, self.out = [], []  # what nobody needs after it, and which features it is
 
-    def __repr__(self): return f"{self.name}: {self.rows} rows"
+    def __repr__(self):
+        return f"{self.name}: {self.rows} rows"
+
 
 def steps_to(
-    recipes, # numbers of the last steps
-) -> list[Step]: # in an order in which they can be made
+    recipes,  # numbers of the last steps
+) -> list[Step]:  # in an order in which they can be made
     "All steps on the way to some recipes."
     names, found, ahead = {number: key[0] for key, number in series._recipes.items()}, {}, list(recipes)
     while ahead:
-        if (r := ahead.pop()) in found: continue
+        if (r := ahead.pop()) in found:
+            continue
         found[r] = Step(r, names[r])
         ahead += found[r].parts
     return [found[r] for r in sorted(found)]
@@ -48,36 +53,47 @@ def steps_to(
 # %% ../../nbs/catalogue/10_latest.ipynb #d952372f
 class Plan:
     "In which order the steps are made, and how many rows of each."
-    def __init__(self,
-        recipes: tuple, # of the features
-        sessions: int, # newest sessions wanted
-        extra: int = 0, # sessions by which halted tickers reach further back
+
+    def __init__(
+        self,
+        recipes: tuple,  # of the features
+        sessions: int,  # newest sessions wanted
+        extra: int = 0,  # sessions by which halted tickers reach further back
     ):
         self.steps = steps_to(set(recipes))
         at = {s.recipe: s for s in self.steps}
-        for i, r in enumerate(recipes): at[r].out.append(i); at[r].rows = sessions
+        for i, r in enumerate(recipes):
+            at[r].out.append(i)
+            at[r].rows = sessions
         for s in reversed(self.steps):
             s.reach = s.rows + (extra if s.kind in ("across", "spread", "days") else 0)
-            for p in s.parts: at[p].rows = max(at[p].rows, s.reach + s.bars)
+            for p in s.parts:
+                at[p].rows = max(at[p].rows, s.reach + s.bars)
         for s in self.steps:
             before = [at[p] for p in s.parts]
-            s.column = s.kind == "column" or (s.kind in ("each", "back") and bool(before) and all(b.column for b in before))
+            s.column = s.kind == "column" or (
+                s.kind in ("each", "back") and bool(before) and all(b.column for b in before)
+            )
             s.whole = s.column or s.kind == "across"
             s.phase = max((b.phase + (b.whole and not s.column) for b in before), default=0)
-        self.phases = [[[s for s in self.steps if s.phase == k and s.whole == whole] for whole in (False, True)]
-                       for k in range(1 + max((s.phase for s in self.steps), default=0))]
+        self.phases = [
+            [[s for s in self.steps if s.phase == k and s.whole == whole] for whole in (False, True)]
+            for k in range(1 + max((s.phase for s in self.steps), default=0))
+        ]
         self.rows = max((s.rows for s in self.steps if not s.column), default=1)
         self.crossed = any(s.whole for s in self.steps)
         self._forget()
 
-    def _forget(self): # after which step is a series needed no more?
+    def _forget(self):  # after which step is a series needed no more?
         seen = set()
         for own, whole in reversed(self.phases):
             for s in (*reversed(whole), *reversed(own)):
                 s.drop = list({*s.parts, s.recipe} - seen)
                 seen |= {*s.parts, s.recipe}
 
-    def __repr__(self): return f"Plan of {len(self.steps)} steps in {len(self.phases)} phases, {self.rows} rows of history"
+    def __repr__(self):
+        return f"Plan of {len(self.steps)} steps in {len(self.phases)} phases, {self.rows} rows of history"
+
 
 @lru_cache(16)
 def plan_of(recipes: tuple, sessions: int, extra: int) -> Plan:
@@ -86,132 +102,172 @@ def plan_of(recipes: tuple, sessions: int, extra: int) -> Plan:
 
 # %% ../../nbs/catalogue/10_latest.ipynb #ae9bc161
 def scattered(
-    panel: Panel, # all of history at hand
-    bars: int, # the newest rows that will be looked at
-) -> Tensor: # bool `[ticker]`
+    panel: Panel,  # all of history at hand
+    bars: int,  # the newest rows that will be looked at
+) -> Tensor:  # bool `[ticker]`
     "Tickers whose newest bars do not stand in the newest rows."
     end = panel.present[-bars:]
-    some = (~end.all(0)).nonzero()[:, 0] # the others stand in every row
+    some = (~end.all(0)).nonzero()[:, 0]  # the others stand in every row
     end, older = end[:, some], panel.present[:-bars, some].any(0)
-    return torch.zeros_like(panel.present[0]).index_put_((some,), (missed(end) > 0) | (older & ~end[0] & end.any(0)))
+    return torch.zeros_like(panel.present[0]).index_put_(
+        (some,), (missed(end) > 0) | (older & ~end[0] & end.any(0))
+    )
 
 # %% ../../nbs/catalogue/10_latest.ipynb #72b8ac0a
 class Lane:
     "Some tickers, side by side, whose rows are bars."
-    def __init__(self,
-        panel: Panel, # the market
-        at: Tensor, # columns of its tickers
-        rows: int, # that will be looked at
-        kind: str, # "full" = every bar is there, "young" = none is missing in between, "apart" = scattered
+
+    def __init__(
+        self,
+        panel: Panel,  # the market
+        at: Tensor,  # columns of its tickers
+        rows: int,  # that will be looked at
+        kind: str,  # "full" = every bar is there, "young" = none is missing in between, "apart" = scattered
     ):
-        self.panel, self.at, self.rows, self.kind, self.kept, self.order = panel, at, min(rows, len(panel)), kind, {}, None
+        self.panel = panel
+        self.at = at
+        self.rows = min(rows, len(panel))
+        self.kind = kind
+        self.kept = {}
+        self.order = None
         self.size, self.mask = len(at), None
-        if kind == "full": return
+        if kind == "full":
+            return
         here = panel.present.index_select(1, at)
         if kind == "apart":
-            self.order = here.to(torch.uint8).argsort(stable=True, dim=0)[-self.rows:] # session of each bar
-            self.here, self.after = here, here.flip(0).cumsum(0).flip(0) - here.to(torch.int64) # and bars after each session
+            self.order = here.to(torch.uint8).argsort(stable=True, dim=0)[-self.rows :]  # session of each bar
+            self.here, self.after = (
+                here,
+                here.flip(0).cumsum(0).flip(0) - here.to(torch.int64),
+            )  # and bars after each session
             here = here.gather(0, self.order)
-        self.mask = ~here[-self.rows:]
+        self.mask = ~here[-self.rows :]
 
     def masked(self, x: Tensor) -> Tensor:
         "`NaN` where there is no bar."
-        return x if self.mask is None else x.masked_fill(self.mask[self.rows - x.shape[0]:], math.nan)
+        return x if self.mask is None else x.masked_fill(self.mask[self.rows - x.shape[0] :], math.nan)
 
     def field(self, name: str) -> Tensor:
         "A published field, its bars moved together."
         x = self.panel._fields.get(name)
         x = getattr(self.panel, name)._x if x is None else x
-        if self.order is not None: return self.masked(x.index_select(1, self.at).gather(0, self.order))
-        return self.masked(x[-self.rows:].index_select(1, self.at))
+        if self.order is not None:
+            return self.masked(x.index_select(1, self.at).gather(0, self.order))
+        return self.masked(x[-self.rows :].index_select(1, self.at))
 
     def part(self, recipe: int, rows: int) -> Tensor:
         "The newest rows of a step that was made."
         x = self.kept[recipe]
-        return x if (n := x.shape[0]) <= rows else x[n - rows:]
+        return x if (n := x.shape[0]) <= rows else x[n - rows :]
 
 # %% ../../nbs/catalogue/10_latest.ipynb #1e130268
-def _taken(x, at, size): # rows of `x` by position, `NaN` where there is no such row
+def _taken(x, at, size):  # rows of `x` by position, `NaN` where there is no such row
     return x.expand(len(x), size).gather(0, at.clamp(min=0)).masked_fill(at < 0, math.nan)
 
+
 def to_sessions(
-    lane: Lane, # some tickers
-    x: Tensor, # newest bars of each
-    rows: int, # sessions wanted
-) -> Tensor: # `[session, ticker]`
+    lane: Lane,  # some tickers
+    x: Tensor,  # newest bars of each
+    rows: int,  # sessions wanted
+) -> Tensor:  # `[session, ticker]`
     "From a row a bar to a row a session."
-    if lane.order is None: return x.expand(x.shape[0], lane.size)
+    if lane.order is None:
+        return x.expand(x.shape[0], lane.size)
     here = lane.here[-rows:]
     return _taken(x, (len(x) - 1 - lane.after[-rows:]).masked_fill(~here, -1), lane.size)
 
+
 def from_sessions(
-    lane: Lane, # some tickers
-    y: Tensor, # newest sessions, of each ticker or one column for all
-    rows: int, # bars wanted
-) -> Tensor: # `[bar, ticker]`, or one column where all tickers have the same
+    lane: Lane,  # some tickers
+    y: Tensor,  # newest sessions, of each ticker or one column for all
+    rows: int,  # bars wanted
+) -> Tensor:  # `[bar, ticker]`, or one column where all tickers have the same
     "From a row a session to a row a bar."
-    if lane.order is not None: y = _taken(y, len(y) - len(lane.panel) + lane.order[-rows:], lane.size)
+    if lane.order is not None:
+        y = _taken(y, len(y) - len(lane.panel) + lane.order[-rows:], lane.size)
     y = newest(y, rows)
     return y if lane.mask is None else lane.masked(y.expand(y.shape[0], lane.size))
 
 # %% ../../nbs/catalogue/10_latest.ipynb #14983a6f
 def made(
-    lane: Lane, # some tickers
-    s: Step, # what to make, its parts being there
-) -> Tensor: # its newest rows
+    lane: Lane,  # some tickers
+    s: Step,  # what to make, its parts being there
+) -> Tensor:  # its newest rows
     "One step."
-    if s.kind == "each": return s.op(*[lane.part(p, s.rows) for p in s.parts])
-    if s.kind == "field": return newest(lane.field(s.name), s.rows)
+    if s.kind == "each":
+        return s.op(*[lane.part(p, s.rows) for p in s.parts])
+    if s.kind == "field":
+        return newest(lane.field(s.name), s.rows)
     rows = s.rows + s.bars
     xs = [lane.part(p, rows) for p in s.parts]
-    if len({x.shape[1] for x in xs}) > 1: xs = [x.expand(x.shape[0], lane.size) for x in xs]
+    if len({x.shape[1] for x in xs}) > 1:
+        xs = [x.expand(x.shape[0], lane.size) for x in xs]
     x = None
-    if s.quick and xs[0].shape[0] == rows and xs[0].dtype == torch.float32 and not xs[0].is_cuda: x = s.quick(s.rows, *xs)
-    if x is None: x = newest((s.last if s.last and s.rows == 1 else s.op)(*xs), s.rows)
+    if s.quick and xs[0].shape[0] == rows and xs[0].dtype == torch.float32 and not xs[0].is_cuda:
+        x = s.quick(s.rows, *xs)
+    if x is None:
+        x = newest((s.last if s.last and s.rows == 1 else s.op)(*xs), s.rows)
     return lane.masked(x)
 
-def _in_lane(lane, own, columns, out, slot): # all steps of a phase
+
+def _in_lane(lane, own, columns, out, slot):  # all steps of a phase
     sessions, mine = out.shape[1], out[:, :, slot]
-    if not out.is_cuda: mine = mine.numpy()
+    if not out.is_cuda:
+        mine = mine.numpy()
     newly = None if lane.order is None else (sessions - 1 - lane.after[-sessions:]).clamp(min=0)
     for s in own:
-        if s.kind == "spread": x = from_sessions(lane, newest(columns[s.parts[0]], s.reach), s.rows)
-        elif s.kind == "days": x = from_sessions(lane, s.op(lane.panel.sessions[-s.reach:]).to(out), s.rows)
-        else: x = made(lane, s)
+        if s.kind == "spread":
+            x = from_sessions(lane, newest(columns[s.parts[0]], s.reach), s.rows)
+        elif s.kind == "days":
+            x = from_sessions(lane, s.op(lane.panel.sessions[-s.reach :]).to(out), s.rows)
+        else:
+            x = made(lane, s)
         for i in s.out:
             end = x[-sessions:] if newly is None else _taken(x[-sessions:], newly, lane.size)
             mine[i] = end if out.is_cuda else end.numpy()
         lane.kept[s.recipe] = x
-        for p in s.drop: lane.kept.pop(p, None)
+        for p in s.drop:
+            lane.kept.pop(p, None)
 
 # %% ../../nbs/catalogue/10_latest.ipynb #323a2f3e
-def _compared(s, x): # a comparison across tickers, or a column
-    if s.name not in ACROSS or x.is_cuda or x.dtype != torch.float32: return s.op(x)
+def _compared(s, x):  # a comparison across tickers, or a column
+    if s.name not in ACROSS or x.is_cuda or x.dtype != torch.float32:
+        return s.op(x)
     found = centres(x, ACROSS[s.name])
     return found if s.column else found.expand_as(x)
 
-def _together(lanes, whole, columns, out): # steps that need everybody
+
+def _together(lanes, whole, columns, out):  # steps that need everybody
     sessions, most = out.shape[1], len(lanes[0].panel)
     for s in whole:
         if s.column and s.kind != "column":
             xs = [newest(columns[p], s.rows + s.bars) for p in s.parts]
             columns[s.recipe] = newest((s.last if s.last and s.rows == 1 else s.op)(*xs), s.rows)
             continue
-        x = _compared(s, torch.cat([to_sessions(lane, lane.part(s.parts[0], s.reach), min(s.reach, most)) for lane in lanes], 1))
-        if s.column: columns[s.recipe] = x
+        x = _compared(
+            s,
+            torch.cat(
+                [to_sessions(lane, lane.part(s.parts[0], s.reach), min(s.reach, most)) for lane in lanes], 1
+            ),
+        )
+        if s.column:
+            columns[s.recipe] = x
         at = 0
         for lane in lanes:
             if not s.column:
-                y = x[:, :1] if x.stride(1) == 0 else x[:, at:at + lane.size]
+                y = x[:, :1] if x.stride(1) == 0 else x[:, at : at + lane.size]
                 lane.kept[s.recipe] = from_sessions(lane, y, s.rows)
-            for i in s.out: out[i][:, at:at + lane.size] = newest(x, sessions)[:, at:at + lane.size]
-            for p in s.drop: lane.kept.pop(p, None)
+            for i in s.out:
+                out[i][:, at : at + lane.size] = newest(x, sessions)[:, at : at + lane.size]
+            for p in s.drop:
+                lane.kept.pop(p, None)
             at += lane.size
 
+
 def run(
-    plan: Plan, # what to make
-    lanes: list[Lane], # all tickers
-    out: Tensor, # `[feature, session, ticker]`, tickers in the order of the lanes
+    plan: Plan,  # what to make
+    lanes: list[Lane],  # all tickers
+    out: Tensor,  # `[feature, session, ticker]`, tickers in the order of the lanes
 ):
     "Make the newest rows of every feature of a plan."
     columns = {}
@@ -223,45 +279,57 @@ def run(
         _together(lanes, whole, columns, out)
 
 # %% ../../nbs/catalogue/10_latest.ipynb #5139ab6d
-LANE = 3072 # tickers in a lane
+LANE = 3072  # tickers in a lane
 
-def _drawn(panel, recipes, sessions): # the plan, and which tickers are scattered
+
+def _drawn(panel, recipes, sessions):  # the plan, and which tickers are scattered
     extra = 0
     while True:
         plan = plan_of(recipes, sessions, extra)
         apart = scattered(panel, plan.rows)
-        if not plan.crossed or not apart.any(): return plan, apart
-        here = panel.present[-plan.rows:, apart]
-        older = panel.present[:-plan.rows, apart].any(0)
+        if not plan.crossed or not apart.any():
+            return plan, apart
+        here = panel.present[-plan.rows :, apart]
+        older = panel.present[: -plan.rows, apart].any(0)
         absent = int((~here & (here.cummax(0).values | older)).sum(0).max())
-        if absent <= extra: return plan, apart
+        if absent <= extra:
+            return plan, apart
         extra = absent
 
-def _lanes(panel, rows, apart): # all tickers, like beside like
+
+def _lanes(panel, rows, apart):  # all tickers, like beside like
     full = panel.present[-rows:].all(0) & ~apart
     kinds = dict(full=full, young=~full & ~apart, apart=apart)
-    return [Lane(panel, at, rows, kind) for kind, some in kinds.items() if some.any() for at in some.nonzero()[:, 0].split(LANE)]
+    return [
+        Lane(panel, at, rows, kind)
+        for kind, some in kinds.items()
+        if some.any()
+        for at in some.nonzero()[:, 0].split(LANE)
+    ]
 
-def _quick(panel, chosen, out, sessions): # features of which every step is known
+
+def _quick(panel, chosen, out, sessions):  # features of which every step is known
     plan, apart = _drawn(panel, tuple(f.recipe for f in chosen), sessions)
     lanes = _lanes(panel, plan.rows, apart)
     like, here = panel._fields["close"], panel.present[-sessions:]
     every = room(like[-1:].expand(len(chosen), sessions, like.shape[1]))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1) # the pieces are too small to be divided
+    torch.set_num_threads(1)  # the pieces are too small to be divided
     try:
         run(plan, lanes, every)
         home = torch.cat([lane.at for lane in lanes]).argsort()
         for some in every.split(64):
             x = some.index_select(2, home)
             some.copy_(x.masked_fill_(~(x.isfinite() & here), math.nan))
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     out.update(zip(chosen, every))
 
 # %% ../../nbs/catalogue/10_latest.ipynb #83a06e80
-REACHES = (1, 8, 24, 64, 128, 300) # look-backs that are computed together
+REACHES = (1, 8, 24, 64, 128, 300)  # look-backs that are computed together
 
-def _slow(panel, chosen, out, sessions): # the others, by look-back
+
+def _slow(panel, chosen, out, sessions):  # the others, by look-back
     groups = {}
     for f in chosen:
         groups.setdefault(next((r for r in REACHES if f.lookback <= r), f.lookback), []).append(f)
@@ -272,10 +340,10 @@ def _slow(panel, chosen, out, sessions): # the others, by look-back
 
 # %% ../../nbs/catalogue/10_latest.ipynb #2128e3cf
 def latest(
-    panel: Panel, # the market as known, at least as long as the longest look-back
-    names: str | list, # names of features, names of sets, or `Feature` objects
-    sessions: int = 1, # newest sessions wanted
-) -> dict[Feature, Tensor]: # feature to `[session, ticker]`, `NaN` where undefined
+    panel: Panel,  # the market as known, at least as long as the longest look-back
+    names: str | list,  # names of features, names of sets, or `Feature` objects
+    sessions: int = 1,  # newest sessions wanted
+) -> dict[Feature, Tensor]:  # feature to `[session, ticker]`, `NaN` where undefined
     "Values of the newest sessions, each feature proven before its first use."
     chosen, there = proven(panel, names), {x for x in panel._fields if panel.has(x)}
     sessions = min(sessions, len(panel))
@@ -285,5 +353,6 @@ def latest(
     peopled = bool(panel.present.any(1).all())
     quick = [f for f in due if f.recipe is not None and (peopled or not f.crossings)]
     for do, some in ((_quick, quick), (_slow, [f for f in due if f not in set(quick)])):
-        if some: do(panel, some, out, sessions)
+        if some:
+            do(panel, some, out, sessions)
     return out

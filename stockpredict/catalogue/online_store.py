@@ -19,15 +19,16 @@ from .feature_store import FeatureStore
 @dataclass(frozen=True)
 class Value:
     "The newest features of one ticker, and what they are worth now."
-    ticker: str # canonical name
-    names: tuple # of the features
-    values: np.ndarray # float32, one a feature; `NaN` where undefined or missing
-    session: pd.Timestamp # whose close they are of
-    freshness: str # "ok" | "stale" | "missing"
-    snapshot: int # version of the lake
-    origin: str # "redis" | "memory" | "computed"
 
-    def as_dict(self) -> dict: # feature to number
+    ticker: str  # canonical name
+    names: tuple  # of the features
+    values: np.ndarray  # float32, one a feature; `NaN` where undefined or missing
+    session: pd.Timestamp  # whose close they are of
+    freshness: str  # "ok" | "stale" | "missing"
+    snapshot: int  # version of the lake
+    origin: str  # "redis" | "memory" | "computed"
+
+    def as_dict(self) -> dict:  # feature to number
         "Values by name."
         return dict(zip(self.names, self.values.tolist(), strict=True))
 
@@ -35,197 +36,268 @@ class Value:
         said = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names[:4], self.values[:4]))
         return f"{self.ticker} of {self.session:%Y-%m-%d}, {self.freshness}: {said}{' …' * (len(self.names) > 4)} (snapshot {self.snapshot}, {self.origin})"
 
+
 def good_until(
-    calendar, # of the exchange
-    session, # whose close the values are of
-    lag: float, # minutes from a close until its bar is known
-) -> float: # seconds since 1970
+    calendar,  # of the exchange
+    session,  # whose close the values are of
+    lag: float,  # minutes from a close until its bar is known
+) -> float:  # seconds since 1970
     "When the next session's values could be known."
     return calendar.close(calendar.offset(session, 1)).timestamp() + 60 * lag
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #d67dd30d
-_BODY = struct.Struct("<qd?") # session as days since 1970, good until, is there a bar?
+_BODY = struct.Struct("<qd?")  # session as days since 1970, good until, is there a bar?
+
 
 def seal(
-    secret: bytes, # ours
-    key: str, # where the value will lie
-    session, # whose close it is of
-    until: float, # seconds since 1970
-    values: np.ndarray | None, # float32; None = no bar in that session
+    secret: bytes,  # ours
+    key: str,  # where the value will lie
+    session,  # whose close it is of
+    until: float,  # seconds since 1970
+    values: np.ndarray | None,  # float32; None = no bar in that session
 ) -> bytes:
     "A value as it lies in Redis."
     body = _BODY.pack(pd.Timestamp(session).value // 86_400_000_000_000, until, values is not None)
     body += b"" if values is None else np.asarray(values, "<f4").tobytes()
     return hashlib.blake2b(key.encode() + b"\0" + body, digest_size=16, key=secret).digest() + body
 
+
 def unseal(
-    secret: bytes, # ours
-    key: str, # where the value lay
-    raw, # what lay there
-    n: int, # features there should be
-) -> tuple | None: # (session in days, good until, values or None); None = not ours
+    secret: bytes,  # ours
+    key: str,  # where the value lay
+    raw,  # what lay there
+    n: int,  # features there should be
+) -> tuple | None:  # (session in days, good until, values or None); None = not ours
     "What a value says, if it is whole and ours."
-    if not isinstance(raw, bytes) or len(raw) < 16 + _BODY.size: return None
+    if not isinstance(raw, bytes) or len(raw) < 16 + _BODY.size:
+        return None
     tag, body = raw[:16], raw[16:]
-    if not hmac.compare_digest(tag, hashlib.blake2b(key.encode() + b"\0" + body, digest_size=16, key=secret).digest()): return None
+    if not hmac.compare_digest(
+        tag, hashlib.blake2b(key.encode() + b"\0" + body, digest_size=16, key=secret).digest()
+    ):
+        return None
     day, until, there = _BODY.unpack_from(body)
     values = np.frombuffer(body, "<f4", offset=_BODY.size)
     return (day, until, values if there else None) if len(values) == n * there else None
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #839e2c51
 def own_secret(
-    folder: Path, # `settings.storage.keys_dir`
-) -> bytes: # 32 bytes
+    folder: Path,  # `settings.storage.keys_dir`
+) -> bytes:  # 32 bytes
     "The secret behind the seals, made when there is none."
     place = Path(folder) / "online.key"
     try:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             new = place.with_name(f"online.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f: f.write(secrets.token_bytes(32))
-            try: os.link(new, place) # whoever is first wins, and nobody reads half of it
-            except FileExistsError: pass
-            finally: new.unlink()
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
+                f.write(secrets.token_bytes(32))
+            try:
+                os.link(new, place)  # whoever is first wins, and nobody reads half of it
+            except FileExistsError:
+                pass
+            finally:
+                new.unlink()
         found = place.read_bytes()
-    except OSError: found = b""
-    return found if len(found) == 32 else secrets.token_bytes(32) # a secret of our own: nothing is shared, nothing is wrong
+    except OSError:
+        found = b""
+    return (
+        found if len(found) == 32 else secrets.token_bytes(32)
+    )  # a secret of our own: nothing is shared, nothing is wrong
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #a3ae42e8
 class Online:
     "The newest features of a set, from Redis where it has them."
-    def __init__(self,
-        store: FeatureStore, # where values come from otherwise
-        clock=time.time, # seconds since 1970
-        every: float = .5, # seconds between looks for a new snapshot
-        pause: float = 1., # seconds to leave Redis alone after a failure
+
+    def __init__(
+        self,
+        store: FeatureStore,  # where values come from otherwise
+        clock=time.time,  # seconds since 1970
+        every: float = 0.5,  # seconds between looks for a new snapshot
+        pause: float = 1.0,  # seconds to leave Redis alone after a failure
     ):
         self.store, self.clock, self.every, self.pause = store, clock, every, pause
-        self.set, self.lag, self.secret = store.settings.store, store.settings.data.lake_bars_lag_minutes, own_secret(store.settings.storage.keys_dir)
+        self.set = store.settings.store
+        self.lag = store.settings.data.lake_bars_lag_minutes
+        self.secret = own_secret(store.settings.storage.keys_dir)
         self.embedded = None if self.set.redis_url else Embedded(store.settings.storage.home_dir / "online")
         self.client, self.problem, self.counts = None, "", dict(redis=0, memory=0, computed=0, refused=0)
         self._guard, self._connect, self._look = threading.Lock(), threading.Lock(), threading.Lock()
-        self._seen, self._memo, self._away, self._filled = (0, None, 0.), {}, 0., 0.
+        self._seen, self._memo, self._away, self._filled = (0, None, 0.0), {}, 0.0, 0.0
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         "Disconnect; the last one to leave stops a server of our own."
         client, self.client = self.client, None
-        if client: self.embedded.leave(client) if self.embedded else client.close()
+        if client:
+            self.embedded.leave(client) if self.embedded else client.close()
         self.store.close()
 
-    def __repr__(self): return f"Online {self.store.key}: {self.counts}{' ' + self.problem if self.problem else ''}"
+    def __repr__(self):
+        return f"Online {self.store.key}: {self.counts}{' ' + self.problem if self.problem else ''}"
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #180c758b
 @patch
-def _redis(self: Online): # a client that gives up quickly
-    if self.client: return self.client
+def _redis(self: Online):  # a client that gives up quickly
+    if self.client:
+        return self.client
     with self._connect:
-        if self.client: return self.client
+        if self.client:
+            return self.client
         import redis
         from redis.backoff import NoBackoff
         from redis.retry import Retry
+
         wait = self.set.timeout_ms / 1000
-        options = dict(socket_timeout=wait, socket_connect_timeout=wait, retry=Retry(NoBackoff(), 0), client_name=f"features-{os.getpid()}-{id(self)}")
+        options = dict(
+            socket_timeout=wait,
+            socket_connect_timeout=wait,
+            retry=Retry(NoBackoff(), 0),
+            client_name=f"features-{os.getpid()}-{id(self)}",
+        )
         client = redis.Redis.from_url(self.embedded.url if self.embedded else self.set.redis_url, **options)
         if self.embedded:
-            with self.embedded.lock(): self.embedded.start(); client.ping()
+            with self.embedded.lock():
+                self.embedded.start()
+                client.ping()
         self.client = client
         return client
 
+
 @patch
-def _ask(self: Online, call, otherwise=None): # the answer of Redis, or `otherwise` when it has none
+def _ask(self: Online, call, otherwise=None):  # the answer of Redis, or `otherwise` when it has none
     import redis
-    if time.monotonic() < self._away: return otherwise
-    try: answer = call(self._redis())
-    except redis.ResponseError: return otherwise
+
+    if time.monotonic() < self._away:
+        return otherwise
+    try:
+        answer = call(self._redis())
+    except redis.ResponseError:
+        return otherwise
     except (redis.RedisError, StockpredictError, OSError, ValueError) as e:
-        self._away, self.problem = time.monotonic() + self.pause, f"Redis is left alone: {str(e).splitlines()[0][:120] if str(e) else type(e).__name__}."
+        self._away = time.monotonic() + self.pause
+        self.problem = f"Redis is left alone: {str(e).splitlines()[0][:120] if str(e) else type(e).__name__}."
         return otherwise
     self.problem = ""
     return answer
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #e17e1394
 @patch
-def snapshot(self: Online) -> int: # a version of the lake
+def snapshot(self: Online) -> int:  # a version of the lake
     "The newest snapshot, as of a moment ago."
     number, stamp, looked = self._seen
-    if stamp is not None and time.monotonic() - looked < self.every: return number
+    if stamp is not None and time.monotonic() - looked < self.every:
+        return number
     with self._look:
-        if self._seen[2] == looked: self._seen = self._newer(number, stamp)
+        if self._seen[2] == looked:
+            self._seen = self._newer(number, stamp)
         return self._seen[0]
 
+
 @patch
-def _newer(self: Online, number, stamp): # snapshot, what the catalog's files look like, when this was found
+def _newer(self: Online, number, stamp):  # snapshot, what the catalog's files look like, when this was found
     now, storage = None, self.store.settings.storage
     if storage.catalog_url.startswith("sqlite:"):
-        now = tuple((s.st_mtime_ns, s.st_size) for p in ("catalog.sqlite", "catalog.sqlite-wal") if (s := _stat(storage.lake_dir / p)))
-    if number == 0 or now is None or now != stamp: number = self.store.lake.snapshot()
+        now = tuple(
+            (s.st_mtime_ns, s.st_size)
+            for p in ("catalog.sqlite", "catalog.sqlite-wal")
+            if (s := _stat(storage.lake_dir / p))
+        )
+    if number == 0 or now is None or now != stamp:
+        number = self.store.lake.snapshot()
     return number, now or (), time.monotonic()
 
+
 def _stat(path):
-    try: return os.stat(path)
-    except OSError: return None
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
 
 @patch
-def key(self: Online,
-    snapshot: int, # version of the lake
-    ticker: str, # canonical name
+def key(
+    self: Online,
+    snapshot: int,  # version of the lake
+    ticker: str,  # canonical name
 ) -> str:
     "Where a value lies: set and code, snapshot, ticker."
     return f"stockpredict:features:{self.store.key}:{snapshot}:{ticker}"
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #05be771d
-LOCK_MS, PATIENCE = 30_000, 20. # how long a lock outlives its holder; seconds others wait for it
+LOCK_MS, PATIENCE = 30_000, 20.0  # how long a lock outlives its holder; seconds others wait for it
 _FREE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
+
 @patch
-def _computed(self: Online, snapshot) -> dict: # ticker to values, with session and good_until
+def _computed(self: Online, snapshot) -> dict:  # ticker to values, with session and good_until
     "All values of a snapshot, read from the store; the caller holds the guard."
     found = self.store.newest(snapshot)
     day = pd.Timestamp(found.attrs["session"])
     there, block = found["event_time"].notna().to_numpy(), found[self.store.names].to_numpy("float32")
-    made = dict(session=day, until=good_until(self.store.calendar, day, self.lag),
-                rows={t: block[i] if there[i] else None for i, t in enumerate(found.index)})
+    made = dict(
+        session=day,
+        until=good_until(self.store.calendar, day, self.lag),
+        rows={t: block[i] if there[i] else None for i, t in enumerate(found.index)},
+    )
     self._memo = {snapshot: made}
     return made
 
+
 @patch
-def _fill(self: Online, snapshot, made): # put all of it into Redis
+def _fill(self: Online, snapshot, made):  # put all of it into Redis
     ttl = max(60, int(made["until"] - self.clock()) + 1)
+
     def send(client):
         rows = list(made["rows"].items())
         for i in range(0, len(rows), 500):
             with client.pipeline(transaction=False) as p:
-                for t, v in rows[i:i + 500]:
+                for t, v in rows[i : i + 500]:
                     key = self.key(snapshot, t)
                     p.set(key, seal(self.secret, key, made["session"], made["until"], v), ex=ttl)
                 p.execute()
         return True
+
     self._filled = time.monotonic()
     return self._ask(send, False)
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #29fb0bf0
 @patch
-def _miss(self: Online, snapshot, ticker): # a raw value from Redis after all, or everything computed
+def _miss(self: Online, snapshot, ticker):  # a raw value from Redis after all, or everything computed
     key, lock, token = self.key(snapshot, ticker), self.key(snapshot, "") + "lock", secrets.token_hex(8)
     with self._guard:
-        if (made := self._memo.get(snapshot)): # Redis has lost what we know: give it back, once in a while
-            if time.monotonic() - self._filled > self.pause and time.monotonic() >= self._away: self._fill(snapshot, made)
+        if made := self._memo.get(snapshot):  # Redis has lost what we know: give it back, once in a while
+            if time.monotonic() - self._filled > self.pause and time.monotonic() >= self._away:
+                self._fill(snapshot, made)
             return None, made, "memory"
         until = time.monotonic() + PATIENCE
-        while self._ask(lambda c: c.set(lock, token, nx=True, px=LOCK_MS), True) is None and time.monotonic() < until:
-            if (raw := self._ask(lambda c: c.get(key))) and unseal(self.secret, key, raw, len(self.store.names)): return raw, None, "redis"
-            time.sleep(.01)
-        if (raw := self._ask(lambda c: c.get(key))) and unseal(self.secret, key, raw, len(self.store.names)): made = None
-        else: raw, made = None, self._computed(snapshot); self._fill(snapshot, made)
+        while (
+            self._ask(lambda c: c.set(lock, token, nx=True, px=LOCK_MS), True) is None
+            and time.monotonic() < until
+        ):
+            if (raw := self._ask(lambda c: c.get(key))) and unseal(
+                self.secret, key, raw, len(self.store.names)
+            ):
+                return raw, None, "redis"
+            time.sleep(0.01)
+        if (raw := self._ask(lambda c: c.get(key))) and unseal(self.secret, key, raw, len(self.store.names)):
+            made = None
+        else:
+            raw, made = None, self._computed(snapshot)
+            self._fill(snapshot, made)
         self._ask(lambda c: c.eval(_FREE, 1, lock, token))
         return raw, made, "redis" if made is None else "computed"
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #49b454bf
 @patch
-def get(self: Online,
-    ticker: str, # canonical name
+def get(
+    self: Online,
+    ticker: str,  # canonical name
 ) -> Value:
     "The newest features of a ticker."
     snapshot = self.snapshot()
@@ -233,28 +305,39 @@ def get(self: Online,
     raw = self._ask(lambda c: c.get(key))
     return self._value(snapshot, ticker, key, raw)
 
+
 @patch
 def _value(self: Online, snapshot, ticker, key, raw):
     found, origin = unseal(self.secret, key, raw, len(self.store.names)), "redis"
     if found is None:
-        if raw is not None: self.counts["refused"] += 1; self._ask(lambda c: c.delete(key))
+        if raw is not None:
+            self.counts["refused"] += 1
+            self._ask(lambda c: c.delete(key))
         raw, made, origin = self._miss(snapshot, ticker)
-        if made is None: found = unseal(self.secret, key, raw, len(self.store.names))
-        elif ticker in made["rows"]: found = made["session"].value // 86_400_000_000_000, made["until"], made["rows"][ticker]
-        else: raise _unknown(str(ticker)[:30], made["rows"])
+        if made is None:
+            found = unseal(self.secret, key, raw, len(self.store.names))
+        elif ticker in made["rows"]:
+            found = made["session"].value // 86_400_000_000_000, made["until"], made["rows"][ticker]
+        else:
+            raise _unknown(str(ticker)[:30], made["rows"])
     self.counts[origin] += 1
     day, until, values = found
     word = "missing" if values is None else "ok" if self.clock() < until else "stale"
     values = np.full(len(self.store.names), np.nan, "f4") if values is None else values
     return Value(ticker, tuple(self.store.names), values, pd.Timestamp(day, unit="D"), word, snapshot, origin)
 
-def _unknown(ticker, rows): return UnknownTicker(f"No features are kept of '{ticker}'.", did_you_mean(ticker, list(rows)), ticker=ticker)
+
+def _unknown(ticker, rows):
+    return UnknownTicker(
+        f"No features are kept of '{ticker}'.", did_you_mean(ticker, list(rows)), ticker=ticker
+    )
 
 # %% ../../nbs/catalogue/50_online_store.ipynb #5421a438
 @patch
-def latest(self: Online,
-    tickers: list[str] | None = None, # None = all that the store knows
-) -> pd.DataFrame: # index: tickers; session, freshness and the features
+def latest(
+    self: Online,
+    tickers: list[str] | None = None,  # None = all that the store knows
+) -> pd.DataFrame:  # index: tickers; session, freshness and the features
     "The newest features of many tickers."
     snapshot = self.snapshot()
     wanted = list(tickers) if tickers is not None else self.store.tickers(snapshot)

@@ -20,15 +20,16 @@ from ..algebra.series import Series
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #47dbdbd3
 def decision_times(
-    panel: Panel, # its sessions
-    calendar: Calendar, # of the exchange
-) -> pd.DatetimeIndex: # UTC, one a session
+    panel: Panel,  # its sessions
+    calendar: Calendar,  # of the exchange
+) -> pd.DatetimeIndex:  # UTC, one a session
     "The close of each session of a panel."
     return calendar.event_times(panel.sessions)
 
+
 def seconds(
-    times, # instants
-    up: bool, # round up, so that nothing is known too early; down for a moment of decision
+    times,  # instants
+    up: bool,  # round up, so that nothing is known too early; down for a moment of decision
 ) -> np.ndarray:
     "Whole seconds since 1970."
     us = pd.DatetimeIndex(times).tz_convert("UTC").as_unit("us").asi8
@@ -36,50 +37,64 @@ def seconds(
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #9bcce1d1
 def as_known(
-    facts: pd.DataFrame, # event_time, known_at, the value, and the key column if there is one
-    at: pd.DatetimeIndex, # decision times, UTC
-    keys: list | None = None, # which keys, in order; None = one value for everybody
-    value: str = "value", # column with numbers
-    by: str = "ticker", # key column
-    lag: str = "0D", # later than stated, e.g. "1D"
-    stale: str | None = None, # oldest period that still counts, e.g. "200D"; None = any
-) -> np.ndarray: # `[session]` or `[session, key]`, float64, `NaN` where nothing was known
+    facts: pd.DataFrame,  # event_time, known_at, the value, and the key column if there is one
+    at: pd.DatetimeIndex,  # decision times, UTC
+    keys: list | None = None,  # which keys, in order; None = one value for everybody
+    value: str = "value",  # column with numbers
+    by: str = "ticker",  # key column
+    lag: str = "0D",  # later than stated, e.g. "1D"
+    stale: str | None = None,  # oldest period that still counts, e.g. "200D"; None = any
+) -> np.ndarray:  # `[session]` or `[session, key]`, float64, `NaN` where nothing was known
     "The value of the newest period that was known at each decision."
-    gone = [c for c in ("event_time", "known_at", value, *([by] if keys is not None else [])) if c not in facts]
-    if gone: raise FeatureError(f"The facts lack the column {', '.join(gone)}.", "Every fact says what it is about and when it could be known.")
+    gone = [
+        c for c in ("event_time", "known_at", value, *([by] if keys is not None else [])) if c not in facts
+    ]
+    if gone:
+        raise FeatureError(
+            f"The facts lack the column {', '.join(gone)}.",
+            "Every fact says what it is about and when it could be known.",
+        )
     if facts.known_at.isna().any():
-        raise FeatureError("Some facts do not say when they could be known.", "Give each a known_at, or an explicit lag when they are stored.")
+        raise FeatureError(
+            "Some facts do not say when they could be known.",
+            "Give each a known_at, or an explicit lag when they are stored.",
+        )
     code = np.zeros(len(facts), int) if keys is None else pd.Index(keys).get_indexer(facts[by])
     known, about = seconds(facts.known_at + pd.Timedelta(lag), True), seconds(facts.event_time, False)
-    order = np.lexsort((about, known, code))[(code < 0).sum():]
+    order = np.lexsort((about, known, code))[(code < 0).sum() :]
     code, known, about, x = code[order], known[order], about[order], facts[value].to_numpy(float)[order]
     top = pd.Series(about).groupby(code).cummax().to_numpy()
     code, known, about, x = (a[about >= top] for a in (code, known, about, x))
     place = code * 2**36 + known
     want = np.arange(1 if keys is None else len(keys)) * 2**36 + seconds(at, False)[:, None]
     i = np.searchsorted(place, want, side="right") - 1
-    found = (i >= 0) & (code[i] * 2**36 == want - seconds(at, False)[:, None]) if len(x) else np.zeros(want.shape, bool)
-    if stale is not None and len(x): found &= seconds(at, False)[:, None] - about[i] <= pd.Timedelta(stale).total_seconds()
+    found = (
+        (i >= 0) & (code[i] * 2**36 == want - seconds(at, False)[:, None])
+        if len(x)
+        else np.zeros(want.shape, bool)
+    )
+    if stale is not None and len(x):
+        found &= seconds(at, False)[:, None] - about[i] <= pd.Timedelta(stale).total_seconds()
     out = np.where(found, x[i], math.nan) if len(x) else np.full(want.shape, math.nan)
     return out[:, 0] if keys is None else out
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #d6776b35
 def per_session(
-    facts: pd.DataFrame, # known_at, the key column, and the value if there is one
-    at: pd.DatetimeIndex, # decision times, UTC, ascending
-    keys: list, # which keys, in order
-    value: str | None = None, # column to add up; None = count rows
-    by: str = "ticker", # key column
-    lag: str = "0D", # later than stated
-    since = None, # the decision before the first one; None = not known
-) -> np.ndarray: # `[session, key]`; `NaN` before a key's first fact, and in the first session without `since`; 0 where nothing came
+    facts: pd.DataFrame,  # known_at, the key column, and the value if there is one
+    at: pd.DatetimeIndex,  # decision times, UTC, ascending
+    keys: list,  # which keys, in order
+    value: str | None = None,  # column to add up; None = count rows
+    by: str = "ticker",  # key column
+    lag: str = "0D",  # later than stated
+    since=None,  # the decision before the first one; None = not known
+) -> np.ndarray:  # `[session, key]`; `NaN` before a key's first fact, and in the first session without `since`; 0 where nothing came
     "How much became known between one decision and the next."
     out, known = np.zeros((len(at), len(keys))), seconds(facts.known_at + pd.Timedelta(lag), True)
     row = np.searchsorted(seconds(at, False), known, side="left")
-    old = known <= (seconds(at[:1] if since is None else [since], False).max(initial=-2**62))
+    old = known <= (seconds(at[:1] if since is None else [since], False).max(initial=-(2**62)))
     column = pd.Index(keys).get_indexer(facts[by])
     good = (row < len(at)) & (column >= 0) & ~old
-    np.add.at(out, (row[good], column[good]), 1. if value is None else facts[value].to_numpy(float)[good])
+    np.add.at(out, (row[good], column[good]), 1.0 if value is None else facts[value].to_numpy(float)[good])
     first = np.full(len(keys), len(at))
     np.minimum.at(first, column[column >= 0], row[column >= 0])
     out[np.arange(len(at))[:, None] < np.maximum(first, int(since is None))] = math.nan
@@ -87,68 +102,97 @@ def per_session(
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #a277efef
 def attach(
-    panel: Panel, # a market
-    fields: dict, # name -> array `[session]` or `[session, ticker]`
-) -> Panel: # a new panel
+    panel: Panel,  # a market
+    fields: dict,  # name -> array `[session]` or `[session, ticker]`
+) -> Panel:  # a new panel
     "The same market with more fields beside the bars."
     like = panel._fields["close"]
+
     def tensor(name, x):
         x = torch.as_tensor(np.array(x, dtype=float)).to(like)
-        if x.ndim == 1: x = x[:, None].expand(len(x), like.shape[1])
-        if x.shape == like.shape and name.isidentifier(): return x.contiguous()
-        raise FeatureError(f"The field {name} has the shape {tuple(x.shape)} on a panel of {tuple(like.shape)}.",
-                           "Give a value a session, or one a session and ticker, under a plain name.")
-    return Panel({**panel._fields, **{n: tensor(n, x) for n, x in fields.items()}}, panel.sessions, panel.tickers, panel.grid)
+        if x.ndim == 1:
+            x = x[:, None].expand(len(x), like.shape[1])
+        if x.shape == like.shape and name.isidentifier():
+            return x.contiguous()
+        raise FeatureError(
+            f"The field {name} has the shape {tuple(x.shape)} on a panel of {tuple(like.shape)}.",
+            "Give a value a session, or one a session and ticker, under a plain name.",
+        )
+
+    return Panel(
+        {**panel._fields, **{n: tensor(n, x) for n, x in fields.items()}},
+        panel.sessions,
+        panel.tickers,
+        panel.grid,
+    )
+
 
 def fact(
-    bars: Panel, # a market, with or without the field
-    name: str, # of an attached field
+    bars: Panel,  # a market, with or without the field
+    name: str,  # of an attached field
 ) -> Series:
     "An attached field as a series; without values where the panel does not have it."
     if name not in bars._series:
         x = bars._fields.get(name)
-        bars._series[name] = Series(torch.full_like(bars._fields["close"], math.nan) if x is None else x, bars.grid, fields={name}, name=name)
+        bars._series[name] = Series(
+            torch.full_like(bars._fields["close"], math.nan) if x is None else x,
+            bars.grid,
+            fields={name},
+            name=name,
+        )
     return bars._series[name]
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #dc89b801
 joins = Registry("kind of fact", "stockpredict.features")
 
+
 def join(
-    name: str, # what kind of fact
-    fields, # names of the fields it gives
-    table: str, # of the lake, where the rows come from
-    everybody: bool = False, # is it about the market, the same for every ticker?
-    into: Registry = joins, # which catalogue
+    name: str,  # what kind of fact
+    fields,  # names of the fields it gives
+    table: str,  # of the lake, where the rows come from
+    everybody: bool = False,  # is it about the market, the same for every ticker?
+    into: Registry = joins,  # which catalogue
 ):
     "Decorator: list a function of `Asked` that gives arrays by field."
     return into.register(name, fields=tuple(fields), table=table, everybody=everybody)
 
+
 def fields_of(
-    market: bool = False, # only those about the market
-) -> dict: # field -> name of its join
+    market: bool = False,  # only those about the market
+) -> dict:  # field -> name of its join
     "Every field that facts can give."
-    return {f: name for name in joins for f in joins.meta(name)["fields"] if joins.meta(name)["everybody"] or not market}
+    return {
+        f: name
+        for name in joins
+        for f in joins.meta(name)["fields"]
+        if joins.meta(name)["everybody"] or not market
+    }
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #f3c911c3
 @dataclass(frozen=True)
 class Asked:
     "A panel that wants facts, and where they come from."
+
     panel: Panel
-    lake: object # an open lake
-    calendar: Calendar # of the exchange
-    index: str = "sp500" # whose membership
-    snapshot: int | None = None # a version of the lake
-    source: str | None = None # of the bars; None = the one ingested last
-    as_of: object = None # what was known then; None = everything in the snapshot
+    lake: object  # an open lake
+    calendar: Calendar  # of the exchange
+    index: str = "sp500"  # whose membership
+    snapshot: int | None = None  # a version of the lake
+    source: str | None = None  # of the bars; None = the one ingested last
+    as_of: object = None  # what was known then; None = everything in the snapshot
 
     @cached_property
-    def at(self) -> pd.DatetimeIndex: return decision_times(self.panel, self.calendar) # the close of each session
+    def at(self) -> pd.DatetimeIndex:
+        return decision_times(self.panel, self.calendar)  # the close of each session
+
     @cached_property
-    def before(self): # UTC; None at the start of the calendar
+    def before(self):  # UTC; None at the start of the calendar
         days = self.calendar.sessions(None, self.panel.sessions[0])
         return self.calendar.event_times(days[-2:-1])[0] if len(days) > 1 else None
+
     @property
-    def tickers(self) -> list: return list(self.panel.tickers)
+    def tickers(self) -> list:
+        return list(self.panel.tickers)
 
     def read(self, table, **where) -> pd.DataFrame:
         "Every version of the rows of a table."
@@ -156,43 +200,56 @@ class Asked:
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #bf581919
 def with_facts(
-    panel: Panel, # bars
-    lake, # an open lake
-    calendar: Calendar, # of the exchange
-    needs = None, # fields wanted; None = all there are
-    **more, # index, snapshot, source and as_of, see `Asked`
-) -> Panel: # the same bars with the facts beside them
+    panel: Panel,  # bars
+    lake,  # an open lake
+    calendar: Calendar,  # of the exchange
+    needs=None,  # fields wanted; None = all there are
+    **more,  # index, snapshot, source and as_of, see `Asked`
+) -> Panel:  # the same bars with the facts beside them
     "Attach what the lake knows beside the bars, as it was known at each close."
     wanted = set(fields_of()) if needs is None else set(needs) - set(FIELDS)
-    if not wanted: return panel
+    if not wanted:
+        return panel
     asked, found = Asked(panel, lake, calendar, **more), {}
     for name, part in joins.items():
-        if wanted & set(joins.meta(name)["fields"]): found |= part(asked)
+        if wanted & set(joins.meta(name)["fields"]):
+            found |= part(asked)
     return attach(panel, {f: x for f, x in found.items() if f in wanted})
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #ef3e969c
 def lacking(
-    panel: Panel, # with facts
-    needs, # fields wanted
-    rows: slice = slice(-1, None), # sessions looked at
-) -> list[str]: # fields without any value there, sorted
+    panel: Panel,  # with facts
+    needs,  # fields wanted
+    rows: slice = slice(-1, None),  # sessions looked at
+) -> list[str]:  # fields without any value there, sorted
     "Facts that are needed and not known."
-    return sorted(f for f in set(needs) - set(FIELDS) if f not in panel._fields or bool(panel._fields[f][rows].isnan().all()))
+    return sorted(
+        f
+        for f in set(needs) - set(FIELDS)
+        if f not in panel._fields or bool(panel._fields[f][rows].isnan().all())
+    )
+
 
 def refuse_lacking(
-    panel: Panel, # with facts
-    needs, # fields a model was trained with
+    panel: Panel,  # with facts
+    needs,  # fields a model was trained with
 ):
     "Raise `FactsMissing` when a field has no value at the newest close: a model must not take silence for an average."
-    if not (gone := lacking(panel, needs)): return
-    raise FactsMissing(f"The model needs {', '.join(gone)}, and nothing of it was known at the close of {panel.sessions[-1]:%Y-%m-%d}.",
-                       how_to_gather(gone), fields=gone)
+    if not (gone := lacking(panel, needs)):
+        return
+    raise FactsMissing(
+        f"The model needs {', '.join(gone)}, and nothing of it was known at the close of {panel.sessions[-1]:%Y-%m-%d}.",
+        how_to_gather(gone),
+        fields=gone,
+    )
+
 
 def how_to_gather(
-    fields: list, # names of fields
+    fields: list,  # names of fields
 ) -> str:
     "Which tables of facts are to be filled."
     known = fields_of()
     tables = sorted({joins.meta(known[f])["table"] for f in fields if f in known})
-    if not tables: return "No kind of fact gives these fields: attach them to the panel yourself, or register a join."
+    if not tables:
+        return "No kind of fact gives these fields: attach them to the panel yourself, or register a join."
     return f"Gather the tables {', '.join(tables)}: name them in [facts] of the settings, or run `stockpredict ingest facts`."

@@ -13,70 +13,103 @@ import typer
 from ..core.errors import SettingsError, StockpredictError
 
 # %% ../../nbs/cli/00_console.ipynb #26c9cf7e
-File = Annotated[str, typer.Option("--settings", metavar="FILE", help="Settings file; ./settings.ini when there is one.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be repeated.")]
+File = Annotated[
+    str, typer.Option("--settings", metavar="FILE", help="Settings file; ./settings.ini when there is one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one setting; may be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Plain data instead of a table.")]
 
+
 def load(
-    file: str, # settings file, or empty
-    changes: list[str] | None, # "section.key=value"
-    **more, # further settings, `section__key`; None = not given
+    file: str,  # settings file, or empty
+    changes: list[str] | None,  # "section.key=value"
+    **more,  # further settings, `section__key`; None = not given
 ):
     "Settings from file, environment and command line."
     from stockpredict.core.settings import load_settings
+
     split = [c.partition("=") for c in changes or []]
     if wrong := [k for k, eq, _ in split if not eq]:
-        raise SettingsError(f"--set {wrong[0]} has no value.", "Write it as --set section.key=value, for example --set data.source=files.")
-    return load_settings(file or None, {k.strip(): v.strip() for k, _, v in split} | {k.replace("__", "."): v for k, v in more.items() if v is not None})
+        raise SettingsError(
+            f"--set {wrong[0]} has no value.",
+            "Write it as --set section.key=value, for example --set data.source=files.",
+        )
+    return load_settings(
+        file or None,
+        {k.strip(): v.strip() for k, _, v in split}
+        | {k.replace("__", "."): v for k, v in more.items() if v is not None},
+    )
 
 # %% ../../nbs/cli/00_console.ipynb #db57b36e
 def clear(
-    text, # anything
-) -> str: # on which no terminal acts
+    text,  # anything
+) -> str:  # on which no terminal acts
     "Text in which control characters, and marks that reverse the writing, can be seen instead of obeyed."
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
+
 def out(
-    thing, # rich renderable, or text
+    thing,  # rich renderable, or text
 ):
     "Show something."
     from rich.console import Console
     from rich.text import Text
+
     console = Console()
-    if not console.is_terminal: console.width = 160 # a file or a pipe has no edge at which to fold
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no edge at which to fold
     console.print(Text(clear(thing)) if isinstance(thing, str) else thing, soft_wrap=isinstance(thing, str))
 
+
 def as_json(
-    data, # plain data, or anything `plain` can make so
+    data,  # plain data, or anything `plain` can make so
 ):
     "Print plain data."
     from stockpredict.ops.runs import plain
+
     typer.echo(json.dumps(plain(data), indent=1, ensure_ascii=False))
 
 # %% ../../nbs/cli/00_console.ipynb #45c49d37
 def minutes(
-    times, # a column of instants or days
+    times,  # a column of instants or days
 ):
     "Times as people write them: a day, or a day and a minute in UTC."
     there = times.dropna()
     return times.dt.strftime("%Y-%m-%d" if (there == there.dt.normalize()).all() else "%Y-%m-%d %H:%M")
 
+
 def grid(
-    frame, # pandas frame
-    **formats, # column to format specification
+    frame,  # pandas frame
+    **formats,  # column to format specification
 ):
     "A frame as a table for the terminal."
     from pandas.api.types import is_numeric_dtype
     from rich.table import Table
     from rich.text import Text
+
     times = frame.select_dtypes(["datetime", "datetimetz"]).columns
     frame = frame.assign(**{c: minutes(frame[c]) for c in times})
+
     def shown_as(v, c):
-        if isinstance(v, list | dict): return Text(clear(v))
-        if isinstance(v, float) and v == v and c not in formats: return f"{v:,.0f}" if abs(v) >= 1e6 else f"{v:.6g}"
-        return Text(clear(format(v, formats.get(c, "")))) if v == v and v is not None else "–" # what is not equal to itself is missing
+        if isinstance(v, list | dict):
+            return Text(clear(v))
+        if isinstance(v, float) and v == v and c not in formats:
+            return f"{v:,.0f}" if abs(v) >= 1e6 else f"{v:.6g}"
+        return (
+            Text(clear(format(v, formats.get(c, "")))) if v == v and v is not None else "–"
+        )  # what is not equal to itself is missing
+
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for c in frame: shown.add_column(Text(clear(c)), justify="right" if is_numeric_dtype(frame[c]) else "left", overflow="fold", no_wrap=c in times)
+    for c in frame:
+        shown.add_column(
+            Text(clear(c)),
+            justify="right" if is_numeric_dtype(frame[c]) else "left",
+            overflow="fold",
+            no_wrap=c in times,
+        )
     for row in frame.itertuples(index=False):
         shown.add_row(*(shown_as(v, c) for c, v in zip(frame, row, strict=True)))
     return shown
@@ -87,34 +120,44 @@ def telling():
     "Yield a function that says on the error stream which step has begun."
     from rich.console import Console
     from rich.text import Text
+
     console = Console(stderr=True)
     with console.status("starting") as line:
+
         def say(step):
             step = Text(clear(step.replace("_", " ")))
-            line.update(step); console.log(step) if not console.is_terminal else None
+            line.update(step)
+            console.log(step) if not console.is_terminal else None
+
         yield say
 
 # %% ../../nbs/cli/00_console.ipynb #4a676cc5
 def show(
-    frame, # pandas frame
-    json_: bool, # plain data instead of a table
-    empty: str = "There is nothing to show.", # said instead of an empty table
-    rows: int = 50, # most rows to print
-    **formats, # column to format specification
+    frame,  # pandas frame
+    json_: bool,  # plain data instead of a table
+    empty: str = "There is nothing to show.",  # said instead of an empty table
+    rows: int = 50,  # most rows to print
+    **formats,  # column to format specification
 ):
     "A frame as a table or as plain data."
-    if json_: return as_json(frame.to_dict("records"))
-    if not len(frame): return out(empty)
+    if json_:
+        return as_json(frame.to_dict("records"))
+    if not len(frame):
+        return out(empty)
     out(grid(frame.head(rows), **formats))
-    if len(frame) > rows: out(f"… and {len(frame) - rows:,} more rows; --json has them all.")
+    if len(frame) > rows:
+        out(f"… and {len(frame) - rows:,} more rows; --json has them all.")
+
 
 def pairs(
-    said: dict, # names and plain values
-    json_: bool, # plain data instead of lines
+    said: dict,  # names and plain values
+    json_: bool,  # plain data instead of lines
 ):
     "Names and values, one a line."
-    if json_: return as_json(said)
-    number = lambda v: isinstance(v, int) and not isinstance(v, bool)
+    if json_:
+        return as_json(said)
+    def number(v):
+        return isinstance(v, int) and not isinstance(v, bool)
     out("\n".join(f"{k.replace('_', ' '):14} {f'{v:,}' if number(v) else v}" for k, v in said.items()))
 
 # %% ../../nbs/cli/00_console.ipynb #2e795ea8
@@ -123,9 +166,14 @@ def sentences():
     "Refusals inside become a sentence and an exit code."
     from rich.console import Console
     from rich.text import Text
-    try: yield
+
+    try:
+        yield
     except StockpredictError as e:
-        said = Text.assemble((clear(e.problem), "bold"), clear(f"\n{e.fix}" if e.fix else ""), (f"\n[{e.code}]", "dim"))
+        said = Text.assemble(
+            (clear(e.problem), "bold"), clear(f"\n{e.fix}" if e.fix else ""), (f"\n[{e.code}]", "dim")
+        )
         Console(stderr=True).print(said, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt: sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -19,125 +19,196 @@ from .console import File, Json, Set, as_json, load, out, pairs, show, telling
 Ask = Annotated[bool, typer.Option("--dry-run/--do-it", help="Only say what would happen, or do it.")]
 ingests = typer.Typer(help="Bring the lake up to date.", invoke_without_command=True)
 
+
 @ingests.callback()
 def ingest(
     ctx: typer.Context,
-    source: Annotated[str | None, typer.Option(help="sample, files, simulated, vendors, or a source of your own.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="sample, files, simulated, vendors, or a source of your own.")
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Ask for the whole history again.")] = False,
     replay: Annotated[bool, typer.Option("--replay", help="Ask only for what failed before.")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0,
-    settings: File = "", set_: Set = None, json_: Json = False,
+    settings: File = "",
+    set_: Set = None,
+    json_: Json = False,
 ):
     "Bring the lake up to date; `ingest intraday` brings bars of minutes, `ingest letters` lists requests that nobody answered."
     ctx.obj = load(settings, set_, data__source=source)
-    if ctx.invoked_subcommand: return
+    if ctx.invoked_subcommand:
+        return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
     from stockpredict.ops.study import held
-    quick_formats() # the quality gate imports jsonschema
-    with telling() as say: said = ingest(ctx.obj, full=full, replay=replay, wait=wait, on_step=say).as_dict()
+
+    quick_formats()  # the quality gate imports jsonschema
+    with telling() as say:
+        said = ingest(ctx.obj, full=full, replay=replay, wait=wait, on_step=say).as_dict()
     said = {k: v for k, v in said.items() if k != "checks"} | held(ctx.obj)
-    if json_: return as_json(said)
-    out(f"{said['rows_new']:,} new and {said['rows_corrected']:,} corrected bars from {said['source']}, {said['rows_quarantined']:,} set aside. "
-        f"The lake holds {said['first']} to {said['last']} at snapshot {said['snapshot']}.")
-    if said["failed"]: out(f"{len(said['failed'])} requests were not answered; the first: {said['failed'][0]['sentence']} See `stockpredict ingest letters`.")
+    if json_:
+        return as_json(said)
+    out(
+        f"{said['rows_new']:,} new and {said['rows_corrected']:,} corrected bars from {said['source']}, {said['rows_quarantined']:,} set aside. "
+        f"The lake holds {said['first']} to {said['last']} at snapshot {said['snapshot']}."
+    )
+    if said["failed"]:
+        out(
+            f"{len(said['failed'])} requests were not answered; the first: {said['failed'][0]['sentence']} See `stockpredict ingest letters`."
+        )
 
 # %% ../../nbs/cli/10_data_commands.ipynb #ba484495
 @ingests.command("letters")
 def ingest_letters(
-    ctx: typer.Context, drop: Annotated[list[str] | None, typer.Option(help="A ticker whose letters are thrown away; may be repeated.")] = None,
-    stale: Annotated[bool, typer.Option("--stale", help="Throw away the letters of tickers that are no longer wanted.")] = False, json_: Json = False,
+    ctx: typer.Context,
+    drop: Annotated[
+        list[str] | None, typer.Option(help="A ticker whose letters are thrown away; may be repeated.")
+    ] = None,
+    stale: Annotated[
+        bool, typer.Option("--stale", help="Throw away the letters of tickers that are no longer wanted.")
+    ] = False,
+    json_: Json = False,
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
     from stockpredict.ingest.ingest import drop_letters
     from stockpredict.sources.vendors import dead_letters
+
     if drop or stale:
         gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
-        return as_json(dict(dropped=gone)) if json_ else out(f"{len(gone)} letters thrown away{': ' + ', '.join(gone[:20]) if gone else ''}.")
+        return (
+            as_json(dict(dropped=gone))
+            if json_
+            else out(f"{len(gone)} letters thrown away{': ' + ', '.join(gone[:20]) if gone else ''}.")
+        )
     found = dead_letters(ctx.obj).drop(columns="failures")
     show(found, json_, "Nothing is waiting to be asked again.")
     if not json_ and len(found) and not found.wanted.all():
-        out(f"{(~found.wanted).sum()} are about tickers that are no longer wanted: `ingest letters --stale` throws them away.")
+        out(
+            f"{(~found.wanted).sum()} are about tickers that are no longer wanted: `ingest letters --stale` throws them away."
+        )
+
 
 ingests.command("dead-letters", hidden=True)(ingest_letters)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #b75a7a88
 @ingests.command("intraday")
 def ingest_intraday(
-    ctx: typer.Context, tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; the universe of the settings when empty.")] = None,
+    ctx: typer.Context,
+    tickers: Annotated[
+        list[str] | None, typer.Argument(help="Tickers; the universe of the settings when empty.")
+    ] = None,
     every: Annotated[str, typer.Option(help="1min, 5min, 15min or 30min.")] = "5min",
     days: Annotated[int, typer.Option(help="Sessions to go back where nothing is held.")] = 5,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0, json_: Json = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for another writer.")] = 0,
+    json_: Json = False,
 ):
     "Bars of a few minutes from vendors; `lake sql` and `load_intraday` read them."
     from stockpredict.ingest.intraday import ingest_intraday
     from stockpredict.ops.reports import quick_formats
+
     quick_formats()
-    with telling() as say: did = ingest_intraday(ctx.obj, tickers or (), every, days, wait=wait, on_step=say).as_dict()
-    if json_: return as_json(did)
-    out(f"{did['rows_new']:,} new and {did['rows_corrected']:,} corrected bars of {did['interval']} from {did['source']}, "
-        f"{did['rows_quarantined']:,} set aside. The lake is at snapshot {did['snapshot']}.")
-    for f in did["failed"][:5]: out(f"{f['ticker']}: {f['sentence']}")
+    with telling() as say:
+        did = ingest_intraday(ctx.obj, tickers or (), every, days, wait=wait, on_step=say).as_dict()
+    if json_:
+        return as_json(did)
+    out(
+        f"{did['rows_new']:,} new and {did['rows_corrected']:,} corrected bars of {did['interval']} from {did['source']}, "
+        f"{did['rows_quarantined']:,} set aside. The lake is at snapshot {did['snapshot']}."
+    )
+    for f in did["failed"][:5]:
+        out(f"{f['ticker']}: {f['sentence']}")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #be794db9
-def _from_files(ctx, sectors, members, index): # what the lake did with each table
+def _from_files(ctx, sectors, members, index):  # what the lake did with each table
     from stockpredict.lake.lake import Lake
     from stockpredict.lake.reference_files import read_members, read_sectors
-    read = {"sectors": (sectors, lambda: read_sectors(sectors)), "members": (members, lambda: read_members(members, index))}
+
+    read = {
+        "sectors": (sectors, lambda: read_sectors(sectors)),
+        "members": (members, lambda: read_members(members, index)),
+    }
     tables = {name: table() for name, (file, table) in read.items() if file}
-    with Lake(ctx.obj.storage) as lake, lake.writer(): return {name: lake.add(name, rows, source="file") for name, rows in tables.items()}
+    with Lake(ctx.obj.storage) as lake, lake.writer():
+        return {name: lake.add(name, rows, source="file") for name, rows in tables.items()}
 
 # %% ../../nbs/cli/10_data_commands.ipynb #5a9384e2
 @ingests.command("facts")
 def ingest_facts(
     ctx: typer.Context,
-    macro: Annotated[list[str] | None, typer.Option(help="A series at FRED, such as DGS10; may be repeated.")] = None,
-    reports: Annotated[list[str] | None, typer.Option(help="A ticker whose statements are wanted; may be repeated.")] = None,
-    news: Annotated[list[str] | None, typer.Option(help="A ticker whose headlines are wanted; may be repeated.")] = None,
+    macro: Annotated[
+        list[str] | None, typer.Option(help="A series at FRED, such as DGS10; may be repeated.")
+    ] = None,
+    reports: Annotated[
+        list[str] | None, typer.Option(help="A ticker whose statements are wanted; may be repeated.")
+    ] = None,
+    news: Annotated[
+        list[str] | None, typer.Option(help="A ticker whose headlines are wanted; may be repeated.")
+    ] = None,
     vendor: Annotated[str, typer.Option(help="Of the headlines: tiingo, alphavantage or fmp.")] = "tiingo",
-    sectors: Annotated[str, typer.Option(metavar="FILE", help="A table of ticker, sector, industry, valid_from.")] = "",
-    members: Annotated[str, typer.Option(metavar="FILE", help="A table of ticker, start_date, end_date.")] = "",
-    index: Annotated[str, typer.Option(help="The index whose members those are.")] = "sp500", json_: Json = False,
+    sectors: Annotated[
+        str, typer.Option(metavar="FILE", help="A table of ticker, sector, industry, valid_from.")
+    ] = "",
+    members: Annotated[
+        str, typer.Option(metavar="FILE", help="A table of ticker, start_date, end_date.")
+    ] = "",
+    index: Annotated[str, typer.Option(help="The index whose members those are.")] = "sp500",
+    json_: Json = False,
 ):
     "Facts about the economy and about companies, from vendors or files; `lake facts` shows what is held."
     from stockpredict.ingest.facts import gather, wishes
+
     if sectors or members:
-        for name, did in _from_files(ctx, sectors, members, index).items(): out(f"{name}: {did.rows_new:,} new, {did.rows_revised:,} revised.")
-        if not (macro or reports or news): return
-    with telling() as say: done = gather(ctx.obj, wishes(ctx.obj, macro or [], reports or [], news or [], vendor), say)
+        for name, did in _from_files(ctx, sectors, members, index).items():
+            out(f"{name}: {did.rows_new:,} new, {did.rows_revised:,} revised.")
+        if not (macro or reports or news):
+            return
+    with telling() as say:
+        done = gather(ctx.obj, wishes(ctx.obj, macro or [], reports or [], news or [], vendor), say)
     show(done, json_, "Nothing was asked for: name --macro, --reports, --news, --sectors or --members.")
-    if len(done) and (done.reason != "").all(): raise typer.Exit(1)
+    if len(done) and (done.reason != "").all():
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #2c58dec3
 lakes = typer.Typer(help="What the lake holds.", invoke_without_command=True)
-Version = Annotated[str, typer.Option("--version", metavar="NUMBER|PIN", help="Of the lake; empty = the newest.")]
+Version = Annotated[
+    str, typer.Option("--version", metavar="NUMBER|PIN", help="Of the lake; empty = the newest.")
+]
+
 
 def opened(
-    ctx, # of the command
-    write: bool = False, # open for writing
+    ctx,  # of the command
+    write: bool = False,  # open for writing
 ):
     "The lake of the settings."
     from stockpredict.lake.lake import Lake
+
     return Lake(ctx.obj.storage, read_only=not write)
+
 
 @lakes.callback()
 def lake(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
     "What the lake holds; the words below do more."
     ctx.obj = load(settings, set_)
-    if not ctx.invoked_subcommand: lake_status(ctx, json_)
+    if not ctx.invoked_subcommand:
+        lake_status(ctx, json_)
+
 
 @lakes.command("status")
 def lake_status(ctx: typer.Context, json_: Json = False):
     "What the lake holds."
     from stockpredict.ops.study import held
+
     pairs(held(ctx.obj), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #1a6a5c33
 @lakes.command("asof")
 def lake_asof(
-    ctx: typer.Context, ticker: Annotated[str, typer.Argument(help="For example AAPL.")],
-    date: Annotated[str, typer.Argument(help="What was known at the end of this day, or at 2020-03-12T21:15Z.")],
-    start: Annotated[str, typer.Option(help="First session.")] = "", end: Annotated[str, typer.Option(help="Last session.")] = "",
+    ctx: typer.Context,
+    ticker: Annotated[str, typer.Argument(help="For example AAPL.")],
+    date: Annotated[
+        str, typer.Argument(help="What was known at the end of this day, or at 2020-03-12T21:15Z.")
+    ],
+    start: Annotated[str, typer.Option(help="First session.")] = "",
+    end: Annotated[str, typer.Option(help="Last session.")] = "",
     last: Annotated[int, typer.Option(help="The newest so many.")] = 10,
     raw: Annotated[bool, typer.Option("--raw", help="As published, not adjusted.")] = False,
     json_: Json = False,
@@ -145,149 +216,259 @@ def lake_asof(
     "Bars of a ticker as they were known on a date."
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.sources.source import make_source
+
     name, mine = canonical_ticker(ticker), make_source(ctx.obj).id
-    with opened(ctx) as lake: # without bars of the source that the settings name, those that came last
-        found = lake.bars([name], start or None, end or None, date, adjusted=not raw, source=mine if mine in lake.source_names() else None)
-    if not json_ and len(found): out(f"{name} from {found.source.iloc[-1]}, as it was known by {date}"); found = found.drop(columns=["ticker", "source"])
+    with opened(ctx) as lake:  # without bars of the source that the settings name, those that came last
+        found = lake.bars(
+            [name],
+            start or None,
+            end or None,
+            date,
+            adjusted=not raw,
+            source=mine if mine in lake.source_names() else None,
+        )
+    if not json_ and len(found):
+        out(f"{name} from {found.source.iloc[-1]}, as it was known by {date}")
+        found = found.drop(columns=["ticker", "source"])
     show(found.tail(last), json_, f"On {date} nothing was known of {name}.")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #cdbf6436
 @lakes.command("sql")
-def lake_sql(ctx: typer.Context, query: Annotated[str, typer.Argument(help="One SELECT, such as 'SELECT count(*) FROM bars'.")], json_: Json = False):
+def lake_sql(
+    ctx: typer.Context,
+    query: Annotated[str, typer.Argument(help="One SELECT, such as 'SELECT count(*) FROM bars'.")],
+    json_: Json = False,
+):
     "Ask the lake anything; nothing can be changed this way."
-    with opened(ctx) as lake: show(lake.sql(query), json_, "The answer has no rows.")
+    with opened(ctx) as lake:
+        show(lake.sql(query), json_, "The answer has no rows.")
+
 
 @lakes.command("facts")
 def lake_facts(
-    ctx: typer.Context, table: Annotated[str, typer.Argument(help="For example macro, fundamentals or news.")],
-    as_of: Annotated[str, typer.Option("--as-of", metavar="DATE", help="What was known then.")] = "", version: Version = "",
-    versions: Annotated[bool, typer.Option("--versions", help="Every version of each fact.")] = False, json_: Json = False,
+    ctx: typer.Context,
+    table: Annotated[str, typer.Argument(help="For example macro, fundamentals or news.")],
+    as_of: Annotated[str, typer.Option("--as-of", metavar="DATE", help="What was known then.")] = "",
+    version: Version = "",
+    versions: Annotated[bool, typer.Option("--versions", help="Every version of each fact.")] = False,
+    json_: Json = False,
 ):
     "What else was known: companies, the economy, the news."
     with opened(ctx) as lake:
         at = lake.number(int(version) if version.isdigit() else version) if version else None
-        show(lake.facts(table, as_of or None, snapshot=at, versions=versions), json_, f"Nothing is known in {table}.")
+        show(
+            lake.facts(table, as_of or None, snapshot=at, versions=versions),
+            json_,
+            f"Nothing is known in {table}.",
+        )
+
 
 @lakes.command("snapshots")
-def snapshots(ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 20, json_: Json = False):
+def snapshots(
+    ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 20, json_: Json = False
+):
     "The versions of the lake, newest first: any of them can be read again."
-    with opened(ctx) as lake: show(lake.snapshots().sort_values("snapshot", ascending=False).head(last), json_)
+    with opened(ctx) as lake:
+        show(lake.snapshots().sort_values("snapshot", ascending=False).head(last), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #6730f560
 @lakes.command("pins")
 def lake_pins(ctx: typer.Context, json_: Json = False):
     "The versions that have a name."
-    with opened(ctx) as lake: show(lake.pins(), json_, "No version is pinned.")
+    with opened(ctx) as lake:
+        show(lake.pins(), json_, "No version is pinned.")
+
 
 @lakes.command("pin")
 def lake_pin(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="For example before-the-split.")],
-    snapshot: Annotated[int | None, typer.Option(help="Number of the version; the newest when left out.")] = None,
-    reason: Annotated[str, typer.Option(help="For those who wonder later.")] = "", json_: Json = False,
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="For example before-the-split.")],
+    snapshot: Annotated[
+        int | None, typer.Option(help="Number of the version; the newest when left out.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="For those who wonder later.")] = "",
+    json_: Json = False,
 ):
     "Give a version a name, so that it is kept."
-    with opened(ctx, write=True) as lake: number = lake.pin(name, snapshot, reason)
+    with opened(ctx, write=True) as lake:
+        number = lake.pin(name, snapshot, reason)
     as_json(dict(name=name, snapshot=number)) if json_ else out(f"Snapshot {number} is pinned as {name}.")
 
+
 @lakes.command("unpin")
-def lake_unpin(ctx: typer.Context, name: Annotated[str, typer.Argument(help="As it was pinned.")], json_: Json = False):
+def lake_unpin(
+    ctx: typer.Context, name: Annotated[str, typer.Argument(help="As it was pinned.")], json_: Json = False
+):
     "Let a version go."
-    with opened(ctx, write=True) as lake: lake.unpin(name)
+    with opened(ctx, write=True) as lake:
+        lake.unpin(name)
     as_json(dict(unpinned=name)) if json_ else out(f"{name} is no longer pinned.")
+
 
 @lakes.command("verify")
 def lake_verify(ctx: typer.Context, json_: Json = False):
     "Read everything and compare it with what was written."
-    with opened(ctx) as lake: mark = lake.verify(); files = len(lake.files())
-    pairs(dict(fingerprint=mark, files=files), True) if json_ else out(f"All {files} files are as they were written; the fingerprint is {mark}.")
+    with opened(ctx) as lake:
+        mark = lake.verify()
+        files = len(lake.files())
+    pairs(dict(fingerprint=mark, files=files), True) if json_ else out(
+        f"All {files} files are as they were written; the fingerprint is {mark}."
+    )
 
 # %% ../../nbs/cli/10_data_commands.ipynb #8fd9ade6
 def changed(
-    frame, # what goes
-    dry_run: bool, # only said
-    json_: bool, # plain data
-    what: str, # for example "versions expire"
+    frame,  # what goes
+    dry_run: bool,  # only said
+    json_: bool,  # plain data
+    what: str,  # for example "versions expire"
 ):
     "Say what was, or would be, done."
-    if json_: return as_json(frame.to_dict("records"))
+    if json_:
+        return as_json(frame.to_dict("records"))
     show(frame, False, "Nothing to do.")
-    if len(frame): out(f"{len(frame)} {what}." if not dry_run else f"{len(frame)} {what} with --do-it; nothing was changed.")
+    if len(frame):
+        out(
+            f"{len(frame)} {what}."
+            if not dry_run
+            else f"{len(frame)} {what} with --do-it; nothing was changed."
+        )
+
 
 @lakes.command("compact")
-def lake_compact(ctx: typer.Context, dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be merged.")] = False, json_: Json = False):
+def lake_compact(
+    ctx: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be merged.")] = False,
+    json_: Json = False,
+):
     "Merge the small files that daily batches leave behind; no version is lost."
-    with opened(ctx, write=True) as lake: changed(lake.compact(dry_run), dry_run, json_, "tables merge")
+    with opened(ctx, write=True) as lake:
+        changed(lake.compact(dry_run), dry_run, json_, "tables merge")
+
 
 @lakes.command("expire")
-def lake_expire(ctx: typer.Context, days: Annotated[float, typer.Option(help="Versions younger than this stay.")] = 30,
-                dry_run: Ask = True, json_: Json = False):
+def lake_expire(
+    ctx: typer.Context,
+    days: Annotated[float, typer.Option(help="Versions younger than this stay.")] = 30,
+    dry_run: Ask = True,
+    json_: Json = False,
+):
     "Forget old versions, except the newest, those with a pin, and those that models were trained on."
     from stockpredict.train.registry import trained_on
-    with opened(ctx, write=True) as lake: changed(lake.expire(days, dry_run, keep=trained_on(ctx.obj)), dry_run, json_, "versions expire")
+
+    with opened(ctx, write=True) as lake:
+        changed(lake.expire(days, dry_run, keep=trained_on(ctx.obj)), dry_run, json_, "versions expire")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #3ce4f5f1
 @lakes.command("clean")
-def lake_clean(ctx: typer.Context, grace: Annotated[str, typer.Option(help="Leave files that were needed this recently.")] = "1D",
-               dry_run: Ask = True, json_: Json = False):
+def lake_clean(
+    ctx: typer.Context,
+    grace: Annotated[str, typer.Option(help="Leave files that were needed this recently.")] = "1D",
+    dry_run: Ask = True,
+    json_: Json = False,
+):
     "Delete files that no version needs."
     import pandas as pd
-    with opened(ctx, write=True) as lake: changed(pd.DataFrame(dict(file=lake.clean(grace, dry_run))), dry_run, json_, "files go")
+
+    with opened(ctx, write=True) as lake:
+        changed(pd.DataFrame(dict(file=lake.clean(grace, dry_run))), dry_run, json_, "files go")
+
 
 @lakes.command("retain")
 def lake_retain(ctx: typer.Context, dry_run: Ask = True, json_: Json = False):
     "Remove rows that are older than each table keeps them."
-    with opened(ctx, write=True) as lake: old = lake.retain(dry_run=dry_run)
+    with opened(ctx, write=True) as lake:
+        old = lake.retain(dry_run=dry_run)
     changed(old[old.rows > 0], dry_run, json_, "tables lose rows")
+
 
 @lakes.command("storage")
 def lake_storage(ctx: typer.Context, json_: Json = False):
     "How much each table takes."
-    with opened(ctx) as lake: show(lake.storage_table().reset_index(), json_)
+    with opened(ctx) as lake:
+        show(lake.storage_table().reset_index(), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #01f264a1
 class Judge(typer.core.TyperGroup):
     "A first word that is no command is a file."
-    def resolve_command(self, ctx, args): return super().resolve_command(ctx, args if args[0] in self.commands else ["check", *args])
+
+    def resolve_command(self, ctx, args):
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["check", *args])
+
 
 qualities = typer.Typer(help="Judge bars.", invoke_without_command=True, cls=Judge)
+
 
 @qualities.callback()
 def quality(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
     "Judge what the lake holds, or a FILE; the words below do more."
     ctx.obj = load(settings, set_)
-    if not ctx.invoked_subcommand: quality_check(ctx, "", json_)
+    if not ctx.invoked_subcommand:
+        quality_check(ctx, "", json_)
+
 
 @qualities.command("check")
-def quality_check(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or Parquet; empty = the lake.")] = "",
-                  json_: Json = False):
+def quality_check(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV or Parquet; empty = the lake.")] = "",
+    json_: Json = False,
+):
     "Pass bars through the gate and store nothing."
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.quality.gate import inspect
     from stockpredict.sources.source import make_source
+
     data = ctx.obj.data
-    bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars() if file else load_bars(ctx.obj, adjusted=False)
+    bars = (
+        make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
+        if file
+        else load_bars(ctx.obj, adjusted=False)
+    )
     found = inspect(bars, data.calendar, data.quarantine_limit)
     table = found.table().reset_index()
-    if json_: as_json(dict(rows=found.rows, good=len(found.good), bad=len(found.bad), refused=found.refused, checks=table.to_dict("records")))
+    if json_:
+        as_json(
+            dict(
+                rows=found.rows,
+                good=len(found.good),
+                bad=len(found.bad),
+                refused=found.refused,
+                checks=table.to_dict("records"),
+            )
+        )
     else:
-        show(table.loc[table.failed > 0, ["rule", "severity", "failed", "sentence", "examples"]], False, "Every row passed every check.")
+        show(
+            table.loc[table.failed > 0, ["rule", "severity", "failed", "sentence", "examples"]],
+            False,
+            "Every row passed every check.",
+        )
         out(found.summary())
-    if found.refused: raise typer.Exit(1)
+    if found.refused:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #2b2e7994
 @qualities.command("quarantine")
-def quality_quarantine(ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 50, json_: Json = False):
+def quality_quarantine(
+    ctx: typer.Context, last: Annotated[int, typer.Option(help="How many.")] = 50, json_: Json = False
+):
     "Rows that the gate set aside, newest first."
     with opened(ctx) as lake:
-        found = lake.rows("SELECT batch, source, ticker, event_time, reason, open, high, low, close, volume FROM lake.quarantine "
-                          "ORDER BY batch DESC, ticker, event_time LIMIT $last", last=last)
+        found = lake.rows(
+            "SELECT batch, source, ticker, event_time, reason, open, high, low, close, volume FROM lake.quarantine "
+            "ORDER BY batch DESC, ticker, event_time LIMIT $last",
+            last=last,
+        )
     show(found, json_, "Nothing was set aside.")
+
 
 @qualities.command("flags")
 def quality_flags(
-    ctx: typer.Context, tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None,
+    ctx: typer.Context,
+    tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None,
     as_of: Annotated[str, typer.Option("--as-of", metavar="DATE", help="What was known then.")] = "",
-    again: Annotated[bool, typer.Option("--again", help="Search all bars once more, and store what is found.")] = False, json_: Json = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Search all bars once more, and store what is found.")
+    ] = False,
+    json_: Json = False,
 ):
     "Bars that are strange but possible, as the gate found them."
     from stockpredict.core.errors import DataError
@@ -295,135 +476,236 @@ def quality_flags(
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.ingest.rescan import search_again, stored_flags
     from stockpredict.sources.source import make_source
+
     wanted = [canonical_ticker(t) for t in tickers or []]
-    if wanted: load_bars(ctx.obj, wanted) # names a ticker that the lake does not hold
+    if wanted:
+        load_bars(ctx.obj, wanted)  # names a ticker that the lake does not hold
     if again:
-        with opened(ctx, write=True) as lake: n = search_again(lake, make_source(ctx.obj).id, ctx.obj.data.calendar)
-        if not json_: out(f"{n:,} flags are new, gone or back.")
+        with opened(ctx, write=True) as lake:
+            n = search_again(lake, make_source(ctx.obj).id, ctx.obj.data.calendar)
+        if not json_:
+            out(f"{n:,} flags are new, gone or back.")
     found = stored_flags(ctx.obj, as_of or None, tickers=wanted or None)
-    if found is None: raise DataError("Not every bar was judged yet.", "Run `stockpredict quality flags --again` once.")
+    if found is None:
+        raise DataError("Not every bar was judged yet.", "Run `stockpredict quality flags --again` once.")
     show(found.drop(columns="source"), json_, "Nothing is strange.", move="+.1%")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #4601d964
 @qualities.command("matrix")
 def quality_matrix(
-    ctx: typer.Context, each: Annotated[int, typer.Option(help="Planted errors of each kind.")] = 10,
-    tickers: Annotated[int, typer.Option(help="Tickers of the simulated market.")] = 100, json_: Json = False,
+    ctx: typer.Context,
+    each: Annotated[int, typer.Option(help="Planted errors of each kind.")] = 10,
+    tickers: Annotated[int, typer.Option(help="Tickers of the simulated market.")] = 100,
+    json_: Json = False,
 ):
     "Plant errors in a simulated market, and count which ones the gate finds."
     from stockpredict.testing.detector_benchmark import measure_detection
+
     found = measure_detection(each, tickers)
     show(found.table.reset_index(), json_, recall=".2f", precision=".2f")
-    if not json_: out(found.summary())
+    if not json_:
+        out(found.summary())
 
 # %% ../../nbs/cli/10_data_commands.ipynb #9931aef7
 streams = typer.Typer(help="The live path.", invoke_without_command=True)
 Span = Annotated[str, typer.Option(help="tick, 1s, 1m, 5m, 1h or session.")]
 
+
 def says(
-    sentence: str, # something that the live path has to say while it works
+    sentence: str,  # something that the live path has to say while it works
 ):
     "A sentence on the error stream."
     from stockpredict.cli.console import clear
+
     typer.echo(clear(sentence), err=True)
+
 
 @streams.callback()
 def stream(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
     "How the live path stands; the words below do more."
     ctx.obj = load(settings, set_)
-    if not ctx.invoked_subcommand: stream_status(ctx, json_)
+    if not ctx.invoked_subcommand:
+        stream_status(ctx, json_)
+
 
 @streams.command("status")
 def stream_status(ctx: typer.Context, json_: Json = False):
     "How far behind each reader is, what was lost, and how fresh the data are."
     from stockpredict.stream.monitor import status
+
     said = status(ctx.obj)
-    if json_: return as_json(said)
+    if json_:
+        return as_json(said)
     ends = f", {said['first']:,} to {said['last']:,}" if said["kept"] else ""
-    out(f"The stream at {said['server']} (Redis {said['version']}) keeps {said['kept']:,} of at most {said['maxlen']:,} messages{ends}.")
-    for g in said["groups"]: out(f"Group {g['group']}: {g['unread']:,} unread, {g['pending']:,} unfinished, {g['lost']:,} lost, {g['consumers']} consumers.")
-    for kind, d in said["delays"].items(): out(f"Event to readable in the {kind}: median {d['median']:.2f} s, 99 % below {d['p99']:.2f} s, {d['rows']:,} rows.")
-    if said["freshness_s"] is not None: out(f"Freshness {said['freshness_s']:.2f} s; promised {said['promised_s']:.0f} s{'' if said['fresh'] else ': BROKEN'}.")
-    out(f"{said['letters']:,} dead letters, emptied {said['emptied']:,} times, {said['open_sessions']:,} bars of open sessions.")
-    for warning in said["warnings"]: out(warning)
+    out(
+        f"The stream at {said['server']} (Redis {said['version']}) keeps {said['kept']:,} of at most {said['maxlen']:,} messages{ends}."
+    )
+    for g in said["groups"]:
+        out(
+            f"Group {g['group']}: {g['unread']:,} unread, {g['pending']:,} unfinished, {g['lost']:,} lost, {g['consumers']} consumers."
+        )
+    for kind, d in said["delays"].items():
+        out(
+            f"Event to readable in the {kind}: median {d['median']:.2f} s, 99 % below {d['p99']:.2f} s, {d['rows']:,} rows."
+        )
+    if said["freshness_s"] is not None:
+        out(
+            f"Freshness {said['freshness_s']:.2f} s; promised {said['promised_s']:.0f} s{'' if said['fresh'] else ': BROKEN'}."
+        )
+    out(
+        f"{said['letters']:,} dead letters, emptied {said['emptied']:,} times, {said['open_sessions']:,} bars of open sessions."
+    )
+    for warning in said["warnings"]:
+        out(warning)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #f98f4f9d
 def stopper():
     "An event that SIGTERM and the first Ctrl-C set; a second Ctrl-C interrupts."
     import signal, threading
+
     stop, usual = threading.Event(), signal.getsignal(signal.SIGINT)
-    def ask(number, frame): stop.set(); signal.signal(signal.SIGINT, usual)
+
+    def ask(number, frame):
+        stop.set()
+        signal.signal(signal.SIGINT, usual)
+
     if threading.current_thread() is threading.main_thread():
-        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, ask)
+        for s in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(s, ask)
     return stop
+
 
 @streams.command("consume")
 def stream_consume(
-    ctx: typer.Context, seconds: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
+    ctx: typer.Context,
+    seconds: Annotated[float | None, typer.Option(help="Stop after this long.")] = None,
     idle: Annotated[float | None, typer.Option(help="Stop when nothing came for so long.")] = None,
-    start: Annotated[str, typer.Option("--from", metavar="OFFSET|TIME", help="Store again what is kept from there on, and stop.")] = "",
-    metrics_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Answer Prometheus there, on this machine; 0 = any free port.")] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="OFFSET|TIME", help="Store again what is kept from there on, and stop."
+        ),
+    ] = "",
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Answer Prometheus there, on this machine; 0 = any free port."),
+    ] = None,
     json_: Json = False,
 ):
     "Store what the stream brings, until Ctrl-C."
     from stockpredict.stream.consumer import Consumed, consume, replay_from
     from stockpredict.stream.monitor import exported
     from stockpredict.ops.reports import quick_formats
+
     quick_formats()
     stop, did = stopper(), Consumed()
     with exported(ctx.obj, did, metrics_port) as port:
-        if port: says(f"Metrics: http://127.0.0.1:{port}/metrics")
-        did = replay_from(ctx.obj, start, says) if start else consume(ctx.obj, seconds, idle, stop, tell=says, did=did)
+        if port:
+            says(f"Metrics: http://127.0.0.1:{port}/metrics")
+        did = (
+            replay_from(ctx.obj, start, says)
+            if start
+            else consume(ctx.obj, seconds, idle, stop, tell=says, did=did)
+        )
     pairs(did.as_dict(), json_)
 
+
 @streams.command("publish")
-def stream_publish(ctx: typer.Context, file: Annotated[str, typer.Argument(metavar="FILE", help="Bars in CSV or Parquet.")],
-                   span: Span = "session", json_: Json = False):
+def stream_publish(
+    ctx: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Bars in CSV or Parquet.")],
+    span: Span = "session",
+    json_: Json = False,
+):
     "Send the bars of a file into the stream."
     from stockpredict.stream.consumer import publish
     from stockpredict.sources.source import make_source
+
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
     pairs(dict(sent=len(bars), offset=publish(ctx.obj, bars, span, tell=says)), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #9a87afe3
 @streams.command("replay")
 def stream_replay(
-    ctx: typer.Context, speed: Annotated[float, typer.Option(help="Seconds of the market in one of ours; 0 = as fast as it goes.")] = 600,
-    each: Annotated[int, typer.Option(help="Trades a bar.")] = 200, day: Annotated[str, typer.Option(metavar="DATE", help="The newest when left out.")] = "",
+    ctx: typer.Context,
+    speed: Annotated[
+        float, typer.Option(help="Seconds of the market in one of ours; 0 = as fast as it goes.")
+    ] = 600,
+    each: Annotated[int, typer.Option(help="Trades a bar.")] = 200,
+    day: Annotated[str, typer.Option(metavar="DATE", help="The newest when left out.")] = "",
     sessions: Annotated[int, typer.Option(help="How many, up to that day.")] = 1,
-    source: Annotated[str | None, typer.Option(help="Whose bars; the source of the settings when left out.")] = None, json_: Json = False,
+    source: Annotated[
+        str | None, typer.Option(help="Whose bars; the source of the settings when left out.")
+    ] = None,
+    json_: Json = False,
 ):
     "Send past bars as trades, to watch the live path at any hour."
     from stockpredict.stream.replay import last_sessions, replay
+
     s = ctx.obj.with_(**{"data.source": source}) if source else ctx.obj
-    pairs(replay(s, last_sessions(s, sessions, day), speed=speed, each=each, tell=says, stop=stopper()).as_dict(), json_)
+    pairs(
+        replay(
+            s, last_sessions(s, sessions, day), speed=speed, each=each, tell=says, stop=stopper()
+        ).as_dict(),
+        json_,
+    )
+
 
 @streams.command("bars")
 def stream_bars(
-    ctx: typer.Context, tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None, span: Span = "session",
-    last: Annotated[int, typer.Option(help="The newest so many.")] = 20, json_: Json = False,
+    ctx: typer.Context,
+    tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None,
+    span: Span = "session",
+    last: Annotated[int, typer.Option(help="The newest so many.")] = 20,
+    json_: Json = False,
 ):
     "What the live table holds; provisional bars may still change."
     from stockpredict.stream.live_table import Live
+
     names = [t.upper() for t in tickers or []] or None
-    with Live(ctx.obj.storage) as live: show(live.bars(span, names, last=last), json_, "The live table holds no such bars.")
+    with Live(ctx.obj.storage) as live:
+        show(live.bars(span, names, last=last), json_, "The live table holds no such bars.")
+
 
 @streams.command("letters")
-def stream_letters(ctx: typer.Context, again: Annotated[bool, typer.Option("--again", help="Send them again.")] = False, json_: Json = False):
+def stream_letters(
+    ctx: typer.Context,
+    again: Annotated[bool, typer.Option("--again", help="Send them again.")] = False,
+    json_: Json = False,
+):
     "Messages that could not be read, and why."
     from stockpredict.stream.consumer import letters, resend
-    if again: return pairs(dict(sent=resend(ctx.obj)), json_)
+
+    if again:
+        return pairs(dict(sent=resend(ctx.obj)), json_)
     show(letters(ctx.obj), json_, "Every message could be read.")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #e701136f
 def standin(
     port: Annotated[int, typer.Option(help="Where to listen, on this machine only.")] = 8765,
-    faults: Annotated[list[str] | None, typer.Option("--faults", "--fault", metavar="KIND[:TIMES[:VENDOR]]",
-                                                     help="What goes wrong; may be repeated, or separated by commas.")] = None,
+    faults: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--faults",
+            "--fault",
+            metavar="KIND[:TIMES[:VENDOR]]",
+            help="What goes wrong; may be repeated, or separated by commas.",
+        ),
+    ] = None,
     folder: Annotated[str, typer.Option(help="Recorded answers; empty = a simulated market.")] = "",
-    tickers: Annotated[int, typer.Option(help="Of the simulated market.")] = 20, sessions: Annotated[int, typer.Option(help="Of the simulated market.")] = 500,
+    tickers: Annotated[int, typer.Option(help="Of the simulated market.")] = 20,
+    sessions: Annotated[int, typer.Option(help="Of the simulated market.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the market and of chance.")] = 1,
 ):
     "Speak like several vendors on this machine, and fail on command, until Ctrl-C."
     from stockpredict.testing.fake_vendors import main
-    main(port, folder, [f for given in faults or [] for f in given.split(",") if f], tickers, sessions, seed, out)
+
+    main(
+        port,
+        folder,
+        [f for given in faults or [] for f in given.split(",") if f],
+        tickers,
+        sessions,
+        seed,
+        out,
+    )

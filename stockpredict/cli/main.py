@@ -15,23 +15,45 @@ from .console import File, Json, Set, as_json, grid, load, out, sentences, telli
 from .data_commands import ingests, lakes, qualities, standin, streams
 
 # %% ../../nbs/cli/20_main.ipynb #85aa3d45
-app = typer.Typer(name="stockpredict", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  help="From market data to a prediction you can believe.")
-for name, part in (("ingest", ingests), ("lake", lakes), ("quality", qualities), ("stream", streams)): app.add_typer(part, name=name)
+app = typer.Typer(
+    name="stockpredict",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From market data to a prediction you can believe.",
+)
+for name, part in (("ingest", ingests), ("lake", lakes), ("quality", qualities), ("stream", streams)):
+    app.add_typer(part, name=name)
 app.command()(standin)
 
 # %% ../../nbs/cli/20_main.ipynb #d7bec220
 Source = Annotated[str | None, typer.Option(help="sample, files, simulated, or a source of your own.")]
-AsOf = Annotated[str, typer.Option("--as-of", metavar="DATE", help="Study the past: know nothing that came later; nothing is published.")]
+AsOf = Annotated[
+    str,
+    typer.Option(
+        "--as-of", metavar="DATE", help="Study the past: know nothing that came later; nothing is published."
+    ),
+]
+
 
 @app.command()
-def retrain(source: Source = None, as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False,
-            pages: Annotated[bool, typer.Option(help="Write the report pages.")] = True):
+def retrain(
+    source: Source = None,
+    as_of: AsOf = "",
+    settings: File = "",
+    set_: Set = None,
+    json_: Json = False,
+    pages: Annotated[bool, typer.Option(help="Write the report pages.")] = True,
+):
     "Market data to a served prediction, without Prefect."
     from stockpredict.ops.pipeline import retrain, show
-    with telling() as say: said = retrain(load(settings, set_, data__source=source), as_of, pages, say)
+
+    with telling() as say:
+        said = retrain(load(settings, set_, data__source=source), as_of, pages, say)
     as_json(said.as_dict()) if json_ else show(said)
-    if said.failed: raise typer.Exit(1)
+    if said.failed:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/20_main.ipynb #00b14a48
 @app.command()
@@ -41,26 +63,37 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
     from stockpredict.ops.study import FORMATS, begin, load_work, skill_rows
     from stockpredict.train.gate import evaluate_candidates
     from stockpredict.train.walk_forward import Experiment
+
     with telling() as say:
         work = begin(load(settings, set_), as_of)
-        for step in (features, train): say(step.__name__); step(work)
-    frame = evaluate_candidates(Experiment.load(load_work(work).dir/"experiment"))
-    if json_: return as_json(frame.to_dict("records"))
+        for step in (features, train):
+            say(step.__name__)
+            step(work)
+    frame = evaluate_candidates(Experiment.load(load_work(work).dir / "experiment"))
+    if json_:
+        return as_json(frame.to_dict("records"))
     for h, kind in ((h, kind) for h in frame.horizon.unique() for kind in ("rank", "worth")):
-        out(f"\n{h} session{'s' * (h > 1)} ahead"); out(grid(skill_rows(frame, h, kind), **FORMATS))
+        out(f"\n{h} session{'s' * (h > 1)} ahead")
+        out(grid(skill_rows(frame, h, kind), **FORMATS))
+
 
 @app.command()
 def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Judge what was trained, publish if it deserves it, and write the validation report."
     from stockpredict.ops.pipeline import STORY, outcome, page, show
     from stockpredict.ops.study import begin
+
     with telling() as say:
         work = begin(load(settings, set_), as_of)
         for step in STORY:
-            if callable(step): say(step.__name__); step(work)
-        say("r40_validate"); said = outcome(work, [page(work, "r40_validate")])
+            if callable(step):
+                say(step.__name__)
+                step(work)
+        say("r40_validate")
+        said = outcome(work, [page(work, "r40_validate")])
     as_json(said.as_dict()) if json_ else show(said)
-    if said.failed: raise typer.Exit(1)
+    if said.failed:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/20_main.ipynb #f75498c9
 @app.command()
@@ -68,116 +101,180 @@ def predict(
     tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; all when empty.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Sessions ahead; all when empty.")] = None,
     for_: Annotated[str, typer.Option("--for", metavar="next", help="next: only the shortest horizon.")] = "",
-    settings: File = "", set_: Set = None, json_: Json = False,
+    settings: File = "",
+    set_: Set = None,
+    json_: Json = False,
 ):
     "What the served model says about the coming sessions."
     from stockpredict.ops.pipeline import answered
-    if for_ not in ("", "next"): raise typer.BadParameter("it can only be 'next'", param_hint="--for")
+
+    if for_ not in ("", "next"):
+        raise typer.BadParameter("it can only be 'next'", param_hint="--for")
     s = load(settings, set_)
     frame = answered(s, tickers, s.validation.horizons[0] if for_ else horizon)
-    if json_: return as_json(frame.to_dict("records"))
+    if json_:
+        return as_json(frame.to_dict("records"))
     from stockpredict.ops.pipeline import prediction_table
+
     out(prediction_table(frame, 10_000))
     out(f"\nDecided at the close of {frame.decision_session[0]} by {frame.model[0]}: {frame.verdict[0]}")
 
 # %% ../../nbs/cli/20_main.ipynb #d20d0c05
 @app.command()
-def serve(host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-          port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-          log_level: Annotated[str, typer.Option(help="warning, or info for a line a request.")] = "warning", settings: File = "", set_: Set = None):
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    log_level: Annotated[str, typer.Option(help="warning, or info for a line a request.")] = "warning",
+    settings: File = "",
+    set_: Set = None,
+):
     "Answer requests (http://127.0.0.1:8000/docs)."
     from stockpredict.serve.app import serve
+
     serve(load(settings, set_, serving__host=host, serving__port=port), log_level)
+
 
 @app.command()
 def up(settings: File = "", set_: Set = None):
     "Start the service, the schedule, and the pages of Prefect and MLflow."
     from stockpredict.ops.processes import parts, up
-    s = load(settings, set_); wanted = parts(s)
-    with telling() as say: say("starting the services"); up(wanted, s.storage.home_dir)
-    for p in wanted: out(f"{p.name:10} {p.page or 'running'}")
+
+    s = load(settings, set_)
+    wanted = parts(s)
+    with telling() as say:
+        say("starting the services")
+        up(wanted, s.storage.home_dir)
+    for p in wanted:
+        out(f"{p.name:10} {p.page or 'running'}")
+
 
 @app.command()
 def down(settings: File = "", set_: Set = None):
     "Stop what `up` started."
     from stockpredict.ops.processes import down
+
     out(f"Stopped: {', '.join(down(load(settings, set_).storage.home_dir)) or 'nothing was running'}.")
 
 # %% ../../nbs/cli/20_main.ipynb #01e9dcfd
 reports = typer.Typer(help="The pages that runs left behind.", invoke_without_command=True)
 app.add_typer(reports, name="report")
 
+
 @reports.callback()
 def report(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
     "List the pages, newest first; `report path NAME` and `report run NAME` do more."
     ctx.obj = load(settings, set_)
-    if not ctx.invoked_subcommand: report_list(ctx, json_)
+    if not ctx.invoked_subcommand:
+        report_list(ctx, json_)
+
 
 @reports.command("list")
 def report_list(ctx: typer.Context, json_: Json = False):
     "The pages there are, newest first."
     import pandas as pd
     from stockpredict.ops.reports import runs_in, write_index
+
     runs = runs_in(ctx.obj.storage.reports_dir)
-    if json_: return as_json(runs)
-    rows = [{"as of": r.get("as_of"), "run": r.get("name"), "status": r.get("status"), "folder": r["folder"]} for r in runs[:20]]
-    if rows: out(grid(pd.DataFrame(rows)))
+    if json_:
+        return as_json(runs)
+    rows = [
+        {"as of": r.get("as_of"), "run": r.get("name"), "status": r.get("status"), "folder": r["folder"]}
+        for r in runs[:20]
+    ]
+    if rows:
+        out(grid(pd.DataFrame(rows)))
     out(f"\n{write_index(ctx.obj.storage.reports_dir)}")
 
+
 @reports.command("path")
-def report_path(ctx: typer.Context, name: Annotated[str, typer.Argument(help="Of the run, for example r40_validate.")] = "r40_validate"):
+def report_path(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Of the run, for example r40_validate.")] = "r40_validate",
+):
     "Where the newest page of a run is."
     from stockpredict.ops.reports import latest
-    out(str(ctx.obj.storage.reports_dir/latest(ctx.obj.storage.reports_dir, name)["folder"]/"page.html"))
+
+    out(str(ctx.obj.storage.reports_dir / latest(ctx.obj.storage.reports_dir, name)["folder"] / "page.html"))
 
 # %% ../../nbs/cli/20_main.ipynb #b881016a
 @reports.command("run")
 def report_run(
-    ctx: typer.Context, name: Annotated[str, typer.Argument(help="Of the run notebook, for example r40_validate.")],
-    param: Annotated[list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A value for its parameters cell, JSON or text.")] = None,
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Of the run notebook, for example r40_validate.")],
+    param: Annotated[
+        list[str] | None,
+        typer.Option("--param", metavar="NAME=VALUE", help="A value for its parameters cell, JSON or text."),
+    ] = None,
 ):
     "Run a notebook again, on the newest work unless another is named."
     from stockpredict.ops.study import newest
     from stockpredict.ops.runs import parameters, run, template
+
     given = {k: value(v) for k, _, v in (p.partition("=") for p in param or [])}
-    if "workdir" in parameters(template(name)): given.setdefault("workdir", newest(ctx.obj))
+    if "workdir" in parameters(template(name)):
+        given.setdefault("workdir", newest(ctx.obj))
     out(str(run(name, given, settings=ctx.obj).html))
+
 
 @reports.command("data")
 def report_data(ctx: typer.Context, settings: File = "", set_: Set = None):
     "Bring the lake up to date and write the data report: what is held, refused, flagged, restated, and how fresh it is."
     from pathlib import Path
     from stockpredict.ops.runs import run
+
     said, file = load(settings, set_), Path(settings or "settings.ini").absolute()
     changes = {k.strip(): v.strip() for k, _, v in (c.partition("=") for c in set_ or [])}
-    changes |= {"storage.home": str(said.storage.home_dir.absolute()), "storage.reports": str(said.storage.reports_dir.absolute())}
+    changes |= {
+        "storage.home": str(said.storage.home_dir.absolute()),
+        "storage.reports": str(said.storage.reports_dir.absolute()),
+    }
     out(str(run("r10_ingest", dict(overrides=changes, settings_path=str(file)), settings=said).html))
 
+
 def value(
-    text: str, # from the command line
+    text: str,  # from the command line
 ):
     "JSON where it is JSON, text otherwise."
-    try: return json.loads(text)
-    except ValueError: return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 # %% ../../nbs/cli/20_main.ipynb #a4baf8d6
 @app.command()
-def features(word: Annotated[str, typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; all when empty.")] = "",
-             group: Annotated[str, typer.Option(help="Only this group.")] = "",
-             html: Annotated[bool, typer.Option("--html", help="Write the page with a card for each, into the reports.")] = False,
-             settings: File = "", set_: Set = None, json_: Json = False):
+def features(
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; all when empty.")
+    ] = "",
+    group: Annotated[str, typer.Option(help="Only this group.")] = "",
+    html: Annotated[
+        bool, typer.Option("--html", help="Write the page with a card for each, into the reports.")
+    ] = False,
+    settings: File = "",
+    set_: Set = None,
+    json_: Json = False,
+):
     "Every feature: what it is, how far it looks back, where it is from."
     from stockpredict.catalogue.feature import search, table
-    if html: return _handbook(load(settings, set_))
+
+    if html:
+        return _handbook(load(settings, set_))
     frame = search(word) if word else table()
-    if group: frame = frame[frame.group == group]
-    if not len(frame): raise _unfound(word, group)
+    if group:
+        frame = frame[frame.group == group]
+    if not len(frame):
+        raise _unfound(word, group)
     as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame.reset_index()))
+
 
 def _handbook(settings):
     from stockpredict.ops.handbook import write_handbook
-    with telling() as say: say("drawing every feature"); place = write_handbook(settings.storage.reports_dir)
+
+    with telling() as say:
+        say("drawing every feature")
+        place = write_handbook(settings.storage.reports_dir)
     out(str(place))
+
 
 @reports.command("features")
 def report_features(ctx: typer.Context):
@@ -185,74 +282,110 @@ def report_features(ctx: typer.Context):
     _handbook(ctx.obj)
 
 # %% ../../nbs/cli/20_main.ipynb #ad02a19a
-def _unfound(word, group): # the refusal of a search without an answer
+def _unfound(word, group):  # the refusal of a search without an answer
     from stockpredict.core.errors import UnknownName, did_you_mean, near
     from stockpredict.catalogue.feature import search, table
+
     rows, every = table(), " `stockpredict features` lists them all."
     groups = sorted(set(rows.group))
-    if group not in ("", *groups): return UnknownName(f"There is no group of features called '{group[:60]}'.", did_you_mean(group, groups) + every)
+    if group not in ("", *groups):
+        return UnknownName(
+            f"There is no group of features called '{group[:60]}'.", did_you_mean(group, groups) + every
+        )
     if group and len(found := search(word)):
-        return UnknownName(f"No feature of the group {group} mentions '{word[:60]}'.",
-                           f"It is found in {', '.join(sorted(set(found.group)))}: name one of these groups, or leave --group away.")
-    words = sorted({*rows.index, *re.findall(r"\w{3,}", " ".join((*rows.index, *rows.group, *rows.source)).lower().replace("_", " "))})
+        return UnknownName(
+            f"No feature of the group {group} mentions '{word[:60]}'.",
+            f"It is found in {', '.join(sorted(set(found.group)))}: name one of these groups, or leave --group away.",
+        )
+    words = sorted(
+        {
+            *rows.index,
+            *re.findall(
+                r"\w{3,}", " ".join((*rows.index, *rows.group, *rows.source)).lower().replace("_", " ")
+            ),
+        }
+    )
     hint = did_you_mean(word, words) if near(word, words) else f"The groups are {', '.join(groups)}."
     return UnknownName(f"No feature mentions '{word[:60]}'.", hint + every)
 
 # %% ../../nbs/cli/20_main.ipynb #78bf2018
 @app.command()
-def settings(action: Annotated[str, typer.Argument(help="show or check")] = "show", settings: File = "", set_: Set = None):
+def settings(
+    action: Annotated[str, typer.Argument(help="show or check")] = "show",
+    settings: File = "",
+    set_: Set = None,
+):
     "Every setting with what it means (show), or whether they are valid (check)."
-    if action not in ("show", "check"): raise typer.BadParameter("say show or check", param_hint="ACTION")
+    if action not in ("show", "check"):
+        raise typer.BadParameter("say show or check", param_hint="ACTION")
     s = load(settings, set_)
     typer.echo(s.to_ini() if action == "show" else f"The settings are valid (hash {s.hash}).")
+
 
 @app.command()
 def doctor(settings: File = "", set_: Set = None, json_: Json = False):
     "Look at everything this stands on, and say what to do."
     from stockpredict.ops.doctor import as_table, doctor
+
     report = doctor(None, settings or None, dict(c.partition("=")[::2] for c in set_ or []))
     as_json(report.as_dict()) if json_ else out(as_table(report))
-    if not report.healthy: raise typer.Exit(1)
+    if not report.healthy:
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/20_main.ipynb #6b52347a
 models = typer.Typer(help="What is served, what was served, and the way back.", invoke_without_command=True)
 app.add_typer(models, name="models")
 
+
 @models.callback()
 def model(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
     "The model in service; `models history` and `models rollback` do more."
     ctx.obj = load(settings, set_)
-    if not ctx.invoked_subcommand: models_list(ctx, json_)
+    if not ctx.invoked_subcommand:
+        models_list(ctx, json_)
+
 
 @models.command("list")
 def models_list(ctx: typer.Context, json_: Json = False):
     "The model in service."
     from stockpredict.train.registry import champion
+
     said = vars(champion(ctx.obj))
-    as_json(said) if json_ else out("\n".join(f"{k:12} {v}" for k, v in said.items() if isinstance(v, str | int | float)))
+    as_json(said) if json_ else out(
+        "\n".join(f"{k:12} {v}" for k, v in said.items() if isinstance(v, str | int | float))
+    )
+
 
 @models.command("history")
 def history(ctx: typer.Context, json_: Json = False):
     "Every promotion and rollback, newest first."
     from stockpredict.cli.console import show
     from stockpredict.train.registry import history
+
     show(history(ctx.obj).iloc[::-1], json_)
+
 
 @models.command("rollback")
 def back(ctx: typer.Context):
     "Serve the model before this one again."
     from stockpredict.ops.pipeline import roll_back
+
     out(roll_back(ctx.obj))
+
 
 @app.command()
 def rollback(settings: File = "", set_: Set = None):
     "Serve the model before this one again."
     from stockpredict.ops.pipeline import roll_back
+
     out(roll_back(load(settings, set_)))
 
 # %% ../../nbs/cli/20_main.ipynb #64c12900
 def main():
     "The console command."
-    with sentences(): app()
+    with sentences():
+        app()
 
-if __name__ == "__main__" and globals().get("__spec__"): main()
+
+if __name__ == "__main__" and globals().get("__spec__"):
+    main()

@@ -14,11 +14,13 @@ from .errors import CalendarError, did_you_mean
 # %% ../../nbs/core/40_calendar.ipynb #913ae511
 class Calendar:
     "The sessions of one exchange, with their closes; made by `get_calendar`."
-    def __init__(self,
-        name: str, # e.g. "XNYS"
-        opens: pd.DatetimeIndex, # instant each session opened, UTC
-        closes: pd.Series, # instant each session closed, UTC, indexed by session
-        tz: str, # time zone of the exchange
+
+    def __init__(
+        self,
+        name: str,  # e.g. "XNYS"
+        opens: pd.DatetimeIndex,  # instant each session opened, UTC
+        closes: pd.Series,  # instant each session closed, UTC, indexed by session
+        tz: str,  # time zone of the exchange
     ):
         self.name, self.tz = name, str(tz)
         self._days = pd.DatetimeIndex(closes.index, freq=None).as_unit("us")
@@ -27,42 +29,58 @@ class Calendar:
         self._usual = (local - local.normalize()).value_counts().idxmax()
 
     @property
-    def span(self) -> str: return f"{self._days[0].date()} to {self._days[-1].date()}" # first and last session
-    def __repr__(self): return f"Calendar {self.name}: {len(self._days)} sessions, {self.span}"
-    def __reduce__(self): return get_calendar, (self.name,)
+    def span(self) -> str:
+        return f"{self._days[0].date()} to {self._days[-1].date()}"  # first and last session
+
+    def __repr__(self):
+        return f"Calendar {self.name}: {len(self._days)} sessions, {self.span}"
+
+    def __reduce__(self):
+        return get_calendar, (self.name,)
 
 # %% ../../nbs/core/40_calendar.ipynb #b2f09dee
 @functools.lru_cache(maxsize=8)
 def get_calendar(
-    name: str = "XNYS", # exchange calendar known to `exchange_calendars`
-) -> Calendar: # one object per exchange and process
+    name: str = "XNYS",  # exchange calendar known to `exchange_calendars`
+) -> Calendar:  # one object per exchange and process
     "The calendar of an exchange, from 1990 to about a year from now."
     import exchange_calendars as xc
+
     try:
-        try: cal = xc.get_calendar(name, start="1990-01-01")
-        except ValueError: cal = xc.get_calendar(name) # this exchange's record starts later than 1990
+        try:
+            cal = xc.get_calendar(name, start="1990-01-01")
+        except ValueError:
+            cal = xc.get_calendar(name)  # this exchange's record starts later than 1990
     except xc.errors.InvalidCalendarName as e:
-        raise CalendarError(f"There is no exchange calendar called '{name}'.", did_you_mean(name, xc.get_calendar_names()), name=name) from e
+        raise CalendarError(
+            f"There is no exchange calendar called '{name}'.",
+            did_you_mean(name, xc.get_calendar_names()),
+            name=name,
+        ) from e
     return Calendar(name, cal.opens, cal.closes, cal.tz)
 
 # %% ../../nbs/core/40_calendar.ipynb #29dda104
 def as_day(
-    value, # a date, an instant or ISO text
-) -> pd.Timestamp: # midnight, no time zone
+    value,  # a date, an instant or ISO text
+) -> pd.Timestamp:  # midnight, no time zone
     "Any one date or instant as a date, in its own time zone."
     day = pd.Timestamp(value)
-    if day is pd.NaT: raise CalendarError(f"{value!r} is no date.", "Give a date such as 2020-01-02.")
+    if day is pd.NaT:
+        raise CalendarError(f"{value!r} is no date.", "Give a date such as 2020-01-02.")
     return day.tz_localize(None).normalize().as_unit("us")
 
+
 @patch
-def sessions(self: Calendar,
-    start=None, # first day, session or not; None = as early as known
-    end=None, # last day, included; None = as late as known
-) -> pd.DatetimeIndex: # dates at midnight, no time zone
+def sessions(
+    self: Calendar,
+    start=None,  # first day, session or not; None = as early as known
+    end=None,  # last day, included; None = as late as known
+) -> pd.DatetimeIndex:  # dates at midnight, no time zone
     "All sessions from `start` to `end`, both included."
     lo = 0 if start is None else self._days.searchsorted(as_day(start), "left")
     hi = len(self._days) if end is None else self._days.searchsorted(as_day(end), "right")
     return self._days[lo:hi]
+
 
 @patch
 def is_session(self: Calendar, day) -> bool:
@@ -71,37 +89,52 @@ def is_session(self: Calendar, day) -> bool:
 
 # %% ../../nbs/core/40_calendar.ipynb #2a4e0f06
 @patch
-def _at(self: Calendar, sessions) -> pd.Index: # positions of sessions
+def _at(self: Calendar, sessions) -> pd.Index:  # positions of sessions
     days = pd.DatetimeIndex(sessions)
     days = days.tz_localize(None).as_unit("us").normalize()
     at = self._days.get_indexer(days)
-    if (at >= 0).all(): return at
-    day = days[at < 0][0]; after = self._days.searchsorted(day)
+    if (at >= 0).all():
+        return at
+    day = days[at < 0][0]
+    after = self._days.searchsorted(day)
     if day is pd.NaT or not 0 < after < len(self._days):
-        raise CalendarError(f"{day} lies outside the {self.name} calendar, {self.span}.", "Ask for a session inside it.", calendar=self.name)
-    raise CalendarError(f"{day.date()} is no session of {self.name}: the exchange did not open.",
-                        f"The sessions around it are {self._days[after-1].date()} and {self._days[after].date()}.", calendar=self.name, day=str(day.date()))
+        raise CalendarError(
+            f"{day} lies outside the {self.name} calendar, {self.span}.",
+            "Ask for a session inside it.",
+            calendar=self.name,
+        )
+    raise CalendarError(
+        f"{day.date()} is no session of {self.name}: the exchange did not open.",
+        f"The sessions around it are {self._days[after - 1].date()} and {self._days[after].date()}.",
+        calendar=self.name,
+        day=str(day.date()),
+    )
+
 
 @patch
-def closes(self: Calendar,
-    sessions, # dates, all of them sessions
-) -> pd.DatetimeIndex: # instants in UTC
+def closes(
+    self: Calendar,
+    sessions,  # dates, all of them sessions
+) -> pd.DatetimeIndex:  # instants in UTC
     "The close of each session; `CalendarError` where there was none."
     return self._closes[self._at(sessions)]
 
+
 @patch
-def close(self: Calendar, session) -> pd.Timestamp: # UTC
+def close(self: Calendar, session) -> pd.Timestamp:  # UTC
     "The close of one session."
     return self.closes([session])[0]
 
 # %% ../../nbs/core/40_calendar.ipynb #014d1cad
 @patch
-def day_of(self: Calendar,
-    times, # instants with a time zone, or dates without one
-) -> pd.DatetimeIndex: # dates, whether or not the exchange opened
+def day_of(
+    self: Calendar,
+    times,  # instants with a time zone, or dates without one
+) -> pd.DatetimeIndex:  # dates, whether or not the exchange opened
     "The exchange's date for each time."
     times = pd.DatetimeIndex(times).as_unit("us")
-    if times.tz is None: return times.normalize()
+    if times.tz is None:
+        return times.normalize()
     utc = times.tz_convert("UTC")
     plain = utc.tz_localize(None)
     local = utc.tz_convert(self.tz).tz_localize(None).normalize()
@@ -110,53 +143,72 @@ def day_of(self: Calendar,
     during = (self._opens[at] <= utc) & (utc <= self._closes[at])
     return pd.DatetimeIndex(np.where(during, self._days[at], day)).as_unit("us")
 
+
 @patch
-def session_of(self: Calendar,
-    times, # instants with a time zone, or dates without one
-) -> pd.DatetimeIndex: # sessions, `NaT` where the exchange did not open
+def session_of(
+    self: Calendar,
+    times,  # instants with a time zone, or dates without one
+) -> pd.DatetimeIndex:  # sessions, `NaT` where the exchange did not open
     "The session each time belongs to."
     days = self.day_of(times)
     return days.where(self._days.get_indexer(days) >= 0)
 
 # %% ../../nbs/core/40_calendar.ipynb #934b13fe
 @patch
-def event_times(self: Calendar,
-    days, # dates, sessions or not
-) -> pd.DatetimeIndex: # instants in UTC
+def event_times(
+    self: Calendar,
+    days,  # dates, sessions or not
+) -> pd.DatetimeIndex:  # instants in UTC
     "The close of each date; for a date without a session, what an ordinary close would have been."
     days = pd.DatetimeIndex(days).as_unit("us").normalize()
-    usual = (days + self._usual).tz_localize(self.tz, ambiguous="NaT", nonexistent="shift_forward").tz_convert("UTC")
+    usual = (
+        (days + self._usual)
+        .tz_localize(self.tz, ambiguous="NaT", nonexistent="shift_forward")
+        .tz_convert("UTC")
+    )
     at = self._days.get_indexer(days)
     return pd.DatetimeIndex(usual.where(at < 0, self._closes[at])).as_unit("us")
 
 # %% ../../nbs/core/40_calendar.ipynb #9e006cb9
 @patch
-def offset(self: Calendar,
-    session, # where to start, a session
-    n: int, # sessions to walk, negative walks back
-) -> pd.Timestamp: # a session
+def offset(
+    self: Calendar,
+    session,  # where to start, a session
+    n: int,  # sessions to walk, negative walks back
+) -> pd.Timestamp:  # a session
     "The session `n` steps away."
     at = self._at([session])[0] + n
-    if 0 <= at < len(self._days): return self._days[at]
-    raise CalendarError(f"{n} sessions from {as_day(session).date()} lie outside the {self.name} calendar, {self.span}.",
-                        "Ask for fewer sessions.", calendar=self.name)
+    if 0 <= at < len(self._days):
+        return self._days[at]
+    raise CalendarError(
+        f"{n} sessions from {as_day(session).date()} lie outside the {self.name} calendar, {self.span}.",
+        "Ask for fewer sessions.",
+        calendar=self.name,
+    )
 
 # %% ../../nbs/core/40_calendar.ipynb #2bceebb5
 @patch
-def last_closed(self: Calendar,
-    now=None, # an instant; None = the clock; without a time zone it is read as UTC
-) -> pd.Timestamp: # a session
+def last_closed(
+    self: Calendar,
+    now=None,  # an instant; None = the clock; without a time zone it is read as UTC
+) -> pd.Timestamp:  # a session
     "The newest session that had closed by `now`."
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     at = self._closes.searchsorted(now.tz_localize("UTC") if now.tz is None else now, "right") - 1
-    if 0 <= at < len(self._days) - 1: return self._days[at]
-    raise CalendarError(f"{now} lies outside the {self.name} calendar, {self.span}.",
-                        "Check the clock, or restart a process that has run for a year.", calendar=self.name)
+    if 0 <= at < len(self._days) - 1:
+        return self._days[at]
+    raise CalendarError(
+        f"{now} lies outside the {self.name} calendar, {self.span}.",
+        "Check the clock, or restart a process that has run for a year.",
+        calendar=self.name,
+    )
+
 
 @patch
-def age(self: Calendar,
-    session, # the session some data belong to
-    now=None, # an instant; None = the clock
-) -> int: # 0 = nothing newer can be known
+def age(
+    self: Calendar,
+    session,  # the session some data belong to
+    now=None,  # an instant; None = the clock
+) -> int:  # 0 = nothing newer can be known
     "How many sessions have closed since `session` did."
     return int(self._at([self.last_closed(now)])[0] - self._at([session])[0])

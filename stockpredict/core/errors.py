@@ -18,241 +18,349 @@ import difflib
 # %% ../../nbs/core/00_errors.ipynb #d6b14e6e
 class StockpredictError(Exception):
     "Something this package refuses to do, as a sentence with a next step."
+
     code, status = "stockpredict-error", 500
 
-    def __init__(self,
-        problem: str, # what is wrong, a full sentence
-        fix: str = "", # what to do about it, a full sentence
-        **context, # what the failing code knew: JSON-friendly values
+    def __init__(
+        self,
+        problem: str,  # what is wrong, a full sentence
+        fix: str = "",  # what to do about it, a full sentence
+        **context,  # what the failing code knew: JSON-friendly values
     ):
         self.problem, self.fix, self.context = problem.strip(), fix.strip(), context
         super().__init__(problem)
 
-    def __str__(self): return " ".join(x for x in (self.problem, self.fix, f"[{self.code}]") if x)
+    def __str__(self):
+        return " ".join(x for x in (self.problem, self.fix, f"[{self.code}]") if x)
 
-    def __reduce__(self): return _rebuild, (type(self), self.problem, self.fix, self.context)
+    def __reduce__(self):
+        return _rebuild, (type(self), self.problem, self.fix, self.context)
 
-    def as_dict(self) -> dict: # code, status, problem, fix and context
+    def as_dict(self) -> dict:  # code, status, problem, fix and context
         "The same error as data, for logs, result files and API answers."
-        return dict(code=self.code, status=self.status, problem=self.problem, fix=self.fix, context=self.context)
+        return dict(
+            code=self.code, status=self.status, problem=self.problem, fix=self.fix, context=self.context
+        )
 
-def _rebuild(cls, problem, fix, context): return cls(problem, fix, **context)
+
+def _rebuild(cls, problem, fix, context):
+    return cls(problem, fix, **context)
 
 # %% ../../nbs/core/00_errors.ipynb #d789b1a2
 class SettingsError(StockpredictError):
     "The settings do not fit together; all problems are listed at once."
+
     code, status = "settings-invalid", 500
+
 
 class CalendarError(StockpredictError):
     "A date that is no session, or lies outside the calendar."
+
     code, status = "not-a-session", 422
+
 
 class RegistryError(StockpredictError):
     "Something about a named part: a source, feature or model."
+
     code, status = "registry-error", 500
+
 
 class UnknownName(RegistryError):
     "No part is registered under this name."
+
     code, status = "unknown-name", 404
+
 
 class NameTaken(RegistryError):
     "A different part already holds this name."
+
     code, status = "name-taken", 500
 
 # %% ../../nbs/core/00_errors.ipynb #2f2de193
 class DataError(StockpredictError):
     "Something about market data, its sources or the lake."
+
     code, status = "data-error", 422
+
 
 class SourceUnavailable(DataError):
     "A data source did not answer, or its library is missing."
+
     code, status = "source-unavailable", 503
+
 
 class FileMissing(DataError):
     "A file or folder that was named is not there."
+
     code, status = "file-missing", 404
+
 
 class ColumnsUnmapped(DataError):
     "A table lacks a column that bars need, under any name known for it."
+
     code, status = "columns-unmapped", 422
+
 
 class BarsInvalid(DataError):
     "Values that cannot be read as bars."
+
     code, status = "bars-invalid", 422
 
 # %% ../../nbs/core/00_errors.ipynb #8f977148
 class VendorFailed(SourceUnavailable):
     "A request to a vendor ended without usable data."
+
     code, status = "vendor-failed", 503
+
 
 class VendorThrottled(VendorFailed):
     "A vendor asked to be left alone for a while, or the budget for it is spent."
+
     code, status = "vendor-throttled", 503
+
 
 class VendorRefused(VendorFailed):
     "A vendor does not know the ticker, or does not accept the key or the plan."
+
     code, status = "vendor-refused", 422
+
 
 class PayloadRejected(VendorFailed):
     "A vendor's answer is not data: a web page, garbage, or far too large."
+
     code, status = "payload-rejected", 422
+
 
 class SchemaDrift(VendorFailed):
     "A vendor's table has other columns than before."
+
     code, status = "schema-drift", 422
 
 # %% ../../nbs/core/00_errors.ipynb #98364316
 class BatchRefused(DataError):
     "Too many bad rows in one batch; nothing of it was stored."
+
     code, status = "batch-refused", 422
+
 
 class UnknownTicker(DataError):
     "No bars are held for this ticker."
+
     code, status = "unknown-ticker", 404
+
 
 class EmptyUniverse(DataError):
     "There is no ticker to work on."
+
     code, status = "empty-universe", 422
+
 
 class LakeLocked(DataError):
     "Another process is writing to the lake."
+
     code, status = "lake-locked", 423
+
 
 class LakeUnavailable(DataError):
     "The lake cannot be opened or read."
+
     code, status = "lake-unavailable", 503
+
 
 class StreamUnavailable(DataError):
     "The live stream cannot be reached, or is not what it should be."
+
     code, status = "stream-unavailable", 503
+
 
 class StreamFull(DataError):
     "The live stream holds as much as it may, and nobody reads it."
+
     code, status = "stream-full", 503
 
 # %% ../../nbs/core/00_errors.ipynb #ded5bbcc
 class FeatureError(StockpredictError):
     "Something about a feature."
+
     code, status = "feature-error", 422
+
 
 class SeesFuture(FeatureError):
     "A feature changes when the future changes."
+
     code, status = "feature-sees-future", 422
+
 
 class NotEnoughHistory(FeatureError):
     "Fewer bars than the features need to look back on."
+
     code, status = "not-enough-history", 422
+
 
 class FactsMissing(FeatureError):
     "Facts that the features need are not in the lake, or too old."
+
     code, status = "facts-missing", 503
+
 
 class EvaluateError(StockpredictError):
     "Something about judging forecasts."
+
     code, status = "evaluate-error", 422
+
 
 class NotEnoughSessions(EvaluateError):
     "Too few sessions for the folds that were asked for."
+
     code, status = "not-enough-sessions", 422
 
 # %% ../../nbs/core/00_errors.ipynb #acedc1da
 class ModelError(StockpredictError):
     "Something about a model or its artifact."
+
     code, status = "model-error", 500
+
 
 class UnknownHorizon(ModelError):
     "The model does not forecast this horizon."
+
     code, status = "unknown-horizon", 404
+
 
 class NotFitted(ModelError):
     "A model was asked to predict before it was fitted."
+
     code, status = "model-not-fitted", 500
+
 
 class ModelOutputInvalid(ModelError):
     "A model answered with something that is no forecast: not finite, or quantiles out of order."
+
     code, status = "model-output-invalid", 503
+
 
 class ArtifactRejected(ModelError):
     "A saved model failed verification and was not loaded."
+
     code, status = "artifact-rejected", 503
+
 
 class NoChampion(ModelError):
     "No model has been published yet."
+
     code, status = "no-champion", 503
 
 # %% ../../nbs/core/00_errors.ipynb #89a84b97
 class RunError(StockpredictError):
     "Something about running a notebook or a flow."
+
     code, status = "run-error", 500
+
 
 class ParameterRefused(RunError):
     "A parameter that is unknown, or of the wrong type or size."
+
     code, status = "parameter-refused", 422
+
 
 class RunFailed(RunError):
     "A run ended with an error; its notebook and page were kept."
+
     code, status = "run-failed", 500
+
 
 class RunTimeout(RunError):
     "A run took longer than it was allowed to."
+
     code, status = "run-timeout", 504
+
 
 class FlowLocked(RunError):
     "The same flow is already running."
+
     code, status = "flow-locked", 423
+
 
 class PortTaken(RunError):
     "A port that a part of the platform needs is held by another program."
+
     code, status = "port-taken", 500
 
 # %% ../../nbs/core/00_errors.ipynb #328d796b
 class ServeError(StockpredictError):
     "Something about answering a request."
+
     code, status = "serve-error", 500
+
 
 class RequestInvalid(ServeError):
     "A request that cannot be answered as it stands."
+
     code, status = "request-invalid", 422
+
 
 class NotReady(ServeError):
     "The service has no verified model or no predictions yet."
+
     code, status = "not-ready", 503
+
 
 class QueueFull(ServeError):
     "More requests wait than the service is willing to keep."
+
     code, status = "queue-full", 503
+
 
 class NotFound(ServeError):
     "No such page or prediction."
+
     code, status = "not-found", 404
 
 # %% ../../nbs/core/00_errors.ipynb #19ab28b8
 def all_errors(
-    root: type = StockpredictError, # where in the tree to start
-    depth: int = 0, # how deep `root` stands
-) -> list[dict]: # one row an error: `name`, `code`, `status`, `when`, `depth`
+    root: type = StockpredictError,  # where in the tree to start
+    depth: int = 0,  # how deep `root` stands
+) -> list[dict]:  # one row an error: `name`, `code`, `status`, `when`, `depth`
     "Every kind of error, parents before children."
-    rows = [dict(name=root.__name__, code=root.code, status=root.status, when=(root.__doc__ or "").strip(), depth=depth)]
+    rows = [
+        dict(
+            name=root.__name__,
+            code=root.code,
+            status=root.status,
+            when=(root.__doc__ or "").strip(),
+            depth=depth,
+        )
+    ]
     children = [c for c in root.__subclasses__() if c.__module__ == root.__module__]
     return rows + [row for child in children for row in all_errors(child, depth + 1)]
 
 # %% ../../nbs/core/00_errors.ipynb #9edfd1ce
 def near(
-    word: str, # what was written
-    known: list[str], # what exists
-    n: int = 3, # most suggestions wanted
-) -> list[str]: # the closest known names, best first
+    word: str,  # what was written
+    known: list[str],  # what exists
+    n: int = 3,  # most suggestions wanted
+) -> list[str]:  # the closest known names, best first
     "Names that look like `word`, whatever its upper and lower case."
     lower, word = {str(k).lower(): str(k) for k in reversed(list(known))}, str(word).lower()
-    def likeness(k): return difflib.SequenceMatcher(None, word, k).ratio() + (.05 if k[:2] == word[:2] else 0)
-    return [lower[m] for m in sorted(difflib.get_close_matches(word, list(lower), n=2 * n, cutoff=.6), key=likeness, reverse=True)[:n]]
+
+    def likeness(k):
+        return difflib.SequenceMatcher(None, word, k).ratio() + (0.05 if k[:2] == word[:2] else 0)
+
+    return [
+        lower[m]
+        for m in sorted(
+            difflib.get_close_matches(word, list(lower), n=2 * n, cutoff=0.6), key=likeness, reverse=True
+        )[:n]
+    ]
+
 
 def did_you_mean(
-    word: str, # what was written
-    known: list[str], # what exists
-) -> str: # a sentence for the end of an error message
+    word: str,  # what was written
+    known: list[str],  # what exists
+) -> str:  # a sentence for the end of an error message
     "Suggest near matches, or list what exists when nothing is near."
-    if match := near(word, known): return f"Did you mean {' or '.join(match)}?"
+    if match := near(word, known):
+        return f"Did you mean {' or '.join(match)}?"
     names = sorted(map(str, known))
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return f"Known are: {shown}." if names else "Nothing is registered yet."

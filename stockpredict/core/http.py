@@ -15,35 +15,49 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote, quote_plus, urlencode
 from fastcore.basics import patch
-from .errors import PayloadRejected, SourceUnavailable, VendorFailed, VendorRefused, VendorThrottled, SchemaDrift
+from .errors import PayloadRejected, SourceUnavailable, VendorFailed, VendorRefused
+from .errors import VendorThrottled, SchemaDrift
 
 # %% ../../nbs/core/50_http.ipynb #dfbcc323
 def backoff(
-    attempt: int, # how often it has been tried, from 1
-    rng = random, # anything with a method `random`
-    base: float = .5, # longest first pause, seconds
-    cap: float = 30., # longest pause, seconds
-) -> float: # seconds
+    attempt: int,  # how often it has been tried, from 1
+    rng=random,  # anything with a method `random`
+    base: float = 0.5,  # longest first pause, seconds
+    cap: float = 30.0,  # longest pause, seconds
+) -> float:  # seconds
     "How long to wait after a failed attempt when the vendor does not say."
-    return min(cap, base * 2 ** min(attempt - 1, 30)) * (.5 + rng.random() / 2)
+    return min(cap, base * 2 ** min(attempt - 1, 30)) * (0.5 + rng.random() / 2)
 
 # %% ../../nbs/core/50_http.ipynb #726ec959
 def retry_after(
-    text: str | None, # value of the header
-    now: datetime, # the clock, with a time zone
-) -> float | None: # seconds, None = nothing usable was said
+    text: str | None,  # value of the header
+    now: datetime,  # the clock, with a time zone
+) -> float | None:  # seconds, None = nothing usable was said
     "What a `Retry-After` header asks for."
     text = (text or "").strip()[:60]
-    if re.fullmatch(r"\d+(\.\d+)?", text): return float(text)
-    try: at = email.utils.parsedate_to_datetime(text)
-    except (TypeError, ValueError): return None
-    return max(0., ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return max(0.0, ((at if at.tzinfo else at.replace(tzinfo=UTC)) - now).total_seconds())
 
 # %% ../../nbs/core/50_http.ipynb #5714b4fe
-REASONS = { # reason -> kind of error, try again?, a sign of ill health?, what to do
+REASONS = {  # reason -> kind of error, try again?, a sign of ill health?, what to do
     "throttled": (VendorThrottled, True, False, "Wait, or lower the vendor's budget in [sources] budgets."),
-    "budget-spent": (VendorThrottled, False, False, "Wait until tomorrow (UTC), raise [sources] budgets, or add a vendor to [sources] chain."),
-    "breaker-open": (VendorThrottled, False, False, "The vendor is left alone for a minute after five failures; replay later."),
+    "budget-spent": (
+        VendorThrottled,
+        False,
+        False,
+        "Wait until tomorrow (UTC), raise [sources] budgets, or add a vendor to [sources] chain.",
+    ),
+    "breaker-open": (
+        VendorThrottled,
+        False,
+        False,
+        "The vendor is left alone for a minute after five failures; replay later.",
+    ),
     "server-error": (VendorFailed, True, True, "Replay later; the fault lies with the vendor."),
     "connection": (VendorFailed, True, True, "Check the network and the vendor's address, then replay."),
     "cut-off": (VendorFailed, True, True, "Replay later; nothing of the half answer was used."),
@@ -51,22 +65,38 @@ REASONS = { # reason -> kind of error, try again?, a sign of ill health?, what t
     "not-data": (PayloadRejected, True, True, "Look at the evidence kept with the failure, then replay."),
     "unreadable": (PayloadRejected, True, True, "Look at the evidence kept with the failure, then replay."),
     "too-large": (PayloadRejected, False, False, "Ask for less at once, or raise [sources] max_mb."),
-    "drift": (SchemaDrift, False, False, "Compare the vendor's documentation and mend its adapter; what is held stays as it was."),
+    "drift": (
+        SchemaDrift,
+        False,
+        False,
+        "Compare the vendor's documentation and mend its adapter; what is held stays as it was.",
+    ),
     "bad-symbol": (VendorRefused, False, False, "Correct the ticker, or ask another vendor."),
     "bad-key": (VendorRefused, False, False, "Set the environment variable of the key to a valid one."),
     "plan": (VendorRefused, False, False, "Choose a plan that includes this, or another vendor."),
     "refused": (VendorRefused, False, False, "Look at the evidence kept with the failure."),
     "empty": (VendorFailed, False, False, "Replay later; the exchange was open, so there should be bars."),
-    "bad-rows": (PayloadRejected, False, False, "Look at the rows, or ask another vendor; the history that is held stays as it was."),
-    "rescaled": (PayloadRejected, False, False, "Compare with another vendor; the history that is held stays as it was."),
+    "bad-rows": (
+        PayloadRejected,
+        False,
+        False,
+        "Look at the rows, or ask another vendor; the history that is held stays as it was.",
+    ),
+    "rescaled": (
+        PayloadRejected,
+        False,
+        False,
+        "Compare with another vendor; the history that is held stays as it was.",
+    ),
 }
 
+
 def vendor_error(
-    reason: str, # a key of `REASONS`
-    vendor: str, # who failed
-    sentence: str, # what happened
-    **context, # what else is known, such as `evidence`
-) -> VendorFailed: # to be raised
+    reason: str,  # a key of `REASONS`
+    vendor: str,  # who failed
+    sentence: str,  # what happened
+    **context,  # what else is known, such as `evidence`
+) -> VendorFailed:  # to be raised
     "The error for a reason, with the reason in its context."
     kind, _, _, fix = REASONS[reason]
     return kind(sentence, fix, reason=reason, vendor=vendor, **context)
@@ -75,22 +105,25 @@ def vendor_error(
 @dataclass(frozen=True)
 class Failure:
     "A request that did not bring data."
-    vendor: str # who was asked
-    url: str # what for, without the key
-    reason: str # a key of `REASONS`
-    attempts: int # how often it was tried
-    when: str # the last attempt, UTC
-    sentence: str # what happened
-    evidence: str = "" # the beginning of the answer, without the key
+
+    vendor: str  # who was asked
+    url: str  # what for, without the key
+    reason: str  # a key of `REASONS`
+    attempts: int  # how often it was tried
+    when: str  # the last attempt, UTC
+    sentence: str  # what happened
+    evidence: str = ""  # the beginning of the answer, without the key
 
     @classmethod
     def of(cls, error: VendorFailed):
         "The failure that an error describes."
         c = error.context
         told = {k: c.get(k, "") for k in ("vendor", "url", "when", "evidence")}
-        return cls(**told, reason=c.get("reason", "refused"), attempts=c.get("attempts", 0), sentence=error.problem)
+        return cls(
+            **told, reason=c.get("reason", "refused"), attempts=c.get("attempts", 0), sentence=error.problem
+        )
 
-    def as_dict(self) -> dict: # JSON-friendly
+    def as_dict(self) -> dict:  # JSON-friendly
         "The failure as data."
         return asdict(self)
 
@@ -98,25 +131,28 @@ class Failure:
 @dataclass(frozen=True)
 class Key:
     "Where a vendor's key is found, and where it goes in a request."
-    env: str # environment variable
-    param: str = "" # name in the query, or
-    header: str = "" # name of a header
-    form: str = "{}" # what the value looks like there
 
-    def value(self) -> str: # "" = not set
+    env: str  # environment variable
+    param: str = ""  # name in the query, or
+    header: str = ""  # name of a header
+    form: str = "{}"  # what the value looks like there
+
+    def value(self) -> str:  # "" = not set
         "The key, read now."
         return os.environ.get(self.env, "").strip()
+
 
 @dataclass(frozen=True)
 class Ask:
     "One thing to ask a vendor for."
-    vendor: str # name of the vendor
-    url: str # address without query
-    params: tuple = () # pairs for the query, without the key
-    key: Key | None = None # None = the vendor wants none
+
+    vendor: str  # name of the vendor
+    url: str  # address without query
+    params: tuple = ()  # pairs for the query, without the key
+    key: Key | None = None  # None = the vendor wants none
 
     @property
-    def public(self) -> str: # never holds the key
+    def public(self) -> str:  # never holds the key
         "The address, as it may be shown."
         return self.url + ("?" + urlencode(self.params) if self.params else "")
 
@@ -124,16 +160,23 @@ class Ask:
 @dataclass(frozen=True)
 class Budget:
     "How much may be asked of a vendor."
-    per_second: float = 2. # requests a second
-    per_day: int = 2_000 # requests a UTC day
+
+    per_second: float = 2.0  # requests a second
+    per_day: int = 2_000  # requests a UTC day
+
 
 class Ledger:
     "A small file that remembers what must survive a restart."
-    TABLES = ("CREATE TABLE IF NOT EXISTS spent (day TEXT, vendor TEXT, n INTEGER, PRIMARY KEY (day, vendor))",)
 
-    def __init__(self,
-        path: str | Path, # the file; its folder is made when needed
-    ): self.path = Path(path)
+    TABLES = (
+        "CREATE TABLE IF NOT EXISTS spent (day TEXT, vendor TEXT, n INTEGER, PRIMARY KEY (day, vendor))",
+    )
+
+    def __init__(
+        self,
+        path: str | Path,  # the file; its folder is made when needed
+    ):
+        self.path = Path(path)
 
     @contextmanager
     def open(self):
@@ -141,220 +184,348 @@ class Ledger:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=20)) as con, con:
-                for table in self.TABLES: con.execute(table)
+                for table in self.TABLES:
+                    con.execute(table)
                 yield con
         except (sqlite3.Error, OSError) as e:
-            raise SourceUnavailable(f"The ledger {self.path.name} cannot be used: {e}.",
-                                    "Check the rights and the space on [storage] home; if the file is damaged, move it away.") from e
+            raise SourceUnavailable(
+                f"The ledger {self.path.name} cannot be used: {e}.",
+                "Check the rights and the space on [storage] home; if the file is damaged, move it away.",
+            ) from e
 
 # %% ../../nbs/core/50_http.ipynb #0397d76a
 @patch
-def spend(self: Ledger,
-    vendor: str, # who will be asked
-    limit: int, # requests allowed a day
-    day: str, # UTC, YYYY-MM-DD
-) -> bool: # False = nothing is left for today
+def spend(
+    self: Ledger,
+    vendor: str,  # who will be asked
+    limit: int,  # requests allowed a day
+    day: str,  # UTC, YYYY-MM-DD
+) -> bool:  # False = nothing is left for today
     "Count one request, if the budget allows it."
     with self.open() as con:
         con.execute("INSERT OR IGNORE INTO spent VALUES (?, ?, 0)", (day, vendor))
-        return con.execute("UPDATE spent SET n = n + 1 WHERE day = ? AND vendor = ? AND n < ?", (day, vendor, limit)).rowcount == 1
+        return (
+            con.execute(
+                "UPDATE spent SET n = n + 1 WHERE day = ? AND vendor = ? AND n < ?", (day, vendor, limit)
+            ).rowcount
+            == 1
+        )
+
 
 @patch
-def spent(self: Ledger,
-    day: str, # UTC, YYYY-MM-DD
-) -> dict: # vendor -> requests
+def spent(
+    self: Ledger,
+    day: str,  # UTC, YYYY-MM-DD
+) -> dict:  # vendor -> requests
     "What was asked on a day."
-    with self.open() as con: return dict(con.execute("SELECT vendor, n FROM spent WHERE day = ? ORDER BY vendor", (day,)).fetchall())
+    with self.open() as con:
+        return dict(
+            con.execute("SELECT vendor, n FROM spent WHERE day = ? ORDER BY vendor", (day,)).fetchall()
+        )
 
 # %% ../../nbs/core/50_http.ipynb #740bf028
 class Breaker:
     "Closed lets requests through, open does not, half-open lets a single one through."
-    def __init__(self,
-        limit: int = 5, # failures in a row that open it
-        pause: float = 60., # seconds it stays open
-        clock = time.monotonic, # seconds, never going back
-    ): self.limit, self.pause, self.clock, self.failures, self.since, self.probe = limit, pause, clock, 0, None, None
+
+    def __init__(
+        self,
+        limit: int = 5,  # failures in a row that open it
+        pause: float = 60.0,  # seconds it stays open
+        clock=time.monotonic,  # seconds, never going back
+    ):
+        self.limit = limit
+        self.pause = pause
+        self.clock = clock
+        self.failures = 0
+        self.since = None
+        self.probe = None
 
     @property
     def state(self) -> str:
         "closed, open or half-open."
-        if self.since is None: return "closed"
+        if self.since is None:
+            return "closed"
         return "half-open" if self.clock() - self.since >= self.pause else "open"
 
-    def allow(self) -> bool: # may a request go out now?
+    def allow(self) -> bool:  # may a request go out now?
         "Ask before each request; in the half-open state only one gets through."
-        if self.state != "half-open": return self.state == "closed"
-        free = self.probe is None or self.clock() - self.probe >= self.pause # a probe that never reported does not block for ever
-        if free: self.probe = self.clock()
+        if self.state != "half-open":
+            return self.state == "closed"
+        free = (
+            self.probe is None or self.clock() - self.probe >= self.pause
+        )  # a probe that never reported does not block for ever
+        if free:
+            self.probe = self.clock()
         return free
 
-    def report(self,
-        well: bool | None, # None = the outcome says nothing about the vendor's health
+    def report(
+        self,
+        well: bool | None,  # None = the outcome says nothing about the vendor's health
     ):
         "Say how a request ended."
         self.probe = None
-        if well is None: return
-        if well: self.failures, self.since = 0, None; return
+        if well is None:
+            return
+        if well:
+            self.failures, self.since = 0, None
+            return
         self.failures += 1
-        if self.failures >= self.limit: self.since = self.clock()
+        if self.failures >= self.limit:
+            self.since = self.clock()
 
 # %% ../../nbs/core/50_http.ipynb #ad249e61
 class Unpack:
     "Bytes in, bytes out, never more than the limit."
-    def __init__(self,
-        encoding: str, # the header content-encoding
-        limit: int, # most bytes that may come out
-        vendor: str, # for the message
+
+    def __init__(
+        self,
+        encoding: str,  # the header content-encoding
+        limit: int,  # most bytes that may come out
+        vendor: str,  # for the message
     ):
         if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise vendor_error("not-data", vendor, f"{vendor} packs its answer as '{encoding[:30]}', which was not asked for.")
+            raise vendor_error(
+                "not-data",
+                vendor,
+                f"{vendor} packs its answer as '{encoding[:30]}', which was not asked for.",
+            )
         self.work = zlib.decompressobj(47) if encoding not in ("", "identity") else None
         self.limit, self.vendor, self.parts, self.size = limit, vendor, [], 0
 
     def feed(self, chunk: bytes):
         "Take in a piece of the answer."
-        try: out = self.work.decompress(chunk, self.limit - self.size + 1) if self.work else chunk
-        except zlib.error: raise vendor_error("cut-off", self.vendor, f"{self.vendor} sent a packed answer that cannot be unpacked.") from None
-        self.size += len(out); self.parts.append(out)
+        try:
+            out = self.work.decompress(chunk, self.limit - self.size + 1) if self.work else chunk
+        except zlib.error:
+            raise vendor_error(
+                "cut-off", self.vendor, f"{self.vendor} sent a packed answer that cannot be unpacked."
+            ) from None
+        self.size += len(out)
+        self.parts.append(out)
         if self.size > self.limit:
             self.parts.clear()
-            raise vendor_error("too-large", self.vendor, f"The answer of {self.vendor} is larger than {self.limit / 1e6:g} MB and was cut off.")
+            raise vendor_error(
+                "too-large",
+                self.vendor,
+                f"The answer of {self.vendor} is larger than {self.limit / 1e6:g} MB and was cut off.",
+            )
 
-    def body(self) -> bytes: # the whole answer
+    def body(self) -> bytes:  # the whole answer
         "What came in, once all is there."
-        if self.work and self.parts and not self.work.eof: raise vendor_error("cut-off", self.vendor, f"The packed answer of {self.vendor} ends early.")
+        if self.work and self.parts and not self.work.eof:
+            raise vendor_error("cut-off", self.vendor, f"The packed answer of {self.vendor} ends early.")
         return b"".join(self.parts)
 
 # %% ../../nbs/core/50_http.ipynb #578b16aa
-STATUS = {401: "bad-key", 402: "plan", 403: "plan", 404: "bad-symbol", 408: "server-error", 413: "too-large", 429: "throttled"}
+STATUS = {
+    401: "bad-key",
+    402: "plan",
+    403: "plan",
+    404: "bad-symbol",
+    408: "server-error",
+    413: "too-large",
+    429: "throttled",
+}
+
 
 def sniff(
-    vendor: str, # who answered
-    status: int, # HTTP status
-    body: bytes, # the whole answer
-    said: str = "", # header Retry-After
-    now: datetime | None = None, # the clock
-) -> bytes: # the body, when it may be data
+    vendor: str,  # who answered
+    status: int,  # HTTP status
+    body: bytes,  # the whole answer
+    said: str = "",  # header Retry-After
+    now: datetime | None = None,  # the clock
+) -> bytes:  # the body, when it may be data
     "Raise what an answer's status or first character gives away."
     evidence = body[:2000].decode("utf-8", "replace")
     if status >= 300:
         reason = "server-error" if status >= 500 else STATUS.get(status, "refused")
         told = re.sub(r"<[^>]*>|\s+", " ", evidence).strip()[:160]
-        raise vendor_error(reason, vendor, f"{vendor} answered with status {status}" + (f": {told}" if told else "") + ".", status=status,
-                           wait=retry_after(said, now) if status in (429, 503) else None, evidence=evidence)
+        raise vendor_error(
+            reason,
+            vendor,
+            f"{vendor} answered with status {status}" + (f": {told}" if told else "") + ".",
+            status=status,
+            wait=retry_after(said, now) if status in (429, 503) else None,
+            evidence=evidence,
+        )
     if body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
-        raise vendor_error("not-data", vendor, f"{vendor} sent a web page instead of data.", status=status, evidence=evidence)
+        raise vendor_error(
+            "not-data", vendor, f"{vendor} sent a web page instead of data.", status=status, evidence=evidence
+        )
     return body
 
 # %% ../../nbs/core/50_http.ipynb #56c464c6
-_SEEN = set() # keys used by this process
+_SEEN = set()  # keys used by this process
+
 
 def scrub(
-    text: str, # anything that may be shown
-) -> str: # with `[key]` in place of each key
+    text: str,  # anything that may be shown
+) -> str:  # with `[key]` in place of each key
     "Take keys out of a text."
-    for key in sorted(_SEEN, key=len, reverse=True): text = text.replace(key, "[key]")
+    for key in sorted(_SEEN, key=len, reverse=True):
+        text = text.replace(key, "[key]")
     return text
+
 
 class _Scrubber(logging.Filter):
     def filter(self, record):
         record.msg, record.args = scrub(record.getMessage()), ()
         return True
 
+
 def guard_logs(names=("httpx", *(f"httpcore.{p}" for p in ("connection", "http11", "http2", "proxy")))):
     "See to it that the HTTP library logs no key."
     for log in map(logging.getLogger, names):
-        if not any(isinstance(f, _Scrubber) for f in log.filters): log.addFilter(_Scrubber())
+        if not any(isinstance(f, _Scrubber) for f in log.filters):
+            log.addFilter(_Scrubber())
 
 # %% ../../nbs/core/50_http.ipynb #d08ad00d
 @dataclass
 class Lane:
     "What is known of one vendor while a program runs."
+
     budget: Budget
     breaker: Breaker
-    next: float = 0. # the clock may not be earlier for the next request
-    requests: int = 0 # sent so far
+    next: float = 0.0  # the clock may not be earlier for the next request
+    requests: int = 0  # sent so far
+
 
 class Polite:
     "Asks vendors, politely. Clock, sleep and chance are arguments, for tests."
-    def __init__(self,
-        ledger: Ledger, # where the day's count is kept
-        budgets: dict | None = None, # vendor -> Budget
-        deadline: float = 30., # seconds for one request, repetitions included
-        retries: int = 3, # how often a failed request is tried again
-        at_once: int = 8, # requests under way at the same time
-        limit: int = 32_000_000, # largest answer in bytes, unpacked
-        clock = time.monotonic, # seconds, never going back
-        sleep = asyncio.sleep, # waits for some seconds
-        today = lambda: datetime.now(UTC), # the calendar's clock
-        rng = None, # source of chance
+
+    def __init__(
+        self,
+        ledger: Ledger,  # where the day's count is kept
+        budgets: dict | None = None,  # vendor -> Budget
+        deadline: float = 30.0,  # seconds for one request, repetitions included
+        retries: int = 3,  # how often a failed request is tried again
+        at_once: int = 8,  # requests under way at the same time
+        limit: int = 32_000_000,  # largest answer in bytes, unpacked
+        clock=time.monotonic,  # seconds, never going back
+        sleep=asyncio.sleep,  # waits for some seconds
+        today=lambda: datetime.now(UTC),  # the calendar's clock
+        rng=None,  # source of chance
     ):
-        self.ledger, self.budgets, self.deadline, self.retries, self.at_once, self.limit = ledger, budgets or {}, deadline, retries, at_once, limit
-        self.clock, self.sleep, self.today, self.rng, self.lanes, self.http = clock, sleep, today, rng or random.Random(), {}, None
+        self.ledger = ledger
+        self.budgets = budgets or {}
+        self.deadline = deadline
+        self.retries = retries
+        self.at_once = at_once
+        self.limit = limit
+        self.clock = clock
+        self.sleep = sleep
+        self.today = today
+        self.rng = rng or random.Random()
+        self.lanes = {}
+        self.http = None
 
     def lane(self, vendor: str) -> Lane:
         "The lane of a vendor."
-        if vendor not in self.lanes: self.lanes[vendor] = Lane(self.budgets.get(vendor, Budget()), Breaker(clock=self.clock))
+        if vendor not in self.lanes:
+            self.lanes[vendor] = Lane(self.budgets.get(vendor, Budget()), Breaker(clock=self.clock))
         return self.lanes[vendor]
 
 # %% ../../nbs/core/50_http.ipynb #797ebe21
 @functools.cache
-def _trusted(): # certificates, read once for all sessions
+def _trusted():  # certificates, read once for all sessions
     import httpx
+
     return httpx.create_ssl_context()
+
 
 @patch
 @asynccontextmanager
 async def session(self: Polite):
     "Open connections for a number of requests; at most `at_once` of them run together."
     import httpx
+
     guard_logs()
-    headers = {"User-Agent": "Mozilla/5.0 (compatible; stockpredict)", "Accept-Encoding": "gzip", "Accept": "application/json, text/csv, */*;q=0.1"}
-    limits, timeout = httpx.Limits(max_connections=self.at_once), httpx.Timeout(self.deadline, connect=min(10, self.deadline))
-    async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=_trusted()) as self.http:
+    headers = {
+        "User-Agent": "Mozilla/5.0 (compatible; stockpredict)",
+        "Accept-Encoding": "gzip",
+        "Accept": "application/json, text/csv, */*;q=0.1",
+    }
+    limits = httpx.Limits(max_connections=self.at_once)
+    timeout = httpx.Timeout(self.deadline, connect=min(10, self.deadline))
+    async with httpx.AsyncClient(
+        headers=headers, timeout=timeout, limits=limits, verify=_trusted()
+    ) as self.http:
         self.gate = asyncio.Semaphore(self.at_once)
         yield self
 
+
 @patch
-async def _turn(self: Polite, ask: Ask, lane: Lane): # wait until the budget allows a request; raise when that takes too long
+async def _turn(
+    self: Polite, ask: Ask, lane: Lane
+):  # wait until the budget allows a request; raise when that takes too long
     while (wait := lane.next - self.clock()) > 0:
         if wait > max(self.deadline, 2 / lane.budget.per_second):
-            raise vendor_error("throttled", ask.vendor, f"{ask.vendor} asked to be left alone for another {wait:.0f} seconds.", final=True)
+            raise vendor_error(
+                "throttled",
+                ask.vendor,
+                f"{ask.vendor} asked to be left alone for another {wait:.0f} seconds.",
+                final=True,
+            )
         await self.sleep(wait)
     if not lane.breaker.allow():
-        raise vendor_error("breaker-open", ask.vendor, f"{ask.vendor} has failed {lane.breaker.failures} times in a row and rests for a while.", final=True)
+        raise vendor_error(
+            "breaker-open",
+            ask.vendor,
+            f"{ask.vendor} has failed {lane.breaker.failures} times in a row and rests for a while.",
+            final=True,
+        )
     if not self.ledger.spend(ask.vendor, lane.budget.per_day, str(self.today().date())):
-        raise vendor_error("budget-spent", ask.vendor, f"Today's {lane.budget.per_day} requests to {ask.vendor} are spent.")
+        raise vendor_error(
+            "budget-spent", ask.vendor, f"Today's {lane.budget.per_day} requests to {ask.vendor} are spent."
+        )
     lane.next, lane.requests = max(lane.next, self.clock() + 1 / lane.budget.per_second), lane.requests + 1
 
 # %% ../../nbs/core/50_http.ipynb #9c05f501
 @patch
-async def _once(self: Polite, ask: Ask) -> bytes: # the answer, when it may be data
+async def _once(self: Polite, ask: Ask) -> bytes:  # the answer, when it may be data
     import httpx
+
     key, params, headers = ask.key.value() if ask.key else "", list(ask.params), {}
     if key:
         _SEEN.update((key, quote(key), quote_plus(key)))
-        if ask.key.param: params.append((ask.key.param, ask.key.form.format(key)))
-        if ask.key.header: headers[ask.key.header] = ask.key.form.format(key)
+        if ask.key.param:
+            params.append((ask.key.param, ask.key.form.format(key)))
+        if ask.key.header:
+            headers[ask.key.header] = ask.key.form.format(key)
     try:
         async with self.http.stream("GET", ask.url, params=params, headers=headers) as r:
             unpack = Unpack(r.headers.get("content-encoding", "").lower(), self.limit, ask.vendor)
             if (size := int(r.headers.get("content-length", "0"))) > self.limit:
-                raise vendor_error("too-large", ask.vendor, f"{ask.vendor} announces {size / 1e6:,.0f} MB; {self.limit / 1e6:g} MB are allowed.")
-            async for chunk in r.aiter_raw(65_536): unpack.feed(chunk)
-            return sniff(ask.vendor, r.status_code, unpack.body(), r.headers.get("retry-after", ""), self.today())
-    except httpx.TimeoutException: raise vendor_error("timeout", ask.vendor, f"{ask.vendor} did not answer in time.") from None
-    except httpx.RemoteProtocolError as e: raise vendor_error("cut-off", ask.vendor, f"{ask.vendor} broke off: {e}.") from None
-    except httpx.ReadError: raise vendor_error("cut-off", ask.vendor, f"The connection to {ask.vendor} broke off during its answer.") from None
+                raise vendor_error(
+                    "too-large",
+                    ask.vendor,
+                    f"{ask.vendor} announces {size / 1e6:,.0f} MB; {self.limit / 1e6:g} MB are allowed.",
+                )
+            async for chunk in r.aiter_raw(65_536):
+                unpack.feed(chunk)
+            return sniff(
+                ask.vendor, r.status_code, unpack.body(), r.headers.get("retry-after", ""), self.today()
+            )
+    except httpx.TimeoutException:
+        raise vendor_error("timeout", ask.vendor, f"{ask.vendor} did not answer in time.") from None
+    except httpx.RemoteProtocolError as e:
+        raise vendor_error("cut-off", ask.vendor, f"{ask.vendor} broke off: {e}.") from None
+    except httpx.ReadError:
+        raise vendor_error(
+            "cut-off", ask.vendor, f"The connection to {ask.vendor} broke off during its answer."
+        ) from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as e:
-        raise vendor_error("connection", ask.vendor, f"{ask.vendor} cannot be reached: {type(e).__name__}.") from None
+        raise vendor_error(
+            "connection", ask.vendor, f"{ask.vendor} cannot be reached: {type(e).__name__}."
+        ) from None
 
 # %% ../../nbs/core/50_http.ipynb #a53c551a
 @patch
-async def get(self: Polite,
-    ask: Ask, # what for
-    read = bytes, # bytes -> anything; may raise `vendor_error`
-): # what `read` returned
+async def get(
+    self: Polite,
+    ask: Ask,  # what for
+    read=bytes,  # bytes -> anything; may raise `vendor_error`
+):  # what `read` returned
     "Ask until there is an answer, or a reason why there is none."
     lane, began, tried, error = self.lane(ask.vendor), None, 0, None
     async with self.gate:
@@ -362,38 +533,64 @@ async def get(self: Polite,
             try:
                 await self._turn(ask, lane)
                 began, tried = self.clock() if began is None else began, tried + 1
-                async with asyncio.timeout(max(.001, self.deadline - (self.clock() - began))): body = await self._once(ask)
+                async with asyncio.timeout(max(0.001, self.deadline - (self.clock() - began))):
+                    body = await self._once(ask)
                 answer = read(body)
                 lane.breaker.report(True)
                 return answer
-            except TimeoutError: error = vendor_error("timeout", ask.vendor, f"{ask.vendor} took longer than {self.deadline:g} seconds.")
-            except VendorFailed as e: error = e
+            except TimeoutError:
+                error = vendor_error(
+                    "timeout", ask.vendor, f"{ask.vendor} took longer than {self.deadline:g} seconds."
+                )
+            except VendorFailed as e:
+                error = e
             wait = self._pause(lane, error, tried)
-            if wait is None or tried > self.retries or self.clock() + wait - (began or self.clock()) >= self.deadline: break
+            if (
+                wait is None
+                or tried > self.retries
+                or self.clock() + wait - (began or self.clock()) >= self.deadline
+            ):
+                break
             await self.sleep(wait)
     raise self._final(ask, error, tried) from None
 
 # %% ../../nbs/core/50_http.ipynb #f9b8ac44
 @patch
-def _pause(self: Polite, lane, error, tried): # seconds until the next attempt, None = there is no point in one
+def _pause(
+    self: Polite, lane, error, tried
+):  # seconds until the next attempt, None = there is no point in one
     _, again, unhealthy, _ = REASONS[error.context["reason"]]
-    if not error.context.get("final"): lane.breaker.report(None if isinstance(error, VendorThrottled) else not unhealthy)
+    if not error.context.get("final"):
+        lane.breaker.report(None if isinstance(error, VendorThrottled) else not unhealthy)
     told = error.context.get("wait")
-    wait = told + self.rng.random() * .1 * max(told, .5) if told is not None else backoff(max(tried, 1), self.rng)
-    if error.context["reason"] == "throttled" and not error.context.get("final"): lane.next = max(lane.next, self.clock() + wait)
+    wait = (
+        told + self.rng.random() * 0.1 * max(told, 0.5)
+        if told is not None
+        else backoff(max(tried, 1), self.rng)
+    )
+    if error.context["reason"] == "throttled" and not error.context.get("final"):
+        lane.next = max(lane.next, self.clock() + wait)
     return wait if again and not error.context.get("final") and lane.breaker.state == "closed" else None
 
+
 @patch
-def _final(self: Polite, ask, error, tried): # the same error, told completely and without keys
-    known = {k: scrub(v) if isinstance(v, str) else v for k, v in error.context.items() if k not in ("final", "wait")}
+def _final(self: Polite, ask, error, tried):  # the same error, told completely and without keys
+    known = {
+        k: scrub(v) if isinstance(v, str) else v
+        for k, v in error.context.items()
+        if k not in ("final", "wait")
+    }
     known |= dict(url=scrub(ask.public), attempts=tried, when=self.today().isoformat(timespec="seconds"))
     return type(error)(scrub(error.problem), error.fix, **known)
 
 # %% ../../nbs/core/50_http.ipynb #a7211b28
 def run_async(
-    work, # a coroutine
-): # its result
+    work,  # a coroutine
+):  # its result
     "Run a coroutine to its end, inside or outside a notebook."
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool: return pool.submit(asyncio.run, work).result()
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -13,20 +13,27 @@ from .errors import NameTaken, RegistryError, UnknownName, did_you_mean
 # %% ../../nbs/core/10_registry.ipynb #9e1423f5
 class Registry:
     "Named parts of one kind; unknown names are answered with near ones."
-    def __init__(self,
-        kind: str, # what the parts are, singular, for messages: "model"
-        package: str = "", # sub-package to import once when a name is asked for, "" = none
-    ): self.kind, self.package, self._parts, self._meta, self._loaded = kind, package, {}, {}, not package
 
-    def add(self,
-        name: str, # the name to register under
-        part, # what to register
-        **meta, # facts to keep beside it, see `meta`
+    def __init__(
+        self,
+        kind: str,  # what the parts are, singular, for messages: "model"
+        package: str = "",  # sub-package to import once when a name is asked for, "" = none
+    ):
+        self.kind, self.package, self._parts, self._meta, self._loaded = kind, package, {}, {}, not package
+
+    def add(
+        self,
+        name: str,  # the name to register under
+        part,  # what to register
+        **meta,  # facts to keep beside it, see `meta`
     ):
         "Register `part`; the same definition may come again, a different one may not."
         if name in self._parts and not same_part(self._parts[name], part):
-            raise NameTaken(f"The {self.kind} name '{name}' is taken by {_home(self._parts[name]).__qualname__}.",
-                            f"Choose another name for {_home(part).__qualname__}.", name=name)
+            raise NameTaken(
+                f"The {self.kind} name '{name}' is taken by {_home(self._parts[name]).__qualname__}.",
+                f"Choose another name for {_home(part).__qualname__}.",
+                name=name,
+            )
         self._parts[name], self._meta[name] = part, meta
         return part
 
@@ -36,22 +43,26 @@ class Registry:
 
 # %% ../../nbs/core/10_registry.ipynb #aa2f33c8
 @patch
-def names(self: Registry) -> list[str]: # sorted
+def names(self: Registry) -> list[str]:  # sorted
     "Every registered name."
     self._load()
     return sorted(self._parts)
 
+
 @patch
-def items(self: Registry) -> list[tuple]: # pairs of name and part, sorted by name
+def items(self: Registry) -> list[tuple]:  # pairs of name and part, sorted by name
     "Names with their parts."
     return [(n, self._parts[n]) for n in self.names()]
+
 
 @patch
 def _load(self: Registry):
     "Import the registry's sub-package once."
-    if self._loaded: return
-    self._loaded = True # before the import, because a module may ask while it is being imported
-    try: load_all(self.package)
+    if self._loaded:
+        return
+    self._loaded = True  # before the import, because a module may ask while it is being imported
+    try:
+        load_all(self.package)
     except BaseException:
         self._loaded = False
         raise
@@ -59,40 +70,58 @@ def _load(self: Registry):
 # %% ../../nbs/core/10_registry.ipynb #57a3bafd
 @patch
 def __getitem__(self: Registry, name: str):
-    if name not in self._parts: self._load()
-    if name in self._parts: return self._parts[name]
+    if name not in self._parts:
+        self._load()
+    if name in self._parts:
+        return self._parts[name]
     shown = str(name)[:60]
-    raise UnknownName(f"There is no {self.kind} called '{shown}'.", did_you_mean(shown, list(self._parts)), name=shown)
+    raise UnknownName(
+        f"There is no {self.kind} called '{shown}'.", did_you_mean(shown, list(self._parts)), name=shown
+    )
+
 
 @patch
-def meta(self: Registry, name: str) -> dict: # what was given to `register` beside the name
+def meta(self: Registry, name: str) -> dict:  # what was given to `register` beside the name
     "The facts kept beside a part."
     self[name]
     return dict(self._meta[name])
 
 # %% ../../nbs/core/10_registry.ipynb #9a596d2a
 @patch
-def __iter__(self: Registry): return iter(self.names())
+def __iter__(self: Registry):
+    return iter(self.names())
+
 
 @patch
-def __len__(self: Registry): return len(self.names())
+def __len__(self: Registry):
+    return len(self.names())
+
 
 @patch
-def __contains__(self: Registry, name): return name in self._parts or name in self.names()
+def __contains__(self: Registry, name):
+    return name in self._parts or name in self.names()
+
 
 @patch
-def __repr__(self: Registry): return f"Registry of {len(self)} {self.kind}s: {', '.join(self)}"
+def __repr__(self: Registry):
+    return f"Registry of {len(self)} {self.kind}s: {', '.join(self)}"
 
 # %% ../../nbs/core/10_registry.ipynb #fabcb10a
-KERNELS = {"__main__", "__nb__", "builtins", None} # where code lives that was typed into a notebook
+KERNELS = {"__main__", "__nb__", "builtins", None}  # where code lives that was typed into a notebook
 
-def _home(obj): # the function or class behind `obj`
-    return getattr(obj, "func", None) or getattr(obj, "__wrapped__", None) or (obj if hasattr(obj, "__qualname__") else type(obj))
+
+def _home(obj):  # the function or class behind `obj`
+    return (
+        getattr(obj, "func", None)
+        or getattr(obj, "__wrapped__", None)
+        or (obj if hasattr(obj, "__qualname__") else type(obj))
+    )
+
 
 def same_part(
-    a, # a function, class or partial
-    b, # another one
-) -> bool: # are they one definition, seen twice?
+    a,  # a function, class or partial
+    b,  # another one
+) -> bool:  # are they one definition, seen twice?
     "Do two objects stem from the same definition?"
     a, b = _home(a), _home(b)
     homes = {getattr(a, "__module__", None), getattr(b, "__module__", None)}
@@ -100,13 +129,21 @@ def same_part(
 
 # %% ../../nbs/core/10_registry.ipynb #47259694
 def load_all(
-    package: str, # dotted name of a sub-package, e.g. `stockpredict.models`
-) -> list[str]: # dotted names of the modules that were imported
+    package: str,  # dotted name of a sub-package, e.g. `stockpredict.models`
+) -> list[str]:  # dotted names of the modules that were imported
     "Import every module of a sub-package, so that all its parts are registered."
+
     def get(name):
-        try: return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
         except ImportError as e:
-            raise RegistryError(f"{name} could not be imported: {e}.", "Install what is missing, or repair that module.", module=name) from e
+            raise RegistryError(
+                f"{name} could not be imported: {e}.",
+                "Install what is missing, or repair that module.",
+                module=name,
+            ) from e
+
     names = sorted(m.name for m in pkgutil.iter_modules(get(package).__path__, package + "."))
-    for name in names: get(name)
+    for name in names:
+        get(name)
     return names

@@ -18,18 +18,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from .errors import SettingsError, near
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
-def words(value): # text or a list
+def words(value):  # text or a list
     "`a, b c` as a list; anything but text is left alone."
     return [w for w in re.split(r"[\s,]+", value) if w] if isinstance(value, str) else value
 
-def pairs(value): # text or a dict
+
+def pairs(value):  # text or a dict
     "`a=b c=d e f` as a dict (a value may hold spaces); anything else is left alone, for pydantic to refuse."
-    if not isinstance(value, str) or (value.strip() and not re.match(r"\s*\w+\s*=", value)): return value
+    if not isinstance(value, str) or (value.strip() and not re.match(r"\s*\w+\s*=", value)):
+        return value
     return {k: v.strip(" ,") for k, v in re.findall(r"(\w+)\s*=\s*(.*?)\s*(?=[\s,]\w+\s*=|$)", value.strip())}
 
-def iso_day(value): # text or a date, "" = open
+
+def iso_day(value):  # text or a date, "" = open
     "A date as `YYYY-MM-DD`, or nothing."
     return date.fromisoformat(str(value)).isoformat() if str(value) else ""
+
 
 Words = Annotated[list[str], BeforeValidator(words)]
 Numbers = Annotated[list[int], BeforeValidator(words)]
@@ -39,55 +43,119 @@ Day = Annotated[str, BeforeValidator(iso_day)]
 # %% ../../nbs/core/30_settings.ipynb #cc41b451
 class Section(BaseModel):
     "A frozen group of settings that refuses unknown names."
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 # %% ../../nbs/core/30_settings.ipynb #c756c0ad
 class Data(Section):
     "Where bars come from and which of them are used."
-    source: str = Field("sample", description="Which source delivers bars: sample, files, simulated, or one you registered.")
+
+    source: str = Field(
+        "sample", description="Which source delivers bars: sample, files, simulated, or one you registered."
+    )
     universe: Words = Field([], description="Tickers to work on; empty means all that the source has.")
-    index: str = Field("", pattern=r"^[\w.-]{0,40}$",
-                       description="Learn from and forecast tickers only while they are members of this index, as known then, e.g. sp500; empty means always.")
+    index: str = Field(
+        "",
+        pattern=r"^[\w.-]{0,40}$",
+        description="Learn from and forecast tickers only while they are members of this index, as known then, e.g. sp500; empty means always.",
+    )
     start: Day = Field("2010-01-01", description="First day to ask for, YYYY-MM-DD.")
     end: Day = Field("", description="Last day to ask for; empty means up to the newest.")
-    calendar: str = Field("XNYS", description="Exchange calendar that says when sessions close (a name known to exchange_calendars).")
-    files_path: str = Field("", description="For the source 'files': a CSV or Parquet file, or a folder of them.")
-    files_columns: Pairs = Field({}, description="For the source 'files': which column holds what, as in  ticker=Symbol event_time=Date close=Close.")
-    quarantine_limit: float = Field(.02, ge=0, le=1, description="Refuse a whole batch when more than this share of its rows is bad.")
-    lake_bars_lag_minutes: int = Field(15, ge=0, le=100_000, description="A bar counts as known this many minutes after its session closed.")
+    calendar: str = Field(
+        "XNYS",
+        description="Exchange calendar that says when sessions close (a name known to exchange_calendars).",
+    )
+    files_path: str = Field(
+        "", description="For the source 'files': a CSV or Parquet file, or a folder of them."
+    )
+    files_columns: Pairs = Field(
+        {},
+        description="For the source 'files': which column holds what, as in  ticker=Symbol event_time=Date close=Close.",
+    )
+    quarantine_limit: float = Field(
+        0.02, ge=0, le=1, description="Refuse a whole batch when more than this share of its rows is bad."
+    )
+    lake_bars_lag_minutes: int = Field(
+        15, ge=0, le=100_000, description="A bar counts as known this many minutes after its session closed."
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #891eedda
 class Simulated(Section):
     "The simulated market, for the source 'simulated' and the self-tests."
+
     kind: Literal["null", "planted", "realistic"] = Field(
-        "null", description="null holds no skill at all, planted holds a known signal, realistic looks like a market.")
+        "null",
+        description="null holds no skill at all, planted holds a known signal, realistic looks like a market.",
+    )
     tickers: int = Field(60, ge=1, le=20_000, description="How many tickers to simulate.")
     sessions: int = Field(1500, ge=10, le=9_000, description="How many sessions to simulate.")
-    rank_ic: float = Field(.05, ge=0, le=.3, description="Strength of the planted signal: its mean daily rank IC.")
+    rank_ic: float = Field(
+        0.05, ge=0, le=0.3, description="Strength of the planted signal: its mean daily rank IC."
+    )
     seed: int = Field(1, ge=0, description="Same seed, same market.")
 
 # %% ../../nbs/core/30_settings.ipynb #42d0ce37
 class Sources(Section):
     "The vendors on the network, for the source 'vendors'; their API keys are environment variables, such as TIINGO_API_KEY."
-    chain: Words = Field(["yahoo", "tiingo", "fmp", "alphavantage"], min_length=1, description="Vendors to ask, in this order; the next when one fails.")
-    base_urls: Pairs = Field({}, description="Other addresses for vendors, as in  tiingo=https://my.proxy  or  all=http://127.0.0.1:8765  for the stand-in.")
-    deadline: float = Field(30., gt=0, le=600, description="Seconds one request may take, its repetitions and a slow answer included.")
+
+    chain: Words = Field(
+        ["yahoo", "tiingo", "fmp", "alphavantage"],
+        min_length=1,
+        description="Vendors to ask, in this order; the next when one fails.",
+    )
+    base_urls: Pairs = Field(
+        {},
+        description="Other addresses for vendors, as in  tiingo=https://my.proxy  or  all=http://127.0.0.1:8765  for the stand-in.",
+    )
+    deadline: float = Field(
+        30.0,
+        gt=0,
+        le=600,
+        description="Seconds one request may take, its repetitions and a slow answer included.",
+    )
     retries: int = Field(3, ge=0, le=10, description="How often a failed request is tried again.")
-    budgets: Pairs = Field({}, description="Requests per second and per day for a vendor, as in  alphavantage=1/25;  empty means the free plan of each.")
+    budgets: Pairs = Field(
+        {},
+        description="Requests per second and per day for a vendor, as in  alphavantage=1/25;  empty means the free plan of each.",
+    )
     at_once: int = Field(8, ge=1, le=64, description="Requests under way at the same time.")
-    batch: int = Field(50, ge=1, le=10_000, description="Tickers that are stored together; an interrupted backfill resumes after the last such batch.")
-    max_mb: float = Field(32., gt=0, le=1_024, description="Largest answer in megabytes, unpacked.")
-    opinions: int = Field(1, ge=1, le=5, description="Vendors asked for each ticker; with two or more their closes are compared.")
-    tolerance: float = Field(.005, gt=0, le=1, description="Relative difference of two closes above which vendors disagree.")
+    batch: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Tickers that are stored together; an interrupted backfill resumes after the last such batch.",
+    )
+    max_mb: float = Field(32.0, gt=0, le=1_024, description="Largest answer in megabytes, unpacked.")
+    opinions: int = Field(
+        1,
+        ge=1,
+        le=5,
+        description="Vendors asked for each ticker; with two or more their closes are compared.",
+    )
+    tolerance: float = Field(
+        0.005, gt=0, le=1, description="Relative difference of two closes above which vendors disagree."
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #676b9979
 class Storage(Section):
     "Where everything is kept."
-    home: str = Field(".stockpredict", min_length=1, description="Folder for everything the platform keeps: lake, registry, serving tables, keys.")
-    catalog: str = Field("", description="Catalog of the lake: empty for SQLite inside home, or postgres:host=… for several machines.")
-    data_path: str = Field("", description="Data files of the lake: empty for a folder inside home, or s3://bucket/prefix.")
+
+    home: str = Field(
+        ".stockpredict",
+        min_length=1,
+        description="Folder for everything the platform keeps: lake, registry, serving tables, keys.",
+    )
+    catalog: str = Field(
+        "",
+        description="Catalog of the lake: empty for SQLite inside home, or postgres:host=… for several machines.",
+    )
+    data_path: str = Field(
+        "", description="Data files of the lake: empty for a folder inside home, or s3://bucket/prefix."
+    )
     reports: str = Field("reports", min_length=1, description="Folder for the HTML reports.")
-    mlflow_uri: str = Field("", description="MLflow tracking: empty for SQLite inside home, or the URL of a server.")
+    mlflow_uri: str = Field(
+        "", description="MLflow tracking: empty for SQLite inside home, or the URL of a server."
+    )
     _root: Path = PrivateAttr(Path())
 
 # %% ../../nbs/core/30_settings.ipynb #9be7f874
@@ -95,26 +163,38 @@ class Storage(Section):
 def home_dir(self: Storage) -> Path:
     "Folder that holds everything."
     return self._root / Path(self.home).expanduser()
+
+
 @patch(as_prop=True)
 def lake_dir(self: Storage) -> Path:
     "Folder of the lake."
     return self.home_dir / "lake"
+
+
 @patch(as_prop=True)
 def registry_dir(self: Storage) -> Path:
     "Folder of published models."
     return self.home_dir / "registry"
+
+
 @patch(as_prop=True)
 def serving_dir(self: Storage) -> Path:
     "Folder of serving tables."
     return self.home_dir / "serving"
+
+
 @patch(as_prop=True)
 def work_dir(self: Storage) -> Path:
     "Folder of experiments under way."
     return self.home_dir / "work"
+
+
 @patch(as_prop=True)
 def keys_dir(self: Storage) -> Path:
     "Folder of signing keys."
     return self.home_dir / "keys"
+
+
 @patch(as_prop=True)
 def reports_dir(self: Storage) -> Path:
     "Folder of the HTML reports."
@@ -125,10 +205,14 @@ def reports_dir(self: Storage) -> Path:
 def catalog_url(self: Storage) -> str:
     "Catalog of the lake, the default filled in."
     return self.catalog or f"sqlite:{self.lake_dir / 'catalog.sqlite'}"
+
+
 @patch(as_prop=True)
 def data_url(self: Storage) -> str:
     "Data files of the lake, the default filled in."
     return self.data_path or str(self.lake_dir / "data")
+
+
 @patch(as_prop=True)
 def tracking_uri(self: Storage) -> str:
     "MLflow tracking, the default filled in."
@@ -137,92 +221,195 @@ def tracking_uri(self: Storage) -> str:
 # %% ../../nbs/core/30_settings.ipynb #d8ff8663
 class Features(Section):
     "What the models look at."
+
     names: Words = Field(["core"], min_length=1, description="Features or sets of features.")
-    normalise: Literal["rank", "zscore", "none"] = Field("rank", description="How each feature is scaled across tickers, per session: rank, zscore or none.")
+    normalise: Literal["rank", "zscore", "none"] = Field(
+        "rank", description="How each feature is scaled across tickers, per session: rank, zscore or none."
+    )
+
 
 class Store(Section):
     "The feature store: computed once and kept on disk, the newest values in Redis."
-    redis_url: str = Field("", description="Redis that holds the newest features, redis://… or unix://…; empty starts one inside home.")
-    timeout_ms: int = Field(50, ge=1, le=60_000, description="Milliseconds that Redis may take to answer; after that the value is read from disk.")
+
+    redis_url: str = Field(
+        "",
+        description="Redis that holds the newest features, redis://… or unix://…; empty starts one inside home.",
+    )
+    timeout_ms: int = Field(
+        50,
+        ge=1,
+        le=60_000,
+        description="Milliseconds that Redis may take to answer; after that the value is read from disk.",
+    )
+
 
 class Validation(Section):
     "How models are tried on a future that they have not seen."
+
     horizons: Numbers = Field([1, 5], min_length=1, description="Sessions ahead to forecast, ascending.")
-    entry_delay: int = Field(1, ge=0, le=20, description="Sessions between a forecast and the first price one can trade at.")
+    entry_delay: int = Field(
+        1, ge=0, le=20, description="Sessions between a forecast and the first price one can trade at."
+    )
     first_train: int = Field(750, ge=20, description="Sessions in the first training window.")
     folds: int = Field(5, ge=1, le=500, description="How often models are refitted while walking forward.")
-    embargo: int = Field(5, ge=0, le=500, description="Sessions left out between training and testing, beyond the label's own length.")
+    embargo: int = Field(
+        5,
+        ge=0,
+        le=500,
+        description="Sessions left out between training and testing, beyond the label's own length.",
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #212c138c
 class Models(Section):
     "Which models compete."
-    candidates: Words = Field(["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"], min_length=1,
-                              description="Models to compare; the simplest one not beaten is served.")
+
+    candidates: Words = Field(
+        ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"],
+        min_length=1,
+        description="Models to compare; the simplest one not beaten is served.",
+    )
     trials: int = Field(4, ge=0, le=10_000, description="Parameter trials per model; 0 keeps the defaults.")
     seed: int = Field(7, ge=0, description="Same seed, same models.")
     sequence: int = Field(20, ge=2, le=1_000, description="Sessions in the window that the LSTM reads.")
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training data for the nets.")
 
+
 class Costs(Section):
     "What trading costs."
-    bps: float = Field(5.0, ge=0, le=1_000, description="One-way cost in basis points, charged on everything that is traded.")
+
+    bps: float = Field(
+        5.0, ge=0, le=1_000, description="One-way cost in basis points, charged on everything that is traded."
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #0b2e9ee7
 class Gate(Section):
     "When a model may be published, and when it is too good to be true."
-    alpha: float = Field(.01, gt=0, lt=1, description="Significance asked of a skilful model, before correction for the number of candidates.")
-    null_seeds: int = Field(2, ge=0, le=1_000, description="Simulated markets without any skill in the self-test.")
-    max_ic: float = Field(.15, gt=0, le=1, description="A mean daily rank IC above this is treated as a leak.")
-    max_hit: float = Field(.56, gt=.5, le=1, description="A hit rate above this is treated as a leak.")
-    max_r2: float = Field(.03, gt=0, le=1, description="An out-of-sample R² per day above this is treated as a leak.")
-    max_sharpe: float = Field(4.0, gt=0, description="A yearly Sharpe ratio after costs above this is treated as a leak.")
+
+    alpha: float = Field(
+        0.01,
+        gt=0,
+        lt=1,
+        description="Significance asked of a skilful model, before correction for the number of candidates.",
+    )
+    null_seeds: int = Field(
+        2, ge=0, le=1_000, description="Simulated markets without any skill in the self-test."
+    )
+    max_ic: float = Field(
+        0.15, gt=0, le=1, description="A mean daily rank IC above this is treated as a leak."
+    )
+    max_hit: float = Field(0.56, gt=0.5, le=1, description="A hit rate above this is treated as a leak.")
+    max_r2: float = Field(
+        0.03, gt=0, le=1, description="An out-of-sample R² per day above this is treated as a leak."
+    )
+    max_sharpe: float = Field(
+        4.0, gt=0, description="A yearly Sharpe ratio after costs above this is treated as a leak."
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #f7a09ad8
 class Stream(Section):
     "The live path: bars and trades that come one by one, through Redis."
-    redis_url: str = Field("", description="Redis that carries the stream, redis://… or unix://…; empty starts one inside home.")
-    name: str = Field("stockpredict", pattern=r"^[\w.-]{1,64}$",
-                      description="Name of the stream, so that one Redis can carry several: letters, digits, . _ and -.")
-    group: str = Field("lake", pattern=r"^[\w.-]{1,64}$",
-                       description="Consumers of one group share the messages; every group gets all of them. Letters, digits, . _ and -.")
-    maxlen: int = Field(200_000, ge=10, description="Messages that the stream holds at most, read ones included; a sender waits when they are all unread.")
+
+    redis_url: str = Field(
+        "", description="Redis that carries the stream, redis://… or unix://…; empty starts one inside home."
+    )
+    name: str = Field(
+        "stockpredict",
+        pattern=r"^[\w.-]{1,64}$",
+        description="Name of the stream, so that one Redis can carry several: letters, digits, . _ and -.",
+    )
+    group: str = Field(
+        "lake",
+        pattern=r"^[\w.-]{1,64}$",
+        description="Consumers of one group share the messages; every group gets all of them. Letters, digits, . _ and -.",
+    )
+    maxlen: int = Field(
+        200_000,
+        ge=10,
+        description="Messages that the stream holds at most, read ones included; a sender waits when they are all unread.",
+    )
     batch: int = Field(5_000, ge=1, le=100_000, description="Messages that are stored in one go at most.")
-    block_ms: int = Field(500, ge=1, le=60_000, description="Milliseconds a consumer waits for the next message before it looks after other things.")
-    claim_after: int = Field(30, ge=1, description="Seconds after which the unfinished messages of a silent consumer are taken over.")
-    wait: float = Field(30., ge=0, description="Seconds that a sender waits for room, and that both sides wait for Redis or the lake, before they give up.")
-    keep_days: int = Field(5, ge=1, description="Days for which the live table keeps trades and unfinished bars.")
+    block_ms: int = Field(
+        500,
+        ge=1,
+        le=60_000,
+        description="Milliseconds a consumer waits for the next message before it looks after other things.",
+    )
+    claim_after: int = Field(
+        30,
+        ge=1,
+        description="Seconds after which the unfinished messages of a silent consumer are taken over.",
+    )
+    wait: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that a sender waits for room, and that both sides wait for Redis or the lake, before they give up.",
+    )
+    keep_days: int = Field(
+        5, ge=1, description="Days for which the live table keeps trades and unfinished bars."
+    )
 
 # %% ../../nbs/core/30_settings.ipynb #f7fa695c
 class Serving(Section):
     "The prediction service."
+
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
     redis_url: str = Field("", description="Redis for several machines, redis://…; empty works without.")
-    max_queue: int = Field(256, ge=1, description="What-if requests that may wait before more are turned away.")
+    max_queue: int = Field(
+        256, ge=1, description="What-if requests that may wait before more are turned away."
+    )
     stale_after: int = Field(3, ge=0, description="Sessions after which an answer is marked as stale.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where models compute: auto, cpu, cuda or cuda:1.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where models compute: auto, cpu, cuda or cuda:1.",
+    )
+
 
 class Facts(Section):
     "What the scheduled run gathers beside the bars, each with the time it was known; empty gathers nothing."
+
     macro: Words = Field([], description="Series at FRED, as in  DGS10 DGS2 BAA10Y VIXCLS VXVCLS.")
-    reports: bool = Field(False, description="Company statements of the universe from Alpha Vantage, four requests a ticker: yes or no.")
+    reports: bool = Field(
+        False,
+        description="Company statements of the universe from Alpha Vantage, four requests a ticker: yes or no.",
+    )
     news: bool = Field(False, description="Headlines about the universe: yes or no.")
-    news_vendor: Literal["tiingo", "alphavantage", "fmp"] = Field("tiingo", description="Who delivers headlines: tiingo, alphavantage or fmp.")
-    members: Words = Field([], description="Indices whose members and sectors are gathered from Financial Modeling Prep: sp500, nasdaq, dowjones.")
-    at_most: int = Field(200, ge=1, le=100_000, description="Requests for facts a run may send; the rest waits for the next run.")
+    news_vendor: Literal["tiingo", "alphavantage", "fmp"] = Field(
+        "tiingo", description="Who delivers headlines: tiingo, alphavantage or fmp."
+    )
+    members: Words = Field(
+        [],
+        description="Indices whose members and sectors are gathered from Financial Modeling Prep: sp500, nasdaq, dowjones.",
+    )
+    at_most: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="Requests for facts a run may send; the rest waits for the next run.",
+    )
+
 
 class Schedule(Section):
     "When things run by themselves."
-    retrain: Literal["daily", "weekly", "monthly", "never"] = Field("weekly", description="How often models are trained anew: daily, weekly, monthly or never.")
-    minutes_after_close: int = Field(90, ge=0, le=1_000, description="Minutes after the exchange closed at which the daily run starts.")
+
+    retrain: Literal["daily", "weekly", "monthly", "never"] = Field(
+        "weekly", description="How often models are trained anew: daily, weekly, monthly or never."
+    )
+    minutes_after_close: int = Field(
+        90, ge=0, le=1_000, description="Minutes after the exchange closed at which the daily run starts."
+    )
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
 
 # %% ../../nbs/core/30_settings.ipynb #eeabc69b
-def _repeated(items): return sorted({str(x) for x in items if items.count(x) > 1})
+def _repeated(items):
+    return sorted({str(x) for x in items if items.count(x) > 1})
+
 
 class Settings(BaseModel):
     "Everything that can be set, by section. `load_settings` reads it from file, environment and arguments."
+
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: Data = Data()
     simulated: Simulated = Simulated()
@@ -241,134 +428,203 @@ class Settings(BaseModel):
 
 # %% ../../nbs/core/30_settings.ipynb #0fd08a9a
 def contradictions(
-    s: Settings, # settings whose single values are all valid
-) -> list[str]: # one sentence a problem
+    s: Settings,  # settings whose single values are all valid
+) -> list[str]:  # one sentence a problem
     "What does not fit together although each value is fine by itself."
     v, found = s.validation, []
+
     def say(bad, sentence):
-        if bad: found.append(sentence)
+        if bad:
+            found.append(sentence)
+
     twice = _repeated([t.upper() for t in s.data.universe])
     say(twice, f"[data] universe names {', '.join(twice)} more than once.")
     say(s.data.end and s.data.start > s.data.end, f"[data] start {s.data.start} lies after end {s.data.end}.")
-    say(s.data.source == "files" and not s.data.files_path, "[data] source is files, but files_path is empty; name a file or folder.")
+    say(
+        s.data.source == "files" and not s.data.files_path,
+        "[data] source is files, but files_path is empty; name a file or folder.",
+    )
     say(_repeated(s.sources.chain), f"[sources] chain repeats {', '.join(_repeated(s.sources.chain))}.")
     wrong = [f"{k}={v}" for k, v in s.sources.base_urls.items() if not re.match(r"https?://[^\s/]", v)]
     say(wrong, f"[sources] base_urls {', '.join(wrong)} should begin with http:// or https://.")
-    wrong = [f"{k}={v}" for k, v in s.sources.budgets.items() if not re.fullmatch(r"\d*\.?\d+/\d+", v) or not float(v.split("/")[0])]
-    say(wrong, f"[sources] budgets {', '.join(wrong)} should be requests per second and per day, such as 1/25.")
-    say(v.horizons != sorted(set(v.horizons)) or min(v.horizons) < 1,
-        f"[validation] horizons {v.horizons} should be positive, ascending and different from each other, such as 1, 5.")
-    say(v.first_train <= max(v.horizons) + v.entry_delay,
-        f"[validation] first_train {v.first_train} must be longer than the longest horizon {max(v.horizons)} plus entry_delay {v.entry_delay}.")
-    say(_repeated(s.models.candidates), f"[models] candidates repeats {', '.join(_repeated(s.models.candidates))}.")
+    wrong = [
+        f"{k}={v}"
+        for k, v in s.sources.budgets.items()
+        if not re.fullmatch(r"\d*\.?\d+/\d+", v) or not float(v.split("/")[0])
+    ]
+    say(
+        wrong,
+        f"[sources] budgets {', '.join(wrong)} should be requests per second and per day, such as 1/25.",
+    )
+    say(
+        v.horizons != sorted(set(v.horizons)) or min(v.horizons) < 1,
+        f"[validation] horizons {v.horizons} should be positive, ascending and different from each other, such as 1, 5.",
+    )
+    say(
+        v.first_train <= max(v.horizons) + v.entry_delay,
+        f"[validation] first_train {v.first_train} must be longer than the longest horizon {max(v.horizons)} plus entry_delay {v.entry_delay}.",
+    )
+    say(
+        _repeated(s.models.candidates),
+        f"[models] candidates repeats {', '.join(_repeated(s.models.candidates))}.",
+    )
     say(_repeated(s.features.names), f"[features] names repeats {', '.join(_repeated(s.features.names))}.")
     return found
 
 # %% ../../nbs/core/30_settings.ipynb #0fb7c37a
-def _fields() -> dict: # section -> its fields
+def _fields() -> dict:  # section -> its fields
     return {name: f.annotation.model_fields for name, f in Settings.model_fields.items()}
 
-def _hint(section, key): # where a key may have been meant to stand
+
+def _hint(section, key):  # where a key may have been meant to stand
     fields = _fields()
-    if section in fields and (match := near(key, fields[section])): return f"Did you mean {match[0]}?"
-    if other := [s for s in fields if key in fields[s]]: return f"It belongs to [{other[0]}]."
+    if section in fields and (match := near(key, fields[section])):
+        return f"Did you mean {match[0]}?"
+    if other := [s for s in fields if key in fields[s]]:
+        return f"It belongs to [{other[0]}]."
     return f"[{section}] knows {', '.join(fields[section])}."
 
+
 def unknown_names(
-    layer: dict, # {(section, key): value}
-    origin: str, # where the layer comes from, for the sentence
-) -> list[str]: # one sentence an unknown name
+    layer: dict,  # {(section, key): value}
+    origin: str,  # where the layer comes from, for the sentence
+) -> list[str]:  # one sentence an unknown name
     "Sections and keys that do not exist, with what was probably meant."
     fields, found = _fields(), []
     for section in dict.fromkeys(s for s, _ in layer):
         if section not in fields:
             hint = near(section, fields)
-            found.append(f"{origin}: there is no section [{section}]. " + (f"Did you mean [{hint[0]}]?" if hint else f"Sections are {', '.join(fields)}."))
-    found += [f"{origin}: [{s}] has no setting '{k}'. {_hint(s, k)}" for s, k in layer if s in fields and k not in fields[s]]
+            found.append(
+                f"{origin}: there is no section [{section}]. "
+                + (f"Did you mean [{hint[0]}]?" if hint else f"Sections are {', '.join(fields)}.")
+            )
+    found += [
+        f"{origin}: [{s}] has no setting '{k}'. {_hint(s, k)}"
+        for s, k in layer
+        if s in fields and k not in fields[s]
+    ]
     return found
 
 # %% ../../nbs/core/30_settings.ipynb #8244223c
 def read_ini(
-    path: Path, # the file, UTF-8
-) -> dict: # {(section, key): text}
+    path: Path,  # the file, UTF-8
+) -> dict:  # {(section, key): text}
     "What an ini file says; raises `SettingsError` when it cannot be read as one."
     ini = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#",), default_section="\0")
     try:
-        with open(path, encoding="utf-8-sig") as f: ini.read_file(f, source=path.name)
+        with open(path, encoding="utf-8-sig") as f:
+            ini.read_file(f, source=path.name)
     except OSError as e:
-        raise SettingsError(f"The settings file {path} cannot be read: {e.strerror}.", "Name a file that exists, or leave it out to use the defaults.") from e
+        raise SettingsError(
+            f"The settings file {path} cannot be read: {e.strerror}.",
+            "Name a file that exists, or leave it out to use the defaults.",
+        ) from e
     except UnicodeDecodeError as e:
         raise SettingsError(f"{path.name} is not a text file in UTF-8.", "Save it as UTF-8 text.") from e
     except configparser.Error as e:
         why = re.sub(r"\s+", " ", str(e))
-        raise SettingsError(f"{path.name} is not written as [section] and key = value lines: {why}.", "Repair that line.") from e
+        raise SettingsError(
+            f"{path.name} is not written as [section] and key = value lines: {why}.", "Repair that line."
+        ) from e
     return {(s.strip().lower(), k): v for s in ini.sections() for k, v in ini[s].items()}
 
 # %% ../../nbs/core/30_settings.ipynb #bfa12fc2
 PREFIX, NOT_SETTINGS = "STOCKPREDICT_", {"STOCKPREDICT_SHARED", "STOCKPREDICT_SETTINGS"}
 
+
 def read_environment(
-    environ: dict, # variables, usually `os.environ`
-) -> tuple[dict, list[str]]: # the layer, and problems with names that have no section
+    environ: dict,  # variables, usually `os.environ`
+) -> tuple[dict, list[str]]:  # the layer, and problems with names that have no section
     "What the environment says: `STOCKPREDICT_DATA__SOURCE=files` is `[data] source = files`."
     layer, problems = {}, []
     for name in sorted(n for n in environ if n.startswith(PREFIX) and n not in NOT_SETTINGS):
         section, _, key = name.removeprefix(PREFIX).lower().partition("__")
-        if key: layer[section, key] = environ[name]
+        if key:
+            layer[section, key] = environ[name]
         else:
             match = near(section, [f"{s}__{k}" for s, f in _fields().items() for k in f], n=1)
-            known = f"Did you mean {PREFIX}{match[0].upper()}?" if match else f"Variables are written {PREFIX}SECTION__KEY."
+            known = (
+                f"Did you mean {PREFIX}{match[0].upper()}?"
+                if match
+                else f"Variables are written {PREFIX}SECTION__KEY."
+            )
             problems.append(f"environment: {name} is no setting. {known}")
     return layer, problems
 
+
 def read_overrides(
-    overrides: dict, # {"section.key": value}
-) -> tuple[dict, list[str]]: # the layer, and problems with names that have no section
+    overrides: dict,  # {"section.key": value}
+) -> tuple[dict, list[str]]:  # the layer, and problems with names that have no section
     "What the caller says: `{'data.source': 'files'}`."
     split = {k: str(k).strip().lower().partition(".") for k in overrides}
-    problems = [f"overrides: '{k}' is no setting; write section.key, such as data.source." for k, (_, dot, key) in split.items() if not key]
+    problems = [
+        f"overrides: '{k}' is no setting; write section.key, such as data.source."
+        for k, (_, dot, key) in split.items()
+        if not key
+    ]
     return {(s, key): overrides[k] for k, (s, _, key) in split.items() if key}, problems
 
 # %% ../../nbs/core/30_settings.ipynb #39beaf0f
 def accepts(
-    section: str, # e.g. "simulated"
-    key: str, # e.g. "kind"
-) -> str: # e.g. "one of null, planted, realistic"
+    section: str,  # e.g. "simulated"
+    key: str,  # e.g. "kind"
+) -> str:  # e.g. "one of null, planted, realistic"
     "What a setting accepts, in words."
     schema = Settings.model_fields[section].annotation.model_json_schema()["properties"][key]
-    if "enum" in schema: return "one of " + ", ".join(schema["enum"])
-    if "pattern" in schema: return schema["description"].rstrip(".")
-    if schema.get("items", {}).get("type") == "integer": return "whole numbers such as 1, 5"
+    if "enum" in schema:
+        return "one of " + ", ".join(schema["enum"])
+    if "pattern" in schema:
+        return schema["description"].rstrip(".")
+    if schema.get("items", {}).get("type") == "integer":
+        return "whole numbers such as 1, 5"
     words = dict(minimum="from", exclusiveMinimum="above", maximum="to", exclusiveMaximum="below")
     edges = " ".join(f"{word} {schema[edge]:g}" for edge, word in words.items() if edge in schema)
-    kinds = dict(integer="a whole number", number="a number", array="a list such as a, b", object="pairs such as a=b c=d")
-    kind = kinds.get(schema["type"]) or ("a date YYYY-MM-DD, or nothing" if key in ("start", "end") else "some text")
+    kinds = dict(
+        integer="a whole number",
+        number="a number",
+        array="a list such as a, b",
+        object="pairs such as a=b c=d",
+    )
+    kind = kinds.get(schema["type"]) or (
+        "a date YYYY-MM-DD, or nothing" if key in ("start", "end") else "some text"
+    )
     return f"{kind} {edges}".strip()
 
 # %% ../../nbs/core/30_settings.ipynb #b3765681
-def _build(layers, problems): # [(origin, layer)], lowest first
+def _build(layers, problems):  # [(origin, layer)], lowest first
     nested, origin = {}, {}
     for name, layer in layers:
         problems += unknown_names(layer, name)
         for (s, k), v in layer.items():
-            if k in _fields().get(s, {}): nested.setdefault(s, {})[k], origin[s, k] = v, name
-    try: made = Settings.model_validate(nested)
+            if k in _fields().get(s, {}):
+                nested.setdefault(s, {})[k], origin[s, k] = v, name
+    try:
+        made = Settings.model_validate(nested)
     except ValidationError as e:
         bad = {err["loc"][:2] for err in e.errors()}
-        problems += [f"{origin[s, k]}: [{s}] {k} = {str(nested[s][k])[:60]!r} is not accepted; it takes {accepts(s, k)}." for s, k in sorted(bad)]
-    else: problems += contradictions(made)
+        problems += [
+            f"{origin[s, k]}: [{s}] {k} = {str(nested[s][k])[:60]!r} is not accepted; it takes {accepts(s, k)}."
+            for s, k in sorted(bad)
+        ]
+    else:
+        problems += contradictions(made)
     if problems:
         many = f"There are {len(problems)} problems" if len(problems) > 1 else "There is a problem"
-        raise SettingsError(f"{many} with the settings:\n" + "\n".join(f"  - {p}" for p in problems) + "\n",
-                            "Correct them where they are said; settings.ini explains every setting.", problems=problems)
+        raise SettingsError(
+            f"{many} with the settings:\n" + "\n".join(f"  - {p}" for p in problems) + "\n",
+            "Correct them where they are said; settings.ini explains every setting.",
+            problems=problems,
+        )
     return made
 
 # %% ../../nbs/core/30_settings.ipynb #efe34f5d
 def load_settings(
-    path: str | Path | None = None, # ini file; None = $STOCKPREDICT_SETTINGS, else ./settings.ini if it is there
-    overrides: dict | None = None, # {"section.key": value}, the last word
-    environ: dict | None = None, # variables; None = the process environment
-) -> Settings: # valid and frozen
+    path: str
+    | Path
+    | None = None,  # ini file; None = $STOCKPREDICT_SETTINGS, else ./settings.ini if it is there
+    overrides: dict | None = None,  # {"section.key": value}, the last word
+    environ: dict | None = None,  # variables; None = the process environment
+) -> Settings:  # valid and frozen
     "Settings from file, environment and arguments; the later wins, and all problems come in one `SettingsError`."
     environ = os.environ if environ is None else environ
     named = str(path or environ.get("STOCKPREDICT_SETTINGS", ""))
@@ -376,14 +632,16 @@ def load_settings(
     layers = [(file.name, read_ini(file))] if named or file.exists() else []
     (env, p1), (own, p2) = read_environment(environ), read_overrides(overrides or {})
     made = _build([*layers, ("environment", env), ("overrides", own)], p1 + p2)
-    if layers: made.storage._root = Path() if file.absolute().parent == Path.cwd() else file.absolute().parent
+    if layers:
+        made.storage._root = Path() if file.absolute().parent == Path.cwd() else file.absolute().parent
     return made
 
 # %% ../../nbs/core/30_settings.ipynb #6ae603a5
 @patch
-def with_(self: Settings,
-    **overrides, # `**{"section.key": value}`
-) -> Settings: # a new object, as valid as this one
+def with_(
+    self: Settings,
+    **overrides,  # `**{"section.key": value}`
+) -> Settings:  # a new object, as valid as this one
     "These settings with some values changed."
     layer, problems = read_overrides(overrides)
     mine = {(s, k): v for s, section in self.model_dump().items() for k, v in section.items()}
@@ -393,26 +651,36 @@ def with_(self: Settings,
 
 # %% ../../nbs/core/30_settings.ipynb #4dd8fcee
 @patch(as_prop=True)
-def hash(self: Settings) -> str: # 12 hex digits
+def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
-    network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"} # how vendors are asked, not what they say
-    apart = dict.fromkeys(("storage", "store", "stream", "serving", "facts", "schedule"), True) # what facts say is in the lake
+    network = set(type(self.sources).model_fields) - {
+        "chain",
+        "opinions",
+        "tolerance",
+    }  # how vendors are asked, not what they say
+    apart = dict.fromkeys(
+        ("storage", "store", "stream", "serving", "facts", "schedule"), True
+    )  # what facts say is in the lake
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/core/30_settings.ipynb #d92de241
-def _text(value): # a value as it stands in an ini file
-    if isinstance(value, bool): return "yes" if value else "no"
-    if isinstance(value, dict): return " ".join(f"{k}={v}" for k, v in value.items())
+def _text(value):  # a value as it stands in an ini file
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return " ".join(f"{k}={v}" for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
+
 @patch
-def to_ini(self: Settings) -> str: # text that `load_settings` reads back to equal settings
+def to_ini(self: Settings) -> str:  # text that `load_settings` reads back to equal settings
     "Every setting, with a sentence above it."
     parts = []
     for name, fields in _fields().items():
         section = getattr(self, name)
         parts += [f"# {type(section).__doc__}", f"[{name}]"]
-        for key, field in fields.items(): parts += [f"# {field.description}", f"{key} = {_text(getattr(section, key))}".rstrip()]
+        for key, field in fields.items():
+            parts += [f"# {field.description}", f"{key} = {_text(getattr(section, key))}".rstrip()]
         parts.append("")
     return "\n".join(parts)

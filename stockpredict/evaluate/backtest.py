@@ -12,12 +12,13 @@ import pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
-from ..core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions, UnknownTicker, did_you_mean
+from ..core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions
+from ..core.errors import UnknownTicker, did_you_mean
 from .metrics import Estimate, hac_mean, row_ranks
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #bfb70507
 def rank_weights(
-    score: np.ndarray, # `[session, ticker]`, NaN for no opinion
+    score: np.ndarray,  # `[session, ticker]`, NaN for no opinion
 ) -> np.ndarray:
     "Weights proportional to centred ranks: each row sums to 0, its absolute values to 1 (or all are 0)."
     score = np.where(np.isfinite(score), score, np.nan)
@@ -28,8 +29,8 @@ def rank_weights(
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #621f701d
 def sleeves(
-    target: np.ndarray, # weights decided at each session
-    horizon: int,       # sessions a sleeve is held
+    target: np.ndarray,  # weights decided at each session
+    horizon: int,  # sessions a sleeve is held
 ) -> np.ndarray:
     "Average of the last `horizon` targets; the book fills up during the first sessions."
     total = np.cumsum(target, 0)
@@ -41,14 +42,14 @@ def _trade(target, returns, delisting_return):
     "Positions after each close, and the sums traded, given the bars there are."
     traded = np.isfinite(returns)
     last = np.where(traded.any(0), len(returns) - 1 - traded[::-1].argmax(0), -1)
-    r, held = np.where(traded, returns, 0.), np.zeros(target.shape)
+    r, held = np.where(traded, returns, 0.0), np.zeros(target.shape)
     gross, turnover, book = np.zeros(len(r)), np.zeros(len(r)), np.zeros(target.shape[1])
     for t in range(len(r)):
         gone = (last == t - 1) & (book != 0)
         gross[t] = book @ r[t] + delisting_return * book[gone].sum()
-        drifted = np.where(gone, 0., book * (1 + r[t]))
-        book = np.where(traded[t], target[t], np.where(gone, 0., book))
-        turnover[t] = np.abs(np.where(traded[t], book - drifted, 0.)).sum() + np.abs(held[t-1][gone]).sum()
+        drifted = np.where(gone, 0.0, book * (1 + r[t]))
+        book = np.where(traded[t], target[t], np.where(gone, 0.0, book))
+        turnover[t] = np.abs(np.where(traded[t], book - drifted, 0.0)).sum() + np.abs(held[t - 1][gone]).sum()
         held[t] = book
     return held, gross, turnover
 
@@ -56,61 +57,79 @@ def _trade(target, returns, delisting_return):
 @dataclass(frozen=True)
 class Backtest:
     "A dollar-neutral portfolio through time: positions after each close, and what they earned."
-    gross: pd.Series      # return on capital per session, before costs
-    turnover: pd.Series   # sum of absolute trades, in units of capital
-    weights: pd.DataFrame # positions after each close `[session, ticker]`
-    bps: float            # cost of one unit traded, in hundredths of a percent
-    delay: int            # sessions between score and fill
-    horizon: int          # sessions a sleeve is held
+
+    gross: pd.Series  # return on capital per session, before costs
+    turnover: pd.Series  # sum of absolute trades, in units of capital
+    weights: pd.DataFrame  # positions after each close `[session, ticker]`
+    bps: float  # cost of one unit traded, in hundredths of a percent
+    delay: int  # sessions between score and fill
+    horizon: int  # sessions a sleeve is held
 
     @property
-    def cost(self) -> pd.Series: return self.turnover * self.bps / 1e4
+    def cost(self) -> pd.Series:
+        return self.turnover * self.bps / 1e4
 
     @property
-    def net(self) -> pd.Series: return self.gross - self.cost
+    def net(self) -> pd.Series:
+        return self.gross - self.cost
 
     @property
-    def equity(self) -> pd.DataFrame: return (1 + pd.DataFrame({'gross': self.gross, 'net': self.net})).cumprod()
+    def equity(self) -> pd.DataFrame:
+        return (1 + pd.DataFrame({"gross": self.gross, "net": self.net})).cumprod()
 
-    def with_costs(self, bps: float) -> 'Backtest':
+    def with_costs(self, bps: float) -> "Backtest":
         "The same trades at another price."
         return Backtest(self.gross, self.turnover, self.weights, bps, self.delay, self.horizon)
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #a7658df0
 def annual_sharpe(
-    returns,            # return per session
-    periods: int = 252, # sessions in a year
+    returns,  # return per session
+    periods: int = 252,  # sessions in a year
 ) -> Estimate:
     "Annualised Sharpe ratio; its error bar is the HAC one of the mean (`evaluate/60_risk` has the bootstrap)."
-    e, sd = hac_mean(returns), float(np.nanstd(np.asarray(returns, float), ddof=1)) if len(returns) > 1 else 0.
-    scale = periods**.5 / sd if sd > 1e-15 else float('nan')
+    e = hac_mean(returns)
+    sd = float(np.nanstd(np.asarray(returns, float), ddof=1)) if len(returns) > 1 else 0.0
+    scale = periods**0.5 / sd if sd > 1e-15 else float("nan")
     return Estimate(e.value * scale, e.se * scale, e.low * scale, e.high * scale, e.t, e.p, e.n, e.df)
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #b9164fa3
 def backtest(
-    score,                       # forecast `[session, ticker]`, known at each close, NaN for no opinion
-    returns_1d,                  # return from the previous close to this one, `[session, ticker]`, NaN where there is no bar
+    score,  # forecast `[session, ticker]`, known at each close, NaN for no opinion
+    returns_1d,  # return from the previous close to this one, `[session, ticker]`, NaN where there is no bar
     *,
-    bps: float = 5.,             # cost of one unit traded, one way, in hundredths of a percent
-    delay: int = 1,              # sessions between score and fill; 0 fills at the close the score was made from
-    horizon: int = 1,            # sessions each position is held
-    delisting_return: float = 0., # return after a name's last bar
-    sessions=None,               # labels of the rows
-    tickers=None,                # labels of the columns
+    bps: float = 5.0,  # cost of one unit traded, one way, in hundredths of a percent
+    delay: int = 1,  # sessions between score and fill; 0 fills at the close the score was made from
+    horizon: int = 1,  # sessions each position is held
+    delisting_return: float = 0.0,  # return after a name's last bar
+    sessions=None,  # labels of the rows
+    tickers=None,  # labels of the columns
 ) -> Backtest:
     "Dollar-neutral rank-weighted portfolio of a score, filled `delay` closes later, with costs."
-    score, r = (np.array(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float) for v in (score, returns_1d))
+    score, r = (
+        np.array(v.detach().cpu() if hasattr(v, "detach") else v, dtype=float) for v in (score, returns_1d)
+    )
     if score.shape != r.shape or score.ndim != 2:
-        raise EvaluateError(f"Scores have shape {score.shape}, returns {r.shape}.", "Both have to be [session, ticker] on one grid.")
-    if delay < 0 or horizon < 1 or bps < 0: raise EvaluateError("delay and bps cannot be negative, horizon is at least 1.")
-    index, names = pd.RangeIndex(len(r)) if sessions is None else pd.Index(sessions), None if tickers is None else list(tickers)
+        raise EvaluateError(
+            f"Scores have shape {score.shape}, returns {r.shape}.",
+            "Both have to be [session, ticker] on one grid.",
+        )
+    if delay < 0 or horizon < 1 or bps < 0:
+        raise EvaluateError("delay and bps cannot be negative, horizon is at least 1.")
+    index = pd.RangeIndex(len(r)) if sessions is None else pd.Index(sessions)
+    names = None if tickers is None else list(tickers)
     target = np.zeros(score.shape)
-    target[delay:] = sleeves(rank_weights(score), horizon)[:len(score) - delay]
+    target[delay:] = sleeves(rank_weights(score), horizon)[: len(score) - delay]
     held, gross, turnover = _trade(target, r, delisting_return)
     active = np.flatnonzero(np.abs(held).sum(1) > 0)
-    if not len(active): raise NotEnoughSessions("The score never ranks two names that trade.", "Check that scores and returns overlap.", have=0)
-    frame = pd.DataFrame(held, index=index, columns=names).iloc[active[0]:]
-    earned, traded = (pd.Series(v[active[0]:], frame.index, name=name) for v, name in ((gross, 'gross'), (turnover, 'turnover')))
+    if not len(active):
+        raise NotEnoughSessions(
+            "The score never ranks two names that trade.", "Check that scores and returns overlap.", have=0
+        )
+    frame = pd.DataFrame(held, index=index, columns=names).iloc[active[0] :]
+    earned, traded = (
+        pd.Series(v[active[0] :], frame.index, name=name)
+        for v, name in ((gross, "gross"), (turnover, "turnover"))
+    )
     return Backtest(earned, traded, frame, bps, delay, horizon)
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #9e99fa27
@@ -118,19 +137,30 @@ def backtest(
 def summary(self: Backtest) -> pd.DataFrame:
     "Return, volatility, Sharpe ratio with its interval, drawdown: before and after costs."
     rows = {}
-    for name, r in (('gross', self.gross), ('net', self.net)):
+    for name, r in (("gross", self.gross), ("net", self.net)):
         s, wealth = annual_sharpe(r), (1 + r).cumprod()
-        rows[name] = {'return a year': 252 * r.mean(), 'volatility': 252**.5 * r.std(), 'Sharpe': s.value,
-                      'low': s.low, 'high': s.high, 't': s.t,
-                      'drawdown': float((1 - wealth / wealth.cummax().clip(lower=1)).max())}
+        rows[name] = {
+            "return a year": 252 * r.mean(),
+            "volatility": 252**0.5 * r.std(),
+            "Sharpe": s.value,
+            "low": s.low,
+            "high": s.high,
+            "t": s.t,
+            "drawdown": float((1 - wealth / wealth.cummax().clip(lower=1)).max()),
+        }
     return pd.DataFrame(rows)
+
 
 @patch
 def __repr__(self: Backtest):
     head = f"Backtest of {len(self.gross)} sessions x {self.weights.shape[1]} names, filled {self.delay} later, held {self.horizon}, "
     costs = f"{self.bps:g} bp a unit traded, turnover {self.turnover.mean():.2f} a session"
-    earned = [f"{k:>5}: {252 * r.mean():+.1%} a year, Sharpe {annual_sharpe(r)}" for k, r in (('gross', self.gross), ('net', self.net))]
+    earned = [
+        f"{k:>5}: {252 * r.mean():+.1%} a year, Sharpe {annual_sharpe(r)}"
+        for k, r in (("gross", self.gross), ("net", self.net))
+    ]
     return "\n".join([head + costs, *earned])
+
 
 @patch
 def _repr_html_(self: Backtest):
@@ -138,72 +168,106 @@ def _repr_html_(self: Backtest):
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #58db1817
 @patch
-def plot(self: Backtest,
-    title: str = '', # what the picture shows
+def plot(
+    self: Backtest,
+    title: str = "",  # what the picture shows
 ):
     "Wealth before and after costs, on a log scale, above the drawdown after costs."
     import matplotlib.pyplot as plt
+
     axes = plt.subplots(2, 1, figsize=(8, 3.4), sharex=True, height_ratios=[3, 1])[1]
     wealth = self.equity
-    axes[0].plot(wealth.gross, c='.6', label='before costs'); axes[0].plot(wealth.net, c='#0072B2', label='after costs')
-    axes[0].set(yscale='log', ylabel='wealth', title=title); axes[0].legend(frameon=False)
-    for ticks in ('major', 'minor'): getattr(axes[0].yaxis, f'set_{ticks}_formatter')('{x:.2f}')
-    axes[1].fill_between(wealth.index, wealth.net / wealth.net.cummax().clip(lower=1) - 1, color='#D55E00', alpha=.5)
-    axes[1].set(ylabel='drawdown')
+    axes[0].plot(wealth.gross, c=".6", label="before costs")
+    axes[0].plot(wealth.net, c="#0072B2", label="after costs")
+    axes[0].set(yscale="log", ylabel="wealth", title=title)
+    axes[0].legend(frameon=False)
+    for ticks in ("major", "minor"):
+        getattr(axes[0].yaxis, f"set_{ticks}_formatter")("{x:.2f}")
+    axes[1].fill_between(
+        wealth.index, wealth.net / wealth.net.cummax().clip(lower=1) - 1, color="#D55E00", alpha=0.5
+    )
+    axes[1].set(ylabel="drawdown")
     return axes
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #3ff685dd
 def cost_delay_surface(
-    score,                   # forecast `[session, ticker]`
-    returns_1d,              # one-session returns, same grid
-    bps=(0, 2, 5, 10, 20),   # costs to try, in hundredths of a percent
+    score,  # forecast `[session, ticker]`
+    returns_1d,  # one-session returns, same grid
+    bps=(0, 2, 5, 10, 20),  # costs to try, in hundredths of a percent
     delays=(0, 1, 2, 3, 5),  # fills to try, sessions after the score
-    horizon: int = 1,        # sessions each position is held
+    horizon: int = 1,  # sessions each position is held
 ) -> pd.DataFrame:
     "Net annual Sharpe ratio for each cost (rows) and delay (columns)."
     runs = {d: backtest(score, returns_1d, delay=d, horizon=horizon) for d in delays}
-    table = pd.DataFrame({d: {c: annual_sharpe(run.with_costs(c).net).value for c in bps} for d, run in runs.items()})
-    return table.rename_axis(index='bps', columns='delay')
+    table = pd.DataFrame(
+        {d: {c: annual_sharpe(run.with_costs(c).net).value for c in bps} for d, run in runs.items()}
+    )
+    return table.rename_axis(index="bps", columns="delay")
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #83711cbf
 def _sessions(frame, calendar):
     "The session of each row, from a `session` or an `event_time` column."
-    column = 'session' if 'session' in frame else 'event_time'
-    times = pd.DatetimeIndex(pd.to_datetime(frame[column], errors='coerce', utc=column == 'event_time'))
-    days = times.tz_localize(None).as_unit('us') if column == 'session' else calendar.session_of(times)
+    column = "session" if "session" in frame else "event_time"
+    times = pd.DatetimeIndex(pd.to_datetime(frame[column], errors="coerce", utc=column == "event_time"))
+    days = times.tz_localize(None).as_unit("us") if column == "session" else calendar.session_of(times)
     if days.isna().any():
-        raise CalendarError(f"{frame[column].iloc[int(days.isna().argmax())]} is not in a session of {calendar.name}.", f"Check the column {column}.")
+        raise CalendarError(
+            f"{frame[column].iloc[int(days.isna().argmax())]} is not in a session of {calendar.name}.",
+            f"Check the column {column}.",
+        )
     return days
 
+
 def close_returns(
-    bars: pd.DataFrame,      # ticker, event_time, close at least; adj_close is preferred
-    calendar: str = 'XNYS',  # exchange whose sessions are the rows
+    bars: pd.DataFrame,  # ticker, event_time, close at least; adj_close is preferred
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
 ) -> pd.DataFrame:
     "Returns from each ticker's bar to its next, `[session, ticker]`; a session without a bar is NaN."
-    cal, price = get_calendar(calendar), 'adj_close' if 'adj_close' in bars else 'close'
-    close = bars.assign(session=_sessions(bars, cal)).pivot(index='session', columns='ticker', values=price).sort_index()
-    grid = close.reindex(pd.DatetimeIndex(cal.sessions(close.index[0], close.index[-1])).astype(close.index.dtype))
+    cal, price = get_calendar(calendar), "adj_close" if "adj_close" in bars else "close"
+    close = (
+        bars.assign(session=_sessions(bars, cal))
+        .pivot(index="session", columns="ticker", values=price)
+        .sort_index()
+    )
+    grid = close.reindex(
+        pd.DatetimeIndex(cal.sessions(close.index[0], close.index[-1])).astype(close.index.dtype)
+    )
     return grid.apply(lambda c: c.dropna().pct_change(fill_method=None).reindex(grid.index))
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #738fdba3
 def backtest_frame(
-    frame: pd.DataFrame,     # your predictions: ticker, session (or event_time), score
-    bars: pd.DataFrame,      # bars of these tickers, e.g. `load_bars(settings)`
-    calendar: str = 'XNYS',  # exchange whose sessions are the rows
-    **options,               # passed on to `backtest`: bps, delay, horizon, …
+    frame: pd.DataFrame,  # your predictions: ticker, session (or event_time), score
+    bars: pd.DataFrame,  # bars of these tickers, e.g. `load_bars(settings)`
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+    **options,  # passed on to `backtest`: bps, delay, horizon, …
 ) -> Backtest:
     "Backtest predictions made anywhere, against bars."
-    needed = {'ticker', 'score', 'event_time' if 'event_time' in frame else 'session'} - set(frame)
-    if needed: raise ColumnsUnmapped(f"The predictions lack {', '.join(sorted(needed))}.", "Give ticker, session (or event_time) and score.")
+    needed = {"ticker", "score", "event_time" if "event_time" in frame else "session"} - set(frame)
+    if needed:
+        raise ColumnsUnmapped(
+            f"The predictions lack {', '.join(sorted(needed))}.",
+            "Give ticker, session (or event_time) and score.",
+        )
     frame = frame.assign(session=_sessions(frame, get_calendar(calendar)))
     returns = close_returns(bars, calendar)
     unknown = sorted(set(frame.ticker) - set(returns))
-    if unknown: raise UnknownTicker(f"No bars for {', '.join(unknown[:5])}.", did_you_mean(unknown[0], list(returns)))
-    if frame.duplicated(['ticker', 'session']).any():
-        twice = frame[frame.duplicated(['ticker', 'session'])].iloc[0]
-        raise EvaluateError(f"{twice.ticker} has two scores for {twice.session:%Y-%m-%d}.", "Keep one score per ticker and session.")
+    if unknown:
+        raise UnknownTicker(f"No bars for {', '.join(unknown[:5])}.", did_you_mean(unknown[0], list(returns)))
+    if frame.duplicated(["ticker", "session"]).any():
+        twice = frame[frame.duplicated(["ticker", "session"])].iloc[0]
+        raise EvaluateError(
+            f"{twice.ticker} has two scores for {twice.session:%Y-%m-%d}.",
+            "Keep one score per ticker and session.",
+        )
     off = sorted(set(frame.session) - set(returns.index))
-    if off: raise EvaluateError(f"{len(off)} prediction dates have no session with bars, {off[0]:%Y-%m-%d} is the first.",
-                                "Date a score by the session it was made after.")
-    score = frame.pivot(index='session', columns='ticker', values='score').reindex(index=returns.index, columns=returns.columns)
-    return backtest(score.to_numpy(), returns.to_numpy(), sessions=returns.index, tickers=returns.columns, **options)
+    if off:
+        raise EvaluateError(
+            f"{len(off)} prediction dates have no session with bars, {off[0]:%Y-%m-%d} is the first.",
+            "Date a score by the session it was made after.",
+        )
+    score = frame.pivot(index="session", columns="ticker", values="score").reindex(
+        index=returns.index, columns=returns.columns
+    )
+    return backtest(
+        score.to_numpy(), returns.to_numpy(), sessions=returns.index, tickers=returns.columns, **options
+    )

@@ -20,24 +20,33 @@ from ..algebra.series import Series
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #18c54482
 def feature_values(
-    panel: Panel, # a market
-    feature, # name, `Feature`, function under `@feature`, `Series` on this panel, or an array `[session, ticker]`
-) -> np.ndarray: # `[session, ticker]`, `NaN` where undefined
+    panel: Panel,  # a market
+    # name, `Feature`, function under `@feature`, `Series` on this panel, or an array `[session, ticker]`
+    feature,
+) -> np.ndarray:  # `[session, ticker]`, `NaN` where undefined
     "The numbers behind anything that can be called a feature."
-    if hasattr(feature, "on") and not isinstance(feature, Feature): feature = feature.on(panel)
+    if hasattr(feature, "on") and not isinstance(feature, Feature):
+        feature = feature.on(panel)
     if isinstance(feature, Series):
-        if feature.grid is not panel.grid: raise EvaluateError("This series stands on another panel.", "Compute it from the panel that is studied.")
+        if feature.grid is not panel.grid:
+            raise EvaluateError(
+                "This series stands on another panel.", "Compute it from the panel that is studied."
+            )
         return feature.values.cpu().numpy()
-    if isinstance(feature, str): feature = features[feature]
-    if isinstance(feature, Feature): return proven_values(feature, panel).cpu().numpy()
+    if isinstance(feature, str):
+        feature = features[feature]
+    if isinstance(feature, Feature):
+        return proven_values(feature, panel).cpu().numpy()
     return np.asarray(feature, float)
 
+
 def ic(
-    feature, # name, `Feature`, function under `@feature`, `Series` on the panel, or an array `[session, ticker]`
-    panel: Panel | None = None, # a market; None = twenty companies from 2010 to 2022, see `sample_panel`
-    horizon: int = 1, # sessions from entry to exit
-    entry_delay: int = 1, # sessions from decision to entry
-) -> Estimate: # mean rank IC with its error bar
+    # name, `Feature`, function under `@feature`, `Series` on the panel, or an array `[session, ticker]`
+    feature,
+    panel: Panel | None = None,  # a market; None = twenty companies from 2010 to 2022, see `sample_panel`
+    horizon: int = 1,  # sessions from entry to exit
+    entry_delay: int = 1,  # sessions from decision to entry
+) -> Estimate:  # mean rank IC with its error bar
     "What a feature says about the returns that followed."
     panel = sample_panel() if panel is None else panel
     outcome = forward_returns(panel.close.values, horizon, entry_delay).cpu().numpy()
@@ -45,16 +54,18 @@ def ic(
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #6941d528
 def holm(
-    p, # p-values
-) -> np.ndarray: # adjusted; below alpha = named, with at most an alpha chance of any false one
+    p,  # p-values
+) -> np.ndarray:  # adjusted; below alpha = named, with at most an alpha chance of any false one
     "Holm's step-down correction; `NaN` stays `NaN` and does not count."
     return _stepped(p, lambda s, n: np.maximum.accumulate(s * (n - np.arange(n))))
 
+
 def benjamini_hochberg(
-    p, # p-values
-) -> np.ndarray: # adjusted; below q = named, of which a share of q is expected to be false
+    p,  # p-values
+) -> np.ndarray:  # adjusted; below q = named, of which a share of q is expected to be false
     "Benjamini's and Hochberg's step-up correction; `NaN` stays `NaN` and does not count."
     return _stepped(p, lambda s, n: np.minimum.accumulate((s * n / np.arange(1, n + 1))[::-1])[::-1])
+
 
 def _stepped(p, rule):
     p = np.asarray(p, float)
@@ -68,50 +79,63 @@ def _stepped(p, rule):
 # %% ../../nbs/evaluate/40_feature_study.ipynb #6914a1db
 LAGS = (1, 2, 5, 10, 21, 63)
 
+
 def persistence(
-    x: np.ndarray, # `[session, ticker]`
-    lags=LAGS, # sessions
-) -> pd.Series: # rank correlation with itself, by lag
+    x: np.ndarray,  # `[session, ticker]`
+    lags=LAGS,  # sessions
+) -> pd.Series:  # rank correlation with itself, by lag
     "Mean rank correlation of a feature with itself, some sessions later."
     return pd.Series({k: rank_ic(x[:-k], x[k:]).mean() if len(x) > k else np.nan for k in lags})
 
+
 def half_life(
-    lasting: pd.Series, # from `persistence`
-) -> float: # sessions; infinite when it has not halved by the longest lag
+    lasting: pd.Series,  # from `persistence`
+) -> float:  # sessions; infinite when it has not halved by the longest lag
     "Sessions until the rank correlation has fallen to one half."
     lasting = lasting.dropna()
-    if not len(lasting): return np.nan
-    lags, r = np.r_[0., lasting.index.to_numpy(float)], np.r_[1., lasting.to_numpy()]
-    below = np.flatnonzero(r <= .5)
-    if not len(below): return np.inf
+    if not len(lasting):
+        return np.nan
+    lags, r = np.r_[0.0, lasting.index.to_numpy(float)], np.r_[1.0, lasting.to_numpy()]
+    below = np.flatnonzero(r <= 0.5)
+    if not len(below):
+        return np.inf
     i = below[0]
-    return float(lags[i-1] + (lags[i] - lags[i-1]) * (r[i-1] - .5) / (r[i-1] - r[i]))
+    return float(lags[i - 1] + (lags[i] - lags[i - 1]) * (r[i - 1] - 0.5) / (r[i - 1] - r[i]))
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #a20014a2
-ALIKE = .7 # size of the rank correlation from which two features count as the same
+ALIKE = 0.7  # size of the rank correlation from which two features count as the same
+
 
 def redundancy(
-    ranks: np.ndarray, # `[feature, session, ticker]`, centred ranks, 0 where undefined
-    names: list[str], # of the features
-) -> pd.DataFrame: # features by features
+    ranks: np.ndarray,  # `[feature, session, ticker]`, centred ranks, 0 where undefined
+    names: list[str],  # of the features
+) -> pd.DataFrame:  # features by features
     "Correlation of the ranks of features, pooled over sessions."
     flat = ranks.reshape(len(ranks), -1).astype(float)
-    size = np.sqrt((flat * flat).sum(1)); size[size == 0] = np.nan
+    size = np.sqrt((flat * flat).sum(1))
+    size[size == 0] = np.nan
     return pd.DataFrame((flat @ flat.T) / size[:, None] / size, names, names).clip(-1, 1)
 
+
 def clusters(
-    alike: pd.DataFrame, # from `redundancy`
-    cut: float = ALIKE, # join above this
-) -> pd.Series: # feature to number of its cluster, from 1
+    alike: pd.DataFrame,  # from `redundancy`
+    cut: float = ALIKE,  # join above this
+) -> pd.Series:  # feature to number of its cluster, from 1
     "Hierarchical clusters of features that say the same."
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
-    if len(alike) < 2: return pd.Series(1, alike.index)
-    apart = 1 - alike.abs().fillna(0.).to_numpy()
-    np.fill_diagonal(apart, 0.)
-    return pd.Series(fcluster(linkage(squareform((apart + apart.T) / 2, checks=False), "average"), 1 - cut, "distance"), alike.index)
 
-def _centred(x): # ranks from -1/2 to +1/2, 0 where undefined
+    if len(alike) < 2:
+        return pd.Series(1, alike.index)
+    apart = 1 - alike.abs().fillna(0.0).to_numpy()
+    np.fill_diagonal(apart, 0.0)
+    return pd.Series(
+        fcluster(linkage(squareform((apart + apart.T) / 2, checks=False), "average"), 1 - cut, "distance"),
+        alike.index,
+    )
+
+
+def _centred(x):  # ranks from -1/2 to +1/2, 0 where undefined
     r = row_ranks(x)
     n = np.isfinite(r).sum(1, keepdims=True)
     return np.nan_to_num((r - (n + 1) / 2) / np.maximum(n - 1, 1)).astype("float32")
@@ -120,35 +144,43 @@ def _centred(x): # ranks from -1/2 to +1/2, 0 where undefined
 @dataclass(frozen=True, repr=False)
 class Study:
     "What features are worth alone, on the rows of a training period."
-    table: pd.DataFrame # a row a feature and horizon
-    alike: pd.DataFrame # rank correlation of the features
-    years: pd.DataFrame # rank IC by feature and year, at the first horizon
-    until: pd.Timestamp # last session that was looked at
-    alpha: float # rate of error the corrections keep to
-    entry_delay: int # sessions from decision to entry
+
+    table: pd.DataFrame  # a row a feature and horizon
+    alike: pd.DataFrame  # rank correlation of the features
+    years: pd.DataFrame  # rank IC by feature and year, at the first horizon
+    until: pd.Timestamp  # last session that was looked at
+    alpha: float  # rate of error the corrections keep to
+    entry_delay: int  # sessions from decision to entry
 
     @property
-    def tests(self) -> int: return int(self.table.p.notna().sum()) # how many hypotheses were tried
+    def tests(self) -> int:
+        return int(self.table.p.notna().sum())  # how many hypotheses were tried
 
     def __repr__(self):
         t = self.table
-        return (f"Study of {t.index.get_level_values(0).nunique()} features at {t.index.get_level_values(1).nunique()} horizons up to {self.until:%Y-%m-%d}: "
-                f"{int((t.holm < self.alpha).sum())} of {self.tests} tests stand after Holm, {int((t.bh < self.alpha).sum())} after Benjamini-Hochberg")
+        return (
+            f"Study of {t.index.get_level_values(0).nunique()} features at {t.index.get_level_values(1).nunique()} horizons up to {self.until:%Y-%m-%d}: "
+            f"{int((t.holm < self.alpha).sum())} of {self.tests} tests stand after Holm, {int((t.bh < self.alpha).sum())} after Benjamini-Hochberg"
+        )
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #86a3ebb7
 def study(
-    panel: Panel, # a market
-    names, # features or sets; or name -> anything `ic` takes, computed on the panel cut at `until`
-    horizons=(1, 5), # sessions from entry to exit
+    panel: Panel,  # a market
+    names,  # features or sets; or name -> anything `ic` takes, computed on the panel cut at `until`
+    horizons=(1, 5),  # sessions from entry to exit
     *,
-    until, # the last training session; nothing after it is looked at
-    entry_delay: int = 1, # sessions from decision to entry
-    alpha: float = .05, # rate of error
-    sampled: int = 250, # sessions that redundancy is judged on
+    until,  # the last training session; nothing after it is looked at
+    entry_delay: int = 1,  # sessions from decision to entry
+    alpha: float = 0.05,  # rate of error
+    sampled: int = 250,  # sessions that redundancy is judged on
 ) -> Study:
     "Judge features one by one on training rows alone."
     panel = panel.until(until)
-    if len(panel) < 60: raise NotEnoughSessions(f"There are {len(panel)} sessions up to {until}.", "A study needs at least 60; end the training period later.")
+    if len(panel) < 60:
+        raise NotEnoughSessions(
+            f"There are {len(panel)} sessions up to {until}.",
+            "A study needs at least 60; end the training period later.",
+        )
     named = names if isinstance(names, dict) else {getattr(n, "name", n): n for n in resolve(names)}
     outcomes = {h: forward_returns(panel.close.values, h, entry_delay).cpu().numpy() for h in horizons}
     rows, years, ranks = {}, {}, []
@@ -156,20 +188,23 @@ def study(
     for name, what in named.items():
         x = feature_values(panel, what)
         if x.shape != tuple(panel.present.shape):
-            raise EvaluateError(f"{name} has the shape {x.shape} on a training panel of {tuple(panel.present.shape)}.",
-                                "Give names, or compute it on the panel cut at `until`.")
+            raise EvaluateError(
+                f"{name} has the shape {x.shape} on a training panel of {tuple(panel.present.shape)}.",
+                "Give names, or compute it on the panel cut at `until`.",
+            )
         rows |= {(name, h): row for h, row in _judged(x, panel, outcomes).items()}
         years[name] = rows[name, horizons[0]].pop("by_year")
-        for h in horizons[1:]: rows[name, h].pop("by_year")
+        for h in horizons[1:]:
+            rows[name, h].pop("by_year")
         ranks.append(_centred(x[at]))
     alike = redundancy(np.stack(ranks), list(named))
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["feature", "horizon"])
-    return Study(_concluded(table, alike, alpha), alike, pd.DataFrame(years).T, panel.sessions[-1], alpha, entry_delay)
-
-
+    return Study(
+        _concluded(table, alike, alpha), alike, pd.DataFrame(years).T, panel.sessions[-1], alpha, entry_delay
+    )
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #ae37e187
-def _judged(x, panel, outcomes): # horizon -> coverage, IC with its error bar, persistence
+def _judged(x, panel, outcomes):  # horizon -> coverage, IC with its error bar, persistence
     there = np.isfinite(x)
     lasting = persistence(x)
     share = there.sum() / max(int(panel.present.sum()), 1)
@@ -178,40 +213,75 @@ def _judged(x, panel, outcomes): # horizon -> coverage, IC with its error bar, p
         daily = rank_ic(x, y, panel.sessions)
         e, by_year = ic_summary(daily, h), daily.groupby(daily.index.year).mean()
         same = (np.sign(by_year.dropna()) == np.sign(e.value)).mean() if by_year.notna().any() else np.nan
-        out[h] = dict(coverage=share, ic=e.value, low=e.low, high=e.high, t=e.t, p=e.p, n=e.n, same_sign=same,
-                      next=lasting[1], half_life=half_life(lasting), by_year=by_year)
+        out[h] = dict(
+            coverage=share,
+            ic=e.value,
+            low=e.low,
+            high=e.high,
+            t=e.t,
+            p=e.p,
+            n=e.n,
+            same_sign=same,
+            next=lasting[1],
+            half_life=half_life(lasting),
+            by_year=by_year,
+        )
     return out
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #8c789cb5
-LEAK, SPARSE = .1, .5 # a mean rank IC above the first is suspect; a coverage below the second says too little
+LEAK, SPARSE = (
+    0.1,
+    0.5,
+)  # a mean rank IC above the first is suspect; a coverage below the second says too little
+
 
 def _concluded(table, alike, alpha):
     who = table.index.get_level_values(0)
-    table = table.assign(holm=holm(table.p), bh=benjamini_hochberg(table.p), cluster=clusters(alike).reindex(who).to_numpy())
+    table = table.assign(
+        holm=holm(table.p), bh=benjamini_hochberg(table.p), cluster=clusters(alike).reindex(who).to_numpy()
+    )
     strength = table.t.abs().groupby(level=0).max().dropna().sort_values(ascending=False, kind="stable")
     head = {int(c): name for name, c in clusters(alike).reindex(strength.index[::-1]).items()}
     table["speaks_for"] = [head.get(c) for c in table.cluster]
-    table["verdict"] = [_sentence(name, h, r, alpha) for (name, h), r in zip(table.index, table.itertuples(), strict=True)]
+    table["verdict"] = [
+        _sentence(name, h, r, alpha) for (name, h), r in zip(table.index, table.itertuples(), strict=True)
+    ]
     return table
 
+
 def _sentence(name, h, r, alpha):
-    if not np.isfinite(r.p): return "Never varies where it is defined: nothing to test." if r.coverage > 0 else "Not defined anywhere here."
-    if r.coverage < SPARSE: return f"Defined on {r.coverage:.0%} of the bars only: too little to say."
-    if abs(r.ic) > LEAK and r.holm < alpha: return f"Suspected leak: a mean rank IC of {r.ic:+.2f} is too good to be true."
-    twin = f" Says the same as {r.speaks_for}, which says it more strongly." if r.speaks_for not in (None, name) else ""
+    if not np.isfinite(r.p):
+        return (
+            "Never varies where it is defined: nothing to test."
+            if r.coverage > 0
+            else "Not defined anywhere here."
+        )
+    if r.coverage < SPARSE:
+        return f"Defined on {r.coverage:.0%} of the bars only: too little to say."
+    if abs(r.ic) > LEAK and r.holm < alpha:
+        return f"Suspected leak: a mean rank IC of {r.ic:+.2f} is too good to be true."
+    twin = (
+        f" Says the same as {r.speaks_for}, which says it more strongly."
+        if r.speaks_for not in (None, name)
+        else ""
+    )
     ahead = f"{h} session{'s' * (h > 1)} ahead"
-    if r.holm < alpha: return f"Evidence {ahead}, and it stands after Holm (p {r.holm:.2g}).{twin}"
-    if r.bh < alpha: return f"A hint {ahead}: of those named like this, {alpha:.0%} are expected to be false.{twin}"
+    if r.holm < alpha:
+        return f"Evidence {ahead}, and it stands after Holm (p {r.holm:.2g}).{twin}"
+    if r.bh < alpha:
+        return f"A hint {ahead}: of those named like this, {alpha:.0%} are expected to be false.{twin}"
     return f"No evidence {ahead}.{twin}"
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #b654658b
 @patch
-def select(self: Study,
-    by: str = "bh", # "holm" or "bh"
-    alpha: float | None = None, # rate of error; None = the study's
-) -> list[str]: # strongest first
+def select(
+    self: Study,
+    by: str = "bh",  # "holm" or "bh"
+    alpha: float | None = None,  # rate of error; None = the study's
+) -> list[str]:  # strongest first
     "Features that stand after the correction, one a cluster, none that is suspected or sparse."
-    if by not in ("holm", "bh"): raise EvaluateError(f"There is no correction called '{by}'.", "Choose holm or bh.")
+    if by not in ("holm", "bh"):
+        raise EvaluateError(f"There is no correction called '{by}'.", "Choose holm or bh.")
     t = self.table.reset_index()
     t = t[(t[by] < (self.alpha if alpha is None else alpha)) & (t.ic.abs() <= LEAK) & (t.coverage >= SPARSE)]
     best = t.assign(size=t.t.abs()).sort_values("size", ascending=False, kind="stable")
@@ -219,20 +289,29 @@ def select(self: Study,
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #541fed9c
 @patch
-def plot(self: Study,
-    horizon: int | None = None, # None = the first
-    most: int = 30, # features drawn, the strongest
-): # matplotlib figure
+def plot(
+    self: Study,
+    horizon: int | None = None,  # None = the first
+    most: int = 30,  # features drawn, the strongest
+):  # matplotlib figure
     "Mean rank IC of each feature with its interval; filled = stands after Benjamini-Hochberg."
     import matplotlib.pyplot as plt
+
     h = self.table.index.get_level_values(1)[0] if horizon is None else horizon
     t = self.table.xs(h, level=1).dropna(subset="p")
     t = t.loc[t.t.abs().sort_values(ascending=False).index[:most]].sort_values("ic")
-    fig, ax = plt.subplots(figsize=(8, .8 + .2 * len(t)))
+    fig, ax = plt.subplots(figsize=(8, 0.8 + 0.2 * len(t)))
     for i, r in enumerate(t.itertuples()):
         ax.plot([r.low, r.high], [i, i], color="#9aa5b1", lw=2, solid_capstyle="round")
-        ax.plot(r.ic, i, "o", ms=5, color="#1f6feb" if r.bh < self.alpha else "white", markeredgecolor="#1f6feb")
-    ax.axvline(0, color="#444", lw=.8); ax.set_yticks(range(len(t)), t.index, fontsize=8)
-    ax.set_title(f"Mean rank IC, {h} session{'s' * (h > 1)} ahead, up to {self.until:%Y-%m-%d}", loc="left", fontsize=10)
+        ax.plot(
+            r.ic, i, "o", ms=5, color="#1f6feb" if r.bh < self.alpha else "white", markeredgecolor="#1f6feb"
+        )
+    ax.axvline(0, color="#444", lw=0.8)
+    ax.set_yticks(range(len(t)), t.index, fontsize=8)
+    ax.set_title(
+        f"Mean rank IC, {h} session{'s' * (h > 1)} ahead, up to {self.until:%Y-%m-%d}",
+        loc="left",
+        fontsize=10,
+    )
     plt.close(fig)
     return fig

@@ -15,42 +15,46 @@ from ..algebra.panel import Panel
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #75f63d29
 def panel_bars(
-    panel: Panel, # history, prices adjusted
-    calendar: Calendar, # says when sessions closed
-) -> pd.DataFrame: # ticker, event_time, prices and volume of every bar there is, sorted
+    panel: Panel,  # history, prices adjusted
+    calendar: Calendar,  # says when sessions closed
+) -> pd.DataFrame:  # ticker, event_time, prices and volume of every bar there is, sorted
     "The bars behind a panel."
     n, t = (i.cpu().numpy() for i in panel.present.T.nonzero(as_tuple=True))
     closes = pd.DatetimeIndex(calendar.closes(panel.sessions))
     columns = {c: getattr(panel, c).values.cpu().numpy()[t, n].astype(float) for c in (*PRICES, "volume")}
     return pd.DataFrame(dict(ticker=pd.Index(panel.tickers)[n], event_time=closes[t]) | columns)
 
+
 def doubtful(
-    panel: Panel, # history, prices adjusted
-    calendar: Calendar | str = "XNYS", # the exchange
-    flags: pd.DataFrame | None = None, # what is known to be odd, from `stored_flags`; None = look for it
-) -> Tensor: # bool `[session, ticker]`
+    panel: Panel,  # history, prices adjusted
+    calendar: Calendar | str = "XNYS",  # the exchange
+    flags: pd.DataFrame | None = None,  # what is known to be odd, from `stored_flags`; None = look for it
+) -> Tensor:  # bool `[session, ticker]`
     "Bars at which no return can be trusted."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     out = torch.zeros_like(panel.present)
-    if flags is None: flags = find_flags(panel_bars(panel, calendar), calendar)
+    if flags is None:
+        flags = find_flags(panel_bars(panel, calendar), calendar)
     bad = flags[~flags.usable.astype(bool)]
-    t, n = panel.sessions.get_indexer(calendar.day_of(bad.event_time)), pd.Index(panel.tickers).get_indexer(bad.ticker)
+    t = panel.sessions.get_indexer(calendar.day_of(bad.event_time))
+    n = pd.Index(panel.tickers).get_indexer(bad.ticker)
     there = (t >= 0) & (n >= 0)
     out[torch.from_numpy(t[there]), torch.from_numpy(n[there])] = True
     return out & panel.present
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #62fedd64
 def without_doubt(
-    y: Tensor, # labels `[session, ticker, horizon]`
-    wrong: Tensor, # bool `[session, ticker]`, from `doubtful`
-    horizons: tuple, # sessions from entry to exit
-    entry_delay: int = 1, # sessions from decision to entry
-) -> Tensor: # a copy, `NaN` where a label touches a doubtful bar
+    y: Tensor,  # labels `[session, ticker, horizon]`
+    wrong: Tensor,  # bool `[session, ticker]`, from `doubtful`
+    horizons: tuple,  # sessions from entry to exit
+    entry_delay: int = 1,  # sessions from decision to entry
+) -> Tensor:  # a copy, `NaN` where a label touches a doubtful bar
     "Labels on whose way every price can be believed."
     y, count = y.clone(), torch.nn.functional.pad(wrong.long().cumsum(0), (0, 0, 1, 0))
     for k, h in enumerate(horizons):
         last = len(y) - entry_delay - h
-        if last <= 0: continue
-        touched = count[entry_delay + h + 1:][:last] > count[entry_delay:][:last]
-        y[:last, :, k].masked_fill_(touched, float('nan'))
+        if last <= 0:
+            continue
+        touched = count[entry_delay + h + 1 :][:last] > count[entry_delay:][:last]
+        y[:last, :, k].masked_fill_(touched, float("nan"))
     return y

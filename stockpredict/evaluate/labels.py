@@ -18,11 +18,12 @@ from ..algebra.panel import Panel
 @dataclass(frozen=True)
 class Labels:
     "Forward returns of every decision, and the session at which each is known."
-    y: Tensor                    # simple returns `[session, ticker, horizon]`, NaN where a close is missing
-    horizons: tuple[int, ...]    # sessions from entry to exit
-    entry_delay: int             # sessions from decision to entry
-    sessions: pd.DatetimeIndex   # decision sessions
-    tickers: list                # names of the second axis
+
+    y: Tensor  # simple returns `[session, ticker, horizon]`, NaN where a close is missing
+    horizons: tuple[int, ...]  # sessions from entry to exit
+    entry_delay: int  # sessions from decision to entry
+    sessions: pd.DatetimeIndex  # decision sessions
+    tickers: list  # names of the second axis
 
     @property
     def reach(self) -> int:
@@ -34,10 +35,14 @@ class Labels:
         return t + self.entry_delay + self._known(horizon)
 
     def _known(self, horizon):
-        if horizon in self.horizons: return horizon
-        raise UnknownHorizon(f"No label of {horizon} sessions was made.", f"Use one of {', '.join(map(str, self.horizons))}.")
+        if horizon in self.horizons:
+            return horizon
+        raise UnknownHorizon(
+            f"No label of {horizon} sessions was made.", f"Use one of {', '.join(map(str, self.horizons))}."
+        )
 
-    def __getitem__(self, horizon: int) -> Tensor: return self.y[..., self.horizons.index(self._known(horizon))]
+    def __getitem__(self, horizon: int) -> Tensor:
+        return self.y[..., self.horizons.index(self._known(horizon))]
 
     def __repr__(self):
         share = self.y.isfinite().float().mean(dim=(0, 1)).tolist()
@@ -46,31 +51,37 @@ class Labels:
 
 # %% ../../nbs/evaluate/00_labels.ipynb #edacac89
 def forward_returns(
-    close: Tensor,       # adjusted closes `[session, ticker]`, NaN where there was no bar
-    horizon: int,        # sessions from entry to exit, at least 1
-    entry_delay: int = 1, # sessions from decision to entry; 0 trades at the price the decision was made on
-) -> Tensor: # float32 `[session, ticker]`, NaN when either close is missing or still to come
+    close: Tensor,  # adjusted closes `[session, ticker]`, NaN where there was no bar
+    horizon: int,  # sessions from entry to exit, at least 1
+    entry_delay: int = 1,  # sessions from decision to entry; 0 trades at the price the decision was made on
+) -> Tensor:  # float32 `[session, ticker]`, NaN when either close is missing or still to come
     "Simple return from the close of t + delay to the close of t + delay + horizon, at row t."
     if horizon < 1 or entry_delay < 0:
-        raise EvaluateError(f"A label needs a horizon of at least 1 and a delay of at least 0, not {horizon} and {entry_delay}.")
+        raise EvaluateError(
+            f"A label needs a horizon of at least 1 and a delay of at least 0, not {horizon} and {entry_delay}."
+        )
     close, n = close.double(), len(close)
-    out = torch.full(close.shape, float('nan'), dtype=torch.float64, device=close.device)
+    out = torch.full(close.shape, float("nan"), dtype=torch.float64, device=close.device)
     if n > entry_delay + horizon:
-        out[:n-entry_delay-horizon] = close[entry_delay+horizon:] / close[entry_delay:n-horizon] - 1
-    return torch.where(out.isfinite(), out, float('nan')).float()
+        out[: n - entry_delay - horizon] = (
+            close[entry_delay + horizon :] / close[entry_delay : n - horizon] - 1
+        )
+    return torch.where(out.isfinite(), out, float("nan")).float()
 
 # %% ../../nbs/evaluate/00_labels.ipynb #2b283847
 def make_labels(
-    panel: Panel,          # market history; its closes are adjusted
-    horizons,              # sessions from entry to exit, e.g. [1, 5]
+    panel: Panel,  # market history; its closes are adjusted
+    horizons,  # sessions from entry to exit, e.g. [1, 5]
     entry_delay: int = 1,  # sessions from decision to entry
     demean: bool = False,  # measure each label against the mean of its session
 ) -> Labels:
     "Forward returns for every session, ticker and horizon of a panel."
     horizons = tuple(int(h) for h in horizons)
-    if not horizons: raise EvaluateError("No horizon was given.", "Pass at least one, for example [1, 5].")
+    if not horizons:
+        raise EvaluateError("No horizon was given.", "Pass at least one, for example [1, 5].")
     y = torch.stack([forward_returns(panel.close.values, h, entry_delay) for h in horizons], -1)
-    if demean: y = y - y.nanmean(dim=1, keepdim=True)
+    if demean:
+        y = y - y.nanmean(dim=1, keepdim=True)
     return Labels(y, horizons, entry_delay, panel.sessions, list(panel.tickers))
 
 # %% ../../nbs/evaluate/00_labels.ipynb #72cb9d43
@@ -80,6 +91,15 @@ def to_frame(self: Labels) -> pd.DataFrame:
     parts = []
     for k, h in enumerate(self.horizons):
         t, n = (i.cpu().numpy() for i in self.y[..., k].isfinite().nonzero(as_tuple=True))
-        parts.append(pd.DataFrame(dict(ticker=pd.Index(self.tickers)[n], session=self.sessions[t], horizon=h,
-                                       known=self.sessions[t + self.entry_delay + h], outcome=self.y[..., k].cpu().numpy()[t, n])))
+        parts.append(
+            pd.DataFrame(
+                dict(
+                    ticker=pd.Index(self.tickers)[n],
+                    session=self.sessions[t],
+                    horizon=h,
+                    known=self.sessions[t + self.entry_delay + h],
+                    outcome=self.y[..., k].cpu().numpy()[t, n],
+                )
+            )
+        )
     return pd.concat(parts, ignore_index=True)

@@ -20,6 +20,7 @@ from ..core.errors import EvaluateError
 @dataclass(frozen=True)
 class Estimate:
     "A value with its error bar; neither travels without the other."
+
     value: float
     se: float
     low: float
@@ -27,7 +28,7 @@ class Estimate:
     t: float
     p: float
     n: int
-    df: float = float('inf')
+    df: float = float("inf")
 
     @property
     def p_greater(self) -> float:
@@ -35,17 +36,19 @@ class Estimate:
         return float(stdtr(min(self.df, 1e9), -self.t))
 
     def __repr__(self):
-        if not np.isfinite(self.se): return f"{self.value:.4f} [no error bar] (n {self.n})"
+        if not np.isfinite(self.se):
+            return f"{self.value:.4f} [no error bar] (n {self.n})"
         half = max((self.high - self.low) / 2, 1e-8)
         digits = int(np.clip(1 - np.floor(np.log10(half)), 0, 8))
-        return f"{self.value:.{digits+1}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] (t {self.t:.1f}, n {self.n})"
+        return f"{self.value:.{digits + 1}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] (t {self.t:.1f}, n {self.n})"
 
-    def as_dict(self) -> dict: return asdict(self)
+    def as_dict(self) -> dict:
+        return asdict(self)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #514270bf
 def newey_west(
-    x: np.ndarray, # series without missing values; its mean is taken out
-    lags: int,     # last autocovariance that counts, 0 for independent data
+    x: np.ndarray,  # series without missing values; its mean is taken out
+    lags: int,  # last autocovariance that counts, 0 for independent data
 ) -> float:
     "Long-run variance with Bartlett weights (Newey and West 1987)."
     x = np.asarray(x, float) - np.mean(x)
@@ -54,74 +57,86 @@ def newey_west(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #a1e979c3
 def hac_lags(
-    n: int,           # sessions in the series
-    horizon: int = 1, # sessions a label spans
+    n: int,  # sessions in the series
+    horizon: int = 1,  # sessions a label spans
 ) -> int:
     "Lags for a mean of `n` sessions: bandwidth 1.3·√n (Lazarus et al. 2018), at least 4(h-1)."
     return int(min(max(np.ceil(1.3 * np.sqrt(n)) - 1, 4 * (horizon - 1)), max(n - 1, 0)))
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #ebca11e0
-def _estimate(value, errors, horizon=1, null=0., lags=None):
+def _estimate(value, errors, horizon=1, null=0.0, lags=None):
     "An `Estimate` of `value` whose sampling error is the mean of the series `errors`."
-    n, value, none = len(errors), float(value), float('nan')
-    if n < 3: return Estimate(value, none, none, none, none, none, n)
+    n, value, none = len(errors), float(value), float("nan")
+    if n < 3:
+        return Estimate(value, none, none, none, none, none, n)
     lags = min(hac_lags(n, horizon) if lags is None else lags, n - 1)
     j = np.arange(1, lags + 1)
     demeaned = 1 - (1 + 2 * np.sum((1 - j / (lags + 1)) * (1 - j / n))) / n
     se, df = np.sqrt(newey_west(errors, lags) / demeaned / n), min(n - 1, 1.5 * n / (lags + 1))
     gap = value - null
-    t = float(gap / se) if se > 1e-15 else (0. if abs(gap) < 1e-15 else float(np.sign(gap) * np.inf))
-    reach = float(stdtrit(df, .975) * se)
-    return Estimate(value, float(se), value - reach, value + reach, t, float(2 * stdtr(df, -abs(t))), n, float(df))
+    t = float(gap / se) if se > 1e-15 else (0.0 if abs(gap) < 1e-15 else float(np.sign(gap) * np.inf))
+    reach = float(stdtrit(df, 0.975) * se)
+    return Estimate(
+        value, float(se), value - reach, value + reach, t, float(2 * stdtr(df, -abs(t))), n, float(df)
+    )
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #cc0b991a
 def hac_mean(
-    x: np.ndarray,           # one value a session; missing sessions are left out
-    horizon: int = 1,        # sessions a label spans
-    null: float = 0.,        # value that would mean nothing
-    lags: int | None = None, # Newey-West lags, by default `hac_lags`
+    x: np.ndarray,  # one value a session; missing sessions are left out
+    horizon: int = 1,  # sessions a label spans
+    null: float = 0.0,  # value that would mean nothing
+    lags: int | None = None,  # Newey-West lags, by default `hac_lags`
 ) -> Estimate:
     "Mean of a dependent series with a heteroskedasticity and autocorrelation consistent error bar."
-    x = np.asarray(x, float); x = x[np.isfinite(x)]
+    x = np.asarray(x, float)
+    x = x[np.isfinite(x)]
     return _estimate(x.mean() if len(x) else np.nan, x, horizon, null, lags)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #9503d1ef
 def hac_ratio(
-    above: np.ndarray, # one sum a session
-    below: np.ndarray, # one sum a session; sessions without any are left out
+    above: np.ndarray,  # one sum a session
+    below: np.ndarray,  # one sum a session; sessions without any are left out
     horizon: int = 1,  # sessions a label spans
-    null: float = 0.,  # ratio that would mean nothing
+    null: float = 0.0,  # ratio that would mean nothing
 ) -> Estimate:
     "Ratio of two totals with a HAC error bar (delta method)."
     a, b = np.asarray(above, float), np.asarray(below, float)
-    keep = np.isfinite(a) & np.isfinite(b) & (b != 0); a, b = a[keep], b[keep]
-    if not b.sum(): return _estimate(np.nan, np.zeros(0))
+    keep = np.isfinite(a) & np.isfinite(b) & (b != 0)
+    a, b = a[keep], b[keep]
+    if not b.sum():
+        return _estimate(np.nan, np.zeros(0))
     r = a.sum() / b.sum()
     return _estimate(r, (a - r * b) / b.mean(), horizon, null)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #34b11d02
 def pair(
-    score,     # forecast, array or tensor `[session, ticker]`; one-dimensional means one ticker
-    y,         # outcome of the same shape
+    score,  # forecast, array or tensor `[session, ticker]`; one-dimensional means one ticker
+    y,  # outcome of the same shape
 ) -> tuple[np.ndarray, np.ndarray]:
     "Both as float64 `[session, ticker]` with NaN wherever either is missing or infinite."
-    a, b = (np.array(v.detach().cpu() if hasattr(v, 'detach') else v, dtype=float) for v in (score, y))
+    a, b = (np.array(v.detach().cpu() if hasattr(v, "detach") else v, dtype=float) for v in (score, y))
     if a.shape != b.shape:
-        raise EvaluateError(f"The forecast has shape {a.shape}, the outcome {b.shape}.", "Put both on one grid of sessions and tickers.")
-    if a.ndim == 1: a, b = a[:, None], b[:, None]
+        raise EvaluateError(
+            f"The forecast has shape {a.shape}, the outcome {b.shape}.",
+            "Put both on one grid of sessions and tickers.",
+        )
+    if a.ndim == 1:
+        a, b = a[:, None], b[:, None]
     missing = ~(np.isfinite(a) & np.isfinite(b))
     a[missing] = b[missing] = np.nan
     return a, b
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #910703d5
 def row_ranks(
-    x: np.ndarray, # `[session, ticker]`, NaN where missing
+    x: np.ndarray,  # `[session, ticker]`, NaN where missing
 ) -> np.ndarray:
     "Ranks 1, 2, … within each row; ties share their mean rank, NaN stays NaN."
-    order = np.argsort(x, axis=1, kind='stable')
+    order = np.argsort(x, axis=1, kind="stable")
     s, places = np.take_along_axis(x, order, 1), np.arange(x.shape[1])
-    starts = np.ones(x.shape, bool); starts[:, 1:] = s[:, 1:] != s[:, :-1]
-    ends = np.ones(x.shape, bool); ends[:, :-1] = starts[:, 1:]
+    starts = np.ones(x.shape, bool)
+    starts[:, 1:] = s[:, 1:] != s[:, :-1]
+    ends = np.ones(x.shape, bool)
+    ends[:, :-1] = starts[:, 1:]
     first = np.maximum.accumulate(np.where(starts, places, 0), axis=1)
     last = np.minimum.accumulate(np.where(ends, places, x.shape[1])[:, ::-1], axis=1)[:, ::-1]
     out = np.empty(x.shape)
@@ -130,52 +145,55 @@ def row_ranks(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #94638f8d
 def rank_ic(
-    score,             # forecast `[session, ticker]`
-    y,                 # outcome `[session, ticker]`
-    sessions=None,     # labels of the rows, for the index of the answer
-    min_names: int = 5, # fewest tickers that make a cross-section
+    score,  # forecast `[session, ticker]`
+    y,  # outcome `[session, ticker]`
+    sessions=None,  # labels of the rows, for the index of the answer
+    min_names: int = 5,  # fewest tickers that make a cross-section
 ) -> pd.Series:
     "Spearman correlation across tickers, session by session."
     a, b = pair(score, y)
     names = np.isfinite(a).sum(1, keepdims=True)
     a, b = (np.nan_to_num(r - (names + 1) / 2) for r in (row_ranks(a), row_ranks(b)))
     product, va, vb = (a * b).sum(1), (a * a).sum(1), (b * b).sum(1)
-    ic = np.where(va > 0, product / np.sqrt(np.where(va * vb > 0, va * vb, 1)), 0.)
-    return pd.Series(np.where((names[:, 0] >= min_names) & (vb > 0), ic, np.nan), index=sessions, name='rank_ic')
+    ic = np.where(va > 0, product / np.sqrt(np.where(va * vb > 0, va * vb, 1)), 0.0)
+    return pd.Series(
+        np.where((names[:, 0] >= min_names) & (vb > 0), ic, np.nan), index=sessions, name="rank_ic"
+    )
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #e2103880
 def ic_summary(
-    ic: pd.Series,    # rank IC per session
-    horizon: int = 1, # sessions a label spans
+    ic: pd.Series,  # rank IC per session
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Mean rank IC with its HAC error bar."
     return hac_mean(ic, horizon)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #005ed4f1
 def ic_by(
-    ic: pd.Series,     # rank IC per session, indexed by date
-    by: str = 'year',  # "year" or "month"
+    ic: pd.Series,  # rank IC per session, indexed by date
+    by: str = "year",  # "year" or "month"
     horizon: int = 1,  # sessions a label spans
 ) -> pd.DataFrame:
     "One row a calendar year (or month): value, low, high, t, n."
-    period = ic.index.year if by == 'year' else ic.index.to_period('M').astype(str)
+    period = ic.index.year if by == "year" else ic.index.to_period("M").astype(str)
     rows = {k: hac_mean(part, horizon).as_dict() for k, part in ic.groupby(period)}
-    return pd.DataFrame(rows).T[['value', 'low', 'high', 't', 'n']].rename_axis(by).astype({'n': int})
+    return pd.DataFrame(rows).T[["value", "low", "high", "t", "n"]].rename_axis(by).astype({"n": int})
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #9cef31ac
 def hit_rate(
-    score,            # forecast `[session, ticker]`; its sign is the call
-    y,                # outcome `[session, ticker]`
-    horizon: int = 1, # sessions a label spans
+    score,  # forecast `[session, ticker]`; its sign is the call
+    y,  # outcome `[session, ticker]`
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Share of right signs; t and p are against one half."
     a, b = pair(score, y)
     b[b == 0] = np.nan
     hits = np.where(np.isnan(b), np.nan, (1 + np.sign(a) * np.sign(b)) / 2)
-    return hac_ratio(np.nansum(hits, 1), np.isfinite(hits).sum(1), horizon, null=.5)
+    return hac_ratio(np.nansum(hits, 1), np.isfinite(hits).sum(1), horizon, null=0.5)
+
 
 def majority_rate(
-    y, # outcome, any shape
+    y,  # outcome, any shape
 ) -> float:
     "Hit rate of always calling the commoner sign, chosen with hindsight."
     up, down = np.sum(np.asarray(y) > 0), np.sum(np.asarray(y) < 0)
@@ -183,40 +201,48 @@ def majority_rate(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #4928ed21
 def pesaran_timmermann(
-    score,            # forecast `[session]` or `[session, ticker]`; its sign is the call
-    y,                # outcome of the same shape
-    horizon: int = 1, # sessions a label spans
+    score,  # forecast `[session]` or `[session, ticker]`; its sign is the call
+    y,  # outcome of the same shape
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Surplus of right signs over what the two marginals give by chance; `p` is one-sided."
     a, b = pair(score, y)
     seen = np.isfinite(a)
-    x, z, count = np.where(seen, a > 0, 0.), np.where(seen, b > 0, 0.), seen.sum()
+    x, z, count = np.where(seen, a > 0, 0.0), np.where(seen, b > 0, 0.0), seen.sum()
     px, pz = x.sum() / max(count, 1), z.sum() / max(count, 1)
-    surplus = np.where(seen, 2 * (x - px) * (z - pz), 0.).sum(1)
+    surplus = np.where(seen, 2 * (x - px) * (z - pz), 0.0).sum(1)
     e = hac_ratio(surplus, seen.sum(1), horizon)
     if a.shape[1] == 1 and horizon == 1 and count > 2:
         star = px * pz + (1 - px) * (1 - pz)
-        spread = (star * (1 - star) - (2*pz - 1)**2 * px * (1-px) - (2*px - 1)**2 * pz * (1-pz) - 4*px*pz*(1-px)*(1-pz) / count) / count
-        se = float(np.sqrt(max(spread, 0.))); t = float(e.value / se) if se > 1e-12 else 0.
-        e = Estimate(e.value, se, e.value - 1.96 * se, e.value + 1.96 * se, t, 0., int(count))
-    return Estimate(**{**e.as_dict(), 'p': e.p_greater})
+        spread = (
+            star * (1 - star)
+            - (2 * pz - 1) ** 2 * px * (1 - px)
+            - (2 * px - 1) ** 2 * pz * (1 - pz)
+            - 4 * px * pz * (1 - px) * (1 - pz) / count
+        ) / count
+        se = float(np.sqrt(max(spread, 0.0)))
+        t = float(e.value / se) if se > 1e-12 else 0.0
+        e = Estimate(e.value, se, e.value - 1.96 * se, e.value + 1.96 * se, t, 0.0, int(count))
+    return Estimate(**{**e.as_dict(), "p": e.p_greater})
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #8042ea7b
 def historical_mean(
-    y,          # outcome `[session, ticker]` from the very first session on
-    reach: int, # sessions from a decision to the end of its label (entry delay + horizon)
+    y,  # outcome `[session, ticker]` from the very first session on
+    reach: int,  # sessions from a decision to the end of its label (entry delay + horizon)
 ) -> np.ndarray:
     "Mean of each ticker's labels that had ended by each session; 0 before the first."
-    y = np.asarray(y, float); seen = np.isfinite(y)
+    y = np.asarray(y, float)
+    seen = np.isfinite(y)
     total, count = np.cumsum(np.where(seen, y, 0), 0), np.cumsum(seen, 0)
     out = np.zeros(y.shape)
-    out[reach:] = total[:len(y)-reach] / np.maximum(count[:len(y)-reach], 1)
+    out[reach:] = total[: len(y) - reach] / np.maximum(count[: len(y) - reach], 1)
     return out
 
+
 def skill_score(
-    loss,             # loss of the forecast, one number a session and ticker
-    reference,        # loss of the benchmark on the same cells
-    horizon: int = 1, # sessions a label spans
+    loss,  # loss of the forecast, one number a session and ticker
+    reference,  # loss of the benchmark on the same cells
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Share of the benchmark's loss that the forecast removes: 1 is perfect, 0 is no better."
     a, b = pair(loss, reference)
@@ -224,98 +250,106 @@ def skill_score(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #5a8fb818
 def r2_oos(
-    forecast,         # forecast return `[session, ticker]`
-    y,                # realised return
-    benchmark=0.,     # benchmark forecast: a number or an array, e.g. `historical_mean`
-    horizon: int = 1, # sessions a label spans
+    forecast,  # forecast return `[session, ticker]`
+    y,  # realised return
+    benchmark=0.0,  # benchmark forecast: a number or an array, e.g. `historical_mean`
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Out-of-sample R² against a benchmark (Campbell and Thompson 2008)."
     f, y = pair(forecast, y)
-    return skill_score((y - f)**2, (y - np.broadcast_to(benchmark, y.shape))**2, horizon)
+    return skill_score((y - f) ** 2, (y - np.broadcast_to(benchmark, y.shape)) ** 2, horizon)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #03f1d5e8
 def session_means(
-    loss, # `[session, ticker]`, NaN where there is none
+    loss,  # `[session, ticker]`, NaN where there is none
 ) -> np.ndarray:
     "Mean over tickers, session by session; NaN for an empty session."
-    loss = np.asarray(loss, float); loss = loss[:, None] if loss.ndim == 1 else loss
+    loss = np.asarray(loss, float)
+    loss = loss[:, None] if loss.ndim == 1 else loss
     count = np.isfinite(loss).sum(1)
     return np.where(count > 0, np.nansum(loss, 1) / np.maximum(count, 1), np.nan)
 
+
 def clark_west(
-    forecast,         # forecast return `[session, ticker]`
-    y,                # realised return
-    benchmark=0.,     # forecast of the nested benchmark: a number or an array
-    horizon: int = 1, # sessions a label spans
+    forecast,  # forecast return `[session, ticker]`
+    y,  # realised return
+    benchmark=0.0,  # forecast of the nested benchmark: a number or an array
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Does the larger model add to the nested benchmark (Clark and West 2007)? `p` is one-sided."
     f, y = pair(forecast, y)
     b = np.broadcast_to(benchmark, y.shape)
-    e = hac_mean(session_means((y - b)**2 - ((y - f)**2 - (b - f)**2)), horizon)
-    return Estimate(**{**e.as_dict(), 'p': e.p_greater})
+    e = hac_mean(session_means((y - b) ** 2 - ((y - f) ** 2 - (b - f) ** 2)), horizon)
+    return Estimate(**{**e.as_dict(), "p": e.p_greater})
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #86f88a7f
 def diebold_mariano(
-    loss_a,                  # loss of forecast A, `[session]` or `[session, ticker]`
-    loss_b,                  # loss of forecast B on the same cells
-    horizon: int = 1,        # sessions a label spans
-    lags: int | None = None, # Newey-West lags, by default `hac_lags`
+    loss_a,  # loss of forecast A, `[session]` or `[session, ticker]`
+    loss_b,  # loss of forecast B on the same cells
+    horizon: int = 1,  # sessions a label spans
+    lags: int | None = None,  # Newey-West lags, by default `hac_lags`
 ) -> Estimate:
     "Mean loss of A minus B, with the Harvey-Leybourne-Newbold correction; below zero means A is better."
     a, b = pair(loss_a, loss_b)
-    d = session_means(a - b); d = d[np.isfinite(d)]
+    d = session_means(a - b)
+    d = d[np.isfinite(d)]
     n, h = len(d), horizon
-    if n < 3 + 2 * h: return _estimate(d.mean() if n else np.nan, d[:0])
+    if n < 3 + 2 * h:
+        return _estimate(d.mean() if n else np.nan, d[:0])
     lags = hac_lags(n, h) if lags is None else lags
-    shrink = np.sqrt((n + 1 - 2*h + h * (h - 1) / n) / n)
-    se, df, value = float(np.sqrt(newey_west(d, lags) / n) / shrink), min(n - 1, 1.5 * n / (lags + 1)), float(d.mean())
-    t, reach = (value / se if se > 1e-15 else 0.), float(stdtrit(df, .975)) * se
+    shrink = np.sqrt((n + 1 - 2 * h + h * (h - 1) / n) / n)
+    se = float(np.sqrt(newey_west(d, lags) / n) / shrink)
+    df = min(n - 1, 1.5 * n / (lags + 1))
+    value = float(d.mean())
+    t, reach = (value / se if se > 1e-15 else 0.0), float(stdtrit(df, 0.975)) * se
     return Estimate(value, se, value - reach, value + reach, t, float(2 * stdtr(df, -abs(t))), n, df)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #d467643b
 def pinball(
-    quantiles,   # forecast quantiles `[…, level]`
-    levels,      # their probabilities, e.g. (.05, .25, .5, .75, .95)
-    y,           # outcome `[…]`
+    quantiles,  # forecast quantiles `[…, level]`
+    levels,  # their probabilities, e.g. (.05, .25, .5, .75, .95)
+    y,  # outcome `[…]`
 ) -> np.ndarray:
     "Pinball loss of every quantile, `[…, level]`."
     gap = np.asarray(y, float)[..., None] - np.asarray(quantiles, float)
     return np.maximum(np.asarray(levels) * gap, (np.asarray(levels) - 1) * gap)
 
+
 def crps_from_quantiles(
-    quantiles,   # forecast quantiles `[…, level]`
-    levels,      # their probabilities, increasing
-    y,           # outcome `[…]`
+    quantiles,  # forecast quantiles `[…, level]`
+    levels,  # their probabilities, increasing
+    y,  # outcome `[…]`
 ) -> np.ndarray:
     "Continuous ranked probability score as twice the pinball loss integrated over levels, `[…]`."
-    edges = np.concatenate([[0.], (np.asarray(levels)[1:] + np.asarray(levels)[:-1]) / 2, [1.]])
+    edges = np.concatenate([[0.0], (np.asarray(levels)[1:] + np.asarray(levels)[:-1]) / 2, [1.0]])
     return 2 * pinball(quantiles, levels, y) @ np.diff(edges)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #7d68a6a2
 def coverage(
-    low,                  # lower bound `[session, ticker]`
-    high,                 # upper bound
-    y,                    # outcome
-    nominal: float = .9,  # share the interval promises
-    horizon: int = 1,     # sessions a label spans
+    low,  # lower bound `[session, ticker]`
+    high,  # upper bound
+    y,  # outcome
+    nominal: float = 0.9,  # share the interval promises
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Share of outcomes inside the interval; t and p are against the promise."
-    lo, y2 = pair(low, y); hi, _ = pair(high, y)
+    lo, y2 = pair(low, y)
+    hi, _ = pair(high, y)
     known = np.isfinite(lo) & np.isfinite(hi)
     inside = known & (y2 >= lo) & (y2 <= hi)
     return hac_ratio(inside.sum(1), known.sum(1), horizon, null=nominal)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #f18595ec
 def pit(
-    quantiles,        # forecast quantiles `[session, ticker, level]`
-    levels,           # their probabilities, increasing
-    y,                # outcome `[session, ticker]`
-    horizon: int = 1, # sessions a label spans
+    quantiles,  # forecast quantiles `[session, ticker, level]`
+    levels,  # their probabilities, increasing
+    y,  # outcome `[session, ticker]`
+    horizon: int = 1,  # sessions a label spans
 ) -> pd.DataFrame:
     "Share of outcomes between neighbouring quantiles: columns start, stop, expected, share, low, high, p."
     q, y = np.asarray(quantiles, float), np.asarray(y, float)
     known = np.isfinite(y) & np.isfinite(q).all(-1)
-    place, edges = (y[..., None] > q).sum(-1), np.concatenate([[0.], levels, [1.]])
+    place, edges = (y[..., None] > q).sum(-1), np.concatenate([[0.0], levels, [1.0]])
     rows = []
     for k, (a, b) in enumerate(pairwise(edges)):
         e = hac_ratio((known & (place == k)).sum(1), known.sum(1), horizon, null=b - a)
@@ -324,27 +358,32 @@ def pit(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #00756970
 def brier(
-    p_up,             # forecast probability of a positive outcome `[session, ticker]`
-    y,                # outcome
-    horizon: int = 1, # sessions a label spans
+    p_up,  # forecast probability of a positive outcome `[session, ticker]`
+    y,  # outcome
+    horizon: int = 1,  # sessions a label spans
 ) -> Estimate:
     "Mean squared distance of P(up) from what happened; a coin scores 0.25, and t and p are against it."
     p, y = pair(p_up, y)
-    return hac_ratio(np.nansum((p - (y > 0))**2, 1), np.isfinite(p).sum(1), horizon, null=.25)
+    return hac_ratio(np.nansum((p - (y > 0)) ** 2, 1), np.isfinite(p).sum(1), horizon, null=0.25)
+
 
 def reliability(
-    p_up,             # forecast probability `[session, ticker]`
-    y,                # outcome
-    bins: int = 10,   # groups of equal size
-    horizon: int = 1, # sessions a label spans
+    p_up,  # forecast probability `[session, ticker]`
+    y,  # outcome
+    bins: int = 10,  # groups of equal size
+    horizon: int = 1,  # sessions a label spans
 ) -> pd.DataFrame:
     "Observed share of rises by group of forecast probability: columns forecast, observed, low, high, n."
     p, y = pair(p_up, y)
-    groups = np.unique(np.nanquantile(p, np.linspace(0, 1, bins + 1))) if np.isfinite(p).any() else np.zeros(0)
-    place = np.clip(np.searchsorted(groups, p, 'right') - 1, 0, max(len(groups) - 2, 0))
+    groups = (
+        np.unique(np.nanquantile(p, np.linspace(0, 1, bins + 1))) if np.isfinite(p).any() else np.zeros(0)
+    )
+    place = np.clip(np.searchsorted(groups, p, "right") - 1, 0, max(len(groups) - 2, 0))
     rows = []
     for k in np.unique(place[np.isfinite(p)]):
         inside = np.isfinite(p) & (place == k)
         e = hac_ratio((inside & (y > 0)).sum(1), inside.sum(1), horizon)
-        rows.append(dict(forecast=p[inside].mean(), observed=e.value, low=e.low, high=e.high, n=int(inside.sum())))
-    return pd.DataFrame(rows, columns=['forecast', 'observed', 'low', 'high', 'n'])
+        rows.append(
+            dict(forecast=p[inside].mean(), observed=e.value, low=e.low, high=e.high, n=int(inside.sum()))
+        )
+    return pd.DataFrame(rows, columns=["forecast", "observed", "low", "high", "n"])

@@ -14,311 +14,488 @@ import pandas as pd
 from .metrics import hac_mean, hac_ratio, pair, row_ranks
 
 # %% ../../nbs/evaluate/70_plots.ipynb #c7a61899
-INK, GREY = '#222222', '#8C8C8C'
-BLUE, ORANGE, GREEN, RED, SKY, PINK = '#0072B2', '#E69F00', '#009E73', '#D55E00', '#56B4E9', '#CC79A7' # Okabe and Ito (2008)
-LOOK = {'font.size': 9, 'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left', 'axes.edgecolor': GREY,
-        'axes.labelcolor': INK, 'text.color': INK, 'xtick.color': INK, 'ytick.color': INK, 'axes.spines.top': False, 'axes.spines.right': False,
-        'axes.grid': True, 'grid.color': '#E6E6E6', 'grid.linewidth': .7, 'axes.axisbelow': True, 'legend.frameon': False, 'lines.linewidth': 1.5,
-        'figure.facecolor': 'white', 'axes.facecolor': 'white', 'figure.constrained_layout.use': True, 'date.converter': 'concise'}
+INK, GREY = "#222222", "#8C8C8C"
+BLUE, ORANGE, GREEN, RED, SKY, PINK = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+)  # Okabe and Ito (2008)
+LOOK = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "date.converter": "concise",
+}
+
 
 def style():
     "A context in which matplotlib draws in the style of the report."
     import matplotlib
+
     return matplotlib.rc_context(LOOK)
+
 
 def diverging():
     "Red below zero, white at zero, blue above: readable for colour-blind eyes."
     from matplotlib.colors import LinearSegmentedColormap
-    return LinearSegmentedColormap.from_list('house', [RED, '#FFFFFF', BLUE])
+
+    return LinearSegmentedColormap.from_list("house", [RED, "#FFFFFF", BLUE])
+
 
 def drawn(f):
     "Run a drawing function in the report's style and hand back its figure, detached from pyplot."
+
     @functools.wraps(f)
     def g(*args, **kwargs):
         import matplotlib.pyplot as plt
+
         with style():
             fig = f(*args, **kwargs)
             plt.close(fig)
         return fig
+
     return g
 
 # %% ../../nbs/evaluate/70_plots.ipynb #c79476cb
 @drawn
 def verdict_strip(
-    decision: str,      # "promote", "hold" or "suspected-leak"
-    skill: str,         # "none", "weak" or "strong"
-    model: str,         # name of the model the verdict is about
-    reasons: list[str], # sentences, the weightiest first
+    decision: str,  # "promote", "hold" or "suspected-leak"
+    skill: str,  # "none", "weak" or "strong"
+    model: str,  # name of the model the verdict is about
+    reasons: list[str],  # sentences, the weightiest first
 ):
     "The decision in words on a coloured band, with its reasons."
     import matplotlib.pyplot as plt
+
     lines = [textwrap.wrap(r, 80) for r in list(reasons)[:4]]
-    height = max(1.1, .34 + .19 * sum(map(len, lines)))
-    fig, ax = plt.subplots(figsize=(8, height)); ax.axis('off'); ax.set(xlim=(0, 1), ylim=(0, 1))
-    colour = {'promote': BLUE, 'suspected-leak': RED}.get(decision, GREY)
-    ax.add_patch(plt.Rectangle((0, 0), .25, 1, color=colour, lw=0)); ax.add_patch(plt.Rectangle((.25, 0), .75, 1, color=colour, alpha=.09, lw=0))
-    ax.text(.125, .64, decision.replace('-', ' ').upper(), c='white', size=12, weight='bold', ha='center', va='center')
-    ax.text(.125, .3, f"{'no' if skill == 'none' else skill} evidence of skill\n{model}", c='white', size=8.5, ha='center', va='center')
-    text = "\n".join("\n".join(('• ' if not k else '   ') + row for k, row in enumerate(part)) for part in lines)
-    ax.text(.27, .5, text, size=8.5, va='center', linespacing=1.3)
+    height = max(1.1, 0.34 + 0.19 * sum(map(len, lines)))
+    fig, ax = plt.subplots(figsize=(8, height))
+    ax.axis("off")
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    colour = {"promote": BLUE, "suspected-leak": RED}.get(decision, GREY)
+    ax.add_patch(plt.Rectangle((0, 0), 0.25, 1, color=colour, lw=0))
+    ax.add_patch(plt.Rectangle((0.25, 0), 0.75, 1, color=colour, alpha=0.09, lw=0))
+    ax.text(
+        0.125,
+        0.64,
+        decision.replace("-", " ").upper(),
+        c="white",
+        size=12,
+        weight="bold",
+        ha="center",
+        va="center",
+    )
+    ax.text(
+        0.125,
+        0.3,
+        f"{'no' if skill == 'none' else skill} evidence of skill\n{model}",
+        c="white",
+        size=8.5,
+        ha="center",
+        va="center",
+    )
+    text = "\n".join(
+        "\n".join(("• " if not k else "   ") + row for k, row in enumerate(part)) for part in lines
+    )
+    ax.text(0.27, 0.5, text, size=8.5, va="center", linespacing=1.3)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #b064a679
 @drawn
 def skill_plot(
     table: pd.DataFrame,  # one row a candidate: value, low, high; optional t, p
-    title: str = 'Mean rank IC, 95 % interval', # what the number is
-    chosen: str = '',     # row to stress
-    baselines=(),         # rows that are baselines, drawn in grey
+    title: str = "Mean rank IC, 95 % interval",  # what the number is
+    chosen: str = "",  # row to stress
+    baselines=(),  # rows that are baselines, drawn in grey
 ):
     "Candidates against each other and against zero, with their error bars and numbers."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(8, .7 + .27 * len(table)))
+
+    fig, ax = plt.subplots(figsize=(8, 0.7 + 0.27 * len(table)))
     for k, (name, r) in enumerate(table.iterrows()):
         colour = BLUE if name == chosen else GREY if name in baselines else INK
-        ax.plot([r['low'], r['high']], [k, k], c=colour, lw=2.5, alpha=.45, solid_capstyle='butt')
-        ax.plot(r['value'], k, 'D' if name in baselines else 'o', c=colour, ms=6)
-        note = f"{r['value']:+.4f}" if np.isfinite(r['value']) else 'no estimate'
-        if 'p' in table and np.isfinite(r['p']): note += f"   p {r['p']:.2g}"
-        ax.text(1.01, k, note, transform=ax.get_yaxis_transform(), va='center', size=8, weight='bold' if name == chosen else 'normal')
-    ax.axvline(0, c=INK, lw=.8); ax.grid(axis='y', visible=False)
-    ax.set_yticks(range(len(table)), [f'{n} (baseline)' if n in baselines else n for n in table.index])
-    ax.set(ylim=(len(table) - .4, -.6), title=title)
+        ax.plot([r["low"], r["high"]], [k, k], c=colour, lw=2.5, alpha=0.45, solid_capstyle="butt")
+        ax.plot(r["value"], k, "D" if name in baselines else "o", c=colour, ms=6)
+        note = f"{r['value']:+.4f}" if np.isfinite(r["value"]) else "no estimate"
+        if "p" in table and np.isfinite(r["p"]):
+            note += f"   p {r['p']:.2g}"
+        ax.text(
+            1.01,
+            k,
+            note,
+            transform=ax.get_yaxis_transform(),
+            va="center",
+            size=8,
+            weight="bold" if name == chosen else "normal",
+        )
+    ax.axvline(0, c=INK, lw=0.8)
+    ax.grid(axis="y", visible=False)
+    ax.set_yticks(range(len(table)), [f"{n} (baseline)" if n in baselines else n for n in table.index])
+    ax.set(ylim=(len(table) - 0.4, -0.6), title=title)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #746b308f
 @drawn
 def cumulative_ic(
     ics: dict,  # name -> rank IC per session (Series indexed by date)
-    title: str = 'Cumulative rank IC: a steady slope is skill that lasts', # what the picture shows
+    title: str = "Cumulative rank IC: a steady slope is skill that lasts",  # what the picture shows
 ):
     "Running sum of the rank IC of each candidate."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(8, 3))
     totals = {name: ic.fillna(0).cumsum() for name, ic in ics.items()}
     ends = pd.Series({name: t.iloc[-1] for name, t in totals.items()}).sort_values()
-    places, gap = ends.copy(), .07 * (max(t.max() for t in totals.values()) - min(t.min() for t in totals.values()))
-    for i in range(1, len(places)): places.iloc[i] = max(places.iloc[i], places.iloc[i-1] + gap)
+    places = ends.copy()
+    gap = 0.07 * (max(t.max() for t in totals.values()) - min(t.min() for t in totals.values()))
+    for i in range(1, len(places)):
+        places.iloc[i] = max(places.iloc[i], places.iloc[i - 1] + gap)
     places -= (places - ends).mean()
     for k, (name, total) in enumerate(totals.items()):
         colour = [BLUE, RED, GREEN, ORANGE, PINK, SKY, INK][k % 7]
-        ax.plot(total.index, total, c=colour, ls=('-', '--', ':')[k // 7 % 3])
-        ax.text(1.005, places[name], name, transform=ax.get_yaxis_transform(), c=colour, size=8, va='center')
-    ax.axhline(0, c=INK, lw=.8); ax.set(title=title, ylabel='sum of daily rank IC')
+        ax.plot(total.index, total, c=colour, ls=("-", "--", ":")[k // 7 % 3])
+        ax.text(1.005, places[name], name, transform=ax.get_yaxis_transform(), c=colour, size=8, va="center")
+    ax.axhline(0, c=INK, lw=0.8)
+    ax.set(title=title, ylabel="sum of daily rank IC")
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #aec60f78
 @drawn
 def ic_years(
-    table: pd.DataFrame, # from `ic_by`: value, low, high by year
-    title: str = 'Mean rank IC by year, 95 % interval', # what the picture shows
+    table: pd.DataFrame,  # from `ic_by`: value, low, high by year
+    title: str = "Mean rank IC by year, 95 % interval",  # what the picture shows
 ):
     "Bars by year with their intervals; a bar whose interval crosses zero is pale."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(8, 2.6))
-    sure = (table.low > 0) | (table.high < 0); at = np.arange(len(table))
-    ax.bar(at, table.value, .6, color=np.where(sure, BLUE, '#BFD9EA'), edgecolor=BLUE, lw=.8)
-    ax.errorbar(at, table.value, [table.value - table.low, table.high - table.value], fmt='none', ecolor=INK, capsize=3, lw=1)
-    ax.axhline(0, c=INK, lw=.8); ax.set_xticks(at, table.index, rotation=90 if len(table) > 20 else 0); ax.grid(axis='x', visible=False)
+    sure = (table.low > 0) | (table.high < 0)
+    at = np.arange(len(table))
+    ax.bar(at, table.value, 0.6, color=np.where(sure, BLUE, "#BFD9EA"), edgecolor=BLUE, lw=0.8)
+    ax.errorbar(
+        at,
+        table.value,
+        [table.value - table.low, table.high - table.value],
+        fmt="none",
+        ecolor=INK,
+        capsize=3,
+        lw=1,
+    )
+    ax.axhline(0, c=INK, lw=0.8)
+    ax.set_xticks(at, table.index, rotation=90 if len(table) > 20 else 0)
+    ax.grid(axis="x", visible=False)
     ax.set_title(title)
     return fig
 
+
 @drawn
 def ic_months(
-    ic: pd.Series, # rank IC per session, indexed by date
-    title: str = 'Mean rank IC by month', # what the picture shows
+    ic: pd.Series,  # rank IC per session, indexed by date
+    title: str = "Mean rank IC by month",  # what the picture shows
 ):
     "Year by month heat map of the mean rank IC."
     import matplotlib.pyplot as plt
+
     grid = ic.groupby([ic.index.year, ic.index.month]).mean().unstack().reindex(columns=range(1, 13))
-    fig, ax = plt.subplots(figsize=(8, .8 + .24 * len(grid)))
-    top = max(np.nanquantile(np.abs(grid), .98), .01) if grid.notna().any(axis=None) else .01
-    image = ax.imshow(grid, cmap=diverging(), vmin=-top, vmax=top, aspect='auto')
-    ax.set_xticks(range(12), 'Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec'.split()); ax.set_yticks(range(len(grid)), grid.index)
+    fig, ax = plt.subplots(figsize=(8, 0.8 + 0.24 * len(grid)))
+    top = max(np.nanquantile(np.abs(grid), 0.98), 0.01) if grid.notna().any(axis=None) else 0.01
+    image = ax.imshow(grid, cmap=diverging(), vmin=-top, vmax=top, aspect="auto")
+    ax.set_xticks(range(12), "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
+    ax.set_yticks(range(len(grid)), grid.index)
     for (i, j), v in np.ndenumerate(grid.to_numpy()):
-        if np.isfinite(v): ax.text(j, i, f'{v:.2f}'.replace('-0.00', '0.00'), ha='center', va='center', size=7, c='white' if abs(v) > .7 * top else INK)
-    ax.grid(False); ax.set_title(title); fig.colorbar(image, ax=ax, fraction=.03, pad=.01)
+        if np.isfinite(v):
+            ax.text(
+                j,
+                i,
+                f"{v:.2f}".replace("-0.00", "0.00"),
+                ha="center",
+                va="center",
+                size=7,
+                c="white" if abs(v) > 0.7 * top else INK,
+            )
+    ax.grid(False)
+    ax.set_title(title)
+    fig.colorbar(image, ax=ax, fraction=0.03, pad=0.01)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #4bb231bd
 def group_returns(
-    score,                     # forecast `[session, ticker]`
-    y,                         # outcome, same shape
-    groups: int | None = None, # groups by score; by default 10, 5 or 3, by the number of names
-    horizon: int = 1,          # sessions a label spans
+    score,  # forecast `[session, ticker]`
+    y,  # outcome, same shape
+    groups: int | None = None,  # groups by score; by default 10, 5 or 3, by the number of names
+    horizon: int = 1,  # sessions a label spans
 ) -> pd.DataFrame:
     "Mean outcome of each score group relative to its session: value, low, high; the last row is top minus bottom."
     a, b = pair(score, y)
     count = np.isfinite(a).sum(1, keepdims=True)
     usual = float(np.median(count[count > 0])) if (count > 0).any() else 0
     groups = groups or (10 if usual >= 50 else 5 if usual >= 15 else 3)
-    place = np.floor((row_ranks(a) - .5) / np.maximum(count, 1) * groups)
+    place = np.floor((row_ranks(a) - 0.5) / np.maximum(count, 1) * groups)
     b = b - np.nansum(b, 1, keepdims=True) / np.maximum(count, 1)
     means = np.full((len(b), groups), np.nan)
     for k in range(groups):
         inside = place == k
-        means[:, k] = np.where(inside.any(1), np.where(inside, b, 0).sum(1) / np.maximum(inside.sum(1), 1), np.nan)
-    rows = {str(k + 1): hac_mean(means[:, k], horizon) for k in range(groups)} | {'top - bottom': hac_mean(means[:, -1] - means[:, 0], horizon)}
-    return pd.DataFrame({k: e.as_dict() for k, e in rows.items()}).T[['value', 'low', 'high', 't', 'n']]
+        means[:, k] = np.where(
+            inside.any(1), np.where(inside, b, 0).sum(1) / np.maximum(inside.sum(1), 1), np.nan
+        )
+    rows = {str(k + 1): hac_mean(means[:, k], horizon) for k in range(groups)} | {
+        "top - bottom": hac_mean(means[:, -1] - means[:, 0], horizon)
+    }
+    return pd.DataFrame({k: e.as_dict() for k, e in rows.items()}).T[["value", "low", "high", "t", "n"]]
 
 # %% ../../nbs/evaluate/70_plots.ipynb #0ab4a61b
 @drawn
 def group_bars(
-    table: pd.DataFrame, # from `group_returns`
-    title: str = '',     # what the picture shows; by default top minus bottom in words
+    table: pd.DataFrame,  # from `group_returns`
+    title: str = "",  # what the picture shows; by default top minus bottom in words
 ):
     "Mean outcome by score group in basis points, low scores left, with 95 % intervals."
     import matplotlib.pyplot as plt
+
     bars, gap = 1e4 * table.iloc[:-1], 1e4 * table.iloc[-1]
-    fig, ax = plt.subplots(figsize=(8, 2.6)); at = np.arange(len(bars))
-    ax.bar(at, bars.value, .7, color=np.where(bars.value > 0, BLUE, RED), alpha=.75)
-    ax.errorbar(at, bars.value, [bars.value - bars.low, bars.high - bars.value], fmt='none', ecolor=INK, capsize=3, lw=1)
-    ax.axhline(0, c=INK, lw=.8); ax.set_xticks(at, bars.index); ax.grid(axis='x', visible=False)
-    ax.set(xlabel='score group, lowest to highest', ylabel='bp a label, over the session mean')
-    ax.set_title(title or f'Top minus bottom {gap.value:+.1f} bp [{gap.low:.1f}, {gap.high:.1f}]')
+    fig, ax = plt.subplots(figsize=(8, 2.6))
+    at = np.arange(len(bars))
+    ax.bar(at, bars.value, 0.7, color=np.where(bars.value > 0, BLUE, RED), alpha=0.75)
+    ax.errorbar(
+        at,
+        bars.value,
+        [bars.value - bars.low, bars.high - bars.value],
+        fmt="none",
+        ecolor=INK,
+        capsize=3,
+        lw=1,
+    )
+    ax.axhline(0, c=INK, lw=0.8)
+    ax.set_xticks(at, bars.index)
+    ax.grid(axis="x", visible=False)
+    ax.set(xlabel="score group, lowest to highest", ylabel="bp a label, over the session mean")
+    ax.set_title(title or f"Top minus bottom {gap.value:+.1f} bp [{gap.low:.1f}, {gap.high:.1f}]")
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #072a7d84
 @drawn
 def equity_plot(
-    net: pd.Series,              # return per session after costs
-    gross: pd.Series = None,     # return per session before costs
-    benchmark: pd.Series = None, # return per session of something to compare with
-    title: str = 'Wealth of one unit, log scale', # what the picture shows
+    net: pd.Series,  # return per session after costs
+    gross: pd.Series = None,  # return per session before costs
+    benchmark: pd.Series = None,  # return per session of something to compare with
+    title: str = "Wealth of one unit, log scale",  # what the picture shows
 ):
     "Wealth on a log scale above the drawdown after costs."
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator, PercentFormatter
+
     fig, (ax, below) = plt.subplots(2, 1, figsize=(8, 3.6), sharex=True, height_ratios=[3, 1])
-    for r, name, colour, line in ((benchmark, 'benchmark', ORANGE, ':'), (gross, 'before costs', GREY, '--'), (net, 'after costs', BLUE, '-')):
-        if r is not None: ax.plot(r.index, (1 + r.fillna(0)).cumprod(), c=colour, ls=line, label=name)
+    for r, name, colour, line in (
+        (benchmark, "benchmark", ORANGE, ":"),
+        (gross, "before costs", GREY, "--"),
+        (net, "after costs", BLUE, "-"),
+    ):
+        if r is not None:
+            ax.plot(r.index, (1 + r.fillna(0)).cumprod(), c=colour, ls=line, label=name)
     ticks = [v for v in MaxNLocator(6).tick_values(*ax.get_ylim()) if v > 0]
-    ax.set_yscale('log'); ax.set_yticks(ticks, [f'{v:g}' for v in ticks]); ax.minorticks_off()
-    ax.axhline(1, c=INK, lw=.8); ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=3, borderaxespad=.2); ax.set_title(title)
-    wealth = (1 + net.fillna(0)).cumprod(); hole = wealth / wealth.cummax().clip(lower=1) - 1
-    below.fill_between(hole.index, hole, color=RED, alpha=.5, lw=0); below.set_ylabel('drawdown')
+    ax.set_yscale("log")
+    ax.set_yticks(ticks, [f"{v:g}" for v in ticks])
+    ax.minorticks_off()
+    ax.axhline(1, c=INK, lw=0.8)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    ax.set_title(title)
+    wealth = (1 + net.fillna(0)).cumprod()
+    hole = wealth / wealth.cummax().clip(lower=1) - 1
+    below.fill_between(hole.index, hole, color=RED, alpha=0.5, lw=0)
+    below.set_ylabel("drawdown")
     below.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #fae3c54e
 @drawn
 def surface_plot(
-    table: pd.DataFrame, # from `cost_delay_surface`: costs down, delays across
-    title: str = 'Net Sharpe ratio by cost (bp) and delay (sessions)', # what the picture shows
+    table: pd.DataFrame,  # from `cost_delay_surface`: costs down, delays across
+    title: str = "Net Sharpe ratio by cost (bp) and delay (sessions)",  # what the picture shows
 ):
     "Annotated heat map of a cost and delay surface."
     import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(5, .9 + .3 * len(table)))
-    values = table.to_numpy(float); top = max(min(np.nanmax(np.abs(values)), 4), .5)
-    ax.imshow(values, cmap=diverging(), vmin=-top, vmax=top, aspect='auto')
-    for (i, j), v in np.ndenumerate(values): ax.text(j, i, f'{v:.1f}', ha='center', va='center', size=8, c='white' if abs(v) > .7 * top else INK)
-    ax.set_xticks(range(table.shape[1]), table.columns); ax.set_yticks(range(len(table)), table.index)
-    ax.grid(False); ax.set(xlabel='fill, sessions after the score', ylabel='cost, bp'); ax.set_title(title)
+
+    fig, ax = plt.subplots(figsize=(5, 0.9 + 0.3 * len(table)))
+    values = table.to_numpy(float)
+    top = max(min(np.nanmax(np.abs(values)), 4), 0.5)
+    ax.imshow(values, cmap=diverging(), vmin=-top, vmax=top, aspect="auto")
+    for (i, j), v in np.ndenumerate(values):
+        ax.text(j, i, f"{v:.1f}", ha="center", va="center", size=8, c="white" if abs(v) > 0.7 * top else INK)
+    ax.set_xticks(range(table.shape[1]), table.columns)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.grid(False)
+    ax.set(xlabel="fill, sessions after the score", ylabel="cost, bp")
+    ax.set_title(title)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #92f3170b
 @drawn
 def calibration_plot(
-    pit: pd.DataFrame,         # from `pit`: start, stop, share, low, high
-    coverage: pd.DataFrame,    # rows indexed by the promised level: value, low, high
-    reliability: pd.DataFrame, # from `reliability`: forecast, observed, low, high
-    title: str = '',           # what the picture shows
+    pit: pd.DataFrame,  # from `pit`: start, stop, share, low, high
+    coverage: pd.DataFrame,  # rows indexed by the promised level: value, low, high
+    reliability: pd.DataFrame,  # from `reliability`: forecast, observed, low, high
+    title: str = "",  # what the picture shows
 ):
     "PIT histogram, coverage by level, and reliability of P(up), side by side."
     import matplotlib.pyplot as plt
+
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(8, 2.7))
-    width = pit.stop - pit.start; height = pit.share / width
-    a.bar(pit.start, height, width, align='edge', color=SKY, edgecolor='white')
-    a.errorbar(pit.start + width / 2, height, [(pit.share - pit.low) / width, (pit.high - pit.share) / width], fmt='none', ecolor=INK, capsize=2, lw=1)
-    a.axhline(1, c=INK, lw=.8, ls=':'); a.set(title='PIT density', xlabel='quantile of the forecast', xlim=(0, 1), ylim=(0, None))
-    for ax, x, mid, table in ((b, coverage.index.to_numpy(float), coverage.value, coverage), (c, reliability.forecast, reliability.observed, reliability)):
-        ax.errorbar(x, mid, [mid - table.low, table.high - mid], fmt='o', ms=4, c=BLUE, ecolor=BLUE, capsize=2, lw=1)
-        low, high = min(np.min(x), table.low.min()), max(np.max(x), table.high.max()); ax.plot([low, high], [low, high], ':', c=INK, lw=.8, zorder=0)
-    b.set(title='Interval coverage', xlabel='promised', ylabel='observed'); c.set(title='P(up)', xlabel='forecast', ylabel='observed')
+    width = pit.stop - pit.start
+    height = pit.share / width
+    a.bar(pit.start, height, width, align="edge", color=SKY, edgecolor="white")
+    a.errorbar(
+        pit.start + width / 2,
+        height,
+        [(pit.share - pit.low) / width, (pit.high - pit.share) / width],
+        fmt="none",
+        ecolor=INK,
+        capsize=2,
+        lw=1,
+    )
+    a.axhline(1, c=INK, lw=0.8, ls=":")
+    a.set(title="PIT density", xlabel="quantile of the forecast", xlim=(0, 1), ylim=(0, None))
+    for ax, x, mid, table in (
+        (b, coverage.index.to_numpy(float), coverage.value, coverage),
+        (c, reliability.forecast, reliability.observed, reliability),
+    ):
+        ax.errorbar(
+            x, mid, [mid - table.low, table.high - mid], fmt="o", ms=4, c=BLUE, ecolor=BLUE, capsize=2, lw=1
+        )
+        low, high = min(np.min(x), table.low.min()), max(np.max(x), table.high.max())
+        ax.plot([low, high], [low, high], ":", c=INK, lw=0.8, zorder=0)
+    b.set(title="Interval coverage", xlabel="promised", ylabel="observed")
+    c.set(title="P(up)", xlabel="forecast", ylabel="observed")
     fig.suptitle(title or None)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #796ff9f7
 @drawn
 def volatility_plot(
-    forecast,         # forecast volatility `[session, ticker]` of the label's span
-    y,                # realised return over that span
-    groups: int = 12, # groups of equal size by forecast
-    title: str = 'Volatility: forecast against realised', # what the picture shows
+    forecast,  # forecast volatility `[session, ticker]` of the label's span
+    y,  # realised return over that span
+    groups: int = 12,  # groups of equal size by forecast
+    title: str = "Volatility: forecast against realised",  # what the picture shows
 ):
     "Realised against forecast volatility by group of forecast, with 95 % intervals."
     import matplotlib.pyplot as plt
+
     f, r = pair(forecast, y)
-    cuts = np.nanquantile(f, np.linspace(0, 1, groups + 1)); place = np.clip(np.searchsorted(cuts, f, 'right') - 1, 0, groups - 1)
+    cuts = np.nanquantile(f, np.linspace(0, 1, groups + 1))
+    place = np.clip(np.searchsorted(cuts, f, "right") - 1, 0, groups - 1)
     fig, ax = plt.subplots(figsize=(5, 3))
     for k in np.unique(place[np.isfinite(f)]):
         inside = (place == k) & np.isfinite(f)
-        e = hac_ratio(np.where(inside, r**2, 0).sum(1), inside.sum(1)); x = 100 * np.sqrt(np.mean(f[inside]**2))
+        e = hac_ratio(np.where(inside, r**2, 0).sum(1), inside.sum(1))
+        x = 100 * np.sqrt(np.mean(f[inside] ** 2))
         low, mid, high = (100 * np.sqrt(max(v, 0)) for v in (e.low, e.value, e.high))
-        ax.errorbar(x, mid, [[mid - low], [high - mid]], fmt='o', ms=4, c=BLUE, ecolor=BLUE, capsize=2, lw=1)
-    ends = 100 * np.nanquantile(f, [.01, .99]); ax.plot(ends, ends, ':', c=INK, lw=.8, zorder=0)
-    ax.set(xlabel='forecast, %', ylabel='realised, %', title=title)
+        ax.errorbar(x, mid, [[mid - low], [high - mid]], fmt="o", ms=4, c=BLUE, ecolor=BLUE, capsize=2, lw=1)
+    ends = 100 * np.nanquantile(f, [0.01, 0.99])
+    ax.plot(ends, ends, ":", c=INK, lw=0.8, zorder=0)
+    ax.set(xlabel="forecast, %", ylabel="realised, %", title=title)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #8502d9f5
 @drawn
 def coverage_map(
-    present,          # True where there is a bar `[session, ticker]`
-    sessions,         # dates of the rows
-    tickers,          # names of the columns
-    most: int = 40,   # most names drawn, evenly picked
-    title: str = 'Share of sessions with a bar, by month', # what the picture shows
+    present,  # True where there is a bar `[session, ticker]`
+    sessions,  # dates of the rows
+    tickers,  # names of the columns
+    most: int = 40,  # most names drawn, evenly picked
+    title: str = "Share of sessions with a bar, by month",  # what the picture shows
 ):
     "Ticker by month heat map of how many sessions have a bar."
     import matplotlib.pyplot as plt
-    seen = np.asarray(present.cpu() if hasattr(present, 'cpu') else present, float)
-    grid = pd.DataFrame(seen, pd.DatetimeIndex(sessions), list(tickers)).resample('MS').mean().T
+
+    seen = np.asarray(present.cpu() if hasattr(present, "cpu") else present, float)
+    grid = pd.DataFrame(seen, pd.DatetimeIndex(sessions), list(tickers)).resample("MS").mean().T
     some = grid.iloc[np.unique(np.linspace(0, len(grid) - 1, min(most, len(grid))).round().astype(int))]
-    fig, ax = plt.subplots(figsize=(8, .8 + .12 * max(len(some), 6)))
-    image = ax.imshow(some, cmap='Blues', vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    fig, ax = plt.subplots(figsize=(8, 0.8 + 0.12 * max(len(some), 6)))
+    image = ax.imshow(some, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     at = np.unique(np.linspace(0, some.shape[1] - 1, min(8, some.shape[1])).round().astype(int))
-    ax.set_xticks(at, [f'{some.columns[i]:%Y-%m}' for i in at]); ax.set_yticks(range(len(some)), some.index, size=6); ax.grid(False)
-    ax.set_title(title + (f' ({len(some)} of {len(grid)} names)' if len(some) < len(grid) else '')); fig.colorbar(image, ax=ax, fraction=.03, pad=.01)
+    ax.set_xticks(at, [f"{some.columns[i]:%Y-%m}" for i in at])
+    ax.set_yticks(range(len(some)), some.index, size=6)
+    ax.grid(False)
+    ax.set_title(title + (f" ({len(some)} of {len(grid)} names)" if len(some) < len(grid) else ""))
+    fig.colorbar(image, ax=ax, fraction=0.03, pad=0.01)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #9d0527a8
 @drawn
 def fan_chart(
-    closes,          # recent closes, the last one is the decision
-    quantiles,       # forecast returns `[horizon, level]` after entry
-    levels,          # probabilities of the quantiles, symmetric around one half
-    horizons,        # sessions from entry to exit
+    closes,  # recent closes, the last one is the decision
+    quantiles,  # forecast returns `[horizon, level]` after entry
+    levels,  # probabilities of the quantiles, symmetric around one half
+    horizons,  # sessions from entry to exit
     delay: int = 1,  # sessions from decision to entry
-    title: str = '', # what the picture shows
+    title: str = "",  # what the picture shows
 ):
     "Recent closes and the forecast distribution of the coming ones."
     import matplotlib.pyplot as plt
+
     closes, q = np.asarray(closes, float), np.asarray(quantiles, float)
-    fig, ax = plt.subplots(figsize=(8, 3)); x = np.r_[delay, delay + np.asarray(horizons)]
+    fig, ax = plt.subplots(figsize=(8, 3))
+    x = np.r_[delay, delay + np.asarray(horizons)]
     path = closes[-1] * (1 + np.vstack([np.zeros(q.shape[1]), q]))
     for k in range(len(levels) // 2):
-        ax.fill_between(x, path[:, k], path[:, -1-k], color=BLUE, alpha=.16 + .16 * k, lw=0, label=f'{levels[-1-k] - levels[k]:.0%} interval')
-    ax.plot(x, path[:, len(levels) // 2], c=BLUE, label='median'); ax.plot(np.arange(1 - len(closes), 1), closes, c=INK)
-    ax.plot([0, delay], [closes[-1]] * 2, c=GREY, ls=':'); ax.axvline(0, c=GREY, lw=.8); ax.legend(loc='best')
-    ax.set(xlabel='sessions from the decision', ylabel='price', title=title)
+        ax.fill_between(
+            x,
+            path[:, k],
+            path[:, -1 - k],
+            color=BLUE,
+            alpha=0.16 + 0.16 * k,
+            lw=0,
+            label=f"{levels[-1 - k] - levels[k]:.0%} interval",
+        )
+    ax.plot(x, path[:, len(levels) // 2], c=BLUE, label="median")
+    ax.plot(np.arange(1 - len(closes), 1), closes, c=INK)
+    ax.plot([0, delay], [closes[-1]] * 2, c=GREY, ls=":")
+    ax.axvline(0, c=GREY, lw=0.8)
+    ax.legend(loc="best")
+    ax.set(xlabel="sessions from the decision", ylabel="price", title=title)
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #d91146e9
 @drawn
 def self_test_strip(
-    table: pd.DataFrame, # one row a market: value, low, high, expected_low, expected_high, passed
-    title: str = 'Self-test: mean rank IC on markets with a known answer', # what the picture shows
+    table: pd.DataFrame,  # one row a market: value, low, high, expected_low, expected_high, passed
+    title: str = "Self-test: mean rank IC on markets with a known answer",  # what the picture shows
 ):
     "One panel per test market: the range the answer had to fall in, and the answer."
     import matplotlib.pyplot as plt
+
     fig, axes = plt.subplots(1, len(table), figsize=(8, 1.6), squeeze=False)
     for ax, (name, r) in zip(axes[0], table.iterrows(), strict=True):
-        ax.axvspan(r['expected_low'], r['expected_high'], color='#DDDDDD', lw=0)
-        colour = BLUE if r['passed'] else RED
-        ax.plot([r['low'], r['high']], [0, 0], c=colour, lw=2.5, alpha=.5); ax.plot(r['value'], 0, 'o' if r['passed'] else 'X', c=colour, ms=8)
-        ends = [min(r['low'], r['expected_low'], 0), max(r['high'], r['expected_high'], 0)]; room = .15 * (ends[1] - ends[0])
-        ax.set(yticks=[], ylim=(-1, 1), xlim=(ends[0] - room, ends[1] + room)); ax.locator_params(axis='x', nbins=4)
-        ax.axvline(0, c=INK, lw=.8); ax.spines['left'].set_visible(False); ax.grid(axis='y', visible=False)
+        ax.axvspan(r["expected_low"], r["expected_high"], color="#DDDDDD", lw=0)
+        colour = BLUE if r["passed"] else RED
+        ax.plot([r["low"], r["high"]], [0, 0], c=colour, lw=2.5, alpha=0.5)
+        ax.plot(r["value"], 0, "o" if r["passed"] else "X", c=colour, ms=8)
+        ends = [min(r["low"], r["expected_low"], 0), max(r["high"], r["expected_high"], 0)]
+        room = 0.15 * (ends[1] - ends[0])
+        ax.set(yticks=[], ylim=(-1, 1), xlim=(ends[0] - room, ends[1] + room))
+        ax.locator_params(axis="x", nbins=4)
+        ax.axvline(0, c=INK, lw=0.8)
+        ax.spines["left"].set_visible(False)
+        ax.grid(axis="y", visible=False)
         ax.set_title(f"{'passed' if r['passed'] else 'FAILED'}: {name}", size=9, color=colour)
-    fig.suptitle(title, x=.01, ha='left', weight='bold', size=10)
+    fig.suptitle(title, x=0.01, ha="left", weight="bold", size=10)
     return fig

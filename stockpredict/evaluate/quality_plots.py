@@ -12,91 +12,117 @@ from .plots import BLUE, GREY, ORANGE, RED, drawn
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #469c5703
 def places(
-    flags: pd.DataFrame, # ticker, event_time, flag
-    apart: str = "20D", # flags of one ticker that are nearer than this are one event
-) -> pd.DataFrame: # ticker, start, end, flags (text); kinds of flags taken in turn
+    flags: pd.DataFrame,  # ticker, event_time, flag
+    apart: str = "20D",  # flags of one ticker that are nearer than this are one event
+) -> pd.DataFrame:  # ticker, start, end, flags (text); kinds of flags taken in turn
     "Where there is something to look at."
     f = flags.sort_values(["ticker", "event_time"])
     new = f.ticker.ne(f.ticker.shift()) | (f.event_time.diff() > pd.Timedelta(apart))
-    one = f.groupby(new.cumsum()).agg(ticker=("ticker", "first"), start=("event_time", "min"), end=("event_time", "max"),
-                                      flags=("flag", lambda x: ", ".join(dict.fromkeys(x))))
+    one = f.groupby(new.cumsum()).agg(
+        ticker=("ticker", "first"),
+        start=("event_time", "min"),
+        end=("event_time", "max"),
+        flags=("flag", lambda x: ", ".join(dict.fromkeys(x))),
+    )
     turn = one.groupby("flags").cumcount()
     return one.assign(turn=turn).sort_values(["turn", "start"]).drop(columns="turn").reset_index(drop=True)
+
 
 @drawn
 def flagged_bars(
     bars: pd.DataFrame,  # bars table
-    flags: pd.DataFrame, # ticker, event_time, flag
-    most: int = 6,       # pictures
-    around: int = 25,    # bars to either side
+    flags: pd.DataFrame,  # ticker, event_time, flag
+    most: int = 6,  # pictures
+    around: int = 25,  # bars to either side
 ):
     "Small pictures: range and close of a ticker around flagged bars."
     import matplotlib.pyplot as plt
+
     rows = places(flags).head(most)
     wide = min(3, max(1, len(rows)))
-    fig, axes = plt.subplots(-(-len(rows) // wide) or 1, wide, figsize=(8, 1.9 * (-(-len(rows) // wide) or 1)), squeeze=False)
-    for ax in axes.flat[len(rows):]: ax.axis("off")
+    fig, axes = plt.subplots(
+        -(-len(rows) // wide) or 1, wide, figsize=(8, 1.9 * (-(-len(rows) // wide) or 1)), squeeze=False
+    )
+    for ax in axes.flat[len(rows) :]:
+        ax.axis("off")
     for ax, event in zip(axes.flat, rows.itertuples()):
         mine = bars[bars.ticker == event.ticker].sort_values("event_time").reset_index(drop=True)
         lo, hi = mine.event_time.searchsorted(event.start), mine.event_time.searchsorted(event.end)
-        b = mine.iloc[max(lo - around, 0):hi + around]
-        ax.vlines(b.event_time, b.low, b.high, color=GREY, lw=.7); ax.plot(b.event_time, b.close, color=BLUE, lw=1)
+        b = mine.iloc[max(lo - around, 0) : hi + around]
+        ax.vlines(b.event_time, b.low, b.high, color=GREY, lw=0.7)
+        ax.plot(b.event_time, b.close, color=BLUE, lw=1)
         hit = b[b.event_time.isin(flags.event_time[flags.ticker == event.ticker])]
         ax.plot(hit.event_time, hit.close, "o", ms=3.2, color=RED, zorder=3)
-        ax.set_yscale("log" if b.close.max() > 1.5 * b.close.min() else "linear"); ax.minorticks_off()
-        ax.set_title(f"{event.ticker}: {event.flags}"[:46], size=7); ax.tick_params(labelsize=6)
+        ax.set_yscale("log" if b.close.max() > 1.5 * b.close.min() else "linear")
+        ax.minorticks_off()
+        ax.set_title(f"{event.ticker}: {event.flags}"[:46], size=7)
+        ax.tick_params(labelsize=6)
         ax.locator_params(axis="x", nbins=3)
     return fig
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #08447a5e
 @drawn
 def flag_months(
-    flags: pd.DataFrame, # ticker, event_time, flag
-    sessions,            # dates, first to last
+    flags: pd.DataFrame,  # ticker, event_time, flag
+    sessions,  # dates, first to last
 ):
     "Flags by kind and month."
     import matplotlib.pyplot as plt
+
     months = pd.DatetimeIndex(sessions).to_period("M")
     all_months = pd.period_range(months.min(), months.max(), freq="M")
     day = get_calendar().day_of(flags.event_time)
     grid = pd.crosstab(flags.flag, pd.PeriodIndex(day, freq="M")).reindex(columns=all_months, fill_value=0)
     grid = grid.loc[grid.sum(axis=1).sort_values(ascending=False).index]
-    fig, ax = plt.subplots(figsize=(8, .7 + .22 * max(len(grid), 2)))
+    fig, ax = plt.subplots(figsize=(8, 0.7 + 0.22 * max(len(grid), 2)))
     image = ax.imshow(np.log10(1 + grid), cmap="Oranges", aspect="auto", vmin=0, interpolation="nearest")
     at = np.unique(np.linspace(0, grid.shape[1] - 1, min(8, grid.shape[1])).round().astype(int))
-    ax.set_xticks(at, [str(grid.columns[i]) for i in at]); ax.set_yticks(range(len(grid)), [f"{k} ({n:,})" for k, n in grid.sum(axis=1).items()], size=7)
-    ax.grid(False); ax.set_title("Flags by kind and month")
-    bar = fig.colorbar(image, ax=ax, fraction=.03, pad=.01)
-    top = int(grid.max().max()); marks = [m for m in (0, 1, 3, 10, 30, 100, 300, 1000, 10000) if m <= max(top, 1)]
+    ax.set_xticks(at, [str(grid.columns[i]) for i in at])
+    ax.set_yticks(range(len(grid)), [f"{k} ({n:,})" for k, n in grid.sum(axis=1).items()], size=7)
+    ax.grid(False)
+    ax.set_title("Flags by kind and month")
+    bar = fig.colorbar(image, ax=ax, fraction=0.03, pad=0.01)
+    top = int(grid.max().max())
+    marks = [m for m in (0, 1, 3, 10, 30, 100, 300, 1000, 10000) if m <= max(top, 1)]
     bar.set_ticks(np.log10(1 + np.array(marks)), labels=[f"{m:,}" for m in marks])
     return fig
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #1585d4e2
 @drawn
 def ages(
-    state: pd.DataFrame, # from `freshness`: age, in sessions
+    state: pd.DataFrame,  # from `freshness`: age, in sessions
 ):
     "How many tickers' newest bar is how old."
     import matplotlib.pyplot as plt
+
     edges = [0, 1, 2, 6, 21, 64, 253, np.inf]
     names = ["0", "1", "2–5", "6–20", "21–63", "64–252", "over 252"]
     count = pd.cut(state.age, edges, right=False, labels=names).value_counts().reindex(names)
     fig, ax = plt.subplots(figsize=(8, 1.5))
     ax.bar(names, count, color=[BLUE, ORANGE, ORANGE, *[RED] * 4])
     for x, n in enumerate(count):
-        if n: ax.text(x, n, f"{n:,}", ha="center", va="bottom", size=8)
-    ax.set(xlabel="sessions that have closed since the newest bar", ylabel="tickers", ylim=(0, count.max() * 1.25)); ax.grid(axis="x", visible=False)
+        if n:
+            ax.text(x, n, f"{n:,}", ha="center", va="bottom", size=8)
+    ax.set(
+        xlabel="sessions that have closed since the newest bar",
+        ylabel="tickers",
+        ylim=(0, count.max() * 1.25),
+    )
+    ax.grid(axis="x", visible=False)
     return fig
+
 
 @drawn
 def restatements(
-    changed: pd.DataFrame, # ticker, event_time, change (relative)
+    changed: pd.DataFrame,  # ticker, event_time, change (relative)
 ):
     "Every restated close: when, and by how much."
     import matplotlib.pyplot as plt
+
     fig, ax = plt.subplots(figsize=(8, 1.9))
-    ax.plot(changed.event_time, 1e4 * changed.change, ".", ms=3, color=BLUE, alpha=.6)
-    ax.axhline(0, color=GREY, lw=.7); ax.set_yscale("symlog", linthresh=10)
+    ax.plot(changed.event_time, 1e4 * changed.change, ".", ms=3, color=BLUE, alpha=0.6)
+    ax.axhline(0, color=GREY, lw=0.7)
+    ax.set_yscale("symlog", linthresh=10)
     ax.set_ylim(min(3e4 * changed.change.min(), -10), max(3e4 * changed.change.max(), 10))
     ax.set(ylabel="basis points", title="Restated closes by the day they speak of: new over held")
     return fig

@@ -14,10 +14,10 @@ from .metrics import Estimate, hac_ratio, pair
 
 # %% ../../nbs/evaluate/60_risk.ipynb #a9f76cf6
 def stationary_bootstrap(
-    n: int,           # length of the series
-    draws: int,       # resampled series
-    block: float,     # mean block length
-    seed: int = 0,    # of the random numbers
+    n: int,  # length of the series
+    draws: int,  # resampled series
+    block: float,  # mean block length
+    seed: int = 0,  # of the random numbers
 ) -> np.ndarray:
     "Positions `[draw, time]` of a stationary bootstrap (Politis and Romano 1994)."
     rng = np.random.default_rng(seed)
@@ -26,71 +26,86 @@ def stationary_bootstrap(
     began = np.maximum.accumulate(np.where(fresh, np.arange(n), 0), axis=1)
     return (np.take_along_axis(starts, began, 1) + np.arange(n) - began) % n
 
+
 def sharpe(
-    returns,                    # return per session, missing ones are left out
-    periods: int = 252,         # sessions in a year
-    block: float | None = None, # mean block length, by default the cube root of the length
-    draws: int = 1000,          # bootstrap samples
-    seed: int = 0,              # of the bootstrap
+    returns,  # return per session, missing ones are left out
+    periods: int = 252,  # sessions in a year
+    block: float | None = None,  # mean block length, by default the cube root of the length
+    draws: int = 1000,  # bootstrap samples
+    seed: int = 0,  # of the bootstrap
 ) -> Estimate:
     "Annualised Sharpe ratio with a stationary bootstrap error bar."
-    r = np.asarray(returns, float); r = r[np.isfinite(r)]; n, none = len(r), float('nan')
-    if n < 20 or r.std() < 1e-15: return Estimate(none, none, none, none, none, none, n)
-    ratio = lambda x: x.mean(-1) / x.std(-1, ddof=1) * np.sqrt(periods)
+    r = np.asarray(returns, float)
+    r = r[np.isfinite(r)]
+    n, none = len(r), float("nan")
+    if n < 20 or r.std() < 1e-15:
+        return Estimate(none, none, none, none, none, none, n)
+    def ratio(x):
+        return x.mean(-1) / x.std(-1, ddof=1) * np.sqrt(periods)
     value = float(ratio(r))
-    again = ratio(r[stationary_bootstrap(n, draws, block or n**(1/3), seed)])
-    se, (low, high) = float(again.std(ddof=1)), np.quantile(again, [.025, .975])
+    again = ratio(r[stationary_bootstrap(n, draws, block or n ** (1 / 3), seed)])
+    se, (low, high) = float(again.std(ddof=1)), np.quantile(again, [0.025, 0.975])
     return Estimate(value, se, float(low), float(high), value / se, float(2 * ndtr(-abs(value / se))), n)
 
 # %% ../../nbs/evaluate/60_risk.ipynb #74f3f248
 def probabilistic_sharpe(
-    returns,               # return per session
-    benchmark: float = 0., # Sharpe ratio to beat, per session
+    returns,  # return per session
+    benchmark: float = 0.0,  # Sharpe ratio to beat, per session
 ) -> float:
     "Probability that the true Sharpe ratio exceeds the benchmark (Bailey and López de Prado 2012)."
-    r = np.asarray(returns, float); r = r[np.isfinite(r)]
-    if len(r) < 3 or r.std() < 1e-15: return float('nan')
+    r = np.asarray(returns, float)
+    r = r[np.isfinite(r)]
+    if len(r) < 3 or r.std() < 1e-15:
+        return float("nan")
     z = (r - r.mean()) / r.std()
     sr, skew, kurtosis = r.mean() / r.std(ddof=1), (z**3).mean(), (z**4).mean()
     spread = 1 - skew * sr + (kurtosis - 1) / 4 * sr**2
-    return float(ndtr((sr - benchmark) * np.sqrt((len(r) - 1) / spread))) if spread > 0 else float('nan')
+    return float(ndtr((sr - benchmark) * np.sqrt((len(r) - 1) / spread))) if spread > 0 else float("nan")
 
 # %% ../../nbs/evaluate/60_risk.ipynb #57508ada
 def expected_max_sharpe(
-    trials: int,   # independent strategies looked at
-    sd: float,     # standard deviation of their Sharpe ratios
+    trials: int,  # independent strategies looked at
+    sd: float,  # standard deviation of their Sharpe ratios
 ) -> float:
     "Sharpe ratio the best of `trials` worthless strategies is expected to show, in the unit of `sd`."
-    if trials < 2 or not sd > 0: return 0.
-    return float(sd * ((1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(1 - 1 / (trials * np.e))))
+    if trials < 2 or not sd > 0:
+        return 0.0
+    return float(
+        sd * ((1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(1 - 1 / (trials * np.e)))
+    )
+
 
 def deflated_sharpe(
-    returns,       # returns of the strategy that was picked
-    trial_sharpes, # Sharpe ratio per session of every strategy tried, the picked one included
+    returns,  # returns of the strategy that was picked
+    trial_sharpes,  # Sharpe ratio per session of every strategy tried, the picked one included
 ) -> float:
     "Probability that the picked strategy is better than the luckiest of that many worthless ones."
-    tried = np.asarray(trial_sharpes, float); tried = tried[np.isfinite(tried)]
-    return probabilistic_sharpe(returns, expected_max_sharpe(len(tried), tried.std(ddof=1) if len(tried) > 1 else 0.))
+    tried = np.asarray(trial_sharpes, float)
+    tried = tried[np.isfinite(tried)]
+    return probabilistic_sharpe(
+        returns, expected_max_sharpe(len(tried), tried.std(ddof=1) if len(tried) > 1 else 0.0)
+    )
 
 # %% ../../nbs/evaluate/60_risk.ipynb #d86ecfd1
 def drawdown(
-    returns, # return per session; a missing one counts as 0
+    returns,  # return per session; a missing one counts as 0
 ) -> np.ndarray:
     "Share of the highest wealth so far that is lost, session by session."
     wealth = np.cumprod(1 + np.nan_to_num(np.asarray(returns, float)))
     return 1 - wealth / np.maximum.accumulate(np.maximum(wealth, 1))
 
+
 def max_drawdown(
-    returns, # return per session
+    returns,  # return per session
 ) -> float:
     "Largest drawdown, as a positive share: 0.2 means a fifth was lost on the way."
-    return float(drawdown(returns).max()) if len(returns) else 0.
+    return float(drawdown(returns).max()) if len(returns) else 0.0
 
 # %% ../../nbs/evaluate/60_risk.ipynb #7e22ca64
 def qlike(
-    forecast,            # forecast variance, any shape
-    realised,            # realised variance or its proxy, same shape
-    floor: float = 1e-8, # smallest variance that is believed
+    forecast,  # forecast variance, any shape
+    realised,  # realised variance or its proxy, same shape
+    floor: float = 1e-8,  # smallest variance that is believed
 ) -> np.ndarray:
     "QLIKE loss per cell: realised/forecast - log(realised/forecast) - 1 (Patton 2011)."
     ratio = np.maximum(np.asarray(realised, float), floor) / np.maximum(np.asarray(forecast, float), floor)
@@ -98,39 +113,55 @@ def qlike(
 
 # %% ../../nbs/evaluate/60_risk.ipynb #a6df83ee
 def volatility_table(
-    forecasts: dict,   # name -> forecast volatility `[session, ticker]`, for the session that follows
-    returns,           # the return of that session, same shape
-    benchmark: str,    # name of the forecast the others are compared with
+    forecasts: dict,  # name -> forecast volatility `[session, ticker]`, for the session that follows
+    returns,  # the return of that session, same shape
+    benchmark: str,  # name of the forecast the others are compared with
     horizon: int = 1,  # sessions a return spans
 ) -> pd.DataFrame:
     "QLIKE, its skill over the benchmark, and the slope of realised on forecast variance, one row a forecast."
-    square, rows = np.asarray(returns, float)**2, {}
-    loss = {name: pair(qlike(np.asarray(f, float)**2, square), square)[0] for name, f in forecasts.items()}
+    square, rows = np.asarray(returns, float) ** 2, {}
+    loss = {name: pair(qlike(np.asarray(f, float) ** 2, square), square)[0] for name, f in forecasts.items()}
     for name, f in forecasts.items():
         a, b = pair(loss[name], loss[benchmark])
         skill = hac_ratio(np.nansum(b - a, 1), np.nansum(b, 1), horizon)
-        v, s = pair(np.asarray(f, float)**2, square); dv = v - np.nanmean(v)
+        v, s = pair(np.asarray(f, float) ** 2, square)
+        dv = v - np.nanmean(v)
         slope = np.nansum(dv * s) / max(np.nansum(dv**2), 1e-300)
-        rows[name] = dict(qlike=np.nanmean(a), skill=skill, p=skill.p, slope=slope, ratio=np.nanmean(s) / np.nanmean(v))
-    return pd.DataFrame(rows).T.rename_axis('forecast')
+        rows[name] = dict(
+            qlike=np.nanmean(a), skill=skill, p=skill.p, slope=slope, ratio=np.nanmean(s) / np.nanmean(v)
+        )
+    return pd.DataFrame(rows).T.rename_axis("forecast")
 
 # %% ../../nbs/evaluate/60_risk.ipynb #3d16b02b
 def kupiec(
-    hits,         # True where the loss was worse than the value at risk, `[session]`
-    level: float, # promised share of hits
+    hits,  # True where the loss was worse than the value at risk, `[session]`
+    level: float,  # promised share of hits
 ) -> dict:
     "Likelihood ratio test of the number of hits (Kupiec 1995): rate, statistic, p."
-    n, k = len(hits), int(np.sum(hits)); rate = k / n
+    n, k = len(hits), int(np.sum(hits))
+    rate = k / n
     lr = 2 * (xlogy(k, rate) + xlogy(n - k, 1 - rate) - xlogy(k, level) - xlogy(n - k, 1 - level))
     return dict(rate=rate, statistic=float(max(lr, 0)), p=float(chdtrc(1, max(lr, 0))), n=n)
 
+
 def christoffersen(
-    hits, # True where the loss was worse than the value at risk, in time order
+    hits,  # True where the loss was worse than the value at risk, in time order
 ) -> dict:
     "Likelihood ratio test that a hit does not make the next one likelier (Christoffersen 1998)."
     a, b = np.asarray(hits, bool)[:-1], np.asarray(hits, bool)[1:]
     n00, n01, n10, n11 = ((~a & ~b).sum(), (~a & b).sum(), (a & ~b).sum(), (a & b).sum())
     calm, stressed, all_days = n01 / max(n00 + n01, 1), n11 / max(n10 + n11, 1), (n01 + n11) / max(len(a), 1)
-    lr = 2 * (xlogy(n01, calm) + xlogy(n00, 1 - calm) + xlogy(n11, stressed) + xlogy(n10, 1 - stressed)
-              - xlogy(n01 + n11, all_days) - xlogy(n00 + n10, 1 - all_days))
-    return dict(after_calm=float(calm), after_hit=float(stressed), statistic=float(max(lr, 0)), p=float(chdtrc(1, max(lr, 0))))
+    lr = 2 * (
+        xlogy(n01, calm)
+        + xlogy(n00, 1 - calm)
+        + xlogy(n11, stressed)
+        + xlogy(n10, 1 - stressed)
+        - xlogy(n01 + n11, all_days)
+        - xlogy(n00 + n10, 1 - all_days)
+    )
+    return dict(
+        after_calm=float(calm),
+        after_hit=float(stressed),
+        statistic=float(max(lr, 0)),
+        p=float(chdtrc(1, max(lr, 0))),
+    )

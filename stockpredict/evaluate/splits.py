@@ -15,102 +15,129 @@ from ..core.errors import EvaluateError, NotEnoughSessions
 @dataclass(frozen=True)
 class Fold:
     "Decision sessions to train on, `[train_start, train_stop)`, and to test on, `[test_start, test_stop)`."
-    train_stop: int      # first session position that may not be trained on
-    test_start: int      # first session of the test
-    test_stop: int       # first session after the test
-    reach: int           # sessions from a decision to the end of its longest label: entry delay + horizon
-    train_start: int = 0 # first training session
+
+    train_stop: int  # first session position that may not be trained on
+    test_start: int  # first session of the test
+    test_stop: int  # first session after the test
+    reach: int  # sessions from a decision to the end of its longest label: entry delay + horizon
+    train_start: int = 0  # first training session
 
     @property
-    def train(self) -> range: return range(self.train_start, self.train_stop)
+    def train(self) -> range:
+        return range(self.train_start, self.train_stop)
 
     @property
-    def test(self) -> range: return range(self.test_start, self.test_stop)
+    def test(self) -> range:
+        return range(self.test_start, self.test_stop)
 
     @property
-    def gap(self) -> int: return self.test_start - self.train_stop
+    def gap(self) -> int:
+        return self.test_start - self.train_stop
 
     def __repr__(self):
-        return f"Fold(train {self.train_start}..{self.train_stop-1}, gap {self.gap}, test {self.test_start}..{self.test_stop-1})"
+        return f"Fold(train {self.train_start}..{self.train_stop - 1}, gap {self.gap}, test {self.test_start}..{self.test_stop - 1})"
 
 # %% ../../nbs/evaluate/20_splits.ipynb #76bcd19a
 def plot_folds(
-    folds: list, # from `walk_forward` or `purged_tail`
+    folds: list,  # from `walk_forward` or `purged_tail`
 ):
     "Draw training sessions, the labels they reach into, and test sessions, one row a fold."
     import matplotlib.pyplot as plt
-    ax = plt.subplots(figsize=(8, .9 + .35 * len(folds)), layout='constrained')[1]
+
+    ax = plt.subplots(figsize=(8, 0.9 + 0.35 * len(folds)), layout="constrained")[1]
     for k, f in enumerate(folds):
-        ax.barh(k, len(f.train), left=f.train_start, color='#0072B2', label='train' if not k else None)
-        ax.barh(k, f.reach, left=f.train_stop, color='#E69F00', label='their labels end here' if not k else None)
-        ax.barh(k, len(f.test), left=f.test_start, color='#009E73', label='test' if not k else None)
-    ax.invert_yaxis(); ax.set(yticks=range(len(folds)), ylabel='fold', xlabel='session')
-    ax.figure.legend(ncols=3, loc='outside upper right', frameon=False)
+        ax.barh(k, len(f.train), left=f.train_start, color="#0072B2", label="train" if not k else None)
+        ax.barh(
+            k, f.reach, left=f.train_stop, color="#E69F00", label="their labels end here" if not k else None
+        )
+        ax.barh(k, len(f.test), left=f.test_start, color="#009E73", label="test" if not k else None)
+    ax.invert_yaxis()
+    ax.set(yticks=range(len(folds)), ylabel="fold", xlabel="session")
+    ax.figure.legend(ncols=3, loc="outside upper right", frameon=False)
     return ax
 
 # %% ../../nbs/evaluate/20_splits.ipynb #60630c9c
 def leaking(
-    train,      # positions of training sessions, any order
-    test,       # positions of test sessions, any order
-    reach: int, # sessions from a decision to the end of its label
+    train,  # positions of training sessions, any order
+    test,  # positions of test sessions, any order
+    reach: int,  # sessions from a decision to the end of its label
 ) -> int:
     "How many training sessions have a decision-to-label window that meets one of the test."
-    test = np.sort(np.asarray(list(test), int)); train = np.asarray(list(train), int)
-    if not len(test) or not len(train): return 0
-    after = np.searchsorted(test, train - reach)          # the first test window that ends at or after this decision
+    test = np.sort(np.asarray(list(test), int))
+    train = np.asarray(list(train), int)
+    if not len(test) or not len(train):
+        return 0
+    after = np.searchsorted(test, train - reach)  # the first test window that ends at or after this decision
     nearest = test[np.minimum(after, len(test) - 1)]
     return int(np.sum((after < len(test)) & (nearest <= train + reach)))
 
+
 def overlaps(
-    fold: Fold, # from this notebook or built by hand
+    fold: Fold,  # from this notebook or built by hand
 ) -> int:
     "Training sessions of a fold whose label window meets the test; 0 in every fold made here."
     return leaking(fold.train, fold.test, fold.reach)
 
 # %% ../../nbs/evaluate/20_splits.ipynb #3afc2018
 def walk_forward(
-    n_sessions: int,         # sessions on the grid
-    horizon_max: int,        # longest horizon, in sessions
-    entry_delay: int = 1,    # sessions from decision to entry
-    folds: int = 5,          # tests in a row
+    n_sessions: int,  # sessions on the grid
+    horizon_max: int,  # longest horizon, in sessions
+    entry_delay: int = 1,  # sessions from decision to entry
+    folds: int = 5,  # tests in a row
     first_train: int = 750,  # decision sessions in the first training window
-    embargo: int = 5,        # sessions left out between the last training label and the test
-    min_test: int = 20,      # fewest sessions in one test
+    embargo: int = 5,  # sessions left out between the last training label and the test
+    min_test: int = 20,  # fewest sessions in one test
 ) -> list[Fold]:
     "Expanding, purged and embargoed folds whose tests tile the rest of history."
     _positive(horizon_max=horizon_max, folds=folds, first_train=first_train, min_test=min_test)
-    if min(entry_delay, embargo) < 0: raise EvaluateError("entry_delay and embargo count sessions forward and cannot be negative.")
+    if min(entry_delay, embargo) < 0:
+        raise EvaluateError("entry_delay and embargo count sessions forward and cannot be negative.")
     reach = entry_delay + horizon_max
     gap, need = reach + embargo, first_train + reach + embargo + folds * min_test
     if n_sessions < need:
         parts = f"{first_train} to train, {gap} of gap, {folds} x {min_test} to test"
-        raise NotEnoughSessions(f"{n_sessions} sessions are too few: {folds} folds need {need} ({parts}).",
-                                "Lower validation.first_train or validation.folds, or ingest a longer history.", have=n_sessions, need=need)
+        raise NotEnoughSessions(
+            f"{n_sessions} sessions are too few: {folds} folds need {need} ({parts}).",
+            "Lower validation.first_train or validation.folds, or ingest a longer history.",
+            have=n_sessions,
+            need=need,
+        )
     edges = np.linspace(first_train + gap, n_sessions, folds + 1).round().astype(int).tolist()
     return [Fold(a - gap, a, b, reach) for a, b in pairwise(edges)]
 
+
 def _positive(**values):
     for name, v in values.items():
-        if v < 1: raise EvaluateError(f"{name} is {v}; it has to be at least 1.", f"Give {name} a positive whole number.")
+        if v < 1:
+            raise EvaluateError(
+                f"{name} is {v}; it has to be at least 1.", f"Give {name} a positive whole number."
+            )
 
 # %% ../../nbs/evaluate/20_splits.ipynb #59233ddb
 def purged_tail(
-    start: int,              # first training session
-    stop: int,               # first session after the training window
-    horizon_max: int,        # longest horizon, in sessions
-    entry_delay: int = 1,    # sessions from decision to entry
-    share: float = .2,       # part of the window that becomes the inner test
-    embargo: int = 5,        # sessions left out between the last training label and the inner test
-    min_test: int = 20,      # fewest sessions in the inner test
+    start: int,  # first training session
+    stop: int,  # first session after the training window
+    horizon_max: int,  # longest horizon, in sessions
+    entry_delay: int = 1,  # sessions from decision to entry
+    share: float = 0.2,  # part of the window that becomes the inner test
+    embargo: int = 5,  # sessions left out between the last training label and the inner test
+    min_test: int = 20,  # fewest sessions in the inner test
 ) -> Fold:
     "Split a training window into an earlier part and a purged tail for validation."
     _positive(horizon_max=horizon_max, min_test=min_test)
-    if not 0 < share < 1: raise EvaluateError(f"share is {share}; it is the held-out part of the window.", "Use a number between 0 and 1.")
+    if not 0 < share < 1:
+        raise EvaluateError(
+            f"share is {share}; it is the held-out part of the window.", "Use a number between 0 and 1."
+        )
     have, reach = stop - start, entry_delay + horizon_max
     gap, size = reach + embargo, max(round(share * have), min_test)
     left, need = have - size - gap, max(2 * min_test + gap, int(np.ceil((min_test + gap + 1) / (1 - share))))
     if left < min_test:
         what = f"a tail of {size} after a gap of {gap} leaves {max(left, 0)} to train on"
-        raise NotEnoughSessions(f"A window of {have} sessions cannot be cut: {what}.",
-                                f"Use a window of at least {need} sessions.", have=have, need=need)
+        raise NotEnoughSessions(
+            f"A window of {have} sessions cannot be cut: {what}.",
+            f"Use a window of at least {need} sessions.",
+            have=have,
+            need=need,
+        )
     return Fold(start + left, stop - size, stop, reach, start)

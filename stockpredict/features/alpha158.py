@@ -19,39 +19,46 @@ from .price import typical
 from ..algebra.series import Series
 
 # %% ../../nbs/features/90_alpha158.ipynb #0d418bd1
-WINDOWS = (5, 10, 20, 30, 60) # bars
+WINDOWS = (5, 10, 20, 30, 60)  # bars
 SOURCE = "Yang et al. (2020), Qlib"
 
-def five_windows(group: str): # decorator
+
+def five_windows(group: str):  # decorator
     "A formula of Alpha158 for each of its five windows."
     return feature(group=group, n=list(WINDOWS), source=SOURCE, sets=("alpha158",))
 
-def single(group: str): # decorator
+
+def single(group: str):  # decorator
     "A formula of Alpha158 without a window."
     return feature(group=group, source=SOURCE, sets=("alpha158",))
 
 # %% ../../nbs/features/90_alpha158.ipynb #ba04f18e
-TINY = 1e-12 # keeps a division by zero from being one
+TINY = 1e-12  # keeps a division by zero from being one
+
 
 @single("candle")
 def alpha_kmid(bars: Panel) -> Series:
     "(close - open) / open"
     return (bars.close - bars.open) / bars.open
 
+
 @single("candle")
 def alpha_klen(bars: Panel) -> Series:
     "(high - low) / open"
     return (bars.high - bars.low) / bars.open
+
 
 @single("candle")
 def alpha_kmid2(bars: Panel) -> Series:
     "(close - open) / (high - low)"
     return (bars.close - bars.open) / (bars.high - bars.low + TINY)
 
+
 @single("candle")
 def alpha_ksft(bars: Panel) -> Series:
     "(2 close - high - low) / open"
     return (2 * bars.close - bars.high - bars.low) / bars.open
+
 
 @single("candle")
 def alpha_ksft2(bars: Panel) -> Series:
@@ -64,15 +71,18 @@ def alpha_kup(bars: Panel) -> Series:
     "(high - larger of open and close) / open"
     return (bars.high - bars.open.maximum(bars.close)) / bars.open
 
+
 @single("candle")
 def alpha_kup2(bars: Panel) -> Series:
     "(high - larger of open and close) / (high - low)"
     return (bars.high - bars.open.maximum(bars.close)) / (bars.high - bars.low + TINY)
 
+
 @single("candle")
 def alpha_klow(bars: Panel) -> Series:
     "(smaller of open and close - low) / open"
     return (bars.open.minimum(bars.close) - bars.low) / bars.open
+
 
 @single("candle")
 def alpha_klow2(bars: Panel) -> Series:
@@ -80,13 +90,15 @@ def alpha_klow2(bars: Panel) -> Series:
     return (bars.open.minimum(bars.close) - bars.low) / (bars.high - bars.low + TINY)
 
 # %% ../../nbs/features/90_alpha158.ipynb #711eaddb
-PAST = range(60) # bars ago
+PAST = range(60)  # bars ago
 
-def ago(x: Series, n: int) -> Series: # 0 = the current bar
+
+def ago(x: Series, n: int) -> Series:  # 0 = the current bar
     "The value `n` bars ago."
     return x.lag(n) if n else x
 
-def priced(func): # decorator
+
+def priced(func):  # decorator
     "A price of Alpha360 for each of the last sixty bars, the newest also in Alpha158."
     feature(group="price", n=list(PAST[:1]), source=SOURCE, sets=("alpha158", "alpha360"))(func)
     return feature(group="price", n=list(PAST[1:]), source=SOURCE, sets=("alpha360",))(func)
@@ -97,25 +109,30 @@ def alpha_open(bars: Panel, n: int) -> Series:
     "open n bars ago / close"
     return ago(bars.open, n) / bars.close
 
+
 @priced
 def alpha_high(bars: Panel, n: int) -> Series:
     "high n bars ago / close"
     return ago(bars.high, n) / bars.close
+
 
 @priced
 def alpha_low(bars: Panel, n: int) -> Series:
     "low n bars ago / close"
     return ago(bars.low, n) / bars.close
 
+
 @priced
 def alpha_vwap(bars: Panel, n: int) -> Series:
     "typical price (high + low + close) / 3 n bars ago / close"
     return ago(typical(bars), n) / bars.close
 
+
 @feature(group="price", n=list(PAST), source=SOURCE, sets=("alpha360",))
 def alpha_close(bars: Panel, n: int) -> Series:
     "close n bars ago / close"
     return ago(bars.close, n) / bars.close
+
 
 @feature(group="attention", n=list(PAST), source=SOURCE, sets=("alpha360",))
 def alpha_volume(bars: Panel, n: int) -> Series:
@@ -128,25 +145,30 @@ def alpha_roc(bars: Panel, n: int) -> Series:
     "close n bars ago / close"
     return bars.close.lag(n) / bars.close
 
+
 @five_windows("trend")
 def alpha_ma(bars: Panel, n: int) -> Series:
     "mean close of n bars / close"
     return bars.close.mean(n) / bars.close
+
 
 @five_windows("volatility")
 def alpha_std(bars: Panel, n: int) -> Series:
     "standard deviation of n closes / close"
     return bars.close.std(n) / bars.close
 
+
 @five_windows("trend")
 def alpha_beta(bars: Panel, n: int) -> Series:
     "slope of the line through n closes / close"
     return bars.close.slope(n) / bars.close
 
+
 @five_windows("trend")
 def alpha_rsqr(bars: Panel, n: int) -> Series:
     "R squared of the line through n closes"
     return bars.close.rsquare(n)
+
 
 @five_windows("stretch")
 def alpha_resi(bars: Panel, n: int) -> Series:
@@ -159,25 +181,30 @@ def alpha_max(bars: Panel, n: int) -> Series:
     "highest high of n bars / close"
     return bars.high.max(n) / bars.close
 
+
 @five_windows("stretch")
 def alpha_min(bars: Panel, n: int) -> Series:
     "lowest low of n bars / close"
     return bars.low.min(n) / bars.close
 
+
 @five_windows("stretch")
 def alpha_qtlu(bars: Panel, n: int) -> Series:
     "80 % quantile of n closes / close"
-    return bars.close.quantile(n, .8) / bars.close
+    return bars.close.quantile(n, 0.8) / bars.close
+
 
 @five_windows("stretch")
 def alpha_qtld(bars: Panel, n: int) -> Series:
     "20 % quantile of n closes / close"
-    return bars.close.quantile(n, .2) / bars.close
+    return bars.close.quantile(n, 0.2) / bars.close
+
 
 @five_windows("stretch")
 def alpha_rank(bars: Panel, n: int) -> Series:
     "percentile of the close among n closes"
-    return bars.close.rank(n) + .5 / n
+    return bars.close.rank(n) + 0.5 / n
+
 
 @five_windows("stretch")
 def alpha_rsv(bars: Panel, n: int) -> Series:
@@ -191,10 +218,12 @@ def alpha_imax(bars: Panel, n: int) -> Series:
     "place of the highest high in a window of n bars / n (Aroon)"
     return (n - bars.high.argmax(n, True)) / n
 
+
 @five_windows("trend")
 def alpha_imin(bars: Panel, n: int) -> Series:
     "place of the lowest low in a window of n bars / n (Aroon)"
     return (n - bars.low.argmin(n, True)) / n
+
 
 @five_windows("trend")
 def alpha_imxd(bars: Panel, n: int) -> Series:
@@ -207,20 +236,24 @@ def alpha_corr(bars: Panel, n: int) -> Series:
     "correlation of close and log(volume + 1) over n bars"
     return bars.close.corr((bars.volume + 1).log(), n)
 
+
 @five_windows("pressure")
 def alpha_cord(bars: Panel, n: int) -> Series:
     "correlation of close / close before and log(volume / volume before + 1) over n bars"
     return (bars.close / bars.close.lag(1)).corr((bars.volume / bars.volume.lag(1) + 1).log(), n)
+
 
 @five_windows("oscillator")
 def alpha_cntp(bars: Panel, n: int) -> Series:
     "share of n bars that closed higher"
     return (bars.close > bars.close.lag(1)).mean(n)
 
+
 @five_windows("oscillator")
 def alpha_cntn(bars: Panel, n: int) -> Series:
     "share of n bars that closed lower"
     return (bars.close < bars.close.lag(1)).mean(n)
+
 
 @five_windows("oscillator")
 def alpha_cntd(bars: Panel, n: int) -> Series:
@@ -228,25 +261,29 @@ def alpha_cntd(bars: Panel, n: int) -> Series:
     return (bars.close > bars.close.lag(1)).mean(n) - (bars.close < bars.close.lag(1)).mean(n)
 
 # %% ../../nbs/features/90_alpha158.ipynb #2bcb3a75
-def gained(x: Series, n: int) -> Series: # between 0 and 1
+def gained(x: Series, n: int) -> Series:  # between 0 and 1
     "Sum of the rises of `n` bars, as a share of all movement."
     move = x.diff()
-    return move.clip(low=0.).sum(n) / (move.abs().sum(n) + TINY)
+    return move.clip(low=0.0).sum(n) / (move.abs().sum(n) + TINY)
 
-def lost(x: Series, n: int) -> Series: # between 0 and 1
+
+def lost(x: Series, n: int) -> Series:  # between 0 and 1
     "Sum of the falls of `n` bars, as a share of all movement."
     move = x.diff()
-    return (-move).clip(low=0.).sum(n) / (move.abs().sum(n) + TINY)
+    return (-move).clip(low=0.0).sum(n) / (move.abs().sum(n) + TINY)
+
 
 @five_windows("oscillator")
 def alpha_sump(bars: Panel, n: int) -> Series:
     "sum of rises / sum of |changes| of n closes"
     return gained(bars.close, n)
 
+
 @five_windows("oscillator")
 def alpha_sumn(bars: Panel, n: int) -> Series:
     "sum of falls / sum of |changes| of n closes"
     return lost(bars.close, n)
+
 
 @five_windows("oscillator")
 def alpha_sumd(bars: Panel, n: int) -> Series:
@@ -259,10 +296,12 @@ def alpha_vma(bars: Panel, n: int) -> Series:
     "mean volume of n bars / volume"
     return bars.volume.mean(n) / (bars.volume + TINY)
 
+
 @five_windows("attention")
 def alpha_vstd(bars: Panel, n: int) -> Series:
     "standard deviation of n volumes / volume"
     return bars.volume.std(n) / (bars.volume + TINY)
+
 
 @five_windows("attention")
 def alpha_wvma(bars: Panel, n: int) -> Series:
@@ -270,15 +309,18 @@ def alpha_wvma(bars: Panel, n: int) -> Series:
     moved = (bars.close / bars.close.lag(1) - 1).abs() * bars.volume
     return moved.std(n) / (moved.mean(n) + TINY)
 
+
 @five_windows("attention")
 def alpha_vsump(bars: Panel, n: int) -> Series:
     "sum of rises / sum of |changes| of n volumes"
     return gained(bars.volume, n)
 
+
 @five_windows("attention")
 def alpha_vsumn(bars: Panel, n: int) -> Series:
     "sum of falls / sum of |changes| of n volumes"
     return lost(bars.volume, n)
+
 
 @five_windows("attention")
 def alpha_vsumd(bars: Panel, n: int) -> Series:
@@ -287,16 +329,24 @@ def alpha_vsumd(bars: Panel, n: int) -> Series:
 
 # %% ../../nbs/features/90_alpha158.ipynb #4ee7cff2
 ORDER = dict(
-    alpha158=("kmid klen kmid2 kup kup2 klow klow2 ksft ksft2 open high low vwap roc ma std beta rsqr resi max min qtlu qtld rank rsv "
-              "imax imin imxd corr cord cntp cntn cntd sump sumn sumd vma vstd wvma vsump vsumn vsumd").split(),
-    alpha360="close open high low vwap volume".split())
+    alpha158=(
+        "kmid klen kmid2 kup kup2 klow klow2 ksft ksft2 open high low vwap roc ma std beta rsqr resi max min qtlu qtld rank rsv "
+        "imax imin imxd corr cord cntp cntn cntd sump sumn sumd vma vstd wvma vsump vsumn vsumd"
+    ).split(),
+    alpha360="close open high low vwap volume".split(),
+)
+
 
 def alpha_names(
-    which: str = "alpha158", # or "alpha360"
-) -> dict[str, str]: # Qlib's name to ours, in Qlib's order
+    which: str = "alpha158",  # or "alpha360"
+) -> dict[str, str]:  # Qlib's name to ours, in Qlib's order
     "What Qlib calls the features of a set."
+
     def place(name):
         _, family, *n = name.split("_")
         n = int(n[0]) if n else 0
         return ORDER[which].index(family), n if which == "alpha158" else -n
-    return {name.removeprefix("alpha_").replace("_", "").upper(): name for name in sorted(SETS[which], key=place)}
+
+    return {
+        name.removeprefix("alpha_").replace("_", "").upper(): name for name in sorted(SETS[which], key=place)
+    }

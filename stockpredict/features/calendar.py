@@ -19,14 +19,16 @@ from ..algebra.panel import Panel
 from ..algebra.series import Series, by_recipe
 
 # %% ../../nbs/features/40_calendar.ipynb #c5c93ae4
-EXCHANGE = "XNYS" # whose calendar is meant
+EXCHANGE = "XNYS"  # whose calendar is meant
+
 
 @lru_cache(4)
 def timetables(
-    exchange: str = EXCHANGE, # exchange calendar
-) -> tuple[pd.DatetimeIndex, pd.DatetimeIndex]: # sessions held, sessions announced
+    exchange: str = EXCHANGE,  # exchange calendar
+) -> tuple[pd.DatetimeIndex, pd.DatetimeIndex]:  # sessions held, sessions announced
     "Sessions as they were held, and as they stood in the calendar beforehand: closures at short notice count as open there."
     import exchange_calendars as xc
+
     held = get_calendar(exchange).sessions()
     sudden = pd.DatetimeIndex(xc.get_calendar(exchange).adhoc_holidays).tz_localize(None).as_unit(held.unit)
     sudden = sudden[(sudden > held[0]) & (sudden < held[-1]) & (sudden.dayofweek < 5)]
@@ -35,53 +37,80 @@ def timetables(
 # %% ../../nbs/features/40_calendar.ipynb #39606eb3
 class Days:
     "Sessions seen from within the calendar."
-    def __init__(self,
-        sessions: pd.DatetimeIndex, # dates
-        exchange: str = EXCHANGE, # whose calendar
+
+    def __init__(
+        self,
+        sessions: pd.DatetimeIndex,  # dates
+        exchange: str = EXCHANGE,  # whose calendar
     ):
         self.held, self.ahead = timetables(exchange)
         self.day = pd.DatetimeIndex(sessions).as_unit(self.held.unit)
         self.known = (self.day > self.held[0]) & (self.day < self.held[-1])
 
     @cached_property
-    def after(self): return np.minimum(self.ahead.searchsorted(self.day, "right"), len(self.ahead) - 1) # position of the next one
-    @cached_property
-    def before(self): return np.maximum(self.held.searchsorted(self.day, "left") - 1, 0) # position of the last one
-    @cached_property
-    def friday(self): return self.day + pd.to_timedelta(4 - self.day.dayofweek, unit="D") # of the same week
+    def after(self):
+        return np.minimum(
+            self.ahead.searchsorted(self.day, "right"), len(self.ahead) - 1
+        )  # position of the next one
 
-    def left(self, until: str) -> np.ndarray: # 0 = the last one
+    @cached_property
+    def before(self):
+        return np.maximum(self.held.searchsorted(self.day, "left") - 1, 0)  # position of the last one
+
+    @cached_property
+    def friday(self):
+        return self.day + pd.to_timedelta(4 - self.day.dayofweek, unit="D")  # of the same week
+
+    def left(self, until: str) -> np.ndarray:  # 0 = the last one
         "Announced sessions left in the period: `M` month or `Q` quarter."
         return self.ahead.searchsorted(self.day.to_period(until).end_time.normalize(), "right") - self.after
 
-    def gone(self, since: str) -> np.ndarray: # 0 = the first one
+    def gone(self, since: str) -> np.ndarray:  # 0 = the first one
         "Sessions held in the period before this one."
         return self.before + 1 - self.held.searchsorted(self.day.to_period(since).start_time, "left")
 
 # %% ../../nbs/features/40_calendar.ipynb #8559fec3
-def _said(of): # what tells a question from all others; None = nothing does
+def _said(of):  # what tells a question from all others; None = nothing does
     cells = [c.cell_contents for c in of.__closure__ or ()]
-    known = [c.__code__.co_code.hex() if hasattr(c, "__code__") else repr(c) for c in cells if isinstance(c, str | int | float | pd.Timestamp | FunctionType)]
+    known = [
+        c.__code__.co_code.hex() if hasattr(c, "__code__") else repr(c)
+        for c in cells
+        if isinstance(c, str | int | float | pd.Timestamp | FunctionType)
+    ]
     code = of.__code__
-    return f"{of.__module__} {of.__qualname__} {code.co_code.hex()} {code.co_consts} {code.co_names} {known}" if len(known) == len(cells) else None
+    return (
+        f"{of.__module__} {of.__qualname__} {code.co_code.hex()} {code.co_consts} {code.co_names} {known}"
+        if len(known) == len(cells)
+        else None
+    )
+
 
 def on_days(
-    bars: Panel, # any market
-    of, # function of `Days`, returning a number or a truth a session
-) -> Series: # the same for every ticker with a bar
+    bars: Panel,  # any market
+    of,  # function of `Days`, returning a number or a truth a session
+) -> Series:  # the same for every ticker with a bar
     "What the calendar says about each session; +0.5 for yes, -0.5 for no."
+
     def row(sessions):
         days = Days(sessions)
         x = np.asarray(of(days))
-        return torch.from_numpy(np.where(days.known, x - .5 if x.dtype == bool else x, np.nan))[:, None]
-    def make(): return Series(row(bars.sessions).to(bars._fields["close"]).expand(bars.present.shape), bars.grid, fields={"close"})
+        return torch.from_numpy(np.where(days.known, x - 0.5 if x.dtype == bool else x, np.nan))[:, None]
+
+    def make():
+        return Series(
+            row(bars.sessions).to(bars._fields["close"]).expand(bars.present.shape),
+            bars.grid,
+            fields={"close"},
+        )
+
     return by_recipe(bars.grid, _said(of), "days", row, make)
 
+
 def context(
-    group: str, # what kind of information it carries
-    source: str, # who described it
-    n: list | None = None, # parameters
-): # decorator
+    group: str,  # what kind of information it carries
+    source: str,  # who described it
+    n: list | None = None,  # parameters
+):  # decorator
     "A feature of the set `context`: one value a session, the same for every ticker."
     return feature(group=group, n=n, source=source, across=False, sets=("context",))
 
@@ -91,15 +120,17 @@ def weekday(bars: Panel, n: int) -> Series:
     "+0.5 on this day of the week (0 = Monday … 4 = Friday), else -0.5"
     return on_days(bars, lambda d: d.day.dayofweek == n)
 
+
 @context("calendar", "French and Roll (1986)")
 def rest_before(bars: Panel) -> Series:
     "(Days since the last session, at most 4, less 1) / 3 - 0.5"
-    return on_days(bars, lambda d: ((d.day - d.held[d.before]).days.to_numpy().clip(1, 4) - 1) / 3 - .5)
+    return on_days(bars, lambda d: ((d.day - d.held[d.before]).days.to_numpy().clip(1, 4) - 1) / 3 - 0.5)
+
 
 @context("calendar", "French and Roll (1986)")
 def rest_after(bars: Panel) -> Series:
     "(Days to the next announced session, at most 4, less 1) / 3 - 0.5"
-    return on_days(bars, lambda d: ((d.ahead[d.after] - d.day).days.to_numpy().clip(1, 4) - 1) / 3 - .5)
+    return on_days(bars, lambda d: ((d.ahead[d.after] - d.day).days.to_numpy().clip(1, 4) - 1) / 3 - 0.5)
 
 # %% ../../nbs/features/40_calendar.ipynb #f471f71d
 @context("calendar", "Lakonishok and Smidt (1988)")
@@ -107,25 +138,30 @@ def turn_of_month(bars: Panel) -> Series:
     "+0.5 on the last announced session of a month and on the first three, else -0.5"
     return on_days(bars, lambda d: (d.left("M") == 0) | (d.gone("M") < 3))
 
+
 @context("calendar", "Ariel (1987)")
 def first_half(bars: Panel) -> Series:
     "+0.5 on the last announced session of a month and on the first eight, else -0.5"
     return on_days(bars, lambda d: (d.left("M") == 0) | (d.gone("M") < 8))
 
+
 @context("calendar", "Lakonishok and Smidt (1988)")
 def month_left(bars: Panel) -> Series:
     "Announced sessions left in the month / 22 - 0.5"
-    return on_days(bars, lambda d: d.left("M") / 22 - .5)
+    return on_days(bars, lambda d: d.left("M") / 22 - 0.5)
+
 
 @context("calendar", "Lakonishok and Smidt (1988)")
 def month_gone(bars: Panel) -> Series:
     "Sessions of the month before this one / 22 - 0.5"
-    return on_days(bars, lambda d: d.gone("M") / 22 - .5)
+    return on_days(bars, lambda d: d.gone("M") / 22 - 0.5)
+
 
 @context("calendar", "Carhart, Kaniel, Musto and Reed (2002)")
 def quarter_left(bars: Panel) -> Series:
     "Announced sessions left in the quarter / 64 - 0.5"
-    return on_days(bars, lambda d: d.left("Q") / 64 - .5)
+    return on_days(bars, lambda d: d.left("Q") / 64 - 0.5)
+
 
 @context("calendar", "Lakonishok, Shleifer, Thaler and Vishny (1991)")
 def quarter_end(bars: Panel) -> Series:
@@ -138,20 +174,24 @@ def january(bars: Panel) -> Series:
     "+0.5 in January, else -0.5"
     return on_days(bars, lambda d: d.day.month == 1)
 
+
 @context("calendar", "Ritter (1988)")
 def december(bars: Panel) -> Series:
     "+0.5 in December, else -0.5"
     return on_days(bars, lambda d: d.day.month == 12)
+
 
 @context("calendar", "Bouman and Jacobsen (2002)")
 def halloween(bars: Panel) -> Series:
     "+0.5 from November to April, else -0.5"
     return on_days(bars, lambda d: (d.day.month >= 11) | (d.day.month <= 4))
 
+
 @context("calendar", "Hirsch (1972)")
 def santa(bars: Panel) -> Series:
     "+0.5 on the last five announced sessions of a year and the first two of the next, else -0.5"
     return on_days(bars, lambda d: (d.left("Y") < 5) | (d.gone("Y") < 2))
+
 
 @context("calendar", "Kamstra, Kramer and Levi (2003), as a wave", n=[0, 1])
 def year_wave(bars: Panel, n: int) -> Series:
@@ -164,44 +204,65 @@ def president_year(bars: Panel, n: int) -> Series:
     "+0.5 in this year after an American presidential election (4 = the year of the next), else -0.5"
     return on_days(bars, lambda d: (d.day.year - 1) % 4 == n - 1)
 
+
 @context("calendar", "Yuan, Zheng and Zhu (2006)")
 def moon(bars: Panel) -> Series:
     "Half the cosine of 2 pi * days since the new moon of 2000-01-06 / 29.530588: +0.5 at new moon, -0.5 at full moon"
     new = pd.Timestamp("2000-01-06 18:14")
-    return on_days(bars, lambda d: np.cos(2 * np.pi * ((d.day + pd.Timedelta("21h") - new) / pd.Timedelta("1D")).to_numpy() / 29.530588) / 2)
+    return on_days(
+        bars,
+        lambda d: (
+            np.cos(
+                2 * np.pi * ((d.day + pd.Timedelta("21h") - new) / pd.Timedelta("1D")).to_numpy() / 29.530588
+            )
+            / 2
+        ),
+    )
+
 
 @context("calendar", "Kamstra, Kramer and Levi (2000)")
 def clock_change(bars: Panel) -> Series:
     "+0.5 on the first session after New York's clocks were changed, else -0.5"
-    def offset(day): return (day.tz_localize("UTC") + pd.Timedelta("17h")).tz_convert("America/New_York").tz_localize(None) - day
+
+    def offset(day):
+        return (day.tz_localize("UTC") + pd.Timedelta("17h")).tz_convert("America/New_York").tz_localize(
+            None
+        ) - day
+
     return on_days(bars, lambda d: offset(d.day) != offset(d.held[d.before]))
 
 # %% ../../nbs/features/40_calendar.ipynb #4d3d0f35
-def _closed(a, b): # weekdays strictly between two dates
+def _closed(a, b):  # weekdays strictly between two dates
     return np.busday_count((a + pd.Timedelta("1D")).to_numpy().astype("M8[D]"), b.to_numpy().astype("M8[D]"))
+
 
 @context("calendar", "Ariel (1990)")
 def pre_holiday(bars: Panel) -> Series:
     "+0.5 where a weekday without an announced session comes before the next session, else -0.5"
     return on_days(bars, lambda d: _closed(d.day, d.ahead[d.after]) > 0)
 
+
 @context("calendar", "Lakonishok and Smidt (1988)")
 def post_holiday(bars: Panel) -> Series:
     "+0.5 where a weekday without a session lies between this session and the last, else -0.5"
     return on_days(bars, lambda d: _closed(d.held[d.before], d.day) > 0)
 
-def _third_friday(d): # in this week
+
+def _third_friday(d):  # in this week
     return (d.friday.day >= 15) & (d.friday.day <= 21)
+
 
 @context("calendar", "Stoll and Whaley (1987)")
 def expiry_week(bars: Panel) -> Series:
     "+0.5 in the week of the third Friday of a month, else -0.5"
     return on_days(bars, _third_friday)
 
+
 @context("calendar", "Stoll and Whaley (1987)")
 def witching_week(bars: Panel) -> Series:
     "+0.5 in the week of the third Friday of March, June, September and December, else -0.5"
     return on_days(bars, lambda d: _third_friday(d) & (d.friday.month % 3 == 0))
+
 
 @context("calendar", "Ni, Pearson and Poteshman (2005)")
 def after_expiry(bars: Panel) -> Series:
@@ -214,18 +275,23 @@ def same_season(bars: Panel, n: int, m: int) -> Series:
     "Return over the m bars that followed the bar n bars ago: close n - m bars ago / close n bars ago - 1"
     return bars.close.lag(n - m) / bars.close.lag(n) - 1
 
+
 @technical("seasonality", [4, 12, 26], "Keloharju, Linnainmaa and Nyberg (2016)")
 def same_weekday(bars: Panel, n: int) -> Series:
     "Mean of the n returns that lie 4, 9, 14 … bars back: where the next bar stood in the last n weeks"
+
     def op(x):
         out = torch.full_like(x, np.nan)
-        if len(x) > 5 * n - 1: out[5 * n - 1:] = sum(x[5 * (n - k):len(x) - 5 * k + 1] for k in range(1, n + 1)) / n
+        if len(x) > 5 * n - 1:
+            out[5 * n - 1 :] = sum(x[5 * (n - k) : len(x) - 5 * k + 1] for k in range(1, n + 1)) / n
         return out
+
     return bars.returns._back(op, 5 * n - 1, name=f"same weekday {n}")
+
 
 @technical("seasonality", [252], "Lakonishok and Smidt (1988), a stock at a time")
 def turn_premium(bars: Panel, n: int) -> Series:
     "(Mean return at turns of the month - mean of the other returns, over n bars) / standard deviation of n returns"
-    turn = turn_of_month(bars) + .5
+    turn = turn_of_month(bars) + 0.5
     days, there = turn.sum(n), (turn * bars.returns).sum(n)
     return (there / days - (bars.returns.sum(n) - there) / (n - days)) / bars.returns.std(n)

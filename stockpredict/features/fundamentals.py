@@ -14,28 +14,42 @@ from ..algebra.panel import Panel
 from ..algebra.series import Series
 
 # %% ../../nbs/features/65_fundamentals.ipynb #1682cc45
-SAME = dict(totalAssets="assets", totalShareholderEquity="equity", netIncome="net_income", operatingCashflow="cash_flow_op")
+SAME = dict(
+    totalAssets="assets",
+    totalShareholderEquity="equity",
+    netIncome="net_income",
+    operatingCashflow="cash_flow_op",
+)
 ANNUAL, BALANCE = ("eps_diluted", "net_income", "cash_flow_op"), ("assets", "equity")
 STALE = dict(annual="460D", balance="200D")
 
+
 def one_language(
-    facts: pd.DataFrame, # ticker, item, form, event_time, known_at, value
-) -> pd.DataFrame: # the same columns and `annual`
+    facts: pd.DataFrame,  # ticker, item, form, event_time, known_at, value
+) -> pd.DataFrame:  # the same columns and `annual`
     "Figures of all vendors under one set of names."
     facts = facts[facts.value.notna()]
     form, key = facts.form.astype(str), ["ticker", "form", "event_time"]
-    facts = facts.assign(annual=form.str.startswith("10-K") | form.eq("year"), item=facts["item"].astype(object).replace(SAME))
+    facts = facts.assign(
+        annual=form.str.startswith("10-K") | form.eq("year"), item=facts["item"].astype(object).replace(SAME)
+    )
     shares = facts[(facts["item"] == "commonStockSharesOutstanding") & facts.annual & (facts.value > 0)]
-    earned = facts[(facts["item"] == "net_income") & form.eq("year")].merge(shares[[*key, "known_at", "value"]], on=key, suffixes=("", "_shares"))
-    each = earned.assign(item="eps_diluted", value=earned.value / earned.value_shares, known_at=earned[["known_at", "known_at_shares"]].max(axis=1))
+    earned = facts[(facts["item"] == "net_income") & form.eq("year")].merge(
+        shares[[*key, "known_at", "value"]], on=key, suffixes=("", "_shares")
+    )
+    each = earned.assign(
+        item="eps_diluted",
+        value=earned.value / earned.value_shares,
+        known_at=earned[["known_at", "known_at_shares"]].max(axis=1),
+    )
     return pd.concat([facts, each[facts.columns]], ignore_index=True) if len(each) else facts
 
 # %% ../../nbs/features/65_fundamentals.ipynb #b43dc04a
 def report_fields(
-    facts: pd.DataFrame, # ticker, item, form, event_time, known_at, value; every version
-    at: pd.DatetimeIndex, # decision times
-    tickers: list, # of the panel
-) -> dict: # field -> `[session, ticker]`
+    facts: pd.DataFrame,  # ticker, item, form, event_time, known_at, value; every version
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+) -> dict:  # field -> `[session, ticker]`
     "Figures from company reports as known."
     facts, out = one_language(facts), {}
     for item in ANNUAL + BALANCE:
@@ -43,40 +57,50 @@ def report_fields(
         out[item] = as_known(some, at, tickers, stale=STALE["annual" if item in ANNUAL else "balance"])
     return out
 
+
 @join("reports", ANNUAL + BALANCE, "fundamentals")
 def _report_facts(asked):
     rows = asked.read("fundamentals", ticker=asked.tickers)
     return report_fields(rows, asked.at, asked.tickers) if len(rows) else {}
 
+
 @join("published prices", ["raw_close"], "bars")
 def _raw_facts(asked):
     days = asked.panel.sessions
     raw = asked.lake.bars(asked.tickers, days[0], days[-1], asked.as_of, asked.snapshot, False, asked.source)
-    wide = raw.assign(day=asked.calendar.session_of(raw.event_time)).pivot(index="day", columns="ticker", values="close")
+    wide = raw.assign(day=asked.calendar.session_of(raw.event_time)).pivot(
+        index="day", columns="ticker", values="close"
+    )
     return dict(raw_close=wide.reindex(days, columns=asked.tickers).to_numpy())
 
 # %% ../../nbs/features/65_fundamentals.ipynb #eeec1d39
-def _report(source, n=None): return feature(group="fundamental", n=n, source=source, sets=("facts",))
+def _report(source, n=None):
+    return feature(group="fundamental", n=n, source=source, sets=("facts",))
+
 
 @_report("Basu (1977)")
 def earnings_yield(bars: Panel) -> Series:
     "Diluted earnings per share of the last annual report / price as published"
     return fact(bars, "eps_diluted") / fact(bars, "raw_close")
 
+
 @_report("Bhandari (1988)")
 def leverage(bars: Panel) -> Series:
     "1 - equity / assets"
     return 1 - fact(bars, "equity") / fact(bars, "assets")
+
 
 @_report("Cooper, Gulen and Schill (2008)")
 def asset_growth(bars: Panel) -> Series:
     "Assets known now / assets known 252 bars ago - 1"
     return fact(bars, "assets").pct_change(252)
 
+
 @_report("Sloan (1996)")
 def accruals(bars: Panel) -> Series:
     "(annual net income - cash flow from operations) / assets"
     return (fact(bars, "net_income") - fact(bars, "cash_flow_op")) / fact(bars, "assets")
+
 
 @_report("Novy-Marx (2013), with net income")
 def profitability(bars: Panel) -> Series:

@@ -22,88 +22,122 @@ from ..algebra.series import Series
 # %% ../../nbs/features/80_intraday.ipynb #149f6183
 NEEDED = ("ticker", "event_time", "known_at", "open", "high", "low", "close", "volume")
 
+
 def known_bars(
-    frame: pd.DataFrame, # short bars: ticker, event_time (end of the bar), known_at, open, high, low, close, volume
-    at: pd.DatetimeIndex, # decision times, UTC, one a session
-    sessions: pd.DatetimeIndex, # dates
-    tickers: list, # of the panel, in order
-    calendar: Calendar, # of the exchange
-) -> pd.DataFrame: # sorted, with `session` and `column` positions and `share` of the session over at the end of the bar
+    # short bars: ticker, event_time (end of the bar), known_at, open, high, low, close, volume
+    frame: pd.DataFrame,
+    at: pd.DatetimeIndex,  # decision times, UTC, one a session
+    sessions: pd.DatetimeIndex,  # dates
+    tickers: list,  # of the panel, in order
+    calendar: Calendar,  # of the exchange
+) -> (
+    pd.DataFrame
+):  # sorted, with `session` and `column` positions and `share` of the session over at the end of the bar
     "The short bars that were known at each decision, the newest version of each."
     gone = [c for c in NEEDED if c not in frame]
-    if gone: raise BarsInvalid(f"The short bars lack the column {', '.join(gone)}.", "Each bar says when it ended and when it was known.")
+    if gone:
+        raise BarsInvalid(
+            f"The short bars lack the column {', '.join(gone)}.",
+            "Each bar says when it ended and when it was known.",
+        )
     held = calendar.sessions()[calendar.sessions().isin(sessions)]
     opens, closes = calendar._opens[calendar._at(held)], calendar.closes(held)
     when = pd.DatetimeIndex(frame.event_time).as_unit("us")
     i = np.minimum(opens.searchsorted(when, "left") - 1, len(held) - 1)
     row, column = pd.DatetimeIndex(sessions).get_indexer(held)[i], pd.Index(tickers).get_indexer(frame.ticker)
     good = (i >= 0) & (when <= closes[i]) & (column >= 0) & (frame.close > 0).to_numpy()
-    good &= (pd.DatetimeIndex(frame.known_at) <= pd.DatetimeIndex(at)[row]) & (when <= pd.DatetimeIndex(at)[row])
+    good &= (pd.DatetimeIndex(frame.known_at) <= pd.DatetimeIndex(at)[row]) & (
+        when <= pd.DatetimeIndex(at)[row]
+    )
     share = (when - opens[i]) / (closes[i] - opens[i])
-    out = frame.assign(session=row, column=column, share=share)[good].sort_values(["session", "column", "event_time", "known_at"], kind="stable")
+    out = frame.assign(session=row, column=column, share=share)[good].sort_values(
+        ["session", "column", "event_time", "known_at"], kind="stable"
+    )
     return out.drop_duplicates(["session", "column", "event_time"], keep="last").reset_index(drop=True)
 
 # %% ../../nbs/features/80_intraday.ipynb #be962147
-def _variation(g, r): # per session: variance, its halves, what is left without jumps, skewness and kurtosis
-    add = lambda x: x.groupby(g).sum()
-    n, square = r.groupby(g).count(), add(r ** 2)
+def _variation(g, r):  # per session: variance, its halves, what is left without jumps, skewness and kurtosis
+    def add(x):
+        return x.groupby(g).sum()
+    n, square = r.groupby(g).count(), add(r**2)
     neighbours = r.abs() * r.abs().groupby(g).shift(1)
     return dict(
-        intra_variance=square, intra_up=add(r.clip(lower=0) ** 2), intra_down=add(r.clip(upper=0) ** 2),
+        intra_variance=square,
+        intra_up=add(r.clip(lower=0) ** 2),
+        intra_down=add(r.clip(upper=0) ** 2),
         intra_bipower=math.pi / 2 * add(neighbours) * n / (n - 1),
-        intra_skew=np.sqrt(n) * add(r ** 3) / square ** 1.5, intra_kurt=n * add(r ** 4) / square ** 2)
+        intra_skew=np.sqrt(n) * add(r**3) / square**1.5,
+        intra_kurt=n * add(r**4) / square**2,
+    )
 
-def _hours(g, b): # per session: returns of the edges, shares of volume, range of the opening
-    first, last = b.share <= 1 / 13 + 1e-9, b.share > 12 / 13 + 1e-9 # half an hour of six and a half
+
+def _hours(g, b):  # per session: returns of the edges, shares of volume, range of the opening
+    first, last = b.share <= 1 / 13 + 1e-9, b.share > 12 / 13 + 1e-9  # half an hour of six and a half
     start, end, total = b.groupby(g).open.first(), b.groupby(g).close.last(), b.groupby(g).volume.sum()
-    early, late, middle = b[first].groupby(g[first]), b[last].groupby(g[last]), b[~last].groupby(g[~last]).close.last()
+    early = b[first].groupby(g[first])
+    late = b[last].groupby(g[last])
+    middle = b[~last].groupby(g[~last]).close.last()
     morning = early.close.last()
     top, bottom = early.high.max(), early.low.min()
     return dict(
-        intra_first=morning / start - 1, intra_last=late.close.last() / middle - 1,
-        intra_open_volume=early.volume.sum() / total, intra_close_volume=late.volume.sum() / total,
-        intra_open_range=(top - bottom) / start, intra_breakout=(end - (top + bottom) / 2) / (top - bottom))
+        intra_first=morning / start - 1,
+        intra_last=late.close.last() / middle - 1,
+        intra_open_volume=early.volume.sum() / total,
+        intra_close_volume=late.volume.sum() / total,
+        intra_open_range=(top - bottom) / start,
+        intra_breakout=(end - (top + bottom) / 2) / (top - bottom),
+    )
 
 # %% ../../nbs/features/80_intraday.ipynb #d3d4f3bd
-def _flow(g, b, r): # per session: volume-weighted price, signed volume
+def _flow(g, b, r):  # per session: volume-weighted price, signed volume
     total = b.volume.groupby(g).sum()
-    return dict(intra_vwap=(typical(b) * b.volume).groupby(g).sum() / total, intra_flow=(np.sign(r) * b.volume).groupby(g).sum() / total,
-                intra_close=b.close.groupby(g).last())
+    return dict(
+        intra_vwap=(typical(b) * b.volume).groupby(g).sum() / total,
+        intra_flow=(np.sign(r) * b.volume).groupby(g).sum() / total,
+        intra_close=b.close.groupby(g).last(),
+    )
+
 
 def value_area(
-    heap: np.ndarray, # `[session, slice]`: volume by price, lowest price first
-    share: float = .7, # of the volume that the area holds
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # positions of the heaviest, the lowest and the highest slice
+    heap: np.ndarray,  # `[session, slice]`: volume by price, lowest price first
+    share: float = 0.7,  # of the volume that the area holds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # positions of the heaviest, the lowest and the highest slice
     "The point of control and the slices around it that hold most of the volume."
     best, rows, last = heap.argmax(1), np.arange(len(heap)), heap.shape[1] - 1
     low, high, held, all_ = best.copy(), best.copy(), heap.max(1), heap.sum(1)
     for _ in range(last):
-        under, over = (np.where(low > 0, heap[rows, low - 1], -1), np.where(high < last, heap[rows, np.minimum(high + 1, last)], -1))
+        under = np.where(low > 0, heap[rows, low - 1], -1)
+        over = np.where(high < last, heap[rows, np.minimum(high + 1, last)], -1)
         more, up = held < share * all_ - 1e-9 * all_, over >= under
         held = held + np.where(more, np.where(up, over, under), 0)
         low, high = low - (more & ~up), high + (more & up)
     return best, low, high
 
-def _profile(g, b, bins=24): # per session: prices of the heaviest slice and of the edges of the value area
+
+def _profile(g, b, bins=24):  # per session: prices of the heaviest slice and of the edges of the value area
     price = typical(b)
     code, keys = pd.factorize(g)
     low, high = (getattr(price.groupby(code), k)().to_numpy() for k in ("min", "max"))
     wide = np.where(high > low, high - low, np.nan)
     where = np.nan_to_num((price.to_numpy() - low[code]) / wide[code] * bins).astype(int).clip(0, bins - 1)
     heap = np.zeros((len(keys), bins))
-    np.add.at(heap, (code, where), b.volume.fillna(0.).to_numpy())
+    np.add.at(heap, (code, where), b.volume.fillna(0.0).to_numpy())
     best, under, over = value_area(heap)
     step = np.where(heap.sum(1) > 0, wide, np.nan) / bins
-    return {k: pd.Series(low + x * step, index=keys) for k, x in dict(intra_control=best + .5, intra_value_low=under, intra_value_high=over + 1).items()}
+    return {
+        k: pd.Series(low + x * step, index=keys)
+        for k, x in dict(intra_control=best + 0.5, intra_value_low=under, intra_value_high=over + 1).items()
+    }
 
 # %% ../../nbs/features/80_intraday.ipynb #3d81352c
 def intraday_fields(
-    frame: pd.DataFrame, # short bars: ticker, event_time (end of the bar), known_at, open, high, low, close, volume
-    panel: Panel, # whose sessions and tickers are wanted
-    calendar: Calendar, # of the exchange
-    at: pd.DatetimeIndex | None = None, # decision times, one a session; None = the closes
-    least: int = 10, # bars a session needs
-) -> dict: # field -> `[session, ticker]`, float64, `NaN` where nothing was known
+    # short bars: ticker, event_time (end of the bar), known_at, open, high, low, close, volume
+    frame: pd.DataFrame,
+    panel: Panel,  # whose sessions and tickers are wanted
+    calendar: Calendar,  # of the exchange
+    at: pd.DatetimeIndex | None = None,  # decision times, one a session; None = the closes
+    least: int = 10,  # bars a session needs
+) -> dict:  # field -> `[session, ticker]`, float64, `NaN` where nothing was known
     "What the short bars of each session say, as known at its decision."
     at = decision_times(panel, calendar) if at is None else at
     b = known_bars(frame, at, panel.sessions, list(panel.tickers), calendar)
@@ -114,14 +148,19 @@ def intraday_fields(
     found = _variation(g, r) | _hours(g, b) | _flow(g, b, r) | _profile(g, b)
     return {k: _spread_out(x, len(panel.sessions), len(panel.tickers)) for k, x in found.items()}
 
-def _spread_out(x, rows, columns): # a value a key to an array
+
+def _spread_out(x, rows, columns):  # a value a key to an array
     out = np.full(rows * columns, np.nan)
     out[x.index.to_numpy(int)] = x.to_numpy(float)
     return np.where(np.isfinite(out), out, np.nan).reshape(rows, columns)
 
 # %% ../../nbs/features/80_intraday.ipynb #a4bf0405
-GIVES = tuple("intra_" + name for name in """variance up down bipower skew kurt first last open_volume close_volume open_range breakout
-vwap flow close control value_low value_high""".split())
+GIVES = tuple(
+    "intra_" + name
+    for name in """variance up down bipower skew kurt first last open_volume close_volume open_range breakout
+vwap flow close control value_low value_high""".split()
+)
+
 
 @join("short bars", GIVES, "intraday")
 def _short_bars(asked):
@@ -129,14 +168,16 @@ def _short_bars(asked):
     return intraday_fields(rows, asked.panel, asked.calendar, asked.at) if len(rows) else {}
 
 # %% ../../nbs/features/80_intraday.ipynb #4be94825
-def inside(group: str, source: str, n: list | None = None): # decorator
+def inside(group: str, source: str, n: list | None = None):  # decorator
     "A formula on fields of short bars, in the set `facts`."
     return feature(group=group, n=n, source=source, sets=("facts",))
+
 
 @inside("intraday", "Corsi (2009)", [1, 5, 22])
 def intra_vol(bars: Panel, n: int) -> Series:
     "sqrt(mean of the realised variance of n sessions)"
     return fact(bars, "intra_variance").mean(n).sqrt()
+
 
 @inside("intraday", "Corsi (2009)", [(1, 22)])
 def intra_vol_change(bars: Panel, n: int, m: int) -> Series:
@@ -144,30 +185,37 @@ def intra_vol_change(bars: Panel, n: int, m: int) -> Series:
     x = fact(bars, "intra_variance")
     return (x.mean(n) / x.mean(m)).log()
 
+
 @inside("intraday", "Patton and Sheppard (2015)", [1, 5, 22])
 def intra_signed_variation(bars: Panel, n: int) -> Series:
     "(Upper - lower realised semivariance) / realised variance, each summed over n"
-    return (fact(bars, "intra_up").sum(n) - fact(bars, "intra_down").sum(n)) / fact(bars, "intra_variance").sum(n)
+    return (fact(bars, "intra_up").sum(n) - fact(bars, "intra_down").sum(n)) / fact(
+        bars, "intra_variance"
+    ).sum(n)
+
 
 @inside("intraday", "Barndorff-Nielsen and Shephard (2004)", [1, 22])
 def intra_jump_share(bars: Panel, n: int) -> Series:
     "1 - bipower variation / realised variance, each summed over n, at least zero"
-    return (1 - fact(bars, "intra_bipower").sum(n) / fact(bars, "intra_variance").sum(n)).clip(low=0.)
+    return (1 - fact(bars, "intra_bipower").sum(n) / fact(bars, "intra_variance").sum(n)).clip(low=0.0)
+
 
 @inside("intraday", "Amaya, Christoffersen, Jacobs and Vasquez (2015)", [1, 5])
 def realised_skew(bars: Panel, n: int) -> Series:
     "Mean over n of sqrt(bars) * sum of cubed / (sum of squared short returns)^1.5"
     return fact(bars, "intra_skew").mean(n)
 
+
 @inside("intraday", "Amaya, Christoffersen, Jacobs and Vasquez (2015)", [5])
 def realised_kurt(bars: Panel, n: int) -> Series:
     "Mean over n of bars * sum of fourth powers / (sum of squared short returns)^2"
     return fact(bars, "intra_kurt").mean(n)
 
+
 @inside("intraday", "Hansen and Lunde (2005)", [22])
 def intra_share(bars: Panel, n: int) -> Series:
     "log(realised variance of n sessions / sum of squared daily returns of n)"
-    return (fact(bars, "intra_variance").sum(n) / (bars.returns ** 2).sum(n)).log()
+    return (fact(bars, "intra_variance").sum(n) / (bars.returns**2).sum(n)).log()
 
 # %% ../../nbs/features/80_intraday.ipynb #2538fd7c
 @inside("intraday", "Gao, Han, Li and Zhou (2018)", [1, 5])
@@ -175,15 +223,18 @@ def first_half_hour(bars: Panel, n: int) -> Series:
     "Mean over n of the return of the first thirteenth of the session / realised volatility of n"
     return fact(bars, "intra_first").mean(n) / intra_vol(bars, n)
 
+
 @inside("intraday", "Gao, Han, Li and Zhou (2018)", [1, 5])
 def last_half_hour(bars: Panel, n: int) -> Series:
     "Mean over n of the return of the last thirteenth of the session / realised volatility of n"
     return fact(bars, "intra_last").mean(n) / intra_vol(bars, n)
 
+
 @inside("intraday", "Crabel (1990)", [1, 5])
 def opening_breakout(bars: Panel, n: int) -> Series:
     "Mean over n of (close - middle of the range of the first thirteenth) / that range, limited to 10"
-    return fact(bars, "intra_breakout").clip(-10., 10.).mean(n)
+    return fact(bars, "intra_breakout").clip(-10.0, 10.0).mean(n)
+
 
 @inside("intraday", "Crabel (1990)", [20])
 def opening_range(bars: Panel, n: int) -> Series:
@@ -191,10 +242,12 @@ def opening_range(bars: Panel, n: int) -> Series:
     x = fact(bars, "intra_open_range")
     return (x / x.mean(n)).log()
 
+
 @inside("intraday", "Admati and Pfleiderer (1988)", [1, 20])
 def open_volume(bars: Panel, n: int) -> Series:
     "Mean over n of the share of volume in the first thirteenth of the session"
     return fact(bars, "intra_open_volume").mean(n)
+
 
 @inside("intraday", "Bogousslavsky and Muravyev (2023)", [1, 20])
 def close_volume(bars: Panel, n: int) -> Series:
@@ -207,27 +260,32 @@ def intra_imbalance(bars: Panel, n: int) -> Series:
     "Mean over n of (volume of rising - volume of falling short bars) / volume"
     return fact(bars, "intra_flow").mean(n)
 
+
 @inside("intraday", "Berkowitz, Logue and Noser (1988)", [1, 5])
 def close_to_vwap(bars: Panel, n: int) -> Series:
     "Mean over n of log(last short close / volume-weighted price of the session) / realised volatility of n"
     return (fact(bars, "intra_close") / fact(bars, "intra_vwap")).log().mean(n) / intra_vol(bars, n)
+
 
 @inside("intraday", "Steidlmayer (1984)", [1])
 def close_to_control(bars: Panel, n: int) -> Series:
     "log(last short close / point of control of the session) / realised volatility of n"
     return (fact(bars, "intra_close") / fact(bars, "intra_control")).log() / intra_vol(bars, n)
 
+
 @inside("intraday", "Steidlmayer (1984)", [1])
 def value_place(bars: Panel, n: int) -> Series:
     "(Last short close - middle of the value area) / its width, mean of n, limited to 5"
     low, high = fact(bars, "intra_value_low"), fact(bars, "intra_value_high")
-    return ((fact(bars, "intra_close") - (low + high) / 2) / (high - low)).clip(-5., 5.).mean(n)
+    return ((fact(bars, "intra_close") - (low + high) / 2) / (high - low)).clip(-5.0, 5.0).mean(n)
+
 
 @inside("intraday", "Dalton, Jones and Dalton (1990)", [1, 5])
 def value_shift(bars: Panel, n: int) -> Series:
     "log(middle of the value area / middle n sessions ago) / (realised volatility of 5 * sqrt(n))"
     middle = (fact(bars, "intra_value_low") + fact(bars, "intra_value_high")) / 2
     return (middle / middle.lag(n)).log() / (intra_vol(bars, 5) * math.sqrt(n))
+
 
 @inside("intraday", "Dalton, Jones and Dalton (1990)", [20])
 def value_width(bars: Panel, n: int) -> Series:

@@ -18,29 +18,39 @@ from ..algebra.series import Series
 MACRO = dict(yield_10y="DGS10", yield_2y="DGS2", credit_yield_spread="BAA10Y", vix="VIXCLS", vix_3m="VXVCLS")
 TOO_OLD = "10D"
 
+
 def macro_fields(
-    facts: pd.DataFrame, # series, event_time, known_at, value; every version
-    at: pd.DatetimeIndex, # decision times
-    series: dict = MACRO, # field -> name of its series
-) -> dict: # field -> `[session]`
+    facts: pd.DataFrame,  # series, event_time, known_at, value; every version
+    at: pd.DatetimeIndex,  # decision times
+    series: dict = MACRO,  # field -> name of its series
+) -> dict:  # field -> `[session]`
     "Rates and volatility indices as known."
-    return {f: as_known(facts[(facts.series == s) & facts.value.notna()], at, stale=TOO_OLD) for f, s in series.items()}
+    return {
+        f: as_known(facts[(facts.series == s) & facts.value.notna()], at, stale=TOO_OLD)
+        for f, s in series.items()
+    }
+
 
 @join("macro", MACRO, "macro", everybody=True)
-def _macro_facts(asked): return macro_fields(asked.read("macro", series=list(MACRO.values())), asked.at)
+def _macro_facts(asked):
+    return macro_fields(asked.read("macro", series=list(MACRO.values())), asked.at)
 
 # %% ../../nbs/features/60_macro.ipynb #78c2b6d9
-def _macro(source, n=None): return feature(group="macro", n=n, source=source, across=False, sets=("facts",))
+def _macro(source, n=None):
+    return feature(group="macro", n=n, source=source, across=False, sets=("facts",))
+
 
 @_macro("Estrella and Hardouvelis (1991)")
 def term_spread(bars: Panel) -> Series:
     "Ten-year less two-year yield, percentage points"
     return fact(bars, "yield_10y") - fact(bars, "yield_2y")
 
+
 @_macro("Fama and French (1989)")
 def credit_spread(bars: Panel) -> Series:
     "Yield of low-grade corporate bonds over treasuries, against its past year"
     return against_year(fact(bars, "credit_yield_spread"))
+
 
 @_macro("-", n=[21, 63])
 def rate_change(bars: Panel, n: int) -> Series:
@@ -53,17 +63,20 @@ def vix_level(bars: Panel) -> Series:
     "Logarithm of the VIX, against its past year"
     return against_year(fact(bars, "vix").log())
 
+
 @_macro("-", n=[5, 21])
 def vix_change(bars: Panel, n: int) -> Series:
     "Change of the logarithm of the VIX over n bars"
     return fact(bars, "vix").log().diff(n)
+
 
 @_macro("Johnson (2017)")
 def vix_term(bars: Panel) -> Series:
     "VIX / its three-month sibling - 1: above zero when fear is of now"
     return fact(bars, "vix") / fact(bars, "vix_3m") - 1
 
+
 @_macro("Bollerslev, Tauchen and Zhou (2009)")
 def variance_premium(bars: Panel) -> Series:
     "Squared VIX less the realised variance of the market over 21 bars, both a year, in percent"
-    return fact(bars, "vix") ** 2 / 100 - (bars.market ** 2).mean(21) * 25200.
+    return fact(bars, "vix") ** 2 / 100 - (bars.market**2).mean(21) * 25200.0

@@ -18,6 +18,7 @@ def beta(bars: Panel, n: int) -> Series:
     "Slope of the stock's returns on the market's over n bars"
     return bars.returns.beta(bars.market, n)
 
+
 @feature(group="market", n=[60], source="Asness et al. (2020)")
 def corr_market(bars: Panel, n: int) -> Series:
     "Correlation of the stock's returns with the market's over n bars"
@@ -28,17 +29,19 @@ def residual(bars: Panel, n: int) -> Series:
     "The stock's return minus yesterday's n-bar beta times the market's return"
     return bars.returns - beta(bars, n).lag(1) * bars.market
 
+
 @feature(group="momentum", n=[63], source="Blitz, Huij and Martens (2011)")
 def residual_mom(bars: Panel, n: int) -> Series:
     "Mean residual return of n bars / its standard deviation, beta over 60 bars"
     own = residual(bars, 60)
     return own.mean(n) / own.std(n)
 
+
 @feature(group="volatility", n=[60], source="Ang, Hodrick, Xing and Zhang (2006)")
 def idio_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of the part of n returns that the market does not explain"
     c = corr_market(bars, n)
-    return bars.returns.std(n) * (1 - c * c).clip(low=0.).sqrt()
+    return bars.returns.std(n) * (1 - c * c).clip(low=0.0).sqrt()
 
 # %% ../../nbs/features/30_market.ipynb #1c764ea0
 @feature(group="momentum", n=[21], source="definition")
@@ -47,14 +50,16 @@ def rank_change(bars: Panel, n: int) -> Series:
     return bars.close.pct_change(63).xrank().diff(n)
 
 # %% ../../nbs/features/30_market.ipynb #ba8ead9b
-def against_year(x: Series) -> Series: # about -0.5 to +0.5
+def against_year(x: Series) -> Series:  # about -0.5 to +0.5
     "Distance from the mean of 252 bars in standard deviations, limited to 3, divided by 6"
-    return standard_score(x, 252).clip(-3., 3.) / 6
+    return standard_score(x, 252).clip(-3.0, 3.0) / 6
+
 
 @feature(group="market state", n=[20], source="Moreira and Muir (2017)", across=False)
 def market_vol(bars: Panel, n: int) -> Series:
     "Volatility of the market over n bars, against its past year"
     return against_year(bars.market.std(n))
+
 
 @feature(group="market state", n=[20], source="Stivers and Sun (2010)", across=False)
 def dispersion(bars: Panel, n: int) -> Series:

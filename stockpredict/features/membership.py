@@ -20,44 +20,55 @@ from ..algebra.series import Series
 
 # %% ../../nbs/features/75_membership.ipynb #fdfba54f
 def member_fields(
-    facts: pd.DataFrame, # ticker, event_time (joined), until (left or NaT), known_at
-    at: pd.DatetimeIndex, # decision times
-    tickers: list, # of the panel
-) -> dict: # field -> `[session, ticker]`
+    facts: pd.DataFrame,  # ticker, event_time (joined), until (left or NaT), known_at
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+) -> dict:  # field -> `[session, ticker]`
     "Years in the index, as known; a change counts from its day or its announcement, whichever is later."
-    if not len(facts): return {}
+    if not len(facts):
+        return {}
     day = 86400 * 365.25
-    joined = facts.assign(value=seconds(facts.event_time, False) / day, known_at=facts[["known_at", "event_time"]].max(axis=1))
+    joined = facts.assign(
+        value=seconds(facts.event_time, False) / day, known_at=facts[["known_at", "event_time"]].max(axis=1)
+    )
     gone = facts[facts.until.notna()]
-    gone = gone.assign(value=math.nan, known_at=gone[["known_at", "until"]].max(axis=1), event_time=gone.until)
+    gone = gone.assign(
+        value=math.nan, known_at=gone[["known_at", "until"]].max(axis=1), event_time=gone.until
+    )
     since = as_known(pd.concat([joined, gone]), at, tickers)
     return dict(member_years=seconds(at, False)[:, None] / day - since)
 
+
 def member_mask(
-    facts: pd.DataFrame, # ticker, event_time, until, known_at
-    at: pd.DatetimeIndex, # decision times
-    tickers: list, # of the panel
-) -> np.ndarray: # bool `[session, ticker]`
+    facts: pd.DataFrame,  # ticker, event_time, until, known_at
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+) -> np.ndarray:  # bool `[session, ticker]`
     "Who was a member at each decision, as known then."
     found = member_fields(facts, at, tickers)
     return np.isfinite(found["member_years"]) if found else np.zeros((len(at), len(tickers)), bool)
 
 # %% ../../nbs/features/75_membership.ipynb #ed742998
-MEMBER = "member_years" # the field that says who is a member
+MEMBER = "member_years"  # the field that says who is a member
+
 
 def of_members(
-    inputs, # `Inputs` of the panel
-    panel: Panel, # with the field `member_years`, or without when nobody asks
-    index: str, # whose members; "" = everybody
-): # `Inputs`
+    inputs,  # `Inputs` of the panel
+    panel: Panel,  # with the field `member_years`, or without when nobody asks
+    index: str,  # whose members; "" = everybody
+):  # `Inputs`
     "Inputs that are usable only while a ticker was a member, as known."
-    if not index: return inputs
+    if not index:
+        return inputs
     found = panel._fields.get(MEMBER)
     there = torch.zeros_like(panel.present) if found is None else found.isfinite()
-    return inputs.among(there[-len(inputs):])
+    return inputs.among(there[-len(inputs) :])
+
 
 @join("membership", ["member_years"], "members")
-def _member_facts(asked): return member_fields(asked.read("members", index_name=asked.index), asked.at, asked.tickers)
+def _member_facts(asked):
+    return member_fields(asked.read("members", index_name=asked.index), asked.at, asked.tickers)
+
 
 @feature(group="membership", source="Shleifer (1986)", sets=("facts",))
 def membership_age(bars: Panel) -> Series:
@@ -66,67 +77,90 @@ def membership_age(bars: Panel) -> Series:
 
 # %% ../../nbs/features/75_membership.ipynb #5e582266
 def group_code(
-    names: pd.Series, # text; empty = unknown
-) -> np.ndarray: # whole numbers below 2**24, exact in float32; `NaN` = unknown
+    names: pd.Series,  # text; empty = unknown
+) -> np.ndarray:  # whole numbers below 2**24, exact in float32; `NaN` = unknown
     "A number for each name, the same wherever it is met."
     text = names.astype("string").str.strip().str.casefold()
     known = {n: 1 + zlib.crc32(n.encode()) % (2**24 - 1) for n in text.dropna().unique() if n}
-    if len(set(known.values())) < len(known): raise FeatureError("Two groups would get the same number.", "Rename one of them.")
+    if len(set(known.values())) < len(known):
+        raise FeatureError("Two groups would get the same number.", "Rename one of them.")
     return text.map(known).to_numpy(dtype=float, na_value=math.nan)
 
+
 def sector_fields(
-    facts: pd.DataFrame, # ticker, event_time (valid from), known_at, sector, industry
-    at: pd.DatetimeIndex, # decision times
-    tickers: list, # of the panel
-) -> dict: # field -> `[session, ticker]`
+    facts: pd.DataFrame,  # ticker, event_time (valid from), known_at, sector, industry
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+) -> dict:  # field -> `[session, ticker]`
     "Sector and industry as known; a change counts from its day or its announcement, whichever is later."
-    if not len(facts): return {}
+    if not len(facts):
+        return {}
     known = facts[["known_at", "event_time"]].max(axis=1)
-    return {f: as_known(facts.assign(value=group_code(facts[f]), known_at=known), at, tickers) for f in ("sector", "industry")}
+    return {
+        f: as_known(facts.assign(value=group_code(facts[f]), known_at=known), at, tickers)
+        for f in ("sector", "industry")
+    }
+
 
 @join("sectors", ["sector", "industry"], "sectors")
-def _sector_facts(asked): return sector_fields(asked.read("sectors", ticker=asked.tickers), asked.at, asked.tickers)
+def _sector_facts(asked):
+    return sector_fields(asked.read("sectors", ticker=asked.tickers), asked.at, asked.tickers)
 
 # %% ../../nbs/features/75_membership.ipynb #6958fde7
-_codes = WeakKeyDictionary() # a series of groups, and its groups numbered from 0
+_codes = WeakKeyDictionary()  # a series of groups, and its groups numbered from 0
 
-def _numbered(group): # int64 `[session, ticker]`, -1 = unknown, and how many
+
+def _numbered(group):  # int64 `[session, ticker]`, -1 = unknown, and how many
     if group not in _codes:
         code, names = pd.factorize(group.values.cpu().numpy().ravel())
         _codes[group] = torch.from_numpy(code).reshape(group.values.shape), max(1, len(names))
     code, many = _codes[group]
     return code.to(group.values.device), many
 
-def _joined(values, *series): # a series that compares tickers
-    return Series(values.to(series[0].values.dtype), series[0].grid, max(s.lookback for s in series), max(s.crossings for s in series) + 1,
-                  frozenset().union(*(s.fields for s in series)))
+
+def _joined(values, *series):  # a series that compares tickers
+    return Series(
+        values.to(series[0].values.dtype),
+        series[0].grid,
+        max(s.lookback for s in series),
+        max(s.crossings for s in series) + 1,
+        frozenset().union(*(s.fields for s in series)),
+    )
+
 
 def group_mean(
-    x: Series, # any quantity
-    group: Series, # a number for each group, e.g. `fact(bars, "sector")`
-) -> Series: # undefined where either is
+    x: Series,  # any quantity
+    group: Series,  # a number for each group, e.g. `fact(bars, "sector")`
+) -> Series:  # undefined where either is
     "Mean of the group within the session, the ticker itself included."
     v, (code, many) = x.values.double(), _numbered(group)
     there = v.isfinite() & (code >= 0)
-    v = v.masked_fill(~there, 0.)
+    v = v.masked_fill(~there, 0.0)
     digits = 42 - torch.frexp(v.abs().amax(1, keepdim=True)).exponent
     slot = code.clamp(min=0)
-    add = lambda what: torch.zeros(len(v), many, dtype=torch.int64, device=v.device).scatter_add_(1, slot, what).gather(1, slot).double()
+    def add(what):
+        return (
+            torch.zeros(len(v), many, dtype=torch.int64, device=v.device)
+            .scatter_add_(1, slot, what)
+            .gather(1, slot)
+            .double()
+        )
     mean = torch.ldexp(add(torch.ldexp(v, digits).round().long()), -digits) / add(there.long())
     return _joined(mean.masked_fill(~there, math.nan), x, group)
 
 # %% ../../nbs/features/75_membership.ipynb #f781f6e9
 def by_group(
-    x: Series, # any quantity
-    group: Series, # a number for each group, e.g. `fact(bars, "sector")`
-) -> Series: # undefined where either is
+    x: Series,  # any quantity
+    group: Series,  # a number for each group, e.g. `fact(bars, "sector")`
+) -> Series:  # undefined where either is
     "Distance from the mean of the group within the session."
     return x - group_mean(x, group)
 
+
 def by_beta(
-    x: Series, # any quantity
-    beta: Series, # what to be neutral to, e.g. `bars.returns.beta(bars.market, 60)`
-) -> Series: # undefined where either is
+    x: Series,  # any quantity
+    beta: Series,  # what to be neutral to, e.g. `bars.returns.beta(bars.market, 60)`
+) -> Series:  # undefined where either is
     "What a straight line through the session's betas leaves over."
     v, b = x.values.double(), beta.values.double()
     apart = ~(v.isfinite() & b.isfinite())
@@ -134,10 +168,12 @@ def by_beta(
     v, b = v - K.mean_across(v), b - K.mean_across(b)
     return _joined(v - b * (K.mean_across(v * b) / K.mean_across(b * b)), x, beta)
 
+
 @feature(group="sector", n=[1, 5, 21, 63, 126, 252], source="Moskowitz and Grinblatt (1999)", sets=("facts",))
 def sector_mom(bars: Panel, n: int) -> Series:
     "Return over n bars, less the mean of the sector"
     return by_group(bars.close.pct_change(n), fact(bars, "sector"))
+
 
 @feature(group="sector", n=[21, 252], source="Hou (2007)", sets=("facts",))
 def industry_mom(bars: Panel, n: int) -> Series:

@@ -23,21 +23,25 @@ from ..algebra.series import Series
 technical("liquidity", [120], "Roll (1984)")(roll_spread)
 technical("liquidity", [120], "Corwin and Schultz (2012)")(corwin_schultz)
 
+
 @technical("liquidity", [20, 60, 120], "Abdi and Ranaldo (2017)")
 def chl_spread(bars: Panel, n: int) -> Series:
     "2 sqrt(mean over n of (c - m)(c - m')), at least zero: c log close of the bar before, m the middle of its log range, m' that of this bar"
     close, middle = bars.close.log().lag(1), (bars.high.log() + bars.low.log()) / 2
-    return 2 * ((close - middle.lag(1)) * (close - middle)).mean(n).clip(low=0.).sqrt()
+    return 2 * ((close - middle.lag(1)) * (close - middle)).mean(n).clip(low=0.0).sqrt()
 
-def _quantile(zeros, n): # of the normal distribution at (1 + share) / 2, for the counts 0 to n
+
+def _quantile(zeros, n):  # of the normal distribution at (1 + share) / 2, for the counts 0 to n
     table = torch.special.ndtri((1 + torch.arange(n + 1, dtype=torch.float64) / n) / 2).to(zeros.device)
-    return table[(zeros * n).round().nan_to_num(0.).long()].to(zeros.dtype) + 0 * zeros
+    return table[(zeros * n).round().nan_to_num(0.0).long()].to(zeros.dtype) + 0 * zeros
+
 
 @technical("liquidity", [120], "Fong, Holden and Trzcinka (2017)")
 def fht_spread(bars: Panel, n: int) -> Series:
     "2 * standard deviation of n returns * normal quantile of (1 + share of returns that are zero) / 2"
     zeros = 1 - bars.returns.sign().abs().mean(n)
     return 2 * bars.returns.std(n) * zeros._back(lambda z: _quantile(z, n), 0, name=f"normal quantile {n}")
+
 
 @technical("liquidity", [(10, 60)], "Corwin and Schultz (2012), the change")
 def spread_change(bars: Panel, n: int, m: int) -> Series:
@@ -51,12 +55,16 @@ def kyle_lambda(bars: Panel, n: int) -> Series:
     money = bars.money / 1e6
     return ((bars.returns.abs() * money.sqrt()).sum(n) / money.sum(n)).log()
 
+
 @technical("liquidity", [20, 60], "Kyle and Obizhaeva (2016)")
 def invariance(bars: Panel, n: int) -> Series:
     "log(variance of n returns / mean money of n) / 3, money traded, in millions"
     return (bars.returns.var(n) / (bars.money / 1e6).mean(n)).log() / 3
 
-def _second_slope(a, b, v, w, c): return ((b * v - a * c) / (v * w - c * c)).masked_fill(v * w - c * c <= 1e-9 * v * w, math.nan)
+
+def _second_slope(a, b, v, w, c):
+    return ((b * v - a * c) / (v * w - c * c)).masked_fill(v * w - c * c <= 1e-9 * v * w, math.nan)
+
 
 @technical("liquidity", [60], "Pastor and Stambaugh (2003), relative volume")
 def volume_reversal(bars: Panel, n: int) -> Series:
@@ -64,11 +72,15 @@ def volume_reversal(bars: Panel, n: int) -> Series:
     v = volume / its mean of 20 with the sign of the return above the market"""
     ahead = bars.returns - bars.market
     push = ahead.sign() * bars.volume / bars.volume.mean(20)
-    return over(n, on_two, regressed(n, _second_slope), ahead, bars.returns.lag(1), push.lag(1), ask=5) / bars.returns.std(n)
+    return over(
+        n, on_two, regressed(n, _second_slope), ahead, bars.returns.lag(1), push.lag(1), ask=5
+    ) / bars.returns.std(n)
+
 
 def unusual_volume(bars: Panel, n: int) -> Series:
     "log((1 + volume) / (1 + mean volume of n))"
     return ((bars.volume + 1) / (bars.volume.mean(n) + 1)).log()
+
 
 @technical("liquidity", [60], "Llorente, Michaely, Saar and Wang (2002)")
 def volume_continuation(bars: Panel, n: int) -> Series:
@@ -78,31 +90,36 @@ def volume_continuation(bars: Panel, n: int) -> Series:
     return over(n, on_two, regressed(n, _second_slope), r, r.lag(1), loud.lag(1), ask=5)
 
 # %% ../../nbs/features/55_microstructure.ipynb #34d00c2c
-def bought(bars: Panel) -> Series: # -1 all sold … +1 all bought
+def bought(bars: Panel) -> Series:  # -1 all sold … +1 all bought
     "2 Phi(z) - 1 with z = return / standard deviation of 60 returns; Phi by tanh(0.79788 z + 0.035677 z^3)"
-    z = (bars.returns / bars.returns.std(60)).clip(-6., 6.)
-    return (z * .79788456 + z ** 3 * .03567741).tanh()
+    z = (bars.returns / bars.returns.std(60)).clip(-6.0, 6.0)
+    return (z * 0.79788456 + z**3 * 0.03567741).tanh()
+
 
 @technical("pressure", [5, 20, 60], "Easley, Lopez de Prado and O'Hara (2012)")
 def bulk_imbalance(bars: Panel, n: int) -> Series:
     "Sum of volume * (bought - sold share) / sum of volume over n; shares by the return in units of its 60-bar volatility"
     return (bars.volume * bought(bars)).sum(n) / bars.volume.sum(n)
 
+
 @technical("pressure", [20, 50], "Easley, Lopez de Prado and O'Hara (2012)")
 def vpin(bars: Panel, n: int) -> Series:
     "Sum of volume * |bought - sold share| / sum of volume over n"
     return (bars.volume * bought(bars).abs()).sum(n) / bars.volume.sum(n)
 
+
 @technical("attention", [20, 60], "Hirschman (1964), of volume")
 def volume_focus(bars: Panel, n: int) -> Series:
     "n * sum of squared volumes / (sum of volumes)^2 over n - 1: 0 when every day trades alike"
-    return n * (bars.volume ** 2).sum(n) / bars.volume.sum(n) ** 2 - 1
+    return n * (bars.volume**2).sum(n) / bars.volume.sum(n) ** 2 - 1
+
 
 @technical("liquidity", [60], "Garman and Klass (1980) range on Karpoff (1987) volume")
 def range_elasticity(bars: Panel, n: int) -> Series:
     "Slope over n of log(high / low) on log(1 + volume), / mean of log(high / low)"
     wide = (bars.high / bars.low).log()
     return wide.beta(bars.volume.log1p(), n) / wide.mean(n)
+
 
 @technical("pressure", [20, 60], "Chordia and Subrahmanyam (2004), signs")
 def sign_run(bars: Panel, n: int) -> Series:
@@ -115,11 +132,12 @@ def sign_run(bars: Panel, n: int) -> Series:
 def shares_below(price, weight, close, n):
     "Of `n` bars: share of the weight below the close."
     rows, size = price.shape
-    out, zero, half = blank(rows, size, n), np.float32(0), np.float32(.5)
+    out, zero, half = blank(rows, size, n), np.float32(0), np.float32(0.5)
     total, below = np.empty(size, np.float32), np.empty(size, np.float32)
     for t in range(n - 1, rows):
         now = close[t]
-        total[:] = zero; below[:] = zero
+        total[:] = zero
+        below[:] = zero
         for k in range(n - 1, -1, -1):
             p, w = price[t - k], weight[t - k]
             for j in range(size):
@@ -136,50 +154,72 @@ def heaviest(price, weight, close, n, bins):
     "Of `n` bars: the middle of the heaviest of some equal slices, relative to the close."
     rows, size = price.shape
     out, heap, at = blank(rows, size, n), np.empty((bins, size)), np.empty(size, np.int64)
-    low, high, hole, best, slot, steps = np.empty(size), np.empty(size), np.empty(size), np.empty(size), np.empty(size), np.empty(size)
+    low = np.empty(size)
+    high = np.empty(size)
+    hole = np.empty(size)
+    best = np.empty(size)
+    slot = np.empty(size)
+    steps = np.empty(size)
     for t in range(n - 1, rows):
-        low[:] = np.inf; high[:] = -np.inf; hole[:] = 0; heap[:] = 0; best[:] = -1
+        low[:] = np.inf
+        high[:] = -np.inf
+        hole[:] = 0
+        heap[:] = 0
+        best[:] = -1
         for k in range(n):
             p, w = price[t - k], weight[t - k]
             for j in range(size):
                 v = np.float64(p[j])
                 low[j], high[j] = v if v < low[j] else low[j], v if v > high[j] else high[j]
                 hole[j] += 0 * (v + w[j])
-        for j in range(size): steps[j] = bins / (high[j] - low[j])
+        for j in range(size):
+            steps[j] = bins / (high[j] - low[j])
         for k in range(n - 1, -1, -1):
             p, w = price[t - k], weight[t - k]
-            for j in range(size): at[j] = np.int64((p[j] - low[j]) * steps[j])
-            for j in range(size): heap[max(0, min(bins - 1, at[j])), j] += w[j]
+            for j in range(size):
+                at[j] = np.int64((p[j] - low[j]) * steps[j])
+            for j in range(size):
+                heap[max(0, min(bins - 1, at[j])), j] += w[j]
         for b in range(bins):
             for j in range(size):
                 slot[j] = b if heap[b, j] > best[j] else slot[j]
                 best[j] = heap[b, j] if heap[b, j] > best[j] else best[j]
         for j in range(size):
-            middle = (low[j] + (slot[j] + .5) * (high[j] - low[j]) / bins) / close[t, j] - 1
+            middle = (low[j] + (slot[j] + 0.5) * (high[j] - low[j]) / bins) / close[t, j] - 1
             out[t, j] = middle if (hole[j] == 0) & (high[j] > low[j]) & (best[j] > 0) else np.nan
     return out
 
 # %% ../../nbs/features/55_microstructure.ipynb #4c815412
-def profile_tensors(price: torch.Tensor, weight: torch.Tensor, close: torch.Tensor, n: int, bins: int) -> torch.Tensor:
+def profile_tensors(
+    price: torch.Tensor, weight: torch.Tensor, close: torch.Tensor, n: int, bins: int
+) -> torch.Tensor:
     "What `shares_below` (bins 0) and `heaviest` do, on tensors."
-    if len(price) < n: return torch.full_like(close, math.nan)
+    if len(price) < n:
+        return torch.full_like(close, math.nan)
     back = [slice(n - 1 - k, len(price) - k) for k in range(n - 1, -1, -1)]
     p, w, now = (torch.stack([x[b] for b in back]) for x in (price, weight, close))
     now, hole = now[-1], (0 * (p + w)).sum(0)
     if bins == 0:
-        out = (w * ((p < now) + .5 * (p == now))).sum(0) / w.sum(0) + hole
+        out = (w * ((p < now) + 0.5 * (p == now))).sum(0) / w.sum(0) + hole
     else:
         low, high = p.double().amin(0), p.double().amax(0)
-        at = ((p - low) * (bins / (high - low))).nan_to_num(0.).long().clamp(0, bins - 1)
-        heap = torch.zeros(bins, *now.shape, dtype=torch.float64, device=p.device).scatter_add_(0, at, w.double())
-        out = ((low + (heap.argmax(0) + .5) * (high - low) / bins) / now - 1).masked_fill((high <= low) | (heap.amax(0) <= 0), math.nan) + hole
-    return torch.cat([torch.full_like(close[:n - 1], math.nan), out.to(close.dtype)])
+        at = ((p - low) * (bins / (high - low))).nan_to_num(0.0).long().clamp(0, bins - 1)
+        heap = torch.zeros(bins, *now.shape, dtype=torch.float64, device=p.device).scatter_add_(
+            0, at, w.double()
+        )
+        out = ((low + (heap.argmax(0) + 0.5) * (high - low) / bins) / now - 1).masked_fill(
+            (high <= low) | (heap.amax(0) <= 0), math.nan
+        ) + hole
+    return torch.cat([torch.full_like(close[: n - 1], math.nan), out.to(close.dtype)])
+
 
 def _profile(bars, n, bins):
     def op(price, weight, close):
-        if price.is_cuda or price.dtype != torch.float32: return profile_tensors(price, weight, close, n, bins)
+        if price.is_cuda or price.dtype != torch.float32:
+            return profile_tensors(price, weight, close, n, bins)
         arrays = [x.contiguous().numpy() for x in (price, weight, close)]
         return torch.from_numpy(heaviest(*arrays, n, bins) if bins else shares_below(*arrays, n))
+
     return typical(bars)._back(op, n - 1, bars.volume, bars.close, name=f"profile {n} {bins}")
 
 # %% ../../nbs/features/55_microstructure.ipynb #ef3d2776
@@ -188,17 +228,30 @@ def volume_below(bars: Panel, n: int) -> Series:
     "Share of the volume of n bars whose typical price lies below the close, half of it where they are equal"
     return _profile(bars, n, 0)
 
+
 @technical("stretch", [20], "Steidlmayer (1984)")
 def point_of_control(bars: Panel, n: int) -> Series:
     "Middle of the slice with the most volume / close - 1; 12 equal slices from the lowest to the highest typical price of n bars"
     return _profile(bars, n, 12)
 
-def _weights(price, w): return w, w * price, w * price * price
 
-def _weighted_deviation(w, wp, wpp): return (wpp / w - (wp / w) ** 2).clamp(min=0.).sqrt().masked_fill(wpp / w - (wp / w) ** 2 <= 1e-12 * wpp / w, math.nan)
+def _weights(price, w):
+    return w, w * price, w * price * price
+
+
+def _weighted_deviation(w, wp, wpp):
+    return (
+        (wpp / w - (wp / w) ** 2)
+        .clamp(min=0.0)
+        .sqrt()
+        .masked_fill(wpp / w - (wp / w) ** 2 <= 1e-12 * wpp / w, math.nan)
+    )
+
 
 @technical("stretch", [20, 60], "Steidlmayer (1984), mean and deviation")
 def profile_place(bars: Panel, n: int) -> Series:
     "(Typical price - volume-weighted mean of n) / volume-weighted standard deviation of n; typical = (high + low + close) / 3"
     price, weight = typical(bars), bars.volume
-    return (price - (price * weight).sum(n) / weight.sum(n)) / over(n, _weights, _weighted_deviation, price, weight, ask=2)
+    return (price - (price * weight).sum(n) / weight.sum(n)) / over(
+        n, _weights, _weighted_deviation, price, weight, ask=2
+    )

@@ -14,7 +14,8 @@ __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discretene
 import math
 from ..catalogue.feature import technical
 from ..algebra.panel import Panel
-from .price import drawdown, max_ret, median_price, mom, place, range_, ret, reversal, rsi, stochastic, strength, true_range, typical
+from .price import drawdown, max_ret, median_price, mom, place, range_, ret, reversal
+from .price import rsi, stochastic, strength, true_range, typical
 from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/10_momentum.ipynb #3a4e2c1f
@@ -23,12 +24,15 @@ for known, group, horizons, source in (
     (mom, "momentum", [126, (126, 21), (252, 126)], "Jegadeesh and Titman (1993), Novy-Marx (2012)"),
     (mom, "reversal", [(504, 252)], "De Bondt and Thaler (1985)"),
     (reversal, "reversal", [1, 10, 21], "Jegadeesh (1990)"),
-): technical(group, horizons, source)(known)
+):
+    technical(group, horizons, source)(known)
+
 
 @technical("momentum", [42, 189, 252], "-")
 def log_ret(bars: Panel, n: int) -> Series:
     "log(close / close n bars ago)"
     return (bars.close / bars.close.lag(n)).log()
+
 
 @technical("momentum", [21, 63, 126], "Gettleman and Marks (2006)")
 def acceleration(bars: Panel, n: int) -> Series:
@@ -37,30 +41,35 @@ def acceleration(bars: Panel, n: int) -> Series:
 
 # %% ../../nbs/features/10_momentum.ipynb #a1dfbddc
 def spaced_sum(
-    x: Series, # what to add
-    n: int, # how many terms
-    step: int, # bars between two terms
+    x: Series,  # what to add
+    n: int,  # how many terms
+    step: int,  # bars between two terms
 ) -> Series:
     "x + x step bars ago + x 2 step bars ago …, n terms, by doubling."
-    if n == 1: return x
+    if n == 1:
+        return x
     half = spaced_sum(x, n // 2, step)
     both = half + half.lag(n // 2 * step)
     return both + x.lag((n - 1) * step) if n % 2 else both
+
 
 @technical("momentum", [6, 12], "Grinblatt and Moskowitz (2004)")
 def rising_months(bars: Panel, n: int) -> Series:
     "Share of the last n spells of 21 bars with a gain"
     return spaced_sum(bars.close.pct_change(21) > 0, n, 21) / n
 
+
 @technical("momentum", [(126, 21), (252, 21)], "Da, Gurun and Warachka (2014)")
 def discreteness(bars: Panel, n: int, skip: int) -> Series:
     "sign(return from n to skip bars ago) * (share of falling - share of rising bars in between)"
     return mom(bars, n, skip).sign() * -bars.returns.sign().mean(n - skip).lag(skip)
 
+
 @technical("momentum", [126, 252], "-")
 def up_share(bars: Panel, n: int) -> Series:
     "Share of rising bars in n"
     return (bars.returns > 0).mean(n)
+
 
 @technical("momentum", [60, 126, 252], "Rachev, Jasic, Stoyanov and Fabozzi (2007)")
 def sharpe(bars: Panel, n: int) -> Series:
@@ -73,25 +82,30 @@ def lottery(bars: Panel, n: int, m: int) -> Series:
     "Mean of the m largest of n one-bar returns"
     return -(-bars.returns).lowest(n, m)
 
+
 @technical("reversal", [21, 63], "Bali, Cakici and Whitelaw (2011)")
 def min_ret(bars: Panel, n: int) -> Series:
     "Smallest one-bar return of the last n bars"
     return bars.returns.min(n)
+
 
 @technical("momentum", [252], "George and Hwang (2004)")
 def rise(bars: Panel, n: int) -> Series:
     "close / lowest close of n - 1"
     return bars.close / bars.close.min(n) - 1
 
+
 @technical("momentum", [252], "Bhootra and Hur (2013)")
 def since_high(bars: Panel, n: int) -> Series:
     "Bars since the highest high of n, / n"
     return bars.high.argmax(n) / n
 
+
 @technical("momentum", [252], "Bhootra and Hur (2013)")
 def since_low(bars: Panel, n: int) -> Series:
     "Bars since the lowest low of n, / n"
     return bars.low.argmin(n) / n
+
 
 technical("reversal", [63], "Bali, Cakici and Whitelaw (2011)")(max_ret)
 technical("momentum", [120], "George and Hwang (2004)")(drawdown)
@@ -102,24 +116,29 @@ def night(bars: Panel) -> Series:
     "log(open / last close)"
     return (bars.open / bars.close.lag(1)).log()
 
+
 def day(bars: Panel) -> Series:
     "log(close / open)"
     return (bars.close / bars.open).log()
+
 
 @technical("momentum", [5, 21, 63], "Lou, Polk and Skouras (2019)")
 def night_return(bars: Panel, n: int) -> Series:
     "sum of log(open / last close) over n"
     return night(bars).sum(n)
 
+
 @technical("momentum", [5, 21, 63], "Lou, Polk and Skouras (2019)")
 def day_return(bars: Panel, n: int) -> Series:
     "sum of log(close / open) over n"
     return day(bars).sum(n)
 
+
 @technical("reversal", [60], "Akbas, Boehmer, Jiang and Koch (2022)")
 def tug_of_war(bars: Panel, n: int) -> Series:
     "Share of n bars that opened above the last close and closed below the open"
     return ((night(bars) > 0) * (day(bars) < 0)).mean(n)
+
 
 @technical("reversal", [60], "Lou, Polk and Skouras (2019)")
 def night_day(bars: Panel, n: int) -> Series:
@@ -129,15 +148,21 @@ def night_day(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/10_momentum.ipynb #41d1fbf3
 technical("oscillator", [2, 7, 21, 28], "Wilder (1978)")(rsi)
 
+
 def streak(move: Series, n: int) -> Series:
     "Bars in a row with a rise, minus bars in a row with a fall, at most n"
-    def lasting(broken): return broken.max(n).where(broken.argmax(n), n)
+
+    def lasting(broken):
+        return broken.max(n).where(broken.argmax(n), n)
+
     return lasting(move <= 0) - lasting(move >= 0)
+
 
 @technical("oscillator", [20], "Connors and Alvarez (2012)")
 def row(bars: Panel, n: int) -> Series:
     "Rising bars in a row minus falling bars in a row, at most n"
     return streak(bars.close.diff(), n)
+
 
 @technical("oscillator", [100], "Connors and Alvarez (2012)")
 def ret_rank(bars: Panel, n: int) -> Series:
@@ -150,17 +175,20 @@ def rmi(bars: Panel, n: int, k: int) -> Series:
     "Relative strength index of n bars of changes over k bars"
     return strength(bars.close.diff(k), n)
 
+
 @technical("oscillator", [14], "Chande and Kroll (1994)")
 def imi(bars: Panel, n: int) -> Series:
     "100 * sum of close - open on rising candles / sum of |close - open|, over n"
     body = bars.close - bars.open
-    return 100 * body.clip(low=0.).sum(n) / body.abs().sum(n)
+    return 100 * body.clip(low=0.0).sum(n) / body.abs().sum(n)
+
 
 @technical("oscillator", [14], "DeMark (1994)")
 def demarker(bars: Panel, n: int) -> Series:
     "up / (up + down): means over n of rises of the high and of falls of the low"
-    up, down = bars.high.diff().clip(low=0.).mean(n), (-bars.low.diff()).clip(low=0.).mean(n)
+    up, down = bars.high.diff().clip(low=0.0).mean(n), (-bars.low.diff()).clip(low=0.0).mean(n)
     return up / (up + down)
+
 
 @technical("oscillator", [(25, 13)], "Blau (1991)")
 def tsi(bars: Panel, slow: int, fast: int) -> Series:
@@ -168,11 +196,12 @@ def tsi(bars: Panel, slow: int, fast: int) -> Series:
     move = bars.close.diff()
     return 100 * move.ewm(slow).ewm(fast) / move.abs().ewm(slow).ewm(fast)
 
+
 @technical("oscillator", [(60, 30)], "Pee (2002)")
 def tii(bars: Panel, n: int, k: int) -> Series:
     "100 * sum of positive / sum of all distances |close - mean of n| over k"
     away = bars.close - bars.close.mean(n)
-    return 100 * away.clip(low=0.).sum(k) / away.abs().sum(k)
+    return 100 * away.clip(low=0.0).sum(k) / away.abs().sum(k)
 
 # %% ../../nbs/features/10_momentum.ipynb #ab687b59
 @technical("oscillator", [(14, 3), (40, 4)], "Lane (1984)")
@@ -180,10 +209,12 @@ def slow_k(bars: Panel, n: int, k: int) -> Series:
     "Mean of k stochastics of n"
     return stochastic(bars, n).mean(k)
 
+
 @technical("oscillator", [(14, 3, 3)], "Lane (1984)")
 def slow_d(bars: Panel, n: int, k: int, d: int) -> Series:
     "Mean of d slow stochastics of n and k"
     return slow_k(bars, n, k).mean(d)
+
 
 @technical("oscillator", [9], "Lane (1984)")
 def kdj_j(bars: Panel, n: int) -> Series:
@@ -191,27 +222,30 @@ def kdj_j(bars: Panel, n: int) -> Series:
     k = stochastic(bars, n).wilder(3)
     return 3 * k - 2 * k.wilder(3)
 
+
 @technical("oscillator", [14], "Chande and Kroll (1994)")
 def stoch_rsi(bars: Panel, n: int) -> Series:
     "100 * (x - lowest of n) / (highest - lowest of n), x the relative strength index of n; undefined below a range of .001"
     line = rsi(bars, n)
     low = line.min(n)
     wide = line.max(n) - low
-    return 100 * (line - low) / (wide > .001).where(wide, math.nan)
+    return 100 * (line - low) / (wide > 0.001).where(wide, math.nan)
 
 # %% ../../nbs/features/10_momentum.ipynb #78d00017
 @technical("oscillator", [10], "Ehlers (2002)")
 def fisher(bars: Panel, n: int) -> Series:
     "mean with decay .5 of log((1 + v) / (1 - v)), v the mean with decay .67 of 2 * place - 1 of (high + low) / 2 in n"
     half = median_price(bars)
-    v = (2 * place(half, half, half, n) - 1).ewm(decay=.67).clip(-.999, .999)
-    return ((1 + v) / (1 - v)).log().ewm(decay=.5)
+    v = (2 * place(half, half, half, n) - 1).ewm(decay=0.67).clip(-0.999, 0.999)
+    return ((1 + v) / (1 - v)).log().ewm(decay=0.5)
+
 
 @technical("oscillator", [14, 20], "Lambert (1980)")
 def cci(bars: Panel, n: int) -> Series:
     "(typical price - its mean of n) / (0.015 * its mean absolute deviation of n)"
     price = typical(bars)
-    return (price - price.mean(n)) / (.015 * price.deviation(n))
+    return (price - price.mean(n)) / (0.015 * price.deviation(n))
+
 
 @technical("oscillator", [(7, 14, 28)], "Williams (1985)")
 def ultimate(bars: Panel, a: int, b: int, c: int) -> Series:
@@ -221,14 +255,16 @@ def ultimate(bars: Panel, a: int, b: int, c: int) -> Series:
     return (share[0] + share[1] + share[2]) * (100 / 7)
 
 # %% ../../nbs/features/10_momentum.ipynb #337664b5
-def _quickening(bars): # of the median price
+def _quickening(bars):  # of the median price
     half = median_price(bars)
     return half.mean(5) - half.mean(34)
+
 
 @technical("oscillator", None, "Williams (1995)")
 def awesome(bars: Panel) -> Series:
     "(mean of 5 - mean of 34 of (high + low) / 2) / close"
     return _quickening(bars) / bars.close
+
 
 @technical("oscillator", None, "Williams (1995)")
 def accelerator(bars: Panel) -> Series:
@@ -236,20 +272,25 @@ def accelerator(bars: Panel) -> Series:
     line = _quickening(bars)
     return (line - line.mean(5)) / bars.close
 
+
 @technical("oscillator", [13], "Elder (1993)")
 def bull_power(bars: Panel, n: int) -> Series:
     "(high - ema(n) of closes) / close"
     return (bars.high - bars.close.ewm(n)) / bars.close
+
 
 @technical("oscillator", [13], "Elder (1993)")
 def bear_power(bars: Panel, n: int) -> Series:
     "(low - ema(n) of closes) / close"
     return (bars.low - bars.close.ewm(n)) / bars.close
 
+
 @technical("oscillator", [10], "Ehlers (2002)")
 def vigour(bars: Panel, n: int) -> Series:
     "sum over n of close - open, weighted 1 2 2 1 / the same of high - low"
-    return (bars.close - bars.open).weigh([1, 2, 2, 1]).sum(n) / (bars.high - bars.low).weigh([1, 2, 2, 1]).sum(n)
+    return (bars.close - bars.open).weigh([1, 2, 2, 1]).sum(n) / (bars.high - bars.low).weigh(
+        [1, 2, 2, 1]
+    ).sum(n)
 
 # %% ../../nbs/features/10_momentum.ipynb #fbe3bb2c
 def of_range(bars: Panel, part: Series) -> Series:
@@ -257,35 +298,41 @@ def of_range(bars: Panel, part: Series) -> Series:
     wide = bars.high - bars.low
     return (wide > 0).where(part / wide, 0 * part)
 
+
 def close_location(bars: Panel) -> Series:
     "((close - low) - (high - close)) / (high - low), 0 where high = low"
     return of_range(bars, 2 * bars.close - bars.high - bars.low)
+
 
 @technical("pressure", [14], "Livshin (2001)")
 def balance_of_power(bars: Panel, n: int) -> Series:
     "mean of (close - open) / (high - low) over n, 0 where high = low"
     return of_range(bars, bars.close - bars.open).mean(n)
 
+
 @technical("pressure", [5, 20], "Chaikin (1980s)")
 def close_place(bars: Panel, n: int) -> Series:
     "mean of ((close - low) - (high - close)) / (high - low) over n, 0 where high = low"
     return close_location(bars).mean(n)
+
 
 @technical("pressure", [20], "Nison (1991)")
 def upper_shadow(bars: Panel, n: int) -> Series:
     "mean of (high - max(open, close)) / (high - low) over n, 0 where high = low"
     return of_range(bars, bars.high - bars.open.maximum(bars.close)).mean(n)
 
+
 @technical("pressure", [20], "Nison (1991)")
 def lower_shadow(bars: Panel, n: int) -> Series:
     "mean of (min(open, close) - low) / (high - low) over n, 0 where high = low"
     return of_range(bars, bars.open.minimum(bars.close) - bars.low).mean(n)
 
+
 @technical("oscillator", None, "Valcu (2004)")
 def heikin_ashi(bars: Panel) -> Series:
     "(c - o) / c, c = (open + high + low + close) / 4, o = mean with decay .5 of earlier c"
     c = (bars.open + bars.high + bars.low + bars.close) / 4
-    return (c - c.ewm(decay=.5).lag(1)) / c
+    return (c - c.ewm(decay=0.5).lag(1)) / c
 
 # %% ../../nbs/features/10_momentum.ipynb #c3cf37bf
 @technical("stretch", [1, 5, 21], "Person (2004)")
@@ -293,9 +340,10 @@ def pivot(bars: Panel, n: int) -> Series:
     "close / mean of the highest high, lowest low and last close of the n bars before - 1"
     return bars.close / ((bars.high.max(n) + bars.low.min(n) + bars.close) / 3).lag(1) - 1
 
+
 @technical("momentum", [(8, 24)], "Baz, Granger, Harvey, Le Roux and Rattray (2015)")
 def cta(bars: Panel, fast: int, slow: int) -> Series:
     "z exp(-z^2 / 4) / .89, z = y / deviation of 252 y, y = (Wilder mean of fast - of slow) / deviation of 63 closes"
     y = (bars.close.wilder(fast) - bars.close.wilder(slow)) / bars.close.std(63)
     z = y / y.std(252)
-    return z * (z * z * -.25).exp() / .89
+    return z * (z * z * -0.25).exp() / 0.89

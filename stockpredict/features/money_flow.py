@@ -22,30 +22,36 @@ def signed(bars: Panel) -> Series:
     "volume with the sign of the change of the close"
     return bars.close.diff().sign() * bars.volume
 
+
 @technical("pressure", [10, 60, 120], "Granville (1963)")
 def obv_share(bars: Panel, n: int) -> Series:
     "Change of on-balance volume per bar over n bars / mean volume of n"
     return signed(bars).mean(n) / bars.volume.mean(n)
+
 
 @technical("pressure", [20, 60], "Granville (1963)")
 def obv_distance(bars: Panel, n: int) -> Series:
     "(on-balance volume - its mean of n) / sum of volume of n"
     return signed(bars).wma(n - 1) * ((n - 1) / 2 / n) / bars.volume.mean(n)
 
+
 @technical("pressure", [20], "-")
 def pvt_slope(bars: Panel, n: int) -> Series:
     "Slope of the price-volume trend (sum of return * volume) through n bars / mean volume of n"
     return (bars.returns * bars.volume).total_slope(n) / bars.volume.mean(n)
+
 
 @technical("pressure", [5, 20, 60], "-")
 def flow_return(bars: Panel, n: int) -> Series:
     "mean of return * volume / mean of volume, over n"
     return (bars.returns * bars.volume).mean(n) / bars.volume.mean(n)
 
+
 @technical("pressure", [14], "Khalil and Steckler (2011)")
 def volume_zone(bars: Panel, n: int) -> Series:
     "100 * ema(n) of signed volume / ema(n) of volume"
     return 100 * signed(bars).ewm(n) / bars.volume.ewm(n)
+
 
 @technical("pressure", [20, 50], "O'Neil (1988)")
 def up_volume(bars: Panel, n: int) -> Series:
@@ -58,14 +64,17 @@ def up_volume(bars: Panel, n: int) -> Series:
 technical("pressure", [10, 60], "Chaikin (1980s)")(cmf)
 technical("pressure", [7, 28, 60], "Quong and Soudack (1989)")(money_flow)
 
+
 def accumulated(bars: Panel) -> Series:
     "volume * ((close - low) - (high - close)) / (high - low), 0 where high = low"
     return close_location(bars) * bars.volume
+
 
 @technical("pressure", [20, 60], "Williams, Chaikin (1980s)")
 def ad_slope(bars: Panel, n: int) -> Series:
     "Slope of the accumulation line through n bars / mean volume of n"
     return accumulated(bars).total_slope(n) / bars.volume.mean(n)
+
 
 @technical("pressure", [(3, 10)], "Chaikin (1980s)")
 def chaikin_oscillator(bars: Panel, fast: int, slow: int) -> Series:
@@ -73,12 +82,14 @@ def chaikin_oscillator(bars: Panel, fast: int, slow: int) -> Series:
     flow = accumulated(bars)
     return (flow.ewm(slow) * ((slow - 1) / 2) - flow.ewm(fast) * ((fast - 1) / 2)) / bars.volume.mean(slow)
 
+
 @technical("pressure", [21], "Twiggs (2002)")
 def twiggs(bars: Panel, n: int) -> Series:
     "Wilder mean of volume * (2 close - true high - true low) / true range, 0 without range / Wilder mean of volume"
     before, wide = bars.close.lag(1), true_range(bars)
     side = 2 * bars.close - bars.high.maximum(before) - bars.low.minimum(before)
     return ((wide > 0).where(side / wide, 0 * side) * bars.volume).wilder(n) / bars.volume.wilder(n)
+
 
 @technical("pressure", [20], "Williams (1979)")
 def williams_ad(bars: Panel, n: int) -> Series:
@@ -94,10 +105,16 @@ def force(bars: Panel, n: int) -> Series:
     "ema(n) of change * volume / (close * mean volume of 20)"
     return (bars.close.diff() * bars.volume).ewm(n) / (bars.close * bars.volume.mean(20))
 
+
 @technical("pressure", [14], "Arms (1996)")
 def ease(bars: Panel, n: int) -> Series:
     "mean over n of m * (high - low) / volume, m the change of (high + low) / 2, * mean volume of n / close^2"
-    return (median_price(bars).diff() * (bars.high - bars.low) / bars.volume).mean(n) * bars.volume.mean(n) / bars.close ** 2
+    return (
+        (median_price(bars).diff() * (bars.high - bars.low) / bars.volume).mean(n)
+        * bars.volume.mean(n)
+        / bars.close**2
+    )
+
 
 @technical("pressure", [(34, 55)], "Klinger (1997)")
 def klinger(bars: Panel, fast: int, slow: int) -> Series:
@@ -105,12 +122,16 @@ def klinger(bars: Panel, fast: int, slow: int) -> Series:
     flow = typical(bars).diff().sign() * bars.volume
     return ema_gap(flow, fast, slow) / bars.volume.mean(60)
 
-def _busier(bars: Panel) -> Series: return bars.volume.diff()
+
+def _busier(bars: Panel) -> Series:
+    return bars.volume.diff()
+
 
 @technical("pressure", [60, 252], "Fosback (1976)")
 def nvi(bars: Panel, n: int) -> Series:
     "log change over n bars of the negative volume index: returns of bars with less volume than the one before"
     return ((_busier(bars) < 0) * bars.returns.log1p()).sum(n)
+
 
 @technical("pressure", [60, 252], "Fosback (1976)")
 def pvi(bars: Panel, n: int) -> Series:
@@ -120,44 +141,52 @@ def pvi(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/25_money_flow.ipynb #53284d49
 technical("stretch", [5, 10, 60, 120], "Berkowitz, Logue and Noser (1988)")(vwap_distance)
 
+
 @technical("pressure", [20, 50], "Buff Dormeier (2011)")
 def vwma_gap(bars: Panel, n: int) -> Series:
     "volume-weighted mean of n closes / mean of n closes - 1"
     return (bars.close * bars.volume).mean(n) / bars.volume.mean(n) / bars.close.mean(n) - 1
 
+
 @technical("volatility", [20], "-")
 def crowd_vol(bars: Panel, n: int) -> Series:
     "log(root of the volume-weighted mean of squared returns / root of their mean), over n"
-    square = bars.returns ** 2
-    return ((square * bars.volume).mean(n) / bars.volume.mean(n) / square.mean(n)).log() * .5
+    square = bars.returns**2
+    return ((square * bars.volume).mean(n) / bars.volume.mean(n) / square.mean(n)).log() * 0.5
 
 # %% ../../nbs/features/25_money_flow.ipynb #61aa0994
 technical("attention", [5, 60, 252], "Gervais, Kaniel and Mingelgrin (2001)")(volume_ratio)
+
 
 @technical("attention", [(5, 20), (20, 60), (20, 252)], "-")
 def volume_trend(bars: Panel, short: int, long: int) -> Series:
     "log(mean volume of short / mean volume of long)"
     return (bars.volume.mean(short) / bars.volume.mean(long)).log()
 
+
 @technical("attention", [20, 60], "-")
 def volume_z(bars: Panel, n: int) -> Series:
     "(volume - its mean of n) / its standard deviation of n"
     return standard_score(bars.volume, n)
+
 
 @technical("attention", [60], "Gervais, Kaniel and Mingelgrin (2001)")
 def volume_rank(bars: Panel, n: int) -> Series:
     "Where the volume stands among n, from 0 to 1"
     return bars.volume.rank(n)
 
+
 @technical("attention", [10], "Murphy (1999)")
 def volume_change(bars: Panel, n: int) -> Series:
     "log(volume / volume n bars ago)"
     return (bars.volume / bars.volume.lag(n)).log()
 
+
 @technical("attention", [20, 60], "-")
 def volume_slope(bars: Panel, n: int) -> Series:
     "Slope per bar of the line through n volumes / their mean"
     return bars.volume.slope(n) / bars.volume.mean(n)
+
 
 @technical("attention", [(12, 26)], "Appel (2005)")
 def pvo(bars: Panel, fast: int, slow: int) -> Series:
@@ -170,10 +199,12 @@ def volume_peak(bars: Panel, n: int) -> Series:
     "Largest volume of n / sum of volume of n"
     return bars.volume.max(n) / (n * bars.volume.mean(n))
 
+
 @technical("attention", [60], "-")
 def since_peak(bars: Panel, n: int) -> Series:
     "Bars since the largest volume of n, / n"
     return bars.volume.argmax(n) / n
+
 
 @technical("attention", [60], "-")
 def volume_skew(bars: Panel, n: int) -> Series:
@@ -183,10 +214,12 @@ def volume_skew(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/25_money_flow.ipynb #197804af
 technical("liquidity", [5, 60, 252], "Amihud (2002)")(amihud)
 
+
 @technical("liquidity", [(20, 252)], "Amihud (2002)")
 def amihud_change(bars: Panel, short: int, long: int) -> Series:
     "log(illiquidity of short / illiquidity of long), means of |return| / money traded"
     return amihud(bars, short) - amihud(bars, long)
+
 
 @technical("liquidity", [60], "Brennan, Huh and Subrahmanyam (2013)")
 def amihud_down(bars: Panel, n: int) -> Series:
@@ -194,20 +227,24 @@ def amihud_down(bars: Panel, n: int) -> Series:
     cost = bars.returns.abs() / (bars.money / 1e6)
     return ((bars.returns < 0) * cost).mean(n) / cost.mean(n)
 
+
 @technical("liquidity", [20, 252], "Brennan, Chordia and Subrahmanyam (1998)")
 def dollar_volume(bars: Panel, n: int) -> Series:
     "log of the mean money traded over n"
     return bars.money.mean(n).log()
+
 
 @technical("liquidity", [20, 252], "Chordia, Subrahmanyam and Anshuman (2001)")
 def volume_cv(bars: Panel, n: int) -> Series:
     "Standard deviation of n volumes / their mean"
     return bars.volume.std(n) / bars.volume.mean(n)
 
+
 @technical("liquidity", [60, 252], "Lesmond, Ogden and Trzcinka (1999)")
 def zero_share(bars: Panel, n: int) -> Series:
     "Share of n bars whose close did not change"
     return 1 - bars.close.diff().sign().abs().mean(n)
+
 
 @technical("liquidity", [20], "Williams (1995)")
 def facilitation(bars: Panel, n: int) -> Series:
@@ -221,10 +258,12 @@ def size_volume(bars: Panel, n: int) -> Series:
     "Correlation of |return| with volume over n"
     return bars.returns.abs().corr(bars.volume, n)
 
+
 @technical("pressure", [60], "Karpoff (1987)")
 def return_volume(bars: Panel, n: int) -> Series:
     "Correlation of the return with log volume over n"
     return bars.returns.corr(bars.volume.log(), n)
+
 
 @technical("pressure", [20], "Llorente, Michaely, Saar and Wang (2002)")
 def return_volume_change(bars: Panel, n: int) -> Series:

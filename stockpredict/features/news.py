@@ -13,14 +13,19 @@ from ..algebra.panel import Panel
 from ..algebra.series import Series
 
 # %% ../../nbs/features/70_news.ipynb #c4604a20
-GOOD = frozenset("""beat beats boost boosts buy exceed exceeds gain gains grow grows growth high higher jump jumps outperform profit profits raise raised raises
-rally rallies record rise rises rose soar soars strong surge surges tops upgrade upgraded upgrades win wins""".split())
-BAD = frozenset("""bankruptcy breach cut cuts decline declines delay delays downgrade downgraded downgrades drop drops fall falls fell fraud investigation
-lawsuit layoffs loss losses lower miss misses missed plunge plunges probe recall sell slump slumps sues tumble tumbles warn warning warns weak""".split())
+GOOD = frozenset(
+    """beat beats boost boosts buy exceed exceeds gain gains grow grows growth high higher jump jumps outperform profit profits raise raised raises
+rally rallies record rise rises rose soar soars strong surge surges tops upgrade upgraded upgrades win wins""".split()
+)
+BAD = frozenset(
+    """bankruptcy breach cut cuts decline declines delay delays downgrade downgraded downgrades drop drops fall falls fell fraud investigation
+lawsuit layoffs loss losses lower miss misses missed plunge plunges probe recall sell slump slumps sues tumble tumbles warn warning warns weak""".split()
+)
+
 
 def tone(
-    headlines: pd.Series, # text
-) -> np.ndarray: # -1 … +1, 0 = neither
+    headlines: pd.Series,  # text
+) -> np.ndarray:  # -1 … +1, 0 = neither
     "Words of gain less words of loss, as a share of both."
     said = [[w.strip(".,:;!?'\"()").lower() for w in str(h).split()] for h in headlines]
     up, down = (np.array([sum(w in words for w in h) for h in said], float) for words in (GOOD, BAD))
@@ -28,27 +33,35 @@ def tone(
 
 # %% ../../nbs/features/70_news.ipynb #55e8c237
 def news_fields(
-    facts: pd.DataFrame, # ticker, known_at, headline
-    at: pd.DatetimeIndex, # decision times
-    tickers: list, # of the panel
-    since = None, # the decision before the first one
-) -> dict: # field -> `[session, ticker]`
+    facts: pd.DataFrame,  # ticker, known_at, headline
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+    since=None,  # the decision before the first one
+) -> dict:  # field -> `[session, ticker]`
     "Headlines and their tone, a session."
-    if not len(facts): return {}
+    if not len(facts):
+        return {}
     told = facts.assign(tone=tone(facts.headline))
-    return dict(headlines=per_session(told, at, tickers, since=since),
-                headline_tone=per_session(told, at, tickers, "tone", since=since))
+    return dict(
+        headlines=per_session(told, at, tickers, since=since),
+        headline_tone=per_session(told, at, tickers, "tone", since=since),
+    )
+
 
 @join("news", ["headlines", "headline_tone"], "news")
-def _news_facts(asked): return news_fields(asked.read("news", ticker=asked.tickers), asked.at, asked.tickers, asked.before)
+def _news_facts(asked):
+    return news_fields(asked.read("news", ticker=asked.tickers), asked.at, asked.tickers, asked.before)
 
 # %% ../../nbs/features/70_news.ipynb #7939f846
-def _news(source, n): return feature(group="news", n=n, source=source, sets=("facts",))
+def _news(source, n):
+    return feature(group="news", n=n, source=source, sets=("facts",))
+
 
 @_news("Barber and Odean (2008)", [5, 21])
 def news_count(bars: Panel, n: int) -> Series:
     "log(1 + headlines of n bars)"
     return fact(bars, "headlines").sum(n).log1p()
+
 
 @_news("Tetlock (2007)", [5, 21])
 def news_tone(bars: Panel, n: int) -> Series:

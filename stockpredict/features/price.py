@@ -20,11 +20,13 @@ def ret(bars: Panel, n: int) -> Series:
     "close / close n bars ago - 1"
     return bars.close.pct_change(n)
 
+
 @feature(group="momentum", n=[5, 21, 63, (252, 21)], source="Jegadeesh and Titman (1993)")
 def mom(bars: Panel, n: int, skip: int = 0) -> Series:
     "Return from n bars ago to `skip` bars ago"
     end = bars.close.lag(skip) if skip else bars.close
     return end / bars.close.lag(n) - 1
+
 
 @feature(group="reversal", n=[5], source="Lehmann (1990)")
 def reversal(bars: Panel, n: int) -> Series:
@@ -37,6 +39,7 @@ def max_ret(bars: Panel, n: int) -> Series:
     "Largest one-bar return of the last n bars"
     return bars.returns.max(n)
 
+
 @feature(group="momentum", n=[252], source="George and Hwang (2004)")
 def drawdown(bars: Panel, n: int) -> Series:
     "close / highest close of the last n bars - 1"
@@ -48,15 +51,18 @@ def vol(bars: Panel, n: int) -> Series:
     "Standard deviation of the last n one-bar returns"
     return bars.returns.std(n)
 
+
 @feature(group="volatility", n=[20], source="Sortino and van der Meer (1991)")
 def downside_vol(bars: Panel, n: int) -> Series:
     "Root of the mean squared loss over n bars, gains counting zero"
-    return (bars.returns.clip(high=0.) ** 2).mean(n).sqrt()
+    return (bars.returns.clip(high=0.0) ** 2).mean(n).sqrt()
+
 
 @feature(group="volatility", n=[60], source="Harvey and Siddique (2000)")
 def skew(bars: Panel, n: int) -> Series:
     "Skewness of the last n one-bar returns"
     return bars.returns.skew(n)
+
 
 @feature(group="reversal", n=[20], source="Lo and MacKinlay (1990)")
 def autocorr(bars: Panel, n: int) -> Series:
@@ -66,17 +72,20 @@ def autocorr(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/00_price.ipynb #c6286fe8
 def strength(move: Series, n: int) -> Series:
     "100 * up / (up + down): Wilder averages of rises and falls"
-    up, down = move.clip(low=0.).wilder(n), (-move).clip(low=0.).wilder(n)
+    up, down = move.clip(low=0.0).wilder(n), (-move).clip(low=0.0).wilder(n)
     return 100 * up / (up + down)
+
 
 @feature(group="oscillator", n=[14], source="Wilder (1978)")
 def rsi(bars: Panel, n: int) -> Series:
     "100 * up / (up + down): Wilder averages of gains and losses"
     return strength(bars.close.diff(), n)
 
+
 def ema_gap(x: Series, fast: int, slow: int) -> Series:
     "ema(fast) - ema(slow)"
     return x.ewm(fast) - x.ewm(slow)
+
 
 @feature(group="oscillator", source="Appel (1979)")
 def macd(bars: Panel, fast: int = 12, slow: int = 26, signal: int = 9) -> Series:
@@ -90,10 +99,12 @@ def sma_ratio(bars: Panel, n: int) -> Series:
     "close / mean close of n bars - 1"
     return bars.close / bars.close.mean(n) - 1
 
+
 @feature(group="trend", n=[20], source="definition")
 def ema_ratio(bars: Panel, n: int) -> Series:
     "close / exponential mean of closes with span n - 1"
     return bars.close / bars.close.ewm(n) - 1
+
 
 @feature(group="trend", n=[20], source="definition")
 def trend(bars: Panel, n: int) -> Series:
@@ -106,22 +117,26 @@ def bollinger(bars: Panel, n: int) -> Series:
     "(close - mean of n) / (2 standard deviations of n, dividing by n)"
     return (bars.close - bars.close.mean(n)) / (bars.close.std(n) * (2 * math.sqrt((n - 1) / n)))
 
+
 def standard_score(x: Series, n: int) -> Series:
     "(x - mean of n) / standard deviation of n"
     return (x - x.mean(n)) / x.std(n)
+
 
 @feature(group="stretch", n=[60], source="definition")
 def zscore(bars: Panel, n: int) -> Series:
     "(close - mean of n) / standard deviation of n"
     return standard_score(bars.close, n)
 
+
 def place(x: Series, top: Series, bottom: Series, n: int) -> Series:
     "(x - lowest bottom of n) / (highest top of n - lowest bottom of n)"
     low = bottom.min(n)
     return (x - low) / (top.max(n) - low)
 
+
 @feature(group="stretch", n=[20], source="Donchian (1960)")
-def range_(bars: Panel, n: int) -> Series: # listed as range_20: a trailing underscore is dropped
+def range_(bars: Panel, n: int) -> Series:  # listed as range_20: a trailing underscore is dropped
     "(close - lowest close of n) / (highest - lowest close of n)"
     return place(bars.close, bars.close, bars.close, n)
 
@@ -131,23 +146,28 @@ def true_range(bars: Panel) -> Series:
     before = bars.close.lag(1)
     return (bars.high - bars.low).maximum((bars.high - before).abs()).maximum((bars.low - before).abs())
 
+
 def typical(bars: Panel) -> Series:
     "(high + low + close) / 3"
     return (bars.high + bars.low + bars.close) / 3
 
+
 def median_price(bars: Panel) -> Series:
     "(high + low) / 2"
     return (bars.high + bars.low) / 2
+
 
 @feature(group="stretch", n=[14], source="Lane (1984)")
 def stochastic(bars: Panel, n: int) -> Series:
     "100 * (close - lowest low of n) / (highest high - lowest low of n)"
     return 100 * place(bars.close, bars.high, bars.low, n)
 
+
 @feature(group="volatility", n=[14], source="Wilder (1978)")
 def atr(bars: Panel, n: int) -> Series:
     "Wilder average of the true range / close"
     return true_range(bars).wilder(n) / bars.close
+
 
 @feature(group="momentum", n=[1], source="Lou, Polk and Skouras (2019)")
 def gap(bars: Panel, n: int) -> Series:
@@ -158,13 +178,17 @@ def gap(bars: Panel, n: int) -> Series:
 @feature(group="volatility", n=[20], source="Parkinson (1980)")
 def parkinson(bars: Panel, n: int) -> Series:
     "sqrt(mean of log(high/low)^2 over n / (4 log 2))"
-    return ((bars.high / bars.low).log() ** 2).mean(n).sqrt() * (.5 / math.sqrt(math.log(2)))
+    return ((bars.high / bars.low).log() ** 2).mean(n).sqrt() * (0.5 / math.sqrt(math.log(2)))
+
 
 @feature(group="volatility", n=[20], source="Garman and Klass (1980)")
 def garman_klass(bars: Panel, n: int) -> Series:
     "sqrt(mean of log(high/low)^2 / 2 - (2 log 2 - 1) log(close/open)^2 over n)"
-    day = (bars.high / bars.low).log() ** 2 * .5 - (bars.close / bars.open).log() ** 2 * (2 * math.log(2) - 1)
-    return day.mean(n).clip(low=0.).sqrt()
+    day = (bars.high / bars.low).log() ** 2 * 0.5 - (bars.close / bars.open).log() ** 2 * (
+        2 * math.log(2) - 1
+    )
+    return day.mean(n).clip(low=0.0).sqrt()
+
 
 @feature(group="momentum", n=[1], source="definition")
 def intraday(bars: Panel, n: int) -> Series:

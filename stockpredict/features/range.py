@@ -15,26 +15,32 @@ from ..algebra.series import Series
 # %% ../../nbs/features/35_range.ipynb #b317e94d
 _WINDOWS = [10, 20, 60]
 
-def _drift_free(bars: Panel) -> Series: # variance of one day
+
+def _drift_free(bars: Panel) -> Series:  # variance of one day
     up, down, end = ((x / bars.open).log() for x in (bars.high, bars.low, bars.close))
     return up * (up - end) + down * (down - end)
+
 
 @technical("volatility", _WINDOWS, "Rogers and Satchell (1991)")
 def rogers_satchell(bars: Panel, n: int) -> Series:
     "sqrt(mean of log(h/o) log(h/c) + log(l/o) log(l/c) over n)"
-    return _drift_free(bars).mean(n).clip(low=0.).sqrt()
+    return _drift_free(bars).mean(n).clip(low=0.0).sqrt()
+
 
 @technical("volatility", _WINDOWS, "Yang and Zhang (2000)")
 def yang_zhang(bars: Panel, n: int) -> Series:
     "sqrt(variance of nights + k variance of days + (1 - k) Rogers-Satchell), k = .34 / (1.34 + (n+1)/(n-1))"
-    k = .34 / (1.34 + (n + 1) / (n - 1))
-    return (night(bars).var(n) + k * day(bars).var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.).sqrt()
+    k = 0.34 / (1.34 + (n + 1) / (n - 1))
+    return (
+        (night(bars).var(n) + k * day(bars).var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.0).sqrt()
+    )
 
 # %% ../../nbs/features/35_range.ipynb #2f6349ae
 @technical("liquidity", _WINDOWS, "Roll (1984)")
 def roll_spread(bars: Panel, n: int) -> Series:
     "2 sqrt(-covariance of a return with the one before) over n, zero where it is positive"
-    return 2 * (-bars.returns.cov(bars.returns.lag(1), n)).clip(low=0.).sqrt()
+    return 2 * (-bars.returns.cov(bars.returns.lag(1), n)).clip(low=0.0).sqrt()
+
 
 @technical("liquidity", _WINDOWS, "Corwin and Schultz (2012)")
 def corwin_schultz(bars: Panel, n: int) -> Series:
@@ -43,7 +49,7 @@ def corwin_schultz(bars: Panel, n: int) -> Series:
     beta, gamma = one + one.lag(1), (bars.high.max(2) / bars.low.min(2)).log() ** 2
     scale = 3 - 2 * math.sqrt(2)
     a = ((2 * beta).sqrt() - beta.sqrt()) / scale - (gamma / scale).sqrt()
-    return (2 * (a.exp() - 1) / (1 + a.exp())).clip(low=0.).mean(n)
+    return (2 * (a.exp() - 1) / (1 + a.exp())).clip(low=0.0).mean(n)
 
 # %% ../../nbs/features/35_range.ipynb #5c16a191
 @technical("stretch", _WINDOWS, "Williams (1979)")
@@ -52,10 +58,12 @@ def williams(bars: Panel, n: int) -> Series:
     top = bars.high.max(n)
     return -100 * (top - bars.close) / (top - bars.low.min(n))
 
+
 @technical("trend", _WINDOWS, "Chande (1995)")
 def aroon(bars: Panel, n: int) -> Series:
     "100 (bars since the lowest low - bars since the highest high) / n, in n + 1 bars"
     return 100 * (bars.low.argmin(n + 1) - bars.high.argmax(n + 1)) / n
+
 
 @technical("oscillator", _WINDOWS, "Chande (1994)")
 def cmo(bars: Panel, n: int) -> Series:

@@ -24,43 +24,65 @@ from ..algebra.panel import Panel
 from ..algebra.series import Grid, Series, by_recipe
 
 # %% ../../nbs/features/45_regime.ipynb #560c0e6e
-_columns, _means = WeakKeyDictionary(), WeakKeyDictionary() # grids and series that were asked for, and their columns
+_columns, _means = (
+    WeakKeyDictionary(),
+    WeakKeyDictionary(),
+)  # grids and series that were asked for, and their columns
+
 
 def _column(grid):
-    if grid not in _columns: _columns[grid] = Grid(grid.sessions, ["market"], grid.present.any(1, keepdim=True))
+    if grid not in _columns:
+        _columns[grid] = Grid(grid.sessions, ["market"], grid.present.any(1, keepdim=True))
     return _columns[grid]
 
+
 def as_one(
-    x: Series, # any quantity
-    spread: bool = False, # standard deviation across tickers instead of their mean
-) -> Series: # one column
+    x: Series,  # any quantity
+    spread: bool = False,  # standard deviation across tickers instead of their mean
+) -> Series:  # one column
     "The mean of each session as a series of its own, on a panel of one ticker."
     kept = _means.setdefault(x, {})
     if spread not in kept:
         of = _deviation if spread else _mean
-        def make(): return Series(of(x.values), grid, x.lookback, x.crossings + 1, x.fields)
+
+        def make():
+            return Series(of(x.values), grid, x.lookback, x.crossings + 1, x.fields)
+
         grid = _column(x.grid)
         kept[spread] = by_recipe(grid, f"as one{of.__name__}", "column", of, make, x)
     return kept[spread]
 
-def _mean(v): return L.mean_across(v.masked_fill(~v.isfinite(), math.nan)).to(v.dtype)
 
-def _deviation(v): return L.spread_across(v.masked_fill(~v.isfinite(), math.nan))[1].to(v.dtype)
+def _mean(v):
+    return L.mean_across(v.masked_fill(~v.isfinite(), math.nan)).to(v.dtype)
+
+
+def _deviation(v):
+    return L.spread_across(v.masked_fill(~v.isfinite(), math.nan))[1].to(v.dtype)
+
 
 def for_all(
-    x: Series, # one column
-    bars: Panel, # the market it came from
-) -> Series: # the same value for every ticker with a bar
+    x: Series,  # one column
+    bars: Panel,  # the market it came from
+) -> Series:  # the same value for every ticker with a bar
     "A column as a feature of every ticker."
-    def make(): return Series(x.values.expand(bars.present.shape), bars.grid, x.lookback, x.crossings, x.fields)
+
+    def make():
+        return Series(x.values.expand(bars.present.shape), bars.grid, x.lookback, x.crossings, x.fields)
+
     return by_recipe(bars.grid, "for all", "spread", None, make, x)
 
-def state(source: str, n: list | None = None): # decorator
+
+def state(source: str, n: list | None = None):  # decorator
     "A column of the market, listed as a feature of the set `context`."
+
     def register(func):
         @wraps(func)
-        def inner(bars, *args): return for_all(func(bars, *args), bars)
+        def inner(bars, *args):
+            return for_all(func(bars, *args), bars)
+
         return context("market state", source, n)(inner)
+
     return register
 
 # %% ../../nbs/features/45_regime.ipynb #8766187b
@@ -68,33 +90,43 @@ def t_value(x: Series, n: int) -> Series:
     "sqrt(n) * mean / standard deviation over n"
     return x.mean(n) / x.std(n) * math.sqrt(n)
 
-def bounded(x: Series, most: float = 3.) -> Series: # -0.5 to +0.5
+
+def bounded(x: Series, most: float = 3.0) -> Series:  # -0.5 to +0.5
     "A quantity around zero, limited to `most` and divided by twice that."
     return x.clip(-most, most) / (2 * most)
 
 # %% ../../nbs/features/45_regime.ipynb #ca6fe470
 def paths(
-    x: Tensor, # `[session, 1]`: returns
-    n: int, # sessions
-) -> Tensor: # `[session - n + 1, n]`: log level of each of the last `n` sessions, less that before the first
+    x: Tensor,  # `[session, 1]`: returns
+    n: int,  # sessions
+) -> Tensor:  # `[session - n + 1, n]`: log level of each of the last `n` sessions, less that before the first
     "The way the market went within each window."
     return torch.log1p(x[:, 0].double()).unfold(0, n, 1).cumsum(1)
 
-def along(x: Series, n: int, name: str, of) -> Series: # one column
+
+def along(x: Series, n: int, name: str, of) -> Series:  # one column
     "A function of the path of the last `n` sessions, and what it is called."
-    def op(v): return K.undefined_head(of(paths(v, n))[:, None] if len(v) >= n else None, v)
+
+    def op(v):
+        return K.undefined_head(of(paths(v, n))[:, None] if len(v) >= n else None, v)
+
     return x._back(op, n - 1, name=f"{name} {n}")
+
 
 @state("Moskowitz, Ooi and Pedersen (2012)", n=[21, 63, 126, 252])
 def market_trend(bars: Panel, n: int) -> Series:
     "sqrt(n) * mean / standard deviation of the market's last n returns, limited to 3, / 6"
     return bounded(t_value(as_one(bars.returns), n))
 
+
 @state("Faber (2007)", n=[50, 200])
 def market_average(bars: Panel, n: int) -> Series:
     "(log level - its mean over n sessions) / (standard deviation of n returns * sqrt(n)), limited to 1.5, / 3"
     x = as_one(bars.returns)
-    return bounded(along(x, n, "level over its mean", lambda p: p[:, -1] - p.mean(1)) / (x.std(n) * math.sqrt(n)), 1.5)
+    return bounded(
+        along(x, n, "level over its mean", lambda p: p[:, -1] - p.mean(1)) / (x.std(n) * math.sqrt(n)), 1.5
+    )
+
 
 @state("Chekhlov, Uryasev and Zabarankin (2005)", n=[63, 252])
 def market_drawdown(bars: Panel, n: int) -> Series:
@@ -103,35 +135,41 @@ def market_drawdown(bars: Panel, n: int) -> Series:
 
 # %% ../../nbs/features/45_regime.ipynb #33a09af9
 def cycle(
-    p: Tensor, # `[window, n]`: log levels
-    share: float, # the move that makes a new state, e.g. 0.2
-) -> tuple[Tensor, Tensor]: # +1 bull, 0 sideways, -1 bear; sessions since it began
+    p: Tensor,  # `[window, n]`: log levels
+    share: float,  # the move that makes a new state, e.g. 0.2
+) -> tuple[Tensor, Tensor]:  # +1 bull, 0 sideways, -1 bear; sessions since it began
     "Bull and bear markets by the filter rule, at the end of each window."
     high = low = p[:, 0]
     now, age = torch.zeros_like(high), torch.zeros_like(high)
     for v in p.unbind(1)[1:]:
-        rise, fall = (v - low >= math.log1p(share)) & (now <= 0), (high - v >= -math.log1p(-share)) & (now >= 0)
+        rise = (v - low >= math.log1p(share)) & (now <= 0)
+        fall = (high - v >= -math.log1p(-share)) & (now >= 0)
         new = rise | fall
-        now = torch.where(rise, 1., torch.where(fall, -1., now))
-        age = torch.where(new, 0., age + 1)
+        now = torch.where(rise, 1.0, torch.where(fall, -1.0, now))
+        age = torch.where(new, 0.0, age + 1)
         high, low = torch.where(new, v, torch.maximum(high, v)), torch.where(new, v, torch.minimum(low, v))
     return now + 0 * p[:, -1], age + 0 * p[:, -1]
+
 
 @state("Lunde and Timmermann (2004)", n=[10, 20])
 def market_cycle(bars: Panel, n: int) -> Series:
     "+0.5 after a rise of n % from the trough, -0.5 after a fall of n % from the peak, whichever came last in 252 sessions; 0 before either"
     return along(as_one(bars.returns), 252, f"cycle {n}", lambda p: cycle(p, n / 100)[0] / 2)
 
+
 @state("Pagan and Sossounov (2003)", n=[10, 20])
 def market_cycle_age(bars: Panel, n: int) -> Series:
     "Sessions since the state of the n % filter over 252 sessions began / 252 - 0.5"
-    return along(as_one(bars.returns), 252, f"age of the cycle {n}", lambda p: cycle(p, n / 100)[1] / 252 - .5)
+    return along(
+        as_one(bars.returns), 252, f"age of the cycle {n}", lambda p: cycle(p, n / 100)[1] / 252 - 0.5
+    )
 
 # %% ../../nbs/features/45_regime.ipynb #3d978fb0
 @state("Moreira and Muir (2017)", n=[20, 60])
 def market_vol_rank(bars: Panel, n: int) -> Series:
     "Place of the market's n-session volatility among the last 252 of them, 0 to 1, - 0.5"
-    return as_one(bars.returns).std(n).rank(252) - .5
+    return as_one(bars.returns).std(n).rank(252) - 0.5
+
 
 @state("Corsi (2009), as a ratio", n=[(5, 60), (20, 120)])
 def market_vol_jump(bars: Panel, n: int, m: int) -> Series:
@@ -139,21 +177,25 @@ def market_vol_jump(bars: Panel, n: int, m: int) -> Series:
     x = as_one(bars.returns)
     return bounded((x.std(n) / x.std(m)).log(), 1.5)
 
+
 @state("Baltussen, van Bekkum and van der Grient (2018)", n=[60])
 def market_vol_of_vol(bars: Panel, n: int) -> Series:
     "Standard deviation over n of the daily change of log 20-session volatility, against its past year"
     return against_year(as_one(bars.returns).std(20).log().diff().std(n))
 
+
 @state("Barndorff-Nielsen, Kinnebrock and Shephard (2010)", n=[60])
 def market_downside(bars: Panel, n: int) -> Series:
     "Sum of squared losses / sum of squared returns of the market over n - 0.5"
     x = as_one(bars.returns)
-    return (x.clip(high=0.) ** 2).sum(n) / (x ** 2).sum(n) - .5
+    return (x.clip(high=0.0) ** 2).sum(n) / (x**2).sum(n) - 0.5
+
 
 @state("Campbell and Hentschel (1992)", n=[60, 252])
 def market_skew(bars: Panel, n: int) -> Series:
     "Skewness of the market's last n returns, limited to 3, / 6"
     return bounded(as_one(bars.returns).skew(n))
+
 
 @state("Campbell, Grossman and Wang (1993)", n=[60])
 def market_autocorr(bars: Panel, n: int) -> Series:
@@ -161,36 +203,42 @@ def market_autocorr(bars: Panel, n: int) -> Series:
     x = as_one(bars.returns)
     return x.corr(x.lag(1), n) / 2
 
+
 @state("Lo and MacKinlay (1988)", n=[(5, 126)])
 def market_variance_ratio(bars: Panel, k: int, n: int) -> Series:
     "(variance of k-session sums / (k * variance of returns) - 1) over n, limited to 1, / 2: above zero in trends"
     x = as_one(bars.returns)
-    return bounded(x.sum(k).var(n) / (x.var(n) * k) - 1, 1.)
+    return bounded(x.sum(k).var(n) / (x.var(n) * k) - 1, 1.0)
 
 # %% ../../nbs/features/45_regime.ipynb #41dce2f4
-def _correlation(bars, n): # one column: variance of the market / mean variance of stocks
-    return (as_one(bars.returns).var(n) / as_one(bars.returns.var(n))).clip(0., 1.)
+def _correlation(bars, n):  # one column: variance of the market / mean variance of stocks
+    return (as_one(bars.returns).var(n) / as_one(bars.returns.var(n))).clip(0.0, 1.0)
+
 
 @state("Pollet and Wilson (2010)", n=[20, 60, 120])
 def avg_corr(bars: Panel, n: int) -> Series:
     "Variance of the market / mean variance of its stocks over n, at most 1, - 0.5"
-    return _correlation(bars, n) - .5
+    return _correlation(bars, n) - 0.5
+
 
 @state("Pollet and Wilson (2010), its change", n=[60])
 def avg_corr_change(bars: Panel, n: int) -> Series:
     "avg_corr over n sessions now, less n sessions ago"
     return _correlation(bars, n).diff(n)
 
+
 @state("Goyal and Santa-Clara (2003)", n=[20])
 def avg_variance(bars: Panel, n: int) -> Series:
     "log of the mean variance of the stocks over n, against its past year"
     return against_year(as_one(bars.returns.var(n)).log())
 
+
 @state("Kritzman, Li, Page and Rigobon (2011), first factor = the market", n=[60])
 def absorption(bars: Panel, n: int) -> Series:
     "Mean over stocks of the variance that the market explains / mean variance, over n, - 0.5"
     own = bars.returns.var(n)
-    return as_one(corr_market(bars, n) ** 2 * own) / as_one(own) - .5
+    return as_one(corr_market(bars, n) ** 2 * own) / as_one(own) - 0.5
+
 
 @state("Kritzman and Li (2010), without correlations", n=[60])
 def turbulence(bars: Panel, n: int) -> Series:
@@ -204,10 +252,12 @@ def return_spread(bars: Panel, n: int) -> Series:
     "Standard deviation across stocks of n-bar returns, against its past year"
     return against_year(as_one(bars.close.pct_change(n), spread=True))
 
+
 @state("Chang, Cheng and Khorana (2000)", n=[60])
 def herding(bars: Panel, n: int) -> Series:
     "Correlation over n of the mean |return - market| with |market| / 2: low when wild sessions pull stocks together"
     return as_one((bars.returns - bars.market).abs()).corr(as_one(bars.returns).abs(), n) / 2
+
 
 @state("Jondeau, Zhang and Zhu (2019)", n=[60])
 def avg_skew(bars: Panel, n: int) -> Series:
@@ -218,14 +268,18 @@ def avg_skew(bars: Panel, n: int) -> Series:
 @state("Zakamulin (2016)", n=[20, 50, 200])
 def breadth(bars: Panel, n: int) -> Series:
     "Share of stocks above their n-bar mean close - 0.5"
-    return as_one(bars.close > bars.close.mean(n)) - .5
+    return as_one(bars.close > bars.close.mean(n)) - 0.5
 
-def _net(bars): return as_one(bars.returns.sign()) # share of rising less share of falling stocks
+
+def _net(bars):
+    return as_one(bars.returns.sign())  # share of rising less share of falling stocks
+
 
 @state("Ayres (1926), advances less declines", n=[1, 10])
 def advance_decline(bars: Panel, n: int) -> Series:
     "(Share of rising - share of falling stocks) / 2, mean of n sessions"
     return _net(bars).mean(n) / 2
+
 
 @state("McClellan (1969)")
 def mcclellan(bars: Panel) -> Series:
@@ -233,27 +287,31 @@ def mcclellan(bars: Panel) -> Series:
     net = _net(bars)
     return net.ewm(19) - net.ewm(39)
 
+
 @state("Zweig (1986)", n=[10])
 def breadth_thrust(bars: Panel, n: int) -> Series:
     "Exponential mean with span n of rising / (rising + falling stocks) - 0.5"
-    up = as_one(bars.returns > 0.)
-    return (up / (up + as_one(bars.returns < 0.))).ewm(n) - .5
+    up = as_one(bars.returns > 0.0)
+    return (up / (up + as_one(bars.returns < 0.0))).ewm(n) - 0.5
+
 
 @state("Fosback (1976)", n=[20, 60, 252])
 def new_highs(bars: Panel, n: int) -> Series:
     "(Share of stocks at their highest close of n - share at their lowest) / 2"
     return as_one((bars.close >= bars.close.max(n)) - (bars.close <= bars.close.min(n))) / 2
 
+
 @state("Lunde and Timmermann (2004), a head count", n=[20])
 def bear_share(bars: Panel, n: int) -> Series:
     "Share of stocks n % or more below their highest close of 252 bars - 0.5"
-    return as_one(bars.close <= bars.close.max(252) * (1 - n / 100)) - .5
+    return as_one(bars.close <= bars.close.max(252) * (1 - n / 100)) - 0.5
 
 # %% ../../nbs/features/45_regime.ipynb #299ff940
-def _sides(bars): # one column each: heads and money on rising and on falling stocks
-    up, down = bars.returns > 0., bars.returns < 0.
+def _sides(bars):  # one column each: heads and money on rising and on falling stocks
+    up, down = bars.returns > 0.0, bars.returns < 0.0
     money = bars.money
     return tuple(as_one(x) for x in (up + 0 * money, down + 0 * money, up * money, down * money))
+
 
 @state("Arms (1967)", n=[10])
 def trin(bars: Panel, n: int) -> Series:
@@ -261,11 +319,13 @@ def trin(bars: Panel, n: int) -> Series:
     up, down, bought, sold = (x.sum(n) for x in _sides(bars))
     return bounded((up / down / (bought / sold)).log(), 1.5)
 
+
 @state("Desmond (2002)", n=[10])
 def up_money(bars: Panel, n: int) -> Series:
     "Money traded in rising stocks / in rising and falling stocks, each summed over n, - 0.5"
     _, _, bought, sold = (x.sum(n) for x in _sides(bars))
-    return bought / (bought + sold) - .5
+    return bought / (bought + sold) - 0.5
+
 
 @state("Plyakha, Uppal and Vilkov (2021), money for size", n=[20])
 def money_lead(bars: Panel, n: int) -> Series:
@@ -275,10 +335,12 @@ def money_lead(bars: Panel, n: int) -> Series:
     gap = weighted / as_one(money + 0 * bars.returns) - as_one(bars.returns)
     return bounded(t_value(gap, n))
 
+
 @state("Amihud (2002), of the market", n=[20])
 def market_illiquidity(bars: Panel, n: int) -> Series:
     "log of the n-session mean of the mean |return| / money traded across stocks, against its past year"
     return against_year(as_one(bars.returns.abs() / bars.money).mean(n).log())
+
 
 @state("Gervais, Kaniel and Mingelgrin (2001), of the market", n=[20])
 def market_volume(bars: Panel, n: int) -> Series:
@@ -289,17 +351,22 @@ def market_volume(bars: Panel, n: int) -> Series:
 @technical("stock state", [(252, 20)], "Pagan and Sossounov (2003), by extremes")
 def stock_cycle(bars: Panel, n: int, p: int) -> Series:
     "+1 where close >= (1 + p %) * lowest of n, -1 where close <= (1 - p %) * highest of n, else 0; where both hold, the younger extreme decides"
-    up, down = bars.close >= bars.close.min(n) * (1 + p / 100), bars.close <= bars.close.max(n) * (1 - p / 100)
-    younger = (bars.close.argmin(n) < bars.close.argmax(n)).where(1., -1.)
+    up = bars.close >= bars.close.min(n) * (1 + p / 100)
+    down = bars.close <= bars.close.max(n) * (1 - p / 100)
+    younger = (bars.close.argmin(n) < bars.close.argmax(n)).where(1.0, -1.0)
     return (up * down).where(younger, up - down)
 
-@technical("stock state", [(50, 60), (200, 120)], "Brock, Lakonishok and LeBaron (1992), the age of the signal")
+
+@technical(
+    "stock state", [(50, 60), (200, 120)], "Brock, Lakonishok and LeBaron (1992), the age of the signal"
+)
 def trend_age(bars: Panel, n: int, m: int) -> Series:
     "Signed share of m: bars since the close crossed its n-bar mean, at most m, / m; negative below the mean"
     above = bars.close > bars.close.mean(n)
     crossed = above.diff().abs()
     age = (crossed.max(m) > 0).where(crossed.argmax(m), float(m)) / m
     return above.where(age, -age)
+
 
 @technical("volatility", [20, 60], "Moreira and Muir (2017), of a stock")
 def vol_regime(bars: Panel, n: int) -> Series:

@@ -37,16 +37,24 @@ def answers(xs, table, n, ask):
     rows, size = xs.shape[1:]
     common, alone, at = laid_out(xs, table)
     out, parts, wide = blank(rows, size, n), at[-1], np.empty(len(table) * size)
-    new, s, ring, hole = np.empty(parts), np.empty(parts), np.zeros((2 * n, parts)), np.empty(size, np.float32)
+    new = np.empty(parts)
+    s = np.empty(parts)
+    ring = np.zeros((2 * n, parts))
+    hole = np.empty(size, np.float32)
     for t in range(rows):
         products(xs, t, table, common, alone, at, new, hole)
-        advance(new, s, ring, t, n, size, 1., False, n - 1 - t if rows == n else -1)
-        if t < n - 1: continue
+        advance(new, s, ring, t, n, size, 1.0, False, n - 1 - t if rows == n else -1)
+        if t < n - 1:
+            continue
         widened(s, table, alone, at, wide)
-        if ask == 0: slopes(wide, size, out[t])
-        elif ask == 1: coskewness(wide, size, n, out[t])
-        elif ask == 2: weighted_deviations(wide, size, out[t])
-        else: regressions(wide, size, n, ask, out[t])
+        if ask == 0:
+            slopes(wide, size, out[t])
+        elif ask == 1:
+            coskewness(wide, size, n, out[t])
+        elif ask == 2:
+            weighted_deviations(wide, size, out[t])
+        else:
+            regressions(wide, size, n, ask, out[t])
     return out
 
 # %% ../../nbs/features/50_relative.ipynb #5b9cc903
@@ -58,20 +66,26 @@ def slopes(s, size, out):
         slope = (ab - a * b / k) / (bb - b * b / k)
         out[j] = np.nan if k < 5 else slope
 
+
 @compiled
 def weighted_deviations(s, size, out):
     "Weighted deviation around the weighted mean."
     for j in range(len(out)):
         w, wp, wpp = s[j], s[size + j], s[2 * size + j]
         square = wpp / w - (wp / w) * (wp / w)
-        root = np.sqrt(0. if square < 0 else square)
+        root = np.sqrt(0.0 if square < 0 else square)
         out[j] = np.nan if square <= 1e-12 * wpp / w else root
+
 
 @compiled
 def coskewness(s, size, n, out):
     "Mean of residual times squared market, in units of their deviations."
     for j in range(len(out)):
-        r, m, rr, rm, mm = s[j] / n, s[size + j] / n, s[2 * size + j] / n, s[3 * size + j] / n, s[4 * size + j] / n
+        r = s[j] / n
+        m = s[size + j] / n
+        rr = s[2 * size + j] / n
+        rm = s[3 * size + j] / n
+        mm = s[4 * size + j] / n
         rmm, mmm = s[5 * size + j] / n, s[6 * size + j] / n
         v, c = mm - m * m, rm - r * m
         own = rr - r * r - c * c / v
@@ -83,67 +97,91 @@ def coskewness(s, size, n, out):
 def regressions(s, size, n, ask, out):
     "Of the regression on two series: both slopes together (3), the share that the second explains (4), the slope on the second (5)."
     for j in range(len(out)):
-        y, x, z, yx, yz = s[j] / n, s[size + j] / n, s[2 * size + j] / n, s[3 * size + j] / n, s[4 * size + j] / n
+        y = s[j] / n
+        x = s[size + j] / n
+        z = s[2 * size + j] / n
+        yx = s[3 * size + j] / n
+        yz = s[4 * size + j] / n
         xx, zz, xz = s[5 * size + j] / n, s[6 * size + j] / n, s[7 * size + j] / n
         a, b, v, w, c = yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z
         rest = v * w - c * c
-        if ask == 3: out[j] = (a * (w - c) + b * (v - c)) / rest
+        if ask == 3:
+            out[j] = (a * (w - c) + b * (v - c)) / rest
         elif ask == 4:
             share = 1 - a * a / v / ((a * a * w + b * b * v - 2 * a * b * c) / rest)
-            share = 0. if share < 0 else share
-            out[j] = 1. if share > 1 else share
+            share = 0.0 if share < 0 else share
+            out[j] = 1.0 if share > 1 else share
         else:
             slope = (b * v - a * c) / rest
             out[j] = np.nan if rest <= 1e-9 * v * w else slope
 
 # %% ../../nbs/features/50_relative.ipynb #49d4d811
 def over(
-    n: int, # bars in the window
-    parts, # function of the series' tensors, returning what a bar adds to each sum: products
-    answer, # function of the sums
-    *series: Series, # what it is made from
-    ask: int | None = None, # the same answer in the loop; None = there is none
+    n: int,  # bars in the window
+    parts,  # function of the series' tensors, returning what a bar adds to each sum: products
+    answer,  # function of the sums
+    *series: Series,  # what it is made from
+    ask: int | None = None,  # the same answer in the loop; None = there is none
 ) -> Series:
     "Several sums over the same window, made into one answer."
+
     def op(*tensors):
         if ask is not None and not tensors[0].is_cuda and tensors[0].dtype == torch.float32:
-            return torch.from_numpy(answers(np.stack([t.numpy() for t in tensors]), np.stack(read(parts, len(tensors)), 1), n, ask))
+            return torch.from_numpy(
+                answers(
+                    np.stack([t.numpy() for t in tensors]), np.stack(read(parts, len(tensors)), 1), n, ask
+                )
+            )
         hole = sum(0 * t for t in tensors).double()
         sums = (K.rolling_sum(p + hole, n) for p in parts(*(t.double() for t in tensors)))
         return answer(*sums).to(tensors[0].dtype)
-    op.parts, op.answer = parts, answer # for those who want the newest window alone
+
+    op.parts, op.answer = parts, answer  # for those who want the newest window alone
     return series[0]._back(op, n - 1, *series[1:], name=f"{answer.__qualname__} {n}")
 
 # %% ../../nbs/features/50_relative.ipynb #1a149f5e
-def _some(there, r, m): return there, there * r, there * m, there * r * m, there * m * m
+def _some(there, r, m):
+    return there, there * r, there * m, there * r * m, there * m * m
 
-def _slope(k, a, b, ab, bb): return ((ab - a * b / k) / (bb - b * b / k)).masked_fill(k < 5, math.nan)
+
+def _slope(k, a, b, ab, bb):
+    return ((ab - a * b / k) / (bb - b * b / k)).masked_fill(k < 5, math.nan)
+
 
 @technical("market", [60, 252], "Ang, Chen and Xing (2006), below zero")
 def down_beta(bars: Panel, n: int) -> Series:
     "Slope of the stock's returns on the market's over the sessions of n in which the market fell"
-    return over(n, _some, _slope, bars.market < 0., bars.returns, bars.market, ask=0)
+    return over(n, _some, _slope, bars.market < 0.0, bars.returns, bars.market, ask=0)
+
 
 @technical("market", [252], "Ang, Chen and Xing (2006), above zero")
 def up_beta(bars: Panel, n: int) -> Series:
     "Slope of the stock's returns on the market's over the sessions of n in which the market rose"
-    return over(n, _some, _slope, bars.market > 0., bars.returns, bars.market, ask=0)
+    return over(n, _some, _slope, bars.market > 0.0, bars.returns, bars.market, ask=0)
+
 
 @technical("market", [252], "Ang, Chen and Xing (2006)")
 def beta_asymmetry(bars: Panel, n: int) -> Series:
     "down_beta - up_beta over n"
     return down_beta(bars, n) - up_beta(bars, n)
 
-@technical("market", [(60, "nn"), (60, "pp"), (60, "np"), (60, "pn")], "Bollerslev, Patton and Quaedvlieg (2022)")
+
+@technical(
+    "market", [(60, "nn"), (60, "pp"), (60, "np"), (60, "pn")], "Bollerslev, Patton and Quaedvlieg (2022)"
+)
 def semibeta(bars: Panel, n: int, signs: str) -> Series:
     "|sum of return * market| over the sessions of n with these signs of stock and market (n negative, p positive) / sum of squared market returns"
-    def side(x, sign): return x.clip(high=0.) if sign == "n" else x.clip(low=0.)
-    return (side(bars.returns, signs[0]) * side(bars.market, signs[1])).sum(n).abs() / (bars.market ** 2).sum(n)
+
+    def side(x, sign):
+        return x.clip(high=0.0) if sign == "n" else x.clip(low=0.0)
+
+    return (side(bars.returns, signs[0]) * side(bars.market, signs[1])).sum(n).abs() / (bars.market**2).sum(n)
 
 # %% ../../nbs/features/50_relative.ipynb #e1157a0a
-def _storm(x): # 1 where a return lies one standard deviation of the 60 before it below their mean
+def _storm(x):  # 1 where a return lies one standard deviation of the 60 before it below their mean
     past = x.lag(1)
     return x < past.mean(60) - past.std(60)
+
 
 @technical("tail", [252], "van Oordt and Zhou (2016), one standard deviation for the tail")
 def tail_beta(bars: Panel, n: int) -> Series:
@@ -151,13 +189,17 @@ def tail_beta(bars: Panel, n: int) -> Series:
     storm = for_all(_storm(as_one(bars.returns)), bars)
     return (storm * bars.returns).sum(n) / (storm * bars.market).sum(n)
 
+
 @technical("tail", [120, 252], "Poon, Rockinger and Tawn (2004), one standard deviation for the tail")
 def crash_share(bars: Panel, n: int) -> Series:
     "Share of the market's sessions of loss over one standard deviation in which the stock lost over one of its own, over n"
     storm = for_all(_storm(as_one(bars.returns)), bars)
     return (storm * _storm(bars.returns)).sum(n) / storm.sum(n)
 
-def _powers(r, m): return r, m, r * r, r * m, m * m, r * m * m, m * m * m
+
+def _powers(r, m):
+    return r, m, r * r, r * m, m * m, r * m * m, m * m * m
+
 
 def _coskew(n):
     def coskewness(*sums):
@@ -166,7 +208,9 @@ def _coskew(n):
         own = rr - r * r - c * c / v
         own = own.masked_fill(own <= 1e-12 * rr, math.nan)
         return (rmm - r * mm - c / v * (mmm - m * mm)) / (own.sqrt() * v)
+
     return coskewness
+
 
 @technical("tail", [60, 252], "Harvey and Siddique (2000)")
 def coskew(bars: Panel, n: int) -> Series:
@@ -178,37 +222,47 @@ def on_two(y, x, z):
     "Products that a regression of one series on two others needs."
     return y, x, z, y * x, y * z, x * x, z * z, x * z
 
+
 def regressed(
-    n: int, # bars in the window
-    answer, # function of the covariances with the two, their variances and their covariance
-): # function of the sums of these products
+    n: int,  # bars in the window
+    answer,  # function of the covariances with the two, their variances and their covariance
+):  # function of the sums of these products
     "A regression on two series, answered from sums."
+
     def regression(*sums):
         y, x, z, yx, yz, xx, zz, xz = (s / n for s in sums)
         return answer(yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z)
+
     regression.__qualname__ = answer.__qualname__
     return regression
 
-def _both_slopes(now, late, v, w, c): return (now * (w - c) + late * (v - c)) / (v * w - c * c)
+
+def _both_slopes(now, late, v, w, c):
+    return (now * (w - c) + late * (v - c)) / (v * w - c * c)
+
 
 def _late_share(now, late, v, w, c):
     both = (now * now * w + late * late * v - 2 * now * late * c) / (v * w - c * c)
-    return (1 - now * now / v / both).clamp(0., 1.)
+    return (1 - now * now / v / both).clamp(0.0, 1.0)
+
 
 @technical("market", [252], "Dimson (1979), one lag")
 def dimson_beta(bars: Panel, n: int) -> Series:
     "Sum of the two slopes of the stock's returns on the market's of the same and of the previous bar, one regression over n"
     return over(n, on_two, regressed(n, _both_slopes), bars.returns, bars.market, bars.market.lag(1), ask=3)
 
+
 @technical("market", [252], "Hou and Moskowitz (2005), one lag of a session")
 def price_delay(bars: Panel, n: int) -> Series:
     "1 - R squared of the regression on the market / R squared with the market of the previous bar added, over n"
     return over(n, on_two, regressed(n, _late_share), bars.returns, bars.market, bars.market.lag(1), ask=4)
 
+
 @technical("lead", [60, 252], "Lo and MacKinlay (1990)")
 def lag_beta(bars: Panel, n: int) -> Series:
     "Slope of the stock's returns on the market's of the bar before, over n"
     return bars.returns.beta(bars.market.lag(1), n)
+
 
 @technical("lead", [60], "Lo and MacKinlay (1990)")
 def lag_response(bars: Panel, n: int) -> Series:
@@ -222,31 +276,41 @@ def synchronicity(bars: Panel, n: int) -> Series:
     c = corr_market(bars, n) ** 2
     return (c / (1 - c)).log()
 
+
 @technical("market", [(20, 120), (60, 252)], "Blume (1975)")
 def beta_change(bars: Panel, n: int, m: int) -> Series:
     "Beta over n bars - beta over m bars"
     return beta(bars, n) - beta(bars, m)
+
 
 @technical("market", [(20, 120)], "Fabozzi and Francis (1978)")
 def beta_unrest(bars: Panel, n: int, m: int) -> Series:
     "Standard deviation over m bars of the n-bar beta"
     return beta(bars, n).std(m)
 
+
 @technical("market", [(20, 120)], "Longin and Solnik (1995)")
 def corr_change(bars: Panel, n: int, m: int) -> Series:
     "Correlation with the market over n bars - the same over m bars"
     return corr_market(bars, n) - corr_market(bars, m)
 
+
 @technical("market", [252], "Frazzini and Pedersen (2014), shorter windows")
 def bab_beta(bars: Panel, n: int) -> Series:
     "Correlation of 3-bar log returns with the market's over n * volatility of 120 returns / the market's"
     one = as_one(bars.returns)
-    return bars.close.log().diff(3).corr(for_all(one.log1p().sum(3), bars), n) * bars.returns.std(120) / for_all(one.std(120), bars)
+    return (
+        bars.close.log().diff(3).corr(for_all(one.log1p().sum(3), bars), n)
+        * bars.returns.std(120)
+        / for_all(one.std(120), bars)
+    )
+
 
 @technical("market", [120], "Ang, Hodrick, Xing and Zhang (2006), realised volatility")
 def vol_corr(bars: Panel, n: int) -> Series:
     "Correlation over n of the stock's returns with the change of the market's log 20-bar volatility"
     return bars.returns.corr(for_all(as_one(bars.returns).std(20).log().diff(), bars), n)
+
 
 @technical("market", [60], "Chordia, Roll and Subrahmanyam (2000), volume")
 def volume_comove(bars: Panel, n: int) -> Series:
@@ -259,20 +323,24 @@ def setback(own: Series, n: int) -> Series:
     "Minus the sum of n / (standard deviation of 60 * sqrt(n))"
     return -own.sum(n) / (own.std(60) * math.sqrt(n))
 
+
 @technical("reversal", [5, 21], "Blitz, Huij, Lansdorp and Verbeek (2013)")
 def residual_reversal(bars: Panel, n: int) -> Series:
     "Minus the sum of n residual returns / (their standard deviation over 60 * sqrt(n)), beta over 60 bars"
     return setback(residual(bars, 60), n)
+
 
 @technical("volatility", [60, 252], "Boyer, Mitton and Vorkink (2010)")
 def idio_skew(bars: Panel, n: int) -> Series:
     "Skewness of n residual returns, beta over 60 bars"
     return residual(bars, 60).skew(n)
 
+
 @technical("momentum", [21, 63, 126, 252], "Treynor and Black (1973)")
 def info_ratio(bars: Panel, n: int) -> Series:
     "sqrt(n) * mean / standard deviation of n returns less the market's"
     return t_value(bars.returns - bars.market, n)
+
 
 @technical("momentum", [20, 60], "Gutierrez and Kelley (2008), in signs")
 def beat_share(bars: Panel, n: int) -> Series:
@@ -285,25 +353,30 @@ def rank_return(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the n-bar return, -0.5 to +0.5"
     return bars.close.pct_change(n).xrank()
 
+
 @technical("rank", [20, 60], "Ang, Hodrick, Xing and Zhang (2006)")
 def rank_vol(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the standard deviation of n returns"
     return bars.returns.std(n).xrank()
+
 
 @technical("rank", [20], "Brennan, Chordia and Subrahmanyam (1998)")
 def rank_money(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the mean money traded over n"
     return bars.money.mean(n).xrank()
 
+
 @technical("rank", [20], "Gervais, Kaniel and Mingelgrin (2001)")
 def rank_volume(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of volume / its mean over n"
     return (bars.volume / bars.volume.mean(n)).xrank()
 
+
 @technical("rank", [21, 63], "Ang, Hodrick, Xing and Zhang (2006), the change")
 def rank_vol_change(bars: Panel, n: int) -> Series:
     "Cross-sectional rank of the 20-bar volatility - that rank n bars ago"
     return rank_vol(bars, 20).diff(n)
+
 
 @technical("rank", [5, 21, 63], "Brennan, Chordia and Subrahmanyam (1998), the change")
 def rank_money_change(bars: Panel, n: int) -> Series:
@@ -316,13 +389,15 @@ def rank_mean(bars: Panel, n: int) -> Series:
     "Mean of n daily cross-sectional ranks of the return"
     return bars.returns.xrank().mean(n)
 
+
 @technical("rank", [20, 60], "Chen, Chen, Hsin and Lee (2014), the noise of daily ranks")
 def rank_noise(bars: Panel, n: int) -> Series:
     "Standard deviation of n daily cross-sectional ranks of the return"
     return bars.returns.xrank().std(n)
 
+
 @technical("rank", [20, 60], "Bali, Cakici and Whitelaw (2011), days among the extremes")
 def winner_share(bars: Panel, n: int) -> Series:
     "Share of n bars among the best fifth of returns - share among the worst fifth"
     place = bars.returns.xrank()
-    return ((place > .3) - (place < -.3)).mean(n)
+    return ((place > 0.3) - (place < -0.3)).mean(n)

@@ -23,19 +23,22 @@ def mean_of_peers(bars: Panel, x: Series) -> Series:
     "Mean of the stock's sector."
     return group_mean(x, fact(bars, "sector"))
 
+
 def among_peers(bars: Panel, x: Series) -> Series:
     "Distance from the mean of the stock's sector."
     return by_group(x, fact(bars, "sector"))
 
 # %% ../../nbs/features/85_sector.ipynb #896149f3
-def peered(source: str, n: list): # decorator
+def peered(source: str, n: list):  # decorator
     "A comparison within or between sectors, in the set `facts`."
     return feature(group="sector", n=n, source=source, sets=("facts",))
+
 
 @peered("Da, Liu and Schaumburg (2014)", [5, 21])
 def sector_reversal(bars: Panel, n: int) -> Series:
     "Minus the sum over n of returns less the sector's mean return / (standard deviation of 60 such differences * sqrt(n))"
     return setback(among_peers(bars, bars.returns), n)
+
 
 @peered("Ang, Hodrick, Xing and Zhang (2006), within sectors", [20, 60])
 def sector_vol(bars: Panel, n: int) -> Series:
@@ -43,20 +46,24 @@ def sector_vol(bars: Panel, n: int) -> Series:
     x = bars.returns.std(n)
     return (x / mean_of_peers(bars, x)).log()
 
+
 @peered("Asness, Frazzini and Pedersen (2014)", [60, 252])
 def sector_beta_gap(bars: Panel, n: int) -> Series:
     "Beta with the market over n - its mean in the sector"
     return among_peers(bars, beta(bars, n))
+
 
 @peered("Brock, Lakonishok and LeBaron (1992), within sectors", [50, 200])
 def sector_trend(bars: Panel, n: int) -> Series:
     "(close / mean close of n - 1) - its mean in the sector"
     return among_peers(bars, sma_ratio(bars, n))
 
+
 @peered("Wilder (1978), within sectors", [14])
 def sector_rsi(bars: Panel, n: int) -> Series:
     "(Relative strength index of n - its mean in the sector) / 100"
     return among_peers(bars, rsi(bars, n)) / 100
+
 
 @peered("Gervais, Kaniel and Mingelgrin (2001), within sectors", [20])
 def sector_volume(bars: Panel, n: int) -> Series:
@@ -69,25 +76,30 @@ def group_mom(bars: Panel, n: int) -> Series:
     "Mean in the sector of the return over n bars"
     return mean_of_peers(bars, bars.close.pct_change(n))
 
+
 @peered("Hou (2007)", [1])
 def group_lead(bars: Panel, n: int) -> Series:
     "(Mean return of the sector over n bars - own return) / standard deviation of 60 returns"
     return -among_peers(bars, bars.close.pct_change(n)) / bars.returns.std(60)
+
 
 @peered("Zakamulin (2016), within sectors", [50])
 def group_breadth(bars: Panel, n: int) -> Series:
     "Share of the sector's stocks above their n-bar mean close"
     return mean_of_peers(bars, bars.close > bars.close.mean(n))
 
+
 @peered("Stivers and Sun (2010), within sectors", [21])
 def group_spread(bars: Panel, n: int) -> Series:
     "Root of the mean squared distance from the sector's mean of the return over n bars"
     return mean_of_peers(bars, among_peers(bars, bars.close.pct_change(n)) ** 2).sqrt()
 
+
 @peered("King (1966)", [60])
 def sector_corr(bars: Panel, n: int) -> Series:
     "Correlation over n of the return with the mean return of the sector"
     return bars.returns.corr(mean_of_peers(bars, bars.returns), n)
+
 
 @peered("King (1966)", [60])
 def sector_share(bars: Panel, n: int) -> Series:

@@ -16,7 +16,8 @@ import math
 from itertools import pairwise
 from ..catalogue.feature import technical
 from ..algebra.panel import Panel
-from .price import atr, ema_gap, ema_ratio, macd, median_price, place, sma_ratio, trend, true_range
+from .price import atr, ema_gap, ema_ratio, macd, median_price, place, sma_ratio, trend
+from .price import true_range
 from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/05_trend.ipynb #53abde90
@@ -24,12 +25,17 @@ def extent(bars: Panel, n: int) -> Series:
     "highest high of n - lowest low of n"
     return bars.high.max(n) - bars.low.min(n)
 
+
 def middle(bars: Panel, n: int) -> Series:
     "(highest high + lowest low of n) / 2"
     return (bars.high.max(n) + bars.low.min(n)) / 2
 
-for known, windows, source in ((sma_ratio, [100], "Brock, Lakonishok and LeBaron (1992)"), (ema_ratio, [10, 50], "-"),
-                               (trend, [120, 252], "-")):
+
+for known, windows, source in (
+    (sma_ratio, [100], "Brock, Lakonishok and LeBaron (1992)"),
+    (ema_ratio, [10, 50], "-"),
+    (trend, [120, 252], "-"),
+):
     technical("trend", windows, source)(known)
 
 # %% ../../nbs/features/05_trend.ipynb #f0269750
@@ -38,16 +44,19 @@ def wma_ratio(bars: Panel, n: int) -> Series:
     "close / linearly weighted mean of n closes - 1"
     return bars.close / bars.close.wma(n) - 1
 
+
 @technical("trend", [20, 50], "Murphy (1999)")
 def triangular_ratio(bars: Panel, n: int) -> Series:
     "close / mean of n/2 + 1 of the means of n/2 closes - 1, n even"
     return bars.close / bars.close.mean(n // 2).mean(n // 2 + 1) - 1
+
 
 @technical("trend", [20], "Mulloy (1994)")
 def dema_ratio(bars: Panel, n: int) -> Series:
     "close / (2 ema(n) - ema(n) of ema(n)) - 1"
     once = bars.close.ewm(n)
     return bars.close / (2 * once - once.ewm(n)) - 1
+
 
 @technical("trend", [30], "Mulloy (1994)")
 def tema_ratio(bars: Panel, n: int) -> Series:
@@ -62,17 +71,25 @@ def hull_ratio(bars: Panel, n: int) -> Series:
     "close / wma(sqrt(n)) of (2 wma(n/2) - wma(n)) - 1"
     return bars.close / (2 * bars.close.wma(n // 2) - bars.close.wma(n)).wma(math.isqrt(n)) - 1
 
+
 @technical("trend", [21], "Ehlers and Way (2010)")
 def zlema_ratio(bars: Panel, n: int) -> Series:
     "close / ema(n) of (2 close - close (n-1)/2 bars ago) - 1"
     return bars.close / (2 * bars.close - bars.close.lag((n - 1) // 2)).ewm(n) - 1
 
+
 @technical("trend", [5], "Tillson (1998)")
 def t3_ratio(bars: Panel, n: int) -> Series:
     "close / T3 - 1: sixfold ema(n) with volume factor v = 0.7, c1 e6 + c2 e5 + c3 e4 + c4 e3"
-    v, e = .7, [bars.close]
-    for _ in range(6): e.append(e[-1].ewm(n))
-    smooth = -v**3 * e[6] + 3 * (v**2 + v**3) * e[5] - 3 * (2 * v**2 + v + v**3) * e[4] + (1 + 3 * v + v**3 + 3 * v**2) * e[3]
+    v, e = 0.7, [bars.close]
+    for _ in range(6):
+        e.append(e[-1].ewm(n))
+    smooth = (
+        -(v**3) * e[6]
+        + 3 * (v**2 + v**3) * e[5]
+        - 3 * (2 * v**2 + v + v**3) * e[4]
+        + (1 + 3 * v + v**3 + 3 * v**2) * e[3]
+    )
     return bars.close / smooth - 1
 
 # %% ../../nbs/features/05_trend.ipynb #8fae1947
@@ -81,20 +98,24 @@ def sma_cross(bars: Panel, fast: int, slow: int) -> Series:
     "mean of fast closes / mean of slow closes - 1"
     return bars.close.mean(fast) / bars.close.mean(slow) - 1
 
+
 @technical("trend", [(10, 50), (20, 50)], "Murphy (1999)")
 def ema_cross(bars: Panel, fast: int, slow: int) -> Series:
     "exponential mean of span fast / that of span slow - 1"
     return bars.close.ewm(fast) / bars.close.ewm(slow) - 1
+
 
 @technical("trend", [(12, 26), (5, 35)], "Appel (1979)")
 def macd_line(bars: Panel, fast: int, slow: int) -> Series:
     "(ema(fast) - ema(slow)) / close"
     return ema_gap(bars.close, fast, slow) / bars.close
 
+
 @technical("trend", [(12, 26, 9)], "Appel (1979)")
 def macd_signal(bars: Panel, fast: int, slow: int, signal: int) -> Series:
     "ema(signal) of ema(fast) - ema(slow), / close"
     return ema_gap(bars.close, fast, slow).ewm(signal) / bars.close
+
 
 technical("trend", [(5, 35, 5)], "Appel (1979)")(macd)
 
@@ -104,10 +125,12 @@ def apo(bars: Panel, fast: int, slow: int) -> Series:
     "(mean of fast closes - mean of slow closes) / close"
     return (bars.close.mean(fast) - bars.close.mean(slow)) / bars.close
 
+
 @technical("trend", [(12, 26)], "Appel (2005)")
 def ppo(bars: Panel, fast: int, slow: int) -> Series:
     "100 (ema(fast) - ema(slow)) / ema(slow)"
     return 100 * ema_gap(bars.close, fast, slow) / bars.close.ewm(slow)
+
 
 @technical("trend", [(12, 26, 9)], "Appel (2005)")
 def ppo_hist(bars: Panel, fast: int, slow: int, signal: int) -> Series:
@@ -115,15 +138,18 @@ def ppo_hist(bars: Panel, fast: int, slow: int, signal: int) -> Series:
     line = ppo(bars, fast, slow)
     return line - line.ewm(signal)
 
+
 @technical("trend", [(20, 5), (50, 10), (200, 21)], "Weinstein (1988)")
 def sma_slope(bars: Panel, n: int, k: int) -> Series:
     "mean of n closes / that mean k bars ago - 1"
     return bars.close.mean(n).pct_change(k)
 
+
 @technical("trend", [(50, 20), (200, 60)], "Faber (2007)")
 def above_sma(bars: Panel, n: int, k: int) -> Series:
     "Share of the last k closes above their mean of n"
     return (bars.close > bars.close.mean(n)).mean(k)
+
 
 @technical("trend", None, "Murphy (1999)")
 def ribbon(bars: Panel) -> Series:
@@ -132,19 +158,22 @@ def ribbon(bars: Panel) -> Series:
     return sum(((a - b).sign() for a, b in pairwise(means[1:])), start=(means[0] - means[1]).sign()) / 5
 
 # %% ../../nbs/features/05_trend.ipynb #e7250df7
-def _moves(bars: Panel) -> tuple[Series, Series]: # movement upwards and downwards
+def _moves(bars: Panel) -> tuple[Series, Series]:  # movement upwards and downwards
     up, down = bars.high.diff(), -bars.low.diff()
-    return (up > down).where(up.clip(low=0.), 0.), (down > up).where(down.clip(low=0.), 0.)
+    return (up > down).where(up.clip(low=0.0), 0.0), (down > up).where(down.clip(low=0.0), 0.0)
+
 
 @technical("trend", [14], "Wilder (1978)")
 def plus_di(bars: Panel, n: int) -> Series:
     "100 Wilder mean of upward movement / Wilder mean of true range"
     return 100 * _moves(bars)[0].wilder(n) / true_range(bars).wilder(n)
 
+
 @technical("trend", [14], "Wilder (1978)")
 def minus_di(bars: Panel, n: int) -> Series:
     "100 Wilder mean of downward movement / Wilder mean of true range"
     return 100 * _moves(bars)[1].wilder(n) / true_range(bars).wilder(n)
+
 
 @technical("trend", [14], "Wilder (1978)")
 def dx(bars: Panel, n: int) -> Series:
@@ -152,10 +181,12 @@ def dx(bars: Panel, n: int) -> Series:
     up, down = plus_di(bars, n), minus_di(bars, n)
     return 100 * (up - down).abs() / (up + down)
 
+
 @technical("trend", [14], "Wilder (1978)")
 def adx(bars: Panel, n: int) -> Series:
     "Wilder mean of DX"
     return dx(bars, n).wilder(n)
+
 
 @technical("trend", [14], "Wilder (1978)")
 def adxr(bars: Panel, n: int) -> Series:
@@ -168,30 +199,36 @@ def vortex_up(bars: Panel, n: int) -> Series:
     "mean of |high - last low| / mean of true range, over n"
     return (bars.high - bars.low.lag(1)).abs().mean(n) / true_range(bars).mean(n)
 
+
 @technical("trend", [14], "Botes and Siepman (2010)")
 def vortex_down(bars: Panel, n: int) -> Series:
     "mean of |low - last high| / mean of true range, over n"
     return (bars.low - bars.high.lag(1)).abs().mean(n) / true_range(bars).mean(n)
+
 
 @technical("trend", [25], "Chande (1995)")
 def aroon_up(bars: Panel, n: int) -> Series:
     "100 (1 - bars since the highest high / n), in n + 1 bars"
     return 100 - 100 / n * bars.high.argmax(n + 1)
 
+
 @technical("trend", [25], "Chande (1995)")
 def aroon_down(bars: Panel, n: int) -> Series:
     "100 (1 - bars since the lowest low / n), in n + 1 bars"
     return 100 - 100 / n * bars.low.argmin(n + 1)
+
 
 @technical("trend", [10], "Poulos (1991)")
 def walk_up(bars: Panel, n: int) -> Series:
     "(high - low n bars ago) / (mean true range of n * sqrt(n))"
     return (bars.high - bars.low.lag(n)) / (true_range(bars).mean(n) * math.sqrt(n))
 
+
 @technical("trend", [10], "Poulos (1991)")
 def walk_down(bars: Panel, n: int) -> Series:
     "(high n bars ago - low) / (mean true range of n * sqrt(n))"
     return (bars.high.lag(n) - bars.low) / (true_range(bars).mean(n) * math.sqrt(n))
+
 
 @technical("trend", [20], "Murphy (1999)")
 def higher_highs(bars: Panel, n: int) -> Series:
@@ -204,13 +241,16 @@ def ichimoku_line(bars: Panel, n: int) -> Series:
     "close / middle of the range of n bars - 1: tenkan for 9, kijun for 26"
     return bars.close / middle(bars, n) - 1
 
+
 @technical("trend", None, "Hosoda (1969)")
 def ichimoku_cross(bars: Panel) -> Series:
     "tenkan / kijun - 1"
     return middle(bars, 9) / middle(bars, 26) - 1
 
-def _cloud(bars: Panel) -> tuple[Series, Series]: # span A and span B as drawn at today's bar
+
+def _cloud(bars: Panel) -> tuple[Series, Series]:  # span A and span B as drawn at today's bar
     return ((middle(bars, 9) + middle(bars, 26)) / 2).lag(26), middle(bars, 52).lag(26)
+
 
 @technical("trend", None, "Hosoda (1969)")
 def ichimoku_cloud(bars: Panel) -> Series:
@@ -218,11 +258,13 @@ def ichimoku_cloud(bars: Panel) -> Series:
     a, b = _cloud(bars)
     return (bars.close - bars.close.maximum(a.minimum(b)).minimum(a.maximum(b))) / bars.close
 
+
 @technical("trend", None, "Hosoda (1969)")
 def ichimoku_thickness(bars: Panel) -> Series:
     "(span A - span B of 26 bars ago) / close"
     a, b = _cloud(bars)
     return (a - b) / bars.close
+
 
 @technical("trend", None, "Williams (1995)")
 def alligator(bars: Panel) -> Series:
@@ -236,20 +278,24 @@ def donchian_place(bars: Panel, n: int) -> Series:
     "(close - lowest low of n) / (highest high - lowest low of n)"
     return place(bars.close, bars.high, bars.low, n)
 
+
 @technical("trend", [20, 55], "Donchian (1960)")
 def donchian_width(bars: Panel, n: int) -> Series:
     "(highest high - lowest low of n) / close"
     return extent(bars, n) / bars.close
+
 
 @technical("trend", [20, 50], "Keltner (1960), Raschke")
 def keltner_place(bars: Panel, n: int) -> Series:
     "(close - ema(n)) / (2 Wilder means of true range over 10)"
     return (1 - bars.close.ewm(n) / bars.close) / (2 * atr(bars, 10))
 
+
 @technical("trend", [22], "Le Beau (1992)")
 def chandelier_long(bars: Panel, n: int) -> Series:
     "(close - (highest high of n - 3 Wilder means of true range over n)) / close"
     return 1 - bars.high.max(n) / bars.close + 3 * atr(bars, n)
+
 
 @technical("trend", [22], "Le Beau (1992)")
 def chandelier_short(bars: Panel, n: int) -> Series:
@@ -262,11 +308,13 @@ def line_share(bars: Panel, n: int) -> Series:
     "R squared of the line through n log closes"
     return bars.close.log().rsquare(n)
 
+
 @technical("trend", [60], "Raff (1991)")
 def line_stretch(bars: Panel, n: int) -> Series:
     "Distance of log close from the end of its line of n / standard error of the line, n - 2 degrees of freedom"
     log = bars.close.log()
     return log.residual(n) / ((1 - log.rsquare(n)) * log.var(n) * ((n - 1) / (n - 2))).sqrt()
+
 
 @technical("trend", [60, 120], "-")
 def line_t(bars: Panel, n: int) -> Series:
@@ -275,11 +323,13 @@ def line_t(bars: Panel, n: int) -> Series:
     share = log.rsquare(n)
     return log.slope(n).sign() * ((n - 2) * share / (1 - share)).sqrt()
 
+
 @technical("trend", [90], "Clenow (2015)")
 def clenow(bars: Panel, n: int) -> Series:
     "(exp(252 slope) - 1) * R squared of n log closes"
     log = bars.close.log()
     return ((252 * log.slope(n)).exp() - 1) * log.rsquare(n)
+
 
 @technical("trend", [14, 50], "Chande and Kroll (1994)")
 def line_forecast(bars: Panel, n: int) -> Series:
@@ -291,20 +341,24 @@ def path(bars: Panel, n: int) -> Series:
     "sum of |changes| of n closes"
     return bars.close.diff().abs().mean(n) * n
 
+
 @technical("trend", [10, 60], "Kaufman (1995)")
 def efficiency(bars: Panel, n: int) -> Series:
     "|close - close n bars ago| / sum of |changes| of n bars"
     return bars.close.diff(n).abs() / path(bars, n)
+
 
 @technical("trend", [28], "White (1991)")
 def vhf(bars: Panel, n: int) -> Series:
     "(highest - lowest close of n) / sum of |changes| of n bars"
     return (bars.close.max(n) - bars.close.min(n)) / path(bars, n)
 
+
 @technical("trend", [14], "Dreiss (1993)")
 def choppiness(bars: Panel, n: int) -> Series:
     "100 log(sum of true range of n / (highest high - lowest low of n)) / log(n)"
     return (n * true_range(bars).mean(n) / extent(bars, n)).log() * (100 / math.log(n))
+
 
 @technical("trend", [20, 60], "Ehlers (2005)")
 def fractal_dimension(bars: Panel, n: int) -> Series:
@@ -318,31 +372,40 @@ def trix(bars: Panel, n: int) -> Series:
     "100 * one-bar return of the exponential mean of span n, taken three times"
     return 100 * bars.close.ewm(n).ewm(n).ewm(n).pct_change()
 
+
 @technical("trend", [(11, 14, 10)], "Coppock (1962)")
 def coppock(bars: Panel, a: int, b: int, n: int) -> Series:
     "wma(n) of 100 * (return of a bars + return of b bars)"
     return (100 * (bars.close.pct_change(a) + bars.close.pct_change(b))).wma(n)
 
+
 @technical("trend", None, "Pring (1992)")
 def kst(bars: Panel) -> Series:
     "100 * (1, 2, 3, 4 times the means of 10, 10, 10, 15 returns of 10, 15, 20, 30 bars, summed)"
-    return 100 * sum((w * bars.close.pct_change(k).mean(n) for w, k, n in ((2, 15, 10), (3, 20, 10), (4, 30, 15))), start=bars.close.pct_change(10).mean(10))
+    return 100 * sum(
+        (w * bars.close.pct_change(k).mean(n) for w, k, n in ((2, 15, 10), (3, 20, 10), (4, 30, 15))),
+        start=bars.close.pct_change(10).mean(10),
+    )
+
 
 @technical("trend", None, "Pring (1992)")
 def kst_hist(bars: Panel) -> Series:
     "kst - its mean of 9"
     return kst(bars) - kst(bars).mean(9)
 
+
 @technical("trend", [20], "Murphy (1999)")
 def dpo(bars: Panel, n: int) -> Series:
     "(close n/2 + 1 bars ago - mean of the last n closes) / close"
     return (bars.close.lag(n // 2 + 1) - bars.close.mean(n)) / bars.close
+
 
 @technical("trend", [25], "Dorsey (1992)")
 def mass(bars: Panel, n: int) -> Series:
     "sum over n of ema(9) of (high - low) / ema(9) of that ema"
     once = (bars.high - bars.low).ewm(9)
     return (once / once.ewm(9)).sum(n)
+
 
 @technical("trend", [8, 21], "Chande and Kroll (1994)")
 def qstick(bars: Panel, n: int) -> Series:

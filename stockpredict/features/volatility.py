@@ -15,35 +15,46 @@ import math
 from ..catalogue.feature import technical
 from .momentum import day, night
 from ..algebra.panel import Panel
-from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew, standard_score, true_range, vol
+from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew
+from .price import standard_score, true_range, vol
 from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/15_volatility.ipynb #2c3d237e
-for known, windows, source in ((vol, [5, 10, 120, 252], "-"), (atr, [7, 22], "Wilder (1978)"), (parkinson, [5, 10, 60], "Parkinson (1980)"),
-                               (garman_klass, [5, 10, 60], "Garman and Klass (1980)"), (skew, [20, 252], "Harvey and Siddique (2000)"),
-                               (downside_vol, [60, 120], "Sortino and van der Meer (1991)")):
+for known, windows, source in (
+    (vol, [5, 10, 120, 252], "-"),
+    (atr, [7, 22], "Wilder (1978)"),
+    (parkinson, [5, 10, 60], "Parkinson (1980)"),
+    (garman_klass, [5, 10, 60], "Garman and Klass (1980)"),
+    (skew, [20, 252], "Harvey and Siddique (2000)"),
+    (downside_vol, [60, 120], "Sortino and van der Meer (1991)"),
+):
     technical("volatility", windows, source)(known)
+
 
 @technical("volatility", [94, 97], "RiskMetrics (1996)")
 def ewma_vol(bars: Panel, percent: int) -> Series:
     "Root of the mean of squared returns with decay percent / 100"
-    return (bars.returns ** 2).ewm(decay=percent / 100, least=20).sqrt()
+    return (bars.returns**2).ewm(decay=percent / 100, least=20).sqrt()
+
 
 @technical("volatility", [(5, 20), (10, 60), (20, 120), (20, 252), (60, 252)], "Corsi (2009)")
 def vol_ratio(bars: Panel, short: int, long: int) -> Series:
     "log(deviation of short / deviation of long returns)"
     return (bars.returns.std(short) / bars.returns.std(long)).log()
 
+
 @technical("volatility", [(20, 20)], "-")
 def vol_slope(bars: Panel, n: int, k: int) -> Series:
     "Slope per bar of the line through k logs of the deviation of n returns"
     return bars.returns.std(n).log().slope(k)
+
 
 @technical("volatility", [(20, 120)], "Baltussen, van Bekkum and van der Grient (2018)")
 def vol_of_vol(bars: Panel, n: int, k: int) -> Series:
     "Deviation / mean of k deviations of n returns"
     wild = bars.returns.std(n)
     return wild.std(k) / wild.mean(k)
+
 
 @technical("volatility", [(20, 252)], "-")
 def vol_z(bars: Panel, n: int, k: int) -> Series:
@@ -56,32 +67,40 @@ def day_range(bars: Panel, n: int) -> Series:
     "mean of high - low over n / close"
     return (bars.high - bars.low).mean(n) / bars.close
 
+
 @technical("volatility", [14], "Wilder (1978)")
 def range_expansion(bars: Panel, n: int) -> Series:
     "True range / Wilder mean of true range over n, one bar ago"
     return true_range(bars) / true_range(bars).wilder(n).lag(1)
+
 
 @technical("volatility", [7, 20], "Crabel (1990)")
 def range_rank(bars: Panel, n: int) -> Series:
     "Where log(high / low) stands among n, from 0 to 1"
     return (bars.high / bars.low).log().rank(n)
 
+
 @technical("volatility", [(7, 22)], "Wilder (1978)")
 def atr_ratio(bars: Panel, short: int, long: int) -> Series:
     "Wilder mean of true range over short / that over long"
     return true_range(bars).wilder(short) / true_range(bars).wilder(long)
+
 
 @technical("volatility", [10], "Chaikin (1980s)")
 def chaikin_vol(bars: Panel, n: int) -> Series:
     "100 * return over n bars of the ema(n) of high - low"
     return 100 * (bars.high - bars.low).ewm(n).pct_change(n)
 
-def _log_returns(bars: Panel) -> Series: return bars.close.log().diff()
+
+def _log_returns(bars: Panel) -> Series:
+    return bars.close.log().diff()
+
 
 @technical("volatility", [20, 60], "Parkinson (1980)")
 def bounce(bars: Panel, n: int) -> Series:
     "log(Parkinson's volatility of n / deviation of n log returns)"
     return (parkinson(bars, n) / _log_returns(bars).std(n)).log()
+
 
 @technical("volatility", [20], "-")
 def range_side(bars: Panel, n: int) -> Series:
@@ -91,16 +110,19 @@ def range_side(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/15_volatility.ipynb #5dbf4fbc
 technical("stretch", [10, 50], "Bollinger (1992)")(bollinger)
 
+
 @technical("volatility", [20, 50], "Bollinger (1992)")
 def band_width(bars: Panel, n: int) -> Series:
     "4 deviations of n closes, dividing by n, / their mean"
     return bars.close.std(n) * (4 * math.sqrt((n - 1) / n)) / bars.close.mean(n)
+
 
 @technical("volatility", [(20, 125)], "Bollinger (2001)")
 def squeeze(bars: Panel, n: int, k: int) -> Series:
     "Smallest band width of k bars / band width"
     wide = band_width(bars, n)
     return wide.min(k) / wide
+
 
 @technical("volatility", [20], "Carter (2005)")
 def squeeze_keltner(bars: Panel, n: int) -> Series:
@@ -111,19 +133,22 @@ def squeeze_keltner(bars: Panel, n: int) -> Series:
 @technical("volatility", [20, 60], "Sortino and van der Meer (1991)")
 def upside_vol(bars: Panel, n: int) -> Series:
     "Root of the mean squared gain over n bars, losses counting zero"
-    return (bars.returns.clip(low=0.) ** 2).mean(n).sqrt()
+    return (bars.returns.clip(low=0.0) ** 2).mean(n).sqrt()
+
 
 @technical("volatility", [20, 60, 120], "Patton and Sheppard (2015)")
 def signed_variation(bars: Panel, n: int) -> Series:
     "(mean of squared gains - mean of squared losses) / mean of squared returns, over n"
     r = bars.returns
-    return (r * r.abs()).mean(n) / (r ** 2).mean(n)
+    return (r * r.abs()).mean(n) / (r**2).mean(n)
+
 
 @technical("volatility", [20, 60], "Barndorff-Nielsen and Shephard (2004)")
 def jump_share(bars: Panel, n: int) -> Series:
     "1 - pi/2 * mean of |return| |return before| / mean of squared returns, over n"
     size = bars.returns.abs()
-    return 1 - (size * size.lag(1)).mean(n) * (math.pi / 2) / (size ** 2).mean(n)
+    return 1 - (size * size.lag(1)).mean(n) * (math.pi / 2) / (size**2).mean(n)
+
 
 @technical("volatility", [14], "Dorsey (1993)")
 def relative_vol(bars: Panel, n: int) -> Series:
@@ -132,10 +157,11 @@ def relative_vol(bars: Panel, n: int) -> Series:
     up, down = (wild * (move > 0)).wilder(n), (wild * (move < 0)).wilder(n)
     return 100 * up / (up + down)
 
+
 @technical("volatility", [60], "Black (1976)")
 def leverage_effect(bars: Panel, n: int) -> Series:
     "Correlation of the return before with the squared return, over n"
-    return bars.returns.lag(1).corr(bars.returns ** 2, n)
+    return bars.returns.lag(1).corr(bars.returns**2, n)
 
 # %% ../../nbs/features/15_volatility.ipynb #b7559de9
 @technical("volatility", [20, 60], "Yang and Zhang (2000)")
@@ -143,10 +169,12 @@ def night_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of n log(open / last close)"
     return night(bars).std(n)
 
+
 @technical("volatility", [20, 60], "Yang and Zhang (2000)")
 def day_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of n log(close / open)"
     return day(bars).std(n)
+
 
 @technical("volatility", [60], "Yang and Zhang (2000)")
 def night_part(bars: Panel, n: int) -> Series:
@@ -158,37 +186,44 @@ def night_part(bars: Panel, n: int) -> Series:
 @technical("volatility", [60, 120], "RiskMetrics (1996)")
 def value_at_risk(bars: Panel, n: int) -> Series:
     "Minus the 5 % quantile of n returns"
-    return -bars.returns.quantile(n, .05)
+    return -bars.returns.quantile(n, 0.05)
+
 
 @technical("volatility", [(60, 3)], "Acerbi and Tasche (2002)")
 def shortfall(bars: Panel, n: int, m: int) -> Series:
     "Minus the mean of the m lowest of n returns"
     return -bars.returns.lowest(n, m)
 
+
 @technical("volatility", [60], "-")
 def tail_weight(bars: Panel, n: int) -> Series:
     "Minus the 5 % quantile of n returns / their standard deviation"
     return value_at_risk(bars, n) / bars.returns.std(n)
 
+
 @technical("volatility", [60], "-")
 def tail_ratio(bars: Panel, n: int) -> Series:
     "log(95 % quantile of n returns / minus the 5 % quantile)"
-    return (bars.returns.quantile(n, .95) / value_at_risk(bars, n)).log()
+    return (bars.returns.quantile(n, 0.95) / value_at_risk(bars, n)).log()
+
 
 @technical("volatility", [20], "-")
 def quartile_vol(bars: Panel, n: int) -> Series:
     "(75 % quantile - 25 % quantile of n returns) / 1.349"
-    return (bars.returns.quantile(n, .75) - bars.returns.quantile(n, .25)) / 1.349
+    return (bars.returns.quantile(n, 0.75) - bars.returns.quantile(n, 0.25)) / 1.349
+
 
 @technical("volatility", [60, 252], "Dittmar (2002)")
 def kurtosis(bars: Panel, n: int) -> Series:
     "Excess kurtosis of n one-bar returns"
     return bars.returns.kurt(n)
 
+
 @technical("volatility", [60], "-")
 def outliers(bars: Panel, n: int) -> Series:
     "Share of n bars whose |return| exceeds 2 deviations of the n returns before"
     return (bars.returns.abs() > 2 * bars.returns.std(n).lag(1)).mean(n)
+
 
 @technical("volatility", [60], "-")
 def since_shock(bars: Panel, n: int) -> Series:
@@ -201,10 +236,12 @@ def worst_fall(bars: Panel, n: int) -> Series:
     "Largest loss from a close to a later close within n bars"
     return 1 - (-bars.close.log().fall(n)).exp()
 
+
 @technical("volatility", [14, 60], "Martin and McCann (1989)")
 def ulcer(bars: Panel, n: int) -> Series:
     "100 * root of the mean over n of (close / highest close of n - 1)^2"
     return 100 * (drawdown(bars, n) ** 2).mean(n).sqrt()
+
 
 @technical("volatility", [120], "Becker (2006)")
 def pain(bars: Panel, n: int) -> Series:
@@ -220,24 +257,28 @@ def variance_ratio(bars: Panel, q: int, n: int) -> Series:
     squares = many.var(m) * (m - 1) + (many.mean(m) - q * mean) ** 2 * m
     return squares / (one.var(n) * (m * (1 - q / n) * q))
 
+
 @technical("memory", [120, 250], "Di Matteo (2007)")
 def hurst(bars: Panel, n: int) -> Series:
     "log(mean |16-bar log return| / mean |log return|, over n) / log 16"
     log = bars.close.log()
     return (log.diff(16).abs().mean(n) / log.diff().abs().mean(n)).log() / math.log(16)
 
+
 def self_correlation(x: Series, k: int, n: int) -> Series:
     "(mean of x * x k bars before - product of their means) / variance of x, over n; undefined where x hardly varies"
     joint = (x * x.lag(k)).mean(n) - x.mean(n) * x.mean(n).lag(k)
     spread = x.var(n) * ((n - 1) / n)
-    return joint / (spread > 1e-6 * (x ** 2).mean(n)).where(spread, math.nan)
+    return joint / (spread > 1e-6 * (x**2).mean(n)).where(spread, math.nan)
+
 
 @technical("memory", [(1, 60), (2, 60), (3, 60), (4, 60), (5, 60)], "Lo and MacKinlay (1990)")
 def autocorr_at(bars: Panel, k: int, n: int) -> Series:
     "(mean of r * r k bars before - product of their means) / variance of r, over n one-bar returns r"
     return self_correlation(bars.returns, k, n)
 
+
 @technical("memory", [(1, 60), (2, 60), (3, 60), (4, 60), (5, 60)], "Engle (1982)")
 def clustering(bars: Panel, k: int, n: int) -> Series:
     "(mean of s * s k bars before - product of their means) / variance of s, over n squared returns s"
-    return self_correlation(bars.returns ** 2, k, n)
+    return self_correlation(bars.returns**2, k, n)

@@ -30,13 +30,14 @@ def obv_slope(bars: Panel, n: int) -> Series:
     "Slope of on-balance volume through n bars / mean volume of n bars"
     signed = bars.close.diff().sign() * bars.volume
     parts = (signed.lag(k) * ((k + 1) * (n - 1 - k)) if k else signed * (n - 1) for k in range(n - 1))
-    return sum(parts, start=signed * 0.) * (6 / (n * (n * n - 1))) / bars.volume.mean(n)
+    return sum(parts, start=signed * 0.0) * (6 / (n * (n * n - 1))) / bars.volume.mean(n)
 
 # %% ../../nbs/features/20_volume.ipynb #a06fc535
 @feature(group="pressure", n=[20], source="Chaikin (1980s)")
 def cmf(bars: Panel, n: int) -> Series:
     "sum of ((close - low) - (high - close)) / (high - low) * volume / sum of volume, over n bars"
     return (close_location(bars) * bars.volume).sum(n) / bars.volume.sum(n)
+
 
 @feature(group="pressure", n=[14], source="Quong and Soudack (1989)")
 def money_flow(bars: Panel, n: int) -> Series:

@@ -20,119 +20,178 @@ from ..sources.vendor_facts import constituents, end_of_day, fundamentals, macro
 @dataclass(frozen=True)
 class Wish:
     "Something to be asked for and kept."
-    table: str # of the lake: macro, fundamentals, news, or one declared with `fact_table`
-    about: str # series or ticker, for the report
-    fetch: Callable[[], pd.DataFrame] # key columns, event_time, known_at and values
-    source: str # who says so
-    every: str = "12h" # how long an answer is good enough
+
+    table: str  # of the lake: macro, fundamentals, news, or one declared with `fact_table`
+    about: str  # series or ticker, for the report
+    fetch: Callable[[], pd.DataFrame]  # key columns, event_time, known_at and values
+    source: str  # who says so
+    every: str = "12h"  # how long an answer is good enough
+
 
 def newest(
-    settings, # whose lake
-    table: str, # of facts
-    **where, # key column = value
-) -> str: # YYYY-MM-DD; "" = nothing is held
+    settings,  # whose lake
+    table: str,  # of facts
+    **where,  # key column = value
+) -> str:  # YYYY-MM-DD; "" = nothing is held
     "The day on which the newest version of something became known."
     held = _held(settings, table, versions=True, **where)
     return f"{held.known_at.max() - pd.Timedelta('1D'):%Y-%m-%d}" if len(held) else ""
 
-def _held(settings, table, **where): # rows of facts, none when there is no lake yet
-    if not any(settings.storage.lake_dir.glob("*")) and not settings.storage.catalog: return pd.DataFrame()
-    with Lake(settings.storage, read_only=True) as lake: return lake.facts(table, **where)
+
+def _held(settings, table, **where):  # rows of facts, none when there is no lake yet
+    if not any(settings.storage.lake_dir.glob("*")) and not settings.storage.catalog:
+        return pd.DataFrame()
+    with Lake(settings.storage, read_only=True) as lake:
+        return lake.facts(table, **where)
+
 
 def wishes(
-    settings, # all settings
-    series: list[str] = (), # ids at FRED, such as DGS10
-    reports: list[str] = (), # tickers whose statements are wanted, from Alpha Vantage
-    headlines: list[str] = (), # tickers whose headlines are wanted
-    vendor: str = "tiingo", # of the headlines: tiingo, alphavantage or fmp
-    now = None, # an instant: nothing is known later than it was heard; None = the clock
-) -> list[Wish]: # in the order given
+    settings,  # all settings
+    series: list[str] = (),  # ids at FRED, such as DGS10
+    reports: list[str] = (),  # tickers whose statements are wanted, from Alpha Vantage
+    headlines: list[str] = (),  # tickers whose headlines are wanted
+    vendor: str = "tiingo",  # of the headlines: tiingo, alphavantage or fmp
+    now=None,  # an instant: nothing is known later than it was heard; None = the clock
+) -> list[Wish]:  # in the order given
     "Wishes for what the vendors tell."
-    return [*(Wish("macro", s, lambda s=s: macro(settings, s, now=now, since=newest(settings, "macro", series=s)), "fred") for s in series),
-            *(Wish("fundamentals", t, lambda t=t: fundamentals(settings, t, now=now), "alphavantage", "30D") for t in reports),
-            *(Wish("news", t, lambda t=t: news(settings, t, vendor), vendor) for t in headlines)]
+    return [
+        *(
+            Wish(
+                "macro",
+                s,
+                lambda s=s: macro(settings, s, now=now, since=newest(settings, "macro", series=s)),
+                "fred",
+            )
+            for s in series
+        ),
+        *(
+            Wish("fundamentals", t, lambda t=t: fundamentals(settings, t, now=now), "alphavantage", "30D")
+            for t in reports
+        ),
+        *(Wish("news", t, lambda t=t: news(settings, t, vendor), vendor) for t in headlines),
+    ]
 
 # %% ../../nbs/ingest/30_facts.ipynb #269d1419
 def gather(
-    settings, # all settings: vendors, lake
-    wanted: list[Wish], # from `wishes`, or your own
-    on_step = None, # called with a sentence for each wish that is through
-    wait: float = 60, # seconds to wait for another writer
-) -> pd.DataFrame: # a row a wish: table, about, rows_new, rows_revised, rows_same, reason, sentence
+    settings,  # all settings: vendors, lake
+    wanted: list[Wish],  # from `wishes`, or your own
+    on_step=None,  # called with a sentence for each wish that is through
+    wait: float = 60,  # seconds to wait for another writer
+) -> pd.DataFrame:  # a row a wish: table, about, rows_new, rows_revised, rows_same, reason, sentence
     "Fetch facts and keep them; failures are rows of the answer."
     told, rows = on_step or (lambda sentence: None), []
     for wish in wanted:
-        row = dict(table=wish.table, about=wish.about, rows_new=0, rows_revised=0, rows_same=0, reason="", sentence="")
+        row = dict(
+            table=wish.table,
+            about=wish.about,
+            rows_new=0,
+            rows_revised=0,
+            rows_same=0,
+            reason="",
+            sentence="",
+        )
         try:
             frame = wish.fetch()
             if len(frame):
-                with Lake(settings.storage) as lake, lake.writer(wait): done = lake.add(wish.table, frame, source=wish.source)
+                with Lake(settings.storage) as lake, lake.writer(wait):
+                    done = lake.add(wish.table, frame, source=wish.source)
                 row |= dict(rows_new=done.rows_new, rows_revised=done.rows_revised, rows_same=done.rows_same)
-        except StockpredictError as e: row |= dict(reason=e.context.get("reason", e.code), sentence=e.problem)
+        except StockpredictError as e:
+            row |= dict(reason=e.context.get("reason", e.code), sentence=e.problem)
         rows.append(row)
         told(f"{wish.about}: {row['reason'] or str(row['rows_new'] + row['rows_revised']) + ' new'}")
-    return pd.DataFrame(rows, columns=["table", "about", "rows_new", "rows_revised", "rows_same", "reason", "sentence"])
+    return pd.DataFrame(
+        rows, columns=["table", "about", "rows_new", "rows_revised", "rows_same", "reason", "sentence"]
+    )
 
 # %% ../../nbs/ingest/30_facts.ipynb #eb82d2fa
 def listed_members(
-    settings, # all settings
-    index: str, # sp500, nasdaq or dowjones
-    now = None, # an instant; None = the clock
-) -> pd.DataFrame: # index_name, ticker, event_time, until, known_at
+    settings,  # all settings
+    index: str,  # sp500, nasdaq or dowjones
+    now=None,  # an instant; None = the clock
+) -> pd.DataFrame:  # index_name, ticker, event_time, until, known_at
     "What today's list of members changes."
     heard, told = _heard(now), constituents(settings, index)
     held = _held(settings, "members", index_name=index)
     inside = held[held.until.isna()] if len(held) else pd.DataFrame(columns=["ticker", "event_time"])
     if 2 * len(told) < inside.ticker.nunique():
-        raise DataError(f"The list of {index} names {len(told)} members where {inside.ticker.nunique()} are held; it was not believed.",
-                        "Look at the vendor's answer; nothing was changed.", reason="drift")
+        raise DataError(
+            f"The list of {index} names {len(told)} members where {inside.ticker.nunique()} are held; it was not believed.",
+            "Look at the vendor's answer; nothing was changed.",
+            reason="drift",
+        )
     new = told[~told.ticker.isin(inside.ticker)]
     since = new.event_time.fillna(heard)
-    new = new.assign(event_time=since, known_at=end_of_day(since.dt.tz_localize(None), heard, "America/New_York").to_numpy(), until=pd.NaT)
+    new = new.assign(
+        event_time=since,
+        known_at=end_of_day(since.dt.tz_localize(None), heard, "America/New_York").to_numpy(),
+        until=pd.NaT,
+    )
     gone = inside[~inside.ticker.isin(told.ticker)].assign(until=heard, known_at=heard)
-    made = pd.concat([x[["ticker", "event_time", "until", "known_at"]] for x in (new, gone) if len(x)] or [new[["ticker", "event_time", "until", "known_at"]]])
-    for c in ("event_time", "until", "known_at"): made[c] = pd.to_datetime(made[c], utc=True)
+    made = pd.concat(
+        [x[["ticker", "event_time", "until", "known_at"]] for x in (new, gone) if len(x)]
+        or [new[["ticker", "event_time", "until", "known_at"]]]
+    )
+    for c in ("event_time", "until", "known_at"):
+        made[c] = pd.to_datetime(made[c], utc=True)
     return made.assign(index_name=index).reset_index(drop=True)
 
+
 def listed_sectors(
-    settings, # all settings
-    index: str, # sp500, nasdaq or dowjones
-    now = None, # an instant; None = the clock
-) -> pd.DataFrame: # ticker, event_time, known_at, sector, industry
+    settings,  # all settings
+    index: str,  # sp500, nasdaq or dowjones
+    now=None,  # an instant; None = the clock
+) -> pd.DataFrame:  # ticker, event_time, known_at, sector, industry
     "Sectors of the members that differ from what is held."
     heard, told = _heard(now), constituents(settings, index)[["ticker", "sector", "industry"]]
     held = _held(settings, "sectors", ticker=told.ticker.tolist())
     if len(held):
-        last = held.sort_values("event_time").drop_duplicates("ticker", keep="last")[["ticker", "sector", "industry"]]
+        last = held.sort_values("event_time").drop_duplicates("ticker", keep="last")[
+            ["ticker", "sector", "industry"]
+        ]
         told = told[~told.apply(tuple, axis=1).isin(set(last.itertuples(index=False, name=None)))]
     return told.assign(event_time=heard, known_at=heard).reset_index(drop=True)
 
-def _heard(now): return (pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)).as_unit("us")
+
+def _heard(now):
+    return (pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)).as_unit("us")
 
 # %% ../../nbs/ingest/30_facts.ipynb #37629534
 def scheduled(
-    settings, # all settings
-    tickers: list[str] | None = None, # companies; None = the universe, or all that the lake holds
-    now = None, # an instant; None = the clock
+    settings,  # all settings
+    tickers: list[str] | None = None,  # companies; None = the universe, or all that the lake holds
+    now=None,  # an instant; None = the clock
 ) -> list[Wish]:
     "Wishes that the settings have."
     asked = settings.facts
-    if not (asked.macro or asked.reports or asked.news or asked.members): return []
+    if not (asked.macro or asked.reports or asked.news or asked.members):
+        return []
     if tickers is None and (asked.reports or asked.news):
         tickers = settings.data.universe
         if not tickers:
-            with Lake(settings.storage, read_only=True) as lake: tickers = lake.tickers(make_source(settings).id)
+            with Lake(settings.storage, read_only=True) as lake:
+                tickers = lake.tickers(make_source(settings).id)
     kinds = dict(members=listed_members, sectors=listed_sectors)
-    lists = [Wish(t, i, lambda i=i, f=f: f(settings, i, now), "fmp", "7D") for i in asked.members for t, f in kinds.items()]
-    of_companies = wishes(settings, (), tickers if asked.reports else (), tickers if asked.news else (), asked.news_vendor, now)
+    lists = [
+        Wish(t, i, lambda i=i, f=f: f(settings, i, now), "fmp", "7D")
+        for i in asked.members
+        for t, f in kinds.items()
+    ]
+    of_companies = wishes(
+        settings, (), tickers if asked.reports else (), tickers if asked.news else (), asked.news_vendor, now
+    )
     return [*wishes(settings, asked.macro, now=now), *lists, *of_companies]
 
+
 def notes(
-    settings, # all settings
-) -> dict: # "table:about" -> asked, answered (instants as text), reason, sentence
+    settings,  # all settings
+) -> dict:  # "table:about" -> asked, answered (instants as text), reason, sentence
     "What was asked when, and what came of it."
-    try: return json.loads((settings.storage.home_dir / "facts.json").read_text())
-    except (OSError, ValueError): return {}
+    try:
+        return json.loads((settings.storage.home_dir / "facts.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
 
 def _write_down(settings, said):
     path = settings.storage.home_dir / "facts.json"
@@ -140,45 +199,78 @@ def _write_down(settings, said):
     (part := path.with_suffix(f".{os.getpid()}.tmp")).write_text(json.dumps(said, indent=1, sort_keys=True))
     os.replace(part, path)
 
+
 def due(
-    wanted: list[Wish], # what is wanted
-    said: dict, # from `notes`
-    now: pd.Timestamp, # an instant
-) -> list[Wish]: # those whose answer is missing or too old, never answered and longest waiting first
+    wanted: list[Wish],  # what is wanted
+    said: dict,  # from `notes`
+    now: pd.Timestamp,  # an instant
+) -> list[Wish]:  # those whose answer is missing or too old, never answered and longest waiting first
     "What is to be asked now."
-    def answered(w): return pd.Timestamp(said.get(f"{w.table}:{w.about}", {}).get("answered") or "1970-01-01T00:00Z")
+
+    def answered(w):
+        return pd.Timestamp(said.get(f"{w.table}:{w.about}", {}).get("answered") or "1970-01-01T00:00Z")
+
     return sorted((w for w in wanted if now - answered(w) >= pd.Timedelta(w.every)), key=answered)
 
 # %% ../../nbs/ingest/30_facts.ipynb #ceef22fe
-TIRED = {"throttled", "bad-key", "plan", "budget-spent", "breaker-open"} # reasons for which a vendor is left alone for the rest of a run
+TIRED = {
+    "throttled",
+    "bad-key",
+    "plan",
+    "budget-spent",
+    "breaker-open",
+}  # reasons for which a vendor is left alone for the rest of a run
+
 
 def gather_due(
-    settings, # all settings
-    wanted: list[Wish] | None = None, # None = those of the settings
-    now = None, # an instant; None = the clock
-    on_step = None, # called with a sentence for each wish that is through
-) -> pd.DataFrame: # as from `gather`, for what was asked
+    settings,  # all settings
+    wanted: list[Wish] | None = None,  # None = those of the settings
+    now=None,  # an instant; None = the clock
+    on_step=None,  # called with a sentence for each wish that is through
+) -> pd.DataFrame:  # as from `gather`, for what was asked
     "Gather what is due, and write down what came of it."
     now, said, tired, parts = _heard(now), notes(settings), set(), []
-    for wish in due(scheduled(settings, now=now) if wanted is None else wanted, said, now)[:settings.facts.at_most]:
-        if wish.source in tired: continue
+    for wish in due(scheduled(settings, now=now) if wanted is None else wanted, said, now)[
+        : settings.facts.at_most
+    ]:
+        if wish.source in tired:
+            continue
         part = gather(settings, [wish], on_step)
         row, key = part.iloc[0], f"{wish.table}:{wish.about}"
-        if row.reason in TIRED: tired.add(wish.source)
+        if row.reason in TIRED:
+            tired.add(wish.source)
         before = said.get(key, {}).get("answered", "")
-        said[key] = dict(asked=str(now), answered=before if row.reason else str(now), reason=row.reason, sentence=row.sentence)
-        _write_down(settings, said); parts.append(part)
+        said[key] = dict(
+            asked=str(now),
+            answered=before if row.reason else str(now),
+            reason=row.reason,
+            sentence=row.sentence,
+        )
+        _write_down(settings, said)
+        parts.append(part)
     return pd.concat(parts, ignore_index=True) if parts else gather(settings, [])
 
+
 def fact_freshness(
-    settings, # all settings
-) -> pd.DataFrame: # a row a table: rows, newest (known), asked, failing, sentence
+    settings,  # all settings
+) -> pd.DataFrame:  # a row a table: rows, newest (known), asked, failing, sentence
     "How fresh the gathered facts are."
     said, rows = notes(settings), []
     for table in ("macro", "fundamentals", "news", "members", "sectors"):
-        mine, held = [x for k, x in said.items() if k.startswith(f"{table}:")], _held(settings, table, versions=True)
+        mine = [x for k, x in said.items() if k.startswith(f"{table}:")]
+        held = _held(settings, table, versions=True)
         failing = [x for x in mine if x["reason"]]
         if mine or len(held):
-            known, asked = held.known_at.max() if len(held) else pd.NaT, max((x["asked"] for x in mine), default="")[:16]
-            rows.append(dict(table=table, rows=len(held), newest=known, asked=asked, failing=len(failing), sentence=failing[0]["sentence"] if failing else ""))
+            known = held.known_at.max() if len(held) else pd.NaT
+            asked = max((x["asked"] for x in mine), default="")[:16]
+            rows.append(
+                dict(
+                    table=table,
+                    rows=len(held),
+                    newest=known,
+                    asked=asked,
+                    failing=len(failing),
+                    sentence=failing[0]["sentence"] if failing else "",
+                )
+            )
     return pd.DataFrame(rows, columns=["table", "rows", "newest", "asked", "failing", "sentence"])

@@ -18,40 +18,60 @@ from ..quality.gate import inspect
 # %% ../../nbs/ingest/20_frames.ipynb #0885f3b4
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
 
+
 @dataclass(frozen=True)
 class FrameReport:
     "What became of a frame."
-    source: str # its name in the lake: lake.bars(source=…)
-    rows: int # that came
-    rows_new: int # bars never seen before under this name
-    rows_corrected: int # bars that came with other values than before
-    rows_same: int # bars that were held already
-    rows_quarantined: int # rows that cannot be true, kept aside with their reason
-    snapshot: int # of the lake, afterwards
-    fingerprint: str # of these bars, afterwards
-    quality: str # one sentence from the gate
-    checks: list = field(default_factory=list, repr=False) # every check, see `Quality`
+
+    source: str  # its name in the lake: lake.bars(source=…)
+    rows: int  # that came
+    rows_new: int  # bars never seen before under this name
+    rows_corrected: int  # bars that came with other values than before
+    rows_same: int  # bars that were held already
+    rows_quarantined: int  # rows that cannot be true, kept aside with their reason
+    snapshot: int  # of the lake, afterwards
+    fingerprint: str  # of these bars, afterwards
+    quality: str  # one sentence from the gate
+    checks: list = field(default_factory=list, repr=False)  # every check, see `Quality`
 
 # %% ../../nbs/ingest/20_frames.ipynb #3649cce2
 def add_frame(
-    frame: pd.DataFrame, # one row a ticker and session: ticker, date and close at least
-    name: str = "frame", # what to call it in the lake
-    settings = None, # all settings; None = settings.ini and environment
-    columns: dict | None = None, # our name -> yours, where they are not recognised
-    lag_minutes: float | None = None, # from the close until a bar counts as known; None = [data] lake_bars_lag_minutes
-    now = None, # when it was received; None = the clock
-    wait: float = 10, # seconds to wait for another writer
-) -> FrameReport: # counts, snapshot, fingerprint and checks
+    frame: pd.DataFrame,  # one row a ticker and session: ticker, date and close at least
+    name: str = "frame",  # what to call it in the lake
+    settings=None,  # all settings; None = settings.ini and environment
+    columns: dict | None = None,  # our name -> yours, where they are not recognised
+    lag_minutes: float
+    | None = None,  # from the close until a bar counts as known; None = [data] lake_bars_lag_minutes
+    now=None,  # when it was received; None = the clock
+    wait: float = 10,  # seconds to wait for another writer
+) -> FrameReport:  # counts, snapshot, fingerprint and checks
     "Your own bars, checked and stored; read them with `lake.bars(source=name)`."
-    if not NAME.fullmatch(name): raise BarsInvalid(f"{ascii(name)[:60]} cannot name a frame.", "Use 1 to 40 small letters, digits, and . _ -, as in my-prices.")
+    if not NAME.fullmatch(name):
+        raise BarsInvalid(
+            f"{ascii(name)[:60]} cannot name a frame.",
+            "Use 1 to 40 small letters, digits, and . _ -, as in my-prices.",
+        )
     settings, now = settings or load_settings(), pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     data = settings.data
     lag = data.lake_bars_lag_minutes if lag_minutes is None else lag_minutes
     bars = tidy_bars(frame, source=name, calendar=data.calendar, columns=columns, lag_minutes=lag)
-    if not len(bars): raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
+    if not len(bars):
+        raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
     now = now.tz_localize("UTC") if now.tz is None else now
     quality = inspect(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     with Lake(settings.storage) as lake, lake.writer(wait):
-        done = lake.append(quality.good, quality.bad, now, str(bars.event_time.min().date()), len(frame), flags=quality.flags)
-    return FrameReport(name, len(frame), done.rows_new, done.rows_corrected, done.rows_same, done.rows_quarantined, done.snapshot, done.fingerprint,
-                       quality.summary(), quality.checks)
+        done = lake.append(
+            quality.good, quality.bad, now, str(bars.event_time.min().date()), len(frame), flags=quality.flags
+        )
+    return FrameReport(
+        name,
+        len(frame),
+        done.rows_new,
+        done.rows_corrected,
+        done.rows_same,
+        done.rows_quarantined,
+        done.snapshot,
+        done.fingerprint,
+        quality.summary(),
+        quality.checks,
+    )

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
-from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift, SourceUnavailable, UnknownTicker, did_you_mean
+from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift
+from ..core.errors import SourceUnavailable, UnknownTicker, did_you_mean
 from ..sources.bars import canonical_ticker
 from ..quality.reconcile import on_traded_scale
 from ..lake.lake import Appended, Lake
@@ -22,80 +23,100 @@ from ..sources.vendors import dead_letters, ledger_of
 
 # %% ../../nbs/ingest/10_ingest.ipynb #be7e23f5
 def coverage(
-    bars: pd.DataFrame, # a bars table
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> pd.DataFrame: # index: tickers, columns: months as YYYY-MM, values 0 to 1
+    bars: pd.DataFrame,  # a bars table
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> pd.DataFrame:  # index: tickers, columns: months as YYYY-MM, values 0 to 1
     "Share of each month's sessions for which a ticker has a bar."
-    if not len(bars): return pd.DataFrame()
+    if not len(bars):
+        return pd.DataFrame()
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     days = calendar.day_of(bars.event_time)
-    months = pd.Series(calendar.sessions(days.min(), days.max())).dt.strftime("%Y-%m").value_counts().sort_index()
+    months = (
+        pd.Series(calendar.sessions(days.min(), days.max())).dt.strftime("%Y-%m").value_counts().sort_index()
+    )
     held = pd.crosstab(bars.ticker, days.strftime("%Y-%m")).reindex(columns=months.index, fill_value=0)
     return (held / months).rename_axis(index="ticker", columns="month")
 
 # %% ../../nbs/ingest/10_ingest.ipynb #a7585d39
-OVERLAP = 5 # sessions asked for again
+OVERLAP = 5  # sessions asked for again
+
 
 def plan(
-    lake: Lake, # open lake
-    settings, # all settings
-    source: str, # id of the source
-    wanted: list[str], # tickers
-    full: bool = False, # ask for everything again
-    now = None, # an instant: pass over tickers that have the newest session closed by then
-) -> list[tuple]: # pairs: first day to ask for, tickers
+    lake: Lake,  # open lake
+    settings,  # all settings
+    source: str,  # id of the source
+    wanted: list[str],  # tickers
+    full: bool = False,  # ask for everything again
+    now=None,  # an instant: pass over tickers that have the newest session closed by then
+) -> list[tuple]:  # pairs: first day to ask for, tickers
     "What to ask a source for, given what is held."
     start, calendar = settings.data.start, get_calendar(settings.data.calendar)
-    begin = lake.rows("SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''", source=source).day[0]
+    begin = lake.rows(
+        "SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''",
+        source=source,
+    ).day[0]
     held = _last_bars(lake, source)
     asks = {}
     for ticker in wanted:
         again = not full and ticker in held.index and isinstance(begin, str) and begin <= start
-        if again and now is not None and held[ticker] >= newest_close(settings, now): continue
+        if again and now is not None and held[ticker] >= newest_close(settings, now):
+            continue
         asks.setdefault(max(_before(calendar, held[ticker]), start) if again else start, []).append(ticker)
     return sorted(asks.items())
 
+
 def newest_close(
-    settings, # all settings
-    now, # an instant
-) -> pd.Timestamp: # UTC
+    settings,  # all settings
+    now,  # an instant
+) -> pd.Timestamp:  # UTC
     "The close of the newest session that one may expect to have."
     calendar = get_calendar(settings.data.calendar)
     last = calendar.last_closed(now)
     return calendar.closes(calendar.sessions(None, min(last, pd.Timestamp(settings.data.end or last))))[-1]
 
-def _last_bars(lake, source): # newest bar by ticker
+
+def _last_bars(lake, source):  # newest bar by ticker
     query = "SELECT ticker, max(event_time) AS last FROM lake.bars WHERE source = $source GROUP BY ticker"
     return lake.rows(query, source=source).set_index("ticker")["last"]
 
-def _before(calendar, last): # a few sessions earlier, as text
+
+def _before(calendar, last):  # a few sessions earlier, as text
     sessions = calendar.sessions(None, calendar.day_of([last])[0])
     return str(sessions[max(-OVERLAP - 1, -len(sessions))].date())
 
 # %% ../../nbs/ingest/10_ingest.ipynb #2b6ca8c0
 def ratios(
-    lake: Lake, # open lake
-    source: str, # id of the source
-    bars: pd.DataFrame, # good bars of a batch
-) -> pd.Series: # new close over held close, one a bar that is in both, indexed by ticker
+    lake: Lake,  # open lake
+    source: str,  # id of the source
+    bars: pd.DataFrame,  # good bars of a batch
+) -> pd.Series:  # new close over held close, one a bar that is in both, indexed by ticker
     "How the bars of a batch compare with the very same bars that are held."
     none = pd.Series(dtype=float, index=pd.Index([], dtype="str"))
-    if not len(bars) or source not in lake.source_names(): return none
-    held = lake.bars(sorted(bars.ticker.unique()), bars.event_time.min(), bars.event_time.max(), adjusted=False, source=source)
+    if not len(bars) or source not in lake.source_names():
+        return none
+    held = lake.bars(
+        sorted(bars.ticker.unique()),
+        bars.event_time.min(),
+        bars.event_time.max(),
+        adjusted=False,
+        source=source,
+    )
     newest = bars.sort_values("known_at").drop_duplicates(["ticker", "event_time"], keep="last")
     both = newest.merge(held, on=["ticker", "event_time"], suffixes=("", "_held"))
     return pd.Series((both.close / both.close_held).to_numpy(), both.ticker.to_numpy()) if len(both) else none
 
+
 def rescaled(
-    ratio: pd.Series, # from `ratios`
-) -> list[str]: # tickers, sorted
+    ratio: pd.Series,  # from `ratios`
+) -> list[str]:  # tickers, sorted
     "Tickers that came about a hundred times dearer or cheaper."
     middle = ratio.groupby(level=0).median()
     return sorted(middle.index[middle.between(90, 110) | middle.between(1 / 110, 1 / 90)])
 
+
 def rewritten(
-    ratio: pd.Series, # from `ratios`
-) -> list[str]: # tickers, sorted
+    ratio: pd.Series,  # from `ratios`
+) -> list[str]:  # tickers, sorted
     "Tickers of which a bar that is held already came with another close."
     return sorted(ratio.index[(ratio - 1).abs() > 1e-6].unique())
 
@@ -103,81 +124,128 @@ def rewritten(
 @dataclass(frozen=True)
 class IngestReport:
     "What an ingest did."
-    batch: str # name of the batch, "" when there was nothing to store
-    source: str # id of the source
-    label: str # what the source says about itself
-    rows_fetched: int # rows the source sent
-    rows_new: int # bars never seen before
-    rows_corrected: int # bars whose present version changed
-    rows_same: int # bars that were held already
-    rows_quarantined: int # refused rows stored now for the first time
-    adjustments: int # split and dividend factors found
-    rewritten: list[str] # tickers whose past the source has changed, asked for again in full
-    snapshot: int # of the lake, afterwards
-    fingerprint: str # of this source's bars, afterwards
-    sessions: int # held from this source, afterwards
-    tickers: int # held from this source, afterwards
-    last_session: str # newest session held, YYYY-MM-DD
-    quality: str # one sentence from the gate
-    checks: list[dict] = field(default_factory=list, repr=False) # every check, see `Quality`
-    vendors: dict = field(default_factory=dict) # who answered -> for how many tickers
-    requests: int = 0 # sent to vendors
-    troubles: dict = field(default_factory=dict) # `vendor: reason` -> how often, whether or not another vendor stepped in
-    failed: list[dict] = field(default_factory=list) # what nobody answered: ticker, start, reason, sentence
-    cached: list[str] = field(default_factory=list) # of these, tickers for which the bars held before must do
-    missing: list[str] = field(default_factory=list) # tickers without the newest closed session, from a vendor
-    disagreements: list[dict] = field(default_factory=list) # days on which vendors contradict each other
-    letters: int = 0 # requests still waiting to be answered
 
-    def as_dict(self) -> dict: # JSON-friendly
+    batch: str  # name of the batch, "" when there was nothing to store
+    source: str  # id of the source
+    label: str  # what the source says about itself
+    rows_fetched: int  # rows the source sent
+    rows_new: int  # bars never seen before
+    rows_corrected: int  # bars whose present version changed
+    rows_same: int  # bars that were held already
+    rows_quarantined: int  # refused rows stored now for the first time
+    adjustments: int  # split and dividend factors found
+    rewritten: list[str]  # tickers whose past the source has changed, asked for again in full
+    snapshot: int  # of the lake, afterwards
+    fingerprint: str  # of this source's bars, afterwards
+    sessions: int  # held from this source, afterwards
+    tickers: int  # held from this source, afterwards
+    last_session: str  # newest session held, YYYY-MM-DD
+    quality: str  # one sentence from the gate
+    checks: list[dict] = field(default_factory=list, repr=False)  # every check, see `Quality`
+    vendors: dict = field(default_factory=dict)  # who answered -> for how many tickers
+    requests: int = 0  # sent to vendors
+    troubles: dict = field(
+        default_factory=dict
+    )  # `vendor: reason` -> how often, whether or not another vendor stepped in
+    failed: list[dict] = field(default_factory=list)  # what nobody answered: ticker, start, reason, sentence
+    cached: list[str] = field(
+        default_factory=list
+    )  # of these, tickers for which the bars held before must do
+    missing: list[str] = field(
+        default_factory=list
+    )  # tickers without the newest closed session, from a vendor
+    disagreements: list[dict] = field(default_factory=list)  # days on which vendors contradict each other
+    letters: int = 0  # requests still waiting to be answered
+
+    def as_dict(self) -> dict:  # JSON-friendly
         "The report as data."
         return asdict(self)
 
     def _repr_html_(self):
-        rows = "".join(f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:left'>{escape(f'{v:,}' if isinstance(v, int) else str(v))}</td></tr>"
-                       for k, v in asdict(self).items() if k != "checks")
+        rows = "".join(
+            f"<tr><td>{k.replace('_', ' ')}</td><td style='text-align:left'>{escape(f'{v:,}' if isinstance(v, int) else str(v))}</td></tr>"
+            for k, v in asdict(self).items()
+            if k != "checks"
+        )
         return f"<table>{rows}</table>"
 
 # %% ../../nbs/ingest/10_ingest.ipynb #d6c304af
 def portions(
-    asks: list[tuple], # pairs: first day, tickers
-    size: int | None, # most tickers in a portion, None = all in one
-) -> list[list[tuple]]: # plans, each as `asks`, tickers in order
+    asks: list[tuple],  # pairs: first day, tickers
+    size: int | None,  # most tickers in a portion, None = all in one
+) -> list[list[tuple]]:  # plans, each as `asks`, tickers in order
     "Cut a plan into smaller ones."
     pairs = sorted((t, start) for start, tickers in asks for t in tickers)
-    parts = [pairs[i:i + (size or len(pairs))] for i in range(0, len(pairs), size or len(pairs))] if pairs else [[]]
-    return [[(day, [t for t, start in part if start == day]) for day in sorted({start for _, start in part})] for part in parts]
+    parts = (
+        [pairs[i : i + (size or len(pairs))] for i in range(0, len(pairs), size or len(pairs))]
+        if pairs
+        else [[]]
+    )
+    return [
+        [(day, [t for t, start in part if start == day]) for day in sorted({start for _, start in part})]
+        for part in parts
+    ]
 
 # %% ../../nbs/ingest/10_ingest.ipynb #a1d21bc7
-def _held(lake, source, bars): # the months before a batch, adjusted closes beside the published ones
-    if not bars.event_time.notna().any() or source not in lake.source_names(): return None
+def _held(lake, source, bars):  # the months before a batch, adjusted closes beside the published ones
+    if not bars.event_time.notna().any() or source not in lake.source_names():
+        return None
     first = bars.event_time.min()
-    span = sorted(bars.ticker.dropna().unique()), first - pd.Timedelta(days=120), first - pd.Timedelta(seconds=1)
+    span = (
+        sorted(bars.ticker.dropna().unique()),
+        first - pd.Timedelta(days=120),
+        first - pd.Timedelta(seconds=1),
+    )
     raw, whole = (lake.bars(*span, adjusted=how, source=source) for how in (False, True))
     return raw.assign(adj_close=whole.close)
 
-def _judge(lake, source, settings, bars, now): # the gate
-    return inspect(bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars))
 
-def _as_traded(lake, source, bars): # splits that a vendor has worked into bars that are held are taken out again
-    if not bars.event_time.notna().any() or source.id not in lake.source_names(): return bars
-    held = lake.bars(sorted(bars.ticker.dropna().unique()), bars.event_time.min(), bars.event_time.max(), adjusted=False, source=source.id)
+def _judge(lake, source, settings, bars, now):  # the gate
+    return inspect(
+        bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars)
+    )
+
+
+def _as_traded(
+    lake, source, bars
+):  # splits that a vendor has worked into bars that are held are taken out again
+    if not bars.event_time.notna().any() or source.id not in lake.source_names():
+        return bars
+    held = lake.bars(
+        sorted(bars.ticker.dropna().unique()),
+        bars.event_time.min(),
+        bars.event_time.max(),
+        adjusted=False,
+        source=source.id,
+    )
     return on_traded_scale(bars, held)
 
-def _rotten(quality): # tickers that would have the whole portion refused, when others would not
+
+def _rotten(quality):  # tickers that would have the whole portion refused, when others would not
     bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
     rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
-    return sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)]) if quality.refused else []
+    return (
+        sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)])
+        if quality.refused
+        else []
+    )
 
 # %% ../../nbs/ingest/10_ingest.ipynb #e9e7a759
-def _portion(lake, source, settings, asks, now, full, asked_from): # what the lake did, what the gate said, rewritten tickers
+def _portion(
+    lake, source, settings, asks, now, full, asked_from
+):  # what the lake did, what the gate said, rewritten tickers
     data = settings.data
-    bars = source.collect(asks, data.end, lake.step); lake.step("fetched")
-    if source.remote: source.queue(now)
+    bars = source.collect(asks, data.end, lake.step)
+    lake.step("fetched")
+    if source.remote:
+        source.queue(now)
     elif not len(bars) and source.id not in lake.source_names():
-        raise EmptyUniverse(f"The source {data.source} has no bar of the {sum(len(t) for _, t in asks)} tickers asked for since {data.start}.",
-                            "Set an earlier [data] start, or name other tickers.")
-    if source.remote: bars = _as_traded(lake, source, bars)
+        raise EmptyUniverse(
+            f"The source {data.source} has no bar of the {sum(len(t) for _, t in asks)} tickers asked for since {data.start}.",
+            "Set an earlier [data] start, or name other tickers.",
+        )
+    if source.remote:
+        bars = _as_traded(lake, source, bars)
     quality = _judge(lake, source, settings, bars, now)
     if source.remote and (rotten := _rotten(quality)):
         source.reject(rotten, "bad-rows", f"more than {data.quarantine_limit:.0%} of its rows are bad.")
@@ -186,34 +254,44 @@ def _portion(lake, source, settings, asks, now, full, asked_from): # what the la
     ratio = ratios(lake, source.id, quality.good) if source.remote or not full else pd.Series(dtype=float)
     strange = rescaled(ratio) if source.remote else []
     if again := sorted(set(rewritten(ratio)) - set(strange)) if not full else []:
-        whole = source.collect([(data.start, again)], data.end, lake.step); lake.step("fetched again")
+        whole = source.collect([(data.start, again)], data.end, lake.step)
+        lake.step("fetched again")
         bars = pd.concat([bars[~bars.ticker.isin(again)], whole], ignore_index=True)
         quality = _judge(lake, source, settings, bars, now)
-    quality.raise_if_refused(); lake.step("inspected")
+    quality.raise_if_refused()
+    lake.step("inspected")
     odd = quality.good.ticker.isin(strange)
-    good, bad = quality.good[~odd], pd.concat([quality.bad, quality.good[odd].assign(reason="rescaled")], ignore_index=True)
-    flags = pd.concat([quality.flags[~quality.flags.ticker.isin(strange)], quality.earlier], ignore_index=True)
-    if len(bars): done = lake.append(good, bad, now, asked_from, len(bars), flags=flags)
-    else: done = Appended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
+    good = quality.good[~odd]
+    bad = pd.concat([quality.bad, quality.good[odd].assign(reason="rescaled")], ignore_index=True)
+    flags = pd.concat(
+        [quality.flags[~quality.flags.ticker.isin(strange)], quality.earlier], ignore_index=True
+    )
+    if len(bars):
+        done = lake.append(good, bad, now, asked_from, len(bars), flags=flags)
+    else:
+        done = Appended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
     if source.remote:
         source.reject(strange, "rescaled", "about a hundred times dearer or cheaper than what is held.")
-        source.settle(now); lake.step("settled")
+        source.settle(now)
+        lake.step("settled")
     return done, quality, again
 
 # %% ../../nbs/ingest/10_ingest.ipynb #7aa7881c
-def _with_letters(asks, letters, only): # the plan, and in it every letter from its own first day
+def _with_letters(asks, letters, only):  # the plan, and in it every letter from its own first day
     start = {} if only else {t: day for day, tickers in asks for t in tickers}
-    for row in letters.itertuples(): start[row.ticker] = min(row.start, start.get(row.ticker, row.start))
+    for row in letters.itertuples():
+        start[row.ticker] = min(row.start, start.get(row.ticker, row.start))
     return [(day, sorted(t for t in start if start[t] == day)) for day in sorted(set(start.values()))]
 
+
 def ingest(
-    settings, # all settings
-    now = None, # when this happens, an instant; None = the clock
-    full: bool = False, # ask for the whole history again, to catch old corrections
-    wait: float = 0, # seconds to wait for another writer, 0 = refuse at once
-    on_step = None, # called with the name of each step: for a progress bar, and for tests of crashes
-    replay: bool = False, # ask only for what failed before
-) -> IngestReport: # counts, snapshot, fingerprint and checks
+    settings,  # all settings
+    now=None,  # when this happens, an instant; None = the clock
+    full: bool = False,  # ask for the whole history again, to catch old corrections
+    wait: float = 0,  # seconds to wait for another writer, 0 = refuse at once
+    on_step=None,  # called with the name of each step: for a progress bar, and for tests of crashes
+    replay: bool = False,  # ask only for what failed before
+) -> IngestReport:  # counts, snapshot, fingerprint and checks
     "Bring the lake up to date with its source; each portion is stored whole or not at all."
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     now = now.tz_localize("UTC") if now.tz is None else now
@@ -224,103 +302,179 @@ def ingest(
         asks = plan(lake, settings, source.id, wanted, full, now if source.remote else None)
         if source.remote:
             letters = dead_letters(settings)
-            asks = _with_letters(asks, letters[letters.source.eq(source.id) & letters.ticker.isin(wanted)], replay)
+            asks = _with_letters(
+                asks, letters[letters.source.eq(source.id) & letters.ticker.isin(wanted)], replay
+            )
         lake.step("planned")
         done = _all_portions(lake, source, settings, asks, now, full)
-        if source.remote: _insist(source, lake)
-        if source.id in lake.source_names() and not lake.judged(source.id): search_again(lake, source.id, settings.data.calendar, now)
+        if source.remote:
+            _insist(source, lake)
+        if source.id in lake.source_names() and not lake.judged(source.id):
+            search_again(lake, source.id, settings.data.calendar, now)
         return _report(lake, source, settings, wanted, done, now)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #4b094f0f
-def _all_portions(lake, source, settings, asks, now, full): # outcomes; one refused portion does not keep the others out
+def _all_portions(
+    lake, source, settings, asks, now, full
+):  # outcomes; one refused portion does not keep the others out
     parts = portions(asks, settings.sources.batch if source.remote else None)
-    first = lake.rows("SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''", source=source.id).day[0]
-    resumes = not isinstance(first, str) or first <= settings.data.start # else the diary gains an earlier day only when all of it has come
+    first = lake.rows(
+        "SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''",
+        source=source.id,
+    ).day[0]
+    resumes = (
+        not isinstance(first, str) or first <= settings.data.start
+    )  # else the diary gains an earlier day only when all of it has come
     done, refused = [], None
     for part in parts:
-        try: done.append(_portion(lake, source, settings, part, now, full, settings.data.start if resumes or part is parts[-1] else ""))
+        try:
+            done.append(
+                _portion(
+                    lake,
+                    source,
+                    settings,
+                    part,
+                    now,
+                    full,
+                    settings.data.start if resumes or part is parts[-1] else "",
+                )
+            )
         except BatchRefused as e:
-            if not source.remote: raise
+            if not source.remote:
+                raise
             refused = e
             source.reject([t for _, tickers in part for t in tickers], "bad-rows", e.problem)
             source.settle(now)
-    if refused: raise refused
+    if refused:
+        raise refused
     return done
 
-def _insist(source, lake): # when nobody said anything usable, say so
-    if source.answered or not source.failed: return
+
+def _insist(source, lake):  # when nobody said anything usable, say so
+    if source.answered or not source.failed:
+        return
     told = [f for x in source.failed.values() for f in x["failures"]]
     first = told[0]["sentence"] if told else ""
     fix = "The requests wait as dead letters; run `stockpredict ingest --replay` when the vendors are well again. What the lake holds stays as it was."
     kinds = {"drift": SchemaDrift, "bad-rows": BatchRefused}
-    if len(reasons := {f["reason"] for f in told}) == 1 and (kind := kinds.get(*reasons)): raise kind(first, fix, failures=told[:20])
+    if len(reasons := {f["reason"] for f in told}) == 1 and (kind := kinds.get(*reasons)):
+        raise kind(first, fix, failures=told[:20])
     if source.id not in lake.source_names():
-        raise SourceUnavailable(f"No vendor answered for any of {len(source.failed)} tickers. {first}", fix, failures=told[:20])
+        raise SourceUnavailable(
+            f"No vendor answered for any of {len(source.failed)} tickers. {first}", fix, failures=told[:20]
+        )
 
 # %% ../../nbs/ingest/10_ingest.ipynb #5e40dfb2
 def _report(lake, source, settings, wanted, done, now):
-    total = lambda name: sum(getattr(d, name) for d, _, _ in done)
+    def total(name):
+        return sum(getattr(d, name) for d, _, _ in done)
     last, qualities, sessions = done[-1][0], [q for _, q, _ in done], lake.sessions(source.id)
     again = sorted({t for _, _, tickers in done for t in tickers})
-    return IngestReport(", ".join(d.batch for d, _, _ in done if d.batch), source.id, source.label, sum(q.rows for q in qualities), total("rows_new"),
-                        total("rows_corrected"), total("rows_same"), total("rows_quarantined"), total("adjustments"), again, lake.snapshot(), last.fingerprint,
-                        len(sessions), len(lake.tickers(source.id)), str(sessions[-1].date()) if len(sessions) else "", _summary(qualities), _checks(qualities),
-                        **(_vendor_part(lake, source, settings, wanted, now) if source.remote else {}))
+    return IngestReport(
+        ", ".join(d.batch for d, _, _ in done if d.batch),
+        source.id,
+        source.label,
+        sum(q.rows for q in qualities),
+        total("rows_new"),
+        total("rows_corrected"),
+        total("rows_same"),
+        total("rows_quarantined"),
+        total("adjustments"),
+        again,
+        lake.snapshot(),
+        last.fingerprint,
+        len(sessions),
+        len(lake.tickers(source.id)),
+        str(sessions[-1].date()) if len(sessions) else "",
+        _summary(qualities),
+        _checks(qualities),
+        **(_vendor_part(lake, source, settings, wanted, now) if source.remote else {}),
+    )
 
-def _summary(qualities): # one sentence on all portions
-    if len(qualities) == 1: return qualities[0].summary()
+
+def _summary(qualities):  # one sentence on all portions
+    if len(qualities) == 1:
+        return qualities[0].summary()
     rows, good, bad = (sum(x) for x in zip(*((q.rows, len(q.good), len(q.bad)) for q in qualities)))
     return f"{rows:,} rows in {len(qualities)} portions, {good:,} good, {bad:,} quarantined."
 
-def _checks(qualities): # every check, its rows added up
+
+def _checks(qualities):  # every check, its rows added up
     out = {}
     for c in (c for q in qualities for c in q.checks):
         held = out.setdefault(c["rule"], c | dict(failed=0, examples=[]))
         held |= dict(failed=held["failed"] + c["failed"], examples=(held["examples"] + c["examples"])[:5])
     return list(out.values())
 
-def _vendor_part(lake, source, settings, wanted, now): # what only a remote source has to tell
+
+def _vendor_part(lake, source, settings, wanted, now):  # what only a remote source has to tell
     newest = _last_bars(lake, source.id)
     due, waiting = newest_close(settings, now), dead_letters(settings)
     names = [a["vendor"] for a in source.answered.values()]
-    failed = [dict(ticker=t, start=x["start"], reason=f["reason"], sentence=f["sentence"])
-              for t, x in sorted(source.failed.items()) for f in x["failures"][-1:]]
+    failed = [
+        dict(ticker=t, start=x["start"], reason=f["reason"], sentence=f["sentence"])
+        for t, x in sorted(source.failed.items())
+        for f in x["failures"][-1:]
+    ]
     seen = [f"{f.vendor}: {f.reason}" for f in source.failures]
-    return dict(vendors={v: names.count(v) for v in sorted(set(names))}, requests=source.requests, failed=failed, disagreements=source.differ,
-                troubles={x: seen.count(x) for x in sorted(set(seen))},
-                cached=[t for t in sorted(source.failed) if t in newest.index], letters=int(waiting.source.eq(source.id).sum()),
-                missing=[t for t in wanted if t not in newest.index or newest[t] < due])
+    return dict(
+        vendors={v: names.count(v) for v in sorted(set(names))},
+        requests=source.requests,
+        failed=failed,
+        disagreements=source.differ,
+        troubles={x: seen.count(x) for x in sorted(set(seen))},
+        cached=[t for t in sorted(source.failed) if t in newest.index],
+        letters=int(waiting.source.eq(source.id).sum()),
+        missing=[t for t in wanted if t not in newest.index or newest[t] < due],
+    )
 
 # %% ../../nbs/ingest/10_ingest.ipynb #afba05bc
 def drop_letters(
-    settings, # all settings
-    tickers: list[str] | None = None, # canonical; None = those that are no longer wanted
-) -> list[str]: # tickers whose letters are gone
+    settings,  # all settings
+    tickers: list[str] | None = None,  # canonical; None = those that are no longer wanted
+) -> list[str]:  # tickers whose letters are gone
     "Throw dead letters away."
     found = dead_letters(settings)
     gone = found[~found.wanted if tickers is None else found.ticker.isin(tickers)]
     if tickers and (strange := sorted(set(tickers) - set(found.ticker))):
-        raise UnknownTicker(f"No letter is about {', '.join(strange[:5])}.", did_you_mean(strange[0], sorted(set(found.ticker))))
-    for whose, mine in gone.groupby("source"): ledger_of(settings).remove(whose, mine.ticker.tolist())
+        raise UnknownTicker(
+            f"No letter is about {', '.join(strange[:5])}.",
+            did_you_mean(strange[0], sorted(set(found.ticker))),
+        )
+    for whose, mine in gone.groupby("source"):
+        ledger_of(settings).remove(whose, mine.ticker.tolist())
     return sorted(set(gone.ticker))
 
 # %% ../../nbs/ingest/10_ingest.ipynb #54935499
 def load_bars(
-    settings, # all settings
-    tickers: list[str] | None = None, # None = the universe of the settings, or all that is held
-    start = None, # first session, None = [data] start
-    end = None, # last session, None = [data] end
-    as_of = None, # what was known then; None = everything known
-    adjusted: bool = True, # prices adjusted for splits and dividends known by then
-    snapshot: int | None = None, # a version of the lake
-) -> pd.DataFrame: # bars, sorted by ticker and time
+    settings,  # all settings
+    tickers: list[str] | None = None,  # None = the universe of the settings, or all that is held
+    start=None,  # first session, None = [data] start
+    end=None,  # last session, None = [data] end
+    as_of=None,  # what was known then; None = everything known
+    adjusted: bool = True,  # prices adjusted for splits and dividends known by then
+    snapshot: int | None = None,  # a version of the lake
+) -> pd.DataFrame:  # bars, sorted by ticker and time
     "Bars of the configured source, as known at a point in time."
     source, data = make_source(settings).id, settings.data
-    wanted = [canonical_ticker(t) for t in (data.universe if tickers is None else [tickers] if isinstance(tickers, str) else tickers)]
+    wanted = [
+        canonical_ticker(t)
+        for t in (data.universe if tickers is None else [tickers] if isinstance(tickers, str) else tickers)
+    ]
     with Lake(settings.storage, read_only=True) as lake:
         if source not in lake.source_names(snapshot):
-            raise LakeUnavailable(f"The lake holds no bars of the source {source}.", "Run `stockpredict ingest` first.", source=source)
+            raise LakeUnavailable(
+                f"The lake holds no bars of the source {source}.",
+                "Run `stockpredict ingest` first.",
+                source=source,
+            )
         held = set(lake.tickers(source)) if wanted else set()
         if unknown := [t for t in wanted if t not in held]:
-            raise UnknownTicker(f"The lake holds no bars of {', '.join(unknown[:10])}.", did_you_mean(unknown[0], sorted(held)), tickers=unknown[:20])
-        return lake.bars(wanted or None, start or data.start, end or data.end, as_of, snapshot, adjusted, source)
+            raise UnknownTicker(
+                f"The lake holds no bars of {', '.join(unknown[:10])}.",
+                did_you_mean(unknown[0], sorted(held)),
+                tickers=unknown[:20],
+            )
+        return lake.bars(
+            wanted or None, start or data.start, end or data.end, as_of, snapshot, adjusted, source
+        )

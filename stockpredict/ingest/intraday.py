@@ -22,122 +22,183 @@ from ..sources.intraday_simulation import minutes
 
 # %% ../../nbs/ingest/40_intraday.ipynb #230876ba
 @patch
-def intraday(self: Lake,
-    tickers: list[str] | str | None = None, # None = all
-    start = None, # first session, inclusive
-    end = None, # last session, inclusive
-    every: str = "5min", # length of a step
-    as_of = None, # what was known then; None = everything known
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    source: str | None = None, # None = whoever was known last, bar by bar
-) -> pd.DataFrame: # INTRADAY, sorted by ticker and time
+def intraday(
+    self: Lake,
+    tickers: list[str] | str | None = None,  # None = all
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+    every: str = "5min",  # length of a step
+    as_of=None,  # what was known then; None = everything known
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    source: str | None = None,  # None = whoever was known last, bar by bar
+) -> pd.DataFrame:  # INTRADAY, sorted by ticker and time
     "Intraday bars as they were known at a point in time."
-    some = {} if tickers is None else dict(ticker=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
-    found = self.facts("intraday", as_of, start, end, snapshot, source, interval=f"{minutes(every)}min", **some)
+    some = (
+        {}
+        if tickers is None
+        else dict(ticker=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
+    )
+    found = self.facts(
+        "intraday", as_of, start, end, snapshot, source, interval=f"{minutes(every)}min", **some
+    )
     return found[INTRADAY].sort_values(["ticker", "event_time"], ignore_index=True)
 
 # %% ../../nbs/ingest/40_intraday.ipynb #5777a81e
 @dataclass(frozen=True)
 class IntradayReport:
     "What became of a batch of intraday bars."
-    source: str # its name in the lake
-    interval: str # length of a step
-    rows: int # that came
-    rows_new: int # never seen before
-    rows_corrected: int # came with other values than before
-    rows_same: int # were held already
-    rows_quarantined: int # cannot be true, kept aside with their reason
-    snapshot: int # of the lake, afterwards
-    quality: str # one sentence from the gate
-    requests: int = 0 # sent to vendors
-    vendors: dict = field(default_factory=dict) # who answered -> for how many tickers
-    failed: list = field(default_factory=list) # what nobody answered: ticker, reason, sentence
 
-    def as_dict(self) -> dict: # JSON-friendly
+    source: str  # its name in the lake
+    interval: str  # length of a step
+    rows: int  # that came
+    rows_new: int  # never seen before
+    rows_corrected: int  # came with other values than before
+    rows_same: int  # were held already
+    rows_quarantined: int  # cannot be true, kept aside with their reason
+    snapshot: int  # of the lake, afterwards
+    quality: str  # one sentence from the gate
+    requests: int = 0  # sent to vendors
+    vendors: dict = field(default_factory=dict)  # who answered -> for how many tickers
+    failed: list = field(default_factory=list)  # what nobody answered: ticker, reason, sentence
+
+    def as_dict(self) -> dict:  # JSON-friendly
         "The report as data."
         return asdict(self)
 
     def _repr_html_(self):
-        return "<table>" + "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in asdict(self).items()) + "</table>"
+        return (
+            "<table>"
+            + "".join(f"<tr><td>{k}</td><td>{escape(str(v))}</td></tr>" for k, v in asdict(self).items())
+            + "</table>"
+        )
 
-def _store(settings, source, bars, every, now, wait, **more): # through the gate into the lake
-    quality = inspect_intraday(bars, settings.data.calendar, settings.data.quarantine_limit, now).raise_if_refused()
+
+def _store(settings, source, bars, every, now, wait, **more):  # through the gate into the lake
+    quality = inspect_intraday(
+        bars, settings.data.calendar, settings.data.quarantine_limit, now
+    ).raise_if_refused()
     bad = quality.bad.dropna(subset=["ticker", "event_time"])
     with Lake(settings.storage) as lake, lake.writer(wait):
         aside = lake.add("intraday_refused", bad, source=source, now=now) if len(bad) else None
         done = lake.add("intraday", quality.good, source=source, now=now)
-    return IntradayReport(source, every, len(bars), done.rows_new, done.rows_revised, done.rows_same, aside.rows_new + aside.rows_revised if aside else 0,
-                          done.snapshot, quality.summary(), **more)
+    return IntradayReport(
+        source,
+        every,
+        len(bars),
+        done.rows_new,
+        done.rows_revised,
+        done.rows_same,
+        aside.rows_new + aside.rows_revised if aside else 0,
+        done.snapshot,
+        quality.summary(),
+        **more,
+    )
 
 # %% ../../nbs/ingest/40_intraday.ipynb #89468c5a
 def add_intraday(
-    frame: pd.DataFrame, # one row a ticker and step: ticker, time and close at least
-    name: str = "frame", # what to call it in the lake
-    every: str = "5min", # length of a step
-    settings = None, # all settings; None = settings.ini and environment
-    stamps: str = "start", # do times mark the start or the end of a step?
-    zone: str = "", # of times that do not say theirs, "" = the exchange's
-    columns: dict | None = None, # our name -> yours, where they are not recognised
-    lag_minutes: float = 0, # from the end of a step until it counts as known
-    now = None, # when it was received; None = the clock
-    wait: float = 10, # seconds to wait for another writer
+    frame: pd.DataFrame,  # one row a ticker and step: ticker, time and close at least
+    name: str = "frame",  # what to call it in the lake
+    every: str = "5min",  # length of a step
+    settings=None,  # all settings; None = settings.ini and environment
+    stamps: str = "start",  # do times mark the start or the end of a step?
+    zone: str = "",  # of times that do not say theirs, "" = the exchange's
+    columns: dict | None = None,  # our name -> yours, where they are not recognised
+    lag_minutes: float = 0,  # from the end of a step until it counts as known
+    now=None,  # when it was received; None = the clock
+    wait: float = 10,  # seconds to wait for another writer
 ) -> IntradayReport:
     "Your own intraday bars, checked and stored; read them with `load_intraday(settings, source=name)`."
-    if not NAME.fullmatch(name): raise BarsInvalid(f"{ascii(name)[:60]} cannot name a frame.", "Use 1 to 40 small letters, digits, and . _ -, as in my-prices.")
+    if not NAME.fullmatch(name):
+        raise BarsInvalid(
+            f"{ascii(name)[:60]} cannot name a frame.",
+            "Use 1 to 40 small letters, digits, and . _ -, as in my-prices.",
+        )
     settings, now = settings or load_settings(), pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     bars = tidy_intraday(frame, name, every, settings.data.calendar, stamps, zone, columns, lag_minutes)
-    if not len(bars): raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
-    return _store(settings, name, bars, bars.interval[0], now.tz_localize("UTC") if now.tz is None else now, wait)
+    if not len(bars):
+        raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
+    return _store(
+        settings, name, bars, bars.interval[0], now.tz_localize("UTC") if now.tz is None else now, wait
+    )
+
 
 def load_intraday(
-    settings, # all settings
-    tickers: list[str] | str | None = None, # None = all that are held
-    start = None, # first session
-    end = None, # last session
-    every: str = "5min", # length of a step
-    as_of = None, # what was known then
-    snapshot: int | str | None = None, # a version of the lake
-    source: str | None = None, # None = whoever was known last
-) -> pd.DataFrame: # INTRADAY, sorted
+    settings,  # all settings
+    tickers: list[str] | str | None = None,  # None = all that are held
+    start=None,  # first session
+    end=None,  # last session
+    every: str = "5min",  # length of a step
+    as_of=None,  # what was known then
+    snapshot: int | str | None = None,  # a version of the lake
+    source: str | None = None,  # None = whoever was known last
+) -> pd.DataFrame:  # INTRADAY, sorted
     "Intraday bars from the lake in one line."
-    names = None if tickers is None else [canonical_ticker(t) for t in ([tickers] if isinstance(tickers, str) else tickers)]
+    names = (
+        None
+        if tickers is None
+        else [canonical_ticker(t) for t in ([tickers] if isinstance(tickers, str) else tickers)]
+    )
     with Lake(settings.storage, read_only=True) as lake:
         found = lake.intraday(names, start, end, every, as_of, snapshot, source)
-        if len(found) or lake.has("intraday"): return found
-    raise LakeUnavailable("The lake holds no intraday bars.", "Run `stockpredict ingest intraday AAPL --every 5min` first, or hand a frame to `add_intraday`.")
+        if len(found) or lake.has("intraday"):
+            return found
+    raise LakeUnavailable(
+        "The lake holds no intraday bars.",
+        "Run `stockpredict ingest intraday AAPL --every 5min` first, or hand a frame to `add_intraday`.",
+    )
 
 # %% ../../nbs/ingest/40_intraday.ipynb #91862225
 def ingest_intraday(
-    settings, # all settings: vendors, lake
-    tickers: list[str] = (), # any spelling; empty = the universe of the settings
-    every: str = "5min", # 1min, 5min, 15min or 30min
-    days: int = 5, # sessions to go back where nothing is held
-    now = None, # an instant; None = the clock
-    wait: float = 0, # seconds to wait for another writer
-    on_step = None, # called with a sentence for each ticker that is through
+    settings,  # all settings: vendors, lake
+    tickers: list[str] = (),  # any spelling; empty = the universe of the settings
+    every: str = "5min",  # 1min, 5min, 15min or 30min
+    days: int = 5,  # sessions to go back where nothing is held
+    now=None,  # an instant; None = the clock
+    wait: float = 0,  # seconds to wait for another writer
+    on_step=None,  # called with a sentence for each ticker that is through
 ) -> IntradayReport:
     "Bring the intraday bars of some tickers up to date."
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     source, calendar = Intraday(settings, every), get_calendar(settings.data.calendar)
     wanted = list(dict.fromkeys(canonical_ticker(t) for t in (tickers or settings.data.universe)))
-    if not wanted: raise EmptyUniverse("No ticker was named.", "Name some, as in `stockpredict ingest intraday AAPL`, or set [data] universe.")
+    if not wanted:
+        raise EmptyUniverse(
+            "No ticker was named.",
+            "Name some, as in `stockpredict ingest intraday AAPL`, or set [data] universe.",
+        )
     newest = calendar.last_closed(now)
     first, held = calendar.offset(newest, 1 - max(days, 1)), {}
-    with Lake(settings.storage) as lake: # also made here, when there is none
+    with Lake(settings.storage) as lake:  # also made here, when there is none
         if lake.has("intraday"):
             query = "SELECT ticker, max(event_time) AS last FROM lake.intraday WHERE source = $source AND interval = $every GROUP BY ticker"
-            held = lake.rows(query, source=source.id, every=source.every).set_index("ticker")["last"].to_dict()
+            held = (
+                lake.rows(query, source=source.id, every=source.every).set_index("ticker")["last"].to_dict()
+            )
     whole = calendar.close(newest)
-    running = calendar._opens[calendar._opens.searchsorted(now, "right") - 1] > whole # a session is under way
-    due = [(str(max(first, calendar.day_of([held[t]])[0]).date()) if t in held else str(first.date()), [t]) for t in wanted if running or held.get(t) != whole]
+    running = (
+        calendar._opens[calendar._opens.searchsorted(now, "right") - 1] > whole
+    )  # a session is under way
+    due = [
+        (str(max(first, calendar.day_of([held[t]])[0]).date()) if t in held else str(first.date()), [t])
+        for t in wanted
+        if running or held.get(t) != whole
+    ]
     bars = source.collect(due, str(now.date()), on_step)
-    failed = [dict(ticker=t, **{k: x["failures"][-1][k] for k in ("reason", "sentence")}) for t, x in sorted(source.failed.items())]
+    failed = [
+        dict(ticker=t, **{k: x["failures"][-1][k] for k in ("reason", "sentence")})
+        for t, x in sorted(source.failed.items())
+    ]
     names = [a["vendor"] for a in source.answered.values()]
-    more = dict(requests=source.requests, failed=failed, vendors={v: names.count(v) for v in sorted(set(names))})
+    more = dict(
+        requests=source.requests, failed=failed, vendors={v: names.count(v) for v in sorted(set(names))}
+    )
     source.queue(now)
     if source.failed and not source.answered:
-        raise SourceUnavailable(f"No vendor answered for any of {len(source.failed)} tickers. {failed[0]['sentence']}",
-                                "The requests wait as dead letters; run it again when the vendors are well.", failures=failed[:20])
+        raise SourceUnavailable(
+            f"No vendor answered for any of {len(source.failed)} tickers. {failed[0]['sentence']}",
+            "The requests wait as dead letters; run it again when the vendors are well.",
+            failures=failed[:20],
+        )
     report = _store(settings, source.id, bars.reindex(columns=INTRADAY), source.every, now, wait, **more)
     source.settle(now)
     return report

@@ -15,32 +15,38 @@ from ..sources.source import make_source
 
 # %% ../../nbs/ingest/00_rescan.ipynb #cf3592a4
 def search_again(
-    lake: Lake, # open for writing
-    source: str, # whose bars
-    calendar: Calendar | str = "XNYS", # the exchange
-    now = None, # when; None = the clock
-    most: int = 3_000_000, # bars in a portion
-    say = None, # called with a sentence for each portion
-) -> int: # flags added, withdrawn or brought back
+    lake: Lake,  # open for writing
+    source: str,  # whose bars
+    calendar: Calendar | str = "XNYS",  # the exchange
+    now=None,  # when; None = the clock
+    most: int = 3_000_000,  # bars in a portion
+    say=None,  # called with a sentence for each portion
+) -> int:  # flags added, withdrawn or brought back
     "Find the flags of a source anew, in all bars that are held."
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    size = lake.rows("SELECT ticker, count(*) AS n FROM lake.bars WHERE source = $source GROUP BY ticker ORDER BY ticker", source=source)
+    size = lake.rows(
+        "SELECT ticker, count(*) AS n FROM lake.bars WHERE source = $source GROUP BY ticker ORDER BY ticker",
+        source=source,
+    )
     parts, changed = [g.ticker.tolist() for _, g in size.groupby((size.n.cumsum() - size.n) // most)], 0
     for tickers in parts:
         raw, whole = (lake.bars(tickers, adjusted=how, source=source) for how in (False, True))
         found = find_flags(raw.assign(adj_close=whole.close), calendar, detectors=ALL)
         changed += lake.replace_flags(found, source, tickers, now, last=tickers is parts[-1])
-        if say: say(f"{tickers[0]} to {tickers[-1]}: {len(found):,} flags")
+        if say:
+            say(f"{tickers[0]} to {tickers[-1]}: {len(found):,} flags")
     return changed
 
+
 def stored_flags(
-    settings, # all settings: source, lake
-    as_of = None, # what was known then; None = everything known
-    snapshot: int | str | None = None, # a version of the lake
-    tickers: list[str] | None = None, # None = all
-) -> pd.DataFrame | None: # as `lake.flags`; None = not every bar was judged, search for yourself
+    settings,  # all settings: source, lake
+    as_of=None,  # what was known then; None = everything known
+    snapshot: int | str | None = None,  # a version of the lake
+    tickers: list[str] | None = None,  # None = all
+) -> pd.DataFrame | None:  # as `lake.flags`; None = not every bar was judged, search for yourself
     "The flags of the configured source, if all its bars were judged."
     source = make_source(settings).id
     with Lake(settings.storage, read_only=True) as lake:
-        if lake.judged(source, snapshot): return lake.flags(tickers, as_of, snapshot=snapshot, source=source)
+        if lake.judged(source, snapshot):
+            return lake.flags(tickers, as_of, snapshot=snapshot, source=source)

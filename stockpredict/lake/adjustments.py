@@ -9,100 +9,166 @@ __all__ = ['NOISE', 'price_factors', 'factor_steps', 'stated_splits', 'split_lik
 import numpy as np, pandas as pd
 
 # %% ../../nbs/lake/40_adjustments.ipynb #9b14f388
-NOISE = 2e-4 # relative change of adj_close / close that is rounding, not a payment
+NOISE = 2e-4  # relative change of adj_close / close that is rounding, not a payment
+
 
 def price_factors(
-    bars: pd.DataFrame, # bars with a column adj_close
-) -> pd.DataFrame: # one row for every bar that has a bar before it: ticker, event_time (ex-session), known_at, factor, source
+    bars: pd.DataFrame,  # bars with a column adj_close
+) -> pd.DataFrame:  # one row for every bar that has a bar before it: ticker, event_time (ex-session), known_at, factor, source
     "What each session did to the price scale: 1 nearly always."
     key, bars = ["ticker", "event_time"], bars.reset_index(drop=True)
-    sent = bars[[*key, "known_at", "source"]].assign(ratio=bars.adj_close / bars.close).sort_values([*key, "known_at"])
+    sent = (
+        bars[[*key, "known_at", "source"]]
+        .assign(ratio=bars.adj_close / bars.close)
+        .sort_values([*key, "known_at"])
+    )
     first = sent.drop_duplicates(key)
     before = first.ratio.groupby(first.ticker).shift()
-    if len(first) < len(sent): # several versions: of the bar before, take the one known when this bar came
-        want = first.assign(event_time=first.event_time.groupby(first.ticker).shift(), at=first.index).dropna(subset="event_time")
-        seen = pd.merge_asof(want.sort_values("known_at"), sent.sort_values("known_at")[[*key, "known_at", "ratio"]],
-                             on="known_at", by=key, suffixes=("", "_before")).set_index("at").ratio_before
+    if len(first) < len(sent):  # several versions: of the bar before, take the one known when this bar came
+        want = first.assign(event_time=first.event_time.groupby(first.ticker).shift(), at=first.index).dropna(
+            subset="event_time"
+        )
+        seen = (
+            pd.merge_asof(
+                want.sort_values("known_at"),
+                sent.sort_values("known_at")[[*key, "known_at", "ratio"]],
+                on="known_at",
+                by=key,
+                suffixes=("", "_before"),
+            )
+            .set_index("at")
+            .ratio_before
+        )
         before = seen.reindex(before.index).fillna(before)
     factor = before / first.ratio
-    out = first[[*key, "known_at", "source"]].assign(factor=factor.where((factor - 1).abs() > NOISE, 1.).where(factor.notna()))
+    out = first[[*key, "known_at", "source"]].assign(
+        factor=factor.where((factor - 1).abs() > NOISE, 1.0).where(factor.notna())
+    )
     return out[np.isfinite(out.factor) & (out.factor > 0)]
 
 # %% ../../nbs/lake/40_adjustments.ipynb #90b868f6
 def factor_steps(
-    table: pd.DataFrame, # columns ticker, until (last session that the product holds for, UTC), product
-    source: str, # name of the source
-) -> pd.DataFrame: # ticker, event_time (midnight UTC after `until`), known_at, factor, source
+    table: pd.DataFrame,  # columns ticker, until (last session that the product holds for, UTC), product
+    source: str,  # name of the source
+) -> pd.DataFrame:  # ticker, event_time (midnight UTC after `until`), known_at, factor, source
     "Single events from cumulative products; steps that change nothing are left out."
     rows = table.sort_values(["ticker", "until"], ignore_index=True)
     later = rows["product"].groupby(rows.ticker).shift(-1)
     at = (rows.until.dt.normalize() + pd.Timedelta(days=1)).astype("datetime64[us, UTC]")
-    made = pd.DataFrame(dict(ticker=rows.ticker.astype("str"), event_time=at, known_at=at, factor=rows["product"] / later, source=source))
+    made = pd.DataFrame(
+        dict(
+            ticker=rows.ticker.astype("str"),
+            event_time=at,
+            known_at=at,
+            factor=rows["product"] / later,
+            source=source,
+        )
+    )
     made["source"] = made.source.astype("str")
-    return made[np.isfinite(made.factor) & (made.factor > 0) & ((made.factor - 1).abs() > 1e-12)].reset_index(drop=True)
+    return made[np.isfinite(made.factor) & (made.factor > 0) & ((made.factor - 1).abs() > 1e-12)].reset_index(
+        drop=True
+    )
 
 # %% ../../nbs/lake/40_adjustments.ipynb #ef068abc
 def stated_splits(
-    bars: pd.DataFrame, # bars with a column split: new shares for one old, 0 or 1 = none
-) -> pd.DataFrame: # ticker, event_time (ex-session), known_at, factor, source; only splits that the price followed
+    bars: pd.DataFrame,  # bars with a column split: new shares for one old, 0 or 1 = none
+) -> (
+    pd.DataFrame
+):  # ticker, event_time (ex-session), known_at, factor, source; only splits that the price followed
     "Price factors from a column of splits."
     key = ["ticker", "event_time"]
     first = bars.sort_values([*key, "known_at"]).drop_duplicates(key).reset_index(drop=True)
     fell = np.log(first.close.groupby(first.ticker).shift() / first.close)
     size = np.log(first.split.where((first.split > 0) & (first.split < np.inf)))
-    real = (size.abs() > .05) & ((fell - size).abs() < .3 * size.abs())
-    return first.loc[real, [*key, "known_at", "source"]].assign(factor=1 / first.split[real]).reset_index(drop=True)
+    real = (size.abs() > 0.05) & ((fell - size).abs() < 0.3 * size.abs())
+    return (
+        first.loc[real, [*key, "known_at", "source"]]
+        .assign(factor=1 / first.split[real])
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/lake/40_adjustments.ipynb #6b8ecc49
 def split_like(
-    factor, # array of price factors
-): # bool array
+    factor,  # array of price factors
+):  # bool array
     "Is it a split rather than a cash payment? Splits are large, round ratios: 1/2, 1/3, 2/3 … or 2, 3 … in reverse."
     factor = np.asarray(factor, dtype=float)
     small = np.minimum(factor, 1 / factor)
-    near = lambda target: np.abs(small / target - 1) < 2e-3
-    return near(2 / 3) | ((small < .51) & (np.abs(1 / small / np.round(1 / small) - 1) < 2e-3))
+    def near(target):
+        return np.abs(small / target - 1) < 2e-3
+    return near(2 / 3) | ((small < 0.51) & (np.abs(1 / small / np.round(1 / small) - 1) < 2e-3))
 
 # %% ../../nbs/lake/40_adjustments.ipynb #4cdff21c
 def money_traded(
-    bars: pd.DataFrame, # bars as published; a column money of their own is believed
-) -> pd.Series: # one amount a bar, `NaN` where close or volume is missing
+    bars: pd.DataFrame,  # bars as published; a column money of their own is believed
+) -> pd.Series:  # one amount a bar, `NaN` where close or volume is missing
     "What changed hands in each session: published close * published volume."
     made = bars.close * bars.volume
     return bars.money.where(made.notna()) if "money" in bars else made
 
 # %% ../../nbs/lake/40_adjustments.ipynb #b1fb50cf
 def adjust(
-    bars: pd.DataFrame, # bars as published
-    factors: pd.DataFrame, # columns ticker, event_time, factor; sorted by both
-) -> pd.DataFrame: # the same bars on the price scale of the newest factor, with a column money as it was published
+    bars: pd.DataFrame,  # bars as published
+    factors: pd.DataFrame,  # columns ticker, event_time, factor; sorted by both
+) -> (
+    pd.DataFrame
+):  # the same bars on the price scale of the newest factor, with a column money as it was published
     "Multiply each price by every factor whose ex-session comes after it; volume is divided by splits only."
     money = money_traded(bars)
-    if not len(factors) or not len(bars): return bars.assign(money=money)
+    if not len(factors) or not len(bars):
+        return bars.assign(money=money)
     names = pd.Index(factors.ticker.unique())
-    seconds = lambda f: f.event_time.astype("datetime64[s, UTC]").astype("int64").to_numpy()
+    def seconds(f):
+        return f.event_time.astype("datetime64[s, UTC]").astype("int64").to_numpy()
     late = factors[::-1]
-    after = lambda values: np.append(values.groupby(late.ticker).cumprod()[::-1].to_numpy(), 1.) # product from a factor to the end of its ticker
+    def after(values):
+        return np.append(
+            values.groupby(late.ticker).cumprod()[::-1].to_numpy(), 1.0
+        )  # product from a factor to the end of its ticker
     code = names.get_indexer(factors.ticker)
-    scale, shares = after(late.factor), after(late.factor.where(split_like(late.factor), 1.))
+    scale, shares = after(late.factor), after(late.factor.where(split_like(late.factor), 1.0))
     mine = names.get_indexer(bars.ticker)
-    at = np.searchsorted(code * 2**36 + seconds(factors), mine * 2**36 + seconds(bars), side="right") # the first factor after each bar
+    at = np.searchsorted(
+        code * 2**36 + seconds(factors), mine * 2**36 + seconds(bars), side="right"
+    )  # the first factor after each bar
     at = np.where((mine >= 0) & (np.append(code, -2)[at] == mine), at, len(factors))
     prices = {c: bars[c] * scale[at] for c in ("open", "high", "low", "close")}
     return bars.assign(**prices, volume=bars.volume / shares[at], money=money)
 
 # %% ../../nbs/lake/40_adjustments.ipynb #adea2a89
 def anchored(
-    bars: pd.DataFrame, # bars as published, sorted by ticker and event_time
-    factors: pd.DataFrame, # ticker, event_time (ex-session), factor; sorted by both
-) -> pd.DataFrame: # the same bars on the price scale of each ticker's first bar, with a column money as it was published
+    bars: pd.DataFrame,  # bars as published, sorted by ticker and event_time
+    factors: pd.DataFrame,  # ticker, event_time (ex-session), factor; sorted by both
+) -> (
+    pd.DataFrame
+):  # the same bars on the price scale of each ticker's first bar, with a column money as it was published
     "Divide each price by every factor whose ex-session has come; volume is multiplied by splits only."
     money = money_traded(bars)
-    if not len(factors) or not len(bars): return bars.assign(money=money)
-    split = factors.factor.where(split_like(factors.factor), 1.)
-    along = lambda x: x.groupby(factors.ticker).cumprod()
-    steps = factors[["ticker"]].assign(event_time=factors.event_time.astype(bars.event_time.dtype), price=along(1 / factors.factor), shares=along(1 / split))
-    left = bars[["ticker", "event_time"]].reset_index(names="at").astype({"ticker": str}).sort_values("event_time", kind="stable")
-    found = pd.merge_asof(left, steps.astype({"ticker": str}).sort_values("event_time", kind="stable"), on="event_time", by="ticker").set_index("at")
-    scale, shares = (found[c].fillna(1.).reindex(bars.index) for c in ("price", "shares"))
-    return bars.assign(**{c: bars[c] * scale for c in ("open", "high", "low", "close")}, volume=bars.volume / shares, money=money)
+    if not len(factors) or not len(bars):
+        return bars.assign(money=money)
+    split = factors.factor.where(split_like(factors.factor), 1.0)
+    def along(x):
+        return x.groupby(factors.ticker).cumprod()
+    steps = factors[["ticker"]].assign(
+        event_time=factors.event_time.astype(bars.event_time.dtype),
+        price=along(1 / factors.factor),
+        shares=along(1 / split),
+    )
+    left = (
+        bars[["ticker", "event_time"]]
+        .reset_index(names="at")
+        .astype({"ticker": str})
+        .sort_values("event_time", kind="stable")
+    )
+    found = pd.merge_asof(
+        left,
+        steps.astype({"ticker": str}).sort_values("event_time", kind="stable"),
+        on="event_time",
+        by="ticker",
+    ).set_index("at")
+    scale, shares = (found[c].fillna(1.0).reindex(bars.index) for c in ("price", "shares"))
+    return bars.assign(
+        **{c: bars[c] * scale for c in ("open", "high", "low", "close")},
+        volume=bars.volume / shares,
+        money=money,
+    )

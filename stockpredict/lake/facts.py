@@ -16,68 +16,139 @@ from .store import Store, advice, arrow, line, moment, no_nul
 @dataclass(frozen=True)
 class FactTable:
     "What identifies a fact, and what may be said about it."
-    name: str # of the table
-    key: dict # column -> type; `event_time` is part of the key when named here
-    values: dict # column -> type
-    sentence: str # what a row says
+
+    name: str  # of the table
+    key: dict  # column -> type; `event_time` is part of the key when named here
+    values: dict  # column -> type
+    sentence: str  # what a row says
 
     @property
-    def columns(self) -> dict: # in the order they are stored
+    def columns(self) -> dict:  # in the order they are stored
         "Every column with its type."
         times = dict(event_time="TIMESTAMPTZ", known_at="TIMESTAMPTZ")
-        return {k: v for k, v in self.key.items() if k != "event_time"} | times | self.values | dict(source="VARCHAR")
+        return (
+            {k: v for k, v in self.key.items() if k != "event_time"}
+            | times
+            | self.values
+            | dict(source="VARCHAR")
+        )
 
-FACTS = {} # name -> FactTable
+
+FACTS = {}  # name -> FactTable
+
 
 def fact_table(
-    name: str, # lower case, also the name in SQL
-    key: str, # columns and types, e.g. `series VARCHAR, event_time`
-    values: str, # columns and types
-    sentence: str, # what a row says
-) -> FactTable: # registered in FACTS
+    name: str,  # lower case, also the name in SQL
+    key: str,  # columns and types, e.g. `series VARCHAR, event_time`
+    values: str,  # columns and types
+    sentence: str,  # what a row says
+) -> FactTable:  # registered in FACTS
     "Declare a table with two times; it is created when the first row comes."
-    split = lambda text: {c.split()[0]: [*c.split(), "TIMESTAMPTZ"][1] for c in text.split(",")}
-    if not (name.isidentifier() and name.islower()): raise DataError(f"'{name}' cannot name a table.", "Use lower-case letters, digits and underscores.")
+    def split(text):
+        return {c.split()[0]: [*c.split(), "TIMESTAMPTZ"][1] for c in text.split(",")}
+    if not (name.isidentifier() and name.islower()):
+        raise DataError(f"'{name}' cannot name a table.", "Use lower-case letters, digits and underscores.")
     made = FactTable(name, split(key), split(values), sentence)
-    if FACTS.setdefault(name, made) != made: raise DataError(f"There is another table called {name}.", "Choose another name.")
+    if FACTS.setdefault(name, made) != made:
+        raise DataError(f"There is another table called {name}.", "Choose another name.")
     return made
 
 # %% ../../nbs/lake/10_facts.ipynb #3720896f
-fact_table("securities", "security VARCHAR", "name VARCHAR, kind VARCHAR, exchange VARCHAR",
-           "This id stands for this company or fund, whatever its ticker.")
-fact_table("spells", "security VARCHAR, ticker VARCHAR, event_time", "until TIMESTAMPTZ",
-           "The security traded under this ticker from event_time until before `until`.")
-fact_table("members", "index_name VARCHAR, ticker VARCHAR, event_time", "until TIMESTAMPTZ",
-           "The ticker belonged to the index from event_time until before `until`.")
-fact_table("sectors", "ticker VARCHAR, event_time", "sector VARCHAR, industry VARCHAR",
-           "From event_time on the ticker counted to this sector and this industry.")
-fact_table("macro", "series VARCHAR, event_time", "value DOUBLE", "The series had this value for the period that starts at event_time.")
-fact_table("fundamentals", "ticker VARCHAR, item VARCHAR, form VARCHAR, event_time", "value DOUBLE, amended BOOLEAN",
-           "The report for the period that ended at event_time says this.")
-fact_table("news", "ticker VARCHAR, hash VARCHAR", "headline VARCHAR, publisher VARCHAR, url VARCHAR",
-           "This headline named the ticker; event_time is its publication.")
+fact_table(
+    "securities",
+    "security VARCHAR",
+    "name VARCHAR, kind VARCHAR, exchange VARCHAR",
+    "This id stands for this company or fund, whatever its ticker.",
+)
+fact_table(
+    "spells",
+    "security VARCHAR, ticker VARCHAR, event_time",
+    "until TIMESTAMPTZ",
+    "The security traded under this ticker from event_time until before `until`.",
+)
+fact_table(
+    "members",
+    "index_name VARCHAR, ticker VARCHAR, event_time",
+    "until TIMESTAMPTZ",
+    "The ticker belonged to the index from event_time until before `until`.",
+)
+fact_table(
+    "sectors",
+    "ticker VARCHAR, event_time",
+    "sector VARCHAR, industry VARCHAR",
+    "From event_time on the ticker counted to this sector and this industry.",
+)
+fact_table(
+    "macro",
+    "series VARCHAR, event_time",
+    "value DOUBLE",
+    "The series had this value for the period that starts at event_time.",
+)
+fact_table(
+    "fundamentals",
+    "ticker VARCHAR, item VARCHAR, form VARCHAR, event_time",
+    "value DOUBLE, amended BOOLEAN",
+    "The report for the period that ended at event_time says this.",
+)
+fact_table(
+    "news",
+    "ticker VARCHAR, hash VARCHAR",
+    "headline VARCHAR, publisher VARCHAR, url VARCHAR",
+    "This headline named the ticker; event_time is its publication.",
+)
 _PRICES = "open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE"
-fact_table("intraday", "ticker VARCHAR, interval VARCHAR, event_time", _PRICES, "In the step that was over at event_time the ticker traded like this.")
-fact_table("intraday_refused", "ticker VARCHAR, interval VARCHAR, event_time", f"{_PRICES}, reason VARCHAR", "This was sent, and was not believed.")
-fact_table("pins", "name VARCHAR", "snapshot BIGINT, reason VARCHAR", "This version of the lake must not be cleaned away.")
+fact_table(
+    "intraday",
+    "ticker VARCHAR, interval VARCHAR, event_time",
+    _PRICES,
+    "In the step that was over at event_time the ticker traded like this.",
+)
+fact_table(
+    "intraday_refused",
+    "ticker VARCHAR, interval VARCHAR, event_time",
+    f"{_PRICES}, reason VARCHAR",
+    "This was sent, and was not believed.",
+)
+fact_table(
+    "pins",
+    "name VARCHAR",
+    "snapshot BIGINT, reason VARCHAR",
+    "This version of the lake must not be cleaned away.",
+)
 
 # %% ../../nbs/lake/10_facts.ipynb #74f7c547
-def _times(table, frame, known_at, lag): # the frame with both times in UTC, or a sentence
+def _times(table, frame, known_at, lag):  # the frame with both times in UTC, or a sentence
     frame = frame.reset_index(drop=True).copy()
-    if known_at is not None: frame["known_at"] = moment(known_at)
-    if "event_time" not in frame and "event_time" not in table.key and "known_at" in frame: frame["event_time"] = frame.known_at
-    lacking = [c for c in table.key if c not in frame] + ["event_time"] * ("event_time" not in frame and "event_time" not in table.key)
-    if lacking: raise DataError(f"The rows for {table.name} lack {', '.join(lacking)}.", f"Its columns are {', '.join(table.columns)}.")
+    if known_at is not None:
+        frame["known_at"] = moment(known_at)
+    if "event_time" not in frame and "event_time" not in table.key and "known_at" in frame:
+        frame["event_time"] = frame.known_at
+    lacking = [c for c in table.key if c not in frame] + ["event_time"] * (
+        "event_time" not in frame and "event_time" not in table.key
+    )
+    if lacking:
+        raise DataError(
+            f"The rows for {table.name} lack {', '.join(lacking)}.",
+            f"Its columns are {', '.join(table.columns)}.",
+        )
     for c in ("event_time", "known_at", *(c for c, t in table.values.items() if t == "TIMESTAMPTZ")):
-        if c in frame: frame[c] = pd.to_datetime(frame[c], utc=True).astype("datetime64[us, UTC]")
-    if lag is not None: frame["known_at"] = (frame.event_time + pd.Timedelta(lag)).astype("datetime64[us, UTC]")
+        if c in frame:
+            frame[c] = pd.to_datetime(frame[c], utc=True).astype("datetime64[us, UTC]")
+    if lag is not None:
+        frame["known_at"] = (frame.event_time + pd.Timedelta(lag)).astype("datetime64[us, UTC]")
     missing = int(frame.known_at.isna().sum()) if "known_at" in frame else len(frame)
-    if missing: raise DataError(f"{missing:,} of {len(frame):,} rows for {table.name} do not say when they could be known.",
-                                "A reference date is no release date: give a column known_at, known_at= for all rows, or an explicit lag such as lag='45D'.")
+    if missing:
+        raise DataError(
+            f"{missing:,} of {len(frame):,} rows for {table.name} do not say when they could be known.",
+            "A reference date is no release date: give a column known_at, known_at= for all rows, or an explicit lag such as lag='45D'.",
+        )
     void = frame[list(table.key)].isna().any(axis=1)
     no_nul([list(frame[c].unique()) for c, t in table.key.items() if t == "VARCHAR"])
-    if void.any(): raise DataError(f"{void.sum():,} rows for {table.name} have no {' or '.join(table.key)}.",
-                                   "Leave them out, or fill the key.")
+    if void.any():
+        raise DataError(
+            f"{void.sum():,} rows for {table.name} have no {' or '.join(table.key)}.",
+            "Leave them out, or fill the key.",
+        )
     return frame
 
 # %% ../../nbs/lake/10_facts.ipynb #0f682037
@@ -103,199 +174,319 @@ FROM numbered n JOIN kept USING (pos) LEFT JOIN tops USING ({key}) WHERE NOT tak
 @dataclass(frozen=True)
 class Added:
     "What one call did to a table."
-    table: str # which
-    rows_new: int # about something not heard of before
-    rows_revised: int # another version of something held
-    rows_same: int # said before, not stored again
-    snapshot: int # newest snapshot of the lake
+
+    table: str  # which
+    rows_new: int  # about something not heard of before
+    rows_revised: int  # another version of something held
+    rows_same: int  # said before, not stored again
+    snapshot: int  # newest snapshot of the lake
+
 
 @patch
-def add(self: Facts,
-    table: str, # one of FACTS
-    frame: pd.DataFrame, # key columns, event_time, known_at and values; absent values are empty
-    known_at = None, # one moment for all rows
-    lag = None, # known_at = event_time + lag, e.g. "45D"
-    source: str = "user", # who says so, unless the frame has a column `source`
-    now = None, # when the rows were received; None = the clock
-) -> Added: # counts and snapshot
+def add(
+    self: Facts,
+    table: str,  # one of FACTS
+    frame: pd.DataFrame,  # key columns, event_time, known_at and values; absent values are empty
+    known_at=None,  # one moment for all rows
+    lag=None,  # known_at = event_time + lag, e.g. "45D"
+    source: str = "user",  # who says so, unless the frame has a column `source`
+    now=None,  # when the rows were received; None = the clock
+) -> Added:  # counts and snapshot
     "Store what is new about facts, whole or not at all."
     made = _table(table)
     rows = _times(made, frame, known_at, lag)
-    if "source" not in rows: rows["source"] = source
+    if "source" not in rows:
+        rows["source"] = source
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
     with self.writer(), self.con.cursor() as cur:
         try:
             new, again = self._stage_facts(cur, made, rows, received)
-            if new + again: self._store_facts(cur, made); self.seal()
+            if new + again:
+                self._store_facts(cur, made)
+                self.seal()
         except duckdb.Error as e:
-            raise LakeUnavailable(f"Nothing was added to {table}: {line(e)}.", advice(e, "Check the types of the columns, then add the rows again.")) from e
+            raise LakeUnavailable(
+                f"Nothing was added to {table}: {line(e)}.",
+                advice(e, "Check the types of the columns, then add the rows again."),
+            ) from e
     return Added(table, new, again, len(rows) - new - again, self.snapshot())
 
-def _table(name): # a declared table, or near ones
-    if name not in FACTS: raise DataError(f"There is no table of facts called '{str(name)[:40]}'.", did_you_mean(str(name)[:40], sorted(FACTS)))
+
+def _table(name):  # a declared table, or near ones
+    if name not in FACTS:
+        raise DataError(
+            f"There is no table of facts called '{str(name)[:40]}'.",
+            did_you_mean(str(name)[:40], sorted(FACTS)),
+        )
     return FACTS[name]
 
 # %% ../../nbs/lake/10_facts.ipynb #809001b9
 @patch
-def _stage_facts(self: Facts, cur, table, rows, now): # how many rows are new, how many are further versions
+def _stage_facts(self: Facts, cur, table, rows, now):  # how many rows are new, how many are further versions
     key, values = [*table.key, "source"], list(table.values)
     casts = ", ".join(f"CAST({c} AS {t}) AS {c}" for c, t in table.columns.items())
     cur.register("facts_raw", arrow(rows.assign(pos=range(len(rows))), [*table.columns, "pos"]))
     cur.execute(f"CREATE OR REPLACE TEMP TABLE facts_in AS SELECT {casts}, pos FROM facts_raw")
     cur.unregister("facts_raw")
     same = " AND ".join(f"h.{c} = b.{c}" for c in key)
-    held = f"(SELECT * FROM lake.{table.name} h WHERE EXISTS (FROM facts_in b WHERE {same}))" if self.has(table.name) else "facts_in WHERE false"
+    held = (
+        f"(SELECT * FROM lake.{table.name} h WHERE EXISTS (FROM facts_in b WHERE {same}))"
+        if self.has(table.name)
+        else "facts_in WHERE false"
+    )
     cur.execute(_NEW.format(key=", ".join(key), values=", ".join(values), held=held), dict(now=now))
     self.step("facts staged")
-    return cur.execute("SELECT count(*) FILTER (NOT again), count(*) FILTER (again) FROM fresh_facts").fetchone()
+    return cur.execute(
+        "SELECT count(*) FILTER (NOT again), count(*) FILTER (again) FROM fresh_facts"
+    ).fetchone()
+
 
 @patch
-def _store_facts(self: Facts, cur, table): # the one transaction
-    cur.execute("BEGIN"); self.step("facts begun")
+def _store_facts(self: Facts, cur, table):  # the one transaction
+    cur.execute("BEGIN")
+    self.step("facts begun")
     try:
-        cur.execute(f"CREATE TABLE IF NOT EXISTS lake.{table.name} ({', '.join(f'{c} {t}' for c, t in table.columns.items())})")
-        cur.execute(f"INSERT INTO lake.{table.name} SELECT {', '.join(table.columns)} FROM fresh_facts ORDER BY ALL"); self.step("facts written")
-        cur.execute("COMMIT"); self.step("facts committed")
+        cur.execute(
+            f"CREATE TABLE IF NOT EXISTS lake.{table.name} ({', '.join(f'{c} {t}' for c, t in table.columns.items())})"
+        )
+        cur.execute(
+            f"INSERT INTO lake.{table.name} SELECT {', '.join(table.columns)} FROM fresh_facts ORDER BY ALL"
+        )
+        self.step("facts written")
+        cur.execute("COMMIT")
+        self.step("facts committed")
     except BaseException:
-        try: cur.execute("ROLLBACK")
-        except duckdb.Error: pass # the commit itself failed: DuckDB has rolled back already
+        try:
+            cur.execute("ROLLBACK")
+        except duckdb.Error:
+            pass  # the commit itself failed: DuckDB has rolled back already
         raise
 
+
 @patch
-def has(self: Facts,
-    table: str, # its name
-    snapshot: int | None = None, # a version of the lake
+def has(
+    self: Facts,
+    table: str,  # its name
+    snapshot: int | None = None,  # a version of the lake
 ) -> bool:
     "Is there such a table?"
-    if snapshot is None and table not in self._have: self._have |= set(self.names()) # tables come, and none goes
-    if snapshot is None: return table in self._have
-    try: return self.rows(f"SELECT count(*) AS n FROM lake.{_table(table).name} AT (VERSION => {int(snapshot)})").n[0] >= 0
+    if snapshot is None and table not in self._have:
+        self._have |= set(self.names())  # tables come, and none goes
+    if snapshot is None:
+        return table in self._have
+    try:
+        return (
+            self.rows(
+                f"SELECT count(*) AS n FROM lake.{_table(table).name} AT (VERSION => {int(snapshot)})"
+            ).n[0]
+            >= 0
+        )
     except LakeUnavailable as e:
-        if "does not exist" in str(e): return False # it came later
+        if "does not exist" in str(e):
+            return False  # it came later
         raise
 
 # %% ../../nbs/lake/10_facts.ipynb #2dd32e79
 @patch
-def facts(self: Facts,
-    table: str, # one of FACTS
-    as_of = None, # what was known then; None = everything known
-    start = None, # first event_time
-    end = None, # last event_time
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    source: str | None = None, # one source; None = whoever was known last
-    versions: bool = False, # every version, not only the newest
-    **where, # key column = a value or a list of values
-) -> pd.DataFrame: # the table's columns, sorted by key and time
+def facts(
+    self: Facts,
+    table: str,  # one of FACTS
+    as_of=None,  # what was known then; None = everything known
+    start=None,  # first event_time
+    end=None,  # last event_time
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    source: str | None = None,  # one source; None = whoever was known last
+    versions: bool = False,  # every version, not only the newest
+    **where,  # key column = a value or a list of values
+) -> pd.DataFrame:  # the table's columns, sorted by key and time
     "What was known about something at a point in time."
-    made, params = _table(table), dict(as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True))
+    made = _table(table)
+    params = dict(as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True))
     if strange := sorted(set(where) - set(made.key)):
-        raise DataError(f"{table} cannot be searched by {', '.join(strange)}.", did_you_mean(strange[0], list(made.key)))
+        raise DataError(
+            f"{table} cannot be searched by {', '.join(strange)}.", did_you_mean(strange[0], list(made.key))
+        )
     snapshot = None if snapshot is None else self.number(snapshot)
-    if not self.has(table, snapshot): return self.con.execute(f"SELECT {', '.join(f'NULL::{t} AS {c}' for c, t in made.columns.items())} WHERE false").df()
+    if not self.has(table, snapshot):
+        return self.con.execute(
+            f"SELECT {', '.join(f'NULL::{t} AS {c}' for c, t in made.columns.items())} WHERE false"
+        ).df()
     at = "" if snapshot is None else f" AT (VERSION => {snapshot})"
     some = "".join(f" AND {c} = ANY(${c})" for c in where) + (" AND source = $source" if source else "")
-    params |= {c: list(v) if isinstance(v, list | tuple | set | pd.Index | pd.Series) else [v] for c, v in where.items()}
-    if source: params["source"] = source
-    newest = "" if versions else f" QUALIFY row_number() OVER (PARTITION BY {', '.join(made.key)} ORDER BY known_at DESC, source) = 1"
-    return self.rows(f"SELECT * FROM lake.{table}{at} WHERE known_at <= $as_of AND event_time BETWEEN $start AND $end{some}{newest} "
-                     f"ORDER BY {', '.join(made.key)}, known_at, source", **params)
+    params |= {
+        c: list(v) if isinstance(v, list | tuple | set | pd.Index | pd.Series) else [v]
+        for c, v in where.items()
+    }
+    if source:
+        params["source"] = source
+    newest = (
+        ""
+        if versions
+        else f" QUALIFY row_number() OVER (PARTITION BY {', '.join(made.key)} ORDER BY known_at DESC, source) = 1"
+    )
+    return self.rows(
+        f"SELECT * FROM lake.{table}{at} WHERE known_at <= $as_of AND event_time BETWEEN $start AND $end{some}{newest} "
+        f"ORDER BY {', '.join(made.key)}, known_at, source",
+        **params,
+    )
+
 
 @patch
-def number(self: Facts,
-    snapshot: int | str, # a version of the lake, or the name of a pin
-) -> int: # the version
+def number(
+    self: Facts,
+    snapshot: int | str,  # a version of the lake, or the name of a pin
+) -> int:  # the version
     "A version of the lake by number or by name."
-    if not isinstance(snapshot, str): return int(snapshot)
+    if not isinstance(snapshot, str):
+        return int(snapshot)
     found = self.facts("pins", name=snapshot).dropna(subset="snapshot")
-    if not len(found): raise DataError(f"No snapshot is pinned as '{snapshot[:60]}'.", did_you_mean(snapshot[:60], self.facts("pins").name.tolist()))
+    if not len(found):
+        raise DataError(
+            f"No snapshot is pinned as '{snapshot[:60]}'.",
+            did_you_mean(snapshot[:60], self.facts("pins").name.tolist()),
+        )
     return int(found.snapshot.iloc[0])
 
 # %% ../../nbs/lake/10_facts.ipynb #575b4148
 @patch
-def securities(self: Facts,
-    as_of = None, # what was known then
-    snapshot: int | str | None = None, # a version of the lake
-) -> pd.DataFrame: # one row a spell: security, ticker, since, until (NaT = still), name, kind, exchange
+def securities(
+    self: Facts,
+    as_of=None,  # what was known then
+    snapshot: int | str | None = None,  # a version of the lake
+) -> pd.DataFrame:  # one row a spell: security, ticker, since, until (NaT = still), name, kind, exchange
     "Who traded under which ticker, and when."
-    spells = self.facts("spells", as_of, snapshot=snapshot)[["security", "ticker", "event_time", "until"]].rename(columns=dict(event_time="since"))
+    spells = self.facts("spells", as_of, snapshot=snapshot)[
+        ["security", "ticker", "event_time", "until"]
+    ].rename(columns=dict(event_time="since"))
     about = self.facts("securities", as_of, snapshot=snapshot)[["security", "name", "kind", "exchange"]]
     found = spells[~(spells.until <= spells.since)].merge(about, on="security", how="left")
     return found.sort_values(["security", "since"], ignore_index=True)
 
+
 @patch
-def resolve(self: Facts,
-    ticker: str, # as written on the day
-    on = None, # the day; None = now
-    as_of = None, # what was known then
-) -> str: # permanent id of the security
+def resolve(
+    self: Facts,
+    ticker: str,  # as written on the day
+    on=None,  # the day; None = now
+    as_of=None,  # what was known then
+) -> str:  # permanent id of the security
     "Who bore a ticker on a day."
     day, spells = moment(on) if on else pd.Timestamp.now("UTC"), self.securities(as_of)
-    if on and day == day.normalize(): day += pd.Timedelta(hours=12) # a day means its middle: spells change at midnight
+    if on and day == day.normalize():
+        day += pd.Timedelta(hours=12)  # a day means its middle: spells change at midnight
     mine = spells[spells.ticker == ticker]
     found = mine.security[(mine.since <= day) & ~(mine.until <= day)].unique()
-    if len(found) == 1: return str(found[0])
-    if len(found): raise DataError(f"On {day:%Y-%m-%d} {', '.join(found)} shared the ticker {ticker[:20]}.",
-                                   "Name the security instead.", securities=found.tolist())
-    hint = "It was borne " + ", ".join(f"{r.since:%Y-%m-%d} to {'now' if pd.isna(r.until) else f'{r.until:%Y-%m-%d}'} by {r.security}"
-                                       for r in mine.itertuples()) + "." if len(mine) else did_you_mean(ticker[:20], sorted(set(spells.ticker)))
+    if len(found) == 1:
+        return str(found[0])
+    if len(found):
+        raise DataError(
+            f"On {day:%Y-%m-%d} {', '.join(found)} shared the ticker {ticker[:20]}.",
+            "Name the security instead.",
+            securities=found.tolist(),
+        )
+    hint = (
+        "It was borne "
+        + ", ".join(
+            f"{r.since:%Y-%m-%d} to {'now' if pd.isna(r.until) else f'{r.until:%Y-%m-%d}'} by {r.security}"
+            for r in mine.itertuples()
+        )
+        + "."
+        if len(mine)
+        else did_you_mean(ticker[:20], sorted(set(spells.ticker)))
+    )
     raise UnknownTicker(f"Nobody bore the ticker {ticker[:20]} on {day:%Y-%m-%d}.", hint)
 
 # %% ../../nbs/lake/10_facts.ipynb #4942ce2a
 def as_learned(
-    spells: pd.DataFrame, # columns event_time, until and the rest of the key
-) -> pd.DataFrame: # the spells as they became known, with known_at
+    spells: pd.DataFrame,  # columns event_time, until and the rest of the key
+) -> pd.DataFrame:  # the spells as they became known, with known_at
     "Spells with hindsight taken out: the end of each is known from its end on."
-    utc = lambda c: pd.to_datetime(spells[c], utc=True).astype("datetime64[us, UTC]")
+    def utc(c):
+        return pd.to_datetime(spells[c], utc=True).astype("datetime64[us, UTC]")
     whole = spells.assign(event_time=utc("event_time"), until=utc("until"))
-    opened = whole.assign(known_at=whole.event_time, until=pd.Series(pd.NaT, index=whole.index, dtype=whole.until.dtype))
-    return pd.concat([opened, whole[whole.until.notna()].assign(known_at=lambda d: d.until)], ignore_index=True)
+    opened = whole.assign(
+        known_at=whole.event_time, until=pd.Series(pd.NaT, index=whole.index, dtype=whole.until.dtype)
+    )
+    return pd.concat(
+        [opened, whole[whole.until.notna()].assign(known_at=lambda d: d.until)], ignore_index=True
+    )
 
 # %% ../../nbs/lake/10_facts.ipynb #698b73c6
 @patch
-def members(self: Facts,
-    index: str, # its name, e.g. sp500
-    on = None, # the day; None = now
-    as_of = None, # what was known then
-) -> list[str]: # tickers, sorted
+def members(
+    self: Facts,
+    index: str,  # its name, e.g. sp500
+    on=None,  # the day; None = now
+    as_of=None,  # what was known then
+) -> list[str]:  # tickers, sorted
     "Who belonged to an index on a day."
-    day, spells = moment(on) if on else pd.Timestamp.now("UTC"), self.facts("members", as_of, index_name=index)
+    day = moment(on) if on else pd.Timestamp.now("UTC")
+    spells = self.facts("members", as_of, index_name=index)
     if not len(spells):
-        raise DataError(f"No membership of '{str(index)[:40]}' is known.", did_you_mean(str(index)[:40], sorted(set(self.facts("members").index_name))))
-    if on and day == day.normalize(): day += pd.Timedelta(hours=12)
+        raise DataError(
+            f"No membership of '{str(index)[:40]}' is known.",
+            did_you_mean(str(index)[:40], sorted(set(self.facts("members").index_name))),
+        )
+    if on and day == day.normalize():
+        day += pd.Timedelta(hours=12)
     return sorted(spells.ticker[(spells.event_time <= day) & ~(spells.until <= day)].unique())
 
+
 @patch
-def macro(self: Facts,
-    names: list[str] | str | None = None, # series, None = all
-    as_of = None, # what was known then
-    start = None, # first reference date
-    end = None, # last reference date
-    snapshot: int | str | None = None, # a version of the lake
-) -> pd.DataFrame: # index: reference dates, columns: series
+def macro(
+    self: Facts,
+    names: list[str] | str | None = None,  # series, None = all
+    as_of=None,  # what was known then
+    start=None,  # first reference date
+    end=None,  # last reference date
+    snapshot: int | str | None = None,  # a version of the lake
+) -> pd.DataFrame:  # index: reference dates, columns: series
     "Series as they stood when seen from a day."
-    found = self.facts("macro", as_of, start, end, snapshot, **({} if names is None else dict(series=[names] if isinstance(names, str) else names)))
-    return found.pivot(index="event_time", columns="series", values="value").rename_axis(index="date", columns=None)
+    found = self.facts(
+        "macro",
+        as_of,
+        start,
+        end,
+        snapshot,
+        **({} if names is None else dict(series=[names] if isinstance(names, str) else names)),
+    )
+    return found.pivot(index="event_time", columns="series", values="value").rename_axis(
+        index="date", columns=None
+    )
 
 # %% ../../nbs/lake/10_facts.ipynb #4a9e288a
 @patch
-def fundamentals(self: Facts,
-    tickers: list[str] | str | None = None, # None = all
-    items: list[str] | str | None = None, # e.g. revenues; None = all
-    as_of = None, # what was known then
-    start = None, # first end of a period
-    end = None, # last end of a period
-) -> pd.DataFrame: # one row a ticker, form, period and item
+def fundamentals(
+    self: Facts,
+    tickers: list[str] | str | None = None,  # None = all
+    items: list[str] | str | None = None,  # e.g. revenues; None = all
+    as_of=None,  # what was known then
+    start=None,  # first end of a period
+    end=None,  # last end of a period
+) -> pd.DataFrame:  # one row a ticker, form, period and item
     "Figures from company reports, as they were known."
-    where = {k: [v] if isinstance(v, str) else v for k, v in dict(ticker=tickers, item=items).items() if v is not None}
+    where = {
+        k: [v] if isinstance(v, str) else v
+        for k, v in dict(ticker=tickers, item=items).items()
+        if v is not None
+    }
     return self.facts("fundamentals", as_of, start, end, **where)
 
+
 @patch
-def news(self: Facts,
-    tickers: list[str] | str | None = None, # None = all
-    start = None, # first publication
-    end = None, # last publication
-    as_of = None, # what was known then
-) -> pd.DataFrame: # newest last: ticker, hash, event_time, known_at, headline, publisher, url
+def news(
+    self: Facts,
+    tickers: list[str] | str | None = None,  # None = all
+    start=None,  # first publication
+    end=None,  # last publication
+    as_of=None,  # what was known then
+) -> pd.DataFrame:  # newest last: ticker, hash, event_time, known_at, headline, publisher, url
     "Headlines, as they could be read."
-    found = self.facts("news", as_of, start, end, **({} if tickers is None else dict(ticker=[tickers] if isinstance(tickers, str) else tickers)))
+    found = self.facts(
+        "news",
+        as_of,
+        start,
+        end,
+        **({} if tickers is None else dict(ticker=[tickers] if isinstance(tickers, str) else tickers)),
+    )
     return found.sort_values(["known_at", "ticker", "hash"], ignore_index=True)

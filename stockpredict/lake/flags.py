@@ -16,49 +16,70 @@ from .store import advice, arrow, line
 from .maintenance import Kept
 
 # %% ../../nbs/lake/30_flags.ipynb #e0219271
-fact_table("flags", "ticker VARCHAR, event_time, flag VARCHAR", "usable BOOLEAN, move DOUBLE, sentence VARCHAR, withdrawn BOOLEAN",
-           "This is odd about the bar; no return that touches it is to be believed unless it is usable.")
+fact_table(
+    "flags",
+    "ticker VARCHAR, event_time, flag VARCHAR",
+    "usable BOOLEAN, move DOUBLE, sentence VARCHAR, withdrawn BOOLEAN",
+    "This is odd about the bar; no return that touches it is to be believed unless it is usable.",
+)
 _KEY = ["ticker", "event_time", "flag"]
-LOCAL = {d.name for d in ALL if callable(d.waits) or d.waits >= 0} # flags that a bar and its neighbours decide
-FOUND_AGAIN = {d.name for d in DETECTORS} # flags that a search through the lake would find; the others need dividends, which only a vendor sends
+LOCAL = {
+    d.name for d in ALL if callable(d.waits) or d.waits >= 0
+}  # flags that a bar and its neighbours decide
+FOUND_AGAIN = {
+    d.name for d in DETECTORS
+}  # flags that a search through the lake would find; the others need dividends, which only a vendor sends
+
 
 class Flagged(Kept):
     "A store that remembers what is odd about its bars."
 
 # %% ../../nbs/lake/30_flags.ipynb #1621fe62
 @patch
-def flags(self: Flagged,
-    tickers: list[str] | str | None = None, # None = all
-    as_of = None, # what was known then; None = everything known
-    start = None, # first session, inclusive
-    end = None, # last session, inclusive
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    source: str | None = None, # None = the one ingested last
-    withdrawn: bool = False, # those that were taken back, too
-) -> pd.DataFrame: # FLAGS and source, and withdrawn if asked for
+def flags(
+    self: Flagged,
+    tickers: list[str] | str | None = None,  # None = all
+    as_of=None,  # what was known then; None = everything known
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    source: str | None = None,  # None = the one ingested last
+    withdrawn: bool = False,  # those that were taken back, too
+) -> pd.DataFrame:  # FLAGS and source, and withdrawn if asked for
     "What was known to be odd about the bars."
     snapshot = None if snapshot is None else self.number(snapshot)
-    some = {} if tickers is None else dict(ticker=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
+    some = (
+        {}
+        if tickers is None
+        else dict(ticker=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
+    )
     found = self.facts("flags", as_of, start, end, snapshot, source or self.source(snapshot), **some)
     found = found.assign(**{c: found[c].astype("bool") for c in ("usable", "withdrawn")})
-    if not withdrawn: found = found[~found.withdrawn].drop(columns="withdrawn")
+    if not withdrawn:
+        found = found[~found.withdrawn].drop(columns="withdrawn")
     return found[[*FLAGS, "source", *(["withdrawn"] if withdrawn else [])]].reset_index(drop=True)
 
 # %% ../../nbs/lake/30_flags.ipynb #a7eb228f
 def flag_changes(
-    found: pd.DataFrame, # FLAGS, what is found now
-    held: pd.DataFrame, # newest version of what was found before, columns as the table's
-    judged, # bool, one a held row: may it be withdrawn?
-    now: pd.Timestamp, # when
-) -> pd.DataFrame: # rows for the table `flags`, empty when nothing changed
+    found: pd.DataFrame,  # FLAGS, what is found now
+    held: pd.DataFrame,  # newest version of what was found before, columns as the table's
+    judged,  # bool, one a held row: may it be withdrawn?
+    now: pd.Timestamp,  # when
+) -> pd.DataFrame:  # rows for the table `flags`, empty when nothing changed
     "Flags to add, to withdraw and to bring back."
-    both = found.drop_duplicates(_KEY).merge(held[[*_KEY, "withdrawn", "known_at"]], on=_KEY, how="left", suffixes=("", "_held"), indicator=True)
+    both = found.drop_duplicates(_KEY).merge(
+        held[[*_KEY, "withdrawn", "known_at"]], on=_KEY, how="left", suffixes=("", "_held"), indicator=True
+    )
     new, back = both[both._merge == "left_only"], both[(both._merge == "both") & both.withdrawn.eq(True)]
     there = pd.MultiIndex.from_frame(held[_KEY]).isin(pd.MultiIndex.from_frame(found[_KEY]))
     lost = held[~held.withdrawn.astype("bool") & judged & ~there]
-    after = lambda known: (known + pd.Timedelta(microseconds=1)).clip(lower=now)
-    parts = [new.assign(withdrawn=False), back.assign(withdrawn=False, known_at=after(back.known_at_held)),
-             lost.assign(withdrawn=True, known_at=after(lost.known_at))]
+    def after(known):
+        return (known + pd.Timedelta(microseconds=1)).clip(lower=now)
+    parts = [
+        new.assign(withdrawn=False),
+        back.assign(withdrawn=False, known_at=after(back.known_at_held)),
+        lost.assign(withdrawn=True, known_at=after(lost.known_at)),
+    ]
     full = [p[[*FLAGS, "withdrawn"]] for p in parts if len(p)]
     made = pd.concat(full, ignore_index=True) if full else no_flags().assign(withdrawn=pd.Series(dtype=bool))
     return made.assign(known_at=made.known_at.fillna(now).astype("datetime64[us, UTC]"))
@@ -81,11 +102,21 @@ _BEFORE = """WITH bars AS (SELECT ticker, event_time, bool_or(anew) AS anew FROM
 SELECT f.*, anew FROM lake.flags f JOIN bars USING (ticker, event_time) WHERE source = $source
 QUALIFY row_number() OVER (PARTITION BY ticker, event_time, flag ORDER BY known_at DESC) = 1"""
 
+
 @patch
-def _stage_flags(self: Flagged, cur, found, source, now): # how many rows are to be written; None = nobody looked
-    if found is None: return None
-    first = not self.has("flags") or not cur.execute("SELECT count(*) FROM (FROM lake.flags WHERE source = $s LIMIT 1)", dict(s=source)).fetchone()[0]
-    if first: rows = found.drop_duplicates(_KEY).assign(withdrawn=False)
+def _stage_flags(
+    self: Flagged, cur, found, source, now
+):  # how many rows are to be written; None = nobody looked
+    if found is None:
+        return None
+    first = (
+        not self.has("flags")
+        or not cur.execute(
+            "SELECT count(*) FROM (FROM lake.flags WHERE source = $s LIMIT 1)", dict(s=source)
+        ).fetchone()[0]
+    )
+    if first:
+        rows = found.drop_duplicates(_KEY).assign(withdrawn=False)
     else:
         cur.execute(_JUDGED, dict(source=source))
         cur.register("flags_found", arrow(found, FLAGS))
@@ -94,43 +125,59 @@ def _stage_flags(self: Flagged, cur, found, source, now): # how many rows are to
         rows = flag_changes(some, held, held.anew.astype("bool") & held.flag.isin(LOCAL), now)
     return sum(self._stage_facts(cur, FACTS["flags"], rows.assign(source=source), now)) if len(rows) else 0
 
+
 @patch
-def _write_flags(self: Flagged, cur): # inside the transaction of the bars
+def _write_flags(self: Flagged, cur):  # inside the transaction of the bars
     made = FACTS["flags"].columns
     cur.execute(f"CREATE TABLE IF NOT EXISTS lake.flags ({', '.join(f'{c} {t}' for c, t in made.items())})")
-    cur.execute(f"INSERT INTO lake.flags SELECT {', '.join(made)} FROM fresh_facts ORDER BY ALL"); self.step("flags written")
+    cur.execute(f"INSERT INTO lake.flags SELECT {', '.join(made)} FROM fresh_facts ORDER BY ALL")
+    self.step("flags written")
 
 # %% ../../nbs/lake/30_flags.ipynb #82a5c6c6
 @patch
-def judged(self: Flagged,
-    source: str | None = None, # None = the one ingested last
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-) -> bool: # False also while there is nothing of the source
+def judged(
+    self: Flagged,
+    source: str | None = None,  # None = the one ingested last
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+) -> bool:  # False also while there is nothing of the source
     "Was every batch of a source searched for flags?"
     snapshot = None if snapshot is None else self.number(snapshot)
     at = "" if snapshot is None else f" AT (VERSION => {snapshot})"
-    diary = self.rows(f"SELECT * FROM lake.ingests{at} WHERE source = $source", source=source or self.source(snapshot))
+    diary = self.rows(
+        f"SELECT * FROM lake.ingests{at} WHERE source = $source", source=source or self.source(snapshot)
+    )
     return bool(len(diary)) and "flags" in diary and bool(diary["flags"].notna().all())
 
+
 @patch
-def replace_flags(self: Flagged,
-    found: pd.DataFrame, # FLAGS, what a search through all bars of these tickers found
-    source: str, # whose bars
-    tickers: list[str], # whose bars were searched
-    now: pd.Timestamp, # when
-    last: bool = True, # does this complete the search of the source?
-) -> int: # flags added, withdrawn or brought back
+def replace_flags(
+    self: Flagged,
+    found: pd.DataFrame,  # FLAGS, what a search through all bars of these tickers found
+    source: str,  # whose bars
+    tickers: list[str],  # whose bars were searched
+    now: pd.Timestamp,  # when
+    last: bool = True,  # does this complete the search of the source?
+) -> int:  # flags added, withdrawn or brought back
     "Take the result of a search through everything as what holds now."
     with self.writer(), self.con.cursor() as cur:
         held = self.facts("flags", source=source, ticker=tickers)
         rows = flag_changes(found, held, held.flag.isin(FOUND_AGAIN), now).assign(source=source)
         try:
             n = sum(self._stage_facts(cur, FACTS["flags"], rows, now)) if len(rows) else 0
-            cur.execute("BEGIN"); self.step("search begun")
-            if n: self._write_flags(cur)
-            if last: cur.execute("UPDATE lake.ingests SET flags = 0 WHERE source = $s AND flags IS NULL", dict(s=source))
-            cur.execute("COMMIT"); self.step("search committed")
-        except duckdb.Error as e: # closing the cursor rolls back
-            raise LakeUnavailable(f"No flag was stored: {line(e)}.", advice(e, "Check disk space and rights, then search again.")) from e
+            cur.execute("BEGIN")
+            self.step("search begun")
+            if n:
+                self._write_flags(cur)
+            if last:
+                cur.execute(
+                    "UPDATE lake.ingests SET flags = 0 WHERE source = $s AND flags IS NULL", dict(s=source)
+                )
+            cur.execute("COMMIT")
+            self.step("search committed")
+        except duckdb.Error as e:  # closing the cursor rolls back
+            raise LakeUnavailable(
+                f"No flag was stored: {line(e)}.",
+                advice(e, "Check disk space and rights, then search again."),
+            ) from e
         self.seal()
     return n

@@ -19,87 +19,130 @@ from .store import FIRST, LAST, advice, arrow, line, moment, no_nul
 # %% ../../nbs/lake/50_lake.ipynb #2e6a9603
 _KEY = "ticker VARCHAR, event_time TIMESTAMPTZ, known_at TIMESTAMPTZ"
 _BAR = f"{_KEY}, open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE, source VARCHAR"
-TABLES = { # name -> columns
-    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN", # did known_at come from the source, or from our clock? was the bar held before?
+TABLES = {  # name -> columns
+    # did known_at come from the source, or from our clock? was the bar held before?
+    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN",
     "adjustments": f"{_KEY}, factor DOUBLE, source VARCHAR",
     "quarantine": f"{_BAR}, reason VARCHAR, batch VARCHAR",
     "ingests": "number INTEGER, batch VARCHAR, source VARCHAR, started TIMESTAMPTZ, finished TIMESTAMPTZ, asked_from VARCHAR, "
-               "rows_fetched BIGINT, rows_new BIGINT, rows_corrected BIGINT, rows_same BIGINT, rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR, "
-               "flags BIGINT", # rows of the table of flags that came along, empty = nobody looked
+    "rows_fetched BIGINT, rows_new BIGINT, rows_corrected BIGINT, rows_same BIGINT, rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR, "
+    "flags BIGINT",  # rows of the table of flags that came along, empty = nobody looked
 }
+
 
 class Lake(Flagged):
     "Bars with two times: when they happened, and when they could be known; and the facts beside them."
+
     TABLES = TABLES
 
     def unreadable(self, error):
         "A failed read as an error of ours, which names the damaged file where there is one."
-        bad = self.damaged().file.tolist() if "://" not in self.storage.data_url and "snapshot" not in str(error) and self.con else []
-        if not bad: return super().unreadable(error)
-        return LakeUnavailable(f"The lake cannot be read: {line(error)}. Damaged is {', '.join(bad[:3])}.",
-                               "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.", files=bad)
+        bad = (
+            self.damaged().file.tolist()
+            if "://" not in self.storage.data_url and "snapshot" not in str(error) and self.con
+            else []
+        )
+        if not bad:
+            return super().unreadable(error)
+        return LakeUnavailable(
+            f"The lake cannot be read: {line(error)}. Damaged is {', '.join(bad[:3])}.",
+            "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.",
+            files=bad,
+        )
 
 # %% ../../nbs/lake/50_lake.ipynb #b391399f
 def current(
-    table: str, # bars or adjustments
-    snapshot: int | None = None, # a version of the lake, None = the newest
-    tickers: bool = False, # restrict to `$tickers`?
-    once: bool = False, # each bar is known to have come once, so there is nothing to compare
-) -> str: # a query with parameters $source, $as_of, $start, $end and perhaps $tickers
+    table: str,  # bars or adjustments
+    snapshot: int | None = None,  # a version of the lake, None = the newest
+    tickers: bool = False,  # restrict to `$tickers`?
+    once: bool = False,  # each bar is known to have come once, so there is nothing to compare
+) -> str:  # a query with parameters $source, $as_of, $start, $end and perhaps $tickers
     "SQL for the newest row of each key among those known by `$as_of`."
-    at, some = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else "", " AND ticker = ANY($tickers)" if tickers else ""
+    at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
+    some = " AND ticker = ANY($tickers)" if tickers else ""
     known = f"FROM lake.{table}{at} WHERE source = $source AND known_at <= $as_of AND event_time BETWEEN $start AND $end{some}"
-    if once: return f"SELECT * {known}"
-    several = f" AND (ticker, event_time) IN (SELECT (ticker, event_time) {known} AND revised IS NOT FALSE)" if table == "bars" else ""
+    if once:
+        return f"SELECT * {known}"
+    several = (
+        f" AND (ticker, event_time) IN (SELECT (ticker, event_time) {known} AND revised IS NOT FALSE)"
+        if table == "bars"
+        else ""
+    )
     return f"""WITH again AS MATERIALIZED (SELECT ticker, event_time, max(known_at) AS newest {known}{several} GROUP BY ALL HAVING count(*) > 1)
         SELECT seen.* FROM (SELECT * {known}) seen LEFT JOIN again USING (ticker, event_time) WHERE newest IS NULL OR known_at = newest"""
 
 # %% ../../nbs/lake/50_lake.ipynb #87679830
 @patch
-def source(self: Lake,
-    snapshot: int | None = None, # a version of the lake
-) -> str: # "" while the lake is empty
+def source(
+    self: Lake,
+    snapshot: int | None = None,  # a version of the lake
+) -> str:  # "" while the lake is empty
     "The source that was ingested last; readers get its bars unless they name another, so two markets never mix."
     at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
     found = self.rows(f"SELECT source FROM lake.ingests{at} ORDER BY number DESC LIMIT 1")
     return str(found.source[0]) if len(found) else ""
 
+
 @patch
-def _diary(self: Lake, source, snapshot): # (the source meant, did each of its bars come once, has it factors?)
+def _diary(
+    self: Lake, source, snapshot
+):  # (the source meant, did each of its bars come once, has it factors?)
     at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
     found = self.rows(f"""SELECT source, max(number) AS n, sum(rows_corrected) AS corrected, arg_max(sums, number) AS sums
                           FROM lake.ingests{at} GROUP BY source ORDER BY n DESC""")
     mine = found[found.source == source] if source else found[:1]
-    if not len(mine): return source or "", False, True
+    if not len(mine):
+        return source or "", False, True
     sums = mine.sums.iloc[0]
-    return mine.source.iloc[0], mine.corrected.iloc[0] == 0, not isinstance(sums, str) or json.loads(sums)[1][0] > 0
+    return (
+        mine.source.iloc[0],
+        mine.corrected.iloc[0] == 0,
+        not isinstance(sums, str) or json.loads(sums)[1][0] > 0,
+    )
 
 # %% ../../nbs/lake/50_lake.ipynb #0876370e
 @patch
-def bars(self: Lake,
-    tickers: list[str] | None = None, # None = all
-    start = None, # first session, inclusive
-    end = None, # last session, inclusive
-    as_of = None, # what was known then; None = everything known
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    adjusted: bool = True, # prices adjusted for splits and dividends known by `as_of`
-    source: str | None = None, # None = the one ingested last
-) -> pd.DataFrame: # columns BAR_COLUMNS, and money as published where prices were adjusted; sorted by ticker and event_time
+def bars(
+    self: Lake,
+    tickers: list[str] | None = None,  # None = all
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+    as_of=None,  # what was known then; None = everything known
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    adjusted: bool = True,  # prices adjusted for splits and dividends known by `as_of`
+    source: str | None = None,  # None = the one ingested last
+) -> (
+    pd.DataFrame
+):  # columns BAR_COLUMNS, and money as published where prices were adjusted; sorted by ticker and event_time
     "Bars as they were known at a point in time."
     snapshot = None if snapshot is None else self.number(snapshot)
     source, once, factored = self._diary(source, snapshot)
-    params = dict(source=source, as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True))
-    some = {} if tickers is None else dict(tickers=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
-    found = self.rows(f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current('bars', snapshot, bool(some), once)}) ORDER BY ticker, event_time", **params, **some)
-    if not (adjusted and factored): return found
-    params |= dict(start=FIRST, end=params["as_of"]) # every event between a bar and `as_of` moves its price
-    factors = self.rows(f"FROM ({current('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some)
+    params = dict(
+        source=source, as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True)
+    )
+    some = (
+        {}
+        if tickers is None
+        else dict(tickers=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
+    )
+    found = self.rows(
+        f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current('bars', snapshot, bool(some), once)}) ORDER BY ticker, event_time",
+        **params,
+        **some,
+    )
+    if not (adjusted and factored):
+        return found
+    params |= dict(start=FIRST, end=params["as_of"])  # every event between a bar and `as_of` moves its price
+    factors = self.rows(
+        f"FROM ({current('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some
+    )
     return adjust(found, factors)
 
 # %% ../../nbs/lake/50_lake.ipynb #0e342d43
 _HELD = """CREATE OR REPLACE TEMP TABLE held AS SELECT ticker, event_time, known_at, stated, open, high, low, close, volume, source FROM lake.bars
 WHERE source = $source AND event_time BETWEEN $start AND $end AND ticker BETWEEN $low AND $high AND ticker IN (SELECT unnest($names))"""
-_PLAIN = "CREATE OR REPLACE TEMP VIEW fresh AS SELECT *, true AS stated, false AS revised FROM batch" # nothing of it is held, nothing came twice
+# nothing of it is held, nothing came twice
+_PLAIN = "CREATE OR REPLACE TEMP VIEW fresh AS SELECT *, true AS stated, false AS revised FROM batch"
 _FRESH = """CREATE OR REPLACE TEMP TABLE fresh AS
 WITH incoming AS (SELECT DISTINCT *, row(open, high, low, close, volume) AS v FROM batch),
      sent AS (SELECT *, lag(v) OVER w AS before, row_number() OVER w = 1 AS oldest, lead(v) OVER w IS NULL AS latest FROM incoming
@@ -123,40 +166,61 @@ FROM factors f LEFT JOIN newest n USING (ticker, event_time)
 WHERE CASE WHEN top IS NULL THEN f.factor <> 1 ELSE abs(f.factor / n.factor - 1) > $noise END"""
 _REFUSED = """CREATE OR REPLACE TEMP TABLE fresh_refused AS
 SELECT * FROM refused EXCEPT SELECT * EXCLUDE (batch) FROM lake.quarantine WHERE source = $source"""
-_NONE = "CREATE OR REPLACE TEMP VIEW fresh_{0} AS FROM {0}" # none came, so nothing held has to be read
+_NONE = "CREATE OR REPLACE TEMP VIEW fresh_{0} AS FROM {0}"  # none came, so nothing held has to be read
+
 
 @dataclass(frozen=True)
 class Appended:
     "What one batch did to the lake."
-    rows_new: int # bars never seen before
-    rows_corrected: int # bars that replace an earlier version in the present view
-    rows_same: int # bars that were held already
-    rows_quarantined: int # refused rows, kept with their reason
-    adjustments: int # split and dividend factors
-    snapshot: int # newest snapshot of the lake
-    batch: str # name of the batch; "" when there was nothing to store
-    fingerprint: str # of the source's bars after the batch
+
+    rows_new: int  # bars never seen before
+    rows_corrected: int  # bars that replace an earlier version in the present view
+    rows_same: int  # bars that were held already
+    rows_quarantined: int  # refused rows, kept with their reason
+    adjustments: int  # split and dividend factors
+    snapshot: int  # newest snapshot of the lake
+    batch: str  # name of the batch; "" when there was nothing to store
+    fingerprint: str  # of the source's bars after the batch
 
 # %% ../../nbs/lake/50_lake.ipynb #8af39a1b
 _AGAIN = "SELECT count(*) FROM (SELECT 1 FROM batch GROUP BY ticker, event_time HAVING count(*) > 1 LIMIT 1)"
 _COUNTS = """SELECT (SELECT count(*) FROM fresh), (SELECT count(*) FROM fresh WHERE revised),
     (SELECT count(*) FROM fresh_factors), (SELECT count(*) FROM fresh_refused)"""
 
+
 @patch
-def _stage(self: Lake, cur, bars, refused, factors, params) -> tuple: # nothing held? and how many are new: bars, of these revised, factors, refused
+def _stage(
+    self: Lake, cur, bars, refused, factors, params
+) -> tuple:  # nothing held? and how many are new: bars, of these revised, factors, refused
     columns, source = [*BAR_COLUMNS, "reason"], dict(source=params["source"])
     cur.register("batch", arrow(bars, BAR_COLUMNS))
-    cur.register("refused", arrow(refused if refused is not None else pd.DataFrame(columns=columns).astype(bars.dtypes[BAR_COLUMNS]), columns))
-    found = price_factors(bars) if "adj_close" in bars else stated_splits(bars if "split" in bars else bars[:0].assign(split=0.))
+    cur.register(
+        "refused",
+        arrow(
+            refused
+            if refused is not None
+            else pd.DataFrame(columns=columns).astype(bars.dtypes[BAR_COLUMNS]),
+            columns,
+        ),
+    )
+    found = (
+        price_factors(bars)
+        if "adj_close" in bars
+        else stated_splits(bars if "split" in bars else bars[:0].assign(split=0.0))
+    )
     known = ["ticker", "event_time", "known_at", "factor", "source"]
     cur.register("factors", arrow(found if factors is None else pd.concat([found, factors])[known], known))
     names = sorted(bars.ticker.unique())
     low, high = (names[0], names[-1]) if names else (None, None)
     start, end = (bars.event_time.min(), bars.event_time.max()) if names else (None, None)
     cur.execute(_HELD, source | dict(start=start, end=end, low=low, high=high, names=names))
-    plain = not cur.execute("SELECT count(*) FROM held").fetchone()[0] and not cur.execute(_AGAIN).fetchone()[0]
+    plain = (
+        not cur.execute("SELECT count(*) FROM held").fetchone()[0] and not cur.execute(_AGAIN).fetchone()[0]
+    )
     cur.execute(_PLAIN) if plain else cur.execute(_FRESH, dict(now=params["now"]))
-    some = {table: cur.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("factors", "refused")}
+    some = {
+        table: cur.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("factors", "refused")
+    }
     cur.execute(_FACTORS, params) if some["factors"] else cur.execute(_NONE.format("factors"))
     cur.execute(_REFUSED, source) if some["refused"] else cur.execute(_NONE.format("refused"))
     return plain, *cur.execute(_COUNTS).fetchone()
@@ -164,105 +228,172 @@ def _stage(self: Lake, cur, bars, refused, factors, params) -> tuple: # nothing 
 # %% ../../nbs/lake/50_lake.ipynb #307bbd93
 _VALUES = dict(bars="open, high, low, close, volume", adjustments="factor")
 
-def _sums(cur, table, query, **params): # count, xor and sum of the row hashes
+
+def _sums(cur, table, query, **params):  # count, xor and sum of the row hashes
     mark = f"hash(ticker, epoch_us(event_time), epoch_us(known_at), {_VALUES[table]}, source)"
-    found = cur.execute(f"SELECT count(*), bit_xor(h), sum(h % 4294967296) FROM (SELECT {mark} AS h FROM ({query}))", params or None).fetchone()
+    found = cur.execute(
+        f"SELECT count(*), bit_xor(h), sum(h % 4294967296) FROM (SELECT {mark} AS h FROM ({query}))",
+        params or None,
+    ).fetchone()
     return [int(x or 0) for x in found]
 
-def _mark(sums): return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
 
-def _change(cur, source, plain): # what the staged rows do to the sums of bars and adjustments
+def _mark(sums):
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
+
+
+def _change(cur, source, plain):  # what the staged rows do to the sums of bars and adjustments
     out = []
     held = dict(bars="held", adjustments="(SELECT * FROM lake.adjustments WHERE source = $source)")
     for table, fresh in (("bars", "fresh"), ("adjustments", "fresh_factors")):
-        if not cur.execute(f"SELECT count(*) FROM {fresh}").fetchone()[0]: out.append(([0, 0, 0], [0, 0, 0])); continue
+        if not cur.execute(f"SELECT count(*) FROM {fresh}").fetchone()[0]:
+            out.append(([0, 0, 0], [0, 0, 0]))
+            continue
         columns = f"ticker, event_time, known_at, {_VALUES[table]}, source"
         there = f"SELECT {columns} FROM {held[table]} h WHERE (ticker, event_time) IN (SELECT (ticker, event_time) FROM {fresh})"
         newest = "SELECT * FROM ({}) QUALIFY known_at = max(known_at) OVER (PARTITION BY ticker, event_time)"
         params = dict(source=source) if table == "adjustments" else {}
         before = [0, 0, 0] if plain and table == "bars" else _sums(cur, table, newest.format(there), **params)
         arriving = f"SELECT {columns} FROM {fresh}"
-        after = _sums(cur, table, arriving) if plain and table == "bars" else _sums(cur, table, newest.format(f"{there} UNION ALL {arriving}"), **params)
+        after = (
+            _sums(cur, table, arriving)
+            if plain and table == "bars"
+            else _sums(cur, table, newest.format(f"{there} UNION ALL {arriving}"), **params)
+        )
         out.append((before, after))
     return out
 
 # %% ../../nbs/lake/50_lake.ipynb #72aa8dc0
 @patch
-def sums(self: Lake,
-    source: str, # id of the source
-    snapshot: int | None = None, # a version of the lake
-    cursor = None, # compute inside this transaction
-) -> list: # for bars and adjustments: count, xor and sum of the hashes of current rows
+def sums(
+    self: Lake,
+    source: str,  # id of the source
+    snapshot: int | None = None,  # a version of the lake
+    cursor=None,  # compute inside this transaction
+) -> list:  # for bars and adjustments: count, xor and sum of the hashes of current rows
     "What the fingerprint is made of, by reading everything."
     cur, params = cursor or self.con.cursor(), dict(source=source, as_of=LAST, start=FIRST, end=LAST)
-    try: return [_sums(cur, table, current(table, snapshot), **params) for table in _VALUES]
-    except duckdb.Error as e: raise self.unreadable(e) from e
+    try:
+        return [_sums(cur, table, current(table, snapshot), **params) for table in _VALUES]
+    except duckdb.Error as e:
+        raise self.unreadable(e) from e
+
 
 @patch
-def fingerprint(self: Lake,
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    source: str | None = None, # None = the one ingested last
-) -> str: # 16 hex digits
+def fingerprint(
+    self: Lake,
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    source: str | None = None,  # None = the one ingested last
+) -> str:  # 16 hex digits
     "Content hash of the current bars and adjustments, independent of order, batches and snapshot numbers."
     snapshot = None if snapshot is None else self.number(snapshot)
     return _mark(self.sums(source or self.source(snapshot), snapshot))
 
+
 @patch
-def _carried(self: Lake, cur, source, plain): # the sums after the staged batch
-    last = cur.execute("SELECT arg_max(sums, number), count(*) FROM lake.ingests WHERE source = $s", dict(s=source)).fetchone()
-    if last[1] and not last[0]: return None # a diary from before the sums were kept
+def _carried(self: Lake, cur, source, plain):  # the sums after the staged batch
+    last = cur.execute(
+        "SELECT arg_max(sums, number), count(*) FROM lake.ingests WHERE source = $s", dict(s=source)
+    ).fetchone()
+    if last[1] and not last[0]:
+        return None  # a diary from before the sums were kept
     held = json.loads(last[0]) if last[1] else [[0, 0, 0], [0, 0, 0]]
-    return [[n - b[0] + a[0], x ^ b[1] ^ a[1], s - b[2] + a[2]] for (n, x, s), (b, a) in zip(held, _change(cur, source, plain))]
+    return [
+        [n - b[0] + a[0], x ^ b[1] ^ a[1], s - b[2] + a[2]]
+        for (n, x, s), (b, a) in zip(held, _change(cur, source, plain))
+    ]
 
 # %% ../../nbs/lake/50_lake.ipynb #8df46ae3
 @patch
-def _asks_earlier(self: Lake, source, day): # does the diary gain a new first day?
-    first = self.rows("SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''", source=source).day[0]
+def _asks_earlier(self: Lake, source, day):  # does the diary gain a new first day?
+    first = self.rows(
+        "SELECT min(asked_from) AS day FROM lake.ingests WHERE source = $source AND asked_from <> ''",
+        source=source,
+    ).day[0]
     return bool(day) and (not isinstance(first, str) or day < first)
 
+
 @patch
-def _note(self: Lake, cur, source, received, asked_from, counts, sums, flags=0): # a line in the diary: name of the batch, fingerprint
+def _note(
+    self: Lake, cur, source, received, asked_from, counts, sums, flags=0
+):  # a line in the diary: name of the batch, fingerprint
     number = cur.execute("SELECT coalesce(max(number), 0) + 1 FROM lake.ingests").fetchone()[0]
     batch, mark = f"b{number:06d}", _mark(sums)
     columns = ", ".join(c.split()[0] for c in TABLES["ingests"].split(", "))
-    cur.execute(f"INSERT INTO lake.ingests ({columns}) VALUES ({', '.join('?' * 14)})",
-                [number, batch, source, received, pd.Timestamp.now("UTC"), asked_from, *counts, mark, json.dumps(sums), flags])
+    cur.execute(
+        f"INSERT INTO lake.ingests ({columns}) VALUES ({', '.join('?' * 14)})",
+        [
+            number,
+            batch,
+            source,
+            received,
+            pd.Timestamp.now("UTC"),
+            asked_from,
+            *counts,
+            mark,
+            json.dumps(sums),
+            flags,
+        ],
+    )
     return batch, mark
 
+
 @patch
-def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flags): # the one transaction: (batch, fingerprint)
+def _commit(
+    self: Lake, cur, source, asked_from, received, counts, plain, flags
+):  # the one transaction: (batch, fingerprint)
     sums = self._carried(cur, source, plain)
-    cur.execute("BEGIN"); self.step("begun")
+    cur.execute("BEGIN")
+    self.step("begun")
     try:
         batch = f"b{cur.execute('SELECT coalesce(max(number), 0) + 1 FROM lake.ingests').fetchone()[0]:06d}"
-        cur.execute(f"INSERT INTO lake.bars SELECT {', '.join(BAR_COLUMNS)}, stated, revised FROM fresh ORDER BY ticker, event_time, known_at")
+        cur.execute(
+            f"INSERT INTO lake.bars SELECT {', '.join(BAR_COLUMNS)}, stated, revised FROM fresh ORDER BY ticker, event_time, known_at"
+        )
         self.step("bars written")
-        cur.execute("INSERT INTO lake.adjustments FROM fresh_factors ORDER BY ticker, event_time"); self.step("adjustments written")
-        cur.execute("INSERT INTO lake.quarantine SELECT *, $batch FROM fresh_refused", dict(batch=batch)); self.step("quarantine written")
-        if flags: self._write_flags(cur)
-        done = self._note(cur, source, received, asked_from, counts, sums or self.sums(source, cursor=cur), flags); self.step("diary written")
-        cur.execute("COMMIT"); self.step("committed")
+        cur.execute("INSERT INTO lake.adjustments FROM fresh_factors ORDER BY ticker, event_time")
+        self.step("adjustments written")
+        cur.execute("INSERT INTO lake.quarantine SELECT *, $batch FROM fresh_refused", dict(batch=batch))
+        self.step("quarantine written")
+        if flags:
+            self._write_flags(cur)
+        done = self._note(
+            cur, source, received, asked_from, counts, sums or self.sums(source, cursor=cur), flags
+        )
+        self.step("diary written")
+        cur.execute("COMMIT")
+        self.step("committed")
     except BaseException:
-        try: cur.execute("ROLLBACK")
-        except duckdb.Error: pass # the commit itself failed: DuckDB has rolled back already
+        try:
+            cur.execute("ROLLBACK")
+        except duckdb.Error:
+            pass  # the commit itself failed: DuckDB has rolled back already
         raise
     return done
 
 # %% ../../nbs/lake/50_lake.ipynb #9f16e087
 @patch
-def append(self: Lake,
-    bars: pd.DataFrame, # bars of one source, in the form of `tidy_bars`; adj_close is used when present
-    refused: pd.DataFrame | None = None, # rows to quarantine, with a column `reason`
-    now = None, # when the batch was received; None = the clock
-    asked_from: str = "", # first day that was asked for, for the diary
-    fetched: int | None = None, # rows the source sent, for the diary
-    factors: pd.DataFrame | None = None, # split and dividend factors that came as a table, see `factor_steps`
-    flags: pd.DataFrame | None = None, # what is odd about these bars and older ones, see `Quality`; None = nobody looked
-) -> Appended: # counts, snapshot and fingerprint
+def append(
+    self: Lake,
+    bars: pd.DataFrame,  # bars of one source, in the form of `tidy_bars`; adj_close is used when present
+    refused: pd.DataFrame | None = None,  # rows to quarantine, with a column `reason`
+    now=None,  # when the batch was received; None = the clock
+    asked_from: str = "",  # first day that was asked for, for the diary
+    fetched: int | None = None,  # rows the source sent, for the diary
+    factors: pd.DataFrame
+    | None = None,  # split and dividend factors that came as a table, see `factor_steps`
+    flags: pd.DataFrame
+    | None = None,  # what is odd about these bars and older ones, see `Quality`; None = nobody looked
+) -> Appended:  # counts, snapshot and fingerprint
     "Store a batch, whole or not at all; what is held already is not stored again."
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
     names = sorted({s for f in (bars, refused, factors) if f is not None for s in f.source.unique()})
-    if len(names) != 1: raise BarsInvalid(f"A batch holds bars of one source; this one holds {len(names)}.", "Append each source by itself.", sources=names)
+    if len(names) != 1:
+        raise BarsInvalid(
+            f"A batch holds bars of one source; this one holds {len(names)}.",
+            "Append each source by itself.",
+            sources=names,
+        )
     no_nul([names, list(bars.ticker.unique())])
     params = dict(source=names[0], now=received, noise=NOISE)
     with self.writer(), self.con.cursor() as cur:
@@ -270,81 +401,121 @@ def append(self: Lake,
             plain, new, revised, factored, bad = self._stage(cur, bars, refused, factors, params)
             flagged = self._stage_flags(cur, flags, names[0], received)
             self.step("staged")
-            if not new + factored + bad + (flagged or 0) and self.source() == names[0] and not self._asks_earlier(names[0], asked_from):
+            if (
+                not new + factored + bad + (flagged or 0)
+                and self.source() == names[0]
+                and not self._asks_earlier(names[0], asked_from)
+            ):
                 return Appended(0, 0, len(bars), 0, 0, self.snapshot(), "", self.mark(names[0]))
-            counts = (fetched if fetched is not None else len(bars), new - revised, revised, len(bars) - new, bad)
+            counts = (
+                fetched if fetched is not None else len(bars),
+                new - revised,
+                revised,
+                len(bars) - new,
+                bad,
+            )
             batch, mark = self._commit(cur, names[0], asked_from, received, counts, plain, flagged)
         except duckdb.Error as e:
-            raise LakeUnavailable(f"Nothing of the batch was stored: {line(e)}.", advice(e, "Check disk space and rights, then run the ingest again.")) from e
+            raise LakeUnavailable(
+                f"Nothing of the batch was stored: {line(e)}.",
+                advice(e, "Check disk space and rights, then run the ingest again."),
+            ) from e
         self.seal()
     return Appended(*counts[1:], factored, self.snapshot(), batch, mark)
 
 # %% ../../nbs/lake/50_lake.ipynb #bb0f5c30
 @patch
-def mark(self: Lake,
-    source: str | None = None, # None = the one ingested last
-) -> str: # 16 hex digits, "" while the lake holds nothing of the source
+def mark(
+    self: Lake,
+    source: str | None = None,  # None = the one ingested last
+) -> str:  # 16 hex digits, "" while the lake holds nothing of the source
     "The fingerprint as the diary has it, without reading the bars."
-    found = self.rows("SELECT arg_max(fingerprint, number) AS f FROM lake.ingests WHERE source = $source", source=source or self.source()).f[0]
+    found = self.rows(
+        "SELECT arg_max(fingerprint, number) AS f FROM lake.ingests WHERE source = $source",
+        source=source or self.source(),
+    ).f[0]
     return found if isinstance(found, str) else ""
 
+
 @patch
-def verify(self: Lake) -> str: # the fingerprint, when all is well
+def verify(self: Lake) -> str:  # the fingerprint, when all is well
     "Read everything and compare it with what was written; damaged files do not pass, and are named."
     self.check_files()
     for source in self.source_names():
         if (found := self.fingerprint(source=source)) != (expected := self.mark(source)):
-            raise LakeUnavailable(f"The bars of {source} are not what was written: fingerprint {found}, expected {expected}.",
-                                  "Restore the lake from a backup, or read an earlier snapshot.", source=source)
+            raise LakeUnavailable(
+                f"The bars of {source} are not what was written: fingerprint {found}, expected {expected}.",
+                "Restore the lake from a backup, or read an earlier snapshot.",
+                source=source,
+            )
     return self.fingerprint()
+
 
 @patch
 def purged(self: Lake, cursor):
     "After rows were removed by age: a line in the diary with the new fingerprint of each source."
     last = self.source()
     for source in sorted(self.source_names(), key=lambda s: (s == last, s)):
-        self._note(cursor, source, pd.Timestamp.now("UTC"), "", (0, 0, 0, 0, 0), self.sums(source, cursor=cursor))
+        self._note(
+            cursor, source, pd.Timestamp.now("UTC"), "", (0, 0, 0, 0, 0), self.sums(source, cursor=cursor)
+        )
 
 # %% ../../nbs/lake/50_lake.ipynb #2493a924
 @patch
-def source_names(self: Lake,
-    snapshot: int | None = None, # a version of the lake
-) -> list[str]: # sorted
+def source_names(
+    self: Lake,
+    snapshot: int | None = None,  # a version of the lake
+) -> list[str]:  # sorted
     "Every source with bars in the lake."
     at = f" AT (VERSION => {int(snapshot)})" if snapshot is not None else ""
     return self.rows(f"SELECT DISTINCT source FROM lake.bars{at} ORDER BY 1").source.tolist()
 
-@patch
-def tickers(self: Lake,
-    source: str | None = None, # None = the one ingested last
-) -> list[str]: # sorted
-    "Every ticker with a bar."
-    return self.rows("SELECT DISTINCT ticker FROM lake.bars WHERE source = $source ORDER BY 1", source=source or self.source()).ticker.tolist()
 
 @patch
-def sessions(self: Lake,
-    source: str | None = None, # None = the one ingested last
-) -> pd.DatetimeIndex: # dates without a zone, sorted
+def tickers(
+    self: Lake,
+    source: str | None = None,  # None = the one ingested last
+) -> list[str]:  # sorted
+    "Every ticker with a bar."
+    return self.rows(
+        "SELECT DISTINCT ticker FROM lake.bars WHERE source = $source ORDER BY 1",
+        source=source or self.source(),
+    ).ticker.tolist()
+
+
+@patch
+def sessions(
+    self: Lake,
+    source: str | None = None,  # None = the one ingested last
+) -> pd.DatetimeIndex:  # dates without a zone, sorted
     "Every session with a bar."
-    found = self.rows("SELECT DISTINCT event_time::DATE AS day FROM lake.bars WHERE source = $source ORDER BY 1", source=source or self.source())
+    found = self.rows(
+        "SELECT DISTINCT event_time::DATE AS day FROM lake.bars WHERE source = $source ORDER BY 1",
+        source=source or self.source(),
+    )
     return pd.DatetimeIndex(pd.to_datetime(found.day), name="session")
 
 # %% ../../nbs/lake/50_lake.ipynb #dc3091a5
 @patch
-def history(self: Lake,
-    security: str, # permanent id, see `securities` and `resolve`
-    start = None, # first session, inclusive
-    end = None, # last session, inclusive
-    as_of = None, # what was known then
-    snapshot: int | str | None = None, # a version of the lake, or the name of a pin
-    adjusted: bool = True, # for splits and dividends known by `as_of`
-    source: str | None = None, # None = the one ingested last
-) -> pd.DataFrame: # bars by time; `ticker` is the one borne on the day
+def history(
+    self: Lake,
+    security: str,  # permanent id, see `securities` and `resolve`
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+    as_of=None,  # what was known then
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    adjusted: bool = True,  # for splits and dividends known by `as_of`
+    source: str | None = None,  # None = the one ingested last
+) -> pd.DataFrame:  # bars by time; `ticker` is the one borne on the day
     "Bars of one security over all its tickers."
     snapshot = None if snapshot is None else self.number(snapshot)
     spells = self.securities(as_of, snapshot)
     mine = spells[spells.security == security].sort_values("since")
-    if not len(mine): raise UnknownTicker(f"No security is called {str(security)[:40]}.", did_you_mean(str(security)[:40], sorted(set(spells.security))))
+    if not len(mine):
+        raise UnknownTicker(
+            f"No security is called {str(security)[:40]}.",
+            did_you_mean(str(security)[:40], sorted(set(spells.security))),
+        )
     source, seen = source or self.source(snapshot), moment(as_of, late=True)
     bars, factors = [], []
     for s in mine.itertuples():
@@ -352,15 +523,31 @@ def history(self: Lake,
         last = min(moment(end, late=True), until - pd.Timedelta(microseconds=1))
         bars.append(self.bars([s.ticker], max(moment(start), s.since), last, as_of, snapshot, False, source))
         query = f"SELECT event_time, factor FROM ({current('adjustments', snapshot, True)}) WHERE event_time > $since"
-        factors.append(self.rows(query, source=source, as_of=seen, start=FIRST, end=min(until, seen), tickers=[s.ticker], since=s.since))
+        factors.append(
+            self.rows(
+                query,
+                source=source,
+                as_of=seen,
+                start=FIRST,
+                end=min(until, seen),
+                tickers=[s.ticker],
+                since=s.since,
+            )
+        )
     bars = pd.concat(bars, ignore_index=True).sort_values("event_time", ignore_index=True)
-    if not adjusted: return bars
+    if not adjusted:
+        return bars
     events = pd.concat(factors).assign(ticker=security).sort_values("event_time", ignore_index=True)
     return adjust(bars.assign(ticker=security), events).assign(ticker=bars.ticker)
 
 # %% ../../nbs/lake/50_lake.ipynb #16850eec
 @patch
 def __repr__(self: Lake):
-    if not self.con: return "Lake, closed"
-    found = self.rows("SELECT source, count(*) AS n, count(DISTINCT ticker) AS t FROM lake.bars GROUP BY source ORDER BY source")
-    return f"Lake at snapshot {self.snapshot()}: " + ("; ".join(f"{r.n:,} rows of {r.t} tickers from {r.source}" for r in found.itertuples()) or "empty")
+    if not self.con:
+        return "Lake, closed"
+    found = self.rows(
+        "SELECT source, count(*) AS n, count(DISTINCT ticker) AS t FROM lake.bars GROUP BY source ORDER BY source"
+    )
+    return f"Lake at snapshot {self.snapshot()}: " + (
+        "; ".join(f"{r.n:,} rows of {r.t} tickers from {r.source}" for r in found.itertuples()) or "empty"
+    )

@@ -20,39 +20,62 @@ class Kept(Facts):
 
 # %% ../../nbs/lake/20_maintenance.ipynb #2cd2b906
 @patch
-def pin(self: Kept,
-    name: str, # e.g. the id of a training run
-    snapshot: int | None = None, # a version of the lake; None = the newest
-    reason: str = "", # for those who wonder later
-) -> int: # the version that is pinned
+def pin(
+    self: Kept,
+    name: str,  # e.g. the id of a training run
+    snapshot: int | None = None,  # a version of the lake; None = the newest
+    reason: str = "",  # for those who wonder later
+) -> int:  # the version that is pinned
     "Give a version a name; it survives expiry until it is unpinned."
     number = self.snapshot() if snapshot is None else int(snapshot)
-    if number not in set(self.snapshots().snapshot): raise DataError(f"There is no snapshot {number} to pin.", f"The newest is {self.snapshot()}.")
-    self.add("pins", pd.DataFrame(dict(name=[name], snapshot=[number], reason=[reason])), known_at=pd.Timestamp.now("UTC"))
+    if number not in set(self.snapshots().snapshot):
+        raise DataError(f"There is no snapshot {number} to pin.", f"The newest is {self.snapshot()}.")
+    self.add(
+        "pins",
+        pd.DataFrame(dict(name=[name], snapshot=[number], reason=[reason])),
+        known_at=pd.Timestamp.now("UTC"),
+    )
     return number
 
+
 @patch
-def unpin(self: Kept,
-    name: str, # as it was pinned
+def unpin(
+    self: Kept,
+    name: str,  # as it was pinned
 ):
     "Let a version go."
-    self.number(name) # an unknown name is answered with near ones
-    self.add("pins", pd.DataFrame(dict(name=[name], snapshot=[None], reason=["unpinned"])), known_at=pd.Timestamp.now("UTC"))
+    self.number(name)  # an unknown name is answered with near ones
+    self.add(
+        "pins",
+        pd.DataFrame(dict(name=[name], snapshot=[None], reason=["unpinned"])),
+        known_at=pd.Timestamp.now("UTC"),
+    )
+
 
 @patch
-def pins(self: Kept) -> pd.DataFrame: # columns name, snapshot, known_at, reason
+def pins(self: Kept) -> pd.DataFrame:  # columns name, snapshot, known_at, reason
     "The versions that have a name."
-    return self.facts("pins").dropna(subset="snapshot").astype(dict(snapshot=int))[["name", "snapshot", "known_at", "reason"]].reset_index(drop=True)
+    return (
+        self.facts("pins")
+        .dropna(subset="snapshot")
+        .astype(dict(snapshot=int))[["name", "snapshot", "known_at", "reason"]]
+        .reset_index(drop=True)
+    )
+
 
 @patch
-def snapshots(self: Kept) -> pd.DataFrame: # columns snapshot, at, changes
+def snapshots(self: Kept) -> pd.DataFrame:  # columns snapshot, at, changes
     "Every version there is."
-    found = self.rows("SELECT snapshot_id AS snapshot, snapshot_time AS at, changes::VARCHAR AS changes FROM ducklake_snapshots('lake') ORDER BY 1")
+    found = self.rows(
+        "SELECT snapshot_id AS snapshot, snapshot_time AS at, changes::VARCHAR AS changes FROM ducklake_snapshots('lake') ORDER BY 1"
+    )
     return found.assign(at=pd.to_datetime(found["at"], utc=True))
 
 # %% ../../nbs/lake/20_maintenance.ipynb #c1e0635d
 @patch
-def files(self: Kept) -> pd.DataFrame: # columns table, file, bytes, rows, since, until (NA = still in the newest version)
+def files(
+    self: Kept,
+) -> pd.DataFrame:  # columns table, file, bytes, rows, since, until (NA = still in the newest version)
     "Every data file that some version needs."
     return self.rows("""SELECT table_name AS "table", f.path AS file, file_size_bytes AS bytes, record_count AS rows,
                f.begin_snapshot AS since, f.end_snapshot AS until
@@ -60,173 +83,267 @@ def files(self: Kept) -> pd.DataFrame: # columns table, file, bytes, rows, since
         JOIN (SELECT DISTINCT table_id, table_name FROM __ducklake_metadata_lake.ducklake_table) USING (table_id)
         ORDER BY table_name, f.begin_snapshot, f.path""")
 
+
 @patch
-def storage_table(self: Kept) -> pd.DataFrame: # index: tables; columns rows, files, bytes, old_bytes (kept for earlier versions only)
+def storage_table(
+    self: Kept,
+) -> pd.DataFrame:  # index: tables; columns rows, files, bytes, old_bytes (kept for earlier versions only)
     "How much each table takes."
     found = self.files()
-    now = found[found.until.isna()].groupby("table").agg(rows=("rows", "sum"), files=("file", "size"), bytes=("bytes", "sum"))
+    now = (
+        found[found.until.isna()]
+        .groupby("table")
+        .agg(rows=("rows", "sum"), files=("file", "size"), bytes=("bytes", "sum"))
+    )
     old = found[found.until.notna()].groupby("table").bytes.sum().rename("old_bytes")
     return now.join(old, how="outer").reindex(self.names()).fillna(0).astype(int).rename_axis("table")
 
 # %% ../../nbs/lake/20_maintenance.ipynb #016b2ee1
-def _here(lake): return None if "://" in lake.storage.data_url else Path(lake.storage.data_url) # the folder of data files, when it is one
+def _here(lake):
+    return (
+        None if "://" in lake.storage.data_url else Path(lake.storage.data_url)
+    )  # the folder of data files, when it is one
+
 
 def _digest(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
 
 @patch
-def seals(self: Kept) -> dict: # file name -> checksum
+def seals(self: Kept) -> dict:  # file name -> checksum
     "The checksums on record."
     place = self.dir / "files.sha256"
     lines = place.read_text().splitlines() if place.exists() else []
-    return {x[66:].rsplit("/", 1)[-1]: x[:64] for x in lines if len(x) > 66} # a torn last line does not count
+    return {
+        x[66:].rsplit("/", 1)[-1]: x[:64] for x in lines if len(x) > 66
+    }  # a torn last line does not count
+
 
 @patch
 def seal(self: Kept):
     "Record the checksum of each data file that has none yet."
-    if (here := _here(self)) is None or not here.exists(): return
+    if (here := _here(self)) is None or not here.exists():
+        return
     known = self.seals()
     fresh = [p for p in sorted(here.rglob("*.parquet")) if p.name not in known]
-    if not fresh: return
+    if not fresh:
+        return
     with open(self.dir / "files.sha256", "a") as f:
-        for p in fresh: f.write(f"\n{_digest(p)}  {p.relative_to(self.dir) if p.is_relative_to(self.dir) else p}")
+        for p in fresh:
+            f.write(f"\n{_digest(p)}  {p.relative_to(self.dir) if p.is_relative_to(self.dir) else p}")
     self.step("sealed")
 
 # %% ../../nbs/lake/20_maintenance.ipynb #b24e85d9
 @patch
-def damaged(self: Kept) -> pd.DataFrame: # columns table, file, what, intact (last version that does not need it)
+def damaged(
+    self: Kept,
+) -> pd.DataFrame:  # columns table, file, what, intact (last version that does not need it)
     "Data files that are not what was written; empty when all is well."
     here, known, found = _here(self), self.seals(), []
     paths = {p.name: p for p in here.rglob("*.parquet")} if here else {}
     for row in self.files().itertuples():
         name = row.file.rsplit("/", 1)[-1]
-        if here and name not in paths: what = "is missing"
-        elif here and name in known: what = "" if _digest(paths[name]) == known[name] else "is not what was written, byte for byte"
-        else: what = self._unreadable_file(row.table, paths.get(name, name))
-        if what: found.append(dict(table=row.table, file=name, what=what, intact=int(row.since) - 1))
+        if here and name not in paths:
+            what = "is missing"
+        elif here and name in known:
+            what = "" if _digest(paths[name]) == known[name] else "is not what was written, byte for byte"
+        else:
+            what = self._unreadable_file(row.table, paths.get(name, name))
+        if what:
+            found.append(dict(table=row.table, file=name, what=what, intact=int(row.since) - 1))
     return pd.DataFrame(found, columns=["table", "file", "what", "intact"])
 
+
 @patch
-def _unreadable_file(self: Kept, table, path): # "" when every column of the file can be read
-    where = str(path) if isinstance(path, Path) else f"{self.storage.data_url.rstrip('/')}/main/{table}/{path}"
-    try: self.con.cursor().execute("SELECT bit_xor(hash(t)) FROM read_parquet($p) t", dict(p=where)).fetchone()
-    except duckdb.Error as e: return f"cannot be read: {line(e)[:200]}"
+def _unreadable_file(self: Kept, table, path):  # "" when every column of the file can be read
+    where = (
+        str(path) if isinstance(path, Path) else f"{self.storage.data_url.rstrip('/')}/main/{table}/{path}"
+    )
+    try:
+        self.con.cursor().execute("SELECT bit_xor(hash(t)) FROM read_parquet($p) t", dict(p=where)).fetchone()
+    except duckdb.Error as e:
+        return f"cannot be read: {line(e)[:200]}"
     return ""
+
 
 @patch
 def check_files(self: Kept):
     "`LakeUnavailable` when a data file is damaged; it names the file, its table and what is still good."
     bad = self.damaged()
-    if not len(bad): return
+    if not len(bad):
+        return
     one = bad.iloc[0]
     more = f" and {len(bad) - 1} more files are damaged" if len(bad) > 1 else ""
-    raise LakeUnavailable(f"{one.file} of the table {one.table} {one.what}{more}.",
-                          f"Restore it from a backup; versions up to {bad.intact.min()} do not need it and still read.", files=bad.file.tolist())
+    raise LakeUnavailable(
+        f"{one.file} of the table {one.table} {one.what}{more}.",
+        f"Restore it from a backup; versions up to {bad.intact.min()} do not need it and still read.",
+        files=bad.file.tolist(),
+    )
 
 # %% ../../nbs/lake/20_maintenance.ipynb #2b4fbaca
 @patch
-def _chore(self: Kept, statement, **params): # one CALL of DuckLake under the lock
+def _chore(self: Kept, statement, **params):  # one CALL of DuckLake under the lock
     with self.writer():
-        try: return self.con.execute(statement, params or None).to_arrow_table().to_pandas()
-        except duckdb.Error as e: raise LakeUnavailable(f"The upkeep did not finish: {line(e)}.", advice(e, "Nothing is lost; try again later.")) from e
-        finally: self.seal()
+        try:
+            return self.con.execute(statement, params or None).to_arrow_table().to_pandas()
+        except duckdb.Error as e:
+            raise LakeUnavailable(
+                f"The upkeep did not finish: {line(e)}.", advice(e, "Nothing is lost; try again later.")
+            ) from e
+        finally:
+            self.seal()
+
 
 @patch
-def compact(self: Kept,
-    dry_run: bool = False, # only say what would be merged
-) -> pd.DataFrame: # columns table, files, bytes: what is, or was, in small pieces
+def compact(
+    self: Kept,
+    dry_run: bool = False,  # only say what would be merged
+) -> pd.DataFrame:  # columns table, files, bytes: what is, or was, in small pieces
     "Merge the small files that daily batches leave behind; no version is lost."
     now = self.storage_table().query("files > 1")[["files", "bytes"]].reset_index()
-    if not dry_run: self._chore("CALL ducklake_merge_adjacent_files('lake')")
+    if not dry_run:
+        self._chore("CALL ducklake_merge_adjacent_files('lake')")
     return now
 
+
 @patch
-def expire(self: Kept,
-    days: float = 30, # versions younger than this stay
-    dry_run: bool = True, # only say which would go
-    keep = (), # numbers of further versions that stay, such as those models were trained on
-) -> pd.DataFrame: # the versions that go: snapshot, at, changes
+def expire(
+    self: Kept,
+    days: float = 30,  # versions younger than this stay
+    dry_run: bool = True,  # only say which would go
+    keep=(),  # numbers of further versions that stay, such as those models were trained on
+) -> pd.DataFrame:  # the versions that go: snapshot, at, changes
     "Forget old versions, except the newest and those with a pin."
     found, kept = self.snapshots(), set(self.pins().snapshot) | {self.snapshot(), *keep}
-    old = found[(found["at"] < pd.Timestamp.now("UTC") - pd.Timedelta(days=days)) & ~found.snapshot.isin(kept)].reset_index(drop=True)
-    if len(old) and not dry_run: self._chore(f"CALL ducklake_expire_snapshots('lake', versions => {old.snapshot.astype(int).tolist()})")
+    old = found[
+        (found["at"] < pd.Timestamp.now("UTC") - pd.Timedelta(days=days)) & ~found.snapshot.isin(kept)
+    ].reset_index(drop=True)
+    if len(old) and not dry_run:
+        self._chore(
+            f"CALL ducklake_expire_snapshots('lake', versions => {old.snapshot.astype(int).tolist()})"
+        )
     return old
 
 # %% ../../nbs/lake/20_maintenance.ipynb #3de451e0
 @patch
-def clean(self: Kept,
-    grace: str = "1D", # leave files that were needed this recently
-    dry_run: bool = True, # only say which would go
-) -> list[str]: # names of the files that go, sorted
+def clean(
+    self: Kept,
+    grace: str = "1D",  # leave files that were needed this recently
+    dry_run: bool = True,  # only say which would go
+) -> list[str]:  # names of the files that go, sorted
     "Delete files that no version needs: merged, expired, or left by a killed writer."
     before, found = pd.Timestamp.now("UTC") - pd.Timedelta(grace), set()
     for call in ("ducklake_cleanup_old_files", "ducklake_delete_orphaned_files"):
-        found |= set(self._chore(f"CALL {call}('lake', older_than => $before, dry_run => {str(dry_run).lower()})", before=before).iloc[:, 0])
-    if found and not dry_run: self._forget({f.rsplit("/", 1)[-1] for f in found})
+        found |= set(
+            self._chore(
+                f"CALL {call}('lake', older_than => $before, dry_run => {str(dry_run).lower()})",
+                before=before,
+            ).iloc[:, 0]
+        )
+    if found and not dry_run:
+        self._forget({f.rsplit("/", 1)[-1] for f in found})
     return sorted(f.rsplit("/", 1)[-1] for f in found)
 
+
 @patch
-def _forget(self: Kept, names): # checksums of files that are gone
+def _forget(self: Kept, names):  # checksums of files that are gone
     place = self.dir / "files.sha256"
-    if not place.exists(): return
+    if not place.exists():
+        return
     kept = [x for x in place.read_text().splitlines() if len(x) > 66 and x.rsplit("/", 1)[-1] not in names]
     (new := place.with_suffix(".new")).write_text("\n".join(["", *kept]))
     new.replace(place)
 
 # %% ../../nbs/lake/20_maintenance.ipynb #8536272b
-RETENTION = { # table -> years to keep, by event_time; a table that is not named is kept for ever
-    "bars": 7, "adjustments": 7, "macro": 7, "fundamentals": 7, "news": 7, "quarantine": 7, "flags": 7, "intraday": 3, "intraday_refused": 3, "ingests": 10,
+RETENTION = {  # table -> years to keep, by event_time; a table that is not named is kept for ever
+    "bars": 7,
+    "adjustments": 7,
+    "macro": 7,
+    "fundamentals": 7,
+    "news": 7,
+    "quarantine": 7,
+    "flags": 7,
+    "intraday": 3,
+    "intraday_refused": 3,
+    "ingests": 10,
 }
 
+
 @patch
-def retain(self: Kept,
-    policy: dict | None = None, # table -> years; None = RETENTION
-    now = None, # count from then; None = the clock
-    dry_run: bool = True, # only count
-) -> pd.DataFrame: # columns table, years, before, rows
+def retain(
+    self: Kept,
+    policy: dict | None = None,  # table -> years; None = RETENTION
+    now=None,  # count from then; None = the clock
+    dry_run: bool = True,  # only count
+) -> pd.DataFrame:  # columns table, years, before, rows
     "Remove rows that are older than the policy keeps; pinned versions still read them."
-    policy, now, todo = RETENTION if policy is None else policy, pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now), []
+    policy = RETENTION if policy is None else policy
+    now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
+    todo = []
     if strange := sorted(set(policy) - set(FACTS) - set(self.TABLES)):
         raise DataError(f"There is no table {strange[0]} to purge.", f"Tables are {', '.join(self.names())}.")
     for table, years in sorted(policy.items()):
-        if not self.has(table): continue
+        if not self.has(table):
+            continue
         column, before = "finished" if table == "ingests" else "event_time", now - pd.DateOffset(years=years)
-        n = int(self.rows(f"SELECT count(*) AS n FROM lake.{table} WHERE {column} < $before", before=before).n[0])
+        n = int(
+            self.rows(f"SELECT count(*) AS n FROM lake.{table} WHERE {column} < $before", before=before).n[0]
+        )
         todo.append(dict(table=table, years=years, before=before, rows=n, column=column))
     plan = pd.DataFrame(todo, columns=["table", "years", "before", "rows", "column"])
-    if not dry_run and plan.rows.sum(): self._purge(plan[plan.rows > 0])
+    if not dry_run and plan.rows.sum():
+        self._purge(plan[plan.rows > 0])
     return plan.drop(columns="column")
 
 # %% ../../nbs/lake/20_maintenance.ipynb #2cc4a4cb
 @patch
-def _purge(self: Kept, plan): # delete, in one transaction
+def _purge(self: Kept, plan):  # delete, in one transaction
     with self.writer(), self.con.cursor() as cur:
         try:
-            cur.execute("BEGIN"); self.step("purge begun")
-            for row in plan.itertuples(): cur.execute(f"DELETE FROM lake.{row.table} WHERE {row.column} < $before", dict(before=row.before))
-            self.purged(cur); self.step("purged")
-            cur.execute("COMMIT"); self.step("purge committed")
+            cur.execute("BEGIN")
+            self.step("purge begun")
+            for row in plan.itertuples():
+                cur.execute(
+                    f"DELETE FROM lake.{row.table} WHERE {row.column} < $before", dict(before=row.before)
+                )
+            self.purged(cur)
+            self.step("purged")
+            cur.execute("COMMIT")
+            self.step("purge committed")
             self.seal()
         except duckdb.Error as e:
-            raise LakeUnavailable(f"Nothing was purged: {line(e)}.", advice(e, "Try again later.")) from e # closing the cursor rolls back
+            raise LakeUnavailable(
+                f"Nothing was purged: {line(e)}.", advice(e, "Try again later.")
+            ) from e  # closing the cursor rolls back
+
 
 @patch
-def purged(self: Kept,
-    cursor, # of the transaction that deleted
+def purged(
+    self: Kept,
+    cursor,  # of the transaction that deleted
 ):
     "What has to be renewed after a purge; here nothing."
 
 # %% ../../nbs/lake/20_maintenance.ipynb #825c0baf
 @patch
-def upkeep(self: Kept,
-    days: float = 30, # versions younger than this stay
-    grace: str = "1D", # leave files that were needed this recently
-    dry_run: bool = True, # only say what would happen
-) -> dict: # merged: tables, expired: versions, removed: files, bytes before and after
+def upkeep(
+    self: Kept,
+    days: float = 30,  # versions younger than this stay
+    grace: str = "1D",  # leave files that were needed this recently
+    dry_run: bool = True,  # only say what would happen
+) -> dict:  # merged: tables, expired: versions, removed: files, bytes before and after
     "Compact, expire and clean, in this order; retention is a call of its own."
     before = int(self.storage_table()[["bytes", "old_bytes"]].sum().sum())
     merged = self.compact(dry_run)
     expired = self.expire(days, dry_run)
     removed = self.clean(grace, dry_run)
     after = int(self.storage_table()[["bytes", "old_bytes"]].sum().sum())
-    return dict(merged=merged["table"].tolist(), expired=expired.snapshot.tolist(), removed=removed, bytes_before=before, bytes_after=after, dry_run=dry_run)
+    return dict(
+        merged=merged["table"].tolist(),
+        expired=expired.snapshot.tolist(),
+        removed=removed,
+        bytes_before=before,
+        bytes_after=after,
+        dry_run=dry_run,
+    )

@@ -18,197 +18,303 @@ from .facts import as_learned
 
 # %% ../../nbs/lake/60_reference_files.ipynb #8de30a23
 def read_table(
-    table: str | Path | pd.DataFrame, # a CSV or Parquet file, or a frame
-    columns: dict, # our name -> their name
-) -> pd.DataFrame: # the named columns, renamed, the rest as it was
+    table: str | Path | pd.DataFrame,  # a CSV or Parquet file, or a frame
+    columns: dict,  # our name -> their name
+) -> pd.DataFrame:  # the named columns, renamed, the rest as it was
     "A table with our names for its columns."
     if not isinstance(table, pd.DataFrame):
         path = Path(table)
-        if not path.is_file(): raise FileMissing(f"There is no file {path.name}.", "Check the path.", path=str(path))
+        if not path.is_file():
+            raise FileMissing(f"There is no file {path.name}.", "Check the path.", path=str(path))
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     if absent := [c for c in columns.values() if c not in table]:
-        raise ColumnsUnmapped(f"The table has no column '{absent[0]}'.", did_you_mean(absent[0], [str(c) for c in table.columns]))
+        raise ColumnsUnmapped(
+            f"The table has no column '{absent[0]}'.",
+            did_you_mean(absent[0], [str(c) for c in table.columns]),
+        )
     return table.rename(columns={theirs: ours for ours, theirs in columns.items()})
 
-def _day(values): # dates, ISO text or YYYYMMDD numbers -> midnight UTC
+
+def _day(values):  # dates, ISO text or YYYYMMDD numbers -> midnight UTC
     text = pd.Series(values).astype("str").str.replace(r"\.0$", "", regex=True)
-    days = pd.to_datetime(text.where(~text.str.fullmatch(r"\d{8}"), text.str.replace(r"(\d{4})(\d\d)(\d\d)", r"\1-\2-\3", regex=True)),
-                          format="ISO8601", errors="coerce", utc=True)
+    days = pd.to_datetime(
+        text.where(
+            ~text.str.fullmatch(r"\d{8}"), text.str.replace(r"(\d{4})(\d\d)(\d\d)", r"\1-\2-\3", regex=True)
+        ),
+        format="ISO8601",
+        errors="coerce",
+        utc=True,
+    )
     return days.astype("datetime64[us, UTC]")
 
-NEXT = pd.Timedelta(days=1) # a day that is included ends at the next midnight
+
+NEXT = pd.Timedelta(days=1)  # a day that is included ends at the next midnight
 
 # %% ../../nbs/lake/60_reference_files.ipynb #90b76e49
-STILL = pd.Timestamp("2050-01-01", tz="UTC") # files write far dates for "no end"
+STILL = pd.Timestamp("2050-01-01", tz="UTC")  # files write far dates for "no end"
+
 
 def read_spells(
-    table, # path or frame: one row a change, in any order
-    security: str = "ticker", # column with the permanent id
-    until: str = "date", # column with the last day of the ticker; the first row holds the first day
-    ticker: str = "mapped_symbol", # column with the ticker borne until then
-) -> pd.DataFrame: # for lake.add("spells", …)
+    table,  # path or frame: one row a change, in any order
+    security: str = "ticker",  # column with the permanent id
+    until: str = "date",  # column with the last day of the ticker; the first row holds the first day
+    ticker: str = "mapped_symbol",  # column with the ticker borne until then
+) -> pd.DataFrame:  # for lake.add("spells", …)
     "Ticker spells from a map file, as they became known."
-    rows = read_table(table, dict(security=security, until=until, ticker=ticker))[["security", "until", "ticker"]]
-    rows = rows.assign(until=_day(rows.until), ticker=rows.ticker.str.upper()).sort_values(["security", "until"], ignore_index=True)
+    rows = read_table(table, dict(security=security, until=until, ticker=ticker))[
+        ["security", "until", "ticker"]
+    ]
+    rows = rows.assign(until=_day(rows.until), ticker=rows.ticker.str.upper()).sort_values(
+        ["security", "until"], ignore_index=True
+    )
     begin = rows.until.groupby(rows.security).shift()
     first = begin.groupby(rows.security).cumcount() == 1
-    spells = rows.assign(event_time=begin.where(first, begin + NEXT), until=(rows.until + NEXT).mask(rows.until > STILL)).dropna(subset="event_time")
+    spells = rows.assign(
+        event_time=begin.where(first, begin + NEXT), until=(rows.until + NEXT).mask(rows.until > STILL)
+    ).dropna(subset="event_time")
     return as_learned(_joined(spells[~(spells.until <= spells.event_time)]))
 
-def _joined(spells): # two spells in a row under one ticker are one
+
+def _joined(spells):  # two spells in a row under one ticker are one
     same = spells.ticker.eq(spells.ticker.shift()) & spells.security.eq(spells.security.shift())
     grouped = spells.groupby((~same).cumsum(), sort=False)
-    return grouped.first().assign(until=spells.until.groupby((~same).cumsum(), sort=False).apply(lambda u: u.iloc[-1])).reset_index(drop=True)
+    return (
+        grouped.first()
+        .assign(until=spells.until.groupby((~same).cumsum(), sort=False).apply(lambda u: u.iloc[-1]))
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/lake/60_reference_files.ipynb #5501059d
 def read_members(
-    table, # path or frame: one row a spell
-    index: str, # name of the index, e.g. sp500
-    ticker: str = "ticker", # column with the ticker
-    start: str = "start_date", # column with the first day
-    end: str = "end_date", # column with the day it left; empty = still a member
-) -> pd.DataFrame: # for lake.add("members", …)
+    table,  # path or frame: one row a spell
+    index: str,  # name of the index, e.g. sp500
+    ticker: str = "ticker",  # column with the ticker
+    start: str = "start_date",  # column with the first day
+    end: str = "end_date",  # column with the day it left; empty = still a member
+) -> pd.DataFrame:  # for lake.add("members", …)
     "Membership spells, as they became known."
     rows = read_table(table, dict(ticker=ticker, event_time=start, until=end))
-    return as_learned(rows.assign(index_name=index, event_time=_day(rows.event_time), until=_day(rows.until))[["index_name", "ticker", "event_time", "until"]])
+    return as_learned(
+        rows.assign(index_name=index, event_time=_day(rows.event_time), until=_day(rows.until))[
+            ["index_name", "ticker", "event_time", "until"]
+        ]
+    )
 
 # %% ../../nbs/lake/60_reference_files.ipynb #d34bf0bb
 def read_sectors(
-    table, # path or frame: one row a ticker and change
-    ticker: str = "ticker", # column with the ticker
-    sector: str = "sector", # column with the sector
-    industry: str = "industry", # column with the industry
-    start: str = "valid_from", # column with the first day it counts
-) -> pd.DataFrame: # for lake.add("sectors", …)
+    table,  # path or frame: one row a ticker and change
+    ticker: str = "ticker",  # column with the ticker
+    sector: str = "sector",  # column with the sector
+    industry: str = "industry",  # column with the industry
+    start: str = "valid_from",  # column with the first day it counts
+) -> pd.DataFrame:  # for lake.add("sectors", …)
     "Sectors and industries, known from the day they count."
     rows = read_table(table, dict(ticker=ticker, sector=sector, industry=industry, event_time=start))
     day = _day(rows.event_time)
-    return rows.assign(event_time=day, known_at=day)[["ticker", "sector", "industry", "event_time", "known_at"]]
+    return rows.assign(event_time=day, known_at=day)[
+        ["ticker", "sector", "industry", "event_time", "known_at"]
+    ]
 
 # %% ../../nbs/lake/60_reference_files.ipynb #cc65584c
 def read_reports(
-    table, # path or frame: one row a report
-    items: list[str] | None = None, # columns with figures; None = every numeric column that is not named below
-    ticker: str = "ticker", # column with the ticker
-    period: str = "end_date", # column with the end of the period
-    known: str = "as_of", # column with the day the report was seen
-    form: str = "doc_type", # column with the kind of report
-    amended: str = "amend", # column that says whether it corrects an earlier one
-) -> pd.DataFrame: # for lake.add("fundamentals", …)
+    table,  # path or frame: one row a report
+    items: list[str]
+    | None = None,  # columns with figures; None = every numeric column that is not named below
+    ticker: str = "ticker",  # column with the ticker
+    period: str = "end_date",  # column with the end of the period
+    known: str = "as_of",  # column with the day the report was seen
+    form: str = "doc_type",  # column with the kind of report
+    amended: str = "amend",  # column that says whether it corrects an earlier one
+) -> pd.DataFrame:  # for lake.add("fundamentals", …)
     "Figures from reports, one row each, known at the end of the day they were seen."
-    rows = read_table(table, dict(ticker=ticker, event_time=period, known_at=known, form=form, amended=amended))
-    rows = rows.assign(event_time=_day(rows.event_time), known_at=_day(rows.known_at) + NEXT, amended=rows.amended.astype("str").str.lower().eq("true"))
+    rows = read_table(
+        table, dict(ticker=ticker, event_time=period, known_at=known, form=form, amended=amended)
+    )
+    rows = rows.assign(
+        event_time=_day(rows.event_time),
+        known_at=_day(rows.known_at) + NEXT,
+        amended=rows.amended.astype("str").str.lower().eq("true"),
+    )
     rows = rows[rows.event_time.notna() & rows.known_at.notna() & (rows.form != form)]
     keys = ["ticker", "event_time", "known_at", "form", "amended"]
     items = items or [c for c in rows.select_dtypes("number").columns if c not in (*keys, "fiscal_year")]
     long = rows.melt(id_vars=keys, value_vars=items, var_name="item", value_name="value")
     long["value"] = pd.to_numeric(long.value, errors="coerce")
-    long["known_at"] = long.known_at.where(long.known_at > long.event_time, long.event_time + NEXT) # nobody knows a quarter before it is over
+    long["known_at"] = long.known_at.where(
+        long.known_at > long.event_time, long.event_time + NEXT
+    )  # nobody knows a quarter before it is over
     return long.dropna(subset="value").sort_values(["known_at", *keys[:2]], kind="stable", ignore_index=True)
 
 # %% ../../nbs/lake/60_reference_files.ipynb #f1aa62aa
 def read_macro(
-    table, # path or frame: one column a series
-    lag: str | dict, # after the reference date, e.g. "45D"; or series -> lag
-    date: str = "date", # column with the reference date
-) -> pd.DataFrame: # for lake.add("macro", …)
+    table,  # path or frame: one column a series
+    lag: str | dict,  # after the reference date, e.g. "45D"; or series -> lag
+    date: str = "date",  # column with the reference date
+) -> pd.DataFrame:  # for lake.add("macro", …)
     "Series, one row a value, known a stated lag after their reference date."
     rows = read_table(table, dict(event_time=date))
     rows = rows.assign(event_time=_day(rows.event_time))
     series = [c for c in rows.columns if c != "event_time"]
     if isinstance(lag, dict):
-        if absent := [c for c in lag if c not in series]: raise ColumnsUnmapped(f"The table has no series '{absent[0]}'.", did_you_mean(absent[0], series))
+        if absent := [c for c in lag if c not in series]:
+            raise ColumnsUnmapped(f"The table has no series '{absent[0]}'.", did_you_mean(absent[0], series))
         series = list(lag)
-    long = rows.melt(id_vars="event_time", value_vars=series, var_name="series", value_name="value").dropna(subset=["value", "event_time"])
-    after = long.series.map({k: pd.Timedelta(v) for k, v in lag.items()}) if isinstance(lag, dict) else pd.Timedelta(lag)
-    return long.assign(known_at=(long.event_time + after).astype("datetime64[us, UTC]")).reset_index(drop=True)
+    long = rows.melt(id_vars="event_time", value_vars=series, var_name="series", value_name="value").dropna(
+        subset=["value", "event_time"]
+    )
+    after = (
+        long.series.map({k: pd.Timedelta(v) for k, v in lag.items()})
+        if isinstance(lag, dict)
+        else pd.Timedelta(lag)
+    )
+    return long.assign(known_at=(long.event_time + after).astype("datetime64[us, UTC]")).reset_index(
+        drop=True
+    )
 
 # %% ../../nbs/lake/60_reference_files.ipynb #04893576
 _AGO = re.compile(r"(\d+)\s+(MINUTE|HOUR|DAY)S?\s+AGO")
 
+
 def published_times(
-    texts, # dates, instants, or words like "14 HOURS AGO"
-    scraped = None, # the instant at which the words were read
-    zone: str = "America/New_York", # clock of days without a time
-) -> pd.DataFrame: # columns event_time, known_at
+    texts,  # dates, instants, or words like "14 HOURS AGO"
+    scraped=None,  # the instant at which the words were read
+    zone: str = "America/New_York",  # clock of days without a time
+) -> pd.DataFrame:  # columns event_time, known_at
     "When a headline appeared, and when it could certainly be read."
     texts = pd.Series(texts)
     at = {t: _published(str(t).strip().upper(), scraped, zone) for t in texts.unique()}
     made = pd.DataFrame([at[t] for t in texts], columns=["event_time", "known_at"], index=texts.index)
     return made.apply(lambda c: pd.to_datetime(c, utc=True).astype("datetime64[us, UTC]"))
 
-def _published(text, scraped, zone): # event_time, known_at
+
+def _published(text, scraped, zone):  # event_time, known_at
     if ago := _AGO.fullmatch(text):
-        if scraped is None: raise DataError(f"'{text.lower()}' says nothing without the time at which it was read.",
-                                            "Give scraped=, the instant of the download.")
+        if scraped is None:
+            raise DataError(
+                f"'{text.lower()}' says nothing without the time at which it was read.",
+                "Give scraped=, the instant of the download.",
+            )
         at = pd.Timestamp(scraped)
-        at = (at.tz_localize("UTC") if at.tz is None else at.tz_convert("UTC")) - pd.Timedelta(int(ago[1]), ago[2].lower())
-        return at, at if ago[2] != "DAY" else at + NEXT # a number of days is rounded
-    try: at = pd.Timestamp(text)
-    except ValueError as e: raise DataError(f"'{text[:40]}' is no date.", "Leave such headlines out, or map another column.") from e
-    if pd.isna(at): raise DataError("A headline has no date.", "Leave such headlines out, or map another column.")
-    if at.tzinfo is not None or at != at.normalize(): return (at.tz_localize("UTC") if at.tzinfo is None else at.tz_convert("UTC"),) * 2
+        at = (at.tz_localize("UTC") if at.tz is None else at.tz_convert("UTC")) - pd.Timedelta(
+            int(ago[1]), ago[2].lower()
+        )
+        return at, at if ago[2] != "DAY" else at + NEXT  # a number of days is rounded
+    try:
+        at = pd.Timestamp(text)
+    except ValueError as e:
+        raise DataError(
+            f"'{text[:40]}' is no date.", "Leave such headlines out, or map another column."
+        ) from e
+    if pd.isna(at):
+        raise DataError("A headline has no date.", "Leave such headlines out, or map another column.")
+    if at.tzinfo is not None or at != at.normalize():
+        return (at.tz_localize("UTC") if at.tzinfo is None else at.tz_convert("UTC"),) * 2
     day = at.tz_localize(zone)
     return day.tz_convert("UTC"), (day + pd.DateOffset(days=1)).tz_convert("UTC")
 
 # %% ../../nbs/lake/60_reference_files.ipynb #d6413c5f
 def read_headlines(
-    table, # path or frame: one row a headline and ticker
-    ticker: str = "ticker", # column with the ticker
-    date: str = "published_date", # column with the date
-    headline: str = "title", # column with the text
-    publisher: str = "", # column with the publisher, "" = none
-    url: str = "", # column with the address, "" = none
-    scraped = None, # when the file was made, for words like "2 DAYS AGO"
-) -> pd.DataFrame: # for lake.add("news", …)
+    table,  # path or frame: one row a headline and ticker
+    ticker: str = "ticker",  # column with the ticker
+    date: str = "published_date",  # column with the date
+    headline: str = "title",  # column with the text
+    publisher: str = "",  # column with the publisher, "" = none
+    url: str = "",  # column with the address, "" = none
+    scraped=None,  # when the file was made, for words like "2 DAYS AGO"
+) -> pd.DataFrame:  # for lake.add("news", …)
     "Headlines with a hash of their address, or of day and text where they have none."
-    named = dict(ticker=ticker, date=date, headline=headline) | ({"publisher": publisher} if publisher else {}) | ({"url": url} if url else {})
+    named = (
+        dict(ticker=ticker, date=date, headline=headline)
+        | ({"publisher": publisher} if publisher else {})
+        | ({"url": url} if url else {})
+    )
     rows = read_table(table, named)[list(named)].reset_index(drop=True)
     rows = rows.join(published_times(rows.date, scraped))
     text = rows.url if url else rows.event_time.dt.strftime("%Y-%m-%d ") + rows.headline.astype("str")
     rows["hash"] = [hashlib.sha256(str(x).encode()).hexdigest()[:16] for x in text]
-    return rows.drop(columns="date").sort_values("known_at", kind="stable", ignore_index=True).drop_duplicates(["ticker", "hash"], ignore_index=True)
+    return (
+        rows.drop(columns="date")
+        .sort_values("known_at", kind="stable", ignore_index=True)
+        .drop_duplicates(["ticker", "hash"], ignore_index=True)
+    )
 
 # %% ../../nbs/lake/60_reference_files.ipynb #8254a248
 def read_factors(
-    table, # path or frame: columns ticker, date, price_factor, split_factor
-    source: str, # name of the source whose bars they adjust
-    spells: pd.DataFrame | None = None, # from `read_spells`; None = the id is the ticker
-) -> pd.DataFrame: # for lake.append(…, factors=…)
+    table,  # path or frame: columns ticker, date, price_factor, split_factor
+    source: str,  # name of the source whose bars they adjust
+    spells: pd.DataFrame | None = None,  # from `read_spells`; None = the id is the ticker
+) -> pd.DataFrame:  # for lake.append(…, factors=…)
     "Split and dividend factors from a file of running products."
     rows = read_table(table, dict(ticker="ticker", until="date", price="price_factor", split="split_factor"))
-    steps = factor_steps(pd.DataFrame(dict(ticker=rows.ticker, until=_day(rows.until), product=rows.price * rows.split)), source)
-    if spells is None: return steps
+    steps = factor_steps(
+        pd.DataFrame(dict(ticker=rows.ticker, until=_day(rows.until), product=rows.price * rows.split)),
+        source,
+    )
+    if spells is None:
+        return steps
     last = spells.sort_values("known_at").drop_duplicates(["security", "ticker", "event_time"], keep="last")
     last = last[["security", "ticker", "event_time", "until"]].rename(columns=dict(event_time="since"))
     held = steps.rename(columns=dict(ticker="security")).merge(last, on="security")
     inside = (held.event_time > held.since) & ((held.event_time <= held.until) | held.until.isna())
-    return held[inside][["ticker", "event_time", "known_at", "factor", "source"]].sort_values(["ticker", "event_time"], ignore_index=True)
+    return held[inside][["ticker", "event_time", "known_at", "factor", "source"]].sort_values(
+        ["ticker", "event_time"], ignore_index=True
+    )
 
 # %% ../../nbs/lake/60_reference_files.ipynb #39a62c84
-_REPORT = ("symbol end_date amend period_focus fiscal_year doc_type revenues op_income net_income eps_basic eps_diluted dividend assets cur_assets cur_liab "
-           "cash equity cash_flow_op cash_flow_inv cash_flow_fin").split()
+_REPORT = (
+    "symbol end_date amend period_focus fiscal_year doc_type revenues op_income net_income eps_basic eps_diluted dividend assets cur_assets cur_liab "
+    "cash equity cash_flow_op cash_flow_inv cash_flow_fin"
+).split()
 _PRICES = "symbol date open high low close volume adj_close".split()
 
+
 def read_archive(
-    path: str | Path, # YYYYMMDD.tar.gz with prices.csv and reports.csv
-    source: str = "archive", # name of the source, kept in every bar
-    calendar: Calendar | str = "XNYS", # the exchange
-    lag_minutes: float = 15, # minutes from the close until a bar counts as known
-) -> tuple[pd.DataFrame, pd.DataFrame]: # bars with adj_close for `inspect` and lake.append, reports for lake.add("fundamentals", …)
+    path: str | Path,  # YYYYMMDD.tar.gz with prices.csv and reports.csv
+    source: str = "archive",  # name of the source, kept in every bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+    lag_minutes: float = 15,  # minutes from the close until a bar counts as known
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # bars with adj_close for `inspect` and lake.append, reports for lake.add("fundamentals", …)
     "The bars and reports of one day, with the time they became known."
     path, calendar = Path(path), get_calendar(calendar) if isinstance(calendar, str) else calendar
     day = pd.to_datetime(path.name[:8], format="%Y%m%d", errors="coerce")
-    if pd.isna(day): raise DataError(f"The name {path.name[:40]} does not start with a day.", "Name archives YYYYMMDD.tar.gz.")
+    if pd.isna(day):
+        raise DataError(
+            f"The name {path.name[:40]} does not start with a day.", "Name archives YYYYMMDD.tar.gz."
+        )
     try:
-        with tarfile.open(path) as f: held = {m.name.rsplit("/", 1)[-1]: f.extractfile(m).read() for m in f.getmembers() if m.isfile() and m.size < 2**28}
-    except (tarfile.TarError, OSError, EOFError) as e: raise DataError(f"{path.name} is no archive, or was cut off: {e}.", "Fetch it again.") from e
+        with tarfile.open(path) as f:
+            held = {
+                m.name.rsplit("/", 1)[-1]: f.extractfile(m).read()
+                for m in f.getmembers()
+                if m.isfile() and m.size < 2**28
+            }
+    except (tarfile.TarError, OSError, EOFError) as e:
+        raise DataError(f"{path.name} is no archive, or was cut off: {e}.", "Fetch it again.") from e
     prices, reports = _csv(held.get("prices.csv", b""), _PRICES), _csv(held.get("reports.csv", b""), _REPORT)
     known = calendar.event_times([day])[0] + pd.Timedelta(minutes=lag_minutes)
-    bars = tidy_bars(prices.assign(known_at=known.isoformat()), source=source, calendar=calendar, lag_minutes=lag_minutes) if len(prices) else prices
-    return bars, read_reports(reports.assign(as_of=str(day.date())), ticker="symbol") if len(reports) else reports
+    bars = (
+        tidy_bars(
+            prices.assign(known_at=known.isoformat()),
+            source=source,
+            calendar=calendar,
+            lag_minutes=lag_minutes,
+        )
+        if len(prices)
+        else prices
+    )
+    return bars, read_reports(reports.assign(as_of=str(day.date())), ticker="symbol") if len(
+        reports
+    ) else reports
 
-def _csv(body, columns): # a table whose header may be missing
+
+def _csv(body, columns):  # a table whose header may be missing
     head = body[:200].decode("utf-8", "replace").split("\n")[0].split(",")
-    if not body.strip(): return pd.DataFrame(columns=columns)
-    return pd.read_csv(io.BytesIO(body), header=0 if head[0] == columns[0] else None, names=None if head[0] == columns[0] else columns)
+    if not body.strip():
+        return pd.DataFrame(columns=columns)
+    return pd.read_csv(
+        io.BytesIO(body),
+        header=0 if head[0] == columns[0] else None,
+        names=None if head[0] == columns[0] else columns,
+    )

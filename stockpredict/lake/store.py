@@ -18,60 +18,98 @@ from ..core.errors import DataError, LakeLocked, LakeUnavailable
 
 # %% ../../nbs/lake/00_store.ipynb #8cef18a8
 def extension(
-    name: str, # e.g. `ducklake`
-) -> Path: # the file DuckDB loads
+    name: str,  # e.g. `ducklake`
+) -> Path:  # the file DuckDB loads
     "Where a DuckDB extension lies that was installed with pip."
     spec = find_spec(f"duckdb_extension_{name}")
-    if spec is None: raise LakeUnavailable(f"The DuckDB extension {name} is not installed.",
-                                           f"Run: pip install duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}")
-    return Path(spec.submodule_search_locations[0]) / "extensions" / f"v{duckdb.__version__}" / f"{name}.duckdb_extension"
+    if spec is None:
+        raise LakeUnavailable(
+            f"The DuckDB extension {name} is not installed.",
+            f"Run: pip install duckdb-extension-{name.replace('_', '-')}=={duckdb.__version__}",
+        )
+    return (
+        Path(spec.submodule_search_locations[0])
+        / "extensions"
+        / f"v{duckdb.__version__}"
+        / f"{name}.duckdb_extension"
+    )
 
 # %% ../../nbs/lake/00_store.ipynb #bcf6cba7
-_VERIFIED = set() # extension files whose signature this process has seen to be good
+_VERIFIED = set()  # extension files whose signature this process has seen to be good
+
 
 def bare(
-    names: list[str], # extensions to load
-) -> duckdb.DuckDBPyConnection: # clock in UTC, nothing attached
+    names: list[str],  # extensions to load
+) -> duckdb.DuckDBPyConnection:  # clock in UTC, nothing attached
     "A DuckDB connection with extensions from wheels, which downloads nothing."
     paths = [extension(n) for n in names]
     stamps = {(p, p.stat().st_mtime_ns, p.stat().st_size) for p in paths}
-    con = duckdb.connect(config=dict(autoinstall_known_extensions="false", autoload_known_extensions="false",
-                                     allow_unsigned_extensions=str(stamps <= _VERIFIED).lower()))
+    con = duckdb.connect(
+        config=dict(
+            autoinstall_known_extensions="false",
+            autoload_known_extensions="false",
+            allow_unsigned_extensions=str(stamps <= _VERIFIED).lower(),
+        )
+    )
     try:
-        for p in paths: con.execute(f"LOAD {_text(p)}")
+        for p in paths:
+            con.execute(f"LOAD {_text(p)}")
         _VERIFIED.update(stamps)
         con.execute("SET GLOBAL TimeZone = 'UTC'")
-    except BaseException: con.close(); raise
+    except BaseException:
+        con.close()
+        raise
     return con
 
-def _text(s): return "'" + str(s).replace("'", "''") + "'" # a value inside a statement that takes no parameters
+
+def _text(s):
+    return "'" + str(s).replace("'", "''") + "'"  # a value inside a statement that takes no parameters
 
 # %% ../../nbs/lake/00_store.ipynb #6f3dedb8
 def connect(
-    storage, # settings.storage
-    read_only: bool = False, # refuse every write
-    watched: bool = False, # others read all the time while this one writes
-) -> duckdb.DuckDBPyConnection: # with the lake attached under the name `lake`, clock in UTC
+    storage,  # settings.storage
+    read_only: bool = False,  # refuse every write
+    watched: bool = False,  # others read all the time while this one writes
+) -> duckdb.DuckDBPyConnection:  # with the lake attached under the name `lake`, clock in UTC
     "Open the lake's catalog and data files."
     sqlite, remote = storage.catalog_url.startswith("sqlite:"), "://" in storage.data_url
-    options = [f"DATA_PATH {_text(storage.data_url)}", "OVERRIDE_DATA_PATH true", "DATA_INLINING_ROW_LIMIT 0"] # a moved folder stays readable
-    options += ["META_BUSY_TIMEOUT 20000"] * sqlite + ["META_JOURNAL_MODE 'WAL'"] * (sqlite and watched) + ["READ_ONLY"] * read_only
+    options = [
+        f"DATA_PATH {_text(storage.data_url)}",
+        "OVERRIDE_DATA_PATH true",
+        "DATA_INLINING_ROW_LIMIT 0",
+    ]  # a moved folder stays readable
+    options += (
+        ["META_BUSY_TIMEOUT 20000"] * sqlite
+        + ["META_JOURNAL_MODE 'WAL'"] * (sqlite and watched)
+        + ["READ_ONLY"] * read_only
+    )
     con = bare(["ducklake", "sqlite_scanner" if sqlite else "postgres_scanner"] + ["httpfs"] * remote)
     try:
-        if remote: con.execute(_s3_secret())
+        if remote:
+            con.execute(_s3_secret())
         con.execute(f"ATTACH {_text('ducklake:' + storage.catalog_url)} AS lake ({', '.join(options)})")
-    except BaseException: con.close(); raise
+    except BaseException:
+        con.close()
+        raise
     return con
 
+
 def _s3_secret():
-    env = lambda name, default="": os.environ.get(name, default).replace("'", "''")
+    def env(name, default=""):
+        return os.environ.get(name, default).replace("'", "''")
     url = env("AWS_ENDPOINT_URL")
-    where = f", ENDPOINT '{url.split('://')[-1]}', URL_STYLE 'path', USE_SSL {str(url.startswith('https')).lower()}" if url else ""
-    return (f"CREATE SECRET (TYPE s3, KEY_ID '{env('AWS_ACCESS_KEY_ID')}', SECRET '{env('AWS_SECRET_ACCESS_KEY')}', "
-            f"REGION '{env('AWS_REGION', 'us-east-1')}'{where})")
+    where = (
+        f", ENDPOINT '{url.split('://')[-1]}', URL_STYLE 'path', USE_SSL {str(url.startswith('https')).lower()}"
+        if url
+        else ""
+    )
+    return (
+        f"CREATE SECRET (TYPE s3, KEY_ID '{env('AWS_ACCESS_KEY_ID')}', SECRET '{env('AWS_SECRET_ACCESS_KEY')}', "
+        f"REGION '{env('AWS_REGION', 'us-east-1')}'{where})"
+    )
 
 # %% ../../nbs/lake/00_store.ipynb #e87a7c63
-_HELP = { # words in DuckDB's message -> what to do
+_HELP = {  # words in DuckDB's message -> what to do
     "existing ducklake at metadata": "The catalog is empty: restore it from a backup, or remove the file to begin anew.",
     "no snapshot found": "It was cleaned away or never was; `lake.snapshots()` lists those there are.",
     "no space|disk full|file size limit": "Free some disk space, then run it again; nothing that was stored before is touched.",
@@ -80,227 +118,351 @@ _HELP = { # words in DuckDB's message -> what to do
     "connection|could not connect|unable to connect|server": "Check that the catalog server and the storage can be reached with these settings.",
 }
 
+
 def line(
-    error: Exception, # from DuckDB or the operating system
-) -> str: # without the stop at its end
+    error: Exception,  # from DuckDB or the operating system
+) -> str:  # without the stop at its end
     "The first line of an error, without secrets."
     first = str(error).strip().split("\n")[0].rstrip(".")
     for word in first.split():
-        if word.lower().startswith("password="): first = first.replace(word, "password=…")
+        if word.lower().startswith("password="):
+            first = first.replace(word, "password=…")
     return first[:500]
 
+
 def advice(
-    error: Exception, # from DuckDB or the operating system
-    otherwise: str, # when nothing is known about this kind
-) -> str: # a full sentence
+    error: Exception,  # from DuckDB or the operating system
+    otherwise: str,  # when nothing is known about this kind
+) -> str:  # a full sentence
     "What to do about an error."
     said = str(error).lower()
     return next((fix for words, fix in _HELP.items() if any(w in said for w in words.split("|"))), otherwise)
 
 # %% ../../nbs/lake/00_store.ipynb #d2e7d848
 def one_file(
-    storage, # settings.storage
+    storage,  # settings.storage
 ):
     "Turn a catalog with a journal beside it back into one file; while somebody has it open it stays as it is, and the next writer tries again."
     kind, _, path = storage.catalog_url.partition(":")
-    if kind != "sqlite" or not Path(path).exists(): return
-    with suppress(duckdb.Error), bare(["sqlite_scanner"]) as con: # never Python's own SQLite: a second one in a process would drop the locks of the first
-        con.execute(f"ATTACH {_text(path)} AS catalog (TYPE sqlite, JOURNAL_MODE 'DELETE', BUSY_TIMEOUT 1000)")
-        con.execute("FROM sqlite_query('catalog', 'SELECT 1')") # opens it, and that sets the mode
+    if kind != "sqlite" or not Path(path).exists():
+        return
+    with (
+        suppress(duckdb.Error),
+        bare(["sqlite_scanner"]) as con,
+    ):  # never Python's own SQLite: a second one in a process would drop the locks of the first
+        con.execute(
+            f"ATTACH {_text(path)} AS catalog (TYPE sqlite, JOURNAL_MODE 'DELETE', BUSY_TIMEOUT 1000)"
+        )
+        con.execute("FROM sqlite_query('catalog', 'SELECT 1')")  # opens it, and that sets the mode
 
 # %% ../../nbs/lake/00_store.ipynb #a6d751e2
 class Store:
     "Tables in a catalog with every version they ever had."
-    TABLES = {} # name -> columns; a writer creates what is missing
-    def __init__(self,
-        storage, # settings.storage
-        read_only: bool = False, # open for looking only; needs a lake that exists
-        on_step = None, # called with the name of each step of a write, for tests of crashes
-        watched: bool = False, # others read all the time while this one writes
+
+    TABLES = {}  # name -> columns; a writer creates what is missing
+
+    def __init__(
+        self,
+        storage,  # settings.storage
+        read_only: bool = False,  # open for looking only; needs a lake that exists
+        on_step=None,  # called with the name of each step of a write, for tests of crashes
+        watched: bool = False,  # others read all the time while this one writes
     ):
-        self.storage, self.read_only, self.watched, self.dir, self.con = storage, read_only, watched, Path(storage.lake_dir), None
-        self.step, self._lock, self._guard = on_step or (lambda name: None), FileLock(self.dir / "writer.lock"), None
-        self._have = set() # tables known to exist
+        self.storage = storage
+        self.read_only = read_only
+        self.watched = watched
+        self.dir = Path(storage.lake_dir)
+        self.con = None
+        self.step, self._lock, self._guard = (
+            on_step or (lambda name: None),
+            FileLock(self.dir / "writer.lock"),
+            None,
+        )
+        self._have = set()  # tables known to exist
         missing = not storage.catalog and not (self.dir / "catalog.sqlite").exists()
-        if read_only and missing: raise _no_lake(self)
+        if read_only and missing:
+            raise _no_lake(self)
         try:
-            self.dir.mkdir(parents=True, exist_ok=True) # the lock lives here even when the data do not
+            self.dir.mkdir(parents=True, exist_ok=True)  # the lock lives here even when the data do not
             if missing:
-                with self.writer(): self._open()
-            else: self._open()
+                with self.writer():
+                    self._open()
+            else:
+                self._open()
         except (duckdb.Error, OSError) as e:
             self.close()
-            raise LakeUnavailable(f"The lake cannot be opened: {line(e)}.",
-                                  advice(e, "Check storage.home and storage.catalog, and the rights on them.")) from e
+            raise LakeUnavailable(
+                f"The lake cannot be opened: {line(e)}.",
+                advice(e, "Check storage.home and storage.catalog, and the rights on them."),
+            ) from e
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         "Let go of the files."
-        if not self.con: return
-        self.con.close(); self.con = None
-        if not self.read_only: one_file(self.storage)
+        if not self.con:
+            return
+        self.con.close()
+        self.con = None
+        if not self.read_only:
+            one_file(self.storage)
 
     def seal(self):
         "What is to be done after a commit; here nothing."
 
-def _no_lake(lake): return LakeUnavailable("There is no lake here yet.", "Run `stockpredict ingest` first.", home=str(lake.storage.home))
+
+def _no_lake(lake):
+    return LakeUnavailable(
+        "There is no lake here yet.", "Run `stockpredict ingest` first.", home=str(lake.storage.home)
+    )
 
 # %% ../../nbs/lake/00_store.ipynb #b5e854b0
 @patch
 def _open(self: Store):
     "Attach the catalog; create the tables and columns where a writer finds none."
     self.con = connect(self.storage, self.read_only, self.watched)
-    found = self.con.execute("SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake'").fetchall()
-    tables, wanted = {t for t, _ in found}, [(t, c.strip()) for t, columns in self.TABLES.items() for c in columns.split(",")]
+    found = self.con.execute(
+        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake'"
+    ).fetchall()
+    tables = {t for t, _ in found}
+    wanted = [(t, c.strip()) for t, columns in self.TABLES.items() for c in columns.split(",")]
     lacking = [(t, c) for t, c in wanted if t in tables and (t, c.split()[0]) not in set(found)]
-    if set(self.TABLES) <= tables and (self.read_only or not lacking): return
-    if self.read_only: self.close(); raise _no_lake(self)
+    if set(self.TABLES) <= tables and (self.read_only or not lacking):
+        return
+    if self.read_only:
+        self.close()
+        raise _no_lake(self)
     self.step("attached")
     with self.writer():
         self.con.execute("BEGIN")
-        for name, columns in self.TABLES.items(): self.con.execute(f"CREATE TABLE IF NOT EXISTS lake.{name} ({columns})")
-        for name, column in lacking: self.con.execute(f"ALTER TABLE lake.{name} ADD COLUMN IF NOT EXISTS {column}")
-        self.con.execute("COMMIT"); self.step("tables made")
+        for name, columns in self.TABLES.items():
+            self.con.execute(f"CREATE TABLE IF NOT EXISTS lake.{name} ({columns})")
+        for name, column in lacking:
+            self.con.execute(f"ALTER TABLE lake.{name} ADD COLUMN IF NOT EXISTS {column}")
+        self.con.execute("COMMIT")
+        self.step("tables made")
+
 
 @patch
-def names(self: Store) -> list[str]: # sorted
+def names(self: Store) -> list[str]:  # sorted
     "The tables there are."
-    return self.rows("SELECT table_name AS t FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1").t.tolist()
+    return self.rows(
+        "SELECT table_name AS t FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1"
+    ).t.tolist()
 
 # %% ../../nbs/lake/00_store.ipynb #47a168c7
 def no_nul(
-    values, # names, and lists of names
+    values,  # names, and lists of names
 ):
     "`DataError` when a name holds a NUL character."
     texts = [t for v in values for t in (v if isinstance(v, list | tuple) else [v]) if isinstance(t, str)]
     if bad := next((t for t in texts if "\0" in t), None):
-        raise DataError(f"{ascii(bad)[:40]} holds a NUL character.", "Names are plain text: leave the character out.")
+        raise DataError(
+            f"{ascii(bad)[:40]} holds a NUL character.", "Names are plain text: leave the character out."
+        )
 
 # %% ../../nbs/lake/00_store.ipynb #d8da7a1e
 @patch
-def rows(self: Store,
-    query: str, # SQL with `$name` parameters, tables as `lake.bars`
-    cursor = None, # run inside this transaction
-    **params, # values for the parameters; never put a value into the text
+def rows(
+    self: Store,
+    query: str,  # SQL with `$name` parameters, tables as `lake.bars`
+    cursor=None,  # run inside this transaction
+    **params,  # values for the parameters; never put a value into the text
 ) -> pd.DataFrame:
     "Run a query and bring the result as a frame."
     no_nul(params.values())
-    cur, patience = cursor or self.con.cursor(), 0 if cursor else 100 # a catalog in SQLite is shut to readers for the moment of a commit
+    cur, patience = (
+        cursor or self.con.cursor(),
+        0 if cursor else 100,
+    )  # a catalog in SQLite is shut to readers for the moment of a commit
     try:
         while True:
-            try: return cur.execute(query, params or None).to_arrow_table().to_pandas()
+            try:
+                return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
-                if "database is locked" not in str(e) or not patience: raise self.unreadable(e) from e
-                patience -= 1; time.sleep(.1)
+                if "database is locked" not in str(e) or not patience:
+                    raise self.unreadable(e) from e
+                patience -= 1
+                time.sleep(0.1)
     finally:
-        if cursor is None: cur.close()
+        if cursor is None:
+            cur.close()
+
 
 @patch
-def unreadable(self: Store,
-    error: Exception, # what DuckDB said
-) -> LakeUnavailable: # to be raised
+def unreadable(
+    self: Store,
+    error: Exception,  # what DuckDB said
+) -> LakeUnavailable:  # to be raised
     "A failed read as an error of ours."
-    return LakeUnavailable(f"The lake cannot be read: {line(error)}.",
-                           advice(error, "Read an earlier snapshot with `snapshot=`, or restore the named file from a backup."))
+    return LakeUnavailable(
+        f"The lake cannot be read: {line(error)}.",
+        advice(error, "Read an earlier snapshot with `snapshot=`, or restore the named file from a backup."),
+    )
+
 
 @patch
-def snapshot(self: Store) -> int: # grows with every commit
+def snapshot(self: Store) -> int:  # grows with every commit
     "Number of the newest snapshot."
     return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
 
+
 def arrow(
-    frame: pd.DataFrame, # any frame
-    columns: list[str], # wanted, in this order; absent ones become empty
-) -> pa.Table: # for DuckDB
+    frame: pd.DataFrame,  # any frame
+    columns: list[str],  # wanted, in this order; absent ones become empty
+) -> pa.Table:  # for DuckDB
     "A frame as DuckDB reads it fastest; NaN becomes NULL, which means not published."
     return pa.Table.from_pandas(frame.reindex(columns=columns), preserve_index=False)
 
 # %% ../../nbs/lake/00_store.ipynb #becbd5c6
-_ADVISORY = 7_218_451_903 # our number among a database's advisory locks
+_ADVISORY = 7_218_451_903  # our number among a database's advisory locks
 
-def _holder(con): # who has the server's lock: its application name and since when
-    found = con.execute("""SELECT * FROM postgres_query('server', 'SELECT a.application_name, a.xact_start::text FROM pg_locks l
+
+def _holder(con):  # who has the server's lock: its application name and since when
+    found = con.execute(
+        """SELECT * FROM postgres_query('server', 'SELECT a.application_name, a.xact_start::text FROM pg_locks l
         JOIN pg_stat_activity a USING (pid) WHERE l.locktype = ''advisory'' AND l.granted
-        AND l.classid = 1 AND l.objid = ' || $low)""", dict(low=str(_ADVISORY % 2**32))).fetchone()
+        AND l.classid = 1 AND l.objid = ' || $low)""",
+        dict(low=str(_ADVISORY % 2**32)),
+    ).fetchone()
     return dict(zip(("pid", "since"), found)) if found else dict(pid="unknown", since="a moment ago")
 
+
 @patch
-def _server_lock(self: Store, until): # a connection whose open transaction holds the lock, or who holds it
+def _server_lock(self: Store, until):  # a connection whose open transaction holds the lock, or who holds it
     con = bare(["postgres_scanner"])
     try:
         me = f"{os.getpid()} on {socket.gethostname()}"
         url = self.storage.catalog_url.removeprefix("postgres:")
-        con.execute(f"ATTACH {_text(url + (' ' if '=' in url else '') + (f'application_name={_text(me)}' if '=' in url else ''))} AS server (TYPE postgres)")
+        con.execute(
+            f"ATTACH {_text(url + (' ' if '=' in url else '') + (f'application_name={_text(me)}' if '=' in url else ''))} AS server (TYPE postgres)"
+        )
         while True:
             con.execute("BEGIN")
-            if con.execute(f"SELECT * FROM postgres_query('server', 'SELECT pg_try_advisory_xact_lock({_ADVISORY})')").fetchone()[0]: return con, None
+            if con.execute(
+                f"SELECT * FROM postgres_query('server', 'SELECT pg_try_advisory_xact_lock({_ADVISORY})')"
+            ).fetchone()[0]:
+                return con, None
             con.execute("ROLLBACK")
-            if time.monotonic() >= until: who = _holder(con); con.close(); return None, who
-            time.sleep(.05)
-    except BaseException: con.close(); raise
+            if time.monotonic() >= until:
+                who = _holder(con)
+                con.close()
+                return None, who
+            time.sleep(0.05)
+    except BaseException:
+        con.close()
+        raise
 
 # %% ../../nbs/lake/00_store.ipynb #68e049a8
 @patch
 @contextmanager
-def writer(self: Store,
-    wait: float = 0, # seconds to wait for another writer, 0 = refuse at once
+def writer(
+    self: Store,
+    wait: float = 0,  # seconds to wait for another writer, 0 = refuse at once
 ):
     "Hold the right to write; may be nested."
-    if self.read_only: raise LakeUnavailable("This lake was opened for reading.", "Open it with read_only=False to write.")
+    if self.read_only:
+        raise LakeUnavailable("This lake was opened for reading.", "Open it with read_only=False to write.")
     note, until = self.dir / "writer.json", time.monotonic() + wait
-    try: self.dir.mkdir(parents=True, exist_ok=True); self._lock.acquire(timeout=wait)
+    try:
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._lock.acquire(timeout=wait)
     except Timeout:
-        try: who = json.loads(note.read_text())
-        except (OSError, ValueError): who = dict(pid="unknown", since="a moment ago")
+        try:
+            who = json.loads(note.read_text())
+        except (OSError, ValueError):
+            who = dict(pid="unknown", since="a moment ago")
         raise _locked(who) from None
-    except OSError as e: raise LakeUnavailable(f"The lake cannot be written: {line(e)}.", advice(e, "Check the rights on storage.home.")) from e
+    except OSError as e:
+        raise LakeUnavailable(
+            f"The lake cannot be written: {line(e)}.", advice(e, "Check the rights on storage.home.")
+        ) from e
     try:
         outer = self._lock.lock_counter == 1
         if outer and self.storage.catalog_url.startswith("postgres"):
-            try: self._guard, who = self._server_lock(until)
-            except duckdb.Error as e: raise LakeUnavailable(f"The catalog server gave no lock: {line(e)}.", advice(e, "Check storage.catalog.")) from e
-            if who: raise _locked(who)
-        if outer: _tell(note)
+            try:
+                self._guard, who = self._server_lock(until)
+            except duckdb.Error as e:
+                raise LakeUnavailable(
+                    f"The catalog server gave no lock: {line(e)}.", advice(e, "Check storage.catalog.")
+                ) from e
+            if who:
+                raise _locked(who)
+        if outer:
+            _tell(note)
         yield self
     finally:
         if self._lock.lock_counter == 1:
-            with suppress(OSError): note.unlink(missing_ok=True)
-            if self._guard: self._guard.close(); self._guard = None
+            with suppress(OSError):
+                note.unlink(missing_ok=True)
+            if self._guard:
+                self._guard.close()
+                self._guard = None
         self._lock.release()
 
-def _tell(note): # who writes; on a full disk nobody learns it, and the lock holds all the same
-    with suppress(OSError): note.write_text(json.dumps(dict(pid=os.getpid(), since=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}")))
 
-def _locked(who): return LakeLocked(f"Process {who['pid']} has been writing to the lake since {who['since']}.",
-                                    "Wait until it has finished, or give a number of seconds to wait.", **who)
+def _tell(note):  # who writes; on a full disk nobody learns it, and the lock holds all the same
+    with suppress(OSError):
+        note.write_text(
+            json.dumps(dict(pid=os.getpid(), since=f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"))
+        )
+
+
+def _locked(who):
+    return LakeLocked(
+        f"Process {who['pid']} has been writing to the lake since {who['since']}.",
+        "Wait until it has finished, or give a number of seconds to wait.",
+        **who,
+    )
 
 # %% ../../nbs/lake/00_store.ipynb #44a87aa6
 FIRST, LAST = pd.Timestamp("1800-01-01", tz="UTC"), pd.Timestamp("2200-01-01", tz="UTC")
 
+
 def moment(
-    value, # date, time, text or None; without a zone it is UTC
-    late: bool = False, # a day without a time means its last moment, not its first
-) -> pd.Timestamp: # in UTC
+    value,  # date, time, text or None; without a zone it is UTC
+    late: bool = False,  # a day without a time means its last moment, not its first
+) -> pd.Timestamp:  # in UTC
     "A point in time; None is the far past or the far future."
-    if value is None or value == "": return LAST if late else FIRST
-    day = len(value) <= 10 if isinstance(value, str) else isinstance(value, date) and not isinstance(value, datetime)
-    try: at = pd.Timestamp(value)
-    except ValueError as e: raise DataError(f"'{value}' is not a date or a time.", "Write it as 2020-03-12 or 2020-03-12T21:15Z.") from e
+    if value is None or value == "":
+        return LAST if late else FIRST
+    day = (
+        len(value) <= 10
+        if isinstance(value, str)
+        else isinstance(value, date) and not isinstance(value, datetime)
+    )
+    try:
+        at = pd.Timestamp(value)
+    except ValueError as e:
+        raise DataError(
+            f"'{value}' is not a date or a time.", "Write it as 2020-03-12 or 2020-03-12T21:15Z."
+        ) from e
     day = day or (at.tzinfo is None and at == at.normalize())
     at = at.tz_localize("UTC") if at.tzinfo is None else at.tz_convert("UTC")
     return at + pd.Timedelta(days=1) - pd.Timedelta(microseconds=1) if day and late else at
 
 # %% ../../nbs/lake/00_store.ipynb #c83a904e
 @patch
-def sql(self: Store,
-    query: str, # one SELECT over the tables of the lake, see `names`
-    **params, # values for `$name` in the query
-) -> pd.DataFrame: # the result
+def sql(
+    self: Store,
+    query: str,  # one SELECT over the tables of the lake, see `names`
+    **params,  # values for `$name` in the query
+) -> pd.DataFrame:  # the result
     "Ask the lake anything; nothing can be changed this way."
     no_nul(params.values())
     try:
         if [s.type for s in duckdb.extract_statements(query)] != [duckdb.StatementType.SELECT]:
-            raise DataError("Only one SELECT may be asked of the lake.", "Write through `append` or `stockpredict ingest`.")
-        with connect(self.storage, read_only=True) as con: return con.execute("USE lake").execute(query, params or None).to_arrow_table().to_pandas()
-    except duckdb.Error as e: raise DataError(f"The query failed: {line(e)}.", f"Tables are {', '.join(self.names()) or 'none yet'}.") from e
+            raise DataError(
+                "Only one SELECT may be asked of the lake.",
+                "Write through `append` or `stockpredict ingest`.",
+            )
+        with connect(self.storage, read_only=True) as con:
+            return con.execute("USE lake").execute(query, params or None).to_arrow_table().to_pandas()
+    except duckdb.Error as e:
+        raise DataError(
+            f"The query failed: {line(e)}.", f"Tables are {', '.join(self.names()) or 'none yet'}."
+        ) from e

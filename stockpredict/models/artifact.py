@@ -23,252 +23,385 @@ from .contract import LEVELS, Model, models
 # %% ../../nbs/models/70_artifact.ipynb #f7fbc10c
 def _write(path, content, mode=0o644, replace=True):
     "Write a file completely, then give it its name."
-    handle, part = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, 'wb') as f:
+        with os.fdopen(handle, "wb") as f:
             os.fchmod(handle, mode)
             f.write(content)
             f.flush()
             os.fsync(handle)
         os.replace(part, path) if replace else os.link(part, path)
-    except FileExistsError: pass
-    finally: Path(part).unlink(missing_ok=True)
+    except FileExistsError:
+        pass
+    finally:
+        Path(part).unlink(missing_ok=True)
+
 
 @dataclass(repr=False)
 class Keys:
     "A signing pair."
-    private: object # ed25519 private key
+
+    private: object  # ed25519 private key
     public: object  # ed25519 public key
 
-    def __repr__(self): return f"Keys {key_id(self.public)}"
+    def __repr__(self):
+        return f"Keys {key_id(self.public)}"
+
 
 def key_id(
-    public, # ed25519 public key
+    public,  # ed25519 public key
 ) -> str:
     "Sixteen hex digits that name a key."
     return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
 
 # %% ../../nbs/models/70_artifact.ipynb #79b03e8b
 def ensure_keys(
-    keys_dir, # folder of the pair
+    keys_dir,  # folder of the pair
 ) -> Keys:
     "The signing pair of this installation; made at first use, private to its owner."
     from cryptography.hazmat.primitives import serialization as ser
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     folder = Path(keys_dir)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    secret = folder / 'signing.key'
+    secret = folder / "signing.key"
     if not secret.exists():
-        pem = Ed25519PrivateKey.generate().private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
+        pem = Ed25519PrivateKey.generate().private_bytes(
+            ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption()
+        )
         _write(secret, pem, mode=0o600, replace=False)
-    try: private = ser.load_pem_private_key(secret.read_bytes(), password=None)
+    try:
+        private = ser.load_pem_private_key(secret.read_bytes(), password=None)
     except ValueError as e:
-        raise ArtifactRejected("The signing key cannot be read.", "Restore signing.key from a backup, or remove it and train again.") from e
+        raise ArtifactRejected(
+            "The signing key cannot be read.",
+            "Restore signing.key from a backup, or remove it and train again.",
+        ) from e
     public = private.public_key()
     pem = public.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
-    if not (folder / 'signing.pub').exists(): _write(folder / 'signing.pub', pem)
+    if not (folder / "signing.pub").exists():
+        _write(folder / "signing.pub", pem)
     return Keys(private, public)
 
+
 def public_key(
-    keys_dir, # folder with `signing.pub`
+    keys_dir,  # folder with `signing.pub`
 ):
     "The public half alone, as a service needs it."
     from cryptography.hazmat.primitives import serialization as ser
-    try: return ser.load_pem_public_key((Path(keys_dir) / 'signing.pub').read_bytes())
+
+    try:
+        return ser.load_pem_public_key((Path(keys_dir) / "signing.pub").read_bytes())
     except (OSError, ValueError) as e:
-        raise ArtifactRejected("There is no public key to verify models with.", "Train once, or copy signing.pub of the training machine.") from e
+        raise ArtifactRejected(
+            "There is no public key to verify models with.",
+            "Train once, or copy signing.pub of the training machine.",
+        ) from e
 
 # %% ../../nbs/models/70_artifact.ipynb #e3d7f10c
 FORMAT = 1
-VOLATILE = ('created_at', 'snapshot', 'run_id') # signed, but not part of `artifact_hash`
+VOLATILE = ("created_at", "snapshot", "run_id")  # signed, but not part of `artifact_hash`
+
 
 def plain(
-    value, # nested dicts, lists, numbers, tensors' items
+    value,  # nested dicts, lists, numbers, tensors' items
 ):
     "The same as JSON knows it."
-    if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple): return [plain(v) for v in value]
-    if isinstance(value, np.generic): value = value.item()
-    if isinstance(value, float): return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)
+
 
 def dumps(value) -> bytes:
     "Canonical JSON: same content, same bytes."
-    return (json.dumps(plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + '\n').encode()
+    return (
+        json.dumps(plain(value), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()
+
 
 def versions() -> dict:
     "Versions of the packages that shape a forecast."
+
     def known(name):
-        try: return version(name)
-        except PackageNotFoundError: return None
-    return {name: known(name) for name in ('stockpredict', 'torch', 'numpy', 'pandas', 'lightgbm', 'safetensors')}
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        name: known(name) for name in ("stockpredict", "torch", "numpy", "pandas", "lightgbm", "safetensors")
+    }
 
 # %% ../../nbs/models/70_artifact.ipynb #3c571035
 def git_commit() -> str:
     "Commit of the code that runs, `+` when it was changed since; `unknown` outside a checkout."
     import subprocess
+
     def git(*args):
-        run = subprocess.run(['git', '-C', str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10, check=True)
+        run = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *args],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
         return run.stdout.strip()
+
     try:
-        git('ls-files', '--error-unmatch', Path(__file__).name) # an installed copy inside somebody else's checkout does not count
-        return git('rev-parse', 'HEAD') + '+' * bool(git('status', '--porcelain', '-uno', '--', '*.py'))
-    except (OSError, subprocess.SubprocessError, NameError): return 'unknown'
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy inside somebody else's checkout does not count
+        return git("rev-parse", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno", "--", "*.py"))
+    except (OSError, subprocess.SubprocessError, NameError):
+        return "unknown"
+
 
 def describe(
-    model: Model, # fitted
-    spec,         # `Spec`, or its dict
+    model: Model,  # fitted
+    spec,  # `Spec`, or its dict
     extra: dict,  # snapshot, fingerprint, metrics, … of the caller
     files: dict,  # name → bytes
 ) -> dict:
     "The manifest of a model."
-    spec = spec if isinstance(spec, dict) else dict(names=spec.names, normalise=spec.normalise, lookback=spec.lookback, hash=spec.hash)
-    own = dict(format=FORMAT, model=dict(name=model.name, kind=model.kind, complexity=model.complexity), spec=spec, horizons=model.horizons,
-               levels=LEVELS, sequence=model.sequence, lookback=spec.get('lookback', 1) + model.sequence - 1, versions=versions(),
-               files={n: dict(sha256=hashlib.sha256(b).hexdigest(), bytes=len(b)) for n, b in sorted(files.items())})
-    return plain({'commit': git_commit(), 'created_at': datetime.now(UTC).isoformat(timespec='seconds'), **extra, **own})
+    spec = (
+        spec
+        if isinstance(spec, dict)
+        else dict(names=spec.names, normalise=spec.normalise, lookback=spec.lookback, hash=spec.hash)
+    )
+    own = dict(
+        format=FORMAT,
+        model=dict(name=model.name, kind=model.kind, complexity=model.complexity),
+        spec=spec,
+        horizons=model.horizons,
+        levels=LEVELS,
+        sequence=model.sequence,
+        lookback=spec.get("lookback", 1) + model.sequence - 1,
+        versions=versions(),
+        files={n: dict(sha256=hashlib.sha256(b).hexdigest(), bytes=len(b)) for n, b in sorted(files.items())},
+    )
+    return plain(
+        {
+            "commit": git_commit(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **extra,
+            **own,
+        }
+    )
 
 # %% ../../nbs/models/70_artifact.ipynb #b683cf02
 def save_artifact(
-    model: Model, # fitted
-    spec,         # `Spec`, or a dict with names, normalise, lookback, hash
-    directory,    # folder to make
-    manifest: dict, # what else to record: snapshot, fingerprint, seed, metrics, …
+    model: Model,  # fitted
+    spec,  # `Spec`, or a dict with names, normalise, lookback, hash
+    directory,  # folder to make
+    manifest: dict,  # what else to record: snapshot, fingerprint, seed, metrics, …
     private_key,  # ed25519 private key, from `ensure_keys`
 ) -> Path:
     "Write a signed artifact, whole or not at all."
     from safetensors.torch import save
-    head, weights, texts = model.state()
-    if not head['names']: raise NotFitted(f"The model {model.name} has not been fitted.", "Call fit(dataset) before saving it.")
-    files = {'state.json': dumps(head), 'weights.safetensors': save(weights)} | {f'{k}.txt': v.encode() for k, v in texts.items()}
-    about = dumps(describe(model, spec, manifest, files))
-    seal = dict(algorithm='ed25519', key=key_id(private_key.public_key()), signature=private_key.sign(SEAL + about).hex())
-    return _place(Path(directory), files | {'manifest.json': about, 'signature.json': dumps(seal)})
 
-SEAL = b'stockpredict artifact 1\n' # a signature for this purpose and no other
+    head, weights, texts = model.state()
+    if not head["names"]:
+        raise NotFitted(f"The model {model.name} has not been fitted.", "Call fit(dataset) before saving it.")
+    files = {"state.json": dumps(head), "weights.safetensors": save(weights)} | {
+        f"{k}.txt": v.encode() for k, v in texts.items()
+    }
+    about = dumps(describe(model, spec, manifest, files))
+    seal = dict(
+        algorithm="ed25519",
+        key=key_id(private_key.public_key()),
+        signature=private_key.sign(SEAL + about).hex(),
+    )
+    return _place(Path(directory), files | {"manifest.json": about, "signature.json": dumps(seal)})
+
+
+SEAL = b"stockpredict artifact 1\n"  # a signature for this purpose and no other
+
 
 def _place(directory, files):
     "All files in a new folder under the final name."
     directory.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+    part = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         part.chmod(0o755)
-        for name, content in files.items(): _write(part / name, content)
-        if directory.exists(): os.rename(directory, aside := Path(tempfile.mkdtemp(prefix='.old.', dir=directory.parent)) / 'artifact')
-        else: aside = None
+        for name, content in files.items():
+            _write(part / name, content)
+        if directory.exists():
+            os.rename(
+                directory, aside := Path(tempfile.mkdtemp(prefix=".old.", dir=directory.parent)) / "artifact"
+            )
+        else:
+            aside = None
         os.rename(part, directory)
-        if aside: shutil.rmtree(aside.parent)
-    finally: shutil.rmtree(part, ignore_errors=True)
+        if aside:
+            shutil.rmtree(aside.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return directory
 
 # %% ../../nbs/models/70_artifact.ipynb #2aafbb60
 def artifact_hash(
-    directory, # folder of an artifact
+    directory,  # folder of an artifact
 ) -> str:
     "Sixty-four hex digits that name what was learned, from what."
-    try: about = json.loads((Path(directory) / 'manifest.json').read_bytes())
-    except (OSError, ValueError) as e: raise ArtifactRejected("The artifact has no manifest that can be read.", REPAIR) from e
+    try:
+        about = json.loads((Path(directory) / "manifest.json").read_bytes())
+    except (OSError, ValueError) as e:
+        raise ArtifactRejected("The artifact has no manifest that can be read.", REPAIR) from e
     return _hash(about)
 
-def _hash(about): return hashlib.sha256(dumps({k: v for k, v in about.items() if k not in VOLATILE})).hexdigest()
+
+def _hash(about):
+    return hashlib.sha256(dumps({k: v for k, v in about.items() if k not in VOLATILE})).hexdigest()
+
 
 REPAIR = "Keep serving the previous model and publish this one again from its training run."
 
 # %% ../../nbs/models/70_artifact.ipynb #46d39288
-ALLOWED = re.compile(r'manifest\.json|signature\.json|state\.json|weights\.safetensors|h[0-9]{1,4}\.txt')
-MOST = 1 << 30 # bytes of the largest file
+ALLOWED = re.compile(r"manifest\.json|signature\.json|state\.json|weights\.safetensors|h[0-9]{1,4}\.txt")
+MOST = 1 << 30  # bytes of the largest file
 
-def _reject(why): raise ArtifactRejected(f"The artifact was refused: {why}.", REPAIR)
+
+def _reject(why):
+    raise ArtifactRejected(f"The artifact was refused: {why}.", REPAIR)
+
 
 def read_files(
-    directory, # folder of an artifact
-) -> dict: # name → bytes
+    directory,  # folder of an artifact
+) -> dict:  # name → bytes
     "The files of an artifact, if each is plain, expected and of a kind that cannot run."
-    if not stat.S_ISDIR(os.lstat(directory).st_mode if os.path.lexists(directory) else 0): _reject('it is not a folder')
+    if not stat.S_ISDIR(os.lstat(directory).st_mode if os.path.lexists(directory) else 0):
+        _reject("it is not a folder")
     files = {}
     for name in sorted(os.listdir(directory)):
-        if not ALLOWED.fullmatch(name): _reject(f'{name[:60]!r} does not belong into it')
+        if not ALLOWED.fullmatch(name):
+            _reject(f"{name[:60]!r} does not belong into it")
         path = os.path.join(directory, name)
-        if not stat.S_ISREG(os.lstat(path).st_mode): _reject(f'{name} is not a regular file')
-        if os.lstat(path).st_size > MOST: _reject(f'{name} is too large')
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), 'rb') as f: files[name] = f.read(MOST + 1)
-        if re.match(rb'\x80[\x02-\x05]|PK\x03\x04|\x1f\x8b', files[name]): _reject(f'{name} is serialised code or an archive under another name')
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            _reject(f"{name} is not a regular file")
+        if os.lstat(path).st_size > MOST:
+            _reject(f"{name} is too large")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as f:
+            files[name] = f.read(MOST + 1)
+        if re.match(rb"\x80[\x02-\x05]|PK\x03\x04|\x1f\x8b", files[name]):
+            _reject(f"{name} is serialised code or an archive under another name")
     return files
 
 # %% ../../nbs/models/70_artifact.ipynb #bd5383d4
 def _json(files, name):
-    try: return json.loads(files[name].decode(), parse_constant=lambda token: _reject(f'{name} contains {token}'))
-    except KeyError: _reject(f'{name} is missing')
-    except (ValueError, RecursionError): _reject(f'{name} is not JSON')
+    try:
+        return json.loads(
+            files[name].decode(), parse_constant=lambda token: _reject(f"{name} contains {token}")
+        )
+    except KeyError:
+        _reject(f"{name} is missing")
+    except (ValueError, RecursionError):
+        _reject(f"{name} is not JSON")
+
 
 def verify(
-    files: dict, # name → bytes
+    files: dict,  # name → bytes
     public_key,  # ed25519 public key that is trusted
-) -> dict: # the manifest
+) -> dict:  # the manifest
     "The manifest, if it is signed and every file is the one it lists."
     from cryptography.exceptions import InvalidSignature
-    seal, about = _json(files, 'signature.json'), _json(files, 'manifest.json')
-    try: public_key.verify(bytes.fromhex(seal['signature']), SEAL + files['manifest.json'])
-    except (InvalidSignature, KeyError, TypeError, ValueError): _reject('its signature is not that of the trusted key')
-    if type(about.get('format')) is not int or about['format'] != FORMAT: _reject(f"its format is {about.get('format')!r}, this version reads {FORMAT}")
-    listed, held = about['files'], set(files) - {'manifest.json', 'signature.json'}
-    if set(listed) != held: _reject(f'listed and present files differ: {", ".join(sorted(set(listed) ^ held))[:200]}')
+
+    seal, about = _json(files, "signature.json"), _json(files, "manifest.json")
+    try:
+        public_key.verify(bytes.fromhex(seal["signature"]), SEAL + files["manifest.json"])
+    except (InvalidSignature, KeyError, TypeError, ValueError):
+        _reject("its signature is not that of the trusted key")
+    if type(about.get("format")) is not int or about["format"] != FORMAT:
+        _reject(f"its format is {about.get('format')!r}, this version reads {FORMAT}")
+    listed, held = about["files"], set(files) - {"manifest.json", "signature.json"}
+    if set(listed) != held:
+        _reject(f"listed and present files differ: {', '.join(sorted(set(listed) ^ held))[:200]}")
     for name, fact in listed.items():
-        if hashlib.sha256(files[name]).hexdigest() != fact['sha256']: _reject(f'{name} is not the file that was signed')
+        if hashlib.sha256(files[name]).hexdigest() != fact["sha256"]:
+            _reject(f"{name} is not the file that was signed")
     return about
 
 # %% ../../nbs/models/70_artifact.ipynb #ece77ef1
 def rebuild(
-    about: dict, # verified manifest
-    files: dict, # name → bytes
+    about: dict,  # verified manifest
+    files: dict,  # name → bytes
 ) -> Model:
     "The model, if it fits the manifest and the installed code."
     from safetensors.torch import load
-    name, names, state = about['model']['name'], about['spec']['names'], _json(files, 'state.json')
-    if name not in models: _reject(f'the model {name!r} is not installed')
-    if state['names'] != names or len(set(names)) != len(names): _reject('the features of its model are not those of its manifest')
-    if state['horizons'] != about['horizons']: _reject('the horizons of its model are not those of its manifest')
-    weights = load(files['weights.safetensors'])
-    if not all(w.isfinite().all() for w in weights.values()): _reject('it contains numbers that are not finite')
-    texts = {n[:-4]: b.decode() for n, b in files.items() if n.endswith('.txt')}
+
+    name, names, state = about["model"]["name"], about["spec"]["names"], _json(files, "state.json")
+    if name not in models:
+        _reject(f"the model {name!r} is not installed")
+    if state["names"] != names or len(set(names)) != len(names):
+        _reject("the features of its model are not those of its manifest")
+    if state["horizons"] != about["horizons"]:
+        _reject("the horizons of its model are not those of its manifest")
+    weights = load(files["weights.safetensors"])
+    if not all(w.isfinite().all() for w in weights.values()):
+        _reject("it contains numbers that are not finite")
+    texts = {n[:-4]: b.decode() for n, b in files.items() if n.endswith(".txt")}
     model = models[name].from_state(state, weights, texts)
-    if model.width() not in (None, len(names)): _reject(f'its weights are made for {model.width()} features, its manifest lists {len(names)}')
-    if 'hash' in about['spec'] and Spec(tuple(names), about['spec']['normalise']).hash != about['spec']['hash']:
-        _reject('the installed code computes its features differently')
+    if model.width() not in (None, len(names)):
+        _reject(f"its weights are made for {model.width()} features, its manifest lists {len(names)}")
+    if (
+        "hash" in about["spec"]
+        and Spec(tuple(names), about["spec"]["normalise"]).hash != about["spec"]["hash"]
+    ):
+        _reject("the installed code computes its features differently")
     model.predict(_blank(names, model.sequence), model.sequence - 1).validate()
     return model
 
+
 def _blank(names, n):
     "A market of two tickers in which nothing happens."
-    days = pd.bdate_range('2020-01-01', periods=n)
-    return Inputs(torch.zeros(n, 2, len(names)), torch.ones(n, 2, dtype=torch.bool), torch.full((n, 2), .01), torch.ones(len(names)),
-                  days, ['A', 'B'], tuple(names))
+    days = pd.bdate_range("2020-01-01", periods=n)
+    return Inputs(
+        torch.zeros(n, 2, len(names)),
+        torch.ones(n, 2, dtype=torch.bool),
+        torch.full((n, 2), 0.01),
+        torch.ones(len(names)),
+        days,
+        ["A", "B"],
+        tuple(names),
+    )
 
 # %% ../../nbs/models/70_artifact.ipynb #2ca54b36
 @dataclass(repr=False)
 class Artifact:
     "A verified model and what is known about it."
-    model: Model   # ready to predict
-    manifest: dict # features, horizons, data, code, metrics
-    hash: str      # see `artifact_hash`
+
+    model: Model  # ready to predict
+    manifest: dict  # features, horizons, data, code, metrics
+    hash: str  # see `artifact_hash`
 
     @property
-    def spec(self) -> Spec: return Spec(tuple(self.manifest['spec']['names']), self.manifest['spec']['normalise'])
+    def spec(self) -> Spec:
+        return Spec(tuple(self.manifest["spec"]["names"]), self.manifest["spec"]["normalise"])
 
     @property
-    def lookback(self) -> int: return self.manifest['lookback']
+    def lookback(self) -> int:
+        return self.manifest["lookback"]
 
     def __repr__(self):
         return f"Artifact {self.hash[:12]}: {self.model.name}, {len(self.model.names)} features, horizons {self.model.horizons}"
 
+
 def load_artifact(
     directory,  # folder of an artifact
-    public_key, # ed25519 public key that is trusted
+    public_key,  # ed25519 public key that is trusted
 ) -> Artifact:
     "Verify, then load; refuses anything that is not exactly what was signed."
     files = read_files(directory)
     about = verify(files, public_key)
-    try: model = rebuild(about, files)
-    except ArtifactRejected: raise
-    except Exception as e: _reject(f'its model cannot be built ({type(e).__name__}: {str(e)[:160]})')
+    try:
+        model = rebuild(about, files)
+    except ArtifactRejected:
+        raise
+    except Exception as e:
+        _reject(f"its model cannot be built ({type(e).__name__}: {str(e)[:160]})")
     return Artifact(model, about, _hash(about))

@@ -16,19 +16,23 @@ from ..catalogue.design_matrix import Inputs
 from .contract import LEVELS, Dataset, Forecast, Model, model
 
 # %% ../../nbs/models/30_baselines.ipynb #08fd626b
-RESIDUAL_LEVELS = (.01, *(round(.025 * i, 3) for i in range(1, 40)), .99)
+RESIDUAL_LEVELS = (0.01, *(round(0.025 * i, 3) for i in range(1, 40)), 0.99)
+
 
 def normal_cdf(
-    z: Tensor, # any shape
+    z: Tensor,  # any shape
 ) -> Tensor:
     "The standard normal distribution, the same for a number wherever it stands."
-    if z.is_cuda: return torch.special.ndtr(z)
+    if z.is_cuda:
+        return torch.special.ndtr(z)
     from scipy.special import ndtr
+
     return torch.from_numpy(np.asarray(ndtr(z.contiguous().numpy())))
 
+
 def cdf(
-    x: Tensor,      # `[...]` where to evaluate
-    xp: Tensor,     # `[..., Q]` quantiles, ascending
+    x: Tensor,  # `[...]` where to evaluate
+    xp: Tensor,  # `[..., Q]` quantiles, ascending
     levels: tuple,  # their probability levels
 ) -> Tensor:
     "Probability of at most `x`: linear between quantiles on the normal scale, and a little beyond them."
@@ -40,37 +44,48 @@ def cdf(
 
 # %% ../../nbs/models/30_baselines.ipynb #4b9b607f
 def spread_out(
-    model: Model,      # whose forecast it is
-    inputs: Inputs,    # where it is made
-    span: tuple,       # (first session, end) as positions
+    model: Model,  # whose forecast it is
+    inputs: Inputs,  # where it is made
+    span: tuple,  # (first session, end) as positions
     location: Tensor,  # `[S, N, H]` centre in units of volatility
     residual: Tensor,  # `[..., K]` quantiles around the centre, broadcast over rows
-    levels: tuple,     # probability levels of `residual`
-    score: Tensor,     # `[S, N, H]` what ranks tickers
+    levels: tuple,  # probability levels of `residual`
+    score: Tensor,  # `[S, N, H]` what ranks tickers
 ) -> Forecast:
     "A forecast from a centre and the quantiles around it; `NaN` where none can be made."
     start, stop = span
     known = inputs.usable
-    known[:model.sequence - 1] = False
-    sigma = torch.where(known, inputs.volatility, float('nan'))[start:stop, :, None]
+    known[: model.sequence - 1] = False
+    sigma = torch.where(known, inputs.volatility, float("nan"))[start:stop, :, None]
     sigma = sigma * torch.tensor(model.horizons, dtype=torch.float32, device=sigma.device).sqrt()
     at = [min(range(len(levels)), key=lambda i: abs(levels[i] - p)) for p in LEVELS]
     q = sigma[..., None] * (location[..., None] + residual[..., at])
     p_up = 1 - cdf(-location, residual.expand(*location.shape, len(levels)), levels)
     hole = sigma.isnan()
-    return Forecast(LEVELS, q.clip(min=-.999), p_up.masked_fill(hole, float('nan')), sigma, inputs.sessions[start:stop],
-                    inputs.tickers, model.horizons, model.name, score.masked_fill(hole, float('nan')))
+    return Forecast(
+        LEVELS,
+        q.clip(min=-0.999),
+        p_up.masked_fill(hole, float("nan")),
+        sigma,
+        inputs.sessions[start:stop],
+        inputs.tickers,
+        model.horizons,
+        model.name,
+        score.masked_fill(hole, float("nan")),
+    )
 
 # %% ../../nbs/models/30_baselines.ipynb #a4ba3a29
 def drift(
-    data: Dataset, # the whole window
+    data: Dataset,  # the whole window
 ) -> Tensor:
     "The historical mean return in units of volatility, `[H]`."
     return data.standardised()[data.rows()].double().nanmean(0).nan_to_num(0).float().cpu()
 
+
 class LocationScale(Model):
     "A model that only scores; slope, drift and residual quantiles are measured for it."
-    learns = True # is the score fitted, so that it has to be measured on days it has not seen?
+
+    learns = True  # is the score fitted, so that it has to be measured on days it has not seen?
 
     def fit_score(self, data: Dataset):
         "Learn the score from a window; a rule without parameters learns nothing."
@@ -85,7 +100,8 @@ class LocationScale(Model):
         head, tail = data.split() if self.learns else (data, data)
         self.fit_score(head)
         measured = self.measure(tail)
-        if self.learns: self.fit_score(data)
+        if self.learns:
+            self.fit_score(data)
         self.weights |= measured | dict(drift=drift(data))
         return self
 
@@ -95,31 +111,35 @@ def predict(self: LocationScale, inputs: Inputs, start: int = 0, stop: int | Non
     "Forecast the sessions `[start, stop)`."
     stop = self.check(inputs, start, stop)
     z = self.score(inputs, start, stop)
-    drift, slope, residual = (self.weights[k].to(z.device) for k in ('drift', 'slope', 'residual'))
+    drift, slope, residual = (self.weights[k].to(z.device) for k in ("drift", "slope", "residual"))
     return spread_out(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #36b66dff
 def came_true(
-    z: Tensor,     # `[S, N, H]` scores at the decision sessions of `data`
-    data: Dataset, # days the score was not fitted on
-) -> tuple: # slope `[H]`, residuals `[S, N, H]`
+    z: Tensor,  # `[S, N, H]` scores at the decision sessions of `data`
+    data: Dataset,  # days the score was not fitted on
+) -> tuple:  # slope `[H]`, residuals `[S, N, H]`
     "How much of a score came true, and what is left beside the mean return."
-    usable = data.usable(1)[data.start:, :, None]
-    u = torch.where(usable, data.standardised()[data.start:], float('nan')).double()
-    z = torch.where(u.isnan(), float('nan'), z.double())
+    usable = data.usable(1)[data.start :, :, None]
+    u = torch.where(usable, data.standardised()[data.start :], float("nan")).double()
+    z = torch.where(u.isnan(), float("nan"), z.double())
     zc, uc = z - z.nanmean(1, keepdim=True), u - u.nanmean(1, keepdim=True)
     size = (zc * zc).flatten(0, 1).nansum(0)
     slope = torch.where(size > 1e-9, (zc * uc).flatten(0, 1).nansum(0) / size.clip(min=1e-9), 0).clip(0, 1.5)
     e = u - slope * z - u.flatten(0, 1).nanmean(0)
     if (e.isfinite().flatten(0, 1).sum(0) < 100).any():
-        raise NotEnoughSessions("Fewer than 100 rows have a label to size the intervals with.", "Use more sessions or more tickers.")
+        raise NotEnoughSessions(
+            "Fewer than 100 rows have a label to size the intervals with.",
+            "Use more sessions or more tickers.",
+        )
     return slope, e
 
 # %% ../../nbs/models/30_baselines.ipynb #ee57c376
 @patch
-def measure(self: LocationScale,
-    data: Dataset, # days the score was not fitted on, if it was fitted
-) -> dict: # `slope` [H] and `residual` [H, K]
+def measure(
+    self: LocationScale,
+    data: Dataset,  # days the score was not fitted on, if it was fitted
+) -> dict:  # `slope` [H] and `residual` [H, K]
     "Slope and residual quantiles of the score."
     slope, e = came_true(self.score(data.inputs, data.start, data.stop), data)
     columns = e.flatten(0, 1).cpu().numpy().T
@@ -129,10 +149,14 @@ def measure(self: LocationScale,
 # %% ../../nbs/models/30_baselines.ipynb #b3d54e19
 class Rule(LocationScale):
     "A score read off one feature."
-    learns, column = False, ''
-    def __init__(self,
-        seed: int = 0, # taken by every model; nothing here is random
-    ): super().__init__(seed=seed)
+
+    learns, column = False, ""
+
+    def __init__(
+        self,
+        seed: int = 0,  # taken by every model; nothing here is random
+    ):
+        super().__init__(seed=seed)
 
     def turn(self, x: Tensor) -> Tensor:
         "The score from the feature."
@@ -140,9 +164,12 @@ class Rule(LocationScale):
 
     def fit_score(self, data: Dataset):
         "Refuse inputs without the feature; there is nothing to learn."
-        if self.column in data.inputs.names: return
-        raise FeatureError(f"The baseline {self.name} reads the feature {self.column}, which is not among the inputs.",
-                           f"Add {self.column} to features.names in settings.ini, or take {self.name} out of models.candidates.")
+        if self.column in data.inputs.names:
+            return
+        raise FeatureError(
+            f"The baseline {self.name} reads the feature {self.column}, which is not among the inputs.",
+            f"Add {self.column} to features.names in settings.ini, or take {self.name} out of models.candidates.",
+        )
 
     def score(self, inputs: Inputs, start: int, stop: int) -> Tensor:
         "The turned feature, the same for every horizon."
@@ -150,31 +177,44 @@ class Rule(LocationScale):
         return self.turn(x)[..., None].expand(-1, -1, len(self.horizons)).contiguous()
 
 # %% ../../nbs/models/30_baselines.ipynb #ae02bb61
-@model('reversal', complexity=1, kind='baseline')
+@model("reversal", complexity=1, kind="baseline")
 class Reversal(Rule):
     "What fell over the last five sessions rises (Lehmann 1990)."
-    column = 'mom_5'
-    def turn(self, x): return -x
 
-@model('momentum', complexity=1, kind='baseline')
+    column = "mom_5"
+
+    def turn(self, x):
+        return -x
+
+
+@model("momentum", complexity=1, kind="baseline")
 class Momentum(Rule):
     "What rose over a year, the last month aside, goes on rising (Jegadeesh and Titman 1993)."
-    column = 'mom_252_21'
 
-@model('persistence', complexity=1, kind='baseline')
+    column = "mom_252_21"
+
+
+@model("persistence", complexity=1, kind="baseline")
 class Persistence(Rule):
     "The next return has the sign of the last one."
-    column = 'ret_1'
-    def turn(self, x): return x.sign() / 2
+
+    column = "ret_1"
+
+    def turn(self, x):
+        return x.sign() / 2
 
 # %% ../../nbs/models/30_baselines.ipynb #b230b153
-@model('zero', complexity=0, kind='baseline')
+@model("zero", complexity=0, kind="baseline")
 class Zero(LocationScale):
     "No expected return: the random walk."
+
     learns = False
-    def __init__(self,
-        seed: int = 0, # taken by every model; nothing here is random
-    ): super().__init__(seed=seed)
+
+    def __init__(
+        self,
+        seed: int = 0,  # taken by every model; nothing here is random
+    ):
+        super().__init__(seed=seed)
 
     def score(self, inputs, start, stop):
         "Zero everywhere."
@@ -183,34 +223,44 @@ class Zero(LocationScale):
     def fit(self, data, report=None):
         "Learn the width, and make it symmetric."
         super().fit(data)
-        e = self.weights['residual']
+        e = self.weights["residual"]
         self.weights |= dict(residual=(e - e.flip(-1)) / 2, drift=torch.zeros(len(self.horizons)))
         return self
 
 # %% ../../nbs/models/30_baselines.ipynb #27e5fadd
-@model('mean', complexity=0, kind='baseline')
+@model("mean", complexity=0, kind="baseline")
 class Mean(LocationScale):
     "The historical mean of each stock, pulled towards the mean of all."
+
     learns = False
-    def __init__(self,
-        prior: float = 2500., # sessions' worth of the common mean
-        seed: int = 0,        # taken by every model; nothing here is random
-    ): super().__init__(prior=prior, seed=seed)
+
+    def __init__(
+        self,
+        prior: float = 2500.0,  # sessions' worth of the common mean
+        seed: int = 0,  # taken by every model; nothing here is random
+    ):
+        super().__init__(prior=prior, seed=seed)
 
     def fit_score(self, data):
         "The mean of each ticker less the mean of all, in units of volatility."
         t, n = data.rows()
         u, order = data.standardised()[t, n].double(), data.order()
-        total = lambda v: torch.zeros(len(order), len(self.horizons), dtype=v.dtype, device=v.device).index_add(0, n, v)
+        def total(v):
+            return torch.zeros(
+                    len(order), len(self.horizons), dtype=v.dtype, device=v.device
+                ).index_add(0, n, v)
         own = total((u - u.nanmean(0)).nan_to_num(0)) / (total(u.isfinite().double()) + self.prior)
-        self.notes['tickers'] = [data.inputs.tickers[i] for i in order]
-        self.weights['own'] = own.float().cpu()[order]
+        self.notes["tickers"] = [data.inputs.tickers[i] for i in order]
+        self.weights["own"] = own.float().cpu()[order]
 
     def score(self, inputs, start, stop):
         "The same at every session."
-        place = {name: i for i, name in enumerate(self.notes['tickers'])}
-        own = torch.cat([self.weights['own'], torch.zeros(1, len(self.horizons), device=self.weights['own'].device)]).to(inputs.x.device)
+        place = {name: i for i, name in enumerate(self.notes["tickers"])}
+        own = torch.cat(
+            [self.weights["own"], torch.zeros(1, len(self.horizons), device=self.weights["own"].device)]
+        ).to(inputs.x.device)
         rows = own[[place.get(name, len(place)) for name in inputs.tickers]]
         return rows.expand(stop - start, -1, -1).contiguous()
 
-    def measure(self, data): return super().measure(data) | dict(slope=torch.ones(len(self.horizons)))
+    def measure(self, data):
+        return super().measure(data) | dict(slope=torch.ones(len(self.horizons)))

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions, NotFitted, UnknownHorizon, UnknownTicker
+from ..core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions, NotFitted
+from ..core.errors import UnknownHorizon, UnknownTicker
 from ..core.registry import Registry
 from ..catalogue.design_matrix import Inputs
 
@@ -22,50 +23,68 @@ from ..catalogue.design_matrix import Inputs
 @dataclass(eq=False)
 class Dataset:
     "Inputs and labels up to `stop`; decisions at the sessions `[start, stop)`."
-    inputs: Inputs       # features, presence and volatility of the sessions before `stop`
-    y: Tensor            # `[S, N, H]` simple returns from entry to exit, `NaN` where unknown
-    horizons: tuple      # sessions held, one per last axis of `y`
-    start: int = 0       # first decision session (position)
-    stop: int | None = None # end of the window (position, exclusive); `None` is the last session
-    entry_delay: int = 1 # sessions between the decision and the entry
+
+    inputs: Inputs  # features, presence and volatility of the sessions before `stop`
+    y: Tensor  # `[S, N, H]` simple returns from entry to exit, `NaN` where unknown
+    horizons: tuple  # sessions held, one per last axis of `y`
+    start: int = 0  # first decision session (position)
+    stop: int | None = None  # end of the window (position, exclusive); `None` is the last session
+    entry_delay: int = 1  # sessions between the decision and the entry
+
     def __post_init__(self):
         held = len(self.inputs.sessions)
-        self.stop, self.horizons = held if self.stop is None else int(self.stop), tuple(int(h) for h in self.horizons)
+        self.stop, self.horizons = (
+            held if self.stop is None else int(self.stop),
+            tuple(int(h) for h in self.horizons),
+        )
         if not 0 <= self.start < self.stop <= held:
-            raise NotEnoughSessions(f"The window [{self.start}, {self.stop}) does not lie within {held} sessions.",
-                                    "Ask for a shorter or an earlier window.")
-        if self.stop < held: self.inputs = _cut(self.inputs, self.stop)
-        self.y = self.y[:self.stop].to(self.inputs.x.device, copy=True)
+            raise NotEnoughSessions(
+                f"The window [{self.start}, {self.stop}) does not lie within {held} sessions.",
+                "Ask for a shorter or an earlier window.",
+            )
+        if self.stop < held:
+            self.inputs = _cut(self.inputs, self.stop)
+        self.y = self.y[: self.stop].to(self.inputs.x.device, copy=True)
         for j, h in enumerate(self.horizons):
-            self.y[max(self.stop - self.entry_delay - h, 0):, :, j] = float('nan')
+            self.y[max(self.stop - self.entry_delay - h, 0) :, :, j] = float("nan")
+
 
 def _cut(inputs, stop):
     "The inputs before `stop` in memory of their own."
     inputs = inputs.until(stop)
-    return replace(inputs, x=inputs.x.clone(), present=inputs.present.clone(), volatility=inputs.volatility.clone())
+    return replace(
+        inputs, x=inputs.x.clone(), present=inputs.present.clone(), volatility=inputs.volatility.clone()
+    )
 
 # %% ../../nbs/models/20_contract.ipynb #5a4ab3b7
 @patch
-def __len__(self: Dataset): return self.stop - self.start
+def __len__(self: Dataset):
+    return self.stop - self.start
+
 
 @patch
 def __repr__(self: Dataset):
     days = self.inputs.sessions
-    return (f"Dataset of {len(self)} decision sessions {days[self.start]:%Y-%m-%d} to {days[self.stop - 1]:%Y-%m-%d}, "
-            f"{len(self.inputs.tickers)} tickers, {len(self.inputs.names)} features, horizons {self.horizons}")
+    return (
+        f"Dataset of {len(self)} decision sessions {days[self.start]:%Y-%m-%d} to {days[self.stop - 1]:%Y-%m-%d}, "
+        f"{len(self.inputs.tickers)} tickers, {len(self.inputs.names)} features, horizons {self.horizons}"
+    )
 
 # %% ../../nbs/models/20_contract.ipynb #c3aed069
 @patch
-def window(self: Dataset,
-    start: int, # first decision session (position)
+def window(
+    self: Dataset,
+    start: int,  # first decision session (position)
     stop: int,  # end of the window (position, exclusive)
 ) -> Dataset:
     "The same data with decisions at `[start, stop)` and nothing from `stop` on."
     return Dataset(self.inputs, self.y, self.horizons, start, stop, self.entry_delay)
 
+
 @patch
-def until(self: Dataset,
-    stop: int, # end of the window (position, exclusive)
+def until(
+    self: Dataset,
+    stop: int,  # end of the window (position, exclusive)
 ) -> Dataset:
     "The same data with nothing from `stop` on."
     return self.window(self.start, stop)
@@ -74,21 +93,27 @@ def until(self: Dataset,
 @patch
 def order(self: Dataset):
     "Positions of the tickers in alphabetical order."
-    return torch.tensor(np.argsort(np.array(self.inputs.tickers, dtype=object), kind='stable'), dtype=torch.long)
+    return torch.tensor(
+        np.argsort(np.array(self.inputs.tickers, dtype=object), kind="stable"), dtype=torch.long
+    )
+
 
 @patch
-def usable(self: Dataset,
-    sequence: int = 1, # sessions a row needs behind it, itself included
+def usable(
+    self: Dataset,
+    sequence: int = 1,  # sessions a row needs behind it, itself included
 ) -> Tensor:
     "Rows of the window with a bar, a volatility and a label, `[S, N]`."
     ok = self.inputs.usable & self.y.isfinite().any(-1)
-    ok[:max(self.start, sequence - 1)] = False
+    ok[: max(self.start, sequence - 1)] = False
     return ok
 
+
 @patch
-def rows(self: Dataset,
-    sequence: int = 1, # sessions a row needs behind it, itself included
-) -> tuple: # positions (session, ticker)
+def rows(
+    self: Dataset,
+    sequence: int = 1,  # sessions a row needs behind it, itself included
+) -> tuple:  # positions (session, ticker)
     "Where `usable` holds, by session and ticker name."
     order = self.order().to(self.inputs.x.device)
     t, k = self.usable(sequence)[:, order].nonzero(as_tuple=True)
@@ -100,11 +125,13 @@ def standardised(self: Dataset) -> Tensor:
     "Labels in units of the volatility over the horizon, `[S, N, H]`."
     held = torch.tensor(self.horizons, dtype=torch.float32, device=self.y.device).sqrt()
     sigma = self.inputs.volatility[..., None]
-    return torch.where(sigma > 0, self.y / sigma, float('nan')) / held
+    return torch.where(sigma > 0, self.y / sigma, float("nan")) / held
+
 
 @patch
-def relative(self: Dataset,
-    clip: float = 5., # largest move in units of volatility
+def relative(
+    self: Dataset,
+    clip: float = 5.0,  # largest move in units of volatility
 ) -> Tensor:
     "Standardised labels less the mean of their session, clipped, `[S, N, H]`."
     u = self.standardised()
@@ -113,97 +140,143 @@ def relative(self: Dataset,
 
 # %% ../../nbs/models/20_contract.ipynb #ff1ccb9e
 @patch
-def split(self: Dataset,
-    share: float = .25, # share of the decision sessions in the tail
-    least: int = 20,    # fewest sessions either part may have
-) -> tuple: # (head, tail)
+def split(
+    self: Dataset,
+    share: float = 0.25,  # share of the decision sessions in the tail
+    least: int = 20,  # fewest sessions either part may have
+) -> tuple:  # (head, tail)
     "The window in two: a head whose labels end before the tail begins, and the tail."
     gap = self.entry_delay + max(self.horizons)
     at = self.stop - max(round(len(self) * share), least + gap)
     if at - self.start < least + gap:
-        raise NotEnoughSessions(f"A window of {len(self)} sessions is too short to fit and to check a model.",
-                                f"Give it at least {2 * (least + gap)} sessions.")
+        raise NotEnoughSessions(
+            f"A window of {len(self)} sessions is too short to fit and to check a model.",
+            f"Give it at least {2 * (least + gap)} sessions.",
+        )
     return self.window(self.start, at), self.window(at, self.stop)
 
 # %% ../../nbs/models/20_contract.ipynb #1461ed64
-LEVELS = (.05, .25, .5, .75, .95)
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+
 
 @dataclass(eq=False, repr=False)
 class Forecast:
     "Distributions of future returns by session, ticker and horizon; all `NaN` where nothing was forecast."
-    levels: tuple        # probability levels of the quantiles, ascending
-    quantiles: Tensor    # `[S, N, H, Q]` simple returns over the horizon
-    p_up: Tensor         # `[S, N, H]` probability of a positive return
-    volatility: Tensor   # `[S, N, H]` expected standard deviation of the return
-    sessions: pd.DatetimeIndex # decision sessions
-    tickers: list        # names along the second axis
-    horizons: tuple      # sessions held, along the third axis
-    model: str = ''      # name of the model
-    score: Tensor = None # `[S, N, H]` what ranks tickers; the median in units of volatility if not given
+
+    levels: tuple  # probability levels of the quantiles, ascending
+    quantiles: Tensor  # `[S, N, H, Q]` simple returns over the horizon
+    p_up: Tensor  # `[S, N, H]` probability of a positive return
+    volatility: Tensor  # `[S, N, H]` expected standard deviation of the return
+    sessions: pd.DatetimeIndex  # decision sessions
+    tickers: list  # names along the second axis
+    horizons: tuple  # sessions held, along the third axis
+    model: str = ""  # name of the model
+    score: Tensor = None  # `[S, N, H]` what ranks tickers; the median in units of volatility if not given
+
     def __post_init__(self):
-        if self.score is None: self.score = self.median / self.volatility
-        self.levels, self.horizons, self.tickers = tuple(self.levels), tuple(int(h) for h in self.horizons), list(self.tickers)
+        if self.score is None:
+            self.score = self.median / self.volatility
+        self.levels, self.horizons, self.tickers = (
+            tuple(self.levels),
+            tuple(int(h) for h in self.horizons),
+            list(self.tickers),
+        )
         shape = (len(self.sessions), len(self.tickers), len(self.horizons))
-        for name, want in dict(quantiles=(*shape, len(self.levels)), p_up=shape, volatility=shape, score=shape).items():
-            got = getattr(self, name).detach().to('cpu', torch.float32)
-            if got.shape != want: raise ModelOutputInvalid(f"{name} has the shape {tuple(got.shape)} where {want} was expected.")
+        for name, want in dict(
+            quantiles=(*shape, len(self.levels)), p_up=shape, volatility=shape, score=shape
+        ).items():
+            got = getattr(self, name).detach().to("cpu", torch.float32)
+            if got.shape != want:
+                raise ModelOutputInvalid(
+                    f"{name} has the shape {tuple(got.shape)} where {want} was expected."
+                )
             setattr(self, name, got)
 
     def __repr__(self):
-        days = f"{self.sessions[0]:%Y-%m-%d} to {self.sessions[-1]:%Y-%m-%d}" if len(self.sessions) else 'no session'
-        return (f"Forecast by {self.model or 'a model'}: {len(self.sessions)} sessions {days}, {len(self.tickers)} tickers, "
-                f"horizons {self.horizons}, {int(self.given.sum())} rows given")
+        days = (
+            f"{self.sessions[0]:%Y-%m-%d} to {self.sessions[-1]:%Y-%m-%d}"
+            if len(self.sessions)
+            else "no session"
+        )
+        return (
+            f"Forecast by {self.model or 'a model'}: {len(self.sessions)} sessions {days}, {len(self.tickers)} tickers, "
+            f"horizons {self.horizons}, {int(self.given.sum())} rows given"
+        )
 
 # %% ../../nbs/models/20_contract.ipynb #fbd3fcaa
 @patch(as_prop=True)
 def median(self: Forecast) -> Tensor:
     "The middle quantile, `[S, N, H]`: the point forecast."
-    return self.quantiles[..., min(range(len(self.levels)), key=lambda i: abs(self.levels[i] - .5))]
+    return self.quantiles[..., min(range(len(self.levels)), key=lambda i: abs(self.levels[i] - 0.5))]
+
 
 @patch(as_prop=True)
 def given(self: Forecast) -> Tensor:
     "Rows that claim to be a forecast, `[S, N]`."
     return ~torch.cat([self.quantiles, self._rest()], -1).isnan().flatten(2).all(-1)
 
+
 @patch
-def _rest(self: Forecast): return torch.stack([self.p_up, self.volatility, self.score], -1)
+def _rest(self: Forecast):
+    return torch.stack([self.p_up, self.volatility, self.score], -1)
 
 # %% ../../nbs/models/20_contract.ipynb #f5693b0d
 @patch
-def plot(self: Forecast,
+def plot(
+    self: Forecast,
     ticker: str | None = None,  # which ticker; the first if not given
-    horizon: int | None = None, # sessions held; the first if not given
-    outcome = None,             # realised returns `[S]` to draw on top
+    horizon: int | None = None,  # sessions held; the first if not given
+    outcome=None,  # realised returns `[S]` to draw on top
 ):
     "Intervals of one ticker over the sessions."
     import matplotlib.pyplot as plt
+
     n, h = self.ticker(ticker or self.tickers[0]), self.horizon(horizon or self.horizons[0])
     q = self.quantiles[:, n, h].numpy()
     _, ax = plt.subplots(figsize=(8, 2.6))
     for i in range(len(self.levels) // 2):
-        ax.fill_between(self.sessions, q[:, i], q[:, -1 - i], color='tab:blue', alpha=.2, lw=0,
-                        label=f'{self.levels[-1 - i] - self.levels[i]:.0%} interval')
-    ax.plot(self.sessions, self.median[:, n, h], color='tab:blue', lw=1, label='median')
-    if outcome is not None: ax.plot(self.sessions, outcome, 'k.', ms=2.5, label='what happened')
-    ax.set(title=f'{self.tickers[n]}: return over {self.horizons[h]} session(s), {self.model}'); ax.legend(fontsize=7, ncols=4)
+        ax.fill_between(
+            self.sessions,
+            q[:, i],
+            q[:, -1 - i],
+            color="tab:blue",
+            alpha=0.2,
+            lw=0,
+            label=f"{self.levels[-1 - i] - self.levels[i]:.0%} interval",
+        )
+    ax.plot(self.sessions, self.median[:, n, h], color="tab:blue", lw=1, label="median")
+    if outcome is not None:
+        ax.plot(self.sessions, outcome, "k.", ms=2.5, label="what happened")
+    ax.set(title=f"{self.tickers[n]}: return over {self.horizons[h]} session(s), {self.model}")
+    ax.legend(fontsize=7, ncols=4)
     return ax
 
 # %% ../../nbs/models/20_contract.ipynb #db40a4e4
 @patch
-def horizon(self: Forecast,
-    h: int, # sessions held
+def horizon(
+    self: Forecast,
+    h: int,  # sessions held
 ) -> int:
     "Position of a horizon; refuses one the model does not forecast."
-    if h in self.horizons: return self.horizons.index(h)
-    raise UnknownHorizon(f"There is no forecast for {h} sessions.", f"Ask for one of {', '.join(map(str, self.horizons))}.")
+    if h in self.horizons:
+        return self.horizons.index(h)
+    raise UnknownHorizon(
+        f"There is no forecast for {h} sessions.", f"Ask for one of {', '.join(map(str, self.horizons))}."
+    )
+
 
 @patch
-def ticker(self: Forecast,
-    name: str, # ticker
+def ticker(
+    self: Forecast,
+    name: str,  # ticker
 ) -> int:
     "Position of a ticker; refuses one the forecast does not hold."
-    if name in self.tickers: return self.tickers.index(name)
-    raise UnknownTicker(f"There is no forecast for {name}.", f"The forecast holds {len(self.tickers)} tickers, from {self.tickers[0]} on.")
+    if name in self.tickers:
+        return self.tickers.index(name)
+    raise UnknownTicker(
+        f"There is no forecast for {name}.",
+        f"The forecast holds {len(self.tickers)} tickers, from {self.tickers[0]} on.",
+    )
 
 # %% ../../nbs/models/20_contract.ipynb #6506545a
 @patch
@@ -212,28 +285,35 @@ def validate(self: Forecast) -> Forecast:
     rows, q = self.given, self.quantiles
     rest = self._rest()
     faults = {
-        'a number that is not finite': ~(q.isfinite().all(-1) & rest.isfinite().all(-1)),
-        'crossing quantiles': (q.diff(dim=-1) < 0).any(-1),
-        'a probability outside 0 to 1': (self.p_up < 0) | (self.p_up > 1),
-        'a volatility that is not positive': self.volatility <= 0,
-        'a loss of more than everything': q[..., 0] < -1}
+        "a number that is not finite": ~(q.isfinite().all(-1) & rest.isfinite().all(-1)),
+        "crossing quantiles": (q.diff(dim=-1) < 0).any(-1),
+        "a probability outside 0 to 1": (self.p_up < 0) | (self.p_up > 1),
+        "a volatility that is not positive": self.volatility <= 0,
+        "a loss of more than everything": q[..., 0] < -1,
+    }
     for fault, where in faults.items():
         bad = where.any(-1) & rows
-        if not bad.any(): continue
+        if not bad.any():
+            continue
         t, n = bad.nonzero()[0].tolist()
-        raise ModelOutputInvalid(f"{self.model or 'The model'} returned {fault} in {int(bad.sum())} rows, first {self.tickers[n]} "
-                                 f"on {self.sessions[t]:%Y-%m-%d}.", "Keep the previous forecast and look at the inputs of that row.")
+        raise ModelOutputInvalid(
+            f"{self.model or 'The model'} returned {fault} in {int(bad.sum())} rows, first {self.tickers[n]} "
+            f"on {self.sessions[t]:%Y-%m-%d}.",
+            "Keep the previous forecast and look at the inputs of that row.",
+        )
     return self
 
 # %% ../../nbs/models/20_contract.ipynb #494fedb7
 @patch
-def frame(self: Forecast,
-    what: str = 'score',        # `score`, `median`, `p_up` or `volatility`
-    horizon: int | None = None, # sessions held; the first if not given
+def frame(
+    self: Forecast,
+    what: str = "score",  # `score`, `median`, `p_up` or `volatility`
+    horizon: int | None = None,  # sessions held; the first if not given
 ) -> pd.DataFrame:
     "One quantity at one horizon: sessions down, tickers across."
     values = getattr(self, what)[..., self.horizon(horizon or self.horizons[0])]
     return pd.DataFrame(values.numpy(), index=self.sessions, columns=self.tickers)
+
 
 @patch
 def to_frame(self: Forecast) -> pd.DataFrame:
@@ -241,123 +321,171 @@ def to_frame(self: Forecast) -> pd.DataFrame:
     t, n = (v.numpy() for v in self.given.nonzero(as_tuple=True))
     H = len(self.horizons)
     wide = torch.cat([self.quantiles, self._rest()], -1)[t, n].flatten(0, 1).numpy()
-    keys = pd.DataFrame({'ticker': np.array(self.tickers, dtype=object)[np.repeat(n, H)], 'session': self.sessions[np.repeat(t, H)],
-                         'horizon': np.tile(self.horizons, len(t))}).astype({'ticker': 'str'})
-    names = [f'q{round(level * 100):02d}' for level in self.levels] + ['p_up', 'volatility', 'score']
+    keys = pd.DataFrame(
+        {
+            "ticker": np.array(self.tickers, dtype=object)[np.repeat(n, H)],
+            "session": self.sessions[np.repeat(t, H)],
+            "horizon": np.tile(self.horizons, len(t)),
+        }
+    ).astype({"ticker": "str"})
+    names = [f"q{round(level * 100):02d}" for level in self.levels] + ["p_up", "volatility", "score"]
     return pd.concat([keys, pd.DataFrame(wide, columns=names)], axis=1)
 
 # %% ../../nbs/models/20_contract.ipynb #3ed77e4f
 @patch
-def save(self: Forecast,
-    path, # file to write
+def save(
+    self: Forecast,
+    path,  # file to write
 ) -> Path:
     "Write one safetensors file, whole or not at all."
     from safetensors.torch import save_file
+
     path, days = Path(path), self.sessions
-    head = dict(levels=self.levels, tickers=self.tickers, horizons=self.horizons, model=self.model, unit=days.unit, name=days.name)
-    tensors = dict(quantiles=self.quantiles, p_up=self.p_up, volatility=self.volatility, score=self.score,
-                   sessions=torch.from_numpy(days.asi8.copy()))
+    head = dict(
+        levels=self.levels,
+        tickers=self.tickers,
+        horizons=self.horizons,
+        model=self.model,
+        unit=days.unit,
+        name=days.name,
+    )
+    tensors = dict(
+        quantiles=self.quantiles,
+        p_up=self.p_up,
+        volatility=self.volatility,
+        score=self.score,
+        sessions=torch.from_numpy(days.asi8.copy()),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}.', dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
         part = Path(folder) / path.name
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={'forecast': json.dumps(head, sort_keys=True)})
+        save_file(
+            {k: v.contiguous() for k, v in tensors.items()},
+            part,
+            metadata={"forecast": json.dumps(head, sort_keys=True)},
+        )
         os.replace(part, path)
     return path
 
+
 @patch(cls_method=True)
-def load(cls: Forecast,
-    path, # file written by `save`
+def load(
+    cls: Forecast,
+    path,  # file written by `save`
 ):
     "Read what `save` wrote, bit for bit."
     from safetensors import safe_open
-    with safe_open(path, 'pt') as file:
-        head, parts = json.loads(file.metadata()['forecast']), {k: file.get_tensor(k) for k in file.keys()}
-    days = pd.DatetimeIndex(parts.pop('sessions').numpy().view(f"datetime64[{head.pop('unit')}]"), name=head.pop('name'))
+
+    with safe_open(path, "pt") as file:
+        head, parts = json.loads(file.metadata()["forecast"]), {k: file.get_tensor(k) for k in file.keys()}
+    days = pd.DatetimeIndex(
+        parts.pop("sessions").numpy().view(f"datetime64[{head.pop('unit')}]"), name=head.pop("name")
+    )
     return cls(sessions=days, **head, **parts)
 
 # %% ../../nbs/models/20_contract.ipynb #c86c343b
 def join(
-    parts, # forecasts of consecutive stretches, same tickers and horizons
+    parts,  # forecasts of consecutive stretches, same tickers and horizons
 ) -> Forecast:
     "One forecast from consecutive ones."
     first, days = parts[0], parts[0].sessions.append([p.sessions for p in parts[1:]])
     if any((p.tickers, p.horizons, p.levels) != (first.tickers, first.horizons, first.levels) for p in parts):
         raise ModelOutputInvalid("Forecasts of different tickers, horizons or levels cannot be joined.")
     if not (days.is_monotonic_increasing and days.is_unique):
-        raise ModelOutputInvalid("Forecasts overlap or stand in the wrong order.", "Join them from oldest to newest, each session once.")
-    q, p, v, s = (torch.cat([getattr(f, k) for f in parts]) for k in ('quantiles', 'p_up', 'volatility', 'score'))
+        raise ModelOutputInvalid(
+            "Forecasts overlap or stand in the wrong order.",
+            "Join them from oldest to newest, each session once.",
+        )
+    q, p, v, s = (
+        torch.cat([getattr(f, k) for f in parts]) for k in ("quantiles", "p_up", "volatility", "score")
+    )
     return Forecast(first.levels, q, p, v, days, first.tickers, first.horizons, first.model, s)
 
+
 @patch
-def on(self: Forecast,
-    sessions: pd.DatetimeIndex, # the sessions wanted
+def on(
+    self: Forecast,
+    sessions: pd.DatetimeIndex,  # the sessions wanted
 ) -> Forecast:
     "The forecast on other sessions; `NaN` where nothing was said."
     at = self.sessions.get_indexer(sessions)
-    q, p, v, s = (torch.where(torch.from_numpy(at >= 0).view(-1, *[1] * (x.ndim - 1)), x[at], float('nan'))
-                  for x in (self.quantiles, self.p_up, self.volatility, self.score))
+    q, p, v, s = (
+        torch.where(torch.from_numpy(at >= 0).view(-1, *[1] * (x.ndim - 1)), x[at], float("nan"))
+        for x in (self.quantiles, self.p_up, self.volatility, self.score)
+    )
     return Forecast(self.levels, q, p, v, sessions, self.tickers, self.horizons, self.model, s)
 
 # %% ../../nbs/models/20_contract.ipynb #c3a24f9f
 class Model:
     "Parameters by keyword, `fit` and `predict`, and a state of plain data."
-    name, kind, complexity = '', '', 0
-    sequence = 1 # sessions of inputs behind one forecast
+
+    name, kind, complexity = "", "", 0
+    sequence = 1  # sessions of inputs behind one forecast
+
     def __init__(self, **params):
-        self.params, self.device = params, 'cpu'
-        for k, v in params.items(): setattr(self, k, v)
+        self.params, self.device = params, "cpu"
+        for k, v in params.items():
+            setattr(self, k, v)
         self.names, self.horizons, self.notes, self.weights, self.texts = [], (), {}, {}, {}
 
     def __repr__(self):
-        about = ', '.join(f'{k}={v}' for k, v in self.params.items())
+        about = ", ".join(f"{k}={v}" for k, v in self.params.items())
         return f"{type(self).__name__}({about}), {f'fitted on {len(self.names)} features' if self.names else 'not fitted'}"
 
-    def fit(self,
-        data: Dataset, # the past to learn from
-        report=None,   # called with (step, loss) by models that train in steps
+    def fit(
+        self,
+        data: Dataset,  # the past to learn from
+        report=None,  # called with (step, loss) by models that train in steps
     ):
         "Learn from a window of the past."
         raise NotImplementedError
 
-    def predict(self,
-        inputs: Inputs,   # features of the sessions up to the newest wanted
-        start: int = 0,   # first session to forecast (position)
-        stop: int | None = None, # end (position, exclusive)
+    def predict(
+        self,
+        inputs: Inputs,  # features of the sessions up to the newest wanted
+        start: int = 0,  # first session to forecast (position)
+        stop: int | None = None,  # end (position, exclusive)
     ) -> Forecast:
         "Forecast the sessions `[start, stop)`."
         raise NotImplementedError
 
 # %% ../../nbs/models/20_contract.ipynb #e071ee91
 @patch
-def state(self: Model) -> tuple: # (JSON-able dict, tensors, texts)
+def state(self: Model) -> tuple:  # (JSON-able dict, tensors, texts)
     "All that was learned, as plain data."
     head = dict(params=self.params, names=self.names, horizons=list(self.horizons), notes=self.notes)
     return head, {k: v.detach().cpu().contiguous() for k, v in self.weights.items()}, dict(self.texts)
 
+
 @patch(cls_method=True)
-def from_state(cls: Model,
-    head: dict,    # parameters, feature names, horizons, notes
-    weights: dict, # tensors by name
-    texts: dict | None = None, # texts by name
+def from_state(
+    cls: Model,
+    head: dict,  # parameters, feature names, horizons, notes
+    weights: dict,  # tensors by name
+    texts: dict | None = None,  # texts by name
 ):
     "A working model from what `state` handed out."
-    self = cls(**head['params'])
-    self.names, self.horizons, self.notes = list(head['names']), tuple(head['horizons']), dict(head['notes'])
+    self = cls(**head["params"])
+    self.names, self.horizons, self.notes = list(head["names"]), tuple(head["horizons"]), dict(head["notes"])
     self.weights, self.texts = dict(weights), dict(texts or {})
     self.ready()
     return self
+
 
 @patch
 def ready(self: Model):
     "Build whatever `predict` needs from the state; most models need nothing."
 
+
 @patch
 def width(self: Model) -> int | None:
     "Number of features the learned numbers were made for, `None` if there are none."
 
+
 @patch
-def to(self: Model,
-    device: str, # `cpu`, `cuda`
+def to(
+    self: Model,
+    device: str,  # `cpu`, `cuda`
 ) -> Model:
     "Itself, predicting on `device`."
     self.device = device
@@ -367,85 +495,103 @@ def to(self: Model,
 
 # %% ../../nbs/models/20_contract.ipynb #7af7d273
 @patch
-def remember(self: Model,
-    data: Dataset, # what the model is fitted on
+def remember(
+    self: Model,
+    data: Dataset,  # what the model is fitted on
 ):
     "Keep the names and the order of the features, and the horizons."
     self.names, self.horizons = list(data.inputs.names), tuple(data.horizons)
 
+
 @patch
-def check(self: Model,
-    inputs: Inputs, # what a forecast is asked for
-    start: int,     # first session (position)
-    stop: int | None, # end (position, exclusive)
-) -> int: # the end as a number
+def check(
+    self: Model,
+    inputs: Inputs,  # what a forecast is asked for
+    start: int,  # first session (position)
+    stop: int | None,  # end (position, exclusive)
+) -> int:  # the end as a number
     "Refuse to forecast before `fit` or from other features than those of `fit`."
-    if not self.names: raise NotFitted(f"The model {self.name} has not been fitted.", "Call fit(dataset) or load an artifact first.")
+    if not self.names:
+        raise NotFitted(
+            f"The model {self.name} has not been fitted.", "Call fit(dataset) or load an artifact first."
+        )
     if list(inputs.names) != self.names:
         odd = sorted(set(self.names) ^ set(inputs.names))
-        what = f"other features: {', '.join(odd[:5])}" if odd else 'the same features in another order'
-        raise FeatureError(f"The model {self.name} was fitted on {what}.",
-                           "Make the inputs with the Spec in the model's manifest.")
+        what = f"other features: {', '.join(odd[:5])}" if odd else "the same features in another order"
+        raise FeatureError(
+            f"The model {self.name} was fitted on {what}.",
+            "Make the inputs with the Spec in the model's manifest.",
+        )
     return len(inputs.sessions) if stop is None else stop
 
 # %% ../../nbs/models/20_contract.ipynb #38b5ecc9
-models = Registry('model', package='stockpredict.models')
+models = Registry("model", package="stockpredict.models")
+
 
 def model(
-    name: str,       # name in settings and reports
-    complexity: int, # 0 says nothing, larger bends more
-    kind: str,       # `baseline`, `linear`, `trees` or `net`
+    name: str,  # name in settings and reports
+    complexity: int,  # 0 says nothing, larger bends more
+    kind: str,  # `baseline`, `linear`, `trees` or `net`
 ):
     "Register a model class."
+
     def mark(cls):
         cls.name, cls.complexity, cls.kind = name, complexity, kind
         return models.register(name, complexity=complexity, kind=kind)(cls)
+
     return mark
 
+
 def make_model(
-    name: str,     # name in the registry
-    settings=None, # `Settings` for the seed, and for what a model reads from them
-    **params,      # parameters, for example from tuning
+    name: str,  # name in the registry
+    settings=None,  # `Settings` for the seed, and for what a model reads from them
+    **params,  # parameters, for example from tuning
 ) -> Model:
     "A new model, not fitted."
     cls = models[name]
     return cls(**{**(cls.from_settings(settings) if settings is not None else {}), **params})
 
+
 @patch(cls_method=True)
-def from_settings(cls: Model,
-    settings, # `Settings`
+def from_settings(
+    cls: Model,
+    settings,  # `Settings`
 ) -> dict:
     "Parameters this kind of model takes from the settings."
     return dict(seed=settings.models.seed)
 
 # %% ../../nbs/models/20_contract.ipynb #fa6c74e8
 @patch(cls_method=True)
-def from_panel(cls: Dataset,
-    panel,        # `Panel` of bars
-    spec,         # `Spec`: features and normalisation
-    horizons,     # sessions held
-    entry_delay: int = 1, # sessions between decision and entry
+def from_panel(
+    cls: Dataset,
+    panel,  # `Panel` of bars
+    spec,  # `Spec`: features and normalisation
+    horizons,  # sessions held
+    entry_delay: int = 1,  # sessions between decision and entry
 ):
     "Features and labels of a whole panel."
     from stockpredict.evaluate.labels import make_labels
     from stockpredict.catalogue.design_matrix import make_inputs
+
     y = make_labels(panel, list(horizons), entry_delay=entry_delay).y
     return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay)
 
+
 def sample_dataset(
-    kind: str = 'planted',  # `null`, `planted`, `realistic`
-    tickers: int = 24,      # how many
-    sessions: int = 420,    # how long
-    names=('ret_1', 'mom_5', 'mom_21', 'vol_20', 'rsi_14'), # features
-    horizons=(1, 5),        # sessions held
-    seed: int = 5,          # of the market
-    rank_ic: float = .1,    # strength of the planted signal
+    kind: str = "planted",  # `null`, `planted`, `realistic`
+    tickers: int = 24,  # how many
+    sessions: int = 420,  # how long
+    names=("ret_1", "mom_5", "mom_21", "vol_20", "rsi_14"),  # features
+    horizons=(1, 5),  # sessions held
+    seed: int = 5,  # of the market
+    rank_ic: float = 0.1,  # strength of the planted signal
 ) -> Dataset:
     "A simulated market as a dataset, prices adjusted for splits."
     from stockpredict.sources.simulate import simulate
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
+
     bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=rank_ic, seed=seed).bars
     ratio = bars.adj_close / bars.close
-    bars = bars.assign(**{k: bars[k] * ratio for k in ('open', 'high', 'low', 'close')})
-    return Dataset.from_panel(Panel.from_bars(bars), Spec(tuple(names), 'rank'), horizons)
+    bars = bars.assign(**{k: bars[k] * ratio for k in ("open", "high", "low", "close")})
+    return Dataset.from_panel(Panel.from_bars(bars), Spec(tuple(names), "rank"), horizons)

@@ -14,13 +14,15 @@ from .contract import Dataset, model
 
 # %% ../../nbs/models/40_linear.ipynb #ad5f01da
 def moments(
-    data: Dataset,    # the window
-    block: int = 256, # sessions taken at a time
-) -> tuple: # X'X per row `[F, F]`, X'y per label `[F, H]`, mean of X `[F]`
+    data: Dataset,  # the window
+    block: int = 256,  # sessions taken at a time
+) -> tuple:  # X'X per row `[F, F]`, X'y per label `[F, H]`, mean of X `[F]`
     "Second moments within sessions, in double precision."
     order, ok, y = data.order().to(data.y.device), data.usable(), data.relative()
     F, H = data.inputs.x.shape[-1], y.shape[-1]
-    xx, xy, total, rows, labels = (torch.zeros(s, dtype=torch.float64, device=ok.device) for s in ((F, F), (F, H), F, 1, H))
+    xx, xy, total, rows, labels = (
+        torch.zeros(s, dtype=torch.float64, device=ok.device) for s in ((F, F), (F, H), F, 1, H)
+    )
     for a in range(data.start, data.stop, block):
         span = slice(a, min(a + block, data.stop))
         w = ok[span][:, order, None]
@@ -31,13 +33,16 @@ def moments(
     return xx / rows.clip(min=1), xy / labels.clip(min=1), total / rows.clip(min=1)
 
 # %% ../../nbs/models/40_linear.ipynb #29c744fe
-@model('ridge', complexity=2, kind='linear')
+@model("ridge", complexity=2, kind="linear")
 class Ridge(LocationScale):
     "Ridge regression of relative, standardised returns on the features."
-    def __init__(self,
-        alpha: float = .1, # penalty, relative to the variance of a feature
-        seed: int = 0,     # taken by every model; nothing here is random
-    ): super().__init__(alpha=alpha, seed=seed)
+
+    def __init__(
+        self,
+        alpha: float = 0.1,  # penalty, relative to the variance of a feature
+        seed: int = 0,  # taken by every model; nothing here is random
+    ):
+        super().__init__(alpha=alpha, seed=seed)
 
     def fit_score(self, data):
         "Solve for the coefficients."
@@ -46,25 +51,34 @@ class Ridge(LocationScale):
         alive = scale > 1e-8
         scale = torch.where(alive, scale, 1)
         eye = torch.eye(len(scale), dtype=torch.float64, device=xx.device)
-        coef = torch.linalg.solve(xx / scale / scale[:, None] + self.alpha * eye, xy / scale[:, None]) / scale[:, None]
+        coef = (
+            torch.linalg.solve(xx / scale / scale[:, None] + self.alpha * eye, xy / scale[:, None])
+            / scale[:, None]
+        )
         self.weights |= dict(coef=(coef * alive[:, None]).cpu(), centre=centre.cpu())
 
     def score(self, inputs, start, stop):
         "Coefficients times features, feature by feature."
-        x, coef, centre = inputs.x[start:stop], self.weights['coef'].to(inputs.x.device), self.weights['centre'].to(inputs.x.device)
+        x = inputs.x[start:stop]
+        coef = self.weights["coef"].to(inputs.x.device)
+        centre = self.weights["centre"].to(inputs.x.device)
         z = torch.zeros(*x.shape[:2], len(self.horizons), dtype=torch.float64, device=x.device)
-        for j in range(len(self.names)): z += (x[..., j, None].double() - centre[j]) * coef[j]
+        for j in range(len(self.names)):
+            z += (x[..., j, None].double() - centre[j]) * coef[j]
         return z.float()
 
     @staticmethod
     def space(trial):
         "What tuning may try."
-        return dict(alpha=trial.suggest_float('alpha', 1e-3, 10., log=True))
+        return dict(alpha=trial.suggest_float("alpha", 1e-3, 10.0, log=True))
 
-    def width(self): return len(self.weights['coef'])
+    def width(self):
+        return len(self.weights["coef"])
 
 # %% ../../nbs/models/40_linear.ipynb #c8e94d76
 @patch
 def coefficients(self: Ridge) -> pd.DataFrame:
     "Coefficients, features down and horizons across."
-    return pd.DataFrame(self.weights['coef'].cpu().numpy(), self.names, [f'{h} session{"s" * (h > 1)}' for h in self.horizons])
+    return pd.DataFrame(
+        self.weights["coef"].cpu().numpy(), self.names, [f"{h} session{'s' * (h > 1)}" for h in self.horizons]
+    )

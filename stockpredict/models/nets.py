@@ -16,11 +16,13 @@ from .contract import LEVELS, Dataset, Forecast, model
 # %% ../../nbs/models/60_nets.ipynb #1f06cd22
 class SequenceNet(nn.Module):
     "LSTM, attention pooling and a head of ordered quantiles."
-    def __init__(self,
-        features: int,      # inputs per session, the presence mark included
-        horizons: int,      # horizons to speak about
-        hidden: int = 32,   # width of the LSTM
-        dropout: float = .1, # share of the pooled state dropped in training
+
+    def __init__(
+        self,
+        features: int,  # inputs per session, the presence mark included
+        horizons: int,  # horizons to speak about
+        hidden: int = 32,  # width of the LSTM
+        dropout: float = 0.1,  # share of the pooled state dropped in training
     ):
         super().__init__()
         self.horizons = horizons
@@ -28,7 +30,7 @@ class SequenceNet(nn.Module):
         self.drop, self.head = nn.Dropout(dropout), nn.Linear(2 * hidden, horizons * 5)
         steps = torch.special.ndtri(torch.tensor(LEVELS)).diff()[[1, 0, 2, 3]]
         with torch.no_grad():
-            self.head.weight.mul_(.1)
+            self.head.weight.mul_(0.1)
             self.head.bias.copy_(torch.cat([torch.zeros(1), steps.expm1().log()]).repeat(horizons))
 
     def forward(self, x):
@@ -38,26 +40,30 @@ class SequenceNet(nn.Module):
         pooled = torch.cat([(weight * states).sum(1), states[:, -1]], -1)
         out = self.head(self.drop(pooled)).view(-1, self.horizons, 5)
         middle, steps = out[..., :1], nn.functional.softplus(out[..., 1:])
-        return torch.cat([middle - steps[..., :2].cumsum(-1).flip(-1), middle, middle + steps[..., 2:].cumsum(-1)], -1)
+        return torch.cat(
+            [middle - steps[..., :2].cumsum(-1).flip(-1), middle, middle + steps[..., 2:].cumsum(-1)], -1
+        )
 
 # %% ../../nbs/models/60_nets.ipynb #88a00aef
-def marked(inputs, device='cpu') -> Tensor:
+def marked(inputs, device="cpu") -> Tensor:
     "Features with a mark for a present bar, `[S, N, F + 1]`."
     return torch.cat([inputs.x, inputs.present[..., None].to(inputs.x.dtype)], -1).to(device)
 
+
 def windows(
-    x: Tensor, # `[S, N, F]`
-    t: Tensor, # `[B]` last session of each window
-    n: Tensor, # `[B]` its ticker
-    sequence: int, # sessions in a window
+    x: Tensor,  # `[S, N, F]`
+    t: Tensor,  # `[B]` last session of each window
+    n: Tensor,  # `[B]` its ticker
+    sequence: int,  # sessions in a window
 ) -> Tensor:
     "The windows `[B, L, F]` that end at `t`."
     back = torch.arange(1 - sequence, 1, device=x.device)
     return x[t[:, None] + back, n[:, None]]
 
+
 def pinball(
-    q: Tensor, # `[B, H, Q]` quantiles
-    y: Tensor, # `[B, H]` what happened, `NaN` where unknown
+    q: Tensor,  # `[B, H, Q]` quantiles
+    y: Tensor,  # `[B, H]` what happened, `NaN` where unknown
 ) -> Tensor:
     "Mean pinball loss over the known labels; a quantile that is right on average has the lowest."
     miss = (y[..., None] - q)[y.isfinite()]
@@ -67,95 +73,131 @@ def pinball(
 # %% ../../nbs/models/60_nets.ipynb #d2c7c141
 class Batches:
     "Windows and labels in seeded random order, a new one each epoch."
-    def __init__(self,
-        x: Tensor, # `[S, N, F]`
-        y: Tensor, # `[S, N, H]`
-        rows: tuple, # (session, ticker) positions to draw from
-        sequence: int, # sessions in a window
-        size: int = 512, # rows in a batch
-        most: int = 40_000, # rows in an epoch
-        seed: int = 0, # of the order
+
+    def __init__(
+        self,
+        x: Tensor,  # `[S, N, F]`
+        y: Tensor,  # `[S, N, H]`
+        rows: tuple,  # (session, ticker) positions to draw from
+        sequence: int,  # sessions in a window
+        size: int = 512,  # rows in a batch
+        most: int = 40_000,  # rows in an epoch
+        seed: int = 0,  # of the order
     ):
         self.x, self.y, self.sequence, self.size, self.most = x, y, sequence, size, most
         self.t, self.n = (r.to(x.device) for r in rows)
         self.random = torch.Generator().manual_seed(seed)
 
-    def __len__(self): return math.ceil(min(len(self.t), self.most) / self.size)
+    def __len__(self):
+        return math.ceil(min(len(self.t), self.most) / self.size)
 
     def __iter__(self):
-        order = torch.randperm(len(self.t), generator=self.random)[:self.most].to(self.x.device)
+        order = torch.randperm(len(self.t), generator=self.random)[: self.most].to(self.x.device)
         for i in order.split(self.size):
             t, n = self.t[i], self.n[i]
             yield windows(self.x, t, n, self.sequence), self.y[t, n]
 
 # %% ../../nbs/models/60_nets.ipynb #c73750f4
 def lit(
-    net: nn.Module, # what to train
-    rate: float,    # learning rate
+    net: nn.Module,  # what to train
+    rate: float,  # learning rate
     patience: int,  # epochs without a better loss before stopping
-    report=None,    # called with (epoch, loss); may raise to stop
-) -> tuple: # (Lightning module, callback that keeps the best weights)
+    report=None,  # called with (epoch, loss); may raise to stop
+) -> tuple:  # (Lightning module, callback that keeps the best weights)
     "The network as Lightning wants it."
     import lightning.pytorch as L
+
     class Fit(L.LightningModule):
-        def __init__(self): super().__init__(); self.net = net
-        def training_step(self, batch, i): return pinball(self.net(batch[0]), batch[1])
-        def validation_step(self, batch, i): self.log('loss', pinball(self.net(batch[0]), batch[1]), batch_size=len(batch[0]))
-        def configure_optimizers(self): return torch.optim.AdamW(self.net.parameters(), lr=rate, weight_decay=.01)
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch, i):
+            return pinball(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, i):
+            self.log("loss", pinball(self.net(batch[0]), batch[1]), batch_size=len(batch[0]))
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.net.parameters(), lr=rate, weight_decay=0.01)
 
     class Best(L.Callback):
-        loss, age, weights = float('inf'), 0, None
+        loss, age, weights = float("inf"), 0, None
+
         def on_validation_end(self, trainer, module):
-            loss = trainer.callback_metrics['loss'].item()
+            loss = trainer.callback_metrics["loss"].item()
             self.age = 0 if loss < self.loss else self.age + 1
-            if self.age == 0: self.loss, self.weights = loss, {k: v.detach().clone() for k, v in net.state_dict().items()}
+            if self.age == 0:
+                self.loss, self.weights = loss, {k: v.detach().clone() for k, v in net.state_dict().items()}
             trainer.should_stop = self.age >= patience
-            if report: report(trainer.current_epoch, loss)
+            if report:
+                report(trainer.current_epoch, loss)
+
     return Fit(), Best()
 
 # %% ../../nbs/models/60_nets.ipynb #902689cd
 def train_net(
-    net: nn.Module, # what to train, in place
-    train,          # batches to learn from
-    check,          # batches to be checked on
-    epochs: int,    # most epochs
-    rate: float,    # learning rate
-    device: str,    # `cpu`, `cuda`
-    report=None,    # called with (epoch, loss)
-) -> float: # loss of the epoch kept
+    net: nn.Module,  # what to train, in place
+    train,  # batches to learn from
+    check,  # batches to be checked on
+    epochs: int,  # most epochs
+    rate: float,  # learning rate
+    device: str,  # `cpu`, `cuda`
+    report=None,  # called with (epoch, loss)
+) -> float:  # loss of the epoch kept
     "Train quietly; leaves the weights of the best epoch and no files."
     import logging, tempfile, warnings
     import lightning.pytorch as L
+
     module, best = lit(net, rate, 2, report)
-    loggers = [logging.getLogger(n) for n in ('lightning.pytorch', 'lightning.fabric', 'lightning.pytorch.utilities.rank_zero')]
+    loggers = [
+        logging.getLogger(n)
+        for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    ]
     levels = [log.level for log in loggers]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter('ignore')
-        for log in loggers: log.setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        for log in loggers:
+            log.setLevel(logging.ERROR)
         try:
-            L.Trainer(max_epochs=epochs, accelerator='gpu' if device.startswith('cuda') else 'cpu', devices=1, callbacks=[best], logger=False,
-                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-                      gradient_clip_val=1., default_root_dir=folder).fit(module, train, check)
+            L.Trainer(
+                max_epochs=epochs,
+                accelerator="gpu" if device.startswith("cuda") else "cpu",
+                devices=1,
+                callbacks=[best],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                gradient_clip_val=1.0,
+                default_root_dir=folder,
+            ).fit(module, train, check)
         finally:
-            for log, level in zip(loggers, levels, strict=True): log.setLevel(level)
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)
     net.load_state_dict(best.weights)
     return best.loss
 
 # %% ../../nbs/models/60_nets.ipynb #63dc3731
-@model('lstm', complexity=4, kind='net')
+@model("lstm", complexity=4, kind="net")
 class Lstm(LocationScale):
     "LSTM with attention over the last sessions, quantiles directly."
-    def __init__(self,
+
+    def __init__(
+        self,
         sequence: int = 20,  # sessions in a window
-        epochs: int = 3,     # most passes over the training rows
-        hidden: int = 32,    # width
-        rate: float = .002,  # learning rate
-        dropout: float = .1, # share of the pooled state dropped in training
+        epochs: int = 3,  # most passes over the training rows
+        hidden: int = 32,  # width
+        rate: float = 0.002,  # learning rate
+        dropout: float = 0.1,  # share of the pooled state dropped in training
         rows: int = 20_000,  # most training rows in a pass, drawn anew for each
-        seed: int = 0,       # of weights and batches
+        seed: int = 0,  # of weights and batches
     ):
         self.net = None
-        super().__init__(sequence=sequence, epochs=epochs, hidden=hidden, rate=rate, dropout=dropout, rows=rows, seed=seed)
+        super().__init__(
+            sequence=sequence, epochs=epochs, hidden=hidden, rate=rate, dropout=dropout, rows=rows, seed=seed
+        )
 
     def fit(self, data: Dataset, report=None):
         "Train on the head, stop and measure on the tail."
@@ -164,19 +206,36 @@ class Lstm(LocationScale):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = self.fresh().to(self.device)
-            part = lambda d, **kw: Batches(marked(d.inputs, self.device), d.relative().to(self.device), d.rows(self.sequence), self.sequence, **kw)
-            self.notes['loss'] = train_net(self.net, part(head, seed=self.seed, most=self.rows), part(tail, size=4096, most=8192), self.epochs, self.rate,
-                                           self.device, report)
+            def part(d, **kw):
+                return Batches(
+                            marked(d.inputs, self.device),
+                            d.relative().to(self.device),
+                            d.rows(self.sequence),
+                            self.sequence,
+                            **kw,
+                        )
+            self.notes["loss"] = train_net(
+                self.net,
+                part(head, seed=self.seed, most=self.rows),
+                part(tail, size=4096, most=8192),
+                self.epochs,
+                self.rate,
+                self.device,
+                report,
+            )
         self.net.eval()
-        self.weights = {f'net.{k}': v for k, v in self.net.state_dict().items()}
+        self.weights = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         self.weights |= self.measure(tail) | dict(drift=drift(data))
         return self
 
     @staticmethod
     def space(trial):
         "What tuning may try."
-        return dict(hidden=trial.suggest_categorical('hidden', [16, 32]), rate=trial.suggest_float('rate', 5e-4, 5e-3, log=True),
-                    dropout=trial.suggest_float('dropout', 0., .3))
+        return dict(
+            hidden=trial.suggest_categorical("hidden", [16, 32]),
+            rate=trial.suggest_float("rate", 5e-4, 5e-3, log=True),
+            dropout=trial.suggest_float("dropout", 0.0, 0.3),
+        )
 
 # %% ../../nbs/models/60_nets.ipynb #3c40a62a
 @patch
@@ -184,18 +243,22 @@ def fresh(self: Lstm):
     "The network before training."
     return SequenceNet(len(self.names) + 1, len(self.horizons), self.hidden, self.dropout)
 
+
 @patch
 def ready(self: Lstm):
     "The network from its weights."
-    if not self.weights: return
+    if not self.weights:
+        return
     self.net = self.fresh().to(self.device)
-    self.net.load_state_dict({k[4:]: v for k, v in self.weights.items() if k.startswith('net.')})
+    self.net.load_state_dict({k[4:]: v for k, v in self.weights.items() if k.startswith("net.")})
     self.net.eval()
+
 
 @patch
 def width(self: Lstm):
     "Features of the network, the presence mark left out."
-    return self.weights['net.lstm.weight_ih_l0'].shape[1] - 1
+    return self.weights["net.lstm.weight_ih_l0"].shape[1] - 1
+
 
 @patch(cls_method=True)
 def from_settings(cls: Lstm, settings) -> dict:
@@ -207,13 +270,17 @@ def from_settings(cls: Lstm, settings) -> dict:
 def quantiles(self: Lstm, inputs, start: int, stop: int) -> Tensor:
     "What the network says, `[S, N, H, 5]` in units of volatility; `NaN` where it was not asked."
     ok = inputs.usable
-    ok[:max(start, self.sequence - 1)], ok[stop:] = False, False
+    ok[: max(start, self.sequence - 1)], ok[stop:] = False, False
     t, n = (v.to(self.device) for v in ok.nonzero(as_tuple=True))
     x = marked(inputs, self.device)
-    out = torch.full((stop - start, len(inputs.tickers), len(self.horizons), len(LEVELS)), float('nan'), device=self.device)
+    out = torch.full(
+        (stop - start, len(inputs.tickers), len(self.horizons), len(LEVELS)), float("nan"), device=self.device
+    )
     with torch.inference_mode():
-        for a, b in zip(t.split(256), n.split(256), strict=True): out[a - start, b] = self.net(windows(x, a, b, self.sequence))
+        for a, b in zip(t.split(256), n.split(256), strict=True):
+            out[a - start, b] = self.net(windows(x, a, b, self.sequence))
     return out.to(inputs.x.device)
+
 
 @patch
 def score(self: Lstm, inputs, start: int, stop: int) -> Tensor:
@@ -235,12 +302,13 @@ def measure(self: Lstm, data: Dataset) -> dict:
             stretch[j, i] = ratio.cpu().quantile(max(p, 1 - p))
     return dict(slope=slope.float().cpu(), stretch=stretch.float())
 
+
 @patch
 def predict(self: Lstm, inputs, start: int = 0, stop: int | None = None) -> Forecast:
     "Forecast the sessions `[start, stop)`."
     stop = self.check(inputs, start, stop)
     q = self.quantiles(inputs, start, stop)
-    drift, slope, stretch = (self.weights[k].to(q.device) for k in ('drift', 'slope', 'stretch'))
+    drift, slope, stretch = (self.weights[k].to(q.device) for k in ("drift", "slope", "stretch"))
     z, away = q[..., 2], q - q[..., 2:3]
     away[..., 2] = 1
     residual = (away * stretch).sort(-1).values

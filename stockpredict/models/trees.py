@@ -15,29 +15,45 @@ from .contract import model
 
 # %% ../../nbs/models/50_trees.ipynb #e89e1c8e
 def boost(
-    x: np.ndarray, # `[R, F]` features
-    y: np.ndarray, # `[R]` labels, finite
-    names: list,   # feature names
+    x: np.ndarray,  # `[R, F]` features
+    y: np.ndarray,  # `[R]` labels, finite
+    names: list,  # feature names
     params: dict,  # of the `Trees`
 ) -> str:
     "Train one booster and write it down as text."
     import lightgbm
-    fixed = dict(objective='regression', verbosity=-1, deterministic=True, force_row_wise=True, num_threads=1, max_bin=63,
-                 bagging_freq=1, bagging_fraction=.7, feature_fraction=.7, lambda_l2=10., seed=params['seed'],
-                 num_leaves=params['leaves'], learning_rate=params['rate'], min_data_in_leaf=max(20, round(params['leaf_share'] * len(y))))
+
+    fixed = dict(
+        objective="regression",
+        verbosity=-1,
+        deterministic=True,
+        force_row_wise=True,
+        num_threads=1,
+        max_bin=63,
+        bagging_freq=1,
+        bagging_fraction=0.7,
+        feature_fraction=0.7,
+        lambda_l2=10.0,
+        seed=params["seed"],
+        num_leaves=params["leaves"],
+        learning_rate=params["rate"],
+        min_data_in_leaf=max(20, round(params["leaf_share"] * len(y))),
+    )
     table = lightgbm.Dataset(x, y, feature_name=list(names), params=fixed)
-    return lightgbm.train(fixed, table, num_boost_round=params['rounds']).model_to_string()
+    return lightgbm.train(fixed, table, num_boost_round=params["rounds"]).model_to_string()
 
 # %% ../../nbs/models/50_trees.ipynb #8fd4016b
-@model('lightgbm', complexity=3, kind='trees')
+@model("lightgbm", complexity=3, kind="trees")
 class Trees(LocationScale):
     "Boosted regression trees on relative, standardised returns, one booster per horizon."
-    def __init__(self,
-        rounds: int = 60,        # trees
-        leaves: int = 15,        # most leaves of a tree
-        rate: float = .05,       # learning rate
-        leaf_share: float = .01, # smallest leaf, as a share of the rows
-        seed: int = 0,           # of bagging and feature choice
+
+    def __init__(
+        self,
+        rounds: int = 60,  # trees
+        leaves: int = 15,  # most leaves of a tree
+        rate: float = 0.05,  # learning rate
+        leaf_share: float = 0.01,  # smallest leaf, as a share of the rows
+        seed: int = 0,  # of bagging and feature choice
     ):
         self.boosters = {}
         super().__init__(rounds=rounds, leaves=leaves, rate=rate, leaf_share=leaf_share, seed=seed)
@@ -48,20 +64,26 @@ class Trees(LocationScale):
         x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
         for j, h in enumerate(self.horizons):
             ok = np.isfinite(y[:, j])
-            self.texts[f'h{h}'] = boost(x[ok], y[ok, j], self.names, self.params)
+            self.texts[f"h{h}"] = boost(x[ok], y[ok, j], self.names, self.params)
         self.ready()
 
     def ready(self):
         "Boosters from their texts."
-        if not self.texts: return
+        if not self.texts:
+            return
         from lightgbm import Booster
+
         self.boosters = {name: Booster(model_str=text) for name, text in self.texts.items()}
 
     @staticmethod
     def space(trial):
         "What tuning may try."
-        return dict(leaves=trial.suggest_int('leaves', 4, 31, log=True), rate=trial.suggest_float('rate', .02, .1, log=True),
-                    rounds=trial.suggest_int('rounds', 40, 200, log=True), leaf_share=trial.suggest_float('leaf_share', .003, .03, log=True))
+        return dict(
+            leaves=trial.suggest_int("leaves", 4, 31, log=True),
+            rate=trial.suggest_float("rate", 0.02, 0.1, log=True),
+            rounds=trial.suggest_int("rounds", 40, 200, log=True),
+            leaf_share=trial.suggest_float("leaf_share", 0.003, 0.03, log=True),
+        )
 
     def width(self):
         widths = {b.num_feature() for b in self.boosters.values()}
@@ -75,13 +97,19 @@ def score(self: Trees, inputs, start: int, stop: int):
     x = inputs.x[start:stop][present].cpu().numpy()
     z = torch.zeros(*present.shape, len(self.horizons))
     for j, h in enumerate(self.horizons):
-        if len(x): z[..., j][present.cpu()] = torch.from_numpy(self.boosters[f'h{h}'].predict(x, num_threads=1)).float()
+        if len(x):
+            z[..., j][present.cpu()] = torch.from_numpy(
+                self.boosters[f"h{h}"].predict(x, num_threads=1)
+            ).float()
     return z.to(inputs.x.device)
 
 # %% ../../nbs/models/50_trees.ipynb #3380e8a2
 @patch
 def importance(self: Trees) -> pd.DataFrame:
     "Share of the gain by feature, features down and horizons across."
-    gain = {f'{name[1:]} session{"s" * (name != "h1")}': b.feature_importance('gain') for name, b in self.boosters.items()}
+    gain = {
+        f"{name[1:]} session{'s' * (name != 'h1')}": b.feature_importance("gain")
+        for name, b in self.boosters.items()
+    }
     table = pd.DataFrame(gain, self.names)
     return table / table.sum().clip(lower=1e-12)

@@ -20,26 +20,35 @@ from .runs import commit
 # %% ../../nbs/ops/40_doctor.ipynb #5be1cb96
 STATES = {"ok": ("✓", "green"), "off": ("·", "dim"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 
+
 @dataclass(frozen=True)
 class Finding:
     "The answer of one check."
-    name: str       # what was looked at
-    state: str      # "ok", "off", "warn" or "fail"
-    found: str      # what was found, short
-    fix: str = ""   # what to do about it
+
+    name: str  # what was looked at
+    state: str  # "ok", "off", "warn" or "fail"
+    found: str  # what was found, short
+    fix: str = ""  # what to do about it
 
 # %% ../../nbs/ops/40_doctor.ipynb #cc7be6ee
 checks = Registry("check")
 
+
 def ok(found, fix=""):
     "It is as it should be."
     return "ok", found, fix
+
+
 def off(found, fix=""):
     "It is not in use."
     return "off", found, fix
+
+
 def warn(found, fix=""):
     "It works, and somebody should look."
     return "warn", found, fix
+
+
 def fail(found, fix=""):
     "It does not work."
     return "fail", found, fix
@@ -47,28 +56,42 @@ def fail(found, fix=""):
 # %% ../../nbs/ops/40_doctor.ipynb #c56567f0
 class Report(list):
     "What the doctor found."
+
     @property
-    def healthy(self): return not any(f.state == "fail" for f in self)
-    def as_dict(self): return {"healthy": self.healthy, "findings": [asdict(f) for f in self]}
-    def __repr__(self): return "\n".join(f"{STATES[f.state][0]} {f.name}: {f.found}{' → ' + f.fix if f.fix else ''}" for f in self)
+    def healthy(self):
+        return not any(f.state == "fail" for f in self)
+
+    def as_dict(self):
+        return {"healthy": self.healthy, "findings": [asdict(f) for f in self]}
+
+    def __repr__(self):
+        return "\n".join(
+            f"{STATES[f.state][0]} {f.name}: {f.found}{' → ' + f.fix if f.fix else ''}" for f in self
+        )
+
     def _repr_html_(self):
         import pandas as pd
+
         rows = [{"": STATES[f.state][0], "part": f.name, "found": f.found, "what to do": f.fix} for f in self]
         return table(pd.DataFrame(rows, columns=["", "part", "found", "what to do"])).html
 
 # %% ../../nbs/ops/40_doctor.ipynb #9dc992ab
 def as_table(
-    report: Report, # what was found
+    report: Report,  # what was found
 ):
     "The findings as a table for the terminal."
     from rich.table import Table
     from rich.text import Text
+
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("", "part", "found", "what to do"): shown.add_column(head, overflow="fold", no_wrap=head in ("", "part"))
+    for head in ("", "part", "found", "what to do"):
+        shown.add_column(head, overflow="fold", no_wrap=head in ("", "part"))
     for f in report:
         mark, colour = STATES[f.state]
         found = Text(f.found, style="dim" if f.state == "off" else "")
-        shown.add_row(Text(mark, style=colour), Text(f.name), found, Text(f.fix, style=colour if f.fix else ""))
+        shown.add_row(
+            Text(mark, style=colour), Text(f.name), found, Text(f.fix, style=colour if f.fix else "")
+        )
     return shown
 
 # %% ../../nbs/ops/40_doctor.ipynb #a947c82e
@@ -76,20 +99,30 @@ def as_table(
 def python(settings):
     "Is this a Python that the package supports?"
     said = f"{sys.version.split()[0]} in {Path(sys.prefix).name}"
-    return ok(said) if sys.version_info >= (3, 11) else fail(said, "Install Python 3.11 or newer and make a new environment.")
+    return (
+        ok(said)
+        if sys.version_info >= (3, 11)
+        else fail(said, "Install Python 3.11 or newer and make a new environment.")
+    )
+
 
 @checks.register("packages", at=11)
 def packages(settings):
     "Does every installed package fit the ranges of pyproject.toml?"
     from importlib.metadata import PackageNotFoundError, requires, version
     from packaging.requirements import Requirement
+
     wrong, all_ = [], [Requirement(r) for r in requires("stockpredict") or []]
     wanted = [r for r in all_ if r.marker is None or r.marker.evaluate({"extra": ""})]
     for r in wanted:
-        try: there = version(r.name)
-        except PackageNotFoundError: there = "missing"
-        if there == "missing" or not r.specifier.contains(there, prereleases=True): wrong.append(f"{r.name} {there} (needs {r.specifier})")
-    if wrong: return fail(", ".join(wrong[:6]), "Run `pip install -c constraints.txt -e .[dev]`.")
+        try:
+            there = version(r.name)
+        except PackageNotFoundError:
+            there = "missing"
+        if there == "missing" or not r.specifier.contains(there, prereleases=True):
+            wrong.append(f"{r.name} {there} (needs {r.specifier})")
+    if wrong:
+        return fail(", ".join(wrong[:6]), "Run `pip install -c constraints.txt -e .[dev]`.")
     return ok(f"{len(wanted)} packages as required")
 
 # %% ../../nbs/ops/40_doctor.ipynb #f1431b72
@@ -100,40 +133,63 @@ def disk(settings):
     there = next(p for p in (home, *home.parents) if p.exists())
     free = shutil.disk_usage(there).free / 1e9
     if not os.access(there, os.W_OK):
-        return fail(f"{there.name or there} is not writable", "Choose another `[storage] home`, or give yourself the right to write there.")
-    if free < 1: return fail(f"{free:.1f} GB free", "Free some disk, or move `[storage] home`; the next ingest may be refused.")
-    return (warn if free < 5 else ok)(f"{free:.0f} GB free", "Five gigabytes are a comfortable minimum." if free < 5 else "")
+        return fail(
+            f"{there.name or there} is not writable",
+            "Choose another `[storage] home`, or give yourself the right to write there.",
+        )
+    if free < 1:
+        return fail(
+            f"{free:.1f} GB free", "Free some disk, or move `[storage] home`; the next ingest may be refused."
+        )
+    return (warn if free < 5 else ok)(
+        f"{free:.0f} GB free", "Five gigabytes are a comfortable minimum." if free < 5 else ""
+    )
+
 
 @checks.register("processor", at=13)
 def processor(settings):
     "What models will compute on."
     import psutil, torch
+
     said = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB memory"
-    if torch.cuda.is_available(): return ok(f"{said}, {torch.cuda.get_device_name(0)}")
+    if torch.cuda.is_available():
+        return ok(f"{said}, {torch.cuda.get_device_name(0)}")
     if settings.serving.device.startswith("cuda"):
-        return fail(f"{said}, no CUDA device", "Set `[serving] device = auto`, or install the driver and a CUDA build of torch.")
+        return fail(
+            f"{said}, no CUDA device",
+            "Set `[serving] device = auto`, or install the driver and a CUDA build of torch.",
+        )
     return ok(f"{said}, no GPU (not needed)")
 
 # %% ../../nbs/ops/40_doctor.ipynb #246bc37f
 HISTORICAL = {"sample", "simulated"}
+
 
 @checks.register("lake", at=20)
 def lake(settings):
     "Does the lake open, what does it hold, and how old is the newest bar?"
     from stockpredict.core.calendar import get_calendar
     from stockpredict.lake.lake import Lake
-    if not settings.storage.catalog and not (settings.storage.lake_dir/"catalog.sqlite").exists():
+
+    if not settings.storage.catalog and not (settings.storage.lake_dir / "catalog.sqlite").exists():
         return warn("none yet", "Run `stockpredict ingest`.")
     with Lake(settings.storage, read_only=True) as opened:
         tickers, sessions = opened.tickers(), opened.sessions()
         said = f"snapshot {opened.snapshot()}, {len(tickers)} tickers, {len(sessions)} sessions"
-    if not len(sessions): return warn(f"{said}: empty", "Run `stockpredict ingest`.")
+    if not len(sessions):
+        return warn(f"{said}: empty", "Run `stockpredict ingest`.")
     import pandas as pd
+
     said += f" to {sessions[-1]:%Y-%m-%d}"
     age = get_calendar(settings.data.calendar).age(sessions[-1], pd.Timestamp.now("UTC"))
-    if settings.data.source in HISTORICAL: return ok(f"{said} ({settings.data.source} data, not live)")
-    if age <= settings.serving.stale_after: return ok(said)
-    return warn(f"{said}, {age} sessions old", "Run `stockpredict ingest`, and look at the source if it brings nothing.")
+    if settings.data.source in HISTORICAL:
+        return ok(f"{said} ({settings.data.source} data, not live)")
+    if age <= settings.serving.stale_after:
+        return ok(said)
+    return warn(
+        f"{said}, {age} sessions old",
+        "Run `stockpredict ingest`, and look at the source if it brings nothing.",
+    )
 
 # %% ../../nbs/ops/40_doctor.ipynb #8a1844f9
 @checks.register("champion", at=30)
@@ -141,50 +197,80 @@ def champion(settings):
     "Is there a model in service, and is it the one we signed?"
     from stockpredict.core.errors import NoChampion
     from stockpredict.serve.engine import Engine
-    try: engine = Engine(settings)
-    except NoChampion: return warn("no model is in service yet", "Run `stockpredict retrain`.")
-    return ok(f"{engine.model.name} version {engine.pointer.version}, {engine.pointer.skill} evidence of skill, signature verified")
+
+    try:
+        engine = Engine(settings)
+    except NoChampion:
+        return warn("no model is in service yet", "Run `stockpredict retrain`.")
+    return ok(
+        f"{engine.model.name} version {engine.pointer.version}, {engine.pointer.skill} evidence of skill, signature verified"
+    )
+
 
 @checks.register("table", at=31)
 def answers(settings):
     "Is the table of answers whole, and of which session?"
     from stockpredict.serve.answer_table import TABLE, Table
-    path = settings.storage.serving_dir/TABLE
-    if not path.exists(): return warn("no answers yet", "Run `stockpredict retrain`.")
+
+    path = settings.storage.serving_dir / TABLE
+    if not path.exists():
+        return warn("no answers yet", "Run `stockpredict retrain`.")
     held = Table.open(path)
     said = f"{len(held.tickers)} tickers, horizons {', '.join(map(str, held.horizons))}, decided at the close of {held.header.get('decision_session', '?')}"
-    if settings.data.source in HISTORICAL or held.age() < settings.serving.stale_after: return ok(said)
-    return warn(f"{said}, {held.age()} sessions ago", "Run `stockpredict ingest`, then `stockpredict predict`.")
+    if settings.data.source in HISTORICAL or held.age() < settings.serving.stale_after:
+        return ok(said)
+    return warn(
+        f"{said}, {held.age()} sessions ago", "Run `stockpredict ingest`, then `stockpredict predict`."
+    )
+
 
 @checks.register("keys", at=32)
 def keys(settings):
     "Is the signing key readable by its owner only?"
     found = list(settings.storage.keys_dir.glob("*")) if settings.storage.keys_dir.is_dir() else []
-    if not found: return off("none yet; the first training makes them")
-    bare = [p.name for p in found if p.suffix != ".pub" and "public" not in p.name and p.stat().st_mode & 0o077]
-    return warn(f"{', '.join(bare)} can be read by others", "Run `chmod 600` on it.") if bare else ok(f"{len(found)} files, private")
+    if not found:
+        return off("none yet; the first training makes them")
+    bare = [
+        p.name for p in found if p.suffix != ".pub" and "public" not in p.name and p.stat().st_mode & 0o077
+    ]
+    return (
+        warn(f"{', '.join(bare)} can be read by others", "Run `chmod 600` on it.")
+        if bare
+        else ok(f"{len(found)} files, private")
+    )
 
 # %% ../../nbs/ops/40_doctor.ipynb #2f19a3dd
 @checks.register("redis", at=40)
 def redis(settings):
     "Does Redis answer, if one is set?"
     url = settings.serving.redis_url
-    if not url: return off("not set; one machine works without")
+    if not url:
+        return off("not set; one machine works without")
     from redis import Redis
     from redis.exceptions import RedisError
-    try: Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2).ping()
-    except (RedisError, ValueError): return warn("does not answer; answers stay right, only slower", "Start it, or clear `[serving] redis_url`.")
+
+    try:
+        Redis.from_url(url, socket_connect_timeout=2, socket_timeout=2).ping()
+    except (RedisError, ValueError):
+        return warn(
+            "does not answer; answers stay right, only slower", "Start it, or clear `[serving] redis_url`."
+        )
     return ok("answers")
+
 
 @checks.register("mlflow", at=41)
 def mlflow(settings):
     "Does the database of runs open?"
     import sqlite3
+
     uri = settings.storage.tracking_uri
-    if not uri.startswith("sqlite:///"): return ok("kept by a server")
+    if not uri.startswith("sqlite:///"):
+        return ok("kept by a server")
     path = Path(uri.removeprefix("sqlite:///"))
-    if not path.exists(): return off("no run recorded yet")
-    with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5) as db: runs = db.execute("SELECT count(*) FROM runs").fetchone()[0]
+    if not path.exists():
+        return off("no run recorded yet")
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5) as db:
+        runs = db.execute("SELECT count(*) FROM runs").fetchone()[0]
     return ok(f"{runs} runs recorded")
 
 # %% ../../nbs/ops/40_doctor.ipynb #5b548efe
@@ -192,45 +278,78 @@ def mlflow(settings):
 def ports(settings):
     "Are the ports of the services free, or already answering?"
     said = []
-    for name, port in (("API", settings.serving.port), ("Prefect", settings.schedule.prefect_port), ("MLflow", settings.schedule.mlflow_port)):
+    for name, port in (
+        ("API", settings.serving.port),
+        ("Prefect", settings.schedule.prefect_port),
+        ("MLflow", settings.schedule.mlflow_port),
+    ):
         with socket.socket() as s:
-            s.settimeout(.5)
+            s.settimeout(0.5)
             said.append(f"{name} {port} {'in use' if s.connect_ex(('127.0.0.1', port)) == 0 else 'free'}")
     return ok(", ".join(said))
+
 
 @checks.register("reports", at=43)
 def reports(settings):
     "How did the last runs end?"
     runs = runs_in(settings.storage.reports_dir)
-    if not runs: return off("no run yet")
+    if not runs:
+        return off("no run yet")
     last, bad = runs[0], [r for r in runs[:20] if r.get("status") != "complete"]
     said = f"{len(runs)} runs, the last {last.get('name')} {last.get('status')} on {last.get('as_of')}"
-    return warn(f"{said}; {len(bad)} of the last {min(len(runs), 20)} failed", f"Read {bad[0]['folder']}/page.html in the reports folder.") if bad else ok(said)
+    return (
+        warn(
+            f"{said}; {len(bad)} of the last {min(len(runs), 20)} failed",
+            f"Read {bad[0]['folder']}/page.html in the reports folder.",
+        )
+        if bad
+        else ok(said)
+    )
+
 
 @checks.register("git", at=44)
 def git(settings):
     "Which commit is this?"
     at = commit()
-    return off("not a checkout; results will not name a commit") if not at else ok(f"at {at.rstrip('+')}{', with changed files' if at.endswith('+') else ''}")
+    return (
+        off("not a checkout; results will not name a commit")
+        if not at
+        else ok(f"at {at.rstrip('+')}{', with changed files' if at.endswith('+') else ''}")
+    )
 
 # %% ../../nbs/ops/40_doctor.ipynb #641bbece
 def ask(
-    name: str, # of a registered check
-    settings: Settings, # what to look at
+    name: str,  # of a registered check
+    settings: Settings,  # what to look at
 ) -> Finding:
     "One check; whatever it raises becomes its finding."
-    try: return Finding(name, *checks[name](settings))
-    except StockpredictError as e: return Finding(name, "fail", e.problem, e.fix)
-    except Exception as e: return Finding(name, "fail", f"{type(e).__name__}: {e}"[:200], "This check could not finish; look at the part itself.")
+    try:
+        return Finding(name, *checks[name](settings))
+    except StockpredictError as e:
+        return Finding(name, "fail", e.problem, e.fix)
+    except Exception as e:
+        return Finding(
+            name,
+            "fail",
+            f"{type(e).__name__}: {e}"[:200],
+            "This check could not finish; look at the part itself.",
+        )
 
 # %% ../../nbs/ops/40_doctor.ipynb #b3cbbd78
 def doctor(
-    settings: Settings | None = None, # what to look at; loaded when empty
-    path: str | Path | None = None, # settings file, when they are to be loaded
-    overrides: dict | None = None, # dotted key to value, when they are to be loaded
+    settings: Settings | None = None,  # what to look at; loaded when empty
+    path: str | Path | None = None,  # settings file, when they are to be loaded
+    overrides: dict | None = None,  # dotted key to value, when they are to be loaded
 ) -> Report:
     "Look at everything once."
-    try: settings = settings or load_settings(path, overrides)
-    except StockpredictError as e: return Report([Finding("settings", "fail", e.problem, e.fix), ask("python", None), ask("packages", None)])
+    try:
+        settings = settings or load_settings(path, overrides)
+    except StockpredictError as e:
+        return Report(
+            [Finding("settings", "fail", e.problem, e.fix), ask("python", None), ask("packages", None)]
+        )
     order = sorted(checks.names(), key=lambda n: checks.meta(n)["at"])
-    return Report([Finding("settings", "ok", f"hash {settings.hash}, source {settings.data.source}")] + [ask(n, settings) for n in order])
+    return Report(
+        [Finding("settings", "ok", f"hash {settings.hash}, source {settings.data.source}")]
+        + [ask(n, settings) for n in order]
+    )

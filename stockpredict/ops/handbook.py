@@ -55,35 +55,46 @@ input.addEventListener('input', () => { find(); history.replaceState(null, '', '
 addEventListener('hashchange', asked); box.hidden = false; find(); asked();
 """
 
+
 def hash_of(
-    script: str, # what stands between the tags
-) -> str: # for a security policy
+    script: str,  # what stands between the tags
+) -> str:  # for a security policy
     "The only name under which a script may run."
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 # %% ../../nbs/ops/10_handbook.ipynb #0542bc44
 def groups(
-    chosen: list[Feature], # any
-) -> dict[str, list[Feature]]: # by name of the group
+    chosen: list[Feature],  # any
+) -> dict[str, list[Feature]]:  # by name of the group
     "The features of each group, both in the order of the alphabet, numbers by their size; Alpha158 and Alpha360 come last."
-    size = lambda f: [(int(w), "") if w.isdigit() else (-1, w) for w in f.name.split("_")]
-    late = lambda f: any(s.startswith("alpha") for s in f.sets)
+    def size(f):
+        return [(int(w), "") if w.isdigit() else (-1, w) for w in f.name.split("_")]
+    def late(f):
+        return any(s.startswith("alpha") for s in f.sets)
     found = {}
-    for f in sorted(chosen, key=lambda f: (f.group, late(f), size(f))): found.setdefault(f.group, []).append(f)
+    for f in sorted(chosen, key=lambda f: (f.group, late(f), size(f))):
+        found.setdefault(f.group, []).append(f)
     return found
 
+
 def handbook(
-    names: str | list = "all", # names of features or sets
-) -> str: # HTML
+    names: str | list = "all",  # names of features or sets
+) -> str:  # HTML
     "The page with every card."
     chosen = as_features(names)
     values = shown(chosen)
-    cut = lambda fs: "".join(card(f, values[f]) for f in fs)
-    parts = "".join(f'<section class="group"><h2>{escape(g)} ({len(fs)})</h2><div class="cards">{cut(fs)}</div></section>' for g, fs in groups(chosen).items())
-    top = (f"<h1>{len(chosen):,} features</h1><blockquote><p>What each one is, how far it looks back, who described it, and how it moves. "
-           "Each was proven blind to the future before it was drawn: nothing in it changes when the future is cut off or replaced by noise.</p></blockquote>"
-           "<p>The line is one stock's last year, the bars are the distribution over all stocks and sessions without the outermost two per cent. "
-           "Features of bars are shown on a simulated market of twelve stocks, features of facts on made-up facts.</p>")
+    def cut(fs):
+        return "".join(card(f, values[f]) for f in fs)
+    parts = "".join(
+        f'<section class="group"><h2>{escape(g)} ({len(fs)})</h2><div class="cards">{cut(fs)}</div></section>'
+        for g, fs in groups(chosen).items()
+    )
+    top = (
+        f"<h1>{len(chosen):,} features</h1><blockquote><p>What each one is, how far it looks back, who described it, and how it moves. "
+        "Each was proven blind to the future before it was drawn: nothing in it changes when the future is cut off or replaced by noise.</p></blockquote>"
+        "<p>The line is one stock's last year, the bars are the distribution over all stocks and sessions without the outermost two per cent. "
+        "Features of bars are shown on a simulated market of twelve stocks, features of facts on made-up facts.</p>"
+    )
     box = '<div class="find" hidden><input type="search" placeholder="Find: volatility, Wilder, rsi …" aria-label="Find a feature"><output></output></div>'
     body = f"<style>{LOOKS}</style>{top}{box}{parts}<script>{FIND}</script>"
     html = page("Features", body, "catalogue", home="index.html", lineage={"features": len(chosen)})
@@ -91,10 +102,10 @@ def handbook(
 
 # %% ../../nbs/ops/10_handbook.ipynb #df5b152b
 def write_handbook(
-    reports: str | Path, # the reports folder
-    names: str | list = "all", # names of features or sets
-) -> Path: # of `catalogue.html`
+    reports: str | Path,  # the reports folder
+    names: str | list = "all",  # names of features or sets
+) -> Path:  # of `catalogue.html`
     "Write the page with every card, and the index that leads to it."
-    place = write_text(Path(reports)/CATALOGUE, handbook(names))
+    place = write_text(Path(reports) / CATALOGUE, handbook(names))
     write_index(reports)
     return place

@@ -18,42 +18,65 @@ from .runs import plain, run, runs_folder
 from .study import Work, alone, done, held, load_work, newest, once, open_work, sentence
 
 # %% ../../nbs/ops/60_pipeline.ipynb #dfea35ea
-SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 16, "simulated.sessions": 640, "validation.first_train": 320,
-         "validation.folds": 2, "models.candidates": ["mean", "reversal", "ridge"], "models.trials": 0, "gate.null_seeds": 1}
+SMALL = {
+    "data.source": "simulated",
+    "simulated.kind": "planted",
+    "simulated.tickers": 16,
+    "simulated.sessions": 640,
+    "validation.first_train": 320,
+    "validation.folds": 2,
+    "models.candidates": ["mean", "reversal", "ridge"],
+    "models.trials": 0,
+    "gate.null_seeds": 1,
+}
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e48aa5b8
 def ingest(
-    settings: Settings, # source, universe, lake
-) -> dict: # what the lake holds now
+    settings: Settings,  # source, universe, lake
+) -> dict:  # what the lake holds now
     "Bring the lake up to date; a refused batch changes nothing and raises."
     quick_formats()  # the quality gate imports jsonschema
     from stockpredict.ingest.ingest import ingest as bring
+
     report = bring(settings)
     told = facts(settings)
     return plain({k: v for k, v in vars(report).items() if k != "checks"} | told | held(settings))
 
+
 def facts(
-    settings: Settings, # what to gather, and for which features
-) -> dict: # facts: a row a wish; facts_mark: identity of what the features read, absent when they read none
+    settings: Settings,  # what to gather, and for which features
+) -> dict:  # facts: a row a wish; facts_mark: identity of what the features read, absent when they read none
     "Gather what the section [facts] asks for; whatever fails there, the bars are in."
     from stockpredict.ingest.facts import gather_due
-    try: rows = gather_due(settings).to_dict("records")
-    except (StockpredictError, OSError) as e: rows = [{"table": "", "about": "facts", "reason": getattr(e, "code", "failed"), "sentence": str(e)}]
-    return ({"facts": rows} if rows else {}) | ({"facts_mark": mark} if (mark := facts_mark(settings)) else {})
+
+    try:
+        rows = gather_due(settings).to_dict("records")
+    except (StockpredictError, OSError) as e:
+        rows = [{"table": "", "about": "facts", "reason": getattr(e, "code", "failed"), "sentence": str(e)}]
+    return ({"facts": rows} if rows else {}) | (
+        {"facts_mark": mark} if (mark := facts_mark(settings)) else {}
+    )
+
 
 def facts_mark(
-    settings: Settings, # whose features and index
-) -> str: # 12 hex digits, "" when no facts are read
+    settings: Settings,  # whose features and index
+) -> str:  # 12 hex digits, "" when no facts are read
     "Identity of the facts that the features and the index of the settings read."
     import hashlib
     from stockpredict.lake.lake import Lake
     from stockpredict.features.membership import MEMBER
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.catalogue.feature_store import fact_tables
+
     tables = fact_tables({*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])})
-    if not tables: return ""
+    if not tables:
+        return ""
     with Lake(settings.storage, read_only=True) as lake:
-        held = [lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist() for t in tables if lake.has(t)]
+        held = [
+            lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist()
+            for t in tables
+            if lake.has(t)
+        ]
     return hashlib.sha256(json.dumps([tables, held]).encode()).hexdigest()[:12]
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e22b54a0
@@ -63,11 +86,17 @@ def features(work: Work) -> dict:
     from stockpredict.catalogue.design_matrix import make_inputs
     from stockpredict.train.training_data import left_out
     from stockpredict.train.walk_forward import covered_spec, make_folds, study_panel
+
     panel, _ = study_panel(work.settings, work.as_of or None, work.snapshot)
     spec = covered_spec(work.settings, panel, make_folds(work.settings, len(panel))[0].train_stop)
     inputs = make_inputs(panel, spec)
-    return {"sessions": len(inputs.sessions), "tickers": len(inputs.tickers), "look_back": spec.lookback, "left_out": left_out(work.settings, panel, spec),
-            "coverage": {n: round(float(c), 4) for n, c in zip(inputs.names, inputs.coverage, strict=True)}}
+    return {
+        "sessions": len(inputs.sessions),
+        "tickers": len(inputs.tickers),
+        "look_back": spec.lookback,
+        "left_out": left_out(work.settings, panel, spec),
+        "coverage": {n: round(float(c), 4) for n, c in zip(inputs.names, inputs.coverage, strict=True)},
+    }
 
 # %% ../../nbs/ops/60_pipeline.ipynb #8b0726bf
 @once
@@ -75,15 +104,29 @@ def train(work: Work) -> dict:
     "Every candidate on data it has not seen, then refitted on all of it."
     from stockpredict.train.registry import champion_or_none
     from stockpredict.train.walk_forward import experiment
-    made = experiment(work.settings, work.dir/"experiment", work.as_of or None, work.snapshot, champion_or_none(work.settings), quiet=True)
-    return {"candidates": list(made.candidates), "artifacts": {n: c.artifact for n, c in made.candidates.items()}, "trials": made.trials}
+
+    made = experiment(
+        work.settings,
+        work.dir / "experiment",
+        work.as_of or None,
+        work.snapshot,
+        champion_or_none(work.settings),
+        quiet=True,
+    )
+    return {
+        "candidates": list(made.candidates),
+        "artifacts": {n: c.artifact for n, c in made.candidates.items()},
+        "trials": made.trials,
+    }
 
 # %% ../../nbs/ops/60_pipeline.ipynb #4a978287
 @once
 def self_test(work: Work) -> dict:
     "Does the machinery find nothing in nothing, the planted signal, and the leak?"
     from stockpredict.train.gate import self_test
+
     return json.loads(self_test(work.settings).to_json())
+
 
 @once
 def judge(work: Work) -> dict:
@@ -91,115 +134,142 @@ def judge(work: Work) -> dict:
     from stockpredict.train.gate import SelfTest, judge
     from stockpredict.train.registry import champion_or_none
     from stockpredict.train.walk_forward import Experiment
+
     tested = SelfTest.from_json(json.dumps(done(work.dir, "self_test")))
-    said = judge(Experiment.load(work.dir/"experiment"), tested, champion_or_none(work.settings))
+    said = judge(Experiment.load(work.dir / "experiment"), tested, champion_or_none(work.settings))
     return json.loads(said.to_json())
 
 # %% ../../nbs/ops/60_pipeline.ipynb #a9535703
 @once
 def publish(work: Work) -> dict:
     "Put the verdict into force: the chosen model is served from now on."
-    if work.past: return {"version": None, "note": f"A study as of {work.as_of}; what is served stays as it is."}
+    if work.past:
+        return {"version": None, "note": f"A study as of {work.as_of}; what is served stays as it is."}
     from stockpredict.train.gate import Verdict
     from stockpredict.train.registry import publish
     from stockpredict.train.walk_forward import Experiment
+
     said = Verdict.from_json(json.dumps(done(work.dir, "judge")))
-    now = publish(work.settings, Experiment.load(work.dir/"experiment"), said)
+    now = publish(work.settings, Experiment.load(work.dir / "experiment"), said)
     return {"version": now.version, "model": now.model, "artifact": now.artifact, "skill": now.skill}
 
 # %% ../../nbs/ops/60_pipeline.ipynb #2c184292
 def refresh(
-    workdir: str | Path, # work folder
+    workdir: str | Path,  # work folder
 ) -> dict:
     "Compute every answer of the served model; costs a comparison when nothing changed."
     from stockpredict.serve.answer_table import refresh
+
     work = load_work(workdir)
-    if work.past: return {"status": "left alone"}
+    if work.past:
+        return {"status": "left alone"}
     return plain(asdict(refresh(work.settings)))
 
 # %% ../../nbs/ops/60_pipeline.ipynb #9a4d479d
 def page(
-    workdir: str | Path, # work folder
-    name: str, # of the run notebook
-) -> dict: # html, and the error if there was one
+    workdir: str | Path,  # work folder
+    name: str,  # of the run notebook
+) -> dict:  # html, and the error if there was one
     "One run notebook on this work."
     said = done(workdir, name)
-    if said is not None: return said
+    if said is not None:
+        return said
     work = load_work(workdir)
-    try: made = run(name, {"workdir": str(work.dir), "as_of": work.day}, settings=work.settings, as_of=work.day)
+    try:
+        made = run(
+            name, {"workdir": str(work.dir), "as_of": work.day}, settings=work.settings, as_of=work.day
+        )
     except StockpredictError as e:
-        kept = Path(e.context["dir"])/"page.html" if "dir" in e.context else ""
+        kept = Path(e.context["dir"]) / "page.html" if "dir" in e.context else ""
         return {"name": name, "html": str(kept), "error": str(e)}
     said = {"name": name, "html": str(made.html), "error": ""}
-    write_text(Path(workdir)/"steps"/f"{name}.json", json.dumps(said))
+    write_text(Path(workdir) / "steps" / f"{name}.json", json.dumps(said))
     return said
 
 # %% ../../nbs/ops/60_pipeline.ipynb #37f773ea
 def predictions(
-    settings: Settings, # whose serving table
-    tickers: list[str] | None = None, # only these; all when empty
-    horizon: int | None = None, # only this one; all when empty
+    settings: Settings,  # whose serving table
+    tickers: list[str] | None = None,  # only these; all when empty
+    horizon: int | None = None,  # only this one; all when empty
 ):
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.serve.answer_table import TABLE, Table
-    held = Table.open(settings.storage.serving_dir/TABLE)
+
+    held = Table.open(settings.storage.serving_dir / TABLE)
     wanted = [canonical_ticker(t) for t in tickers] if tickers else held.tickers
     said = [json.loads(body + b"}") for t in wanted for body in held.get(t, horizon)]
     keep = ("ticker", "horizon", "decision_session", "entry_session", "target_session", "last_close", "p_up")
-    return pd.DataFrame([{k: s[k] for k in keep} | {f"q{float(k):.0%}".replace("%", ""): v for k, v in s["quantiles"].items()}
-                         | {"volatility": s["volatility"]["horizon"], "model": s["model"]["name"], "verdict": s["model"]["verdict"]} for s in said])
+    return pd.DataFrame(
+        [
+            {k: s[k] for k in keep}
+            | {f"q{float(k):.0%}".replace("%", ""): v for k, v in s["quantiles"].items()}
+            | {
+                "volatility": s["volatility"]["horizon"],
+                "model": s["model"]["name"],
+                "verdict": s["model"]["verdict"],
+            }
+            for s in said
+        ]
+    )
 
 # %% ../../nbs/ops/60_pipeline.ipynb #bfb2de90
 def answered(
-    settings: Settings, # whose lake, model and serving table
-    tickers: list[str] | None = None, # only these; all when empty
-    horizon: int | None = None, # only this one; all when empty
+    settings: Settings,  # whose lake, model and serving table
+    tickers: list[str] | None = None,  # only these; all when empty
+    horizon: int | None = None,  # only this one; all when empty
 ):
     "`predictions`, after the table was brought up to date with the lake and the model."
     from stockpredict.serve.answer_table import refresh
+
     refresh(settings)
     return predictions(settings, tickers, horizon)
 
 # %% ../../nbs/ops/60_pipeline.ipynb #b10317c6
 def fan(
-    frame, # of `predictions`
-    bars, # bars of the ticker, recent ones are drawn
-    ticker: str, # which one
+    frame,  # of `predictions`
+    bars,  # bars of the ticker, recent ones are drawn
+    ticker: str,  # which one
 ):
     "Recent closes of a ticker and the fan of its forecast."
     from stockpredict.core.calendar import get_calendar
     from stockpredict.evaluate.plots import fan_chart
+
     mine = frame[frame.ticker == ticker].sort_values("horizon")
     levels = sorted(int(c[1:]) for c in mine if c.startswith("q"))
     closes = bars[bars.ticker == ticker].sort_values("event_time").close.tail(60)
     delay = len(get_calendar().sessions(mine.decision_session.iloc[0], mine.entry_session.iloc[0])) - 1
-    return fan_chart(closes, mine[[f"q{v}" for v in levels]], [v / 100 for v in levels], list(mine.horizon), delay, ticker)
+    return fan_chart(
+        closes, mine[[f"q{v}" for v in levels]], [v / 100 for v in levels], list(mine.horizon), delay, ticker
+    )
 
 # %% ../../nbs/ops/60_pipeline.ipynb #578ee212
 def prediction_table(
-    frame, # of `predictions`
-    most: int = 24, # rows to show
+    frame,  # of `predictions`
+    most: int = 24,  # rows to show
 ):
     "The frame as a table for the terminal."
     from rich.table import Table
+
     shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for head in ("ticker", "days", "until", "P(up)", "5 %", "median", "95 %", "vol"):
         shown.add_column(head, justify="left" if head == "ticker" else "right", no_wrap=True)
     for r in frame.head(most).itertuples():
         numbers = f"{r.p_up:.1%}", f"{r.q5:+.1%}", f"{r.q50:+.2%}", f"{r.q95:+.1%}", f"{r.volatility:.1%}"
         shown.add_row(r.ticker, str(r.horizon), str(r.target_session), *numbers)
-    if len(frame) > most: shown.caption = f"{len(frame) - most} more: stockpredict predict"
+    if len(frame) > most:
+        shown.caption = f"{len(frame) - most} more: stockpredict predict"
     return shown
 
 # %% ../../nbs/ops/60_pipeline.ipynb #d5f33937
 def roll_back(
-    settings: Settings, # whose registry
-) -> str: # what is served now, in a sentence
+    settings: Settings,  # whose registry
+) -> str:  # what is served now, in a sentence
     "Serve the model before this one again, and answer with it."
     from stockpredict.serve.answer_table import refresh
     from stockpredict.train.registry import rollback
+
     rollback(settings)
     said = refresh(settings)
     return f"{said.model} answers again, for {said.tickers} tickers as of {said.decision_session}."
@@ -208,98 +278,166 @@ def roll_back(
 @dataclass
 class Outcome:
     "What a retraining came to."
-    work: Work          # its folder
-    verdict: dict       # decision, skill, model, reasons, numbers
-    published: dict     # version, or why not
-    pages: list[dict]   # name, html, error
-    index: str = ""     # page that lists all reports
+
+    work: Work  # its folder
+    verdict: dict  # decision, skill, model, reasons, numbers
+    published: dict  # version, or why not
+    pages: list[dict]  # name, html, error
+    index: str = ""  # page that lists all reports
 
     @property
-    def failed(self): return [p for p in self.pages if p["error"]]
+    def failed(self):
+        return [p for p in self.pages if p["error"]]
+
     def as_dict(self):
         said = {k: self.verdict[k] for k in ("decision", "skill", "model", "reasons")}
-        return {"work": self.work.dir.name, "as_of": self.work.day, "sentence": sentence(self.verdict), **said,
-                "published": self.published, "pages": self.pages, "index": self.index}
-    def __repr__(self): return f"{self.verdict['decision']}: {sentence(self.verdict)}"
+        return {
+            "work": self.work.dir.name,
+            "as_of": self.work.day,
+            "sentence": sentence(self.verdict),
+            **said,
+            "published": self.published,
+            "pages": self.pages,
+            "index": self.index,
+        }
+
+    def __repr__(self):
+        return f"{self.verdict['decision']}: {sentence(self.verdict)}"
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e421301e
 def outcome(
-    workdir: str | Path, # a finished work folder
-    pages: list[dict] = (), # results of `page`
+    workdir: str | Path,  # a finished work folder
+    pages: list[dict] = (),  # results of `page`
 ) -> Outcome:
     "Read what a work came to, and write the index of all reports."
     work = load_work(workdir)
-    return Outcome(work, done(workdir, "judge"), done(workdir, "publish"), list(pages), str(write_index(work.settings.storage.reports_dir)))
+    return Outcome(
+        work,
+        done(workdir, "judge"),
+        done(workdir, "publish"),
+        list(pages),
+        str(write_index(work.settings.storage.reports_dir)),
+    )
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e91ba5cb
 def show(
-    said: Outcome, # what a run came to
-    console=None, # rich console; standard output when empty
+    said: Outcome,  # what a run came to
+    console=None,  # rich console; standard output when empty
 ):
     "Say the outcome in the terminal."
     from rich.console import Console
     from rich.panel import Panel
     from rich.text import Text
+
     console, v = console or Console(), said.verdict
     tone = {"promote": "green", "hold": "blue"}.get(v["decision"], "yellow")
     text = Text.assemble((sentence(v), "bold"), *(f"\n· {r}" for r in v["reasons"]))
-    console.print(Panel(text, title=v["decision"].replace("-", " "), title_align="left", border_style=tone, padding=(1, 2)))
-    if not said.work.past: console.print(prediction_table(predictions(said.work.settings)))
-    for p in said.failed: console.print(Text(f"The page {p['name']} failed: {p['error']}", style="red"))
+    console.print(
+        Panel(
+            text, title=v["decision"].replace("-", " "), title_align="left", border_style=tone, padding=(1, 2)
+        )
+    )
+    if not said.work.past:
+        console.print(prediction_table(predictions(said.work.settings)))
+    for p in said.failed:
+        console.print(Text(f"The page {p['name']} failed: {p['error']}", style="red"))
     report = next((p["html"] for p in said.pages if p["name"] == "r40_validate"), "")
     lines = {"report": report, "all": said.index, "serve": "stockpredict serve"}
-    console.print(Text.assemble(*(x for k, v in lines.items() if v for x in ((f"\n{k:8}", "dim"), v))), soft_wrap=True)
+    console.print(
+        Text.assemble(*(x for k, v in lines.items() if v for x in ((f"\n{k:8}", "dim"), v))), soft_wrap=True
+    )
 
 # %% ../../nbs/ops/60_pipeline.ipynb #7b444228
 def due(
-    settings: Settings, # calendar, and how often to retrain
-    now=None, # UTC; the clock when empty
-) -> str: # why not; empty when it is time
+    settings: Settings,  # calendar, and how often to retrain
+    now=None,  # UTC; the clock when empty
+) -> str:  # why not; empty when it is time
     "Did a period of the schedule end with the session that closed last?"
     import pandas as pd
     from stockpredict.core.calendar import get_calendar
+
     now, every = pd.Timestamp(now or pd.Timestamp.now("UTC")), settings.schedule.retrain
-    if every == "never": return "Retraining is switched off in [schedule]."
+    if every == "never":
+        return "Retraining is switched off in [schedule]."
     calendar = get_calendar(settings.data.calendar)
-    last = calendar.last_closed(now); after = calendar.offset(last, 1)
+    last = calendar.last_closed(now)
+    after = calendar.offset(last, 1)
     if last.date() != calendar.day_of(pd.DatetimeIndex([now]))[0].date():
         return f"{calendar.name} has not closed a session today; the last was {last:%Y-%m-%d}."
-    ended = {"daily": True, "weekly": last.isocalendar()[:2] != after.isocalendar()[:2], "monthly": last.month != after.month}[every]
-    return "" if ended else f"The session of {last:%Y-%m-%d} did not end a {every.removesuffix('ly')}; retraining is {every}."
+    ended = {
+        "daily": True,
+        "weekly": last.isocalendar()[:2] != after.isocalendar()[:2],
+        "monthly": last.month != after.month,
+    }[every]
+    return (
+        ""
+        if ended
+        else f"The session of {last:%Y-%m-%d} did not end a {every.removesuffix('ly')}; retraining is {every}."
+    )
 
 # %% ../../nbs/ops/60_pipeline.ipynb #ed403fc1
-def demo() -> str: # work folder
+def demo() -> str:  # work folder
     "A small simulated market, judged and published in a temporary folder."
     import atexit, shutil, tempfile
-    place = tempfile.mkdtemp(prefix="stockpredict-"); atexit.register(shutil.rmtree, place, True)
-    settings = load_settings(overrides=SMALL | {"storage.home": f"{place}/home", "storage.reports": f"{place}/reports"})
+
+    place = tempfile.mkdtemp(prefix="stockpredict-")
+    atexit.register(shutil.rmtree, place, True)
+    settings = load_settings(
+        overrides=SMALL | {"storage.home": f"{place}/home", "storage.reports": f"{place}/reports"}
+    )
     return str(retrain(settings, pages=False).work.dir)
 
 # %% ../../nbs/ops/60_pipeline.ipynb #7a5ea459
 def some_work(
-    settings_path: str = "", # settings file; the checkout's own when it is not there
-    overrides: dict | None = None, # dotted key to value
-) -> str: # work folder
+    settings_path: str = "",  # settings file; the checkout's own when it is not there
+    overrides: dict | None = None,  # dotted key to value
+) -> str:  # work folder
     "The newest judged work of these settings, or a small one when there is none."
-    file = next((f for f in (Path(settings_path or "settings.ini"), runs_folder().parents[1]/"settings.ini") if f.exists()), None)
-    try: return newest(load_settings(file, overrides))
-    except NotFound: return demo()
+    file = next(
+        (
+            f
+            for f in (Path(settings_path or "settings.ini"), runs_folder().parents[1] / "settings.ini")
+            if f.exists()
+        ),
+        None,
+    )
+    try:
+        return newest(load_settings(file, overrides))
+    except NotFound:
+        return demo()
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e870d3f8
-STORY = ["r10_ingest", features, "r20_features", train, "r30_train", self_test, judge, publish, refresh, "r40_validate", "r50_predict"]
+STORY = [
+    "r10_ingest",
+    features,
+    "r20_features",
+    train,
+    "r30_train",
+    self_test,
+    judge,
+    publish,
+    refresh,
+    "r40_validate",
+    "r50_predict",
+]
+
 
 def retrain(
-    settings: Settings, # everything
-    as_of: str = "", # pretend that it is the end of this day
-    pages: bool = True, # write the report pages
-    say=lambda step: None, # called with the name of each step
+    settings: Settings,  # everything
+    as_of: str = "",  # pretend that it is the end of this day
+    pages: bool = True,  # write the report pages
+    say=lambda step: None,  # called with the name of each step
 ) -> Outcome:
     "From market data to a served prediction, or to a verdict why not."
     with alone(settings):
-        say("ingest"); workdir, shown = open_work(settings, ingest(settings), as_of), []
+        say("ingest")
+        workdir, shown = open_work(settings, ingest(settings), as_of), []
         for step in STORY:
-            if isinstance(step, str) and not pages: continue
+            if isinstance(step, str) and not pages:
+                continue
             say(step if isinstance(step, str) else step.__name__)
-            if isinstance(step, str): shown.append(page(workdir, step))
-            else: step(workdir)
+            if isinstance(step, str):
+                shown.append(page(workdir, step))
+            else:
+                step(workdir)
         return outcome(workdir, shown)

@@ -26,12 +26,13 @@ from ..core.settings import Settings
 @dataclass(frozen=True)
 class Part:
     "One long-running process of the platform."
-    name: str            # what people call it
-    command: list[str]   # program and arguments
-    url: str = ""        # a page that answers with any status when the part is ready; empty = it serves no page
-    page: str = ""       # where a person would look
+
+    name: str  # what people call it
+    command: list[str]  # program and arguments
+    url: str = ""  # a page that answers with any status when the part is ready; empty = it serves no page
+    page: str = ""  # where a person would look
     env: dict[str, str] = field(default_factory=dict)  # what it needs beside the caller's environment
-    late: bool = False   # starts only when the others answer
+    late: bool = False  # starts only when the others answer
 
     @property
     def port(self) -> int | None:
@@ -41,51 +42,97 @@ class Part:
 # %% ../../nbs/ops/50_processes.ipynb #a9040089
 def _prefect_env(settings: Settings) -> dict[str, str]:
     api = f"http://127.0.0.1:{settings.schedule.prefect_port}/api"
-    return {"PREFECT_API_URL": api, "PREFECT_SERVER_UI_API_URL": api, "PREFECT_HOME": str(Path(".prefect").absolute()),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+    return {
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_UI_API_URL": api,
+        "PREFECT_HOME": str(Path(".prefect").absolute()),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
 
 # %% ../../nbs/ops/50_processes.ipynb #03a4f82b
 def parts(
-    settings: Settings, # ports, storage
+    settings: Settings,  # ports, storage
 ) -> list[Part]:
     "The parts of the platform on this machine, in the order in which they start."
     python, s = sys.executable, settings
-    api, prefect, mlflow = (f"http://127.0.0.1:{p}" for p in (s.serving.port, s.schedule.prefect_port, s.schedule.mlflow_port))
+    api, prefect, mlflow = (
+        f"http://127.0.0.1:{p}" for p in (s.serving.port, s.schedule.prefect_port, s.schedule.mlflow_port)
+    )
     env = _prefect_env(s)
     own = {k: v for k, v in env.items() if k != "PREFECT_API_URL"}
     return [
-        Part("prefect", [python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(s.schedule.prefect_port)],
-             f"{prefect}/api/health", prefect, own),
+        Part(
+            "prefect",
+            [
+                python,
+                "-m",
+                "prefect",
+                "server",
+                "start",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(s.schedule.prefect_port),
+            ],
+            f"{prefect}/api/health",
+            prefect,
+            own,
+        ),
         Part("api", [python, "-m", "stockpredict.cli.main", "serve"], f"{api}/health", f"{api}/docs"),
-        Part("mlflow", [python, "-m", "mlflow", "server", "--backend-store-uri", s.storage.tracking_uri, "--host", "127.0.0.1",
-                        "--port", str(s.schedule.mlflow_port), "--workers", "1"], f"{mlflow}/health", mlflow, {"MLFLOW_DISABLE_TELEMETRY": "true"}),
+        Part(
+            "mlflow",
+            [
+                python,
+                "-m",
+                "mlflow",
+                "server",
+                "--backend-store-uri",
+                s.storage.tracking_uri,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(s.schedule.mlflow_port),
+                "--workers",
+                "1",
+            ],
+            f"{mlflow}/health",
+            mlflow,
+            {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        ),
         Part("schedule", [python, "flows/retrain.py", "--serve"], env=env, late=True),
     ]
 
 # %% ../../nbs/ops/50_processes.ipynb #3d1f10a7
 def answers(
-    url: str,           # address to ask
-    timeout: float = 2, # seconds
+    url: str,  # address to ask
+    timeout: float = 2,  # seconds
 ) -> bool:
     "Does anything speak HTTP at `url`?"
-    try: urlopen(url, timeout=timeout).close()
-    except URLError as e: return hasattr(e, "code")
-    except OSError: return False
+    try:
+        urlopen(url, timeout=timeout).close()
+    except URLError as e:
+        return hasattr(e, "code")
+    except OSError:
+        return False
     return True
 
 
 def free(
-    port: int, # port on the loopback interface
+    port: int,  # port on the loopback interface
 ) -> bool:
     "Can `port` be listened on?"
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(("127.0.0.1", port))
-        except OSError: return False
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError:
+            return False
     return True
 
 # %% ../../nbs/ops/50_processes.ipynb #55ed8e63
-def _ledger(home: Path) -> Path: return Path(home) / "processes.json"
+def _ledger(home: Path) -> Path:
+    return Path(home) / "processes.json"
 
 
 def _load(home: Path) -> dict:
@@ -94,8 +141,10 @@ def _load(home: Path) -> dict:
 
 
 def _alive(entry: dict) -> psutil.Process | None:
-    try: process = psutil.Process(entry["pid"])
-    except psutil.Error: return None
+    try:
+        process = psutil.Process(entry["pid"])
+    except psutil.Error:
+        return None
     same = abs(process.create_time() - entry["born"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     return process if same else None
 
@@ -104,20 +153,30 @@ def _spawn(part: Part, home: Path) -> dict:
     logs = Path(home) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / f"{part.name}.log").open("ab") as log:
-        child = subprocess.Popen(part.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env={**os.environ, **part.env})
+        child = subprocess.Popen(
+            part.command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **part.env},
+        )
     return {**asdict(part), "env": {}, "pid": child.pid, "born": psutil.Process(child.pid).create_time()}
 
 
 def _refuse_taken_ports(parts: list[Part]):
     for part in parts:
         if part.port and not free(part.port):
-            raise PortTaken(f"Port {part.port} for {part.name} is held by another program.", "Stop that program, or set another port in settings.ini.")
+            raise PortTaken(
+                f"Port {part.port} for {part.name} is held by another program.",
+                "Stop that program, or set another port in settings.ini.",
+            )
 
 # %% ../../nbs/ops/50_processes.ipynb #1d311e1f
 def up(
-    parts: list[Part],   # what to start; those that already live are left alone
-    home: Path,          # folder for the ledger and the logs
-    patience: float = 120, # seconds until every part must answer
+    parts: list[Part],  # what to start; those that already live are left alone
+    home: Path,  # folder for the ledger and the logs
+    patience: float = 120,  # seconds until every part must answer
 ) -> dict[str, dict]:
     "Start `parts`, wait until they answer, and return the ledger; a part that dies takes the others down again."
     ledger = {k: v for k, v in _load(home).items() if _alive(v)}
@@ -134,35 +193,43 @@ def up(
 
 def _wait(parts: list[Part], ledger: dict, home: Path, deadline: float, settle: float = 5):
     for part in parts:
-        quiet = time.monotonic() + settle # a part without a page has to live this long to count as started
+        quiet = time.monotonic() + settle  # a part without a page has to live this long to count as started
         while not answers(part.url) if part.url else time.monotonic() < quiet:
             dead = not _alive(ledger[part.name])
             if dead or time.monotonic() > deadline:
                 down(home)
                 what = "stopped" if dead else "did not answer"
-                raise NotReady(f"The part '{part.name}' {what} while starting.", f"Read logs/{part.name}.log in the home folder.")
-            time.sleep(.2)
+                raise NotReady(
+                    f"The part '{part.name}' {what} while starting.",
+                    f"Read logs/{part.name}.log in the home folder.",
+                )
+            time.sleep(0.2)
 
 # %% ../../nbs/ops/50_processes.ipynb #2f7e93b1
 def status(
-    home: Path, # folder of the ledger
+    home: Path,  # folder of the ledger
 ) -> dict[str, str]:
     "Each part's state: ready, starting or stopped."
+
     def word(entry):
-        if not _alive(entry): return "stopped"
+        if not _alive(entry):
+            return "stopped"
         return "ready" if not entry["url"] or answers(entry["url"]) else "starting"
+
     return {name: word(entry) for name, entry in _load(home).items()}
 
 # %% ../../nbs/ops/50_processes.ipynb #6835f958
 def down(
-    home: Path,           # folder of the ledger
-    patience: float = 15, # seconds between asking and insisting
+    home: Path,  # folder of the ledger
+    patience: float = 15,  # seconds between asking and insisting
 ) -> list[str]:
     "Stop every part of the ledger and what it started; returns the names of those that lived."
     lived = {name: p for name, e in _load(home).items() if (p := _alive(e))}
     family = [q for p in lived.values() for q in (*p.children(recursive=True), p)]
     for process in family:
-        if process.is_running(): process.terminate()
-    for process in psutil.wait_procs(family, timeout=patience)[1]: process.kill()
+        if process.is_running():
+            process.terminate()
+    for process in psutil.wait_procs(family, timeout=patience)[1]:
+        process.kill()
     _ledger(home).unlink(missing_ok=True)
     return list(lived)

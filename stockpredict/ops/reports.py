@@ -112,180 +112,247 @@ STYLE += """
 # %% ../../nbs/ops/00_reports.ipynb #24c99818
 class Fragment:
     "A piece of a page: HTML that is already safe."
-    def __init__(self,
-        html: str, # markup in which every outside text was escaped
-    ): self.html = html
-    def _repr_html_(self): return self.html
-    def __repr__(self): return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", self.html)).strip()
-    def __add__(self, other): return Fragment(self.html + other.html)
+
+    def __init__(
+        self,
+        html: str,  # markup in which every outside text was escaped
+    ):
+        self.html = html
+
+    def _repr_html_(self):
+        return self.html
+
+    def __repr__(self):
+        return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", self.html)).strip()
+
+    def __add__(self, other):
+        return Fragment(self.html + other.html)
 
 # %% ../../nbs/ops/00_reports.ipynb #5388eb9b
-TONES = {"promote": "green", "strong": "green", "complete": "green", "ok": "green",
-         "hold": "blue", "none": "blue", "weak": "blue", "skipped": "blue",
-         "suspected-leak": "amber", "warn": "amber", "timeout": "red", "failed": "red", "fail": "red"}
+TONES = {
+    "promote": "green",
+    "strong": "green",
+    "complete": "green",
+    "ok": "green",
+    "hold": "blue",
+    "none": "blue",
+    "weak": "blue",
+    "skipped": "blue",
+    "suspected-leak": "amber",
+    "warn": "amber",
+    "timeout": "red",
+    "failed": "red",
+    "fail": "red",
+}
+
 
 def pill(
-    word: str, # status or decision, for example "hold"
-    text: str = "", # what to show instead of the word
+    word: str,  # status or decision, for example "hold"
+    text: str = "",  # what to show instead of the word
 ) -> Fragment:
     "A status as a small coloured label."
     return Fragment(f'<span class="pill {TONES.get(word, "blue")}">{escape(text or word)}</span>')
 
 # %% ../../nbs/ops/00_reports.ipynb #6182333e
 def verdict_box(
-    decision: str, # "promote", "hold" or "suspected-leak"
-    sentence: str, # what was found, in words
-    reasons: list = (), # one sentence each, most important first
+    decision: str,  # "promote", "hold" or "suspected-leak"
+    sentence: str,  # what was found, in words
+    reasons: list = (),  # one sentence each, most important first
 ) -> Fragment:
     "The decision, its sentence and its reasons."
     items = "".join(f"<li>{escape(str(r))}</li>" for r in reasons)
-    return Fragment(f'<section class="verdict {TONES.get(decision, "blue")}"><div class="word">{escape(decision.replace("-", " "))}</div>'
-                    f'<p class="say">{escape(sentence)}</p>{f"<ul>{items}</ul>" if items else ""}</section>')
+    return Fragment(
+        f'<section class="verdict {TONES.get(decision, "blue")}"><div class="word">{escape(decision.replace("-", " "))}</div>'
+        f'<p class="say">{escape(sentence)}</p>{f"<ul>{items}</ul>" if items else ""}</section>'
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #5b6f6559
 def tiles(
-    numbers: dict, # label to value, or to (value, small print)
+    numbers: dict,  # label to value, or to (value, small print)
 ) -> Fragment:
     "Headline numbers side by side."
     cells = []
     for label, value in numbers.items():
         value, note = value if isinstance(value, tuple) else (value, "")
         small = f"<small>{escape(str(note))}</small>" if note else ""
-        cells.append(f'<div><dt>{escape(str(label))}</dt><dd>{escape(str(value))}{small}</dd></div>')
+        cells.append(f"<div><dt>{escape(str(label))}</dt><dd>{escape(str(value))}{small}</dd></div>")
     return Fragment(f'<dl class="tiles">{"".join(cells)}</dl>')
 
 # %% ../../nbs/ops/00_reports.ipynb #550973bd
 def bullets(
-    lines: list, # sentences; empty ones are left out
+    lines: list,  # sentences; empty ones are left out
 ) -> Fragment:
     "Sentences as a list."
-    return Fragment(f'<ul>{"".join(f"<li>{escape(str(x))}</li>" for x in lines if x)}</ul>')
+    return Fragment(f"<ul>{''.join(f'<li>{escape(str(x))}</li>' for x in lines if x)}</ul>")
 
 # %% ../../nbs/ops/00_reports.ipynb #64f27ad2
 def cell_text(
-    value, # whatever stood in the frame
-    form: str = "", # format specification, for example ".4f" or "+.2%"
+    value,  # whatever stood in the frame
+    form: str = "",  # format specification, for example ".4f" or "+.2%"
 ) -> str:
     "One table cell as escaped text; a dash for a missing value."
-    if value is None or value != value: return "–"
-    if hasattr(value, "strftime"): return f"{value:%Y-%m-%d}"
-    if not form and isinstance(value, float): form = ".4g"
+    if value is None or value != value:
+        return "–"
+    if hasattr(value, "strftime"):
+        return f"{value:%Y-%m-%d}"
+    if not form and isinstance(value, float):
+        form = ".4g"
     return escape(format(value, form) if form else str(value))
 
 # %% ../../nbs/ops/00_reports.ipynb #5c45b4dd
 def table(
-    frame, # pandas frame; its index is not shown
-    formats: dict | None = None, # column to format specification
-    caption: str = "", # what the rows are
-    mark=None, # value of the first column whose row is highlighted
+    frame,  # pandas frame; its index is not shown
+    formats: dict | None = None,  # column to format specification
+    caption: str = "",  # what the rows are
+    mark=None,  # value of the first column whose row is highlighted
 ) -> Fragment:
     "A frame as a table that lines up."
     from pandas.api.types import is_numeric_dtype as numeric
+
     formats, cols = formats or {}, list(frame.columns)
-    side = ['' if numeric(frame[c]) or c in formats else ' class="text"' for c in cols]
+    side = ["" if numeric(frame[c]) or c in formats else ' class="text"' for c in cols]
     head = "".join(f"<th{s}>{escape(str(c))}</th>" for c, s in zip(cols, side, strict=True))
     rows = []
     for row in frame.itertuples(index=False, name=None):
-        cells = "".join(f"<td{s}>{cell_text(v, formats.get(c, ''))}</td>" for c, v, s in zip(cols, row, side, strict=True))
-        rows.append(f'<tr{" class=mark" if mark is not None and row[0] == mark else ""}>{cells}</tr>')
+        cells = "".join(
+            f"<td{s}>{cell_text(v, formats.get(c, ''))}</td>" for c, v, s in zip(cols, row, side, strict=True)
+        )
+        rows.append(f"<tr{' class=mark' if mark is not None and row[0] == mark else ''}>{cells}</tr>")
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return Fragment(f'<div class="table"><table>{title}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+    return Fragment(
+        f'<div class="table"><table>{title}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #86bde347
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
+
 def contents(
-    body: str, # HTML of the page
-) -> tuple[str, str]: # body with an id on each section, and the list of links
+    body: str,  # HTML of the page
+) -> tuple[str, str]:  # body with an id on each section, and the list of links
     "Number the sections so that they can be linked to."
     links = []
+
     def name(found):
-        links.append(f'<li><a href="#s{len(links)+1}">{re.sub("<[^>]+>", "", found[1])}</a></li>')
+        links.append(f'<li><a href="#s{len(links) + 1}">{re.sub("<[^>]+>", "", found[1])}</a></li>')
         return f'<h2 id="s{len(links)}">{found[1]}</h2>'
+
     body = re.sub(r"<h2>(.*?)</h2>", name, body, flags=re.S)
     return body, f'<ul class="toc">{"".join(links)}</ul>' if len(links) > 2 else ""
 
 # %% ../../nbs/ops/00_reports.ipynb #1b496c4f
 def lineage_foot(
-    lineage: dict, # name to value
+    lineage: dict,  # name to value
 ) -> str:
     "Where the numbers came from, as the foot of the page."
-    rows = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in lineage.items() if v not in (None, ""))
-    return (f'<footer class="lineage"><div class="wrap"><dl>{rows}</dl>'
-            '<p>Research output of stockpredict. Past skill is not future skill; nothing here is investment advice.</p></div></footer>')
+    rows = "".join(
+        f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>"
+        for k, v in lineage.items()
+        if v not in (None, "")
+    )
+    return (
+        f'<footer class="lineage"><div class="wrap"><dl>{rows}</dl>'
+        "<p>Research output of stockpredict. Past skill is not future skill; nothing here is investment advice.</p></div></footer>"
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #7559318d
 def page(
-    title: str, # of the browser tab
-    body: str, # HTML of the content
-    run: str = "", # name of the run, for the title line
-    as_of: str = "", # date the page speaks of
-    status: str = "", # "complete", "failed", "hold" …
-    lineage: dict | None = None, # where the numbers came from
-    home: str = "../../index.html", # relative link to the index
+    title: str,  # of the browser tab
+    body: str,  # HTML of the content
+    run: str = "",  # name of the run, for the title line
+    as_of: str = "",  # date the page speaks of
+    status: str = "",  # "complete", "failed", "hold" …
+    lineage: dict | None = None,  # where the numbers came from
+    home: str = "../../index.html",  # relative link to the index
 ) -> str:
     "A complete, self-contained HTML document."
     body, toc = contents(body)
-    if toc: body = re.sub(r"(</h1>(?:\s*<blockquote>.*?</blockquote>)?)", lambda m: m[1] + toc, body, count=1, flags=re.S)
-    line = f'<b>stockpredict</b><span>{escape(run)}</span><span>{escape(as_of)}</span>' + (pill(status).html if status else "")
+    if toc:
+        body = re.sub(
+            r"(</h1>(?:\s*<blockquote>.*?</blockquote>)?)", lambda m: m[1] + toc, body, count=1, flags=re.S
+        )
+    line = f"<b>stockpredict</b><span>{escape(run)}</span><span>{escape(as_of)}</span>" + (
+        pill(status).html if status else ""
+    )
     back = f'<a class="end" href="{escape(home, quote=True)}">All reports</a>' if home else ""
-    return (f'<!doctype html>\n<html lang="en"><head><meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
-            f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
-            f'<body><header class="top"><div class="wrap">{line}{back}</div></header>\n'
-            f'<main class="wrap">{body}</main>\n{lineage_foot(lineage or {})}</body></html>\n')
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta http-equiv="Content-Security-Policy" content="{POLICY}"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="referrer" content="no-referrer">'
+        f'<title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>\n'
+        f'<body><header class="top"><div class="wrap">{line}{back}</div></header>\n'
+        f'<main class="wrap">{body}</main>\n{lineage_foot(lineage or {})}</body></html>\n'
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #5b8c1efe
 MACHINE = re.compile(r"^\s*#\|\s*(hide|default_exp)\b", re.M)
 
+
 def safe_html(
-    html: str, # HTML a cell displayed
+    html: str,  # HTML a cell displayed
 ) -> str:
     "Without scripts, style sheets, frames, event handlers and outside addresses."
     html = re.sub(r"(?is)<(script|style|iframe|object|svg)\b[^>]*>.*?</\1\s*>", "", html)
     html = re.sub(r"(?is)</?(script|style|iframe|object|embed|link|meta|base|form|input)\b[^>]*>?", "", html)
     html = re.sub(r"(?is)\son\w+\s*=\s*(\"[^\"]*\"|'[^']*'|[^\s>]+)", "", html)
-    return re.sub(r"(?is)(src|href|srcset)\s*=\s*([\"']?)\s*(?:https?:|//|javascript:|file:)[^\"'\s>]*\2", "", html)
+    return re.sub(
+        r"(?is)(src|href|srcset)\s*=\s*([\"']?)\s*(?:https?:|//|javascript:|file:)[^\"'\s>]*\2", "", html
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #8a664cb0
 LIMIT = 1_500_000  # characters of one output on the page
 
+
 def tidy_output(
-    out: dict, # one output of a code cell
+    out: dict,  # one output of a code cell
 ) -> dict | None:
     "The output as it may stand on a page, or nothing."
-    if out.get("output_type") == "stream" and out.get("name") == "stderr": return None
-    for box, key in ([(out, "text")] if "text" in out else []) + [(out.get("data", {}), k) for k in out.get("data", {})]:
+    if out.get("output_type") == "stream" and out.get("name") == "stderr":
+        return None
+    for box, key in ([(out, "text")] if "text" in out else []) + [
+        (out.get("data", {}), k) for k in out.get("data", {})
+    ]:
         value = "".join(box[key]) if isinstance(box[key], list) else box[key]
-        if not isinstance(value, str): continue
-        if key == "text/html": value = safe_html(value)
-        if len(value) > LIMIT and key.startswith("image/"): return None
-        box[key] = value if len(value) <= LIMIT else value[:LIMIT // 50] + "\n… cut here; all of it is in the notebook"
+        if not isinstance(value, str):
+            continue
+        if key == "text/html":
+            value = safe_html(value)
+        if len(value) > LIMIT and key.startswith("image/"):
+            return None
+        box[key] = (
+            value
+            if len(value) <= LIMIT
+            else value[: LIMIT // 50] + "\n… cut here; all of it is in the notebook"
+        )
     return out
 
 # %% ../../nbs/ops/00_reports.ipynb #96d9d836
 def tidy_cell(
-    cell, # a cell of the notebook
-    heading: str, # the heading above it
+    cell,  # a cell of the notebook
+    heading: str,  # the heading above it
 ):
     "The cell as it may stand on a page."
-    if cell.cell_type == "markdown": cell.source = safe_html(cell.source)
+    if cell.cell_type == "markdown":
+        cell.source = safe_html(cell.source)
     if cell.cell_type == "code":
         cell.source = re.sub(r"^\s*#\|.*\n?", "", cell.source, flags=re.M)
         cell.outputs = [o for o in map(tidy_output, cell.outputs) if o]
         cell.metadata["alt"] = heading
     return cell
 
+
 def tidy(
-    notebook, # notebook node, executed
+    notebook,  # notebook node, executed
 ):
     "A copy of the notebook with only what a reader should see."
     from copy import deepcopy
+
     book, cells, heading = deepcopy(notebook), [], "Figure"
     for cell in book.cells:
         tags = cell.metadata.get("tags", [])
-        if MACHINE.search(cell.source) or any(t.startswith("papermill-error") for t in tags): continue
-        if cell.cell_type == "markdown": heading = (re.findall(r"^#+\s+(.+)$", cell.source, re.M) or [heading])[-1]
+        if MACHINE.search(cell.source) or any(t.startswith("papermill-error") for t in tags):
+            continue
+        if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+\s+(.+)$", cell.source, re.M) or [heading])[-1]
         cell = tidy_cell(cell, heading)
         if cells and cell.cell_type == cells[-1].cell_type == "code" and not cells[-1].outputs:
             cell.source = f"{cells.pop().source}\n\n{cell.source}"
@@ -304,59 +371,75 @@ TEMPLATE = """{%- extends 'classic/base.html.j2' -%}
 {% block markdowncell scoped %}{{ cell.source | markdown2html }}{% endblock markdowncell %}
 """
 
+
 def body(
-    notebook, # notebook node, executed
+    notebook,  # notebook node, executed
 ) -> str:
     "The notebook's content as bare HTML."
     quick_formats()
     from nbconvert.exporters.html import HTMLExporter
-    exporter = HTMLExporter(template_name="basic", raw_template=TEMPLATE, exclude_anchor_links=True,
-                            exclude_input_prompt=True, exclude_output_prompt=True)
+
+    exporter = HTMLExporter(
+        template_name="basic",
+        raw_template=TEMPLATE,
+        exclude_anchor_links=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
     return exporter.from_notebook_node(tidy(notebook))[0]
 
 # %% ../../nbs/ops/00_reports.ipynb #a6e7061d
 def quick_formats():
     "Import jsonschema without its grammar of web addresses, which takes seconds to compile and is never used here."
     import sys
-    if "jsonschema" in sys.modules or "rfc3987_syntax" in sys.modules: return
+
+    if "jsonschema" in sys.modules or "rfc3987_syntax" in sys.modules:
+        return
     sys.modules["rfc3987_syntax"] = None
-    try: import jsonschema  # noqa: F401
-    finally: del sys.modules["rfc3987_syntax"]
+    try:
+        import jsonschema
+    finally:
+        del sys.modules["rfc3987_syntax"]
 
 # %% ../../nbs/ops/00_reports.ipynb #6f4cd99e
 def banner(
-    where: str, # which cell failed
-    lines: list, # last lines of the error, plain text
+    where: str,  # which cell failed
+    lines: list,  # last lines of the error, plain text
 ) -> Fragment:
     "The failure banner."
     said = escape("\n".join(map(str, lines)))
-    return Fragment('<section class="banner verdict red"><div class="word">failed</div>'
-                    f'<p class="say">This run stopped at {escape(where)}.</p>'
-                    f'<p>The cells before it ran; what they showed is below.</p><pre>{said}</pre></section>')
+    return Fragment(
+        '<section class="banner verdict red"><div class="word">failed</div>'
+        f'<p class="say">This run stopped at {escape(where)}.</p>'
+        f"<p>The cells before it ran; what they showed is below.</p><pre>{said}</pre></section>"
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #d5c62f5b
 def runs_in(
-    reports: str | Path, # the reports folder
-) -> list[dict]: # newest first, each with its `folder` relative to `reports`
+    reports: str | Path,  # the reports folder
+) -> list[dict]:  # newest first, each with its `folder` relative to `reports`
     "What every finished run said about itself."
     found = []
     for place in Path(reports).glob("[!.]*/[!.]*/result.json"):
-        try: said = json.loads(place.read_text())
-        except (OSError, ValueError): continue
-        if isinstance(said, dict): found.append({**said, "folder": place.parent.relative_to(reports).as_posix()})
+        try:
+            said = json.loads(place.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(said, dict):
+            found.append({**said, "folder": place.parent.relative_to(reports).as_posix()})
     return sorted(found, key=lambda r: (str(r.get("started", "")), r["folder"]), reverse=True)
 
 # %% ../../nbs/ops/00_reports.ipynb #f4d3e58e
 def headline(
-    result: dict, # what a run said
-) -> str: # for example "rank IC +0.0021, hit rate 50.2 %"
+    result: dict,  # what a run said
+) -> str:  # for example "rank IC +0.0021, hit rate 50.2 %"
     "The headline numbers of a result as one line, in the order in which they were given."
     said = result.get("headline") or {}
     return ", ".join(f"{k} {said[k]}" for k in result.get("order") or said if k in said)
 
 # %% ../../nbs/ops/00_reports.ipynb #2c5a0ddf
 def index_row(
-    run: dict, # one entry of `runs_in`
+    run: dict,  # one entry of `runs_in`
 ) -> str:
     "One run as a table row."
     result, error, there = run.get("result") or {}, run.get("error") or {}, escape(run["folder"], quote=True)
@@ -364,48 +447,79 @@ def index_row(
     word = str(result.get("decision") or status) if status == "complete" else status
     said = headline(result) or str(error.get("message", ""))[:160]
     day = f'<span class="day">{escape(str(run.get("as_of", "")))}</span>'
-    cells = [day, f'<a href="{there}/page.html">{escape(str(run.get("title") or run.get("name", "")))}</a>',
-             pill(word).html, escape(said), cell_text(run.get("seconds"), ".1f"),
-             f'<a href="{there}/notebook.ipynb">notebook</a> <a href="{there}/result.json">json</a>']
+    cells = [
+        day,
+        f'<a href="{there}/page.html">{escape(str(run.get("title") or run.get("name", "")))}</a>',
+        pill(word).html,
+        escape(said),
+        cell_text(run.get("seconds"), ".1f"),
+        f'<a href="{there}/notebook.ipynb">notebook</a> <a href="{there}/result.json">json</a>',
+    ]
     return "<tr>" + "".join(f'<td class="text">{c}</td>' for c in cells) + "</tr>"
 
 # %% ../../nbs/ops/00_reports.ipynb #26416e8f
 def write_text(
-    path: str | Path, # file to replace
-    text: str, # its new content
+    path: str | Path,  # file to replace
+    text: str,  # its new content
 ) -> Path:
     "Replace a text file in one step."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8"); os.replace(beside, path)
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
     return path
 
 # %% ../../nbs/ops/00_reports.ipynb #91acb9fb
-CATALOGUE = "catalogue.html" # the page of every feature, beside the index
+CATALOGUE = "catalogue.html"  # the page of every feature, beside the index
+
 
 def write_index(
-    reports: str | Path, # the reports folder
-) -> Path: # of `index.html`
+    reports: str | Path,  # the reports folder
+) -> Path:  # of `index.html`
     "List all runs, newest first, in one page."
     runs = runs_in(reports)
-    head = "".join(f'<th class="text">{h}</th>' for h in ("as of", "report", "status", "what it says", "seconds", "files"))
+    head = "".join(
+        f'<th class="text">{h}</th>'
+        for h in ("as of", "report", "status", "what it says", "seconds", "files")
+    )
     rows = "".join(map(index_row, runs)) or (
-        '<tr><td class="text" colspan="6">No run yet. <code>stockpredict retrain</code> makes the first.</td></tr>')
-    said = next((r["result"] for r in runs if r.get("status") == "complete" and (r.get("result") or {}).get("decision")), None)
+        '<tr><td class="text" colspan="6">No run yet. <code>stockpredict retrain</code> makes the first.</td></tr>'
+    )
+    said = next(
+        (
+            r["result"]
+            for r in runs
+            if r.get("status") == "complete" and (r.get("result") or {}).get("decision")
+        ),
+        None,
+    )
     hero = verdict_box(str(said["decision"]), str(said.get("sentence", ""))).html if said else ""
-    cards = (f'<p><a href="{CATALOGUE}">Every feature on a card</a>: what it is, who described it, how it moves.</p>'
-             if (Path(reports)/CATALOGUE).is_file() else "")
-    html = ("<h1>Reports</h1><blockquote><p>Every run, newest first; each page stands alone.</p></blockquote>"
-            f"{cards}{hero}<div class=\"table\"><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table></div>")
-    return write_text(Path(reports)/"index.html", page("stockpredict reports", html, run="index", home="", lineage={"runs": len(runs)}))
+    cards = (
+        f'<p><a href="{CATALOGUE}">Every feature on a card</a>: what it is, who described it, how it moves.</p>'
+        if (Path(reports) / CATALOGUE).is_file()
+        else ""
+    )
+    html = (
+        "<h1>Reports</h1><blockquote><p>Every run, newest first; each page stands alone.</p></blockquote>"
+        f'{cards}{hero}<div class="table"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+    return write_text(
+        Path(reports) / "index.html",
+        page("stockpredict reports", html, run="index", home="", lineage={"runs": len(runs)}),
+    )
 
 # %% ../../nbs/ops/00_reports.ipynb #964c354d
 def latest(
-    reports: str | Path, # the reports folder
-    name: str = "", # of the run, for example "r40_validate"; empty for any
-) -> dict: # entry of `runs_in`
+    reports: str | Path,  # the reports folder
+    name: str = "",  # of the run, for example "r40_validate"; empty for any
+) -> dict:  # entry of `runs_in`
     "The newest complete run of a name."
     for run in runs_in(reports):
-        if run.get("status") == "complete" and name in ("", run.get("name")): return run
-    raise NotFound(f"There is no complete report{f' of {name}' if name else ''} yet.", "Run `stockpredict retrain` to make one.")
+        if run.get("status") == "complete" and name in ("", run.get("name")):
+            return run
+    raise NotFound(
+        f"There is no complete report{f' of {name}' if name else ''} yet.",
+        "Run `stockpredict retrain` to make one.",
+    )

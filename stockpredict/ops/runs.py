@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from ..core.errors import FileMissing, ParameterRefused, RunFailed, RunTimeout, UnknownName, did_you_mean, near
+from ..core.errors import FileMissing, ParameterRefused, RunFailed, RunTimeout, UnknownName
+from ..core.errors import did_you_mean, near
 from ..core.settings import Settings, load_settings
 from .reports import banner, body, headline, page, quick_formats, write_index, write_text
 
@@ -21,110 +22,168 @@ from .reports import banner, body, headline, page, quick_formats, write_index, w
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
-    name: str          # of the variable
-    kind: str          # its annotation, or the type of its default
-    default: object    # value when nothing is given
-    doc: str = ""      # the comment beside it
+
+    name: str  # of the variable
+    kind: str  # its annotation, or the type of its default
+    default: object  # value when nothing is given
+    doc: str = ""  # the comment beside it
 
 # %% ../../nbs/ops/20_runs.ipynb #a2bdf163
 def cell_parameters(
-    source: str, # code of the parameters cell
-) -> dict[str, Parameter]: # by name, in order
+    source: str,  # code of the parameters cell
+) -> dict[str, Parameter]:  # by name, in order
     "The assignments of a parameters cell."
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None: continue
+        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
+            continue
         target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
         default = ast.literal_eval(node.value)
         kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else type(default).__name__
-        doc = lines[node.end_lineno - 1][node.end_col_offset:].strip().lstrip("# ")
+        doc = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
         found[target.id] = Parameter(target.id, kind, default, doc)
     return found
 
 # %% ../../nbs/ops/20_runs.ipynb #fead39ed
 def parameters(
-    template: str | Path, # a notebook file
+    template: str | Path,  # a notebook file
 ) -> dict[str, Parameter]:
     "The parameters that a run notebook declares."
     cells = json.loads(Path(template).read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
-        raise ParameterRefused(f"{Path(template).stem} has {len(tagged)} cells tagged 'parameters'; values would not reach it.",
-                               "Tag exactly one cell of the notebook with 'parameters'.", run=Path(template).stem)
+        raise ParameterRefused(
+            f"{Path(template).stem} has {len(tagged)} cells tagged 'parameters'; values would not reach it.",
+            "Tag exactly one cell of the notebook with 'parameters'.",
+            run=Path(template).stem,
+        )
     return cell_parameters(tagged[0])
 
 # %% ../../nbs/ops/20_runs.ipynb #853c770c
-PLAIN = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": dict, "None": type(None)}
+PLAIN = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "None": type(None),
+}
+
 
 def fits(
-    value, # as given
-    kind: str, # annotation, for example "dict[str, str] | None"
+    value,  # as given
+    kind: str,  # annotation, for example "dict[str, str] | None"
 ) -> bool:
     "Is this value of that kind?"
     outer, _, inner = kind.partition("[")
-    if "|" in outer or "] |" in kind: return any(fits(value, k.strip()) for k in kind.split("|"))
-    if outer not in PLAIN or not isinstance(value, PLAIN[outer]): return False
-    if isinstance(value, bool): return outer == "bool"
-    if not inner: return True
+    if "|" in outer or "] |" in kind:
+        return any(fits(value, k.strip()) for k in kind.split("|"))
+    if outer not in PLAIN or not isinstance(value, PLAIN[outer]):
+        return False
+    if isinstance(value, bool):
+        return outer == "bool"
+    if not inner:
+        return True
     inside = inner.removesuffix("]").split(",")[-1].strip()
     return all(fits(v, inside) for v in (value.values() if isinstance(value, dict) else value))
 
 # %% ../../nbs/ops/20_runs.ipynb #5922989f
-SECRET = re.compile(r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@")  # bounded, so that a long text costs no more than its length
+SECRET = re.compile(
+    r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@"
+)  # bounded, so that a long text costs no more than its length
+
 
 def check_values(
-    declared: dict[str, Parameter], # what the notebook takes
-    given: dict, # what the caller gives
-    run: str = "", # name of the run, for the message
-) -> dict: # the values, checked
+    declared: dict[str, Parameter],  # what the notebook takes
+    given: dict,  # what the caller gives
+    run: str = "",  # name of the run, for the message
+) -> dict:  # the values, checked
     "Refuse unknown names, wrong types, values that are not JSON, and secrets; all problems at once."
     wrong = []
     for name, value in given.items():
         if name not in declared:
-            wrong.append(" ".join([f"'{name}' is no parameter of it", *(f"(did you mean {n}?)" for n in near(name, declared, 1))]))
+            wrong.append(
+                " ".join(
+                    [
+                        f"'{name}' is no parameter of it",
+                        *(f"(did you mean {n}?)" for n in near(name, declared, 1)),
+                    ]
+                )
+            )
             continue
-        try: text = json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError): wrong.append(f"{name} is not plain data (text, numbers, lists, dictionaries)"); continue
-        if not fits(value, declared[name].kind): wrong.append(f"{name} must be {declared[name].kind}, not {type(value).__name__}")
-        elif len(text) > 100_000: wrong.append(f"{name} is {len(text):,} characters long; hand over a path instead")
-        elif SECRET.search(text): wrong.append(f"{name} holds a password, which the report would show; set it in the environment instead")
+        try:
+            text = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            wrong.append(f"{name} is not plain data (text, numbers, lists, dictionaries)")
+            continue
+        if not fits(value, declared[name].kind):
+            wrong.append(f"{name} must be {declared[name].kind}, not {type(value).__name__}")
+        elif len(text) > 100_000:
+            wrong.append(f"{name} is {len(text):,} characters long; hand over a path instead")
+        elif SECRET.search(text):
+            wrong.append(
+                f"{name} holds a password, which the report would show; set it in the environment instead"
+            )
     takes = ", ".join(f"{p.name}: {p.kind}" for p in declared.values())
-    if wrong: raise ParameterRefused(f"{run or 'The run'} cannot start: {'; '.join(wrong)}.", f"It takes {takes}.", run=run)
+    if wrong:
+        raise ParameterRefused(
+            f"{run or 'The run'} cannot start: {'; '.join(wrong)}.", f"It takes {takes}.", run=run
+        )
     return dict(given)
 
 # %% ../../nbs/ops/20_runs.ipynb #d8172838
-def runs_folder() -> Path: # of run notebooks
+def runs_folder() -> Path:  # of run notebooks
     "Where this installation keeps its run notebooks."
     import stockpredict
-    for place in (Path(stockpredict.__file__).resolve().parents[1]/"nbs"/"runs", Path.cwd()/"nbs"/"runs"):
-        if place.is_dir(): return place
-    raise FileMissing("The run notebooks (nbs/runs) are not part of this installation.",
-                      "Work in a checkout of the repository, installed with `pip install -e .`.")
+
+    for place in (
+        Path(stockpredict.__file__).resolve().parents[1] / "nbs" / "runs",
+        Path.cwd() / "nbs" / "runs",
+    ):
+        if place.is_dir():
+            return place
+    raise FileMissing(
+        "The run notebooks (nbs/runs) are not part of this installation.",
+        "Work in a checkout of the repository, installed with `pip install -e .`.",
+    )
+
 
 def templates(
-    folder: str | Path | None = None, # where to look; the checkout's nbs/runs when empty
-) -> dict[str, Path]: # by name
+    folder: str | Path | None = None,  # where to look; the checkout's nbs/runs when empty
+) -> dict[str, Path]:  # by name
     "The run notebooks there are."
     return {p.stem: p for p in sorted(Path(folder or runs_folder()).glob("r[0-9]*.ipynb"))}
 
+
 def template(
-    name: str, # of the run
-    folder: str | Path | None = None, # where to look
+    name: str,  # of the run
+    folder: str | Path | None = None,  # where to look
 ) -> Path:
     "The notebook of a run."
     there = templates(folder)
-    if name not in there: raise UnknownName(f"There is no run called '{name[:60]}'.", did_you_mean(name[:60], there), name=name[:60])
+    if name not in there:
+        raise UnknownName(
+            f"There is no run called '{name[:60]}'.", did_you_mean(name[:60], there), name=name[:60]
+        )
     return there[name]
 
 # %% ../../nbs/ops/20_runs.ipynb #cd862dca
 RESULT = "application/vnd.stockpredict.result+json"
 
+
 class Finished:
     "What a run concluded; a notebook shows it, `run` reads it."
-    def __init__(self,
-        said: dict, # JSON-friendly result
-    ): self.said = said
-    def __repr__(self): return f"Finished: {headline(self.said) or ', '.join(self.said)}"
+
+    def __init__(
+        self,
+        said: dict,  # JSON-friendly result
+    ):
+        self.said = said
+
+    def __repr__(self):
+        return f"Finished: {headline(self.said) or ', '.join(self.said)}"
+
     def _repr_mimebundle_(self, include=None, exclude=None):
         text = escape(json.dumps(self.said, indent=1, sort_keys=True))
         html = f'<details class="code"><summary>result</summary><pre>{text}</pre></details>'
@@ -132,52 +191,69 @@ class Finished:
 
 # %% ../../nbs/ops/20_runs.ipynb #32d13b06
 def plain(
-    value, # anything a notebook may put into its result
+    value,  # anything a notebook may put into its result
 ):
     "The value as JSON can hold it: numpy numbers, dates, paths and missing values included."
-    if isinstance(value, dict): return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple | set): return [plain(v) for v in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0: value = value.item()
-    if isinstance(value, float): return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 # %% ../../nbs/ops/20_runs.ipynb #60542770
 def commit() -> str:
     "The commit this code is at, with a plus when files were changed; empty outside a checkout."
     import subprocess, stockpredict
+
     here = Path(stockpredict.__file__).resolve().parent
     ask = ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"]
-    try: said = subprocess.run(ask, cwd=here, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired): return ""
+    try:
+        said = subprocess.run(ask, cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
     return said.stdout.strip() if said.returncode == 0 else ""
 
 # %% ../../nbs/ops/20_runs.ipynb #c7b9c606
 def finish(
-    result: dict, # what came out: `headline`, `decision`, `sentence`, `lineage` are shown; anything else is kept
-    workdir: str | Path = "", # also leave it there as JSON, for the next step
-    name: str = "result", # of that file
+    # what came out: `headline`, `decision`, `sentence`, `lineage` are shown; anything else is kept
+    result: dict,
+    workdir: str | Path = "",  # also leave it there as JSON, for the next step
+    name: str = "result",  # of that file
 ) -> Finished:
     "Conclude a run notebook: the last line of each."
     said = plain(result)
-    if "headline" in said: said["order"] = list(said["headline"])  # a notebook file sorts its keys
-    if workdir: write_text(Path(workdir)/f"{name}.json", json.dumps(said, indent=1, sort_keys=True))
+    if "headline" in said:
+        said["order"] = list(said["headline"])  # a notebook file sorts its keys
+    if workdir:
+        write_text(Path(workdir) / f"{name}.json", json.dumps(said, indent=1, sort_keys=True))
     return Finished(said)
 
 # %% ../../nbs/ops/20_runs.ipynb #04342cd8
 class Watch:
     "Time and output of one execution."
-    def __init__(self,
-        seconds: float, # for the whole notebook
-        characters: int = 10_000_000, # of printed and displayed output
-    ): self.deadline, self.room, self.cell, self.flood = time.monotonic() + seconds, characters, None, False
+
+    def __init__(
+        self,
+        seconds: float,  # for the whole notebook
+        characters: int = 10_000_000,  # of printed and displayed output
+    ):
+        self.deadline, self.room, self.cell, self.flood = time.monotonic() + seconds, characters, None, False
+
     def left(self, cell):
         "Whole seconds this cell may take, at least one."
         self.cell = cell
         return max(1, round(self.deadline - time.monotonic()))
+
     def full(self, message):
         "Did this message exceed the room for output?"
         content = message["content"]
-        self.room -= len(content.get("text", "")) + sum(len(v) for v in content.get("data", {}).values() if isinstance(v, str))
+        self.room -= len(content.get("text", "")) + sum(
+            len(v) for v in content.get("data", {}).values() if isinstance(v, str)
+        )
         return self.room < 0 and message["msg_type"] in ("stream", "display_data", "execute_result")
 
 # %% ../../nbs/ops/20_runs.ipynb #876925e2
@@ -187,50 +263,81 @@ def _register():
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
     from traitlets import Any
-    quiet = logging.getLogger("stockpredict.runs"); quiet.addHandler(logging.NullHandler()); quiet.propagate = False
+
+    quiet = logging.getLogger("stockpredict.runs")
+    quiet.addHandler(logging.NullHandler())
+    quiet.propagate = False
+
     class Client(PapermillNotebookClient):
         watch = Any()
+
         def process_message(self, msg, cell, cell_index):
-            if not self.watch.full(msg): return super().process_message(msg, cell, cell_index)
-            if not self.watch.flood: self.watch.flood = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
+            if not self.watch.full(msg):
+                return super().process_message(msg, cell, cell_index)
+            if not self.watch.flood:
+                self.watch.flood = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
+
     class Engine(NBClientEngine):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, watch=None, folder=None, **kwargs):
-            client = Client(nb_man, watch=watch, timeout_func=watch.left, startup_timeout=120, kernel_name=kernel_name, log=quiet)
+            client = Client(
+                nb_man,
+                watch=watch,
+                timeout_func=watch.left,
+                startup_timeout=120,
+                kernel_name=kernel_name,
+                log=quiet,
+            )
             return client.execute(cwd=str(folder), stderr=subprocess.DEVNULL)
+
     papermill_engines.register("stockpredict", Engine)
 
 # %% ../../nbs/ops/20_runs.ipynb #d597f4e6
 def execute(
-    source: str | Path, # the template
-    output: str | Path, # where the executed notebook goes, saved after every cell
-    values: dict, # checked parameters
-    timeout: float, # seconds for all of it
-    folder: str | Path, # where its kernel runs
-) -> tuple[str, str, str]: # status "complete", "failed" or "timeout"; the message; id of the last cell begun
+    source: str | Path,  # the template
+    output: str | Path,  # where the executed notebook goes, saved after every cell
+    values: dict,  # checked parameters
+    timeout: float,  # seconds for all of it
+    folder: str | Path,  # where its kernel runs
+) -> tuple[str, str, str]:  # status "complete", "failed" or "timeout"; the message; id of the last cell begun
     "Execute a notebook in its own process; a failure is an answer, not an exception."
     quick_formats()
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    _register(); watch = Watch(timeout)
+
+    _register()
+    watch = Watch(timeout)
     try:
-        papermill.execute_notebook(str(source), str(output), values, engine_name="stockpredict", kernel_name="python3",
-                                   language="python", progress_bar=False, watch=watch, folder=folder)
+        papermill.execute_notebook(
+            str(source),
+            str(output),
+            values,
+            engine_name="stockpredict",
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            watch=watch,
+            folder=folder,
+        )
     except (CellTimeoutError, DeadKernelError, PapermillExecutionError) as e:
-        if watch.flood: return "failed", "It printed without end.", watch.cell.id
-        if isinstance(e, CellTimeoutError): return "timeout", f"It was stopped after {timeout:.0f} s.", watch.cell.id
-        if isinstance(e, DeadKernelError): return "failed", "Its process died, killed from outside or out of memory.", watch.cell.id
+        if watch.flood:
+            return "failed", "It printed without end.", watch.cell.id
+        if isinstance(e, CellTimeoutError):
+            return "timeout", f"It was stopped after {timeout:.0f} s.", watch.cell.id
+        if isinstance(e, DeadKernelError):
+            return "failed", "Its process died, killed from outside or out of memory.", watch.cell.id
         return "failed", f"{e.ename}: {e.evalue}", watch.cell.id
     return "complete", "", ""
 
 # %% ../../nbs/ops/20_runs.ipynb #7fe379f3
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
+
 def where_stopped(
-    notebook, # executed notebook node
-    cell_id: str, # of the last cell begun
-) -> tuple[str, list[str]]: # which cell, and the last lines of its error
+    notebook,  # executed notebook node
+    cell_id: str,  # of the last cell begun
+) -> tuple[str, list[str]]:  # which cell, and the last lines of its error
     "The cell at which a run ended early."
     code = [c for c in notebook.cells if c.cell_type == "code"]
     n, cell = next(((n, c) for n, c in enumerate(code, 1) if c.id == cell_id), (len(code), code[-1]))
@@ -241,19 +348,21 @@ def where_stopped(
 
 # %% ../../nbs/ops/20_runs.ipynb #1b1fda17
 def result_in(
-    notebook, # executed notebook node
-) -> dict: # empty when it never called `finish`
+    notebook,  # executed notebook node
+) -> dict:  # empty when it never called `finish`
     "The result a notebook handed over."
-    found = [o.data[RESULT] for c in notebook.cells for o in c.get("outputs", []) if RESULT in o.get("data", {})]
+    found = [
+        o.data[RESULT] for c in notebook.cells for o in c.get("outputs", []) if RESULT in o.get("data", {})
+    ]
     return dict(found[-1]) if found else {}
 
 # %% ../../nbs/ops/20_runs.ipynb #e23d79b7
 def as_overrides(
-    settings: Settings, # of the caller
-    root: Path, # folder the kernel runs in
-) -> dict: # dotted key to value
+    settings: Settings,  # of the caller
+    root: Path,  # folder the kernel runs in
+) -> dict:  # dotted key to value
     "What the kernel would not find by itself in the settings file and the environment."
-    file, found = Path(root)/"settings.ini", {}
+    file, found = Path(root) / "settings.ini", {}
     seen = load_settings(file if file.exists() else None)
     for section, values in settings.model_dump(mode="json").items():
         other = getattr(seen, section).model_dump(mode="json")
@@ -261,31 +370,37 @@ def as_overrides(
     for key in ("home", "reports"):
         mine, theirs = (getattr(s.storage, f"{key}_dir").absolute() for s in (settings, seen))
         found.pop(f"storage.{key}", None)
-        if mine != theirs: found[f"storage.{key}"] = str(mine)
+        if mine != theirs:
+            found[f"storage.{key}"] = str(mine)
     return found
 
 # %% ../../nbs/ops/20_runs.ipynb #ef01be09
 @dataclass
 class RunResult:
     "Where a run left its things, and what it said."
-    name: str              # of the run notebook
-    status: str            # "complete"; a run that fails raises instead
-    dir: Path              # its folder in the reports
-    html: Path             # the page
-    notebook: Path         # the executed notebook
-    result: dict = field(default_factory=dict) # what it handed to `finish`
-    def __repr__(self): return f"{self.name} {self.status}: {headline(self.result) or 'no headline'}"
+
+    name: str  # of the run notebook
+    status: str  # "complete"; a run that fails raises instead
+    dir: Path  # its folder in the reports
+    html: Path  # the page
+    notebook: Path  # the executed notebook
+    result: dict = field(default_factory=dict)  # what it handed to `finish`
+
+    def __repr__(self):
+        return f"{self.name} {self.status}: {headline(self.result) or 'no headline'}"
 
 # %% ../../nbs/ops/20_runs.ipynb #7458fc89
 def describe(
-    notebook, # executed notebook node
-    said: dict, # name, run id, as of, status, seconds …
-    message: str, # why it failed; empty when it did not
-    cell_id: str = "", # where
-) -> tuple[str, dict]: # the page, and what goes into result.json
+    notebook,  # executed notebook node
+    said: dict,  # name, run id, as of, status, seconds …
+    message: str,  # why it failed; empty when it did not
+    cell_id: str = "",  # where
+) -> tuple[str, dict]:  # the page, and what goes into result.json
     "The page of a run and its machine-readable twin."
     result, top = result_in(notebook), ""
-    heads = re.findall(r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M)
+    heads = re.findall(
+        r"^# (.+)$", "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown"), re.M
+    )
     said = {**said, "title": heads[0] if heads else said["name"], "result": result}
     if message:
         cell, lines = where_stopped(notebook, cell_id)
@@ -295,56 +410,66 @@ def describe(
     lineage = {**result.get("lineage", {}), **mine}
     word = result.get("decision", said["status"]) if said["status"] == "complete" else said["status"]
     title = f"{said['title']} {said['as_of']}"
-    return page(title, top + body(notebook), run=said["name"], as_of=said["as_of"], status=word, lineage=lineage), said
+    return page(
+        title, top + body(notebook), run=said["name"], as_of=said["as_of"], status=word, lineage=lineage
+    ), said
 
 # %% ../../nbs/ops/20_runs.ipynb #a7baee29
 def publish(
-    hidden: Path, # folder with the executed notebook
-    said: dict, # what is known about the run
-    message: str, # why it failed; empty when it did not
-    cell_id: str = "", # where
-) -> tuple[Path, dict]: # its final folder, and what stands in result.json
+    hidden: Path,  # folder with the executed notebook
+    said: dict,  # what is known about the run
+    message: str,  # why it failed; empty when it did not
+    cell_id: str = "",  # where
+) -> tuple[Path, dict]:  # its final folder, and what stands in result.json
     "Render what was executed, then let the folder appear under its final name."
     import nbformat
-    html, said = describe(nbformat.read(hidden/"notebook.ipynb", 4), said, message, cell_id)
-    write_text(hidden/"page.html", html)
-    write_text(hidden/"result.json", json.dumps(plain(said), indent=1))
-    final = hidden.with_name(said["run_id"]); os.replace(hidden, final)
+
+    html, said = describe(nbformat.read(hidden / "notebook.ipynb", 4), said, message, cell_id)
+    write_text(hidden / "page.html", html)
+    write_text(hidden / "result.json", json.dumps(plain(said), indent=1))
+    final = hidden.with_name(said["run_id"])
+    os.replace(hidden, final)
     write_index(final.parents[1])
     return final, said
 
 # %% ../../nbs/ops/20_runs.ipynb #3bdc250b
 def sweep(
-    reports: Path, # the reports folder
-    hours: float = 24, # age from which an unfinished folder is given up
+    reports: Path,  # the reports folder
+    hours: float = 24,  # age from which an unfinished folder is given up
 ):
     "Remove what killed runs left."
     import shutil
+
     for left in Path(reports).glob("*/.*.tmp"):
-        if left.is_dir() and time.time() - left.stat().st_mtime > hours * 3600: shutil.rmtree(left, ignore_errors=True)
+        if left.is_dir() and time.time() - left.stat().st_mtime > hours * 3600:
+            shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/ops/20_runs.ipynb #597ba14f
 def fill(
-    declared: dict[str, Parameter], # what the notebook takes
-    params: dict, # what the caller gives
-    settings: Settings, # of the caller
-    as_of: str, # date, or ""
-    root: Path, # folder the kernel runs in
+    declared: dict[str, Parameter],  # what the notebook takes
+    params: dict,  # what the caller gives
+    settings: Settings,  # of the caller
+    as_of: str,  # date, or ""
+    root: Path,  # folder the kernel runs in
 ) -> dict:
     "The caller's values, with settings and date added where the notebook takes them."
-    file = "settings.ini" if (root/"settings.ini").exists() else ""
-    usual = {"settings_path": file, "overrides": as_overrides(settings, root) if "overrides" in declared else {}, "as_of": as_of}
+    file = "settings.ini" if (root / "settings.ini").exists() else ""
+    usual = {
+        "settings_path": file,
+        "overrides": as_overrides(settings, root) if "overrides" in declared else {},
+        "as_of": as_of,
+    }
     return {**{k: v for k, v in usual.items() if k in declared}, **params}
 
 # %% ../../nbs/ops/20_runs.ipynb #76b204c8
 def run(
-    name: str, # run notebook, for example "r40_validate"
-    params: dict | None = None, # values for its parameters cell
+    name: str,  # run notebook, for example "r40_validate"
+    params: dict | None = None,  # values for its parameters cell
     *,
-    settings: Settings, # where the reports go, and what the notebook will see
-    as_of: str = "", # date the run speaks of; today when empty
-    timeout: float = 900, # seconds for the whole notebook
-    folder: str | Path | None = None, # of templates; the checkout's nbs/runs when empty
+    settings: Settings,  # where the reports go, and what the notebook will see
+    as_of: str = "",  # date the run speaks of; today when empty
+    timeout: float = 900,  # seconds for the whole notebook
+    folder: str | Path | None = None,  # of templates; the checkout's nbs/runs when empty
 ) -> RunResult:
     "Execute a run notebook and keep its notebook, page and result in the reports folder."
     source, started = template(name, folder), datetime.now(UTC)
@@ -352,12 +477,33 @@ def run(
     declared, as_of = parameters(source), str(as_of or (params or {}).get("as_of") or "")[:10]
     values = check_values(declared, fill(declared, params or {}, settings, as_of, root), name)
     day, run_id = as_of or f"{started:%Y-%m-%d}", f"{name}-{started:%Y%m%dT%H%M%S}-{os.urandom(2).hex()}"
-    hidden = settings.storage.reports_dir.absolute()/day/f".{run_id}.tmp"; hidden.mkdir(parents=True); sweep(settings.storage.reports_dir)
-    status, *why = execute(source, hidden/"notebook.ipynb", values, timeout, root)
+    hidden = settings.storage.reports_dir.absolute() / day / f".{run_id}.tmp"
+    hidden.mkdir(parents=True)
+    sweep(settings.storage.reports_dir)
+    status, *why = execute(source, hidden / "notebook.ipynb", values, timeout, root)
     seconds = round((datetime.now(UTC) - started).total_seconds(), 1)
-    final, said = publish(hidden, dict(name=name, run_id=run_id, as_of=day, status=status, started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
-        seconds=seconds, commit=commit(), settings=settings.hash, parameters=values), *why)
-    if status == "complete": return RunResult(name, status, final, final/"page.html", final/"notebook.ipynb", said["result"])
+    final, said = publish(
+        hidden,
+        dict(
+            name=name,
+            run_id=run_id,
+            as_of=day,
+            status=status,
+            started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+            seconds=seconds,
+            commit=commit(),
+            settings=settings.hash,
+            parameters=values,
+        ),
+        *why,
+    )
+    if status == "complete":
+        return RunResult(name, status, final, final / "page.html", final / "notebook.ipynb", said["result"])
     kind = RunTimeout if status == "timeout" else RunFailed
-    raise kind(f"{name} stopped at {said['error']['cell']}: {why[0]}", f"Open {final/'page.html'} to see how far it came.",
-               run=name, dir=str(final), lines=said["error"]["lines"])
+    raise kind(
+        f"{name} stopped at {said['error']['cell']}: {why[0]}",
+        f"Open {final / 'page.html'} to see how far it came.",
+        run=name,
+        dir=str(final),
+        lines=said["error"]["lines"],
+    )

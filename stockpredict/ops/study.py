@@ -22,167 +22,274 @@ from .runs import SECRET, plain
 # %% ../../nbs/ops/30_study.ipynb #c958e321
 @contextmanager
 def alone(
-    settings: Settings, # whose home is locked
-    who: str = "retrain", # what is running, for the message to the second one
+    settings: Settings,  # whose home is locked
+    who: str = "retrain",  # what is running, for the message to the second one
 ):
     "Hold the right to retrain; `FlowLocked` when another process has it."
     from filelock import FileLock, Timeout
-    home = settings.storage.home_dir; home.mkdir(parents=True, exist_ok=True)
-    lock, note = FileLock(home/"retrain.lock"), home/"retrain.json"
-    try: lock.acquire(timeout=0)
-    except Timeout:
-        try: said = json.loads(note.read_text())
-        except (OSError, ValueError): said = {"who": "another run", "pid": "unknown", "since": "a moment ago"}
-        raise FlowLocked(f"{said['who']} is running here already (process {said['pid']}, since {said['since']}).",
-                         "Wait for it to end; its result will answer this run too.", **said) from None
+
+    home = settings.storage.home_dir
+    home.mkdir(parents=True, exist_ok=True)
+    lock, note = FileLock(home / "retrain.lock"), home / "retrain.json"
     try:
-        write_text(note, json.dumps({"who": who, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}))
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            said = json.loads(note.read_text())
+        except (OSError, ValueError):
+            said = {"who": "another run", "pid": "unknown", "since": "a moment ago"}
+        raise FlowLocked(
+            f"{said['who']} is running here already (process {said['pid']}, since {said['since']}).",
+            "Wait for it to end; its result will answer this run too.",
+            **said,
+        ) from None
+    try:
+        write_text(
+            note,
+            json.dumps(
+                {"who": who, "pid": os.getpid(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+            ),
+        )
         yield
-    finally: note.unlink(missing_ok=True); lock.release()
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()
 
 # %% ../../nbs/ops/30_study.ipynb #68649a70
 def flat(
     settings: Settings,
-) -> dict: # dotted key to value
+) -> dict:  # dotted key to value
     "All settings as overrides, with absolute folders and without secrets."
-    found = {f"{s}.{k}": v for s, values in settings.model_dump(mode="json").items() for k, v in values.items() if not SECRET.search(str(v))}
-    return found | {"storage.home": str(settings.storage.home_dir.absolute()), "storage.reports": str(settings.storage.reports_dir.absolute())}
+    found = {
+        f"{s}.{k}": v
+        for s, values in settings.model_dump(mode="json").items()
+        for k, v in values.items()
+        if not SECRET.search(str(v))
+    }
+    return found | {
+        "storage.home": str(settings.storage.home_dir.absolute()),
+        "storage.reports": str(settings.storage.reports_dir.absolute()),
+    }
 
 # %% ../../nbs/ops/30_study.ipynb #f8562f0e
 def open_work(
-    settings: Settings, # of this run
-    ingested: dict, # what `ingest` said: fingerprint, snapshot, last
-    as_of: str = "", # pretend that it is the end of this day; empty for now
-) -> str: # the work folder
+    settings: Settings,  # of this run
+    ingested: dict,  # what `ingest` said: fingerprint, snapshot, last
+    as_of: str = "",  # pretend that it is the end of this day; empty for now
+) -> str:  # the work folder
     "The folder of this question, new or begun before."
     from stockpredict.train.walk_forward import code_version
+
     day = min(x for x in (as_of[:10], ingested["last"]) if x)
-    seen = [ingested["fingerprint"], *filter(None, [ingested.get("facts_mark")])] # bars, and facts where features read them
+    seen = [
+        ingested["fingerprint"],
+        *filter(None, [ingested.get("facts_mark")]),
+    ]  # bars, and facts where features read them
     key = hashlib.sha256(json.dumps([as_of, *seen, settings.hash, code_version()]).encode()).hexdigest()[:12]
-    work = settings.storage.work_dir.absolute()/f"{day}-{key}"
-    facts = {"day": day, "as_of": as_of, "past": bool(as_of) and as_of[:10] < ingested["last"], "ingested": ingested, "settings": flat(settings)}
-    if not (work/"work.json").exists(): write_text(work/"work.json", json.dumps(plain(facts), indent=1))
+    work = settings.storage.work_dir.absolute() / f"{day}-{key}"
+    facts = {
+        "day": day,
+        "as_of": as_of,
+        "past": bool(as_of) and as_of[:10] < ingested["last"],
+        "ingested": ingested,
+        "settings": flat(settings),
+    }
+    if not (work / "work.json").exists():
+        write_text(work / "work.json", json.dumps(plain(facts), indent=1))
     return str(work)
 
 # %% ../../nbs/ops/30_study.ipynb #1b2ac2d3
 def held(
-    settings: Settings, # whose lake
-) -> dict: # source, first and last session, tickers, snapshot, fingerprint
+    settings: Settings,  # whose lake
+) -> dict:  # source, first and last session, tickers, snapshot, fingerprint
     "What the lake holds, without asking any source."
     from stockpredict.lake.lake import Lake
+
     with Lake(settings.storage, read_only=True) as lake:
         sessions, tickers = lake.sessions(), lake.tickers()
-        if not len(sessions): raise EmptyUniverse("The lake is empty.", "Run `stockpredict ingest` first.")
-        return {"source": lake.source(), "tickers": len(tickers), "sessions": len(sessions), "first": f"{sessions[0]:%Y-%m-%d}",
-                "last": f"{sessions[-1]:%Y-%m-%d}", "snapshot": lake.snapshot(), "fingerprint": lake.fingerprint()}
+        if not len(sessions):
+            raise EmptyUniverse("The lake is empty.", "Run `stockpredict ingest` first.")
+        return {
+            "source": lake.source(),
+            "tickers": len(tickers),
+            "sessions": len(sessions),
+            "first": f"{sessions[0]:%Y-%m-%d}",
+            "last": f"{sessions[-1]:%Y-%m-%d}",
+            "snapshot": lake.snapshot(),
+            "fingerprint": lake.fingerprint(),
+        }
 
 # %% ../../nbs/ops/30_study.ipynb #9c764389
 def begin(
-    settings: Settings, # of this question
-    as_of: str = "", # pretend that it is the end of this day
-) -> str: # the work folder
+    settings: Settings,  # of this question
+    as_of: str = "",  # pretend that it is the end of this day
+) -> str:  # the work folder
     "The folder of a question about the lake as it is."
     return open_work(settings, held(settings), as_of)
 
+
 def newest(
-    settings: Settings, # whose work folders
-) -> str: # the work folder
+    settings: Settings,  # whose work folders
+) -> str:  # the work folder
     "The work whose last step finished last."
     found = list(settings.storage.work_dir.absolute().glob("*/steps/judge.json"))
-    if not found: raise NotFound("Nothing has been trained and judged here yet.", "Run `stockpredict retrain`.")
+    if not found:
+        raise NotFound("Nothing has been trained and judged here yet.", "Run `stockpredict retrain`.")
     return str(max(found, key=lambda p: p.stat().st_mtime).parents[1])
 
 # %% ../../nbs/ops/30_study.ipynb #b0107864
 @dataclass
 class Work:
     "A work folder, read."
-    dir: Path           # the folder
+
+    dir: Path  # the folder
     settings: Settings  # as they were when it was opened
-    day: str            # session the data end with
-    as_of: str          # date pretended, or empty
-    past: bool          # is that date earlier than the newest data?
-    ingested: dict      # what the ingest said
+    day: str  # session the data end with
+    as_of: str  # date pretended, or empty
+    past: bool  # is that date earlier than the newest data?
+    ingested: dict  # what the ingest said
 
     @property
-    def snapshot(self): return self.ingested["snapshot"]
+    def snapshot(self):
+        return self.ingested["snapshot"]
+
 
 def load_work(
-    workdir: str | Path, # a folder that `open_work` made
+    workdir: str | Path,  # a folder that `open_work` made
 ) -> Work:
     "Read a work folder."
-    try: facts = json.loads((Path(workdir)/"work.json").read_text())
+    try:
+        facts = json.loads((Path(workdir) / "work.json").read_text())
     except (OSError, ValueError):
-        raise RunError(f"{Path(workdir).name or workdir!r} is not a work folder.", "Run `stockpredict retrain`, which makes one.") from None
+        raise RunError(
+            f"{Path(workdir).name or workdir!r} is not a work folder.",
+            "Run `stockpredict retrain`, which makes one.",
+        ) from None
     return Work(Path(workdir), load_settings(overrides=facts.pop("settings")), **facts)
 
 # %% ../../nbs/ops/30_study.ipynb #2326cf43
 def done(
-    workdir: str | Path, # work folder
-    name: str, # of a step
+    workdir: str | Path,  # work folder
+    name: str,  # of a step
 ) -> dict | None:
     "What a finished step said; nothing if it has not finished."
-    try: said = json.loads((Path(workdir)/"steps"/f"{name}.json").read_text())
-    except (OSError, ValueError): return None
+    try:
+        said = json.loads((Path(workdir) / "steps" / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
     gone = isinstance(said, dict) and said.get("html") and not Path(said["html"]).exists()
     return said if isinstance(said, dict) and not gone else None
+
 
 def once(step):
     "A step of a work folder that is not repeated once it is complete."
     name = step.__name__
+
     @wraps(step)
     def run_once(workdir: str | Path) -> dict:
-        if (said := done(workdir, name)) is not None: return said
+        if (said := done(workdir, name)) is not None:
+            return said
         said = plain(step(load_work(workdir)))
-        write_text(Path(workdir)/"steps"/f"{name}.json", json.dumps(said, indent=1))
+        write_text(Path(workdir) / "steps" / f"{name}.json", json.dumps(said, indent=1))
         return said
+
     return run_once
 
 # %% ../../nbs/ops/30_study.ipynb #e37d01ec
 class Study:
     "A judged experiment, ready to be shown."
-    def __init__(self,
-        workdir: str | Path, # work folder with a finished `judge`
+
+    def __init__(
+        self,
+        workdir: str | Path,  # work folder with a finished `judge`
     ):
         from stockpredict.train.gate import SelfTest, Verdict
         from stockpredict.train.walk_forward import Experiment
-        self.work = load_work(workdir); self.made = Experiment.load(self.work.dir/"experiment")
+
+        self.work = load_work(workdir)
+        self.made = Experiment.load(self.work.dir / "experiment")
         self.verdict = Verdict.from_json(json.dumps(done(workdir, "judge")))
         self.tested = SelfTest.from_json(json.dumps(done(workdir, "self_test")))
         self.table, self.lead = self.verdict.skill_table, self.verdict.numbers["lead"]
-        self.horizon, self.served = self.made.horizons[0], self.verdict.model if self.verdict.model in self.made.candidates else self.lead
-    def __repr__(self): return f"Study of {self.work.day}: {sentence(self.verdict)}"
+        self.horizon = self.made.horizons[0]
+        self.served = self.verdict.model if self.verdict.model in self.made.candidates else self.lead
+
+    def __repr__(self):
+        return f"Study of {self.work.day}: {sentence(self.verdict)}"
 
 # %% ../../nbs/ops/30_study.ipynb #97964cba
 def sentence(
-    verdict, # `Verdict`, or the same as a dictionary
+    verdict,  # `Verdict`, or the same as a dictionary
 ) -> str:
     "The verdict in one sentence."
     v = verdict if isinstance(verdict, dict) else vars(verdict)
     model, skill = v["model"], v["skill"]
-    if v["decision"] == "promote": return f"Strong evidence of skill: {model} is promoted."
-    if v["decision"] == "suspected-leak": return "Too good to be true: a leak is suspected, and nothing new is served."
-    words = {"none": "No evidence of skill", "weak": "Weak evidence of skill, not enough to promote", "strong": "Evidence of skill, but not promoted"}
-    if model == "mean": return f"{words[skill]}: the historical mean is served, with its intervals."
+    if v["decision"] == "promote":
+        return f"Strong evidence of skill: {model} is promoted."
+    if v["decision"] == "suspected-leak":
+        return "Too good to be true: a leak is suspected, and nothing new is served."
+    words = {
+        "none": "No evidence of skill",
+        "weak": "Weak evidence of skill, not enough to promote",
+        "strong": "Evidence of skill, but not promoted",
+    }
+    if model == "mean":
+        return f"{words[skill]}: the historical mean is served, with its intervals."
     return f"{words[skill]}: {model} stays in service."
 
 # %% ../../nbs/ops/30_study.ipynb #986038fd
 COLUMNS = {
-    "rank": {"model": "model", "trials": "trials", "ic": "rank IC", "span": "95 % interval", "ic_p": "p", "p_adjusted": "p corr.",
-             "hit": "hit rate", "majority": "majority", "pt_p": "p (PT)", "skill": "evidence"},
-    "worth": {"model": "model", "r2_os": "R² OS", "cw_p": "p (CW)", "pinball_skill": "pinball skill", "dm_p": "p (DM)", "cover50": "50 % held",
-              "cover90": "90 % held", "net_sharpe": "net Sharpe", "net_span": "95 % interval", "dsr": "DSR"}}
-FORMATS = {"rank IC": "+.4f", "95 % interval": "s", "DSR": ".0%", "QLIKE": ".3f", "saved": "+.1%", "net Sharpe": "+.2f",
-           **dict.fromkeys(["p", "p corr.", "p (PT)", "p (CW)", "p (DM)"], ".2g"), **dict.fromkeys(["slope", "ratio"], ".2f"),
-           **dict.fromkeys(["hit rate", "majority", "50 % held", "90 % held"], ".1%"), **dict.fromkeys(["R² OS", "pinball skill"], "+.2%")}
+    "rank": {
+        "model": "model",
+        "trials": "trials",
+        "ic": "rank IC",
+        "span": "95 % interval",
+        "ic_p": "p",
+        "p_adjusted": "p corr.",
+        "hit": "hit rate",
+        "majority": "majority",
+        "pt_p": "p (PT)",
+        "skill": "evidence",
+    },
+    "worth": {
+        "model": "model",
+        "r2_os": "R² OS",
+        "cw_p": "p (CW)",
+        "pinball_skill": "pinball skill",
+        "dm_p": "p (DM)",
+        "cover50": "50 % held",
+        "cover90": "90 % held",
+        "net_sharpe": "net Sharpe",
+        "net_span": "95 % interval",
+        "dsr": "DSR",
+    },
+}
+FORMATS = {
+    "rank IC": "+.4f",
+    "95 % interval": "s",
+    "DSR": ".0%",
+    "QLIKE": ".3f",
+    "saved": "+.1%",
+    "net Sharpe": "+.2f",
+    **dict.fromkeys(["p", "p corr.", "p (PT)", "p (CW)", "p (DM)"], ".2g"),
+    **dict.fromkeys(["slope", "ratio"], ".2f"),
+    **dict.fromkeys(["hit rate", "majority", "50 % held", "90 % held"], ".1%"),
+    **dict.fromkeys(["R² OS", "pinball skill"], "+.2%"),
+}
+
 
 def skill_rows(
-    table, # skill table of a verdict
-    horizon: int, # sessions
-    kind: str = "rank", # "rank": does it order stocks and call direction; "worth": what the numbers and the trades are worth
+    table,  # skill table of a verdict
+    horizon: int,  # sessions
+    # "rank": does it order stocks and call direction; "worth": what the numbers and the trades are worth
+    kind: str = "rank",
 ):
     "The columns of the skill table that a reader compares, intervals in words; `FORMATS` says how to print them."
     t = table[table.horizon == horizon]
-    def span(low, high, form): return [f"{a:{form}}, {b:{form}}" for a, b in zip(t[low], t[high], strict=True)]
+
+    def span(low, high, form):
+        return [f"{a:{form}}, {b:{form}}" for a, b in zip(t[low], t[high], strict=True)]
+
     t = t.assign(span=span("ic_low", "ic_high", "+.3f"), net_span=span("net_low", "net_high", "+.2f"))
     return t[list(COLUMNS[kind])].rename(columns=COLUMNS[kind])
 
@@ -191,41 +298,67 @@ def skill_rows(
 def headline(self: Study) -> dict:
     "The numbers of the leading candidate that a reader looks for first."
     r = next(self.table[(self.table.model == self.lead) & (self.table.horizon == self.horizon)].itertuples())
-    return {f"rank IC of {self.lead}": (f"{r.ic:+.4f}", f"{r.ic_low:+.4f} to {r.ic_high:+.4f}"),
-            "direction right": (f"{r.hit:.1%}", f"always the commoner sign: {r.majority:.1%}"),
-            "R² out of sample": (f"{r.r2_os:+.2%}", "against the historical mean"),
-            "90 % interval held": (f"{r.cover90:.1%}", f"of {r.rows:,} outcomes"),
-            "net Sharpe": (f"{r.net_sharpe:+.2f}", f"{r.net_low:+.2f} to {r.net_high:+.2f} at {self.made.settings.costs.bps:g} bp"),
-            "models tried": (f"{self.made.trials}", f"deflated Sharpe ratio {r.dsr:.0%}")}
+    return {
+        f"rank IC of {self.lead}": (f"{r.ic:+.4f}", f"{r.ic_low:+.4f} to {r.ic_high:+.4f}"),
+        "direction right": (f"{r.hit:.1%}", f"always the commoner sign: {r.majority:.1%}"),
+        "R² out of sample": (f"{r.r2_os:+.2%}", "against the historical mean"),
+        "90 % interval held": (f"{r.cover90:.1%}", f"of {r.rows:,} outcomes"),
+        "net Sharpe": (
+            f"{r.net_sharpe:+.2f}",
+            f"{r.net_low:+.2f} to {r.net_high:+.2f} at {self.made.settings.costs.bps:g} bp",
+        ),
+        "models tried": (f"{self.made.trials}", f"deflated Sharpe ratio {r.dsr:.0%}"),
+    }
+
 
 @patch
 def lineage(self: Study) -> dict:
     "Where the numbers come from."
     said, got = self.made.lineage, self.work.ingested
-    return {"commit": said.get("commit"), "code": said.get("code"), "lake snapshot": got.get("snapshot"), "lake content": got.get("fingerprint", "")[:16],
-            "bars seen": said.get("bars"), "settings": self.work.settings.hash, "seed": self.work.settings.models.seed,
-            "source": f"{got.get('source')}, {got.get('first')} to {got.get('last')}", "as of": self.work.as_of or self.work.day,
-            "versions": ", ".join(f"{k} {v}" for k, v in said.get("versions", {}).items())}
+    return {
+        "commit": said.get("commit"),
+        "code": said.get("code"),
+        "lake snapshot": got.get("snapshot"),
+        "lake content": got.get("fingerprint", "")[:16],
+        "bars seen": said.get("bars"),
+        "settings": self.work.settings.hash,
+        "seed": self.work.settings.models.seed,
+        "source": f"{got.get('source')}, {got.get('first')} to {got.get('last')}",
+        "as of": self.work.as_of or self.work.day,
+        "versions": ", ".join(f"{k} {v}" for k, v in said.get("versions", {}).items()),
+    }
 
 # %% ../../nbs/ops/30_study.ipynb #89443921
 @patch
 def lineage_rows(self: Study):
     "The lineage as a table."
     import pandas as pd
-    return pd.DataFrame([{"what": k, "value": str(v)} for k, v in self.lineage().items() if v not in (None, "")])
+
+    return pd.DataFrame(
+        [{"what": k, "value": str(v)} for k, v in self.lineage().items() if v not in (None, "")]
+    )
 
 # %% ../../nbs/ops/30_study.ipynb #4e3d7742
 @patch
-def data_said(self: Study) -> tuple: # (sentences, frame of refused rows by reason)
+def data_said(self: Study) -> tuple:  # (sentences, frame of refused rows by reason)
     "What the lake holds of this source, and what it refused."
     from stockpredict.lake.lake import Lake
+
     got, where = self.work.ingested, "WHERE source = $source"
     with Lake(self.work.settings.storage, read_only=True) as lake:
-        bars = lake.rows(f"SELECT count(*) AS n FROM lake.bars AT (VERSION => {int(self.work.snapshot)}) {where}", source=got["source"]).n[0]
-        refused = lake.rows("SELECT reason, count(*) AS rows, count(DISTINCT ticker) AS tickers, min(event_time) AS first, max(event_time) AS last "
-                            f"FROM lake.quarantine {where} GROUP BY reason ORDER BY rows DESC", source=got["source"])
-    said = (f"{bars:,} rows of {got['tickers']} tickers in {got['sessions']:,} sessions, {got['first']} to {got['last']}; "
-            f"{refused.rows.sum():,} rows were set aside.")
+        bars = lake.rows(
+            f"SELECT count(*) AS n FROM lake.bars AT (VERSION => {int(self.work.snapshot)}) {where}",
+            source=got["source"],
+        ).n[0]
+        refused = lake.rows(
+            "SELECT reason, count(*) AS rows, count(DISTINCT ticker) AS tickers, min(event_time) AS first, max(event_time) AS last "
+            f"FROM lake.quarantine {where} GROUP BY reason ORDER BY rows DESC",
+            source=got["source"],
+        )
+    said = (
+        f"{bars:,} rows of {got['tickers']} tickers in {got['sessions']:,} sessions, {got['first']} to {got['last']}; "
+        f"{refused.rows.sum():,} rows were set aside."
+    )
     return [said, got.get("label", "")], refused
 
 # %% ../../nbs/ops/30_study.ipynb #9406e12f
@@ -233,25 +366,44 @@ def data_said(self: Study) -> tuple: # (sentences, frame of refused rows by reas
 def self_test_rows(self: Study):
     "One row a market: where the rank IC had to fall, and where it fell."
     import pandas as pd
+
     limit, rows = self.made.settings.gate.max_ic, {}
     for m in self.tested.markets:
         chance = 2.58 * (m["high"] - m["low"]) / 3.92
-        span = {"hold": (-chance, chance), "promote": (chance, limit), "suspected-leak": (limit, 1.)}[m["expected"]]
-        rows[f"{m['market']} {m['seed']}"] = dict(value=m["ic"], low=m["low"], high=m["high"], expected_low=span[0], expected_high=span[1], passed=m["ok"])
+        span = {"hold": (-chance, chance), "promote": (chance, limit), "suspected-leak": (limit, 1.0)}[
+            m["expected"]
+        ]
+        rows[f"{m['market']} {m['seed']}"] = dict(
+            value=m["ic"],
+            low=m["low"],
+            high=m["high"],
+            expected_low=span[0],
+            expected_high=span[1],
+            passed=m["ok"],
+        )
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/ops/30_study.ipynb #146754a6
 @patch
-def calibration(self: Study,
-    who: str = "", # candidate; the served one when empty
-    horizon: int | None = None, # sessions; the first when empty
-) -> tuple: # frames for `calibration_plot`: pit, coverage, reliability
+def calibration(
+    self: Study,
+    who: str = "",  # candidate; the served one when empty
+    horizon: int | None = None,  # sessions; the first when empty
+) -> tuple:  # frames for `calibration_plot`: pit, coverage, reliability
     "Do stated probabilities come true?"
     import pandas as pd
     from stockpredict.evaluate.metrics import coverage, pit, reliability
-    h = horizon or self.horizon; f = self.made.candidates[who or self.served].forecast; j, y = f.horizon(h), self.made.outcome(h)
+
+    h = horizon or self.horizon
+    f = self.made.candidates[who or self.served].forecast
+    j, y = f.horizon(h), self.made.outcome(h)
     q, n = f.quantiles[:, :, j].numpy(), len(f.levels)
-    held = {round(f.levels[-1 - k] - f.levels[k], 4): coverage(q[..., k], q[..., -1 - k], y, f.levels[-1 - k] - f.levels[k], h) for k in range(n // 2)}
+    held = {
+        round(f.levels[-1 - k] - f.levels[k], 4): coverage(
+            q[..., k], q[..., -1 - k], y, f.levels[-1 - k] - f.levels[k], h
+        )
+        for k in range(n // 2)
+    }
     table = pd.DataFrame({k: dict(value=e.value, low=e.low, high=e.high) for k, e in held.items()}).T
     return pit(q, f.levels, y, h), table, reliability(f.p_up[..., j].numpy(), y, horizon=h)
 
@@ -263,15 +415,30 @@ def volatility(self: Study):
     import pandas as pd
     from stockpredict.evaluate.risk import volatility_table
     from stockpredict.train.gate import one_day_returns
+
     move = pd.DataFrame(one_day_returns(self.made.close)) ** 2
-    naive = {"last 20 sessions": move.rolling(20, min_periods=10).mean() ** .5, "EWMA 0.94": move.ewm(alpha=.06, min_periods=10).mean() ** .5}
-    made = {n: f.to_numpy()[self.made.tested] * self.horizon ** .5 for n, f in naive.items()}
-    for n in sorted(self.made.candidates, key=lambda n: n != self.served):  # candidates that share one volatility are one row
+    naive = {
+        "last 20 sessions": move.rolling(20, min_periods=10).mean() ** 0.5,
+        "EWMA 0.94": move.ewm(alpha=0.06, min_periods=10).mean() ** 0.5,
+    }
+    made = {n: f.to_numpy()[self.made.tested] * self.horizon**0.5 for n, f in naive.items()}
+    for n in sorted(
+        self.made.candidates, key=lambda n: n != self.served
+    ):  # candidates that share one volatility are one row
         mine = self.made.candidates[n].forecast.frame("volatility", self.horizon).to_numpy()
-        if not any(np.allclose(mine, kept, rtol=1e-4, equal_nan=True) for k, kept in made.items() if k not in naive): made[n] = mine
+        if not any(
+            np.allclose(mine, kept, rtol=1e-4, equal_nan=True) for k, kept in made.items() if k not in naive
+        ):
+            made[n] = mine
     t = volatility_table(made, self.made.outcome(), "last 20 sessions", self.horizon)
     saved = [f"{e.low:+.1%}, {e.high:+.1%}" for e in t.skill]
-    said = {"forecast": t.index, "QLIKE": t.qlike.astype(float), "saved": [e.value for e in t.skill], "95 % interval": saved, "p": t.p.astype(float)}
+    said = {
+        "forecast": t.index,
+        "QLIKE": t.qlike.astype(float),
+        "saved": [e.value for e in t.skill],
+        "95 % interval": saved,
+        "p": t.p.astype(float),
+    }
     return pd.DataFrame(said | {"slope": t.slope.astype(float), "ratio": t.ratio.astype(float)})
 
 # %% ../../nbs/ops/30_study.ipynb #a7090e2f
@@ -280,21 +447,29 @@ def market(self: Study):
     "Return of all stocks in equal parts, session by session of the test: what the portfolio stands beside."
     import pandas as pd
     from stockpredict.train.gate import one_day_returns
-    return pd.DataFrame(one_day_returns(self.made.close)[self.made.tested], index=self.made.sessions[self.made.tested]).mean(axis=1)
+
+    return pd.DataFrame(
+        one_day_returns(self.made.close)[self.made.tested], index=self.made.sessions[self.made.tested]
+    ).mean(axis=1)
 
 # %% ../../nbs/ops/30_study.ipynb #985337a5
 @patch
 def limits(self: Study) -> list[str]:
     "What a reader should hold against this result."
     from scipy.special import ndtri
-    s, r = self.made.settings, next(self.table[(self.table.model == self.lead) & (self.table.horizon == self.horizon)].itertuples())
+
+    s = self.made.settings
+    r = next(self.table[(self.table.model == self.lead) & (self.table.horizon == self.horizon)].itertuples())
     count = max(1, sum(self.table[self.table.horizon == self.horizon].complexity > 0))
-    least = -(ndtri(s.gate.alpha / count) + ndtri(.2)) * r.ic_se
-    return [self.work.ingested.get("label") or f"Source {self.work.ingested['source']}; what it leaves out is not known here.",
-            f"{len(self.made.tickers)} tickers, {r.sessions} test sessions: a true rank IC below {least:.3f} would have been missed "
-            "more often than one time in five.",
-            f"Trades are filled {s.validation.entry_delay} session(s) after the decision, at the close, and cost {s.costs.bps:g} bp one way; "
-            "market impact and borrowing are not charged.",
-            f"{self.made.trials} models were tried on these sessions; what earlier studies of the same years tried is not counted.",
-            f"The verdict would change with p below {s.gate.alpha:g} after correction for {count} candidates, or with any alarm of the "
-            "plausibility limits."]
+    least = -(ndtri(s.gate.alpha / count) + ndtri(0.2)) * r.ic_se
+    return [
+        self.work.ingested.get("label")
+        or f"Source {self.work.ingested['source']}; what it leaves out is not known here.",
+        f"{len(self.made.tickers)} tickers, {r.sessions} test sessions: a true rank IC below {least:.3f} would have been missed "
+        "more often than one time in five.",
+        f"Trades are filled {s.validation.entry_delay} session(s) after the decision, at the close, and cost {s.costs.bps:g} bp one way; "
+        "market impact and borrowing are not charged.",
+        f"{self.made.trials} models were tried on these sessions; what earlier studies of the same years tried is not counted.",
+        f"The verdict would change with p below {s.gate.alpha:g} after correction for {count} candidates, or with any alarm of the "
+        "plausibility limits.",
+    ]

@@ -15,60 +15,99 @@ from .detectors import DETECTORS, Detector, Moves, nearest_ratio, usual_size
 @dataclass
 class Payments:
     "What was paid, bar by bar; only bars at which something was."
-    at: np.ndarray # positions in the table
-    applied: np.ndarray # share of the close before that the adjusted close takes out; below 0 for reverse splits
-    stated: np.ndarray # the dividend over the close before, `NaN` where no dividends were sent
-    gain: np.ndarray # capital gains over the close before, 0 where none were sent
-    fall: np.ndarray # how far the low of the day lies below the close before; for reverse splits the high
-    own: np.ndarray # ordinary move of the stock
+
+    at: np.ndarray  # positions in the table
+    applied: (
+        np.ndarray
+    )  # share of the close before that the adjusted close takes out; below 0 for reverse splits
+    stated: np.ndarray  # the dividend over the close before, `NaN` where no dividends were sent
+    gain: np.ndarray  # capital gains over the close before, 0 where none were sent
+    fall: np.ndarray  # how far the low of the day lies below the close before; for reverse splits the high
+    own: np.ndarray  # ordinary move of the stock
+
 
 def payments(m: Moves) -> Payments:
     "Every dividend that was sent, and every step of the adjusted close against the published one."
-    if "paid" not in m.memo: m.memo["paid"] = _payments(m)
+    if "paid" not in m.memo:
+        m.memo["paid"] = _payments(m)
     return m.memo["paid"]
 
+
 def _payments(m):
-    if "adj_close" not in m.bars: return Payments(*[np.array([], int)], *[np.array([])] * 5)
-    def column(name): return np.nan_to_num(m.bars[name].to_numpy(float)) if name in m.bars else np.zeros(len(m.close))
+    if "adj_close" not in m.bars:
+        return Payments(*[np.array([], int)], *[np.array([])] * 5)
+
+    def column(name):
+        return np.nan_to_num(m.bars[name].to_numpy(float)) if name in m.bars else np.zeros(len(m.close))
+
     with np.errstate(all="ignore"):
         scale, before = m.bars.adj_close.to_numpy(float) / m.close, m.back(m.close)
         factor, shares = m.back(scale) / scale, column("split")
-        raw = (shares > 0) & (np.abs(factor * shares - 1) < np.abs(factor - 1)) # a source whose published prices are not split-adjusted
+        raw = (shares > 0) & (
+            np.abs(factor * shares - 1) < np.abs(factor - 1)
+        )  # a source whose published prices are not split-adjusted
         applied = 1 - np.where(raw, factor * shares, factor)
         stated = column("dividend") / before if "dividend" in m.bars else np.full(len(before), np.nan)
         at = np.flatnonzero((m.place > 0) & ((np.abs(applied) > 5e-4) | (stated > 5e-4)))
         reach = np.where(applied[at] < 0, m.bars.high.to_numpy(float)[at], m.bars.low.to_numpy(float)[at])
         fall = 1 - np.where(np.isfinite(reach), reach, m.close[at]) / before[at]
-    return Payments(at, applied[at], stated[at], column("capital_gain")[at] / before[at], fall, usual_size(m)[at])
+    return Payments(
+        at, applied[at], stated[at], column("capital_gain")[at] / before[at], fall, usual_size(m)[at]
+    )
 
-def _mask(m, p, hit): # positions to one bool a bar
-    out = np.zeros(len(m.close), bool); out[p.at[np.asarray(hit, bool)]] = True
+
+def _mask(m, p, hit):  # positions to one bool a bar
+    out = np.zeros(len(m.close), bool)
+    out[p.at[np.asarray(hit, bool)]] = True
     return out
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #f0120950
-def _disagree(p): return np.isfinite(p.stated) & (p.stated > 1e-3) & ~(np.abs(p.applied - p.stated) < np.fmax(.05 * p.stated, 4e-4))
-def _about(a, b, share=.06): # a equals b, give or take
-    with np.errstate(all="ignore"): return np.abs(a / b - 1) < share
+def _disagree(p):
+    return (
+        np.isfinite(p.stated)
+        & (p.stated > 1e-3)
+        & ~(np.abs(p.applied - p.stated) < np.fmax(0.05 * p.stated, 4e-4))
+    )
+
+
+def _about(a, b, share=0.06):  # a equals b, give or take
+    with np.errstate(all="ignore"):
+        return np.abs(a / b - 1) < share
+
 
 def dividend_hundred(m: Moves) -> np.ndarray:
     "The dividend is a hundred times what the adjusted close takes out, or a hundredth."
     p = payments(m)
-    return _mask(m, p, _disagree(p) & (_about(p.stated, 100 * p.applied, .2) | _about(100 * p.stated, p.applied, .2)))
+    return _mask(
+        m, p, _disagree(p) & (_about(p.stated, 100 * p.applied, 0.2) | _about(100 * p.stated, p.applied, 0.2))
+    )
+
 
 def dividend_unadjusted(m: Moves) -> np.ndarray:
     "A dividend was paid, and the adjusted close does not know of it."
     p = payments(m)
-    return _mask(m, p, _disagree(p) & (np.abs(p.applied) < .2 * p.stated) & ~_about(p.stated, 100 * p.applied, .2))
+    return _mask(
+        m, p, _disagree(p) & (np.abs(p.applied) < 0.2 * p.stated) & ~_about(p.stated, 100 * p.applied, 0.2)
+    )
+
 
 def gain_twice(m: Moves) -> np.ndarray:
     "The adjusted close takes the capital gain out on top of a dividend that contains it."
     p = payments(m)
     return _mask(m, p, _disagree(p) & (p.gain > 0) & _about(p.applied, p.stated + p.gain))
 
+
 def adjusted_twice(m: Moves) -> np.ndarray:
     "The adjusted close takes the dividend out twice."
     p = payments(m)
-    return _mask(m, p, _disagree(p) & ~_about(p.applied, p.stated + p.gain, .02 * (p.gain > 0)) & _about(p.applied, 1 - (1 - p.stated)**2))
+    return _mask(
+        m,
+        p,
+        _disagree(p)
+        & ~_about(p.applied, p.stated + p.gain, 0.02 * (p.gain > 0))
+        & _about(p.applied, 1 - (1 - p.stated) ** 2),
+    )
+
 
 def adjusted_wrongly(m: Moves) -> np.ndarray:
     "What the adjusted close takes out is not the dividend."
@@ -83,55 +122,96 @@ def unmatched(m: Moves) -> np.ndarray:
     claimed = np.fmax(np.nan_to_num(p.stated, nan=-np.inf), np.abs(p.applied))
     met = np.where(p.applied < 0, -p.fall, p.fall)
     impossible = ~(p.applied < 1) | (p.stated >= 1)
-    return _mask(m, p, impossible | (claimed > .04) & (met < claimed / 3) & (claimed - met > 3 * p.own))
+    return _mask(m, p, impossible | (claimed > 0.04) & (met < claimed / 3) & (claimed - met > 3 * p.own))
 
-def paid_again(m: Moves,
-    near: int = 7, # sessions
-) -> np.ndarray: # both payments
+
+def paid_again(
+    m: Moves,
+    near: int = 7,  # sessions
+) -> np.ndarray:  # both payments
     "The same amount was paid twice within a few sessions."
     p = payments(m)
     size = np.where(np.isfinite(p.stated), p.stated, p.applied)
     amount = size * m.back(m.close)[p.at]
     ticker = np.cumsum(m.place == 0)[p.at]
     ok = (size > 1e-3)[1:] & (size > 1e-3)[:-1] & (np.diff(ticker) == 0) & (np.diff(m.session[p.at]) <= near)
-    with np.errstate(all="ignore"): ratio = amount[1:] / amount[:-1]
-    same = ok & (_about(ratio, 1, .1) | _about(ratio, 100, .1) | _about(ratio, .01, .1))
-    out = np.zeros(len(p.at), bool); out[1:] |= same; out[:-1] |= same
+    with np.errstate(all="ignore"):
+        ratio = amount[1:] / amount[:-1]
+    same = ok & (_about(ratio, 1, 0.1) | _about(ratio, 100, 0.1) | _about(ratio, 0.01, 0.1))
+    out = np.zeros(len(p.at), bool)
+    out[1:] |= same
+    out[:-1] |= same
     return _mask(m, p, out)
+
 
 def adjusted_impossible(m: Moves) -> np.ndarray:
     "The adjusted close is zero, negative or not a number."
-    if "adj_close" not in m.bars: return np.zeros(len(m.close), bool)
+    if "adj_close" not in m.bars:
+        return np.zeros(len(m.close), bool)
     a = m.bars.adj_close.to_numpy(float)
     return ~((a > 0) & (a < np.inf))
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #bf1de472
-def split_misplaced(m: Moves,
-    near: int = 15, # bars to either side of the split's day
+def split_misplaced(
+    m: Moves,
+    near: int = 15,  # bars to either side of the split's day
 ) -> np.ndarray:
     "The price moves by the ratio of a split that is recorded for a day close by."
     out = np.zeros(len(m.close), bool)
-    if "split" not in m.bars: return out
+    if "split" not in m.bars:
+        return out
     split = np.nan_to_num(m.bars.split.to_numpy(float))
-    for t in np.flatnonzero((split > 0) & (np.abs(np.log(np.where(split > 0, split, 1))) > .15)):
+    for t in np.flatnonzero((split > 0) & (np.abs(np.log(np.where(split > 0, split, 1))) > 0.15)):
         at = np.arange(max(t - min(near, m.place[t]), 0), min(t + near + 1, len(out)))
         at = at[(at <= t) | (m.place[at] > m.place[t])]
         size = np.abs(np.log(split[t]))
         _, off = nearest_ratio(m.move[at], np.exp([size]))
-        out[at] |= off < np.clip(4 * usual_size(m)[at], .03, .3 * size)
+        out[at] |= off < np.clip(4 * usual_size(m)[at], 0.03, 0.3 * size)
     return out
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #ccf17680
 ACTIONS = [
-    Detector("dividend left out", "A dividend was paid, and the adjusted close does not know of it.", dividend_unadjusted, False),
-    Detector("dividend times 100", "The dividend is a hundred times what the adjusted close takes out, or a hundredth: one of them is in the wrong unit.",
-             dividend_hundred, False),
+    Detector(
+        "dividend left out",
+        "A dividend was paid, and the adjusted close does not know of it.",
+        dividend_unadjusted,
+        False,
+    ),
+    Detector(
+        "dividend times 100",
+        "The dividend is a hundred times what the adjusted close takes out, or a hundredth: one of them is in the wrong unit.",
+        dividend_hundred,
+        False,
+    ),
     Detector("adjusted twice", "The adjusted close takes the dividend out twice.", adjusted_twice, False),
-    Detector("capital gain twice", "The adjusted close takes the capital gain out on top of a dividend that contains it.", gain_twice, False),
-    Detector("adjusted wrongly", "What the adjusted close takes out is not the dividend.", adjusted_wrongly, False),
-    Detector("adjustment unmatched", "The adjustment claims a payment or split that the prices of the day did not make.", unmatched, False),
+    Detector(
+        "capital gain twice",
+        "The adjusted close takes the capital gain out on top of a dividend that contains it.",
+        gain_twice,
+        False,
+    ),
+    Detector(
+        "adjusted wrongly", "What the adjusted close takes out is not the dividend.", adjusted_wrongly, False
+    ),
+    Detector(
+        "adjustment unmatched",
+        "The adjustment claims a payment or split that the prices of the day did not make.",
+        unmatched,
+        False,
+    ),
     Detector("paid again", "The same amount was paid twice within a few sessions.", paid_again, False, 7),
-    Detector("adjusted impossible", "The adjusted close is zero, negative or not a number.", adjusted_impossible, False),
-    Detector("split misplaced", "The price moves by the ratio of a split that is recorded for a day close by.", split_misplaced, False, 15),
+    Detector(
+        "adjusted impossible",
+        "The adjusted close is zero, negative or not a number.",
+        adjusted_impossible,
+        False,
+    ),
+    Detector(
+        "split misplaced",
+        "The price moves by the ratio of a split that is recorded for a day close by.",
+        split_misplaced,
+        False,
+        15,
+    ),
 ]
 ALL = DETECTORS + ACTIONS

@@ -17,170 +17,255 @@ from ..sources.bars import PRICES
 
 # %% ../../nbs/quality/00_detectors.ipynb #e659d0df
 def trailing_mean(
-    values: np.ndarray, # one value a bar, `NaN` counts as nothing
-    place: np.ndarray, # position of each bar within its ticker: 0, 1, 2, …
-    window: int = 20, # bars to look back on, without the bar itself
-    least: int = 5, # fewer values than this: `NaN`
-) -> np.ndarray: # one mean a bar
+    values: np.ndarray,  # one value a bar, `NaN` counts as nothing
+    place: np.ndarray,  # position of each bar within its ticker: 0, 1, 2, …
+    window: int = 20,  # bars to look back on, without the bar itself
+    least: int = 5,  # fewer values than this: `NaN`
+) -> np.ndarray:  # one mean a bar
     "Mean of the bars before each bar, within its ticker."
     there = np.isfinite(values)
-    total, count = (np.concatenate([[0.], np.cumsum(x)]) for x in (np.where(there, values, 0.), there))
-    end = np.arange(len(values)); begin = end - np.minimum(place, window)
+    total, count = (np.concatenate([[0.0], np.cumsum(x)]) for x in (np.where(there, values, 0.0), there))
+    end = np.arange(len(values))
+    begin = end - np.minimum(place, window)
     n = count[end] - count[begin]
     return np.where(n >= least, (total[end] - total[begin]) / np.maximum(n, 1), np.nan)
 
 # %% ../../nbs/quality/00_detectors.ipynb #7d6b2b52
-FEW = 3 # fewer tickers than this are no market to compare with
+FEW = 3  # fewer tickers than this are no market to compare with
+
 
 @dataclass
 class Moves:
     "A table of bars as the detectors see it; one value a bar."
-    bars: pd.DataFrame # sorted by ticker and time, one row a bar
-    place: np.ndarray # position of the bar within its ticker
-    session: np.ndarray # number of the session, counted from the first in the table
-    close: np.ndarray # as published
-    ratio: np.ndarray # close over the close before, `NaN` for a ticker's first bar
-    move: np.ndarray # change of the log of the adjusted close
-    gap: np.ndarray # part of the move that came overnight
-    centre: np.ndarray # median move of the session, `NaN` where too few tickers moved
-    usual: np.ndarray # median absolute move of the session, likewise
-    own: np.ndarray # usual absolute move of the ticker, over the twenty bars before
-    money: np.ndarray # log of money traded, less its mean over the twenty bars before
-    shares: np.ndarray # log of volume, likewise
-    memo: dict = field(default_factory=dict, repr=False) # what several detectors compute alike
 
-    def back(self, values, n=1) -> np.ndarray: # the value n bars earlier, `NaN` at the ticker's beginning
+    bars: pd.DataFrame  # sorted by ticker and time, one row a bar
+    place: np.ndarray  # position of the bar within its ticker
+    session: np.ndarray  # number of the session, counted from the first in the table
+    close: np.ndarray  # as published
+    ratio: np.ndarray  # close over the close before, `NaN` for a ticker's first bar
+    move: np.ndarray  # change of the log of the adjusted close
+    gap: np.ndarray  # part of the move that came overnight
+    centre: np.ndarray  # median move of the session, `NaN` where too few tickers moved
+    usual: np.ndarray  # median absolute move of the session, likewise
+    own: np.ndarray  # usual absolute move of the ticker, over the twenty bars before
+    money: np.ndarray  # log of money traded, less its mean over the twenty bars before
+    shares: np.ndarray  # log of volume, likewise
+    memo: dict = field(default_factory=dict, repr=False)  # what several detectors compute alike
+
+    def back(self, values, n=1) -> np.ndarray:  # the value n bars earlier, `NaN` at the ticker's beginning
         "Look at the bar before."
-        out = np.full(len(values), np.nan); out[n:] = values[:-n] if n < len(values) else np.nan
+        out = np.full(len(values), np.nan)
+        out[n:] = values[:-n] if n < len(values) else np.nan
         return np.where(self.place >= n, out, np.nan)
 
-    def ahead(self, values) -> np.ndarray: # the value one bar later, `NaN` at the ticker's end
+    def ahead(self, values) -> np.ndarray:  # the value one bar later, `NaN` at the ticker's end
         "Look at the bar after."
         out = np.full(len(values), np.nan)
-        if len(values): out[:-1] = np.where(self.place[1:] > 0, values[1:], np.nan)
+        if len(values):
+            out[:-1] = np.where(self.place[1:] > 0, values[1:], np.nan)
         return out
 
 # %% ../../nbs/quality/00_detectors.ipynb #427e7998
 def sorted_keys(
-    bars: pd.DataFrame, # sorted by ticker and time
-) -> tuple[np.ndarray, np.ndarray]: # position within the ticker, number of the ticker
+    bars: pd.DataFrame,  # sorted by ticker and time
+) -> tuple[np.ndarray, np.ndarray]:  # position within the ticker, number of the ticker
     "Where each bar stands within its ticker."
     code = pd.factorize(bars.ticker)[0]
-    new = np.ones(len(code), bool); new[1:] = code[1:] != code[:-1]
+    new = np.ones(len(code), bool)
+    new[1:] = code[1:] != code[:-1]
     first = np.flatnonzero(new)
     return np.arange(len(code)) - np.repeat(first, np.diff(np.append(first, len(code)))), code
 
+
 def moves(
-    bars: pd.DataFrame, # sorted by ticker and time, one row a bar
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> Moves: # what the detectors look at
+    bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> Moves:  # what the detectors look at
     "Compute once what all detectors need."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     place, _ = sorted_keys(bars)
     instant, when = pd.factorize(bars.event_time)
     days = calendar.sessions(when.min(), when.max()) if len(bars) else pd.DatetimeIndex([])
-    session = days.searchsorted(calendar.day_of(pd.DatetimeIndex(when)))[instant] if len(bars) else np.array([], int)
+    session = (
+        days.searchsorted(calendar.day_of(pd.DatetimeIndex(when)))[instant]
+        if len(bars)
+        else np.array([], int)
+    )
     close, opened, volume = (bars[c].to_numpy(float) for c in ("close", "open", "volume"))
     m = Moves(bars, place, session, close, *[np.array([])] * 8)
     with np.errstate(divide="ignore", invalid="ignore"):
         adjusted = bars.adj_close.to_numpy(float) if "adj_close" in bars else close
         m.ratio, m.move = close / m.back(close), np.log(adjusted / m.back(adjusted))
         m.gap = m.move - np.log(close / opened)
-        m.money, m.shares = (np.log(traded) - trailing_mean(np.log(traded), place) for traded in (close * volume, volume))
-    m.own = trailing_mean(np.minimum(np.abs(m.move), .25), place)
+        m.money, m.shares = (
+            np.log(traded) - trailing_mean(np.log(traded), place) for traded in (close * volume, volume)
+        )
+    m.own = trailing_mean(np.minimum(np.abs(m.move), 0.25), place)
     there = np.isfinite(m.move)
     few = np.bincount(instant, there)[instant] < FEW if len(instant) else there
-    m.centre, m.usual = (np.where(few, np.nan, pd.Series(x).groupby(instant).transform("median")) for x in (m.move, np.abs(m.move)))
+    m.centre, m.usual = (
+        np.where(few, np.nan, pd.Series(x).groupby(instant).transform("median"))
+        for x in (m.move, np.abs(m.move))
+    )
     return m
 
 # %% ../../nbs/quality/00_detectors.ipynb #4ed63d3d
-def usual_size(m: Moves) -> np.ndarray: # of a move; never `NaN`
+def usual_size(m: Moves) -> np.ndarray:  # of a move; never `NaN`
     "What is ordinary for this stock, or for this day if that is more; two per cent where the stock is too young to tell."
-    return np.fmax(np.nan_to_num(m.own, nan=.02), np.nan_to_num(m.usual))
+    return np.fmax(np.nan_to_num(m.own, nan=0.02), np.nan_to_num(m.usual))
 
 # %% ../../nbs/quality/00_detectors.ipynb #b3980aa9
-HUNDRED = np.log(100.)
+HUNDRED = np.log(100.0)
 
-def unit_changed(m: Moves) -> np.ndarray: # the first bar at a new level
+
+def unit_changed(m: Moves) -> np.ndarray:  # the first bar at a new level
     "The close is about a hundred times, or a hundredth of, the one before."
-    with np.errstate(divide="ignore", invalid="ignore"): return np.abs(np.abs(np.log(m.ratio)) - HUNDRED) < .15
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(np.abs(np.log(m.ratio)) - HUNDRED) < 0.15
 
-def unit_error(m: Moves) -> np.ndarray: # every bar at a level that is not the ticker's usual one
+
+def unit_error(m: Moves) -> np.ndarray:  # every bar at a level that is not the ticker's usual one
     "Bars that stand a hundred times above or below most bars of their ticker."
-    step = np.where(unit_changed(m), np.sign(m.ratio - 1), 0.)
-    if not step.any(): return step.astype(bool)
+    step = np.where(unit_changed(m), np.sign(m.ratio - 1), 0.0)
+    if not step.any():
+        return step.astype(bool)
     ticker = np.cumsum(m.place == 0)
     hurt = np.isin(ticker, ticker[step != 0])
-    level = np.cumsum(step); level = level - (level - step)[m.place == 0][ticker - 1]
-    count = pd.DataFrame(dict(ticker=ticker[hurt], level=level[hurt], at=np.flatnonzero(hurt))).groupby(["ticker", "level"])["at"].agg(["size", "max"])
-    usual = count.sort_values(["size", "max"]).reset_index().drop_duplicates("ticker", keep="last").set_index("ticker").level
+    level = np.cumsum(step)
+    level = level - (level - step)[m.place == 0][ticker - 1]
+    count = (
+        pd.DataFrame(dict(ticker=ticker[hurt], level=level[hurt], at=np.flatnonzero(hurt)))
+        .groupby(["ticker", "level"])["at"]
+        .agg(["size", "max"])
+    )
+    usual = (
+        count.sort_values(["size", "max"])
+        .reset_index()
+        .drop_duplicates("ticker", keep="last")
+        .set_index("ticker")
+        .level
+    )
     out = np.zeros(len(step), bool)
     out[hurt] = level[hurt] != usual.reindex(ticker[hurt]).to_numpy()
     return out
 
 # %% ../../nbs/quality/00_detectors.ipynb #6558dc3d
-def missing(m: Moves) -> np.ndarray: # sessions
+def missing(m: Moves) -> np.ndarray:  # sessions
     "How many sessions lie between a bar and the one before, without a bar of the ticker."
     return np.where(m.place > 0, np.diff(m.session, prepend=m.session[:1]) - 1, 0)
 
-RATIOS = np.array([5/4, 4/3, 7/5, 3/2, 5/3, 2, 9/4, 5/2, 3, 7/2, 4, 5, 6, 7, 8, 9, 10, 12, 15, 16, 18, 20, 24, 25,
-                   30, 35, 40, 45, 50, 60, 75, 100, 150, 200, 250, 500, 1000, 10000])
-MANY = np.log(3.) # money traded within a third and three times of its mean counts as ordinary
+
+RATIOS = np.array(
+    [
+        5 / 4,
+        4 / 3,
+        7 / 5,
+        3 / 2,
+        5 / 3,
+        2,
+        9 / 4,
+        5 / 2,
+        3,
+        7 / 2,
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+        10,
+        12,
+        15,
+        16,
+        18,
+        20,
+        24,
+        25,
+        30,
+        35,
+        40,
+        45,
+        50,
+        60,
+        75,
+        100,
+        150,
+        200,
+        250,
+        500,
+        1000,
+        10000,
+    ]
+)
+MANY = np.log(3.0)  # money traded within a third and three times of its mean counts as ordinary
+
 
 def nearest_ratio(
-    move: np.ndarray, # change of the log price
-    known: np.ndarray = RATIOS, # ratios in which shares are split, above 1
-) -> tuple[np.ndarray, np.ndarray]: # the ratio (below 1 for reverse splits), distance to it in logs
+    move: np.ndarray,  # change of the log price
+    known: np.ndarray = RATIOS,  # ratios in which shares are split, above 1
+) -> tuple[np.ndarray, np.ndarray]:  # the ratio (below 1 for reverse splits), distance to it in logs
     "The split that a move is closest to: a price that falls to a third is a split of three for one."
     size, logs = np.abs(move), np.sort(np.log(known))
     edges = (logs[1:] + logs[:-1]) / 2
     found = logs[np.searchsorted(edges, np.nan_to_num(size))]
     return np.exp(-np.sign(move) * found), np.abs(size - found)
 
-def taken_back(m: Moves) -> np.ndarray: # the bar that stands out; False for a ticker's newest bar
+
+def taken_back(m: Moves) -> np.ndarray:  # the bar that stands out; False for a ticker's newest bar
     "Do both neighbours contradict this bar while they agree with each other?"
     rest = m.move - np.nan_to_num(m.centre)
     back = m.ahead(rest)
     size, left = np.minimum(np.abs(rest), np.abs(back)), np.abs(rest + back)
-    return (rest * back < 0) & (left < .25 * size)
+    return (rest * back < 0) & (left < 0.25 * size)
 
-def split_missing(m: Moves) -> np.ndarray: # the first bar after the split
+
+def split_missing(m: Moves) -> np.ndarray:  # the first bar after the split
     "An overnight move of a split's ratio while the money traded stayed ordinary."
     rest = m.move - np.nan_to_num(m.centre)
     size, returned = np.abs(rest), taken_back(m)
     out = np.zeros(len(rest), bool)
     lasting = ~returned & ~(m.back(returned.astype(float)) == 1) & (missing(m) <= 5)
-    at = np.flatnonzero(lasting & (size > .18) & (size > 7 * usual_size(m))) # the few that are large enough
+    at = np.flatnonzero(lasting & (size > 0.18) & (size > 7 * usual_size(m)))  # the few that are large enough
     ratio, off = nearest_ratio(rest[at])
     off_gap = np.abs((m.gap - np.nan_to_num(m.centre))[at] + np.log(ratio))
-    wide = np.clip(2.5 * np.nan_to_num(m.own[at], nan=.02), .02, .10) * np.clip(size[at] / .7, .3, 1.)
+    wide = np.clip(2.5 * np.nan_to_num(m.own[at], nan=0.02), 0.02, 0.10) * np.clip(size[at] / 0.7, 0.3, 1.0)
     price = np.fmin(m.close[at], m.back(m.close)[at])
-    plausible = np.where(ratio < 1, ratio < .55, (ratio > 1.9) | (price > 1)) & (np.isfinite(m.money[at]) | (price > .05) & ~((.55 < ratio) & (ratio < 1.9)))
+    plausible = np.where(ratio < 1, ratio < 0.55, (ratio > 1.9) | (price > 1)) & (
+        np.isfinite(m.money[at]) | (price > 0.05) & ~((0.55 < ratio) & (ratio < 1.9))
+    )
     out[at] = plausible & (off < wide) & ~(off_gap > 2 * wide) & ~(np.abs(m.money[at]) > MANY)
     return out
 
 # %% ../../nbs/quality/00_detectors.ipynb #14357a2c
-def jump(m: Moves) -> np.ndarray: # the bar after the jump
+def jump(m: Moves) -> np.ndarray:  # the bar after the jump
     "A move of more than 40 % and ten times the market's that day."
     size = np.abs(np.expm1(m.move))
-    return (size > .4) & (size > 10 * np.fmax(m.usual, .004))
+    return (size > 0.4) & (size > 10 * np.fmax(m.usual, 0.004))
 
-def spike(m: Moves) -> np.ndarray: # the bar that stands out
+
+def spike(m: Moves) -> np.ndarray:  # the bar that stands out
     "A bar that both neighbours contradict while they agree with each other, far beyond what is usual, without a rush of trading."
     rush = np.fmax(m.shares, m.ahead(m.shares)) > MANY
-    return taken_back(m) & ~rush & (np.abs(m.move - np.nan_to_num(m.centre)) > np.fmax(8 * usual_size(m), .08))
+    return (
+        taken_back(m) & ~rush & (np.abs(m.move - np.nan_to_num(m.centre)) > np.fmax(8 * usual_size(m), 0.08))
+    )
+
 
 def outlier(
     m: Moves,
-    limit: float = 10, # robust standard deviations
-    least: int = 10, # stocks in the cross-section
+    limit: float = 10,  # robust standard deviations
+    least: int = 10,  # stocks in the cross-section
 ) -> np.ndarray:
     "Far from what all others did that session, and from what the stock does."
     rest = np.abs(m.move - m.centre)
     day = pd.Series(rest).groupby(m.session)
     scale = 1.4826 * day.transform("median").to_numpy()
     enough = day.transform("count").to_numpy() >= least
-    return enough & (rest > limit * np.fmax(scale, .002)) & (rest > limit * 1.25 * np.nan_to_num(m.own, nan=.02))
+    return (
+        enough
+        & (rest > limit * np.fmax(scale, 0.002))
+        & (rest > limit * 1.25 * np.nan_to_num(m.own, nan=0.02))
+    )
 
 # %% ../../nbs/quality/00_detectors.ipynb #8ee84b40
 def wild_range(m: Moves) -> np.ndarray:
@@ -188,29 +273,32 @@ def wild_range(m: Moves) -> np.ndarray:
     opened, high, low, close = (m.bars[p].to_numpy(float) for p in PRICES)
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = np.fmax(np.log(high / np.fmax(opened, close)), np.log(np.fmin(opened, close) / low))
-    return (reach > .3) & (reach > 10 * usual_size(m))
+    return (reach > 0.3) & (reach > 10 * usual_size(m))
 
 # %% ../../nbs/quality/00_detectors.ipynb #f7720e05
 def runs(
     m: Moves,
-    same: np.ndarray, # bool: equal to the bar before
-) -> np.ndarray: # length of the run that each bar belongs to, 1 = alone
+    same: np.ndarray,  # bool: equal to the bar before
+) -> np.ndarray:  # length of the run that each bar belongs to, 1 = alone
     "How long each unbroken stretch is."
     run = np.cumsum(~(same & (m.place > 0)))
     return np.bincount(run)[run] if len(run) else run
 
-def frozen(m: Moves) -> np.ndarray: # from the second bar on
+
+def frozen(m: Moves) -> np.ndarray:  # from the second bar on
     "The close is the same for ten sessions or more."
     same = (m.ratio == 1) & (m.place > 0)
     return same & (runs(m, same) >= 10)
 
-def until_tenth(m: Moves) -> np.ndarray: # bars after each bar
+
+def until_tenth(m: Moves) -> np.ndarray:  # bars after each bar
     "How long after a bar its stretch of one close had lasted ten sessions."
     at = np.arange(len(m.ratio))
     began = np.maximum.accumulate(np.where((m.ratio == 1) & (m.place > 0), 0, at))
     return np.maximum(began + 9 - at, 0)
 
-def repeated_bar(m: Moves) -> np.ndarray: # the copies
+
+def repeated_bar(m: Moves) -> np.ndarray:  # the copies
     "Open, high, low, close and volume are those of the bar before, although it traded."
     traded = m.bars.volume.to_numpy(float) > 0
     same = (m.ratio == 1) & traded
@@ -218,9 +306,11 @@ def repeated_bar(m: Moves) -> np.ndarray: # the copies
     for c in ("open", "high", "low", "volume"):
         v = m.bars[c].to_numpy(float)
         at = at[v[at] == v[at - 1]]
-    out = np.zeros(len(same), bool); out[at] = True
+    out = np.zeros(len(same), bool)
+    out[at] = True
     flat = m.bars.high.to_numpy(float) == m.bars.low.to_numpy(float)
     return out & ~flat
+
 
 def untraded(m: Moves) -> np.ndarray:
     "No volume, and high equals low."
@@ -231,144 +321,258 @@ def moved_untraded(m: Moves) -> np.ndarray:
     "The price moved within the session, yet no volume was reported, though the ticker has volume otherwise."
     volume, high, low = (m.bars[c].to_numpy(float) for c in ("volume", "high", "low"))
     ticker = np.cumsum(m.place == 0)
-    share = np.bincount(ticker, volume > 0) / np.maximum(np.bincount(ticker), 1) if len(volume) else np.zeros(1)
-    return (volume == 0) & (high > low) & (share[ticker] > .5)
+    share = (
+        np.bincount(ticker, volume > 0) / np.maximum(np.bincount(ticker), 1) if len(volume) else np.zeros(1)
+    )
+    return (volume == 0) & (high > low) & (share[ticker] > 0.5)
+
 
 def volume_absurd(m: Moves) -> np.ndarray:
     "More than a hundred times the usual money, or less than a thousandth, without a move to match."
     quiet = np.abs(m.move - np.nan_to_num(m.centre)) < 3 * usual_size(m)
     volume = m.bars.volume.to_numpy(float)
-    crowd = volume > 100 * trailing_mean(volume, m.place) # the plain mean, which a single busy day lifts
+    crowd = volume > 100 * trailing_mean(volume, m.place)  # the plain mean, which a single busy day lifts
     return quiet & ((crowd & (m.money > np.log(100))) | ((m.money < -np.log(1000)) & np.isfinite(m.money)))
 
 # %% ../../nbs/quality/00_detectors.ipynb #35187c84
-def gap(m: Moves) -> np.ndarray: # the bar after the hole
+def gap(m: Moves) -> np.ndarray:  # the bar after the hole
     "One or more sessions are missing before this bar."
     return missing(m) > 0
 
-def reused(m: Moves) -> np.ndarray: # the first bar of what may be another company
+
+def reused(m: Moves) -> np.ndarray:  # the first bar of what may be another company
     "More than sixty sessions are missing before this bar."
     return missing(m) > 60
 
+
 def shifted(
     m: Moves,
-    least: int = 60, # bars a ticker must have
-) -> np.ndarray: # every bar of such a ticker
+    least: int = 60,  # bars a ticker must have
+) -> np.ndarray:  # every bar of such a ticker
     "The ticker moves with the market of the session before or after, not with that of its own."
-    if len(m.move) == 0 or m.session.max() < least: return np.zeros(len(m.move), bool)
-    by_day = np.full(m.session.max() + 3, np.nan); by_day[m.session + 1] = m.centre
-    move = np.clip(m.move, -.25, .25)
+    if len(m.move) == 0 or m.session.max() < least:
+        return np.zeros(len(m.move), bool)
+    by_day = np.full(m.session.max() + 3, np.nan)
+    by_day[m.session + 1] = m.centre
+    move = np.clip(m.move, -0.25, 0.25)
     ticker = np.cumsum(m.place == 0) - 1
-    def mean(x): return np.bincount(ticker, x) / np.maximum(n, 1)
+
+    def mean(x):
+        return np.bincount(ticker, x) / np.maximum(n, 1)
+
     def correlation(other):
         ok = np.isfinite(move) & np.isfinite(other)
         x, y = np.where(ok, move, 0), np.where(ok, other, 0)
         cov = mean(x * y) - mean(x) * mean(y)
-        return cov / np.sqrt(np.maximum((mean(x * x) - mean(x)**2) * (mean(y * y) - mean(y)**2), 1e-18))
+        return cov / np.sqrt(np.maximum((mean(x * x) - mean(x) ** 2) * (mean(y * y) - mean(y) ** 2), 1e-18))
+
     n = np.bincount(ticker)
     before, now, after = (correlation(by_day[m.session + 1 + k]) for k in (-1, 0, 1))
     best = np.fmax(before, after)
-    alive = mean(np.isfinite(move) & (move != 0)) > .8 # a stock that hardly trades follows late, with the right dates
-    return (alive & (n >= least) & (best > .25) & (best - now > np.fmax(.2, 4 / np.sqrt(n))))[ticker]
+    alive = (
+        mean(np.isfinite(move) & (move != 0)) > 0.8
+    )  # a stock that hardly trades follows late, with the right dates
+    return (alive & (n >= least) & (best > 0.25) & (best - now > np.fmax(0.2, 4 / np.sqrt(n))))[ticker]
 
 # %% ../../nbs/quality/00_detectors.ipynb #4af4ba27
 @dataclass(frozen=True)
 class Detector:
     "A named look at a table of bars."
-    name: str # the flag
-    sentence: str # what the flag says
-    look: object # function from `Moves` to one bool a bar
-    usable: bool # may a return that touches this bar be traded and learned from?
-    waits: object = 0 # bars after this one that it looks at too, or a function from `Moves` to so many; -1 = it looks at the whole table
+
+    name: str  # the flag
+    sentence: str  # what the flag says
+    look: object  # function from `Moves` to one bool a bar
+    usable: bool  # may a return that touches this bar be traded and learned from?
+    # bars after this one that it looks at too, or a function from `Moves` to so many; -1 = it looks at the
+    # whole table
+    waits: object = 0
+
 
 DETECTORS = [
-    Detector("jump", "The price moved by more than 40 % and ten times the market's move that day.", jump, True),
-    Detector("unit changed", "The price is about a hundred times, or a hundredth of, the one before.", unit_changed, False),
-    Detector("unit error", "The price stands a hundred times above or below most bars of this ticker.", unit_error, False, -1),
-    Detector("split missing", "The price moved overnight by the ratio of a split, with ordinary trading: perhaps a split that was not worked in.",
-             split_missing, False),
-    Detector("spike", "The bars before and after agree with each other and contradict this one.", spike, False, 1),
-    Detector("outlier", "The move is more than ten robust standard deviations from what all others did that session.", outlier, True),
+    Detector(
+        "jump", "The price moved by more than 40 % and ten times the market's move that day.", jump, True
+    ),
+    Detector(
+        "unit changed",
+        "The price is about a hundred times, or a hundredth of, the one before.",
+        unit_changed,
+        False,
+    ),
+    Detector(
+        "unit error",
+        "The price stands a hundred times above or below most bars of this ticker.",
+        unit_error,
+        False,
+        -1,
+    ),
+    Detector(
+        "split missing",
+        "The price moved overnight by the ratio of a split, with ordinary trading: perhaps a split that was not worked in.",
+        split_missing,
+        False,
+    ),
+    Detector(
+        "spike", "The bars before and after agree with each other and contradict this one.", spike, False, 1
+    ),
+    Detector(
+        "outlier",
+        "The move is more than ten robust standard deviations from what all others did that session.",
+        outlier,
+        True,
+    ),
     Detector("wild range", "High or low reaches far beyond open and close.", wild_range, True),
     Detector("frozen", "The close is the same for ten sessions or more.", frozen, False, until_tenth),
     Detector("repeated bar", "All prices and the volume are those of the bar before.", repeated_bar, False),
     Detector("untraded", "No volume, and high equals low: perhaps a halt.", untraded, False),
-    Detector("moved untraded", "The price moved within the session, yet no volume was reported.", moved_untraded, True, -1),
-    Detector("volume absurd", "The money traded is a hundred times the usual, or a thousandth of it, without a move to match.", volume_absurd, True),
+    Detector(
+        "moved untraded",
+        "The price moved within the session, yet no volume was reported.",
+        moved_untraded,
+        True,
+        -1,
+    ),
+    Detector(
+        "volume absurd",
+        "The money traded is a hundred times the usual, or a thousandth of it, without a move to match.",
+        volume_absurd,
+        True,
+    ),
     Detector("gap", "One or more sessions are missing before this bar.", gap, True),
-    Detector("symbol reused", "More than sixty sessions are missing before this bar: perhaps another company under the same symbol.", reused, False),
-    Detector("days shifted", "The ticker moves with the market of the session before or after: its dates are off by one.", shifted, False, -1),
+    Detector(
+        "symbol reused",
+        "More than sixty sessions are missing before this bar: perhaps another company under the same symbol.",
+        reused,
+        False,
+    ),
+    Detector(
+        "days shifted",
+        "The ticker moves with the market of the session before or after: its dates are off by one.",
+        shifted,
+        False,
+        -1,
+    ),
 ]
 FLAGS = ["ticker", "event_time", "known_at", "flag", "usable", "move", "sentence"]
 
 # %% ../../nbs/quality/00_detectors.ipynb #e8499133
-def no_flags() -> pd.DataFrame: # no rows, all columns
+def no_flags() -> pd.DataFrame:  # no rows, all columns
     "A table of flags without rows."
-    kinds = dict(usable="bool", move="float64", event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]")
+    kinds = dict(
+        usable="bool", move="float64", event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]"
+    )
     return pd.DataFrame({c: pd.Series(dtype=kinds.get(c, "str")) for c in FLAGS})
 
+
 def find_flags(
-    bars: pd.DataFrame, # one row a bar
-    calendar: Calendar | str = "XNYS", # the exchange
-    held: pd.DataFrame | None = None, # bars of the same tickers that are held already, on the same price scale
-    detectors: list[Detector] = DETECTORS, # whom to ask
-    before: bool = False, # say also what these bars tell about the held ones
-) -> pd.DataFrame: # FLAGS, sorted; known_at is empty where nothing less than the whole table shows it
+    bars: pd.DataFrame,  # one row a bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+    held: pd.DataFrame
+    | None = None,  # bars of the same tickers that are held already, on the same price scale
+    detectors: list[Detector] = DETECTORS,  # whom to ask
+    before: bool = False,  # say also what these bars tell about the held ones
+) -> pd.DataFrame:  # FLAGS, sorted; known_at is empty where nothing less than the whole table shows it
     "Ask every detector about a table of bars, judged together with what is held."
-    if not len(bars): return no_flags()
+    if not len(bars):
+        return no_flags()
     table = bars.assign(arrived=True)
     if held is not None and len(held):
         old = held[held.ticker.isin(bars.ticker.unique())].assign(arrived=False)
-        if "adj_close" in bars: old = old.assign(adj_close=_continued(old, bars))
-        old = old.assign(**{c: np.nan for c in ("dividend", "split", "capital_gain") if c in bars and c not in old})
-        table = pd.concat([old, table], ignore_index=True, join="inner").drop_duplicates(["ticker", "event_time"], keep="last")
+        if "adj_close" in bars:
+            old = old.assign(adj_close=_continued(old, bars))
+        old = old.assign(
+            **{c: np.nan for c in ("dividend", "split", "capital_gain") if c in bars and c not in old}
+        )
+        table = pd.concat([old, table], ignore_index=True, join="inner").drop_duplicates(
+            ["ticker", "event_time"], keep="last"
+        )
     m = moves(_in_order(table), calendar)
     found = [_flagged(m, d, before) for d in detectors]
     out = pd.concat([f for f in found if len(f)] or [no_flags()], ignore_index=True)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
-def _continued(old, bars): # an adjusted close for held bars that meets the batch's first bar, so that the step between them is the price's own
-    first = bars.sort_values("event_time").drop_duplicates("ticker").set_index("ticker")
-    if "adj_close" not in old: return old.close * (first.adj_close / first.close).reindex(old.ticker).to_numpy()
-    last = old.sort_values("event_time").drop_duplicates("ticker", keep="last").set_index("ticker")
-    return old.adj_close * ((first.adj_close / first.close) * (last.close / last.adj_close)).reindex(old.ticker).to_numpy()
 
-def _in_order(table): # sorted by ticker and time; sorting millions of rows costs more than seeing that they are sorted
+def _continued(
+    old, bars
+):  # an adjusted close for held bars that meets the batch's first bar, so that the step between them is the price's own
+    first = bars.sort_values("event_time").drop_duplicates("ticker").set_index("ticker")
+    if "adj_close" not in old:
+        return old.close * (first.adj_close / first.close).reindex(old.ticker).to_numpy()
+    last = old.sort_values("event_time").drop_duplicates("ticker", keep="last").set_index("ticker")
+    return (
+        old.adj_close
+        * ((first.adj_close / first.close) * (last.close / last.adj_close)).reindex(old.ticker).to_numpy()
+    )
+
+
+def _in_order(
+    table,
+):  # sorted by ticker and time; sorting millions of rows costs more than seeing that they are sorted
     place, code = sorted_keys(table)
     at = table.event_time.to_numpy("datetime64[us]")
-    ordered = np.count_nonzero(place == 0) == code.max() + 1 and bool((np.diff(at)[place[1:] > 0] > np.timedelta64(0)).all())
-    return table.reset_index(drop=True) if ordered else table.sort_values(["ticker", "event_time"], ignore_index=True)
+    ordered = np.count_nonzero(place == 0) == code.max() + 1 and bool(
+        (np.diff(at)[place[1:] > 0] > np.timedelta64(0)).all()
+    )
+    return (
+        table.reset_index(drop=True)
+        if ordered
+        else table.sort_values(["ticker", "event_time"], ignore_index=True)
+    )
 
 # %% ../../nbs/quality/00_detectors.ipynb #2579704d
-def _ahead_of(m, d, at): # the bar that completes the evidence, -1 = there is none yet, or it takes the whole table
+def _ahead_of(
+    m, d, at
+):  # the bar that completes the evidence, -1 = there is none yet, or it takes the whole table
     wait = np.asarray(d.waits(m)[at] if callable(d.waits) else np.full(len(at), d.waits))
     last = np.minimum(at + np.maximum(wait, 0), len(m.place) - 1)
     return np.where((wait >= 0) & (m.place[last] == m.place[at] + wait), last, -1)
 
-def _known(m, at, last): # a series: when the evidence was there: the bar, the twenty before it, and those it waits for
-    known = m.bars.known_at.to_numpy("datetime64[us]").view("int64") if "known_at" in m.bars else np.zeros(len(m.place), "int64")
+
+def _known(
+    m, at, last
+):  # a series: when the evidence was there: the bar, the twenty before it, and those it waits for
+    known = (
+        m.bars.known_at.to_numpy("datetime64[us]").view("int64")
+        if "known_at" in m.bars
+        else np.zeros(len(m.place), "int64")
+    )
     out = np.where(last >= 0, known[np.maximum(last, 0)], 0)
-    for k in range(min(21, len(known))): out = np.maximum(out, np.where(m.place[at] >= k, known[np.maximum(at - k, 0)], 0))
+    for k in range(min(21, len(known))):
+        out = np.maximum(out, np.where(m.place[at] >= k, known[np.maximum(at - k, 0)], 0))
     when = pd.Series(pd.to_datetime(out, unit="us", utc=True)).astype("datetime64[us, UTC]")
     return when.where((last >= 0) & ("known_at" in m.bars))
+
 
 def _flagged(m, d, before):
     at = np.flatnonzero(d.look(m))
     mine, last = m.bars.arrived.to_numpy(bool), _ahead_of(m, d, at)
     after = np.minimum(at + 1, len(mine) - 1)
-    told = (mine[last] & (last >= 0)) | (mine[after] & (m.place[after] == m.place[at] + 1) & (d.waits != -1)) if before else False
+    told = (
+        (mine[last] & (last >= 0)) | (mine[after] & (m.place[after] == m.place[at] + 1) & (d.waits != -1))
+        if before
+        else False
+    )
     keep = mine[at] | told
     at, last = at[keep], last[keep]
-    return pd.DataFrame(dict(ticker=m.bars.ticker.iloc[at].to_numpy(), event_time=m.bars.event_time.iloc[at].to_numpy(), known_at=_known(m, at, last),
-                             flag=d.name, usable=d.usable, move=np.expm1(m.move[at]), sentence=d.sentence),
-                        columns=FLAGS).astype(dict(event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]", usable=bool))
+    return pd.DataFrame(
+        dict(
+            ticker=m.bars.ticker.iloc[at].to_numpy(),
+            event_time=m.bars.event_time.iloc[at].to_numpy(),
+            known_at=_known(m, at, last),
+            flag=d.name,
+            usable=d.usable,
+            move=np.expm1(m.move[at]),
+            sentence=d.sentence,
+        ),
+        columns=FLAGS,
+    ).astype(dict(event_time="datetime64[us, UTC]", known_at="datetime64[us, UTC]", usable=bool))
 
 # %% ../../nbs/quality/00_detectors.ipynb #02a564b8
 def usable(
-    bars: pd.DataFrame, # a bars table
-    flags: pd.DataFrame, # what `find_flags` said
-) -> np.ndarray: # bool, one a bar
+    bars: pd.DataFrame,  # a bars table
+    flags: pd.DataFrame,  # what `find_flags` said
+) -> np.ndarray:  # bool, one a bar
     "May a return that begins, ends or passes at this bar be trusted?"
     bad = flags.loc[~flags.usable.astype(bool), ["ticker", "event_time"]]
-    if not len(bad): return np.ones(len(bars), bool)
+    if not len(bad):
+        return np.ones(len(bars), bool)
     return ~pd.MultiIndex.from_frame(bars[["ticker", "event_time"]]).isin(pd.MultiIndex.from_frame(bad))

@@ -19,55 +19,100 @@ from ..sources.bars import BAR_COLUMNS, PRICES, TICKER
 from .detectors import find_flags, no_flags, sorted_keys, usable
 
 # %% ../../nbs/quality/20_gate.ipynb #bb7078a0
-NOT_YET = "not closed yet" # the one reason that is nobody's fault
+NOT_YET = "not closed yet"  # the one reason that is nobody's fault
+
+
 @dataclass(frozen=True)
 class Rule:
     "What a bar must satisfy to be believed."
-    name: str # the reason that quarantined rows carry
-    sentence: str # what is wrong with a row that fails
-    expect: list = field(default_factory=list) # pairs: expectation of Great Expectations, its arguments
 
-def _above(a, b): return "ExpectColumnPairValuesAToBeGreaterThanB", dict(column_A=a, column_B=b, or_equal=True, ignore_row_if="either_value_is_missing")
-def _between(column, top=1e15, **limits): return "ExpectColumnValuesToBeBetween", dict(column=column, min_value=0, max_value=top, **limits)
-def _yes(column): return "ExpectColumnValuesToBeInSet", dict(column=column, value_set=[True])
+    name: str  # the reason that quarantined rows carry
+    sentence: str  # what is wrong with a row that fails
+    expect: list = field(default_factory=list)  # pairs: expectation of Great Expectations, its arguments
+
+
+def _above(a, b):
+    return "ExpectColumnPairValuesAToBeGreaterThanB", dict(
+        column_A=a, column_B=b, or_equal=True, ignore_row_if="either_value_is_missing"
+    )
+
+
+def _between(column, top=1e15, **limits):
+    return "ExpectColumnValuesToBeBetween", dict(column=column, min_value=0, max_value=top, **limits)
+
+
+def _yes(column):
+    return "ExpectColumnValuesToBeInSet", dict(column=column, value_set=[True])
+
 
 RULES = [
-    Rule("ticker malformed", "The ticker is missing or not in its canonical form.", [("ExpectColumnValuesToNotBeNull", dict(column="ticker")),
-         ("ExpectColumnValuesToMatchRegex", dict(column="ticker", regex=f"^(?:{TICKER.pattern})$")),
-         ("ExpectColumnValuesToNotMatchRegex", dict(column="ticker", regex=r"\s"))]), # a dollar sign lets a line break at the end through
+    Rule(
+        "ticker malformed",
+        "The ticker is missing or not in its canonical form.",
+        [
+            ("ExpectColumnValuesToNotBeNull", dict(column="ticker")),
+            ("ExpectColumnValuesToMatchRegex", dict(column="ticker", regex=f"^(?:{TICKER.pattern})$")),
+            ("ExpectColumnValuesToNotMatchRegex", dict(column="ticker", regex=r"\s")),
+        ],
+    ),  # a dollar sign lets a line break at the end through
     Rule("no close", "There is no close.", [("ExpectColumnValuesToNotBeNull", dict(column="close"))]),
-    Rule("price impossible", "A price is zero, negative or not a number.", [_between(c, strict_min=True) for c in PRICES]),
-    Rule("range broken", "High and low do not enclose open and close.",
-         [_above("ceiling", c) for c in ("open", "low", "close")] + [_above(c, "floor") for c in ("open", "close")]),
-    Rule("volume impossible", "The volume is negative, not a number, or more than a million million shares.", [_between("volume", 1e12)]),
+    Rule(
+        "price impossible",
+        "A price is zero, negative or not a number.",
+        [_between(c, strict_min=True) for c in PRICES],
+    ),
+    Rule(
+        "range broken",
+        "High and low do not enclose open and close.",
+        [_above("ceiling", c) for c in ("open", "low", "close")]
+        + [_above(c, "floor") for c in ("open", "close")],
+    ),
+    Rule(
+        "volume impossible",
+        "The volume is negative, not a number, or more than a million million shares.",
+        [_between("volume", 1e12)],
+    ),
     Rule("no session", "The time is not the close of a session of the exchange.", [_yes("on_close")]),
     Rule(NOT_YET, "The session had not closed when the bar was received.", [_yes("is_over")]),
-    Rule("known too early", "The bar claims to have been known before its session closed.", [_yes("knowable")]),
+    Rule(
+        "known too early", "The bar claims to have been known before its session closed.", [_yes("knowable")]
+    ),
 ]
-CONFLICT = Rule("conflicting duplicate", "Another row says something else about the same bar, known at the same time; nobody can tell which is right.",
-                [("ExpectCompoundColumnsToBeUnique", dict(column_list=["ticker", "event_time", "known_at"]))])
+CONFLICT = Rule(
+    "conflicting duplicate",
+    "Another row says something else about the same bar, known at the same time; nobody can tell which is right.",
+    [("ExpectCompoundColumnsToBeUnique", dict(column_list=["ticker", "event_time", "known_at"]))],
+)
 
 # %% ../../nbs/quality/20_gate.ipynb #04227422
-def _matches(v, regex, missing=True): # each distinct text once
+def _matches(v, regex, missing=True):  # each distinct text once
     codes, texts = pd.factorize(v)
     return np.append([bool(re.search(regex, t)) for t in texts], missing)[codes].astype(bool)
 
-def _inside(v, a): return ((v > a["min_value"]) | (v == a["min_value"]) & ("strict_min" not in a)) & (v <= a["max_value"]) | v.isna()
 
-TWINS = { # kind of expectation -> (table, arguments) -> rows that cannot fail it
+def _inside(v, a):
+    return ((v > a["min_value"]) | (v == a["min_value"]) & ("strict_min" not in a)) & (
+        v <= a["max_value"]
+    ) | v.isna()
+
+
+TWINS = {  # kind of expectation -> (table, arguments) -> rows that cannot fail it
     "ExpectColumnValuesToNotBeNull": lambda f, a: f[a["column"]].notna(),
     "ExpectColumnValuesToMatchRegex": lambda f, a: _matches(f[a["column"]], a["regex"]),
     "ExpectColumnValuesToNotMatchRegex": lambda f, a: ~_matches(f[a["column"]], a["regex"], missing=False),
     "ExpectColumnValuesToBeBetween": lambda f, a: _inside(f[a["column"]], a),
-    "ExpectColumnPairValuesAToBeGreaterThanB": lambda f, a: (f[a["column_A"]] >= f[a["column_B"]]) | f[a["column_A"]].isna() | f[a["column_B"]].isna(),
+    "ExpectColumnPairValuesAToBeGreaterThanB": lambda f, a: (
+        (f[a["column_A"]] >= f[a["column_B"]]) | f[a["column_A"]].isna() | f[a["column_B"]].isna()
+    ),
     "ExpectColumnValuesToBeInSet": lambda f, a: f[a["column"]].isin(a["value_set"]),
     "ExpectCompoundColumnsToBeUnique": lambda f, a: ~f.duplicated(a["column_list"], keep=False),
 }
 
+
 def suspects(
-    frame: pd.DataFrame, # any table
-    rules: list[Rule], # what to expect of it
-) -> np.ndarray: # bool, one a row
+    frame: pd.DataFrame,  # any table
+    rules: list[Rule],  # what to expect of it
+) -> np.ndarray:  # bool, one a row
     "Rows that no quick look could clear of every rule."
     clear = np.ones(len(frame), bool)
     for kind, kwargs in (e for r in rules for e in r.expect):
@@ -75,82 +120,133 @@ def suspects(
     return ~clear
 
 # %% ../../nbs/quality/20_gate.ipynb #d7d377b7
-WHOLE, WITNESSES = 50_000, 1_000 # a table of so many rows is judged whole; so many cleared rows go along otherwise
+WHOLE, WITNESSES = (
+    50_000,
+    1_000,
+)  # a table of so many rows is judged whole; so many cleared rows go along otherwise
+
 
 def failing(
-    frame: pd.DataFrame, # any table
-    rules: list[Rule], # what to expect of it
-    whole: int = WHOLE, # judge a table of at most so many rows without a quick look
-) -> dict: # rule name -> positions of the rows that fail it
+    frame: pd.DataFrame,  # any table
+    rules: list[Rule],  # what to expect of it
+    whole: int = WHOLE,  # judge a table of at most so many rows without a quick look
+) -> dict:  # rule name -> positions of the rows that fail it
     "Which rows fail which rule, by the verdict of Great Expectations."
-    if len(frame) <= whole: return _judged(frame, rules)
+    if len(frame) <= whole:
+        return _judged(frame, rules)
     suspected = suspects(frame, rules)
-    suspected_or_witness = suspected.copy(); suspected_or_witness[np.linspace(0, len(frame) - 1, WITNESSES).astype(int)] = True
+    suspected_or_witness = suspected.copy()
+    suspected_or_witness[np.linspace(0, len(frame) - 1, WITNESSES).astype(int)] = True
     rows = np.flatnonzero(suspected_or_witness)
     found = {name: rows[at] for name, at in _judged(frame.iloc[rows], rules).items()}
     for name, at in found.items():
         if not suspected[at].all():
-            raise BarsInvalid(f"The quick look before the check '{name}' cleared rows that fail it.", "Call `failing` with whole=len(frame), and report this.")
+            raise BarsInvalid(
+                f"The quick look before the check '{name}' cleared rows that fail it.",
+                "Call `failing` with whole=len(frame), and report this.",
+            )
     return found
 
 # %% ../../nbs/quality/20_gate.ipynb #25bf332e
-def _judged(frame, rules): # the rules as one suite of Great Expectations, in memory
-    if not len(frame): return {r.name: np.array([], int) for r in rules}
+def _judged(frame, rules):  # the rules as one suite of Great Expectations, in memory
+    if not len(frame):
+        return {r.name: np.array([], int) for r in rules}
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations as gx, great_expectations.expectations as gxe # slow to import, and needed here only
-    for name in ("great_expectations", "great_expectations.data_context.types.base"): # they would tell every console of their temporary folders
+    # slow to import, and needed here only
+    import great_expectations as gx, great_expectations.expectations as gxe
+
+    for name in (
+        "great_expectations",
+        "great_expectations.data_context.types.base",
+    ):  # they would tell every console of their temporary folders
         logging.getLogger(name).setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
-    suite = gx.ExpectationSuite(name="bars", expectations=[
-        getattr(gxe, kind)(**kwargs, meta={"rule": r.name}) for r in rules for kind, kwargs in r.expect])
-    table = context.data_sources.add_pandas("memory").add_dataframe_asset("batch").add_batch_definition_whole_dataframe("all")
-    wanted = {v for r in rules for _, kwargs in r.expect for k, x in kwargs.items() if k.startswith("column") for v in ([x] if isinstance(x, str) else x)}
+    suite = gx.ExpectationSuite(
+        name="bars",
+        expectations=[
+            getattr(gxe, kind)(**kwargs, meta={"rule": r.name}) for r in rules for kind, kwargs in r.expect
+        ],
+    )
+    table = (
+        context.data_sources.add_pandas("memory")
+        .add_dataframe_asset("batch")
+        .add_batch_definition_whole_dataframe("all")
+    )
+    wanted = {
+        v
+        for r in rules
+        for _, kwargs in r.expect
+        for k, x in kwargs.items()
+        if k.startswith("column")
+        for v in ([x] if isinstance(x, str) else x)
+    }
     batch = table.get_batch({"dataframe": frame[[c for c in frame if c in wanted]].reset_index(drop=True)})
     result = batch.validate(suite, result_format=dict(result_format="COMPLETE"))
     found = {r.name: set() for r in rules}
     for r in result.results:
-        name, told = r.expectation_config.meta["rule"], r.exception_info # one exception, or one for each metric
+        name, told = (
+            r.expectation_config.meta["rule"],
+            r.exception_info,
+        )  # one exception, or one for each metric
         if any(e.get("raised_exception") for e in ([told] if "raised_exception" in told else told.values())):
-            raise BarsInvalid(f"The check '{name}' could not be carried out.", "See that the table has the columns of `tidy_bars`.")
+            raise BarsInvalid(
+                f"The check '{name}' could not be carried out.",
+                "See that the table has the columns of `tidy_bars`.",
+            )
         found[name].update(r.result.get("unexpected_index_list") or [])
     return {name: np.array(sorted(rows), int) for name, rows in found.items()}
 
 # %% ../../nbs/quality/20_gate.ipynb #8ee393c8
 def prepared(
-    bars: pd.DataFrame, # bars as delivered
-    calendar: Calendar, # the exchange
-    now: pd.Timestamp, # when the batch was received
-) -> pd.DataFrame: # the bars with the columns that the rules need beside them
+    bars: pd.DataFrame,  # bars as delivered
+    calendar: Calendar,  # the exchange
+    now: pd.Timestamp,  # when the batch was received
+) -> pd.DataFrame:  # the bars with the columns that the rules need beside them
     "Bars, plus what a single column cannot say."
     if absent := [c for c in BAR_COLUMNS if c not in bars]:
-        raise BarsInvalid(f"The table lacks {', '.join(absent)}.", "Bring it into the shape of bars with `tidy_bars` first.", absent=absent)
+        raise BarsInvalid(
+            f"The table lacks {', '.join(absent)}.",
+            "Bring it into the shape of bars with `tidy_bars` first.",
+            absent=absent,
+        )
     at, rounding = bars.event_time, 1e-6
     closes = calendar.closes(calendar.sessions(at.min(), at.max())) if at.notna().any() else []
-    return bars.assign(ceiling=bars.high * (1 + rounding), floor=bars.low * (1 - rounding),
-                       on_close=at.isin(closes), is_over=at.isna() | (at <= now), knowable=at.isna() | (bars.known_at >= at))
+    return bars.assign(
+        ceiling=bars.high * (1 + rounding),
+        floor=bars.low * (1 - rounding),
+        on_close=at.isin(closes),
+        is_over=at.isna() | (at <= now),
+        knowable=at.isna() | (bars.known_at >= at),
+    )
 
 # %% ../../nbs/quality/20_gate.ipynb #9b5db01c
-FEW = 2 # so few bad rows do not condemn a small batch, whatever their share
+FEW = 2  # so few bad rows do not condemn a small batch, whatever their share
+
 
 @dataclass(frozen=True)
 class Quality:
     "What the gate found: rows to keep, rows to set aside, and why."
-    good: pd.DataFrame # bars to store
-    bad: pd.DataFrame # bars with a column `reason`
-    checks: list[dict] # one row a rule: rule, severity, failed, sentence, examples
-    rows: int # how many came in
-    limit: float # share of bad rows above which the batch is refused
-    flags: pd.DataFrame = field(default_factory=no_flags, repr=False) # what is odd about the good bars, see `find_flags`
-    earlier: pd.DataFrame = field(default_factory=no_flags, repr=False) # what these bars tell about older ones that are held
+
+    good: pd.DataFrame  # bars to store
+    bad: pd.DataFrame  # bars with a column `reason`
+    checks: list[dict]  # one row a rule: rule, severity, failed, sentence, examples
+    rows: int  # how many came in
+    limit: float  # share of bad rows above which the batch is refused
+    flags: pd.DataFrame = field(
+        default_factory=no_flags, repr=False
+    )  # what is odd about the good bars, see `find_flags`
+    earlier: pd.DataFrame = field(
+        default_factory=no_flags, repr=False
+    )  # what these bars tell about older ones that are held
 
     @property
-    def usable(self) -> np.ndarray: # bool, one a good bar
+    def usable(self) -> np.ndarray:  # bool, one a good bar
         "May a return that touches this bar be traded and learned from?"
         return usable(self.good, self.flags)
 
     @property
-    def faulty(self) -> int: # a session that is still open is no fault
+    def faulty(self) -> int:  # a session that is still open is no fault
         "Rows that cannot be true."
         return int((self.bad.reason != NOT_YET).sum())
 
@@ -160,107 +256,183 @@ class Quality:
         allowed = max(self.limit * self.rows, FEW if self.limit else 0)
         return self.faulty > allowed or 0 < self.faulty == self.rows
 
-    def table(self) -> pd.DataFrame: # severity, failed, sentence and examples, indexed by rule
+    def table(self) -> pd.DataFrame:  # severity, failed, sentence and examples, indexed by rule
         "The checks as a table."
         return pd.DataFrame(self.checks).set_index("rule")
 
     def summary(self) -> str:
         "One sentence."
         odd = sum(c["failed"] for c in self.checks if c["severity"] == "warning")
-        return (f"{'Refused: ' if self.refused else ''}{self.rows:,} rows, {len(self.good):,} good, {len(self.bad):,} quarantined"
-                f" ({self.faulty / max(self.rows, 1):.2%} faulty, limit {self.limit:.2%}), {odd:,} remarks.")
+        return (
+            f"{'Refused: ' if self.refused else ''}{self.rows:,} rows, {len(self.good):,} good, {len(self.bad):,} quarantined"
+            f" ({self.faulty / max(self.rows, 1):.2%} faulty, limit {self.limit:.2%}), {odd:,} remarks."
+        )
 
 # %% ../../nbs/quality/20_gate.ipynb #7ad10fb8
 @patch
-def raise_if_refused(self: Quality) -> Quality: # itself, for chaining
+def raise_if_refused(self: Quality) -> Quality:  # itself, for chaining
     "`BatchRefused` when too much is bad."
-    if not self.refused: return self
-    worst = sorted((c for c in self.checks if c["severity"] == "error" and c["failed"]), key=lambda c: -c["failed"])[:3]
+    if not self.refused:
+        return self
+    worst = sorted(
+        (c for c in self.checks if c["severity"] == "error" and c["failed"]), key=lambda c: -c["failed"]
+    )[:3]
     why = "; ".join(f"{c['rule']}: {c['failed']:,} rows, such as {c['examples'][0]}" for c in worst)
-    raise BatchRefused(f"{self.faulty:,} of {self.rows:,} rows are bad ({why}).",
-                       "Nothing was stored. Mend the source, or raise [data] quarantine_limit if this is expected.", faulty=self.faulty, rows=self.rows)
+    raise BatchRefused(
+        f"{self.faulty:,} of {self.rows:,} rows are bad ({why}).",
+        "Nothing was stored. Mend the source, or raise [data] quarantine_limit if this is expected.",
+        faulty=self.faulty,
+        rows=self.rows,
+    )
+
 
 @patch
-def __repr__(self: Quality): return self.summary()
+def __repr__(self: Quality):
+    return self.summary()
+
 
 @patch
 def _repr_html_(self: Quality):
     clean = dict(rule="nothing", severity="", failed=0, sentence="Every row passed every check.", examples=[])
     shown = [c for c in self.checks if c["failed"]] or [clean]
+
     def cell(value):
         number = isinstance(value, int)
         return f"<td style='text-align:{'right' if number else 'left'}'>{escape(f'{value:,}' if number else value)}</td>"
-    rows = ["".join(map(cell, (c["rule"], c["severity"], c["failed"], c["sentence"], ", ".join(c["examples"])))) for c in shown]
+
+    rows = [
+        "".join(map(cell, (c["rule"], c["severity"], c["failed"], c["sentence"], ", ".join(c["examples"]))))
+        for c in shown
+    ]
     head = "".join(f"<th>{h}</th>" for h in ("rule", "severity", "rows", "meaning", "examples"))
     return f"<p>{escape(self.summary())}</p><table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{r}</tr>' for r in rows)}</tbody></table>"
 
 # %% ../../nbs/quality/20_gate.ipynb #5effbccd
 def in_order(
-    bars: pd.DataFrame, # any bars
+    bars: pd.DataFrame,  # any bars
 ) -> bool:
     "Sorted by ticker and time?"
-    if not len(bars): return True
+    if not len(bars):
+        return True
     place, _ = sorted_keys(bars)
     names = bars.ticker.iloc[np.flatnonzero(place == 0)]
-    if names.isna().any() or list(names) != sorted(set(names)): return False
+    if names.isna().any() or list(names) != sorted(set(names)):
+        return False
     at = bars.event_time.to_numpy("datetime64[us]")
     return bool((np.diff(at)[place[1:] > 0] >= np.timedelta64(0)).all())
 
+
 def crowded(
-    bars: pd.DataFrame, # any bars
-) -> np.ndarray: # bool, one a row
+    bars: pd.DataFrame,  # any bars
+) -> np.ndarray:  # bool, one a row
     "Rows that share ticker and time with another row."
-    key = pd.DataFrame(dict(ticker=pd.factorize(bars.ticker)[0], at=bars.event_time.to_numpy("datetime64[us]").view("int64")))
+    key = pd.DataFrame(
+        dict(ticker=pd.factorize(bars.ticker)[0], at=bars.event_time.to_numpy("datetime64[us]").view("int64"))
+    )
     if in_order(bars):
-        same = np.zeros(len(key) + 1, bool); same[1:-1] = (np.diff(key.ticker) == 0) & (np.diff(key["at"]) == 0)
+        same = np.zeros(len(key) + 1, bool)
+        same[1:-1] = (np.diff(key.ticker) == 0) & (np.diff(key["at"]) == 0)
         return same[1:] | same[:-1]
     return key.duplicated(keep=False).to_numpy()
 
 # %% ../../nbs/quality/20_gate.ipynb #73a05333
-def _named(rows): # five examples
+def _named(rows):  # five examples
     hit = rows.head(5)
     return [f"{t} {d}" for t, d in zip(hit.ticker, hit.event_time.dt.strftime("%Y-%m-%d").fillna("no date"))]
 
-def _check(rule, sentence, severity, bars, mask): # one row of the report
-    return dict(rule=rule, severity=severity, failed=int(np.sum(mask)), sentence=sentence, examples=_named(bars[mask]) if np.any(mask) else [])
+
+def _check(rule, sentence, severity, bars, mask):  # one row of the report
+    return dict(
+        rule=rule,
+        severity=severity,
+        failed=int(np.sum(mask)),
+        sentence=sentence,
+        examples=_named(bars[mask]) if np.any(mask) else [],
+    )
 
 # %% ../../nbs/quality/20_gate.ipynb #3c0a8909
 def inspect(
-    bars: pd.DataFrame, # a batch in the form of `tidy_bars`
-    calendar: Calendar | str = "XNYS", # the exchange
-    limit: float = .02, # refuse the batch above this share of bad rows
-    now = None, # when the batch was received, an instant; None = the clock
-    held: pd.DataFrame | None = None, # raw bars of these tickers that are held already, to judge the batch against
-) -> Quality: # rows to keep, rows to set aside, and why
+    bars: pd.DataFrame,  # a batch in the form of `tidy_bars`
+    calendar: Calendar | str = "XNYS",  # the exchange
+    limit: float = 0.02,  # refuse the batch above this share of bad rows
+    now=None,  # when the batch was received, an instant; None = the clock
+    held: pd.DataFrame
+    | None = None,  # raw bars of these tickers that are held already, to judge the batch against
+) -> Quality:  # rows to keep, rows to set aside, and why
     "Pass a batch through all rules and detectors."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     bars = bars.reset_index(drop=True)
     masks = {rule.name: np.zeros(len(bars), bool) for rule in [*RULES, CONFLICT]}
-    for name, rows in failing(prepared(bars, calendar, now), RULES).items(): masks[name][rows] = True
+    for name, rows in failing(prepared(bars, calendar, now), RULES).items():
+        masks[name][rows] = True
     several = crowded(bars)
-    repeated = np.zeros(len(bars), bool); repeated[several] = bars[several].duplicated().to_numpy()
+    repeated = np.zeros(len(bars), bool)
+    repeated[several] = bars[several].duplicated().to_numpy()
     left = np.flatnonzero(several & ~np.logical_or.reduce(list(masks.values())) & ~repeated)
     masks[CONFLICT.name][left[failing(bars.iloc[left], [CONFLICT])[CONFLICT.name]]] = True
     wrong = np.logical_or.reduce(list(masks.values()))
     keep = ~wrong & ~repeated
     good = bars if keep.all() else bars[keep].reset_index(drop=True)
-    if several[keep].any() or not in_order(good): good = good.sort_values(["ticker", "event_time", "known_at"], ignore_index=True)
+    if several[keep].any() or not in_order(good):
+        good = good.sort_values(["ticker", "event_time", "known_at"], ignore_index=True)
     remarks, *flags = _remarks(bars, repeated & ~wrong, good, calendar, held, now)
     checks = [_check(r.name, r.sentence, "error", bars, masks[r.name]) for r in [*RULES, CONFLICT]] + remarks
-    reason = np.array(["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)], dtype=object)
-    return Quality(good, bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True), checks, len(bars), limit, *flags)
+    reason = np.array(
+        ["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)], dtype=object
+    )
+    return Quality(
+        good,
+        bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True),
+        checks,
+        len(bars),
+        limit,
+        *flags,
+    )
 
 # %% ../../nbs/quality/20_gate.ipynb #7f09577e
-def _remarks(bars, repeated, good, calendar, held, now): # the rows of the report about what is kept, and the flags: of these bars, of older ones
+def _remarks(
+    bars, repeated, good, calendar, held, now
+):  # the rows of the report about what is kept, and the flags: of these bars, of older ones
     several = crowded(good)
-    older = np.zeros(len(good), bool); older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()
+    older = np.zeros(len(good), bool)
+    older[several] = good[several].duplicated(["ticker", "event_time"], keep="last").to_numpy()
     found = find_flags(good[~older] if older.any() else good, calendar, held, ALL, before=held is not None)
     found["known_at"] = found.known_at.fillna(now).astype("datetime64[us, UTC]")
     key = ["ticker", "event_time"]
-    old = ~pd.MultiIndex.from_frame(found[key]).isin(pd.MultiIndex.from_frame(good[key])) if held is not None else False
-    earlier, flags = (found[old].reset_index(drop=True), found[~old].reset_index(drop=True)) if np.any(old) else (no_flags(), found)
+    old = (
+        ~pd.MultiIndex.from_frame(found[key]).isin(pd.MultiIndex.from_frame(good[key]))
+        if held is not None
+        else False
+    )
+    earlier, flags = (
+        (found[old].reset_index(drop=True), found[~old].reset_index(drop=True))
+        if np.any(old)
+        else (no_flags(), found)
+    )
     by = {d.name: flags[flags.flag == d.name] for d in ALL}
-    counted = [dict(rule=d.name, severity="warning", failed=len(by[d.name]), sentence=d.sentence, examples=_named(by[d.name])) for d in ALL]
-    return [_check("repeated", "The same row came twice; one copy is kept.", "warning", bars, repeated),
-            _check("revised", "A later row, known later, says otherwise; both are kept with their times.", "warning", good, older), *counted], flags, earlier
+    counted = [
+        dict(
+            rule=d.name,
+            severity="warning",
+            failed=len(by[d.name]),
+            sentence=d.sentence,
+            examples=_named(by[d.name]),
+        )
+        for d in ALL
+    ]
+    return (
+        [
+            _check("repeated", "The same row came twice; one copy is kept.", "warning", bars, repeated),
+            _check(
+                "revised",
+                "A later row, known later, says otherwise; both are kept with their times.",
+                "warning",
+                good,
+                older,
+            ),
+            *counted,
+        ],
+        flags,
+        earlier,
+    )

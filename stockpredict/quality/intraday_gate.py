@@ -15,12 +15,18 @@ from ..sources.intraday_simulation import ends
 from .gate import CONFLICT, RULES, Quality, failing
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #960567e7
-RULES_INSIDE = [replace(r, sentence="The time is not the end of a step inside a session of the exchange.") if r.name == "no session" else r for r in RULES]
+RULES_INSIDE = [
+    replace(r, sentence="The time is not the end of a step inside a session of the exchange.")
+    if r.name == "no session"
+    else r
+    for r in RULES
+]
+
 
 def on_grid(
-    bars: pd.DataFrame, # INTRADAY
-    calendar: Calendar, # the exchange
-) -> np.ndarray: # bool, one a bar
+    bars: pd.DataFrame,  # INTRADAY
+    calendar: Calendar,  # the exchange
+) -> np.ndarray:  # bool, one a bar
     "Does each bar end where a step of a session ends?"
     days, good = calendar.day_of(bars.event_time), np.zeros(len(bars), bool)
     for every in bars.interval.unique():
@@ -32,32 +38,63 @@ def on_grid(
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #cafb363a
 def inspect_intraday(
-    bars: pd.DataFrame, # INTRADAY
-    calendar: Calendar | str = "XNYS", # the exchange
-    limit: float = .02, # refuse the batch above this share of bad rows
-    now = None, # when the batch was received, an instant; None = the clock
-) -> Quality: # rows to keep, rows to set aside, and why
+    bars: pd.DataFrame,  # INTRADAY
+    calendar: Calendar | str = "XNYS",  # the exchange
+    limit: float = 0.02,  # refuse the batch above this share of bad rows
+    now=None,  # when the batch was received, an instant; None = the clock
+) -> Quality:  # rows to keep, rows to set aside, and why
     "Pass a batch of intraday bars through all rules."
     if absent := [c for c in INTRADAY if c not in bars]:
-        raise BarsInvalid(f"The table lacks {', '.join(absent)}.", "Bring it into the shape of intraday bars with `tidy_intraday` first.", absent=absent)
+        raise BarsInvalid(
+            f"The table lacks {', '.join(absent)}.",
+            "Bring it into the shape of intraday bars with `tidy_intraday` first.",
+            absent=absent,
+        )
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     key, bars = ["ticker", "interval", "event_time", "known_at"], bars.reset_index(drop=True)
     at, rounding = bars.event_time, 1e-6
-    judged = bars.assign(ceiling=bars.high * (1 + rounding), floor=bars.low * (1 - rounding), on_close=at.isna() | on_grid(bars, calendar),
-                         is_over=at.isna() | (at <= now), knowable=at.isna() | (bars.known_at >= at))
+    judged = bars.assign(
+        ceiling=bars.high * (1 + rounding),
+        floor=bars.low * (1 - rounding),
+        on_close=at.isna() | on_grid(bars, calendar),
+        is_over=at.isna() | (at <= now),
+        knowable=at.isna() | (bars.known_at >= at),
+    )
     judged["on_close"] = judged.on_close & at.notna()
-    masks = {rule.name: np.isin(np.arange(len(bars)), rows) for rule, rows in zip(RULES_INSIDE, failing(judged, RULES_INSIDE).values(), strict=True)}
+    masks = {
+        rule.name: np.isin(np.arange(len(bars)), rows)
+        for rule, rows in zip(RULES_INSIDE, failing(judged, RULES_INSIDE).values(), strict=True)
+    }
     same = bars.duplicated().to_numpy()
     wrong = np.logical_or.reduce(list(masks.values())) if len(bars) else np.zeros(0, bool)
     left = bars[~same & ~wrong]
     masks[CONFLICT.name] = np.isin(np.arange(len(bars)), left.index[left.duplicated(key, keep=False)])
     wrong = wrong | masks[CONFLICT.name]
-    named = lambda hit: [f"{t} {d}" for t, d in zip(bars.ticker[hit][:5], at[hit][:5].dt.strftime("%Y-%m-%d %H:%M").fillna("no time"))]
-    checks = [dict(rule=r.name, severity="error", failed=int(masks[r.name].sum()), sentence=r.sentence, examples=named(masks[r.name]))
-              for r in [*RULES_INSIDE, CONFLICT]]
-    checks.append(dict(rule="repeated", severity="warning", failed=int((same & ~wrong).sum()), sentence="The same row came twice; one copy is kept.",
-                       examples=named(same & ~wrong)))
+    def named(hit):
+        return [
+            f"{t} {d}"
+            for t, d in zip(bars.ticker[hit][:5], at[hit][:5].dt.strftime("%Y-%m-%d %H:%M").fillna("no time"))
+        ]
+    checks = [
+        dict(
+            rule=r.name,
+            severity="error",
+            failed=int(masks[r.name].sum()),
+            sentence=r.sentence,
+            examples=named(masks[r.name]),
+        )
+        for r in [*RULES_INSIDE, CONFLICT]
+    ]
+    checks.append(
+        dict(
+            rule="repeated",
+            severity="warning",
+            failed=int((same & ~wrong).sum()),
+            sentence="The same row came twice; one copy is kept.",
+            examples=named(same & ~wrong),
+        )
+    )
     reason = ["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)]
     bad = bars[wrong].assign(reason=pd.array(reason, dtype="str")).reset_index(drop=True)
     return Quality(bars[~wrong & ~same].reset_index(drop=True), bad, checks, len(bars), limit)

@@ -16,31 +16,41 @@ from .gate import Rule, failing
 
 # %% ../../nbs/quality/40_reconcile.ipynb #8bb9e350
 def scales(
-    table: pd.DataFrame, # one column a source, index: ticker, event_time
-) -> pd.DataFrame: # factor of each value; 1 unless the source differs from the first by a constant
+    table: pd.DataFrame,  # one column a source, index: ticker, event_time
+) -> pd.DataFrame:  # factor of each value; 1 unless the source differs from the first by a constant
     "How each source's price scale relates to the first one's, stretch by stretch."
-    out = pd.DataFrame(1., table.index, table.columns)
+    out = pd.DataFrame(1.0, table.index, table.columns)
     first = table.iloc[:, 0]
     for name in table.columns[1:]:
         ratio = table[name] / first
-        near = ratio.groupby(level="ticker").transform(lambda r: r.rolling(21, center=True, min_periods=5).median())
+        near = ratio.groupby(level="ticker").transform(
+            lambda r: r.rolling(21, center=True, min_periods=5).median()
+        )
         steady = (ratio / near - 1).abs().groupby(level="ticker").transform("median") < 1e-3
-        out[name] = near.where(steady & ((near - 1).abs() > .05), 1.)
+        out[name] = near.where(steady & ((near - 1).abs() > 0.05), 1.0)
     return out
 
 # %% ../../nbs/quality/40_reconcile.ipynb #5da1335d
 def agree(
-    sources: dict, # name of the source -> its bars
-    tolerance: float = 20, # basis points
-    column: str = "close", # what is compared
-) -> pd.DataFrame: # one row a ticker and time in two sources or more: values by source, consensus, apart (basis points), verdict, outvoted
+    sources: dict,  # name of the source -> its bars
+    tolerance: float = 20,  # basis points
+    column: str = "close",  # what is compared
+) -> pd.DataFrame:  # one row a ticker and time in two sources or more: values by source, consensus, apart (basis points), verdict, outvoted
     "Lay sources beside each other: 'agreed', 'outvoted' or 'undecided'."
-    if len(sources) < 2: raise ParameterRefused("It takes two sources to compare.", "Give bars of another source for the same tickers.")
-    newest = {n: b.sort_values("known_at").drop_duplicates(["ticker", "event_time"], keep="last").set_index(["ticker", "event_time"])[column]
-              for n, b in sources.items()}
+    if len(sources) < 2:
+        raise ParameterRefused(
+            "It takes two sources to compare.", "Give bars of another source for the same tickers."
+        )
+    newest = {
+        n: b.sort_values("known_at")
+        .drop_duplicates(["ticker", "event_time"], keep="last")
+        .set_index(["ticker", "event_time"])[column]
+        for n, b in sources.items()
+    }
     table = pd.DataFrame(newest).sort_index()
     table = table[table.notna().sum(axis=1) >= 2]
-    if not len(table): return table.reset_index().assign(consensus=0., apart=0., verdict="", outvoted="")
+    if not len(table):
+        return table.reset_index().assign(consensus=0.0, apart=0.0, verdict="", outvoted="")
     values = table / scales(table)
     middle = values.median(axis=1)
     distance = values.div(middle, axis=0).sub(1).abs() * 1e4
@@ -50,112 +60,186 @@ def agree(
     with_majority = three & (values.notna().sum(axis=1) - far.sum(axis=1) >= 2)
     verdict = np.select([apart <= tolerance, with_majority], ["agreed", "outvoted"], "undecided")
     who = far.apply(lambda row: ", ".join(row.index[row]), axis=1).where(verdict == "outvoted", "")
-    return table.assign(consensus=middle.where(verdict != "undecided"), apart=apart, verdict=verdict, outvoted=who).reset_index()
+    return table.assign(
+        consensus=middle.where(verdict != "undecided"), apart=apart, verdict=verdict, outvoted=who
+    ).reset_index()
 
 # %% ../../nbs/quality/40_reconcile.ipynb #f7fc6abb
 def by_ticker(
-    compared: pd.DataFrame, # from `agree`
-) -> pd.DataFrame: # index: ticker; shared, outvoted, undecided, median and worst distance in basis points
+    compared: pd.DataFrame,  # from `agree`
+) -> pd.DataFrame:  # index: ticker; shared, outvoted, undecided, median and worst distance in basis points
     "How well the sources agree, ticker by ticker, the worst first."
     g = compared.groupby("ticker")
     count = {v: (compared.verdict == v).groupby(compared.ticker).sum() for v in ("outvoted", "undecided")}
-    table = pd.DataFrame(dict(shared=g.size(), **count, median_apart=g.apart.median(), worst_apart=g.apart.max()))
+    table = pd.DataFrame(
+        dict(shared=g.size(), **count, median_apart=g.apart.median(), worst_apart=g.apart.max())
+    )
     return table.sort_values(["undecided", "outvoted", "worst_apart"], ascending=False)
 
+
 def disagreements(
-    compared: pd.DataFrame, # from `agree`
-) -> pd.DataFrame: # FLAGS; known_at is empty, for it takes a comparison to know
+    compared: pd.DataFrame,  # from `agree`
+) -> pd.DataFrame:  # FLAGS; known_at is empty, for it takes a comparison to know
     "Flags for the bars that sources disagree about."
     rows = compared[compared.verdict != "agreed"]
-    if not len(rows): return no_flags()
-    said = [f"Sources are {a:,.0f} basis points apart; " + (f"{o} was outvoted." if o else "nobody can tell which is right.")
-            for a, o in zip(rows.apart, rows.outvoted)]
-    return rows.assign(flag="sources disagree", usable=False, sentence=said, known_at=pd.NaT, move=rows.apart / 1e4)[FLAGS].reset_index(drop=True)
+    if not len(rows):
+        return no_flags()
+    said = [
+        f"Sources are {a:,.0f} basis points apart; "
+        + (f"{o} was outvoted." if o else "nobody can tell which is right.")
+        for a, o in zip(rows.apart, rows.outvoted)
+    ]
+    return rows.assign(
+        flag="sources disagree", usable=False, sentence=said, known_at=pd.NaT, move=rows.apart / 1e4
+    )[FLAGS].reset_index(drop=True)
 
 # %% ../../nbs/quality/40_reconcile.ipynb #3857f65a
 def rewrites(
-    held: pd.DataFrame, # bars as they were
-    bars: pd.DataFrame, # bars as they come now
-    tolerance: float = 1e-6, # relative change of the close that is rounding
-) -> pd.DataFrame: # ticker, event_time, held, now, change (relative); only bars whose close differs
+    held: pd.DataFrame,  # bars as they were
+    bars: pd.DataFrame,  # bars as they come now
+    tolerance: float = 1e-6,  # relative change of the close that is rounding
+) -> pd.DataFrame:  # ticker, event_time, held, now, change (relative); only bars whose close differs
     "Which closes are not what they were."
-    newest = [f.sort_values("known_at").drop_duplicates(["ticker", "event_time"], keep="last")[["ticker", "event_time", "close"]] for f in (held, bars)]
+    newest = [
+        f.sort_values("known_at").drop_duplicates(["ticker", "event_time"], keep="last")[
+            ["ticker", "event_time", "close"]
+        ]
+        for f in (held, bars)
+    ]
     both = newest[0].merge(newest[1], on=["ticker", "event_time"], suffixes=("_held", "_now"))
-    both = both.assign(change=both.close_now / both.close_held - 1).rename(columns=dict(close_held="held", close_now="now"))
+    both = both.assign(change=both.close_now / both.close_held - 1).rename(
+        columns=dict(close_held="held", close_now="now")
+    )
     return both[both.change.abs() > tolerance].sort_values(["ticker", "event_time"], ignore_index=True)
 
+
 def restated(
-    changed: pd.DataFrame, # from `rewrites`
-    shared: pd.Series | None = None, # bars that both have, by ticker; None = unknown
-) -> pd.DataFrame: # index: ticker; bars, first, last, typical and largest change, sentence
+    changed: pd.DataFrame,  # from `rewrites`
+    shared: pd.Series | None = None,  # bars that both have, by ticker; None = unknown
+) -> pd.DataFrame:  # index: ticker; bars, first, last, typical and largest change, sentence
     "The rewriting of history, ticker by ticker."
-    if not len(changed): return pd.DataFrame(columns=["bars", "first", "last", "typical", "largest", "what"])
+    if not len(changed):
+        return pd.DataFrame(columns=["bars", "first", "last", "typical", "largest", "what"])
     g = changed.groupby("ticker")
-    worst = changed.loc[g.change.apply(lambda c: c.abs().idxmax()), ["ticker", "change"]].set_index("ticker").change
-    out = pd.DataFrame({"bars": g.size(), "first": g.event_time.min(), "last": g.event_time.max(), "typical": g.change.median(), "largest": worst})
+    worst = (
+        changed.loc[g.change.apply(lambda c: c.abs().idxmax()), ["ticker", "change"]]
+        .set_index("ticker")
+        .change
+    )
+    out = pd.DataFrame(
+        {
+            "bars": g.size(),
+            "first": g.event_time.min(),
+            "last": g.event_time.max(),
+            "typical": g.change.median(),
+            "largest": worst,
+        }
+    )
     even = g.change.agg(lambda c: c.std(ddof=0)) < 1e-4 * (1 + out.typical)
-    all_of_it = out.bars >= .9 * (shared.reindex(out.index) if shared is not None else np.inf)
-    out["what"] = np.select([even & (out.bars >= 5), all_of_it & (out.bars >= 5)], ["rescaled by one factor", "another history"], "corrections")
+    all_of_it = out.bars >= 0.9 * (shared.reindex(out.index) if shared is not None else np.inf)
+    out["what"] = np.select(
+        [even & (out.bars >= 5), all_of_it & (out.bars >= 5)],
+        ["rescaled by one factor", "another history"],
+        "corrections",
+    )
     return out.sort_values("bars", ascending=False)
 
 # %% ../../nbs/quality/40_reconcile.ipynb #a9cbe0c7
 def on_traded_scale(
-    bars: pd.DataFrame, # as they come now
-    held: pd.DataFrame, # the same tickers as they are held, as published
-) -> pd.DataFrame: # the bars, those of restated tickers multiplied back
+    bars: pd.DataFrame,  # as they come now
+    held: pd.DataFrame,  # the same tickers as they are held, as published
+) -> pd.DataFrame:  # the bars, those of restated tickers multiplied back
     "Undo splits that a vendor has worked into bars we know."
     key = ["ticker", "event_time"]
     newest = bars.sort_values("known_at").drop_duplicates(key, keep="last")
-    if "adj_close" in bars: newest = newest[newest.adj_close.isna()]
+    if "adj_close" in bars:
+        newest = newest[newest.adj_close.isna()]
     both = newest.merge(held, on=key, suffixes=("", "_held"))
-    if not len(both): return bars
+    if not len(both):
+        return bars
     move = np.log((both.close / both.close_held).to_numpy())
     ratio, off = nearest_ratio(move)
-    split = (off < 5e-3) & (np.abs(move) > .15) & (np.abs(move) < np.log(50)) # a hundred times is a wrong unit, and no split
-    both = both.assign(split=split, factor=np.where(np.abs(move) < 5e-3, 1., np.where(split, ratio, np.nan)))
+    split = (
+        (off < 5e-3) & (np.abs(move) > 0.15) & (np.abs(move) < np.log(50))
+    )  # a hundred times is a wrong unit, and no split
+    both = both.assign(split=split, factor=np.where(np.abs(move) < 5e-3, 1.0, np.where(split, ratio, np.nan)))
     told = both.groupby("ticker").agg(n=("split", "size"), split=("split", "sum"), known=("factor", "count"))
-    names = told.index[(told.split > 0) & ((told.split > 2) | (told.n > 3)) & (told.known >= .9 * told.n)]
-    if not len(names): return bars
+    names = told.index[(told.split > 0) & ((told.split > 2) | (told.n > 3)) & (told.known >= 0.9 * told.n)]
+    if not len(names):
+        return bars
     mine = bars.ticker.isin(names)
-    factor = bars[key].merge(both[[*key, "factor"]], on=key, how="left").set_axis(bars.index).sort_values(key).groupby("ticker").factor.bfill()
-    factor = factor.reindex(bars.index).fillna(1.).where(mine, 1.)
+    factor = (
+        bars[key]
+        .merge(both[[*key, "factor"]], on=key, how="left")
+        .set_axis(bars.index)
+        .sort_values(key)
+        .groupby("ticker")
+        .factor.bfill()
+    )
+    factor = factor.reindex(bars.index).fillna(1.0).where(mine, 1.0)
     sent = bars.adj_close.where(~mine, bars.close) if "adj_close" in bars else bars.close.where(mine)
     same = bars[key].merge(held, on=key, how="left").set_axis(bars.index)
-    def restored(c, value, cent): return same[c].where((value - same[c]).abs() <= cent, value) # what was rounded away is known
-    prices = {c: restored(c, bars[c] * factor, .006 * factor) for c in PRICES}
-    return bars.assign(**prices, volume=restored("volume", bars.volume / factor, 1.), adj_close=sent)
+
+    def restored(c, value, cent):
+        return same[c].where((value - same[c]).abs() <= cent, value)  # what was rounded away is known
+
+    prices = {c: restored(c, bars[c] * factor, 0.006 * factor) for c in PRICES}
+    return bars.assign(**prices, volume=restored("volume", bars.volume / factor, 1.0), adj_close=sent)
 
 # %% ../../nbs/quality/40_reconcile.ipynb #45452aaa
 def corrections(
-    versions: pd.DataFrame, # rows of a lake: ticker, event_time, known_at, close; several for one bar
-) -> pd.DataFrame: # ticker, event_time, known_at (of the later version), held, now, change; only versions whose close differs
+    versions: pd.DataFrame,  # rows of a lake: ticker, event_time, known_at, close; several for one bar
+) -> pd.DataFrame:  # ticker, event_time, known_at (of the later version), held, now, change; only versions whose close differs
     "Every time a bar's close was restated."
-    rows = versions[versions.duplicated(["ticker", "event_time"], keep=False)].sort_values(["ticker", "event_time", "known_at"])
+    rows = versions[versions.duplicated(["ticker", "event_time"], keep=False)].sort_values(
+        ["ticker", "event_time", "known_at"]
+    )
     before = rows.close.groupby([rows.ticker, rows.event_time]).shift()
-    out = rows[["ticker", "event_time", "known_at"]].assign(held=before, now=rows.close, change=rows.close / before - 1)
+    out = rows[["ticker", "event_time", "known_at"]].assign(
+        held=before, now=rows.close, change=rows.close / before - 1
+    )
     return out[out.change.abs() > 1e-12].reset_index(drop=True)
 
 # %% ../../nbs/quality/40_reconcile.ipynb #2ff44d0e
 def completeness(
-    bars: pd.DataFrame, # one row a bar
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> pd.DataFrame: # index: ticker; first, last, sessions inside its span, missing, longest hole, share
+    bars: pd.DataFrame,  # one row a bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> pd.DataFrame:  # index: ticker; first, last, sessions inside its span, missing, longest hole, share
     "How much of its own span each ticker has."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    days = calendar.sessions(calendar.day_of([bars.event_time.min()])[0], calendar.day_of([bars.event_time.max()])[0]) if len(bars) else pd.DatetimeIndex([])
-    at = pd.DataFrame(dict(ticker=bars.ticker.to_numpy(), n=days.searchsorted(calendar.day_of(bars.event_time)))).drop_duplicates().sort_values(["ticker", "n"])
+    days = (
+        calendar.sessions(
+            calendar.day_of([bars.event_time.min()])[0], calendar.day_of([bars.event_time.max()])[0]
+        )
+        if len(bars)
+        else pd.DatetimeIndex([])
+    )
+    at = (
+        pd.DataFrame(
+            dict(ticker=bars.ticker.to_numpy(), n=days.searchsorted(calendar.day_of(bars.event_time)))
+        )
+        .drop_duplicates()
+        .sort_values(["ticker", "n"])
+    )
     hole = at.n.groupby(at.ticker).diff() - 1
     g = at.groupby("ticker").n
-    out = pd.DataFrame(dict(first=days[g.min()], last=days[g.max()], sessions=g.max() - g.min() + 1, bars=g.size(),
-                            longest_hole=hole.groupby(at.ticker).max().fillna(0).astype(int)))
+    out = pd.DataFrame(
+        dict(
+            first=days[g.min()],
+            last=days[g.max()],
+            sessions=g.max() - g.min() + 1,
+            bars=g.size(),
+            longest_hole=hole.groupby(at.ticker).max().fillna(0).astype(int),
+        )
+    )
     return out.assign(missing=out.sessions - out.bars, share=out.bars / out.sessions)
 
 # %% ../../nbs/quality/40_reconcile.ipynb #f8535ea7
 def freshness(
-    bars: pd.DataFrame, # one row a bar
-    calendar: Calendar | str = "XNYS", # the exchange
-    now = None, # an instant; None = the clock
-) -> pd.DataFrame: # index: ticker; newest (session), age (sessions that have closed since), state
+    bars: pd.DataFrame,  # one row a bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+    now=None,  # an instant; None = the clock
+) -> pd.DataFrame:  # index: ticker; newest (session), age (sessions that have closed since), state
     "How old the newest bar of each ticker is, the oldest first."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     newest = bars.groupby("ticker").event_time.max()
@@ -164,35 +248,59 @@ def freshness(
     day = calendar.day_of(newest)
     age = len(closed) - closed.searchsorted(day, side="right")
     state = np.select([age == 0, age <= 5], ["fresh", "late"], "silent")
-    return pd.DataFrame(dict(newest=day, age=age, state=state), index=newest.index).sort_values(["age"], ascending=False, kind="stable")
+    return pd.DataFrame(dict(newest=day, age=age, state=state), index=newest.index).sort_values(
+        ["age"], ascending=False, kind="stable"
+    )
+
 
 def absent_sessions(
-    bars: pd.DataFrame, # what was delivered
-    start, # first day that was asked for
-    end, # last day that was asked for
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> pd.DatetimeIndex: # sessions for which not one bar came; empty on holidays and weekends
+    bars: pd.DataFrame,  # what was delivered
+    start,  # first day that was asked for
+    end,  # last day that was asked for
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> pd.DatetimeIndex:  # sessions for which not one bar came; empty on holidays and weekends
     "Days on which the exchange was open and the source was silent."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     return calendar.sessions(start, end).difference(calendar.day_of(bars.event_time).unique())
 
 # %% ../../nbs/quality/40_reconcile.ipynb #ca3008ab
-def _within(column, low, high): return "ExpectColumnValuesToBeBetween", dict(column=column, min_value=low, max_value=high)
+def _within(column, low, high):
+    return "ExpectColumnValuesToBeBetween", dict(column=column, min_value=low, max_value=high)
 
-EDGES = { # kind of summary -> what is expected of its rows
-    "completeness": [Rule("incomplete", "More than two per cent of the sessions in its span are missing.", [_within("share", .98, 1)]),
-                     Rule("long hole", "More than five sessions in a row are missing.", [_within("longest_hole", 0, 5)])],
-    "freshness": [Rule("late", "Newer sessions have closed, and their bars have not come.", [_within("age", 0, 0)])],
-    "agreement": [Rule("sources disagree", "More than one close in a hundred differs between sources.", [_within("share", 0, .01)])],
+
+EDGES = {  # kind of summary -> what is expected of its rows
+    "completeness": [
+        Rule(
+            "incomplete",
+            "More than two per cent of the sessions in its span are missing.",
+            [_within("share", 0.98, 1)],
+        ),
+        Rule("long hole", "More than five sessions in a row are missing.", [_within("longest_hole", 0, 5)]),
+    ],
+    "freshness": [
+        Rule("late", "Newer sessions have closed, and their bars have not come.", [_within("age", 0, 0)])
+    ],
+    "agreement": [
+        Rule(
+            "sources disagree",
+            "More than one close in a hundred differs between sources.",
+            [_within("share", 0, 0.01)],
+        )
+    ],
 }
 
+
 def expected(
-    summary: pd.DataFrame, # from `completeness`, `freshness`, or `by_ticker` with a column share
-    kind: str, # which suite of `EDGES`
-) -> pd.DataFrame: # ticker, rule, sentence; empty when all is well
+    summary: pd.DataFrame,  # from `completeness`, `freshness`, or `by_ticker` with a column share
+    kind: str,  # which suite of `EDGES`
+) -> pd.DataFrame:  # ticker, rule, sentence; empty when all is well
     "Which rows of a summary are not what they should be."
-    if kind not in EDGES: raise ParameterRefused(f"There is no suite called '{kind}'.", did_you_mean(kind, EDGES))
+    if kind not in EDGES:
+        raise ParameterRefused(f"There is no suite called '{kind}'.", did_you_mean(kind, EDGES))
     table = summary.reset_index()
-    rows = [dict(ticker=table.ticker[i], rule=rule.name, sentence=rule.sentence)
-            for rule in EDGES[kind] for i in failing(table, [rule])[rule.name]]
+    rows = [
+        dict(ticker=table.ticker[i], rule=rule.name, sentence=rule.sentence)
+        for rule in EDGES[kind]
+        for i in failing(table, [rule])[rule.name]
+    ]
     return pd.DataFrame(rows, columns=["ticker", "rule", "sentence"])

@@ -22,23 +22,27 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from .. import __version__
-from ..core.errors import ArtifactRejected, NotReady, StockpredictError, UnknownHorizon, UnknownTicker, near
+from ..core.errors import ArtifactRejected, NotReady, StockpredictError, UnknownHorizon
+from ..core.errors import UnknownTicker, near
 from ..core.settings import Settings
 
 # %% ../../nbs/serve/30_answer_table.ipynb #6492d94c
 MAGIC, FORMAT = b"SPTABLE1", 1
-_HEAD = struct.Struct("<8s32s64s")     # magic, sha256 of the rest, ed25519 signature of that (zeros: unsigned)
-_SIZES = struct.Struct("<QQQ")         # bytes of header, index, bodies
+_HEAD = struct.Struct("<8s32s64s")  # magic, sha256 of the rest, ed25519 signature of that (zeros: unsigned)
+_SIZES = struct.Struct("<QQQ")  # bytes of header, index, bodies
+
 
 def pack(
-    header: dict,                          # what the table is: key, model, snapshot, sessions …
+    header: dict,  # what the table is: key, model, snapshot, sessions …
     bodies: dict[tuple[str, int], bytes],  # (ticker, horizon) -> JSON object without its closing brace
-    sign=None,                             # function from digest to 64 signature bytes
+    sign=None,  # function from digest to 64 signature bytes
 ) -> bytes:
     "The table as one block of bytes."
     index, at, parts = [], 0, []
     for (ticker, horizon), body in sorted(bodies.items()):
-        index.append((ticker, horizon, at, len(body))); parts.append(body); at += len(body)
+        index.append((ticker, horizon, at, len(body)))
+        parts.append(body)
+        at += len(body)
     head, index = orjson.dumps(header | {"format": FORMAT, "rows": len(parts)}), orjson.dumps(index)
     rest = _SIZES.pack(len(head), len(index), at) + head + index + b"".join(parts)
     digest = hashlib.sha256(rest).digest()
@@ -47,102 +51,156 @@ def pack(
 # %% ../../nbs/serve/30_answer_table.ipynb #f93f782d
 class Table:
     "Every answer of one model on one snapshot."
-    def __init__(self,
-        raw: bytes,      # as packed
-        verify=None,     # function(signature, digest) that raises when the signature is not ours
+
+    def __init__(
+        self,
+        raw: bytes,  # as packed
+        verify=None,  # function(signature, digest) that raises when the signature is not ours
     ):
         self.header, self.index, start = _unpack(raw, verify)
-        self.rows = {(t, h): raw[start + at:start + at + n] for t, h, at, n in self.index}
+        self.rows = {(t, h): raw[start + at : start + at + n] for t, h, at, n in self.index}
         self.tickers = sorted({t for t, *_ in self.index})
         self.horizons = sorted({h for _, h, *_ in self.index})
         self.key, self.size = self.header["key"], len(raw)
 
     @classmethod
-    def open(cls,
+    def open(
+        cls,
         path: Path,  # a table file
     ):
         "Read and verify a table file."
-        try: return cls(Path(path).read_bytes())
+        try:
+            return cls(Path(path).read_bytes())
         except FileNotFoundError:
-            raise NotReady("No answers have been computed yet.", "Run `stockpredict predict`, or wait for the scheduled run.") from None
+            raise NotReady(
+                "No answers have been computed yet.",
+                "Run `stockpredict predict`, or wait for the scheduled run.",
+            ) from None
 
-    def __repr__(self): return f"Table {self.key}: {len(self.tickers)} tickers, horizons {self.horizons}, {self.size / 1024:.0f} KiB"
+    def __repr__(self):
+        return f"Table {self.key}: {len(self.tickers)} tickers, horizons {self.horizons}, {self.size / 1024:.0f} KiB"
+
 
 def _unpack(raw, verify):
     "Header, index and where the bodies start; every length and the checksum are verified first."
-    wrong = NotReady("The table of answers is damaged or cut short.", "Run `stockpredict predict` to write it anew.")
-    if len(raw) < _HEAD.size + _SIZES.size: raise wrong
+    wrong = NotReady(
+        "The table of answers is damaged or cut short.", "Run `stockpredict predict` to write it anew."
+    )
+    if len(raw) < _HEAD.size + _SIZES.size:
+        raise wrong
     magic, digest, signature = _HEAD.unpack_from(raw)
     n_head, n_index, n_bodies = _SIZES.unpack_from(raw, _HEAD.size)
     start = _HEAD.size + _SIZES.size
-    if magic != MAGIC or len(raw) != start + n_head + n_index + n_bodies: raise wrong
-    if hashlib.sha256(memoryview(raw)[_HEAD.size:]).digest() != digest: raise wrong
-    if verify: verify(signature, digest)
-    return orjson.loads(raw[start:start + n_head]), orjson.loads(raw[start + n_head:start + n_head + n_index]), start + n_head + n_index
+    if magic != MAGIC or len(raw) != start + n_head + n_index + n_bodies:
+        raise wrong
+    if hashlib.sha256(memoryview(raw)[_HEAD.size :]).digest() != digest:
+        raise wrong
+    if verify:
+        verify(signature, digest)
+    return (
+        orjson.loads(raw[start : start + n_head]),
+        orjson.loads(raw[start + n_head : start + n_head + n_index]),
+        start + n_head + n_index,
+    )
 
 # %% ../../nbs/serve/30_answer_table.ipynb #ff0a39ed
 @patch
-def get(self: Table,
-    ticker: str,          # canonical name
-    horizon: int | None = None, # sessions; `None` for every horizon
+def get(
+    self: Table,
+    ticker: str,  # canonical name
+    horizon: int | None = None,  # sessions; `None` for every horizon
 ) -> list[bytes]:
     "The stored answers, one per horizon; each is a JSON object without its closing brace."
     if horizon is not None and horizon not in self.horizons:
-        raise UnknownHorizon(f"There is no forecast for {horizon} sessions.",
-            f"Ask for one of {', '.join(map(str, self.horizons))}.", horizons=self.horizons)
-    found = [self.rows[ticker, h] for h in ([horizon] if horizon is not None else self.horizons) if (ticker, h) in self.rows]
-    if found: return found
-    if (last := self.header.get("absent", {}).get(ticker)):
-        raise UnknownTicker(f"{ticker} had no bar on {self.header['decision_session']}; its last is of {last}, so there is no forecast.",
-            "It was halted, delisted or its data is late; ask for another ticker.", last_session=last)
+        raise UnknownHorizon(
+            f"There is no forecast for {horizon} sessions.",
+            f"Ask for one of {', '.join(map(str, self.horizons))}.",
+            horizons=self.horizons,
+        )
+    found = [
+        self.rows[ticker, h]
+        for h in ([horizon] if horizon is not None else self.horizons)
+        if (ticker, h) in self.rows
+    ]
+    if found:
+        return found
+    if last := self.header.get("absent", {}).get(ticker):
+        raise UnknownTicker(
+            f"{ticker} had no bar on {self.header['decision_session']}; its last is of {last}, so there is no forecast.",
+            "It was halted, delisted or its data is late; ask for another ticker.",
+            last_session=last,
+        )
     alike = near(ticker, self.tickers)
-    raise UnknownTicker(f"{ticker} is not in the universe.",
-        f"Did you mean {' or '.join(alike)}?" if alike else "GET /v1/predictions lists every ticker.", near=alike)
+    raise UnknownTicker(
+        f"{ticker} is not in the universe.",
+        f"Did you mean {' or '.join(alike)}?" if alike else "GET /v1/predictions lists every ticker.",
+        near=alike,
+    )
 
 # %% ../../nbs/serve/30_answer_table.ipynb #d9b265b2
 @patch
-def age(self: Table,
-    now: float | None = None, # seconds since the epoch; the clock when left out
+def age(
+    self: Table,
+    now: float | None = None,  # seconds since the epoch; the clock when left out
 ) -> int:
     "Sessions that closed since the decision session."
     return bisect_right(self.header.get("closes", []), time.time() if now is None else now)
 
+
 def staleness(
-    age: int,          # sessions
+    age: int,  # sessions
     stale_after: int,  # sessions from which an answer counts as stale
-    stale_model: bool, # a newer model was refused
+    stale_model: bool,  # a newer model was refused
 ) -> bytes:
     "The end of every answer: what is only known when it is read, and the closing brace."
     state = "stale" if age >= stale_after else "fresh"
-    return b',"staleness":{"sessions":%d,"state":"%b"},"stale_model":%b}' % (age, state.encode(), b"true" if stale_model else b"false")
+    return b',"staleness":{"sessions":%d,"state":"%b"},"stale_model":%b}' % (
+        age,
+        state.encode(),
+        b"true" if stale_model else b"false",
+    )
 
 # %% ../../nbs/serve/30_answer_table.ipynb #0a5713f4
 TABLE, PREVIOUS = "table.bin", "table.previous.bin"
 
+
 def _sync(folder):
     "Make the renames in `folder` survive a power cut."
     fd = os.open(folder, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
 
 def write_table(
-    raw: bytes,   # as packed
-    folder: Path, # `settings.storage.serving_dir`
+    raw: bytes,  # as packed
+    folder: Path,  # `settings.storage.serving_dir`
 ) -> Path:
     "Swap a table in, keeping the one before."
     folder.mkdir(parents=True, exist_ok=True)
-    place, new, old = folder / TABLE, folder / f"table.{os.getpid()}.tmp", folder / f"previous.{os.getpid()}.tmp"
+    place = folder / TABLE
+    new = folder / f"table.{os.getpid()}.tmp"
+    old = folder / f"previous.{os.getpid()}.tmp"
     try:
-        with open(new, "wb") as f: f.write(raw); f.flush(); os.fsync(f.fileno())
-        if place.exists(): old.unlink(missing_ok=True); os.link(place, old); os.replace(old, folder / PREVIOUS)
+        with open(new, "wb") as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        if place.exists():
+            old.unlink(missing_ok=True)
+            os.link(place, old)
+            os.replace(old, folder / PREVIOUS)
         os.replace(new, place)
     finally:
-        for left in (new, old): left.unlink(missing_ok=True)
+        for left in (new, old):
+            left.unlink(missing_ok=True)
     _sync(folder)
     return place
 
+
 def rollback_table(
-    folder: Path, # `settings.storage.serving_dir`
+    folder: Path,  # `settings.storage.serving_dir`
 ) -> Table:
     "Make the table before the current one current again."
     table = Table.open(folder / PREVIOUS)
@@ -152,12 +210,14 @@ def rollback_table(
 # %% ../../nbs/serve/30_answer_table.ipynb #0b8d3f3a
 class TableFile:
     "The newest whole table in a folder, followed as it is swapped."
-    def __init__(self,
-        folder: Path,      # `settings.storage.serving_dir`
-        every: float = .5, # seconds between looks at the file
+
+    def __init__(
+        self,
+        folder: Path,  # `settings.storage.serving_dir`
+        every: float = 0.5,  # seconds between looks at the file
     ):
         self.path, self.every, self.table, self.problem = Path(folder) / TABLE, every, None, ""
-        self._seen, self._next = None, 0.
+        self._seen, self._next = None, 0.0
 
     def current(self) -> Table | None:
         "The table to answer from; `None` before the first one."
@@ -166,40 +226,51 @@ class TableFile:
             self.look()
         return self.table
 
+
 @patch
 def look(self: TableFile):
     "Look at the file now; take it over if it is new and whole."
-    try: stat = os.stat(self.path)
-    except OSError: stat = None
+    try:
+        stat = os.stat(self.path)
+    except OSError:
+        stat = None
     seen = stat and (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    if seen == self._seen and (seen or self.table): return
+    if seen == self._seen and (seen or self.table):
+        return
     self._seen, self.problem = seen, ""
-    try: self.table = Table.open(self.path)
+    try:
+        self.table = Table.open(self.path)
     except (StockpredictError, OSError) as error:
         self.problem = str(error)
-        if self.table is None: self._fall_back()
+        if self.table is None:
+            self._fall_back()
+
 
 @patch
 def _fall_back(self: TableFile):
     "Start from the table before when the current one cannot be read."
-    try: self.table = Table.open(self.path.with_name(PREVIOUS))
-    except (StockpredictError, OSError): pass
+    try:
+        self.table = Table.open(self.path.with_name(PREVIOUS))
+    except (StockpredictError, OSError):
+        pass
 
 # %% ../../nbs/serve/30_answer_table.ipynb #9fde2bd0
 @dataclass(frozen=True)
 class TableInfo:
     "What a refresh did."
-    status: str    # written or unchanged
-    key: str       # model version, artifact, snapshot and content in one
-    tickers: int   # with an answer
-    rows: int      # tickers times horizons
-    decision_session: str # nothing after its close was used
-    model: str     # name and version
-    seconds: float # it took
-    shared: bool | None # copy left in Redis; `None` where none is set up
+
+    status: str  # written or unchanged
+    key: str  # model version, artifact, snapshot and content in one
+    tickers: int  # with an answer
+    rows: int  # tickers times horizons
+    decision_session: str  # nothing after its close was used
+    model: str  # name and version
+    seconds: float  # it took
+    shared: bool | None  # copy left in Redis; `None` where none is set up
+
 
 def table_key(
-    header: dict, # of the engine's answers
+    header: dict,  # of the engine's answers
 ) -> str:
     "Same model, same bars, same code: same key."
     model = header["model"]
@@ -207,12 +278,13 @@ def table_key(
 
 # %% ../../nbs/serve/30_answer_table.ipynb #19f7aadc
 def refresh(
-    settings: Settings,   # lake, registry, serving folder, Redis
+    settings: Settings,  # lake, registry, serving folder, Redis
     force: bool = False,  # write even when nothing changed
-    wait: float = 120.,   # seconds to wait for another writer
+    wait: float = 120.0,  # seconds to wait for another writer
 ) -> TableInfo:
     "Compute every answer of the champion on the newest bars, and swap the table in."
     from stockpredict.serve.engine import Engine
+
     started, folder = time.monotonic(), settings.storage.serving_dir
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "table.lock", timeout=wait):
@@ -222,89 +294,131 @@ def refresh(
         status, raw = "unchanged", _standing(folder, key)
         if raw is None or force:
             told = engine.predict_universe()
-            status, raw = "written", pack(told.header | {"key": key, "built_at": datetime.now(UTC).isoformat(timespec="seconds")},
-                {(p["ticker"], p["horizon"]): orjson.dumps(p)[:-1] for p in told.predictions}, signer(settings))
+            status = "written"
+            raw = pack(
+                told.header | {"key": key, "built_at": datetime.now(UTC).isoformat(timespec="seconds")},
+                {(p["ticker"], p["horizon"]): orjson.dumps(p)[:-1] for p in told.predictions},
+                signer(settings),
+            )
             write_table(raw, folder)
         table, shared = Table(raw), share(settings, raw)
     model = f"{header['model']['name']} version {header['model']['version']}"
-    return TableInfo(status, key, len(table.tickers), table.header["rows"], header["decision_session"], model, round(time.monotonic() - started, 3), shared)
+    return TableInfo(
+        status,
+        key,
+        len(table.tickers),
+        table.header["rows"],
+        header["decision_session"],
+        model,
+        round(time.monotonic() - started, 3),
+        shared,
+    )
+
 
 def _standing(folder, key):
     "The bytes of the table on disk when it is whole and has this key."
-    try: raw = (folder / TABLE).read_bytes(); return raw if Table(raw).key == key else None
-    except (OSError, StockpredictError): return None
+    try:
+        raw = (folder / TABLE).read_bytes()
+        return raw if Table(raw).key == key else None
+    except (OSError, StockpredictError):
+        return None
 
 # %% ../../nbs/serve/30_answer_table.ipynb #2f0df909
 NOW, COPY = "stockpredict:table:now", "stockpredict:table:copy:"
 
+
 def redis_client(
-    url: str, # redis://… or unix://…
+    url: str,  # redis://… or unix://…
 ):
     "A client that gives up quickly."
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
-    return redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=.5, retry=Retry(NoBackoff(), 0))
+
+    return redis.Redis.from_url(
+        url, socket_timeout=1, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)
+    )
+
 
 def share(
-    settings: Settings, # its `serving.redis_url`
-    raw: bytes,         # the table
+    settings: Settings,  # its `serving.redis_url`
+    raw: bytes,  # the table
 ) -> bool | None:
     "Leave a copy and announce it; `False` when Redis did not take it, `None` when there is none."
-    if not settings.serving.redis_url: return None
+    if not settings.serving.redis_url:
+        return None
     table = Table(raw)
     try:
         with redis_client(settings.serving.redis_url) as client:
             client.set(COPY + table.key, raw, ex=14 * 86400)
             client.set(NOW, orjson.dumps({"key": table.key, "built_at": table.header["built_at"]}))
     except Exception as error:
-        if not _from_redis(error): raise
+        if not _from_redis(error):
+            raise
         return False
     return True
+
 
 def _from_redis(error):
     "Is this Redis being away, slow or odd?"
     import redis
+
     return isinstance(error, redis.RedisError | OSError | ValueError | KeyError | TypeError)
 
 # %% ../../nbs/serve/30_answer_table.ipynb #7cc08d20
 SEAL = b"stockpredict table 1\n"
 
+
 def signer(
-    settings: Settings, # its keys folder
+    settings: Settings,  # its keys folder
 ):
     "A function that signs a digest, where there is a private key."
     from stockpredict.models.artifact import ensure_keys
+
     folder = settings.storage.keys_dir
-    if not (folder / "signing.key").exists(): return None
+    if not (folder / "signing.key").exists():
+        return None
     return lambda digest: ensure_keys(folder).private.sign(SEAL + digest)
 
+
 def verifier(
-    settings: Settings, # its keys folder
+    settings: Settings,  # its keys folder
 ):
     "A function that refuses a signature that is not ours."
+
     def check(signature, digest):
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
-        try: load_pem_public_key((settings.storage.keys_dir / "signing.pub").read_bytes()).verify(signature, SEAL + digest)
+
+        try:
+            load_pem_public_key((settings.storage.keys_dir / "signing.pub").read_bytes()).verify(
+                signature, SEAL + digest
+            )
         except (OSError, ValueError, InvalidSignature):
-            raise ArtifactRejected("The table is not signed by our key.", "Run `stockpredict predict` here.") from None
+            raise ArtifactRejected(
+                "The table is not signed by our key.", "Run `stockpredict predict` here."
+            ) from None
+
     return check
 
 # %% ../../nbs/serve/30_answer_table.ipynb #04b9d84d
 def fetch_shared(
-    settings: Settings,   # Redis and the public key
-    newer_than: str = "", # `built_at` of the table at hand
+    settings: Settings,  # Redis and the public key
+    newer_than: str = "",  # `built_at` of the table at hand
 ) -> bytes | None:
     "A newer, whole and signed table from Redis, if it announces one."
     try:
         with redis_client(settings.serving.redis_url) as client:
-            if not (told := client.get(NOW)): return None
+            if not (told := client.get(NOW)):
+                return None
             told = orjson.loads(told)
-            if told["built_at"] <= newer_than or not (raw := client.get(COPY + told["key"])): return None
+            if told["built_at"] <= newer_than or not (raw := client.get(COPY + told["key"])):
+                return None
         table = Table(raw, verifier(settings))
-        if table.key != told["key"] or table.header["built_at"] != told["built_at"]: raise NotReady("It is another table than the one announced.")
+        if table.key != told["key"] or table.header["built_at"] != told["built_at"]:
+            raise NotReady("It is another table than the one announced.")
     except Exception as error:
-        if isinstance(error, StockpredictError) or _from_redis(error): raise NotReady(f"The shared table was not taken: {error}".rstrip(".") + ".") from error
+        if isinstance(error, StockpredictError) or _from_redis(error):
+            raise NotReady(f"The shared table was not taken: {error}".rstrip(".") + ".") from error
         raise
     return raw

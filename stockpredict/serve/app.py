@@ -32,47 +32,65 @@ from ..core.settings import Settings, load_settings
 from ..sources.bars import canonical_ticker
 from ..stream.monitor import ages, vitals
 from .pages import CSS, JS, PAGE_CSP, front_page, reference_page
-from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf, envelope, parse_request, problem, request_id
+from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf, envelope
+from .schemas import parse_request, problem, request_id
 from .answer_table import TableFile, fetch_shared, refresh, staleness, write_table
-from .http import JSON, PROBLEM, REVALIDATE, Answer, Meters, Reports, in_our_words, logger, read_body
+from .http import JSON, PROBLEM, REVALIDATE, Answer, Meters, Reports, in_our_words, logger
+from .http import read_body
 
 # %% ../../nbs/serve/70_app.ipynb #8dfa01b6
 ROUTE = "/v1/predictions/{ticker}"
 
+
 class Service:
     "The table being followed, the engine once it is warm, meters and troubles."
-    def __init__(self,
-        settings: Settings, # everything
-        log_level: str = "warning", # of the JSON log
+
+    def __init__(
+        self,
+        settings: Settings,  # everything
+        log_level: str = "warning",  # of the JSON log
     ):
-        self.settings, self.files, self.meters, self.log = settings, TableFile(settings.storage.serving_dir), Meters(), logger(log_level)
+        self.settings = settings
+        self.files = TableFile(settings.storage.serving_dir)
+        self.meters = Meters()
+        self.log = logger(log_level)
         self.chatty = log_level in ("debug", "info")
         self.table = self.engine = self.batcher = None
         self.trouble, self.resting, self.warming, self.started = {}, {}, asyncio.Lock(), time.time()
-        self.age, self.tail, self.etag, self.quick, self._next, self._page = 0, b"", b"", {}, 0., (None, b"")
+        self.age, self.tail, self.etag, self.quick, self._next, self._page = 0, b"", b"", {}, 0.0, (None, b"")
 
     @property
     def stale_model(self) -> bool:
         "Is the model that answers not the one that should?"
-        return "model" in self.trouble or bool(self.engine and self.table and self.table.header["model"]["artifact"] != self.engine.pointer.artifact)
+        return "model" in self.trouble or bool(
+            self.engine
+            and self.table
+            and self.table.header["model"]["artifact"] != self.engine.pointer.artifact
+        )
 
     @property
-    def stale(self) -> bool: return self.age >= self.settings.serving.stale_after
+    def stale(self) -> bool:
+        return self.age >= self.settings.serving.stale_after
 
 # %% ../../nbs/serve/70_app.ipynb #a4b2c025
 @patch
 def tick(self: Service):
     "Look at the table file and the clock, at most twice a second."
-    if (now := time.monotonic()) < self._next: return
-    self._next = now + .5
+    if (now := time.monotonic()) < self._next:
+        return
+    self._next = now + 0.5
     self.files.look()
     if self.files.table is not self.table:
-        self.table = self.files.table; self.quick = quick_answers(self.table)
-        if self.engine: self.engine.peers = None
-    if self.table is None: return
+        self.table = self.files.table
+        self.quick = quick_answers(self.table)
+        if self.engine:
+            self.engine.peers = None
+    if self.table is None:
+        return
     self.age = self.table.age()
     self.tail = staleness(self.age, self.settings.serving.stale_after, self.stale_model)
     self.etag = b'W/"%b-%d-%d-%d"' % (self.table.key.encode(), self.age, self.stale, self.stale_model)
+
 
 def quick_answers(table) -> dict:
     "Path and query of every plain lookup, and the stored bytes that answer it."
@@ -83,44 +101,63 @@ def quick_answers(table) -> dict:
         made.setdefault((path, b""), ([], False))[0].append(body)
     return made
 
+
 @patch
 def ready(self: Service):
     "The table, or why there is none."
     self.tick()
     if self.table is None:
-        raise NotReady(self.files.problem or "No answers have been computed yet.", "Run `stockpredict predict` once a model is published.")
+        raise NotReady(
+            self.files.problem or "No answers have been computed yet.",
+            "Run `stockpredict predict` once a model is published.",
+        )
     return self.table
 
 # %% ../../nbs/serve/70_app.ipynb #1290e1ca
 @patch
-def tell(self: Service,
-    scope: dict,   # of the request
-    stored,        # one stored body, or several
-    one: bool,     # answer with an object instead of a list
-    more: bytes = b"", # further metadata
+def tell(
+    self: Service,
+    scope: dict,  # of the request
+    stored,  # one stored body, or several
+    one: bool,  # answer with an object instead of a list
+    more: bytes = b"",  # further metadata
 ) -> Answer:
     "Stored bodies as a response."
     tag = b"etag", self.etag
-    if self.etag in (held := scope["known"].get(b"if-none-match", b"")) or held == b"*": return Answer(304, [REVALIDATE, tag], b"")
+    if self.etag in (held := scope["known"].get(b"if-none-match", b"")) or held == b"*":
+        return Answer(304, [REVALIDATE, tag], b"")
     data = stored + self.tail if one else b"[" + b",".join([body + self.tail for body in stored]) + b"]"
     return Answer(200, [JSON, REVALIDATE, tag], envelope(data, scope["request_id"], more))
 
 # %% ../../nbs/serve/70_app.ipynb #6659d806
-SECURITY = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"), (b"cross-origin-resource-policy", b"same-origin")]
+SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
 LOCKED = [*SECURITY, (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")]
+
 
 class Front:
     "Id, headers, meters, log, quick answers and the last resort."
-    def __init__(self, app, service: Service, fast: bool = True): self.app, self.service, self.fast = app, service, fast
+
+    def __init__(self, app, service: Service, fast: bool = True):
+        self.app, self.service, self.fast = app, service, fast
 
     async def __call__(self, scope, receive, send):
-        if scope["type"] != "http": return await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         start, service = time.perf_counter(), self.service
         scope["known"] = known = dict(scope["headers"])
         scope["request_id"] = request_id(known.get(b"x-request-id"))
         service.tick()
-        found = service.quick.get((scope["path"], scope["query_string"])) if self.fast and scope["method"] == "GET" else None
-        if not found: return await self.through(scope, receive, send, start)
+        found = (
+            service.quick.get((scope["path"], scope["query_string"]))
+            if self.fast and scope["method"] == "GET"
+            else None
+        )
+        if not found:
+            return await self.through(scope, receive, send, start)
         answer = service.tell(scope, *found)
         headers = [*answer.raw_headers, (b"x-request-id", scope["request_id"]), *LOCKED]
         await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
@@ -132,6 +169,7 @@ class Front:
 async def through(self: Front, scope, receive, send, start):
     "The long way: through the framework, with what every answer carries added on the way out."
     status = 0
+
     async def watched(message):
         nonlocal status
         if message["type"] == "http.response.start":
@@ -139,70 +177,106 @@ async def through(self: Front, scope, receive, send, start):
             policy = SECURITY if any(k == b"content-security-policy" for k, _ in own) else LOCKED
             message["headers"] = [*own, (b"x-request-id", scope["request_id"]), *policy]
         await send(message)
-    try: await self.app(scope, receive, watched)
+
+    try:
+        await self.app(scope, receive, watched)
     except Exception:
-        self.service.log.exception("unforeseen error", request_id=scope["request_id"].decode(), path=scope["path"][:200])
-        if not status: await unforeseen(scope)(scope, receive, watched)
+        self.service.log.exception(
+            "unforeseen error", request_id=scope["request_id"].decode(), path=scope["path"][:200]
+        )
+        if not status:
+            await unforeseen(scope)(scope, receive, watched)
     finally:
-        route = getattr(scope.get("route"), "path", None) or ("/reports" if scope["path"].startswith("/reports") else "unmatched")
+        route = getattr(scope.get("route"), "path", None) or (
+            "/reports" if scope["path"].startswith("/reports") else "unmatched"
+        )
         self.service.note(scope, route, status or 499, time.perf_counter() - start)
 
 # %% ../../nbs/serve/70_app.ipynb #bb7a781d
 def unforeseen(scope: dict) -> Answer:
     "The answer to a failure nobody foresaw."
-    error = StockpredictError("Something failed that should not have.", "Look up the request id in the log of the service.")
+    error = StockpredictError(
+        "Something failed that should not have.", "Look up the request id in the log of the service."
+    )
     return Answer(500, [PROBLEM], problem(error, scope["request_id"], scope["path"]))
+
 
 @patch
 def note(self: Service, scope: dict, route: str, status: int, seconds: float):
     "Count and log one request."
-    self.meters.observe(scope["method"] if scope["method"] in ("GET", "POST") else "other", route, status, seconds)
-    if self.chatty: self.log.info("request", request_id=scope["request_id"].decode(), method=scope["method"], path=scope["path"][:200], route=route,
-        status=status, ms=round(seconds * 1000, 3))
+    self.meters.observe(
+        scope["method"] if scope["method"] in ("GET", "POST") else "other", route, status, seconds
+    )
+    if self.chatty:
+        self.log.info(
+            "request",
+            request_id=scope["request_id"].decode(),
+            method=scope["method"],
+            path=scope["path"][:200],
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 3),
+        )
 
 # %% ../../nbs/serve/70_app.ipynb #16d458a8
-REST = 5. # seconds before a part that failed is tried again
+REST = 5.0  # seconds before a part that failed is tried again
+
 
 @patch
 async def look(self: Service, part: str, work, *args):
     "Do one piece of housekeeping in a thread and keep book of trouble; after a failure, rest for some seconds."
-    if time.monotonic() < self.resting.get(part, 0.): return None
-    try: told = await asyncio.to_thread(work, *args)
+    if time.monotonic() < self.resting.get(part, 0.0):
+        return None
+    try:
+        told = await asyncio.to_thread(work, *args)
     except Exception as error:
-        if part == "redis": self.meters.redis.inc()
-        if self.trouble.get(part) != str(error): self.log.warning("trouble", part=part, reason=str(error))
+        if part == "redis":
+            self.meters.redis.inc()
+        if self.trouble.get(part) != str(error):
+            self.log.warning("trouble", part=part, reason=str(error))
         self.trouble[part], self.resting[part] = str(error), time.monotonic() + REST
         return None
-    if self.trouble.pop(part, None): self.log.warning("well again", part=part)
+    if self.trouble.pop(part, None):
+        self.log.warning("well again", part=part)
     return told
+
 
 @patch
 def load_engine(self: Service):
     "Build the engine, or let it notice a new champion."
     from stockpredict.serve.engine import Batcher, Engine
+
     if self.engine is None:
         engine = Engine(self.settings)
         self.batcher = Batcher(engine.predict_bars, self.settings.serving.max_queue)
         self.engine = engine
-    elif self.engine.reload(): self.log.warning("new champion", artifact=self.engine.pointer.artifact)
-    if self.engine.stale_model: raise NotReady(self.engine.reason)
+    elif self.engine.reload():
+        self.log.warning("new champion", artifact=self.engine.pointer.artifact)
+    if self.engine.stale_model:
+        raise NotReady(self.engine.reason)
 
 # %% ../../nbs/serve/70_app.ipynb #deaa3451
 @patch
 async def housekeeping(self: Service):
     "One round: champion, table, Redis."
-    async with self.warming: await self.look("model", self.load_engine)
+    async with self.warming:
+        await self.look("model", self.load_engine)
     self.tick()
-    behind = self.table is None or self.table.header["model"]["artifact"] != getattr(getattr(self.engine, "pointer", None), "artifact", None)
-    if not behind: self.trouble.pop("table", None)
-    elif self.engine and "model" not in self.trouble: await self.look("table", refresh, self.settings, False, 0.)
+    behind = self.table is None or self.table.header["model"]["artifact"] != getattr(
+        getattr(self.engine, "pointer", None), "artifact", None
+    )
+    if not behind:
+        self.trouble.pop("table", None)
+    elif self.engine and "model" not in self.trouble:
+        await self.look("table", refresh, self.settings, False, 0.0)
     if self.settings.serving.redis_url:
         held = self.table.header.get("built_at", "") if self.table else ""
         if raw := await self.look("redis", fetch_shared, self.settings, held):
             await self.look("table", write_table, raw, self.settings.storage.serving_dir)
 
+
 @patch
-async def keep_house(self: Service, every: float = 1.):
+async def keep_house(self: Service, every: float = 1.0):
     "Go round until cancelled."
     while True:
         await self.housekeeping()
@@ -210,76 +284,137 @@ async def keep_house(self: Service, every: float = 1.):
 
 # %% ../../nbs/serve/70_app.ipynb #7c4139e8
 @patch
-def refuse(self: Service,
-    scope: dict,              # of the request
-    error: StockpredictError, # why
-    headers: tuple = (),      # more of them
+def refuse(
+    self: Service,
+    scope: dict,  # of the request
+    error: StockpredictError,  # why
+    headers: tuple = (),  # more of them
 ) -> Answer:
     "An error as a response."
     self.meters.errors.labels(error.code).inc()
-    retry = [(b"retry-after", b"%d" % int(error.context.get("retry_after", 5)))] if error.status == 503 else []
-    return Answer(error.status, [PROBLEM, (b"cache-control", b"no-store"), *retry, *headers], problem(error, scope["request_id"], scope["path"]))
+    retry = (
+        [(b"retry-after", b"%d" % int(error.context.get("retry_after", 5)))] if error.status == 503 else []
+    )
+    return Answer(
+        error.status,
+        [PROBLEM, (b"cache-control", b"no-store"), *retry, *headers],
+        problem(error, scope["request_id"], scope["path"]),
+    )
+
 
 def catch(app: FastAPI, service: Service):
     "Let every refusal leave through the same door."
-    async def ours(request, error): return service.refuse(request.scope, error)
+
+    async def ours(request, error):
+        return service.refuse(request.scope, error)
+
     async def theirs(request, error):
-        headers = [(k.lower().encode(), v.encode()) for k, v in (getattr(error, "headers", None) or {}).items()]
+        headers = [
+            (k.lower().encode(), v.encode()) for k, v in (getattr(error, "headers", None) or {}).items()
+        ]
         return service.refuse(request.scope, in_our_words(error), headers)
-    async def last(request, error): return unforeseen(request.scope)
+
+    async def last(request, error):
+        return unforeseen(request.scope)
+
     app.add_exception_handler(StockpredictError, ours)
-    for kind in (RequestValidationError, HTTPException): app.add_exception_handler(kind, theirs)
+    for kind in (RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, theirs)
     app.add_exception_handler(Exception, last)
 
 # %% ../../nbs/serve/70_app.ipynb #a70f5fb4
 def known_ticker(
-    text: str, # as typed
+    text: str,  # as typed
 ) -> str:
     "The canonical form, or a refusal."
-    try: return canonical_ticker(text)
-    except BarsInvalid as error: raise RequestInvalid(error.problem, error.fix, **error.context) from None
+    try:
+        return canonical_ticker(text)
+    except BarsInvalid as error:
+        raise RequestInvalid(error.problem, error.fix, **error.context) from None
+
 
 def reading(app: FastAPI, service: Service):
     "Routes for stored forecasts."
-    @app.get(ROUTE, summary="Forecasts for one ticker", response_model=OneForecast | ManyForecasts, tags=["forecasts"], operation_id="prediction")
-    async def prediction(request: Request, ticker: str, horizon: int | None = Query(None, description="sessions; all trained horizons when left out")):
+
+    @app.get(
+        ROUTE,
+        summary="Forecasts for one ticker",
+        response_model=OneForecast | ManyForecasts,
+        tags=["forecasts"],
+        operation_id="prediction",
+    )
+    async def prediction(
+        request: Request,
+        ticker: str,
+        horizon: int | None = Query(None, description="sessions; all trained horizons when left out"),
+    ):
         """The stored forecast of the current model on the newest bars. With `horizon`, `data` is one object; without it, a list.
 
         The answer carries an ETag: send it back as If-None-Match and an unchanged forecast costs 304 and no body."""
         stored = service.ready().get(known_ticker(ticker), horizon)
         return service.tell(request.scope, stored[0] if horizon is not None else stored, horizon is not None)
 
-    @app.get("/v1/predictions", summary="Forecasts for many tickers", response_model=ManyForecasts, tags=["forecasts"], operation_id="predictions")
-    async def predictions(request: Request, tickers: str = Query("", description="comma separated; every ticker when left out", max_length=20_000),
-            horizon: int | None = Query(None, description="sessions; all trained horizons when left out"),
-            limit: int = Query(100, ge=1, le=1000, description="tickers on one page"),
-            cursor: str = Query("", max_length=16, description="`next_cursor` of the page before")):
+    @app.get(
+        "/v1/predictions",
+        summary="Forecasts for many tickers",
+        response_model=ManyForecasts,
+        tags=["forecasts"],
+        operation_id="predictions",
+    )
+    async def predictions(
+        request: Request,
+        tickers: str = Query(
+            "", description="comma separated; every ticker when left out", max_length=20_000
+        ),
+        horizon: int | None = Query(None, description="sessions; all trained horizons when left out"),
+        limit: int = Query(100, ge=1, le=1000, description="tickers on one page"),
+        cursor: str = Query("", max_length=16, description="`next_cursor` of the page before"),
+    ):
         """Alphabetical, page by page. An unknown ticker refuses the whole request and names the ones that look like it."""
         table = service.ready()
         wanted = sorted({known_ticker(t) for t in tickers.split(",") if t.strip()}) or table.tickers
-        page = [t for t in wanted if t > cursor.upper()][:limit + 1]
+        page = [t for t in wanted if t > cursor.upper()][: limit + 1]
         stored = [body for t in page[:limit] for body in table.get(t, horizon)]
-        more = b',"count":%d' % len(stored) + (b',"next_cursor":"%b"' % page[limit - 1].encode() if len(page) > limit else b"")
+        more = b',"count":%d' % len(stored) + (
+            b',"next_cursor":"%b"' % page[limit - 1].encode() if len(page) > limit else b""
+        )
         return service.tell(request.scope, stored, False, more)
 
 # %% ../../nbs/serve/70_app.ipynb #3cdd9f0a
 @patch
-async def what_if(self: Service,
-    ask: WhatIf, # the caller's bars
+async def what_if(
+    self: Service,
+    ask: WhatIf,  # the caller's bars
 ) -> list[dict]:
     "Forecast the caller's bars; one prediction per horizon."
     if self.engine is None:
-        async with self.warming: await self.look("model", self.load_engine) if self.engine is None else None
-    if self.engine is None: raise NotReady(f"There is no verified model to ask: {self.trouble.get('model', 'it is loading')}", "See /health.", retry_after=5)
+        async with self.warming:
+            await self.look("model", self.load_engine) if self.engine is None else None
+    if self.engine is None:
+        raise NotReady(
+            f"There is no verified model to ask: {self.trouble.get('model', 'it is loading')}",
+            "See /health.",
+            retry_after=5,
+        )
     told = await self.batcher.submit(ask)
     return [p for p in told if ask.horizon in (None, p["horizon"])]
 
+
 def asking(app: FastAPI, service: Service):
     "The route for the caller's own bars."
-    body = {"required": True, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/WhatIf"}}}}
+    body = {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/WhatIf"}}},
+    }
 
-    @app.post("/v1/predict", summary="Forecast your own bars", response_model=OneForecast | ManyForecasts, tags=["forecasts"],
-        operation_id="what_if", openapi_extra={"requestBody": body})
+    @app.post(
+        "/v1/predict",
+        summary="Forecast your own bars",
+        response_model=OneForecast | ManyForecasts,
+        tags=["forecasts"],
+        operation_id="what_if",
+        openapi_extra={"requestBody": body},
+    )
     async def predict(request: Request):
         """Your series replaces the ticker of that name in the current universe, or joins it, and is forecast by the same model and features.
 
@@ -287,83 +422,160 @@ def asking(app: FastAPI, service: Service):
         With `horizon`, `data` is one object; without it, a list."""
         ask = parse_request(await read_body(request))
         service.tick()
-        tail = staleness(service.table.age() if service.table else 0, service.settings.serving.stale_after, service.stale_model)
+        tail = staleness(
+            service.table.age() if service.table else 0,
+            service.settings.serving.stale_after,
+            service.stale_model,
+        )
         told = [orjson.dumps(p)[:-1] + tail for p in await service.what_if(ask)]
         data = told[0] if ask.horizon is not None else b"[" + b",".join(told) + b"]"
-        return Answer(200, [JSON, (b"cache-control", b"no-store")], envelope(data, request.scope["request_id"]))
+        return Answer(
+            200, [JSON, (b"cache-control", b"no-store")], envelope(data, request.scope["request_id"])
+        )
 
 # %% ../../nbs/serve/70_app.ipynb #a667fd05
-HISTORICAL = ("sample", "simulated") # sources whose data ends in the past by design
+HISTORICAL = ("sample", "simulated")  # sources whose data ends in the past by design
+
 
 @patch
 def health(self: Service) -> dict:
     "The state of every part."
     self.tick()
     t, storage = self.table, self.settings.storage
-    part = lambda which, /, **known: known | ({"status": "trouble", "reason": self.trouble[which]} if which in self.trouble else {"status": "ok"})
-    place = next(p for p in (storage.serving_dir.absolute(), *storage.serving_dir.absolute().parents) if p.exists())
+    def part(which, /, **known):
+        return (
+            known
+            | (
+                {"status": "trouble", "reason": self.trouble[which]}
+                if which in self.trouble
+                else {"status": "ok"}
+            )
+        )
+    place = next(
+        p for p in (storage.serving_dir.absolute(), *storage.serving_dir.absolute().parents) if p.exists()
+    )
     free = shutil.disk_usage(place).free
     found = {
-        "model": part("model", loaded=self.engine is not None, stale_model=self.stale_model, **(t.header["model"] if t else {})),
-        "table": part("table", **({"key": t.key, "rows": t.header["rows"], "built_at": t.header["built_at"]} if t else {})),
-        "data": {"status": "ok" if not self.stale else "historical" if self.settings.data.source in HISTORICAL else "trouble",
-            "age_sessions": self.age, "decision_session": t.header["decision_session"] if t else None},
-        "lake": {"status": "ok" if storage.catalog or (storage.lake_dir / "catalog.sqlite").exists() else "trouble"},
+        "model": part(
+            "model",
+            loaded=self.engine is not None,
+            stale_model=self.stale_model,
+            **(t.header["model"] if t else {}),
+        ),
+        "table": part(
+            "table",
+            **({"key": t.key, "rows": t.header["rows"], "built_at": t.header["built_at"]} if t else {}),
+        ),
+        "data": {
+            "status": "ok"
+            if not self.stale
+            else "historical"
+            if self.settings.data.source in HISTORICAL
+            else "trouble",
+            "age_sessions": self.age,
+            "decision_session": t.header["decision_session"] if t else None,
+        },
+        "lake": {
+            "status": "ok" if storage.catalog or (storage.lake_dir / "catalog.sqlite").exists() else "trouble"
+        },
         "redis": part("redis") if self.settings.serving.redis_url else {"status": "off"},
-        "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20}}
-    if self.files.problem: found["table"] |= {"status": "trouble", "reason": self.files.problem}
-    elif not t: found["table"] |= {"status": "trouble", "reason": found["table"].get("reason", "No answers have been computed yet.")}
+        "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20},
+    }
+    if self.files.problem:
+        found["table"] |= {"status": "trouble", "reason": self.files.problem}
+    elif not t:
+        found["table"] |= {
+            "status": "trouble",
+            "reason": found["table"].get("reason", "No answers have been computed yet."),
+        }
     troubled = [name for name, state in found.items() if state["status"] == "trouble"]
-    return {"status": "down" if t is None else "degraded" if troubled else "ok", "trouble": troubled, "version": __version__,
-        "up_seconds": round(time.time() - self.started), "components": found}
+    return {
+        "status": "down" if t is None else "degraded" if troubled else "ok",
+        "trouble": troubled,
+        "version": __version__,
+        "up_seconds": round(time.time() - self.started),
+        "components": found,
+    }
 
 # %% ../../nbs/serve/70_app.ipynb #f05c239f
 def promotions(
-    settings: Settings, # whose registry
+    settings: Settings,  # whose registry
 ) -> dict:
     "The champion and the promotions before it, newest first, as the registry wrote them."
+
     def read(name):
-        try: return (settings.storage.registry_dir / name).read_bytes().splitlines()
-        except OSError: return []
+        try:
+            return (settings.storage.registry_dir / name).read_bytes().splitlines()
+        except OSError:
+            return []
+
     def rows(lines):
         for line in lines:
-            with suppress(ValueError): yield orjson.loads(line)
+            with suppress(ValueError):
+                yield orjson.loads(line)
+
     champion = next(rows([b"".join(read("champion.json"))]), None)
     return {"champion": champion, "history": list(rows(read("history.jsonl")))[:-101:-1]}
 
 # %% ../../nbs/serve/70_app.ipynb #d2c90ce4
 def watching(app: FastAPI, service: Service):
     "Routes for people and machines that look after the service."
-    @app.get("/v1/models", summary="The champion and its history", response_model=Envelope[dict], tags=["models"], operation_id="models")
+
+    @app.get(
+        "/v1/models",
+        summary="The champion and its history",
+        response_model=Envelope[dict],
+        tags=["models"],
+        operation_id="models",
+    )
     async def models(request: Request):
         """Which artifact answers, what the gate thought of it, and every promotion and rollback before."""
-        return Answer(200, [JSON, REVALIDATE], envelope(orjson.dumps(promotions(service.settings)), request.scope["request_id"]))
+        return Answer(
+            200,
+            [JSON, REVALIDATE],
+            envelope(orjson.dumps(promotions(service.settings)), request.scope["request_id"]),
+        )
 
-    @app.get("/health", summary="Is it well, and if not, what is wrong", tags=["operation"], operation_id="health")
+    @app.get(
+        "/health", summary="Is it well, and if not, what is wrong", tags=["operation"], operation_id="health"
+    )
     async def health(request: Request):
         """200 while there are answers, 503 while there are none; every part with its state and reason."""
         told = service.health()
-        return Answer(503 if told["status"] == "down" else 200, [JSON, (b"cache-control", b"no-store")], orjson.dumps(told))
+        return Answer(
+            503 if told["status"] == "down" else 200,
+            [JSON, (b"cache-control", b"no-store")],
+            orjson.dumps(told),
+        )
 
     @app.get("/metrics", summary="Prometheus metrics", tags=["operation"], operation_id="metrics")
     async def metrics():
         """Text format; latency by route, refusals by code, age of the table and of the newest data behind it."""
         told, live = service.measured(), await asyncio.to_thread(vitals, service.settings.storage)
-        answers = {"answers": datetime.fromisoformat(service.table.header["data_as_of"]).timestamp()} if service.table else {}
+        answers = (
+            {"answers": datetime.fromisoformat(service.table.header["data_as_of"]).timestamp()}
+            if service.table
+            else {}
+        )
         fresh = written(ages(live.get("newest", {}) | answers, "stockpredict_data"))
         return Answer(200, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")], told + fresh)
+
 
 def written(metrics) -> bytes:
     "Metrics that nobody counts but somebody computes, as Prometheus reads them."
     return generate_latest(SimpleNamespace(collect=lambda: [m for m in metrics if m.samples]))
 
+
 @patch
 def measured(self: Service) -> bytes:
     "Everything counted, and the state of the table right now."
     self.tick()
-    self.meters.age.set(self.age); self.meters.rows.set(self.table.header["rows"] if self.table else 0); self.meters.stale_model.set(self.stale_model)
+    self.meters.age.set(self.age)
+    self.meters.rows.set(self.table.header["rows"] if self.table else 0)
+    self.meters.stale_model.set(self.stale_model)
     self.meters.waiting.set(len(self.batcher.queue) if self.batcher else 0)
-    while self.batcher and self.batcher.batches: self.meters.batch.observe(self.batcher.batches.pop())
+    while self.batcher and self.batcher.batches:
+        self.meters.batch.observe(self.batcher.batches.pop())
     return generate_latest(self.meters.registry)
 
 # %% ../../nbs/serve/70_app.ipynb #7b898a71
@@ -371,23 +583,31 @@ def measured(self: Service) -> bytes:
 def reference(self: Service, app: FastAPI) -> bytes:
     "The reference page for the table at hand."
     self.tick()
-    if self._page[1] and self._page[0] is self.table: return self._page[1]
+    if self._page[1] and self._page[0] is self.table:
+        return self._page[1]
     t, scope = self.table, {"known": {}, "request_id": b"example"}
     example = {"ticker": "AAPL", "horizon": 1, "limit": 3, "body": {"bars": []}}
     answer = b'{"success":false,"data":null}'
     if t:
         ticker, bars, h = t.header["example"]["ticker"], t.header["example"]["bars"], t.horizons[0]
-        example |= {"ticker": ticker, "horizon": h, "tickers": ",".join(t.tickers[:2]), "body": {"ticker": ticker, "bars": bars, "horizon": h}}
+        example |= {
+            "ticker": ticker,
+            "horizon": h,
+            "tickers": ",".join(t.tickers[:2]),
+            "body": {"ticker": ticker, "bars": bars, "horizon": h},
+        }
         answer = self.tell(scope, t.rows[ticker, h], True).body
     serving = self.settings.serving
     self._page = t, reference_page(app.openapi(), example, answer, f"http://{serving.host}:{serving.port}")
     return self._page[1]
 
+
 @patch
 def front(self: Service) -> bytes:
     "The front page for the table at hand."
     self.tick()
-    if not (t := self.table): return front_page({}, [], 0, False)
+    if not (t := self.table):
+        return front_page({}, [], 0, False)
     rows = [orjson.loads(t.rows[ticker, t.horizons[0]] + b"}") for ticker in t.tickers[:60]]
     return front_page(t.header, rows, self.age, self.stale)
 
@@ -395,58 +615,83 @@ def front(self: Service) -> bytes:
 def pages(app: FastAPI, service: Service):
     "Routes for a browser."
     policy = b"content-security-policy", PAGE_CSP.encode()
-    page = lambda body, kind=b"text/html; charset=utf-8": Answer(200, [(b"content-type", kind), REVALIDATE, policy], body)
+    def page(body, kind=b"text/html; charset=utf-8"):
+        return Answer(
+            200, [(b"content-type", kind), REVALIDATE, policy], body
+        )
 
     @app.get("/", include_in_schema=False)
-    async def front(): return page(service.front())
+    async def front():
+        return page(service.front())
 
     @app.get("/docs", include_in_schema=False)
-    async def docs(): return page(service.reference(app))
+    async def docs():
+        return page(service.reference(app))
 
     @app.get("/assets/page.css", include_in_schema=False)
-    async def style(): return page(CSS.encode(), b"text/css; charset=utf-8")
+    async def style():
+        return page(CSS.encode(), b"text/css; charset=utf-8")
 
     @app.get("/assets/page.js", include_in_schema=False)
-    async def script(): return page(JS.encode(), b"text/javascript; charset=utf-8")
+    async def script():
+        return page(JS.encode(), b"text/javascript; charset=utf-8")
 
 # %% ../../nbs/serve/70_app.ipynb #a5f13c46
 def openapi_of(app: FastAPI):
     "The schema, with the request type that is read by hand."
+
     def made():
         if not app.openapi_schema:
-            told = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            _, extra = models_json_schema([(WhatIf, "validation")], ref_template="#/components/schemas/{model}")
+            told = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            _, extra = models_json_schema(
+                [(WhatIf, "validation")], ref_template="#/components/schemas/{model}"
+            )
             told["components"]["schemas"] |= extra["$defs"]
             app.openapi_schema = told
         return app.openapi_schema
+
     return made
 
 # %% ../../nbs/serve/70_app.ipynb #6c52b0a7
 class App(FastAPI):
     "FastAPI with one layer in front of all of it."
+
     front = None
 
     async def __call__(self, scope, receive, send):
         await (self.front(scope, receive, send) if self.front else super().__call__(scope, receive, send))
 
+
 def create_app(
-    settings: Settings | None = None, # `settings.ini` of the working folder when left out
+    settings: Settings | None = None,  # `settings.ini` of the working folder when left out
     *,
-    log_level: str = "warning", # `info` logs every request
-    fast: bool = True,          # answer plain lookups before the router
+    log_level: str = "warning",  # `info` logs every request
+    fast: bool = True,  # answer plain lookups before the router
 ) -> FastAPI:
     "The service as an ASGI application."
     service = Service(settings or load_settings(), log_level)
+
     @asynccontextmanager
     async def life(app):
         house = asyncio.create_task(service.keep_house())
         yield
         house.cancel()
-        with suppress(asyncio.CancelledError): await house
-    app = App(title="stockpredict", version=API_VERSION, docs_url=None, redoc_url=None, lifespan=life,
-        description="Forecast ranges for a universe of stocks, with the model, its verdict and the age of everything that went in.")
+        with suppress(asyncio.CancelledError):
+            await house
+
+    app = App(
+        title="stockpredict",
+        version=API_VERSION,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=life,
+        description="Forecast ranges for a universe of stocks, with the model, its verdict and the age of everything that went in.",
+    )
     app.state.service, app.openapi = service, openapi_of(app)
-    for part in (reading, asking, watching, pages, catch): part(app, service)
+    for part in (reading, asking, watching, pages, catch):
+        part(app, service)
     app.mount("/reports", Reports(service.settings.storage.reports_dir), "reports")
     app.front = Front(super(App, app).__call__, service, fast)
     return app
@@ -456,16 +701,30 @@ def app_factory() -> FastAPI:
     "For `uvicorn --factory stockpredict.serve.app:app_factory`; settings from `STOCKPREDICT_SETTINGS` or the working folder."
     return create_app(log_level=os.environ.get("LOG_LEVEL", "warning").lower())
 
+
 def serve(
-    settings: Settings,         # host and port among them
-    log_level: str = "warning", # `info` logs every request
+    settings: Settings,  # host and port among them
+    log_level: str = "warning",  # `info` logs every request
 ):
     "Run the service until it is told to stop; requests under way are finished first."
     import uvicorn
+
     at = settings.serving
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: probe.bind((at.host, at.port))
-        except OSError as error: raise NotReady(f"{at.host}:{at.port} cannot be listened on: {error.strerror}.", "Set serving.port to a free one.") from None
-    uvicorn.run(create_app(settings, log_level=log_level), host=at.host, port=at.port, log_level=log_level, access_log=False, server_header=False,
-        timeout_graceful_shutdown=25)
+        try:
+            probe.bind((at.host, at.port))
+        except OSError as error:
+            raise NotReady(
+                f"{at.host}:{at.port} cannot be listened on: {error.strerror}.",
+                "Set serving.port to a free one.",
+            ) from None
+    uvicorn.run(
+        create_app(settings, log_level=log_level),
+        host=at.host,
+        port=at.port,
+        log_level=log_level,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=25,
+    )

@@ -19,19 +19,29 @@ from .schemas import Prediction
 # %% ../../nbs/serve/40_client.ipynb #1346121e
 class Client:
     "A running service."
-    def __init__(self,
-        base_url: str = "http://127.0.0.1:8000", # where it listens
-        timeout: float = 10.,  # seconds for one request
-        retries: int = 4,      # times to come back when the service is busy
-        patience: float = 30., # seconds in all to wait between tries
-        transport: httpx.BaseTransport | None = None, # how to get there; the network when left out
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",  # where it listens
+        timeout: float = 10.0,  # seconds for one request
+        retries: int = 4,  # times to come back when the service is busy
+        patience: float = 30.0,  # seconds in all to wait between tries
+        transport: httpx.BaseTransport | None = None,  # how to get there; the network when left out
     ):
-        self.http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport, headers={"user-agent": "stockpredict"})
+        self.http = httpx.Client(
+            base_url=base_url, timeout=timeout, transport=transport, headers={"user-agent": "stockpredict"}
+        )
         self.retries, self.patience = retries, patience
 
-    def __repr__(self): return f"Client of {self.http.base_url}"
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __repr__(self):
+        return f"Client of {self.http.base_url}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         "Let go of the connections."
         self.http.close()
@@ -39,42 +49,62 @@ class Client:
 # %% ../../nbs/serve/40_client.ipynb #d4291ad9
 class Unreachable(ServeError):
     "The service did not answer."
+
     code, status = "service-unreachable", 503
 
+
 def as_error(
-    response: httpx.Response, # a refusal
+    response: httpx.Response,  # a refusal
 ) -> StockpredictError:
     "The error a refusal stands for."
-    try: told = response.json()["error"]
-    except (ValueError, KeyError, TypeError): told = None
+    try:
+        told = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        told = None
     if not isinstance(told, dict) or "code" not in told:
-        return ServeError(f"The server answered {response.status_code} and it is not the prediction service.", "Check the address.")
-    error = _kinds().get(told["code"], ServeError)(told.get("message", ""), told.get("fix", ""), **(told.get("context") or {}))
+        return ServeError(
+            f"The server answered {response.status_code} and it is not the prediction service.",
+            "Check the address.",
+        )
+    error = _kinds().get(told["code"], ServeError)(
+        told.get("message", ""), told.get("fix", ""), **(told.get("context") or {})
+    )
     error.code, error.status = told["code"], response.status_code
     return error
 
+
 def _kinds(root=StockpredictError):
     "Every kind of error by its code."
-    return {root.code: root} | {code: kind for child in root.__subclasses__() for code, kind in _kinds(child).items()}
+    return {root.code: root} | {
+        code: kind for child in root.__subclasses__() for code, kind in _kinds(child).items()
+    }
 
 # %% ../../nbs/serve/40_client.ipynb #ae84a465
 @patch
-def ask(self: Client,
+def ask(
+    self: Client,
     method: str,  # GET or POST
-    path: str,    # such as `/v1/models`
-    **request,    # passed to httpx
+    path: str,  # such as `/v1/models`
+    **request,  # passed to httpx
 ):
     "The `data` of an answer."
-    waited = 0.
+    waited = 0.0
     for attempt in range(self.retries + 1):
-        try: response = self.http.request(method, path, **request)
+        try:
+            response = self.http.request(method, path, **request)
         except httpx.HTTPError as error:
-            raise Unreachable(f"{self.http.base_url} did not answer: {type(error).__name__}.", "Is `stockpredict serve` running?") from error
-        if response.is_success: return response.json()["data"]
-        pause = _seconds(response.headers.get("retry-after", ""), .2 * 2 ** attempt)
-        if response.status_code != 503 or attempt == self.retries or waited + pause > self.patience: raise as_error(response)
+            raise Unreachable(
+                f"{self.http.base_url} did not answer: {type(error).__name__}.",
+                "Is `stockpredict serve` running?",
+            ) from error
+        if response.is_success:
+            return response.json()["data"]
+        pause = _seconds(response.headers.get("retry-after", ""), 0.2 * 2**attempt)
+        if response.status_code != 503 or attempt == self.retries or waited + pause > self.patience:
+            raise as_error(response)
         waited += pause
         time.sleep(pause)
+
 
 def _seconds(text, otherwise):
     "Retry-After in seconds; a date or nonsense counts as absent."
@@ -82,30 +112,48 @@ def _seconds(text, otherwise):
 
 # %% ../../nbs/serve/40_client.ipynb #1d322cfa
 @patch
-def predict(self: Client,
+def predict(
+    self: Client,
     ticker: str,  # any case
-    horizon: int | None = None, # sessions; all of them when left out
+    horizon: int | None = None,  # sessions; all of them when left out
 ) -> Prediction | list[Prediction]:
     "The stored forecast for a ticker."
-    return as_predictions(self.ask("GET", f"/v1/predictions/{quote(ticker, safe='')}", params={} if horizon is None else {"horizon": horizon}))
+    return as_predictions(
+        self.ask(
+            "GET",
+            f"/v1/predictions/{quote(ticker, safe='')}",
+            params={} if horizon is None else {"horizon": horizon},
+        )
+    )
+
 
 def as_predictions(
-    data, # one answer or a list of them, from JSON
+    data,  # one answer or a list of them, from JSON
 ):
     "Typed predictions from an answer."
-    return [Prediction.model_validate(d) for d in data] if isinstance(data, list) else Prediction.model_validate(data)
+    return (
+        [Prediction.model_validate(d) for d in data]
+        if isinstance(data, list)
+        else Prediction.model_validate(data)
+    )
+
 
 @patch
-def universe(self: Client,
-    horizon: int, # sessions
+def universe(
+    self: Client,
+    horizon: int,  # sessions
 ) -> list[Prediction]:
     "The forecasts for every ticker, page after page."
     found, cursor = [], ""
     while True:
-        page = as_predictions(self.ask("GET", "/v1/predictions", params={"horizon": horizon, "limit": 1000, "cursor": cursor}))
+        page = as_predictions(
+            self.ask("GET", "/v1/predictions", params={"horizon": horizon, "limit": 1000, "cursor": cursor})
+        )
         found += page
-        if len(page) < 1000: return found
+        if len(page) < 1000:
+            return found
         cursor = page[-1].ticker
+
 
 @patch
 def models(self: Client) -> dict:
@@ -114,21 +162,26 @@ def models(self: Client) -> dict:
 
 # %% ../../nbs/serve/40_client.ipynb #1f6cc608
 @patch
-def what_if(self: Client,
-    bars,                 # frame with `date` (column or index) and `close`, perhaps open, high, low, volume; or a list of dicts
-    ticker: str = "WHATIF", # the name it takes in the universe
-    horizon: int | None = None, # sessions; all of them when left out
+def what_if(
+    self: Client,
+    # frame with `date` (column or index) and `close`, perhaps open, high, low, volume; or a list of dicts
+    bars,
+    ticker: str = "WHATIF",  # the name it takes in the universe
+    horizon: int | None = None,  # sessions; all of them when left out
 ) -> Prediction | list[Prediction]:
     "Forecast a price history of one's own."
     body = {"ticker": ticker, "bars": as_rows(bars)} | ({} if horizon is None else {"horizon": horizon})
     return as_predictions(self.ask("POST", "/v1/predict", json=body))
 
+
 def as_rows(
-    bars, # a frame or a list of dicts
+    bars,  # a frame or a list of dicts
 ) -> list[dict]:
     "Bars as plain JSON rows; what is missing is left out."
-    if isinstance(bars, list): return bars
+    if isinstance(bars, list):
+        return bars
     frame = bars if "date" in bars else bars.reset_index(names="date")
     keep = [c for c in ("date", "open", "high", "low", "close", "volume") if c in frame]
-    plain = lambda v: str(v.date()) if hasattr(v, "date") else str(v) if isinstance(v, date) else v
+    def plain(v):
+        return str(v.date()) if hasattr(v, "date") else str(v) if isinstance(v, date) else v
     return [{k: plain(v) for k, v in row.items() if v == v} for row in frame[keep].to_dict("records")]

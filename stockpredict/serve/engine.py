@@ -21,8 +21,8 @@ import torch
 from fastcore.basics import patch
 
 from ..core.calendar import get_calendar
-from ..core.errors import (ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion, NotEnoughHistory, NotReady,
-    QueueFull, StockpredictError, UnknownHorizon)
+from ..core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
+from ..core.errors import NotEnoughHistory, NotReady, QueueFull, StockpredictError, UnknownHorizon
 from ..core.settings import Settings
 from ..sources.bars import canonical_ticker
 from ..lake.lake import Lake
@@ -38,112 +38,169 @@ from .schemas import DISCLAIMER, SKILL, Prediction, WhatIf, WhatIfBar, plot_pred
 @dataclass(frozen=True)
 class Pointer:
     "Which artifact answers, and what the gate thought of it."
-    version: int       # counts promotions
-    artifact: str      # content hash, the name of its folder
-    skill: str         # none, weak or strong
-    decision: str = "" # promote or hold
-    promoted_at: str = "" # ISO 8601, UTC
+
+    version: int  # counts promotions
+    artifact: str  # content hash, the name of its folder
+    skill: str  # none, weak or strong
+    decision: str = ""  # promote or hold
+    promoted_at: str = ""  # ISO 8601, UTC
+
 
 def champion_pointer(
-    settings: Settings, # whose registry
+    settings: Settings,  # whose registry
 ) -> Pointer:
     "Read `champion.json`; refuse one that is not ours to follow."
-    try: raw = orjson.loads((settings.storage.registry_dir / "champion.json").read_bytes())
-    except FileNotFoundError: raise NoChampion("No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`.") from None
-    except ValueError: raise ArtifactRejected("The champion pointer is not readable.", "Run `stockpredict rollback` to point at the version before.") from None
-    said = lambda key, default="": str(raw.get(key, default))
-    try: found = Pointer(int(raw["version"]), str(raw["artifact"]), said("skill", "none"), said("decision"), said("promoted_at"))
-    except (KeyError, TypeError, ValueError, AttributeError): found = None
+    try:
+        raw = orjson.loads((settings.storage.registry_dir / "champion.json").read_bytes())
+    except FileNotFoundError:
+        raise NoChampion(
+            "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
+        ) from None
+    except ValueError:
+        raise ArtifactRejected(
+            "The champion pointer is not readable.",
+            "Run `stockpredict rollback` to point at the version before.",
+        ) from None
+    def said(key, default=""):
+        return str(raw.get(key, default))
+    try:
+        found = Pointer(
+            int(raw["version"]),
+            str(raw["artifact"]),
+            said("skill", "none"),
+            said("decision"),
+            said("promoted_at"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        found = None
     if not found or not re.fullmatch(r"[0-9a-f]{8,64}", found.artifact) or found.skill not in SKILL:
-        raise ArtifactRejected("The champion pointer names something that is not an artifact of this registry.", "Run `stockpredict rollback`.")
+        raise ArtifactRejected(
+            "The champion pointer names something that is not an artifact of this registry.",
+            "Run `stockpredict rollback`.",
+        )
     return found
 
 # %% ../../nbs/serve/20_engine.ipynb #a5b8dc66
 class Engine:
     "The champion and the bars it needs."
-    def __init__(self,
-        settings: Settings, # lake, registry, keys and device
+
+    def __init__(
+        self,
+        settings: Settings,  # lake, registry, keys and device
     ):
         self.settings, self.calendar, self.lock = settings, get_calendar(settings.data.calendar), Lock()
         self.pointer = self.artifact = self.model = self.spec = None
-        self.stale_model, self.reason, self.device, self.peers = False, "", pick_device(settings.serving.device), None
+        self.stale_model = False
+        self.reason = ""
+        self.device = pick_device(settings.serving.device)
+        self.peers = None
         self.places = {day: i for i, day in enumerate(self.calendar.sessions().date)}
         self.reload()
 
-    def __repr__(self): return f"Engine with {self.pointer} on {self.device}" + (f", {self.reason}" if self.stale_model else "")
+    def __repr__(self):
+        return f"Engine with {self.pointer} on {self.device}" + (
+            f", {self.reason}" if self.stale_model else ""
+        )
 
     def reload(self) -> bool:
         "Take over a new champion if there is one; `True` when the model changed."
         try:
             pointer = champion_pointer(self.settings)
-            if self.pointer == pointer: self.stale_model, self.reason = False, ""; return False
+            if self.pointer == pointer:
+                self.stale_model, self.reason = False, ""
+                return False
             loaded = load_champion(self.settings, pointer)
         except StockpredictError as error:
-            if self.model is None: raise
+            if self.model is None:
+                raise
             self.stale_model, self.reason = True, str(error)
             return False
         with self.lock:
-            self.pointer, self.artifact, self.model, self.spec = pointer, loaded, loaded.model.to(self.device), loaded.spec
+            self.pointer, self.artifact, self.model, self.spec = (
+                pointer,
+                loaded,
+                loaded.model.to(self.device),
+                loaded.spec,
+            )
             self.delay = int(loaded.manifest.get("entry_delay", self.settings.validation.entry_delay))
             self.index = str(loaded.manifest.get("index") or "")
             self.stale_model, self.reason, self.peers = False, "", None
         return True
 
+
 def pick_device(
-    wanted: str, # auto, cpu, cuda or cuda:1
+    wanted: str,  # auto, cpu, cuda or cuda:1
 ) -> str:
     "The device to compute on; `auto` takes a GPU where there is one."
-    if wanted == "cpu" or torch.cuda.is_available(): return "cuda" if wanted == "auto" else wanted
+    if wanted == "cpu" or torch.cuda.is_available():
+        return "cuda" if wanted == "auto" else wanted
     return "cpu"
 
 # %% ../../nbs/serve/20_engine.ipynb #85d8c612
 def load_champion(
-    settings: Settings, # keys and registry
-    pointer: Pointer,   # which artifact
+    settings: Settings,  # keys and registry
+    pointer: Pointer,  # which artifact
 ) -> Artifact:
     "Verify and rebuild the artifact a pointer names."
-    loaded = load_artifact(settings.storage.registry_dir / "versions" / pointer.artifact, public_key(settings.storage.keys_dir))
+    loaded = load_artifact(
+        settings.storage.registry_dir / "versions" / pointer.artifact, public_key(settings.storage.keys_dir)
+    )
     if not loaded.hash.startswith(pointer.artifact):
-        raise ArtifactRejected(f"The folder {pointer.artifact[:12]} holds another artifact, {loaded.hash[:12]}.",
-            "Publish again, or run `stockpredict rollback`.")
+        raise ArtifactRejected(
+            f"The folder {pointer.artifact[:12]} holds another artifact, {loaded.hash[:12]}.",
+            "Publish again, or run `stockpredict rollback`.",
+        )
     return loaded
 
 # %% ../../nbs/serve/20_engine.ipynb #ce016cf0
 @dataclass(frozen=True)
 class Window:
     "The newest bars of the universe and what they are a copy of."
-    bars: pd.DataFrame # as the lake hands them out, adjusted
-    panel: Panel       # the same as a rectangle
-    inputs: Inputs     # features of its newest sessions
-    closes: dict       # ticker to close, in the last session
-    until: pd.Series   # time of the newest bar of every ticker the lake ever held
-    said: dict         # what all answers have in common: dates, model, snapshot
+
+    bars: pd.DataFrame  # as the lake hands them out, adjusted
+    panel: Panel  # the same as a rectangle
+    inputs: Inputs  # features of its newest sessions
+    closes: dict  # ticker to close, in the last session
+    until: pd.Series  # time of the newest bar of every ticker the lake ever held
+    said: dict  # what all answers have in common: dates, model, snapshot
     session = property(lambda self: self.panel.sessions[-1])
     snapshot = property(lambda self: self.said["snapshot"])
+
     def __repr__(self):
         return f"Window to {self.session:%Y-%m-%d}: {len(self.panel.tickers)} tickers, {len(self.inputs)} sessions, snapshot {self.snapshot}"
+
 
 @patch
 def need(self: Engine) -> int:
     "Bars behind one forecast: the look-back of the features and the sequence the model reads."
     return self.artifact.lookback
 
+
 @patch
 def window(self: Engine) -> Window:
     "Read the newest bars, unless the lake has not changed."
     with Lake(self.settings.storage, read_only=True) as lake:
         snapshot = lake.snapshot()
-        if self.peers is not None and self.peers.snapshot == snapshot: return self.peers
+        if self.peers is not None and self.peers.snapshot == snapshot:
+            return self.peers
         bars, panel, until = self._newest(lake, snapshot)
         fingerprint = lake.fingerprint(snapshot)
     newest = bars[bars.event_time == bars.event_time.max()]
-    self.peers = Window(bars, panel, self.inputs(panel), dict(zip(newest.ticker, newest.close, strict=True)), until,
-        self.shared(newest.event_time.iloc[0], panel.sessions[-1], snapshot, fingerprint))
+    self.peers = Window(
+        bars,
+        panel,
+        self.inputs(panel),
+        dict(zip(newest.ticker, newest.close, strict=True)),
+        until,
+        self.shared(newest.event_time.iloc[0], panel.sessions[-1], snapshot, fingerprint),
+    )
     return self.peers
 
+
 @patch
-def inputs(self: Engine,
-    panel: Panel, # bars that reach back far enough
+def inputs(
+    self: Engine,
+    panel: Panel,  # bars that reach back far enough
 ) -> Inputs:
     "Features of the newest sessions, no further back than a forecast needs; usable for members only where the model is of an index."
     return of_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
@@ -154,24 +211,36 @@ def known(self: Engine, panel: Panel, lake, snapshot) -> Panel:
     "The panel with the facts that the model was trained with; `FactsMissing` when one of them has no value at the newest close."
     needs = {*self.spec.needs, *([MEMBER] if self.index else [])}
     index = self.index or self.settings.data.index or "sp500"
-    made = with_facts(panel, lake, self.calendar, needs, index=index, snapshot=snapshot, source=lake.source(snapshot))
+    made = with_facts(
+        panel, lake, self.calendar, needs, index=index, snapshot=snapshot, source=lake.source(snapshot)
+    )
     refuse_lacking(made, needs)
     return made
+
 
 @patch
 def _newest(self: Engine, lake, snapshot):
     "Bars and their panel: every ticker of the last session has its look-back or its whole life in it."
     need, source = self.need(), lake.source(snapshot)
-    lives = lake.rows(f"SELECT ticker, count(DISTINCT event_time) AS bars, min(event_time) AS since, max(event_time) AS until "
-        f"FROM lake.bars AT (VERSION => {int(snapshot)}) WHERE source = $source GROUP BY 1", source=source).set_index("ticker")
-    if not len(lives): raise NotReady("The lake holds no bars.", "Run `stockpredict ingest`.")
-    days = self.calendar.sessions(*(self.calendar.session_of([t])[0] for t in (lives.since.min(), lives.until.max())))
+    lives = lake.rows(
+        f"SELECT ticker, count(DISTINCT event_time) AS bars, min(event_time) AS since, max(event_time) AS until "
+        f"FROM lake.bars AT (VERSION => {int(snapshot)}) WHERE source = $source GROUP BY 1",
+        source=source,
+    ).set_index("ticker")
+    if not len(lives):
+        raise NotReady("The lake holds no bars.", "Run `stockpredict ingest`.")
+    days = self.calendar.sessions(
+        *(self.calendar.session_of([t])[0] for t in (lives.since.min(), lives.until.max()))
+    )
     now, sessions = lives.index[lives.until == lives.until.max()], need + need // 4 + 40
     while True:
         bars = lake.bars(start=days[max(0, len(days) - sessions)], snapshot=snapshot, source=source)
         panel, held = Panel.from_bars(bars, self.calendar), bars.groupby("ticker").size()
-        whole = (held[now] >= lives.bars[now].clip(upper=need)).all() and len(self.spec.tail(panel)) + self.model.sequence <= len(panel)
-        if whole or sessions >= len(days): return bars, self.known(panel, lake, snapshot), lives.until
+        whole = (held[now] >= lives.bars[now].clip(upper=need)).all() and len(
+            self.spec.tail(panel)
+        ) + self.model.sequence <= len(panel)
+        if whole or sessions >= len(days):
+            return bars, self.known(panel, lake, snapshot), lives.until
         sessions *= 2
 
 # %% ../../nbs/serve/20_engine.ipynb #bdb93b6e
@@ -179,49 +248,84 @@ def _newest(self: Engine, lake, snapshot):
 def shared(self: Engine, asof, session, snapshot, fingerprint) -> dict:
     "What all answers of a pass have in common."
     p, day = self.pointer, lambda n: str(self.calendar.offset(session, n).date())
-    return dict(model=dict(name=self.model.name, version=p.version, artifact=p.artifact, skill=p.skill, verdict=SKILL[p.skill]),
-        decision_session=str(session.date()), entry_session=day(self.delay), targets={str(h): day(self.delay + h) for h in self.model.horizons},
-        data_as_of=asof.strftime("%Y-%m-%dT%H:%M:%SZ"), snapshot=snapshot, fingerprint=fingerprint, horizons=list(self.model.horizons))
+    return dict(
+        model=dict(
+            name=self.model.name,
+            version=p.version,
+            artifact=p.artifact,
+            skill=p.skill,
+            verdict=SKILL[p.skill],
+        ),
+        decision_session=str(session.date()),
+        entry_session=day(self.delay),
+        targets={str(h): day(self.delay + h) for h in self.model.horizons},
+        data_as_of=asof.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        snapshot=snapshot,
+        fingerprint=fingerprint,
+        horizons=list(self.model.horizons),
+    )
 
 # %% ../../nbs/serve/20_engine.ipynb #757b6667
 @patch
-def forward(self: Engine,
-    inputs: Inputs, # features up to the decision session
+def forward(
+    self: Engine,
+    inputs: Inputs,  # features up to the decision session
 ) -> Forecast:
     "Forecast the last session, checked."
     inputs = inputs.last(self.model.sequence)
+
     def run(device):
-        if self.model.device != device: self.model.to(device)
-        with torch.inference_mode(): return self.model.predict(inputs.to(device), len(inputs) - 1)
-    try: forecast = run(self.device)
+        if self.model.device != device:
+            self.model.to(device)
+        with torch.inference_mode():
+            return self.model.predict(inputs.to(device), len(inputs) - 1)
+
+    try:
+        forecast = run(self.device)
     except RuntimeError as error:
-        if self.device == "cpu": raise ModelOutputInvalid(f"The model failed: {str(error)[:200]}.", "The previous answers stay; roll back.") from error
+        if self.device == "cpu":
+            raise ModelOutputInvalid(
+                f"The model failed: {str(error)[:200]}.", "The previous answers stay; roll back."
+            ) from error
         self.device = "cpu"
         forecast = run("cpu")
     due = inputs.usable[-1].cpu()
     if (missing := due & ~forecast.given[0]).any():
         names = [inputs.tickers[i] for i in missing.nonzero()[:5, 0].tolist()]
-        raise ModelOutputInvalid(f"{self.pointer.artifact[:8]} gave no number for {int(missing.sum())} tickers, {', '.join(names)} first.",
-            "The previous answers stay. Roll back, or look at the inputs of those tickers.")
+        raise ModelOutputInvalid(
+            f"{self.pointer.artifact[:8]} gave no number for {int(missing.sum())} tickers, {', '.join(names)} first.",
+            "The previous answers stay. Roll back, or look at the inputs of those tickers.",
+        )
     return forecast.validate()
 
 # %% ../../nbs/serve/20_engine.ipynb #45c73bb4
 @dataclass(frozen=True)
 class Answers:
     "Everything the service will say about one model on one snapshot."
-    predictions: list[dict] # fields of `Prediction`, less those that depend on when it is read
-    header: dict            # what all of them share, for the table
-    forecast: Forecast      # the numbers as tensors
 
-    def __len__(self): return len(self.predictions)
+    predictions: list[dict]  # fields of `Prediction`, less those that depend on when it is read
+    header: dict  # what all of them share, for the table
+    forecast: Forecast  # the numbers as tensors
+
+    def __len__(self):
+        return len(self.predictions)
+
     def __repr__(self):
         return f"{len(self)} answers for {self.header['tickers']} tickers on {self.header['decision_session']} by {self.header['model']['name']}"
 
     def frame(self) -> pd.DataFrame:
         "One row per ticker and horizon."
         keep = "ticker horizon decision_session entry_session target_session last_close expected p_up".split()
-        levels = lambda p: {f"q{round(float(level) * 100):02d}": value for level, value in p["quantiles"].items()}
-        return pd.DataFrame([{k: p[k] for k in keep} | levels(p) | {"volatility": p["volatility"]["daily"]} for p in self.predictions])
+        def levels(p):
+            return {
+                    f"q{round(float(level) * 100):02d}": value for level, value in p["quantiles"].items()
+                }
+        return pd.DataFrame(
+            [
+                {k: p[k] for k in keep} | levels(p) | {"volatility": p["volatility"]["daily"]}
+                for p in self.predictions
+            ]
+        )
 
     def plot(self, ticker: str | None = None):
         "The ranges of one ticker, all horizons."
@@ -231,24 +335,43 @@ class Answers:
 
 # %% ../../nbs/serve/20_engine.ipynb #03cc9a8e
 @patch
-def answers(self: Engine,
-    window: Window,     # where the forecast was made
-    forecast: Forecast, # of its last session
-    source: str = "lake", # whose bars: lake or caller
+def answers(
+    self: Engine,
+    window: Window,  # where the forecast was made
+    forecast: Forecast,  # of its last session
+    source: str = "lake",  # whose bars: lake or caller
 ) -> list[dict]:
     "Put a forecast of one session into words."
-    same = {k: window.said[k] for k in ("model", "data_as_of", "snapshot", "fingerprint")} | {"source": source, "disclaimer": DISCLAIMER}
+    same = {k: window.said[k] for k in ("model", "data_as_of", "snapshot", "fingerprint")} | {
+        "source": source,
+        "disclaimer": DISCLAIMER,
+    }
     dates = {k: window.said[k] for k in ("decision_session", "entry_session")}
     number, price = lambda x, n=6: round(x, n), lambda x: float(f"{x:.8g}")
     q, p, v = (x[0].tolist() for x in (forecast.quantiles, forecast.p_up, forecast.volatility))
-    daily, names, made = window.inputs.volatility[-1].tolist(), [f"{level:g}" for level in forecast.levels], []
+    daily = window.inputs.volatility[-1].tolist()
+    names = [f"{level:g}" for level in forecast.levels]
+    made = []
     for n in forecast.given[0].nonzero()[:, 0].tolist():
-        ticker = forecast.tickers[n]; close = float(window.closes[ticker])
+        ticker = forecast.tickers[n]
+        close = float(window.closes[ticker])
         for j, h in enumerate(forecast.horizons):
             levels = {name: number(x) for name, x in zip(names, q[n][j], strict=True)}
-            made.append(dict(ticker=ticker, horizon=h, **dates, target_session=window.said["targets"][str(h)], quantiles=levels,
-                prices={k: price(close * (1 + x)) for k, x in levels.items()}, last_close=price(close), expected=levels["0.5"],
-                p_up=number(p[n][j], 4), volatility=dict(daily=number(daily[n]), horizon=number(v[n][j])), **same))
+            made.append(
+                dict(
+                    ticker=ticker,
+                    horizon=h,
+                    **dates,
+                    target_session=window.said["targets"][str(h)],
+                    quantiles=levels,
+                    prices={k: price(close * (1 + x)) for k, x in levels.items()},
+                    last_close=price(close),
+                    expected=levels["0.5"],
+                    p_up=number(p[n][j], 4),
+                    volatility=dict(daily=number(daily[n]), horizon=number(v[n][j])),
+                    **same,
+                )
+            )
     return made
 
 # %% ../../nbs/serve/20_engine.ipynb #2435bc06
@@ -260,9 +383,15 @@ def about(self: Engine, window: Window, forecast: Forecast) -> dict:
     first = min(given, default=None)
     example = window.bars[window.bars.ticker == first].iloc[-60:]
     days = self.calendar.session_of(example.event_time).strftime("%Y-%m-%d")
-    return window.said | dict(tickers=len(given), absent={t: str(at.date()) for t, at in window.until.items() if t not in given},
-        closes=[int(t.timestamp()) for t in later], example=dict(ticker=first,
-        bars=[dict(date=d, close=round(c, 4)) for d, c in zip(days, example.close, strict=True)]))
+    return window.said | dict(
+        tickers=len(given),
+        absent={t: str(at.date()) for t, at in window.until.items() if t not in given},
+        closes=[int(t.timestamp()) for t in later],
+        example=dict(
+            ticker=first,
+            bars=[dict(date=d, close=round(c, 4)) for d, c in zip(days, example.close, strict=True)],
+        ),
+    )
 
 # %% ../../nbs/serve/20_engine.ipynb #af1b659a
 @patch
@@ -275,80 +404,113 @@ def predict_universe(self: Engine) -> Answers:
 
 # %% ../../nbs/serve/20_engine.ipynb #464f045e
 @patch
-def joined(self: Engine,
-    window: Window, # the universe
-    ask: WhatIf,    # the caller's bars
+def joined(
+    self: Engine,
+    window: Window,  # the universe
+    ask: WhatIf,  # the caller's bars
 ) -> Window:
     "The universe with the caller's series in it, cut to the same sessions; only the caller's column of inputs."
     ticker, panel = canonical_ticker(ask.ticker), window.panel
     if ask.horizon not in (None, *self.model.horizons):
-        raise UnknownHorizon(f"There is no forecast for {ask.horizon} sessions.", f"Ask for one of {', '.join(map(str, self.model.horizons))}.")
+        raise UnknownHorizon(
+            f"There is no forecast for {ask.horizon} sessions.",
+            f"Ask for one of {', '.join(map(str, self.model.horizons))}.",
+        )
     days, prices = check_bars(ask.bars, self.places, window.session)
     row = np.array(days) - (self.places[window.session.date()] - len(panel) + 1)
     mine = torch.full((len(FIELDS), len(panel)), torch.nan, dtype=torch.float64)
     mine[:, row[row >= 0]] = torch.from_numpy(prices[:, row >= 0])
     tickers = panel.tickers if ticker in panel.tickers else [*panel.tickers, ticker]
     n = tickers.index(ticker)
-    fields = {f: put(getattr(panel, f).values, n, mine[i].float()) for i, f in enumerate(FIELDS) if panel.has(f)}
+    fields = {
+        f: put(getattr(panel, f).values, n, mine[i].float()) for i, f in enumerate(FIELDS) if panel.has(f)
+    }
     inputs = column(self.inputs(Panel(fields | beside(panel, n, mine), panel.sessions, tickers)), n)
     if not inputs.usable[-1, 0]:
-        raise NotEnoughHistory(f"{len(ask.bars)} bars are too few to know how volatile {ticker} is.", f"Send {self.need()} sessions or more.")
+        raise NotEnoughHistory(
+            f"{len(ask.bars)} bars are too few to know how volatile {ticker} is.",
+            f"Send {self.need()} sessions or more.",
+        )
     return replace(window, inputs=inputs, closes={ticker: float(mine[FIELDS.index("close"), -1])})
 
 # %% ../../nbs/serve/20_engine.ipynb #da7f8b4f
 def beside(
-    panel: Panel, # the universe, with facts
-    n: int, # column of the caller's ticker, perhaps a new one
-    mine: torch.Tensor, # the caller's bars, `[field, session]`
-) -> dict: # field -> `[session, ticker]`
+    panel: Panel,  # the universe, with facts
+    n: int,  # column of the caller's ticker, perhaps a new one
+    mine: torch.Tensor,  # the caller's bars, `[field, session]`
+) -> dict:  # field -> `[session, ticker]`
     "The facts with the caller's ticker among them: its own when it is held, else those about the market; price and money are the caller's."
     close, volume = (mine[FIELDS.index(f)] for f in ("close", "volume"))
     own = dict(raw_close=close, money=close * volume)
     market, made = fields_of(market=True) if set(panel._fields) - set(FIELDS) else {}, {}
     for f, x in panel._fields.items():
-        if f in FIELDS: continue
-        if f in own: made[f] = put(x, n, own[f].to(x))
-        elif f == MEMBER: made[f] = put(x, n, torch.zeros_like(x[:, 0]) if n == x.shape[1] else x[:, n].nan_to_num(0.)) # whoever asks is answered
-        else: made[f] = x if n < x.shape[1] else put(x, n, x[:, 0] if f in market else torch.full_like(x[:, 0], torch.nan))
+        if f in FIELDS:
+            continue
+        if f in own:
+            made[f] = put(x, n, own[f].to(x))
+        elif f == MEMBER:
+            made[f] = put(
+                x, n, torch.zeros_like(x[:, 0]) if n == x.shape[1] else x[:, n].nan_to_num(0.0)
+            )  # whoever asks is answered
+        else:
+            made[f] = (
+                x
+                if n < x.shape[1]
+                else put(x, n, x[:, 0] if f in market else torch.full_like(x[:, 0], torch.nan))
+            )
     return made
+
 
 def put(x: torch.Tensor, n: int, values: torch.Tensor) -> torch.Tensor:
     "The matrix with `values` as column `n`, in place of the one there or after the last."
-    return torch.cat([x[:, :n], values[:, None], x[:, n + 1:]], 1)
+    return torch.cat([x[:, :n], values[:, None], x[:, n + 1 :]], 1)
 
 # %% ../../nbs/serve/20_engine.ipynb #76cc132d
 def check_bars(
-    bars: list[WhatIfBar], # as sent
-    places: dict,          # date of every session -> its position in the calendar
-    session: pd.Timestamp, # current decision session
-) -> tuple: # positions of the sessions in the calendar, prices `[field, bar]`
+    bars: list[WhatIfBar],  # as sent
+    places: dict,  # date of every session -> its position in the calendar
+    session: pd.Timestamp,  # current decision session
+) -> tuple:  # positions of the sessions in the calendar, prices `[field, bar]`
     "Positions and prices, or everything that is wrong with them."
     prices = np.array([[getattr(b, f) for b in bars] for f in FIELDS], dtype=float)
     days, wrong = [places.get(b.date) for b in bars], []
-    closed, newest = [str(b.date) for b, d in zip(bars, days, strict=True) if d is None], max(b.date for b in bars)
-    if closed: wrong.append(f"{len(closed)} dates are not sessions of the exchange, {closed[0]} first")
-    if len({b.date for b in bars}) < len(bars): wrong.append("a date is there twice")
-    if newest != session.date(): wrong.append(f"the newest bar is of {newest}, but the universe is known up to {session.date()}")
+    closed = [str(b.date) for b, d in zip(bars, days, strict=True) if d is None]
+    newest = max(b.date for b in bars)
+    if closed:
+        wrong.append(f"{len(closed)} dates are not sessions of the exchange, {closed[0]} first")
+    if len({b.date for b in bars}) < len(bars):
+        wrong.append("a date is there twice")
+    if newest != session.date():
+        wrong.append(f"the newest bar is of {newest}, but the universe is known up to {session.date()}")
     start, high, low, close, _ = prices
     odd = np.flatnonzero((np.fmax(start, close) > high) | (np.fmin(start, close) < low) | (high < low))
-    if len(odd): wrong.append(f"prices on {bars[odd[0]].date} lie outside its low and high")
-    if not wrong: return days, prices
-    raise BarsInvalid(f"These bars cannot be used: {'; '.join(wrong)}.",
-        f"Send one bar per session, the newest of {session.date()}, adjusted for splits up to that day.", session=str(session.date()))
+    if len(odd):
+        wrong.append(f"prices on {bars[odd[0]].date} lie outside its low and high")
+    if not wrong:
+        return days, prices
+    raise BarsInvalid(
+        f"These bars cannot be used: {'; '.join(wrong)}.",
+        f"Send one bar per session, the newest of {session.date()}, adjusted for splits up to that day.",
+        session=str(session.date()),
+    )
 
 # %% ../../nbs/serve/20_engine.ipynb #07f3d403
 @patch
-def predict_bars(self: Engine,
-    asks: list[WhatIf], # requests, answered in this order
-) -> list: # a list of predictions, or the error, for each
+def predict_bars(
+    self: Engine,
+    asks: list[WhatIf],  # requests, answered in this order
+) -> list:  # a list of predictions, or the error, for each
     "Forecast callers' series among the universe as it was read last."
     with self.lock:
         window, made = self.peers or self.window(), []
         for ask in asks:
-            try: made.append(self.joined(window, ask))
-            except StockpredictError as error: made.append(error)
+            try:
+                made.append(self.joined(window, ask))
+            except StockpredictError as error:
+                made.append(error)
         ok = [m for m in made if isinstance(m, Window)]
-        if not ok: return made
+        if not ok:
+            return made
         forecast = self.forward(side_by_side([m.inputs.last(self.model.sequence) for m in ok]))
         told = iter([self.answers(m, one_ticker(forecast, i), "caller") for i, m in enumerate(ok)])
         return [next(told) if isinstance(m, Window) else m for m in made]
@@ -357,26 +519,49 @@ def predict_bars(self: Engine,
 def column(inputs: Inputs, n: int) -> Inputs:
     "One ticker's inputs."
     at = slice(n, n + 1)
-    return replace(inputs, x=inputs.x[:, at], present=inputs.present[:, at], volatility=inputs.volatility[:, at], tickers=[inputs.tickers[n]])
+    return replace(
+        inputs,
+        x=inputs.x[:, at],
+        present=inputs.present[:, at],
+        volatility=inputs.volatility[:, at],
+        tickers=[inputs.tickers[n]],
+    )
+
 
 def side_by_side(parts: list[Inputs]) -> Inputs:
     "Inputs of one ticker each as columns of one table."
-    cat = lambda name: torch.cat([getattr(p, name) for p in parts], 1)
-    return replace(parts[0], x=cat("x"), present=cat("present"), volatility=cat("volatility"), tickers=[t for p in parts for t in p.tickers])
+    def cat(name):
+        return torch.cat([getattr(p, name) for p in parts], 1)
+    return replace(
+        parts[0],
+        x=cat("x"),
+        present=cat("present"),
+        volatility=cat("volatility"),
+        tickers=[t for p in parts for t in p.tickers],
+    )
+
 
 def one_ticker(forecast: Forecast, n: int) -> Forecast:
     "One column of a forecast."
     at = slice(n, n + 1)
-    return replace(forecast, quantiles=forecast.quantiles[:, at], p_up=forecast.p_up[:, at], volatility=forecast.volatility[:, at],
-        score=forecast.score[:, at], tickers=[forecast.tickers[n]])
+    return replace(
+        forecast,
+        quantiles=forecast.quantiles[:, at],
+        p_up=forecast.p_up[:, at],
+        volatility=forecast.volatility[:, at],
+        score=forecast.score[:, at],
+        tickers=[forecast.tickers[n]],
+    )
 
 # %% ../../nbs/serve/20_engine.ipynb #eff34755
 class Batcher:
     "Runs whatever is queued as soon as the last batch is done."
-    def __init__(self,
-        run,              # function from a list of requests to a list of answers or errors; runs in a thread
-        limit: int = 256, # requests that may wait
-        most: int = 64,   # requests in one batch
+
+    def __init__(
+        self,
+        run,  # function from a list of requests to a list of answers or errors; runs in a thread
+        limit: int = 256,  # requests that may wait
+        most: int = 64,  # requests in one batch
     ):
         self.run, self.limit, self.most, self.queue, self.task = run, limit, most, deque(), None
         self.thread, self.batches = ThreadPoolExecutor(1, "predict"), []
@@ -384,10 +569,13 @@ class Batcher:
     async def submit(self, ask):
         "Wait for the answer to one request."
         if len(self.queue) >= self.limit:
-            raise QueueFull(f"{self.limit} requests are waiting already.", "Try again in a second.", retry_after=1)
+            raise QueueFull(
+                f"{self.limit} requests are waiting already.", "Try again in a second.", retry_after=1
+            )
         future = asyncio.get_running_loop().create_future()
         self.queue.append((ask, future))
-        if self.task is None or self.task.done(): self.task = asyncio.create_task(self._drain())
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._drain())
         return await future
 
 # %% ../../nbs/serve/20_engine.ipynb #52a9da3a
@@ -398,9 +586,13 @@ async def _drain(self: Batcher):
     while self.queue:
         batch = [self.queue.popleft() for _ in range(min(self.most, len(self.queue)))]
         batch = [(ask, future) for ask, future in batch if not future.done()]
-        if not batch: continue
-        try: told = await loop.run_in_executor(self.thread, self.run, [ask for ask, _ in batch])
-        except Exception as error: told = [error] * len(batch)
+        if not batch:
+            continue
+        try:
+            told = await loop.run_in_executor(self.thread, self.run, [ask for ask, _ in batch])
+        except Exception as error:
+            told = [error] * len(batch)
         self.batches = [*self.batches[-999:], len(batch)]
         for (_, future), answer in zip(batch, told, strict=True):
-            if not future.done(): (future.set_exception if isinstance(answer, Exception) else future.set_result)(answer)
+            if not future.done():
+                (future.set_exception if isinstance(answer, Exception) else future.set_result)(answer)

@@ -14,7 +14,14 @@ import orjson
 import structlog
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
@@ -24,41 +31,71 @@ from ..core.errors import NotFound, RequestInvalid, StockpredictError
 # %% ../../nbs/serve/00_http.ipynb #be2a625c
 class Meters:
     "What Prometheus may ask for."
+
     def __init__(self):
         self.registry = r = CollectorRegistry()
-        ProcessCollector(registry=r); PlatformCollector(registry=r)
-        self.seconds = Histogram("stockpredict_request_seconds", "Time to answer.", ["method", "route", "status"], registry=r,
-            buckets=(.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10))
-        self.errors = Counter("stockpredict_refusals_total", "Refused requests by error code.", ["code"], registry=r)
-        self.redis = Counter("stockpredict_redis_failures_total", "Times Redis was away, slow or wrong.", registry=r)
-        self.batch = Histogram("stockpredict_whatif_batch_size", "What-if requests computed together.", registry=r, buckets=(1, 2, 4, 8, 16, 32, 64))
-        gauge = lambda name, text: Gauge(f"stockpredict_{name}", text, registry=r)
-        self.age, self.rows = gauge("table_age_sessions", "Sessions closed since the decision session."), gauge("table_rows", "Stored answers.")
-        self.stale_model, self.waiting = gauge("stale_model", "1 while a newer model is refused."), gauge("whatif_waiting", "What-if requests waiting.")
+        ProcessCollector(registry=r)
+        PlatformCollector(registry=r)
+        self.seconds = Histogram(
+            "stockpredict_request_seconds",
+            "Time to answer.",
+            ["method", "route", "status"],
+            registry=r,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+        )
+        self.errors = Counter(
+            "stockpredict_refusals_total", "Refused requests by error code.", ["code"], registry=r
+        )
+        self.redis = Counter(
+            "stockpredict_redis_failures_total", "Times Redis was away, slow or wrong.", registry=r
+        )
+        self.batch = Histogram(
+            "stockpredict_whatif_batch_size",
+            "What-if requests computed together.",
+            registry=r,
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+        )
+        def gauge(name, text):
+            return Gauge(f"stockpredict_{name}", text, registry=r)
+        self.age = gauge("table_age_sessions", "Sessions closed since the decision session.")
+        self.rows = gauge("table_rows", "Stored answers.")
+        self.stale_model = gauge("stale_model", "1 while a newer model is refused.")
+        self.waiting = gauge("whatif_waiting", "What-if requests waiting.")
         self._cells = {}
 
     def observe(self, method: str, route: str, status: int, seconds: float):
         "Count one request."
         key = method, route, status
-        cell = self._cells.get(key) or self._cells.setdefault(key, self.seconds.labels(method, route, str(status)))
+        cell = self._cells.get(key) or self._cells.setdefault(
+            key, self.seconds.labels(method, route, str(status))
+        )
         cell.observe(seconds)
 
 # %% ../../nbs/serve/00_http.ipynb #8f2a2635
 def logger(
-    level: str = "warning", # debug, info, warning or error; every request is logged from info on
+    level: str = "warning",  # debug, info, warning or error; every request is logged from info on
 ):
     "JSON lines on standard error."
-    return structlog.wrap_logger(structlog.PrintLogger(sys.stderr), processors=[structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(lambda value, **kw: orjson.dumps(value, default=str).decode())],
-        wrapper_class=structlog.make_filtering_bound_logger(level), cache_logger_on_first_use=True)
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(lambda value, **kw: orjson.dumps(value, default=str).decode()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
 
 # %% ../../nbs/serve/00_http.ipynb #3fdc8d88
 class Answer(Response):
     "Status, headers and bytes as they are."
+
     def __init__(self, status: int, headers: list, body: bytes):
         self.status_code, self.body, self.background = status, body, None
         self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
+
 
 JSON, PROBLEM = (b"content-type", b"application/json"), (b"content-type", b"application/problem+json")
 REVALIDATE = (b"cache-control", b"no-cache")
@@ -66,49 +103,74 @@ REVALIDATE = (b"cache-control", b"no-cache")
 # %% ../../nbs/serve/00_http.ipynb #322d50b2
 class BodyTooLarge(RequestInvalid):
     "More bytes than the service reads."
+
     code, status = "body-too-large", 413
+
 
 MAX_BODY = 1 << 20
 
+
 async def read_body(request: Request) -> bytes:
     "The body, unless it is too large or packed."
-    large = BodyTooLarge(f"The body is larger than {MAX_BODY >> 10} KiB.", "Send fewer bars; twenty years of sessions fit.")
-    if request.headers.get("content-encoding", "identity") != "identity": raise RequestInvalid("Packed bodies are not read.", "Send plain JSON.")
-    if int(length if (length := request.headers.get("content-length", "0")).isdigit() else 0) > MAX_BODY: raise large
+    large = BodyTooLarge(
+        f"The body is larger than {MAX_BODY >> 10} KiB.", "Send fewer bars; twenty years of sessions fit."
+    )
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise RequestInvalid("Packed bodies are not read.", "Send plain JSON.")
+    if int(length if (length := request.headers.get("content-length", "0")).isdigit() else 0) > MAX_BODY:
+        raise large
     parts, size = [], 0
     async for part in request.stream():
-        size += len(part); parts.append(part)
-        if size > MAX_BODY: raise large
+        size += len(part)
+        parts.append(part)
+        if size > MAX_BODY:
+            raise large
     return b"".join(parts)
 
 # %% ../../nbs/serve/00_http.ipynb #2eccb6f7
 def in_our_words(
-    error: Exception, # of FastAPI or Starlette
+    error: Exception,  # of FastAPI or Starlette
 ) -> StockpredictError:
     "A fault of the framework as an error of the house."
     if isinstance(error, RequestValidationError):
         wrong = [f"{'.'.join(map(str, e['loc'][1:])) or 'body'}: {e['msg']}" for e in error.errors()[:10]]
-        return RequestInvalid(f"The request has {len(error.errors())} mistake(s): {'; '.join(wrong)}.", "See /docs for requests that work.", mistakes=wrong)
-    if error.status_code == 404: return NotFound("There is nothing at this address.", "See /docs for what there is.")
-    told = RequestInvalid(f"{error.detail} at this address.".replace("..", "."), "See /docs for what it takes.")
+        return RequestInvalid(
+            f"The request has {len(error.errors())} mistake(s): {'; '.join(wrong)}.",
+            "See /docs for requests that work.",
+            mistakes=wrong,
+        )
+    if error.status_code == 404:
+        return NotFound("There is nothing at this address.", "See /docs for what there is.")
+    told = RequestInvalid(
+        f"{error.detail} at this address.".replace("..", "."), "See /docs for what it takes."
+    )
     told.status = error.status_code
     return told
 
 # %% ../../nbs/serve/00_http.ipynb #3c524a7b
 REPORT_CSP = b"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 
-SEARCHING = {"catalogue.html": "script-src 'sha256-IkawYubz5y6yiBvtvhPwPVp8EHGb030plTOiaMafgYY='"} # page -> what it may run
+SEARCHING = {
+    "catalogue.html": "script-src 'sha256-IkawYubz5y6yiBvtvhPwPVp8EHGb030plTOiaMafgYY='"
+}  # page -> what it may run
+
 
 class Reports(StaticFiles):
     "The report folder, read only."
+
     def __init__(self, folder: Path):
         super().__init__(directory=folder, html=True, check_dir=False)
         self.config_checked = True
 
     async def get_response(self, path, scope):
         "A file of the folder, or 404."
-        if any(part.startswith(".") and part != "." for part in Path(path).parts) or "\0" in path: raise HTTPException(404)
-        try: response = await super().get_response(path, scope)
-        except (OSError, ValueError, RuntimeError): raise HTTPException(404) from None
-        response.headers["content-security-policy"] = "; ".join([REPORT_CSP.decode(), *([SEARCHING[path]] if path in SEARCHING else [])])
+        if any(part.startswith(".") and part != "." for part in Path(path).parts) or "\0" in path:
+            raise HTTPException(404)
+        try:
+            response = await super().get_response(path, scope)
+        except (OSError, ValueError, RuntimeError):
+            raise HTTPException(404) from None
+        response.headers["content-security-policy"] = "; ".join(
+            [REPORT_CSP.decode(), *([SEARCHING[path]] if path in SEARCHING else [])]
+        )
         return response

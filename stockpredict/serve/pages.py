@@ -16,18 +16,24 @@ from ..core.errors import all_errors
 
 # %% ../../nbs/serve/50_pages.ipynb #2213b464
 def strip(
-    quantiles: list[float], # five returns, 5 % to 95 %
-    span: float,            # return at the edge of the picture
-    width: int = 280,       # pixels
+    quantiles: list[float],  # five returns, 5 % to 95 %
+    span: float,  # return at the edge of the picture
+    width: int = 280,  # pixels
 ) -> str:
     "One forecast as an inline SVG."
-    x = lambda r: round(width / 2 * (1 + max(-1., min(1., r / span))), 1)
+    def x(r):
+        return round(width / 2 * (1 + max(-1.0, min(1.0, r / span))), 1)
     low, q1, mid, q3, high = map(x, quantiles)
-    bar = lambda a, b, kind, h: f'<rect class="{kind}" x="{a}" y="{9 - h / 2}" width="{max(b - a, .5):.1f}" height="{h}" rx="1.5"/>'
-    return (f'<svg class="strip" viewBox="0 0 {width} 18" width="{width}" height="18" role="img" '
+    def bar(a, b, kind, h):
+        return (
+            f'<rect class="{kind}" x="{a}" y="{9 - h / 2}" width="{max(b - a, 0.5):.1f}" height="{h}" rx="1.5"/>'
+        )
+    return (
+        f'<svg class="strip" viewBox="0 0 {width} 18" width="{width}" height="18" role="img" '
         f'aria-label="90 % range {quantiles[0]:+.1%} to {quantiles[4]:+.1%}, median {quantiles[2]:+.2%}" xmlns="http://www.w3.org/2000/svg">'
         f'<line class="zero" x1="{width / 2}" x2="{width / 2}" y1="0" y2="18"/>'
-        f'{bar(low, high, "wide", 7)}{bar(q1, q3, "half", 11)}<rect class="mid" x="{mid - 1}" y="2" width="2" height="14"/></svg>')
+        f'{bar(low, high, "wide", 7)}{bar(q1, q3, "half", 11)}<rect class="mid" x="{mid - 1}" y="2" width="2" height="14"/></svg>'
+    )
 
 # %% ../../nbs/serve/50_pages.ipynb #5134259b
 CSS = """
@@ -72,98 +78,144 @@ button:hover{filter:brightness(1.12)}:focus-visible{outline:2px solid var(--warm
 """
 
 # %% ../../nbs/serve/50_pages.ipynb #18d4c4e0
-PAGE_CSP = ("default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+PAGE_CSP = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
 
 def shell(
-    title: str, # of the browser window
-    top: str,   # HTML of the header
+    title: str,  # of the browser window
+    top: str,  # HTML of the header
     body: str,  # HTML of the page
-    script: bool = False, # load the script that makes requests
+    script: bool = False,  # load the script that makes requests
 ) -> bytes:
     "Put a page into the shared frame."
-    links = "".join(f'<a href="{at}">{name}</a>' for at, name in
-        (("/", "Forecasts"), ("/docs", "API reference"), ("/reports/", "Reports"), ("/v1/models", "Models"), ("/health", "Health")))
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+    links = "".join(
+        f'<a href="{at}">{name}</a>'
+        for at, name in (
+            ("/", "Forecasts"),
+            ("/docs", "API reference"),
+            ("/reports/", "Reports"),
+            ("/v1/models", "Models"),
+            ("/health", "Health"),
+        )
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<title>{escape(title)}</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/assets/page.css">'
-        + ('<script src="/assets/page.js" defer></script>' if script else '') +
-        f'</head><body><header>{top}<nav>{links}</nav></header><main>{body}</main>'
-        f'<footer>Research output, not investment advice. Nothing on this page comes from outside this server.</footer></body></html>').encode()
+        + ('<script src="/assets/page.js" defer></script>' if script else "")
+        + f"</head><body><header>{top}<nav>{links}</nav></header><main>{body}</main>"
+        f"<footer>Research output, not investment advice. Nothing on this page comes from outside this server.</footer></body></html>"
+    ).encode()
 
 # %% ../../nbs/serve/50_pages.ipynb #689a60b5
 def facts(
-    header: dict, # of the table
-    age: int,     # sessions closed since the decision
+    header: dict,  # of the table
+    age: int,  # sessions closed since the decision
     stale: bool,  # older than the settings allow
 ) -> str:
     "The model, its verdict and the age of what it knows."
     model = header["model"]
     old = "current" if age == 0 else f"{age} session{'s' * (age > 1)} old" + (", stale" if stale else "")
-    items = (("model", f"{model['name']}, version {model['version']}"), ("known until the close of", header["decision_session"]),
-        ("age", old), ("tickers", header["tickers"]), ("horizons", ", ".join(map(str, header["horizons"])) + " sessions"),
-        ("lake snapshot", f"{header['snapshot']} ({header['fingerprint'][:8]})"))
-    return (f'<div class="card verdict {escape(model["skill"])}"><strong>{escape(model["verdict"])}</strong></div><div class="card facts">'
-        + "".join(f"<div><small>{name}</small>{escape(str(value))}</div>" for name, value in items) + "</div>")
+    items = (
+        ("model", f"{model['name']}, version {model['version']}"),
+        ("known until the close of", header["decision_session"]),
+        ("age", old),
+        ("tickers", header["tickers"]),
+        ("horizons", ", ".join(map(str, header["horizons"])) + " sessions"),
+        ("lake snapshot", f"{header['snapshot']} ({header['fingerprint'][:8]})"),
+    )
+    return (
+        f'<div class="card verdict {escape(model["skill"])}"><strong>{escape(model["verdict"])}</strong></div><div class="card facts">'
+        + "".join(f"<div><small>{name}</small>{escape(str(value))}</div>" for name, value in items)
+        + "</div>"
+    )
 
 # %% ../../nbs/serve/50_pages.ipynb #701dd3f5
 EMPTY = "No forecasts yet. Run <code>stockpredict predict</code> once a model is published."
-HEAD = ('<tr><th>Ticker</th><th class="num">Last close</th><th>Return, 50 % and 90 % range</th><th class="num">90 % range</th>'
-    '<th class="num">P(up)</th><th class="num">Daily volatility</th></tr>')
+HEAD = (
+    '<tr><th>Ticker</th><th class="num">Last close</th><th>Return, 50 % and 90 % range</th><th class="num">90 % range</th>'
+    '<th class="num">P(up)</th><th class="num">Daily volatility</th></tr>'
+)
+
 
 def row(
-    r: dict,     # one prediction
-    span: float, # return at the edge of its strip
+    r: dict,  # one prediction
+    span: float,  # return at the edge of its strip
 ) -> str:
     "One line of the front page."
     q = [r["quantiles"][level] for level in sorted(r["quantiles"], key=float)]
-    return (f'<tr><td><a href="/v1/predictions/{escape(r["ticker"], True)}">{escape(r["ticker"])}</a></td><td class="num">{r["last_close"]:,.2f}</td>'
+    return (
+        f'<tr><td><a href="/v1/predictions/{escape(r["ticker"], True)}">{escape(r["ticker"])}</a></td><td class="num">{r["last_close"]:,.2f}</td>'
         f'<td>{strip(q, span)}</td><td class="num">{q[0]:+.1%} to {q[-1]:+.1%}</td><td class="num">{r["p_up"]:.0%}</td>'
-        f'<td class="num">{r["volatility"]["daily"]:.2%}</td></tr>')
+        f'<td class="num">{r["volatility"]["daily"]:.2%}</td></tr>'
+    )
 
 # %% ../../nbs/serve/50_pages.ipynb #d9ccf7b4
 def front_page(
-    header: dict,     # of the table; empty before the first one
-    rows: list[dict], # predictions of one horizon
-    age: int,         # sessions closed since the decision
-    stale: bool,      # older than the settings allow
+    header: dict,  # of the table; empty before the first one
+    rows: list[dict],  # predictions of one horizon
+    age: int,  # sessions closed since the decision
+    stale: bool,  # older than the settings allow
 ) -> bytes:
     "Today's forecasts, or how to get the first ones."
-    top = ('<h1>Where prices may go, and how sure we are</h1><p class="lead">Ranges for every ticker of the universe, from one verified model, '
-        'with the date of everything that went in.</p>')
-    if not header: return shell("stockpredict", top, f'<div class="card">{EMPTY}</div>')
-    span = max((abs(r["quantiles"][q]) for r in rows for q in ("0.05", "0.95")), default=.01) * 1.02
+    top = (
+        '<h1>Where prices may go, and how sure we are</h1><p class="lead">Ranges for every ticker of the universe, from one verified model, '
+        "with the date of everything that went in.</p>"
+    )
+    if not header:
+        return shell("stockpredict", top, f'<div class="card">{EMPTY}</div>')
+    span = max((abs(r["quantiles"][q]) for r in rows for q in ("0.05", "0.95")), default=0.01) * 1.02
     h = rows[0] if rows else {"horizon": "", "entry_session": "", "target_session": ""}
     more = f'<p class="status">The first {len(rows)} of {header["tickers"]}; <a href="/v1/predictions">the API has them all</a>.</p>'
-    if len(rows) >= header["tickers"]: more = ""
-    return shell("stockpredict", top, facts(header, age, stale) + f'<h2>{h["horizon"]}-session return, {h["entry_session"]} to {h["target_session"]}</h2>'
-        f'<div class="scroll"><table><thead>{HEAD}</thead><tbody>{"".join(row(r, span) for r in rows)}</tbody></table></div>{more}')
+    if len(rows) >= header["tickers"]:
+        more = ""
+    return shell(
+        "stockpredict",
+        top,
+        facts(header, age, stale)
+        + f"<h2>{h['horizon']}-session return, {h['entry_session']} to {h['target_session']}</h2>"
+        f'<div class="scroll"><table><thead>{HEAD}</thead><tbody>{"".join(row(r, span) for r in rows)}</tbody></table></div>{more}',
+    )
 
 # %% ../../nbs/serve/50_pages.ipynb #f8b08222
 def _fields(operation: dict, example: dict) -> str:
     "A labelled box for every parameter, filled with something that works."
-    box = lambda p: (f'<label><b>{escape(p["name"])}</b><input name="{escape(p["name"], True)}" data-in="{p["in"]}" '
-        f'value="{escape(str(example.get(p["name"], "")), True)}"><span>{_code(p.get("description", ""))}</span></label>')
+    def box(p):
+        return (
+            f'<label><b>{escape(p["name"])}</b><input name="{escape(p["name"], True)}" data-in="{p["in"]}" '
+            f'value="{escape(str(example.get(p["name"], "")), True)}"><span>{_code(p.get("description", ""))}</span></label>'
+        )
     text = ""
     if "requestBody" in operation:
         text = f'<textarea name="body" aria-label="request body" spellcheck="false">{escape(orjson.dumps(example["body"]).decode())}</textarea>'
     return "".join(box(p) for p in operation.get("parameters", []) if p["in"] in ("path", "query")) + text
 
+
 def _code(text):
     "Escaped text with `this` as code."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
+
 def operation_card(
-    path: str,       # such as `/v1/predictions/{ticker}`
-    verb: str,       # `get` or `post`
-    operation: dict, # from the OpenAPI schema
-    example: dict,   # parameter name -> value that works, and `body`
+    path: str,  # such as `/v1/predictions/{ticker}`
+    verb: str,  # `get` or `post`
+    operation: dict,  # from the OpenAPI schema
+    example: dict,  # parameter name -> value that works, and `body`
 ) -> str:
     "One operation with a form to try it."
-    about = "".join(f"<p>{_code(part)}</p>" for part in operation.get("description", "").split("\n\n") if part)
-    form = (f'<form data-verb="{verb.upper()}" data-path="{escape(path, True)}">{_fields(operation, example)}<button>Send</button>'
-        '<span class="status" role="status"></span><pre hidden></pre></form>')
-    return (f'<details class="card" id="{escape(operation["operationId"], True)}"><summary><span class="verb {verb}">{verb.upper()}</span>'
-        f'<code>{escape(path)}</code><span class="about">{escape(operation.get("summary", ""))}</span></summary>{about}{form}</details>')
+    about = "".join(
+        f"<p>{_code(part)}</p>" for part in operation.get("description", "").split("\n\n") if part
+    )
+    form = (
+        f'<form data-verb="{verb.upper()}" data-path="{escape(path, True)}">{_fields(operation, example)}<button>Send</button>'
+        '<span class="status" role="status"></span><pre hidden></pre></form>'
+    )
+    return (
+        f'<details class="card" id="{escape(operation["operationId"], True)}"><summary><span class="verb {verb}">{verb.upper()}</span>'
+        f'<code>{escape(path)}</code><span class="about">{escape(operation.get("summary", ""))}</span></summary>{about}{form}</details>'
+    )
 
 # %% ../../nbs/serve/50_pages.ipynb #1dd7ce6f
 JS = """
@@ -193,35 +245,53 @@ addEventListener('hashchange', open); open();
 
 # %% ../../nbs/serve/50_pages.ipynb #984ac503
 def field_table(
-    schema: dict, # JSON schema of one type
+    schema: dict,  # JSON schema of one type
 ) -> str:
     "Names and meanings of the fields of a type."
-    kind = lambda f: f.get("type") or f.get("$ref", "").rsplit("/", 1)[-1] or "value"
-    rows = "".join(f'<tr><td><code>{escape(name)}</code></td><td>{escape(kind(f))}</td><td>{_code(f.get("description", ""))}</td></tr>'
-        for name, f in schema["properties"].items())
+    def kind(f):
+        return f.get("type") or f.get("$ref", "").rsplit("/", 1)[-1] or "value"
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(kind(f))}</td><td>{_code(f.get('description', ''))}</td></tr>"
+        for name, f in schema["properties"].items()
+    )
     return f'<div class="scroll"><table><thead><tr><th>Field</th><th>Kind</th><th>Meaning</th></tr></thead><tbody>{rows}</tbody></table></div>'
+
 
 def error_table() -> str:
     "Every refusal: code, HTTP status and when it happens."
-    rows = "".join(f'<tr id="{e["code"]}"><td><code>{e["code"]}</code></td><td class="num">{e["status"]}</td><td>{escape(e["when"])}</td></tr>'
-        for e in all_errors() if e["depth"] > 1)
+    rows = "".join(
+        f'<tr id="{e["code"]}"><td><code>{e["code"]}</code></td><td class="num">{e["status"]}</td><td>{escape(e["when"])}</td></tr>'
+        for e in all_errors()
+        if e["depth"] > 1
+    )
     return f'<div class="scroll"><table><thead><tr><th>Code</th><th class="num">Status</th><th>When</th></tr></thead><tbody>{rows}</tbody></table></div>'
 
 # %% ../../nbs/serve/50_pages.ipynb #730b442f
 def reference_page(
-    api: dict,     # the OpenAPI schema
-    example: dict, # parameter name -> value that works, and `body`
-    answer: bytes, # one true answer, as JSON
-    origin: str = "http://127.0.0.1:8000", # address of this server, for the lines to copy
+    api: dict,  # the OpenAPI schema
+    example: dict,  # parameter name -> value that works, and `body`
+    answer: bytes,  # one true answer, as JSON
+    origin: str = "http://127.0.0.1:8000",  # address of this server, for the lines to copy
 ) -> bytes:
     "The whole API on one page, every example runnable."
     one = f"/v1/predictions/{example['ticker']}?horizon={example['horizon']}"
-    start = (f"curl '{origin}{one}'\n\n"
-        f"from stockpredict.serve.client import Client\nClient('{origin}').predict('{example['ticker']}', horizon={example['horizon']})")
-    cards = "".join(operation_card(path, verb, operation, example) for path, verbs in api["paths"].items() for verb, operation in verbs.items())
+    start = (
+        f"curl '{origin}{one}'\n\n"
+        f"from stockpredict.serve.client import Client\nClient('{origin}').predict('{example['ticker']}', horizon={example['horizon']})"
+    )
+    cards = "".join(
+        operation_card(path, verb, operation, example)
+        for path, verbs in api["paths"].items()
+        for verb, operation in verbs.items()
+    )
     pretty = orjson.dumps(orjson.loads(answer), option=orjson.OPT_INDENT_2).decode()
     top = f'<h1>API reference</h1><p class="lead">{escape(api["info"]["description"])}</p>'
-    return shell("stockpredict: API reference", top, f'<h2>Start here</h2><pre>{escape(start)}</pre>'
-        f'<h2>Operations</h2>{cards}<h2>An answer</h2><p>As this server gave it when the page was made.</p><pre>{escape(pretty)}</pre>'
-        f'{field_table(api["components"]["schemas"]["Prediction"])}<h2>Refusals</h2><p>Problem details (RFC 9457) in <code>error</code>; '
-        f'<code>code</code> never changes, <code>fix</code> says what to do.</p>{error_table()}<p><a href="/openapi.json">OpenAPI schema</a></p>', script=True)
+    return shell(
+        "stockpredict: API reference",
+        top,
+        f"<h2>Start here</h2><pre>{escape(start)}</pre>"
+        f"<h2>Operations</h2>{cards}<h2>An answer</h2><p>As this server gave it when the page was made.</p><pre>{escape(pretty)}</pre>"
+        f"{field_table(api['components']['schemas']['Prediction'])}<h2>Refusals</h2><p>Problem details (RFC 9457) in <code>error</code>; "
+        f'<code>code</code> never changes, <code>fix</code> says what to do.</p>{error_table()}<p><a href="/openapi.json">OpenAPI schema</a></p>',
+        script=True,
+    )

@@ -28,8 +28,10 @@ SKILL = {
     "strong": "Out-of-sample evidence of skill on past data; small, uncertain, and no promise that it lasts.",
 }
 
+
 class ModelCard(BaseModel):
     "The model behind an answer."
+
     model_config = ConfigDict(frozen=True)
     name: str = Field(description="registered name, such as `ridge`")
     version: int = Field(description="counts up with every promotion")
@@ -40,24 +42,35 @@ class ModelCard(BaseModel):
 # %% ../../nbs/serve/10_schemas.ipynb #d1b44768
 class Volatility(BaseModel):
     "Expected size of moves, as a standard deviation of simple returns."
+
     daily: FiniteFloat = Field(description="one session")
     horizon: FiniteFloat = Field(description="the whole horizon")
 
+
 class Staleness(BaseModel):
     "How old the answer is, counted in exchange sessions when it was read."
+
     sessions: int = Field(description="sessions closed since the decision session")
     state: Literal["fresh", "stale"]
 
+
 class Prediction(BaseModel):
     "One forecast: a ticker, a horizon, a distribution, and where it comes from."
+
     ticker: str
     horizon: int = Field(description="sessions from entry to target")
     decision_session: date = Field(description="nothing after this session's close was used")
     entry_session: date = Field(description="the return starts at this session's close")
     target_session: date = Field(description="and ends at this session's close")
-    quantiles: dict[str, FiniteFloat] = Field(description="simple return from entry to target, by probability level")
-    prices: dict[str, FiniteFloat] = Field(description="`last_close` times one plus each quantile; approximate, as the entry price is not known yet")
-    last_close: FiniteFloat = Field(description="close of the decision session, in the currency and adjustment of the source")
+    quantiles: dict[str, FiniteFloat] = Field(
+        description="simple return from entry to target, by probability level"
+    )
+    prices: dict[str, FiniteFloat] = Field(
+        description="`last_close` times one plus each quantile; approximate, as the entry price is not known yet"
+    )
+    last_close: FiniteFloat = Field(
+        description="close of the decision session, in the currency and adjustment of the source"
+    )
     expected: FiniteFloat = Field(description="median return")
     p_up: Annotated[float, Field(ge=0, le=1)] = Field(description="probability that the return is above zero")
     volatility: Volatility
@@ -68,39 +81,51 @@ class Prediction(BaseModel):
     source: Literal["lake", "caller"] = Field("lake", description="whose bars the ticker's history is")
     disclaimer: str = DISCLAIMER
     staleness: Staleness
-    stale_model: bool = Field(False, description="true while a newer model was refused and the last good one still answers")
+    stale_model: bool = Field(
+        False, description="true while a newer model was refused and the last good one still answers"
+    )
 
 # %% ../../nbs/serve/10_schemas.ipynb #cf23dfe6
 def plot_predictions(
-    predictions: list[Prediction], # drawn left to right, usually the horizons of one ticker
+    predictions: list[Prediction],  # drawn left to right, usually the horizons of one ticker
 ):
     "Draw each forecast as its 50 % and 90 % price range around the last close."
     import matplotlib.pyplot as plt
+
     _, ax = plt.subplots(figsize=(1.6 + 1.5 * len(predictions), 2.8))
     for i, p in enumerate(predictions):
         price = sorted((float(level), value) for level, value in p.prices.items())
         for (low, high), width in (((price[0][1], price[-1][1]), 6), ((price[1][1], price[-2][1]), 16)):
-            ax.plot([i, i], [low, high], lw=width, color='#3b6ea5', alpha=.35, solid_capstyle='butt')
-        ax.plot(i, p.last_close * (1 + p.expected), 'o', color='#c2571a', ms=5)
-        ax.axhline(p.last_close, color='#555555', lw=.8, ls=':')
-    ax.set_xticks(range(len(predictions)), [f"{p.ticker}\n{p.horizon} sessions\nto {p.target_session}" for p in predictions])
-    ax.set(xlim=(-.7, len(predictions) - .3), ylabel='price', title='Where the close may be')
+            ax.plot([i, i], [low, high], lw=width, color="#3b6ea5", alpha=0.35, solid_capstyle="butt")
+        ax.plot(i, p.last_close * (1 + p.expected), "o", color="#c2571a", ms=5)
+        ax.axhline(p.last_close, color="#555555", lw=0.8, ls=":")
+    ax.set_xticks(
+        range(len(predictions)),
+        [f"{p.ticker}\n{p.horizon} sessions\nto {p.target_session}" for p in predictions],
+    )
+    ax.set(xlim=(-0.7, len(predictions) - 0.3), ylabel="price", title="Where the close may be")
     return ax
 
 # %% ../../nbs/serve/10_schemas.ipynb #7a472959
 T = TypeVar("T")
 API_VERSION = "v1"
 
+
 class Metadata(BaseModel):
     "When and by whom the request was answered."
+
     timestamp: datetime
     version: str = API_VERSION
     request_id: str
     count: int | None = Field(None, description="items in `data`, for lists")
-    next_cursor: str | None = Field(None, description="pass it as `cursor` to read on; absent on the last page")
+    next_cursor: str | None = Field(
+        None, description="pass it as `cursor` to read on; absent on the last page"
+    )
+
 
 class Problem(BaseModel):
     "A refusal, after RFC 9457."
+
     type: str = Field(description="where the error is explained")
     title: str
     status: int
@@ -112,72 +137,100 @@ class Problem(BaseModel):
     timestamp: datetime
     context: dict[str, Any] = {}
 
+
 class Envelope(BaseModel, Generic[T]):
     "What every JSON answer of the service looks like."
+
     success: bool
     data: T | None
     error: Problem | None
     metadata: Metadata
+
 
 OneForecast, ManyForecasts = Envelope[Prediction], Envelope[list[Prediction]]
 
 # %% ../../nbs/serve/10_schemas.ipynb #3c4011ec
 _clock: tuple[int, bytes] = (0, b"")
 
+
 def timestamp() -> bytes:
     "The current UTC second as ISO 8601."
     global _clock
     now = int(time.time())
-    if now != _clock[0]: _clock = now, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)).encode()
+    if now != _clock[0]:
+        _clock = now, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)).encode()
     return _clock[1]
 
+
 def envelope(
-    data: bytes,          # JSON of the answer
-    request_id: bytes,    # plain ASCII, safe inside a JSON string
-    more: bytes = b"",    # further members of `metadata`, each starting with a comma
+    data: bytes,  # JSON of the answer
+    request_id: bytes,  # plain ASCII, safe inside a JSON string
+    more: bytes = b"",  # further members of `metadata`, each starting with a comma
 ) -> bytes:
     "Wrap a rendered answer."
-    return b'{"success":true,"data":%b,"error":null,"metadata":{"timestamp":"%b","version":"v1","request_id":"%b"%b}}' % (
-        data, timestamp(), request_id, more)
+    return (
+        b'{"success":true,"data":%b,"error":null,"metadata":{"timestamp":"%b","version":"v1","request_id":"%b"%b}}'
+        % (data, timestamp(), request_id, more)
+    )
 
 # %% ../../nbs/serve/10_schemas.ipynb #5ba10d38
 def title(
-    code: str, # stable error code such as `unknown-ticker`
+    code: str,  # stable error code such as `unknown-ticker`
 ) -> str:
     "The code, as a short heading."
     return code.replace("-", " ").capitalize()
 
+
 def problem(
-    error: StockpredictError, # what went wrong
-    request_id: bytes,        # plain ASCII
-    instance: str,            # path of the request
+    error: StockpredictError,  # what went wrong
+    request_id: bytes,  # plain ASCII
+    instance: str,  # path of the request
 ) -> bytes:
     "Render an error as problem details inside the envelope."
     now = timestamp()
-    body = dict(type=f"/docs#{error.code}", title=title(error.code), status=error.status,
-        detail=f"{error.problem} {error.fix}".strip(), instance=instance[:200], code=error.code,
-        message=error.problem, fix=error.fix, timestamp=now.decode(), context=error.context)
-    return b'{"success":false,"data":null,"error":%b,"metadata":{"timestamp":"%b","version":"v1","request_id":"%b"}}' % (
-        orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY), now, request_id)
+    body = dict(
+        type=f"/docs#{error.code}",
+        title=title(error.code),
+        status=error.status,
+        detail=f"{error.problem} {error.fix}".strip(),
+        instance=instance[:200],
+        code=error.code,
+        message=error.problem,
+        fix=error.fix,
+        timestamp=now.decode(),
+        context=error.context,
+    )
+    return (
+        b'{"success":false,"data":null,"error":%b,"metadata":{"timestamp":"%b","version":"v1","request_id":"%b"}}'
+        % (
+            orjson.dumps(body, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY),
+            now,
+            request_id,
+        )
+    )
 
 # %% ../../nbs/serve/10_schemas.ipynb #26782b9a
 _PREFIX, _TOKEN, _count = secrets.token_hex(4), re.compile(rb"[A-Za-z0-9_.-]{1,64}"), 0
 
+
 def request_id(
-    given: bytes | None = None, # value of the caller's `X-Request-ID`
+    given: bytes | None = None,  # value of the caller's `X-Request-ID`
 ) -> bytes:
     "The caller's id when it is a plain token, a new one otherwise."
     global _count
-    if given is not None and _TOKEN.fullmatch(given): return given
+    if given is not None and _TOKEN.fullmatch(given):
+        return given
     _count += 1
     return f"{_PREFIX}-{_count:x}".encode()
 
 # %% ../../nbs/serve/10_schemas.ipynb #4cb78bc3
-MAX_BARS = 5000       # twenty years of sessions
+MAX_BARS = 5000  # twenty years of sessions
 Price = Annotated[FiniteFloat, Field(gt=0, lt=1e9)]
+
 
 class WhatIfBar(BaseModel):
     "One session of the caller's history."
+
     model_config = ConfigDict(extra="forbid")
     date: date
     close: Price
@@ -186,24 +239,33 @@ class WhatIfBar(BaseModel):
     low: Price | None = None
     volume: Annotated[FiniteFloat, Field(ge=0, lt=1e15)] | None = None
 
+
 class WhatIf(BaseModel):
     "A question about the caller's own price history."
+
     model_config = ConfigDict(extra="forbid")
-    ticker: Annotated[str, Field(min_length=1, max_length=16)] = Field("WHATIF",
-        description="replaces this name in the universe, or joins it as a new one")
+    ticker: Annotated[str, Field(min_length=1, max_length=16)] = Field(
+        "WHATIF", description="replaces this name in the universe, or joins it as a new one"
+    )
     bars: Annotated[list[WhatIfBar], Field(min_length=2, max_length=MAX_BARS)] = Field(
-        description="in any order; the newest must be of the current decision session")
+        description="in any order; the newest must be of the current decision session"
+    )
     horizon: int | None = Field(None, description="one trained horizon; all of them when left out")
 
 # %% ../../nbs/serve/10_schemas.ipynb #5af290d7
 def parse_request(
-    body: bytes, # JSON text
+    body: bytes,  # JSON text
 ) -> WhatIf:
     "Read a what-if request, or say everything that is wrong with it."
     from pydantic import ValidationError
-    try: return WhatIf.model_validate_json(body)
+
+    try:
+        return WhatIf.model_validate_json(body)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)[:10]
         wrong = [f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in found]
-        raise RequestInvalid(f"The request has {error.error_count()} mistake(s): {'; '.join(wrong)}.",
-            "See POST /v1/predict at /docs for a request that works.", mistakes=wrong) from None
+        raise RequestInvalid(
+            f"The request has {error.error_count()} mistake(s): {'; '.join(wrong)}.",
+            "See POST /v1/predict at /docs for a request that works.",
+            mistakes=wrong,
+        ) from None

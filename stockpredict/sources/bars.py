@@ -15,167 +15,245 @@ from ..core.errors import BarsInvalid, ColumnsUnmapped, near
 # %% ../../nbs/sources/00_bars.ipynb #560d0358
 BAR_COLUMNS = ["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume", "source"]
 PRICES = ["open", "high", "low", "close"]
-OPTIONAL = ["adj_close", "dividend", "split", "capital_gain"] # kept when a source has it: the close with later events worked in, and what was paid
+OPTIONAL = [
+    "adj_close",
+    "dividend",
+    "split",
+    "capital_gain",
+]  # kept when a source has it: the close with later events worked in, and what was paid
 UTC = "datetime64[us, UTC]"
 
+
 def as_bars(
-    columns: dict, # column name -> values of one length
-) -> pd.DataFrame: # the bars table, in its column order and types
+    columns: dict,  # column name -> values of one length
+) -> pd.DataFrame:  # the bars table, in its column order and types
     "Give a set of columns the types of a bars table; price columns that are absent become `NaN`."
     frame = pd.DataFrame(columns)
     numbers = [*PRICES, "volume", *(c for c in OPTIONAL if c in frame)]
-    for name in numbers: frame[name] = frame[name].astype("float64") if name in frame else np.nan
-    for name in ("event_time", "known_at"): frame[name] = frame[name].astype(UTC)
-    for name in ("ticker", "source"): frame[name] = frame[name].astype("str")
+    for name in numbers:
+        frame[name] = frame[name].astype("float64") if name in frame else np.nan
+    for name in ("event_time", "known_at"):
+        frame[name] = frame[name].astype(UTC)
+    for name in ("ticker", "source"):
+        frame[name] = frame[name].astype("str")
     return frame[BAR_COLUMNS + [c for c in OPTIONAL if c in frame]]
 
-def empty_bars() -> pd.DataFrame: # no rows, all columns
+
+def empty_bars() -> pd.DataFrame:  # no rows, all columns
     "A bars table without rows."
     return as_bars({name: [] for name in BAR_COLUMNS})
 
 # %% ../../nbs/sources/00_bars.ipynb #590b23a4
 TICKER = re.compile(r"\^?[A-Z0-9][A-Z0-9.^=-]{0,15}")
 
+
 def canonical_ticker(
-    ticker: str, # as a vendor or a user wrote it
-) -> str: # at most 16 characters of A-Z 0-9 . ^ = -
+    ticker: str,  # as a vendor or a user wrote it
+) -> str:  # at most 16 characters of A-Z 0-9 . ^ = -
     "The one written form of a ticker; `BarsInvalid` for anything that is none."
     name = ticker.strip() if isinstance(ticker, str) else ""
-    upper = name.upper() if name.isascii() else "" # before upper(), which turns some foreign letters into Latin ones
+    upper = (
+        name.upper() if name.isascii() else ""
+    )  # before upper(), which turns some foreign letters into Latin ones
     if not (TICKER.fullmatch(upper) and len(upper) <= 16):
-        raise BarsInvalid(f"{ascii(ticker)[:40]} is no ticker.", "Tickers have 1 to 16 of the characters A-Z 0-9 . ^ = - "
-                          "and start with a letter or digit, or with ^ for an index.", ticker=ascii(ticker)[:40])
+        raise BarsInvalid(
+            f"{ascii(ticker)[:40]} is no ticker.",
+            "Tickers have 1 to 16 of the characters A-Z 0-9 . ^ = - "
+            "and start with a letter or digit, or with ^ for an index.",
+            ticker=ascii(ticker)[:40],
+        )
     return re.sub(r"^([A-Z]+)\.([A-E])$", r"\1-\2", upper)
 
 # %% ../../nbs/sources/00_bars.ipynb #43883b5c
 ALIASES = dict(
-    ticker="ticker symbol sym code instrument name", event_time="eventtime date session day datetime timestamp time",
-    known_at="knownat", open="open openprice o", high="high highprice h", low="low lowprice l",
-    close="close closeprice last price c", volume="volume vol shares v", adj_close="adjclose adjustedclose closeadj adjcloseprice",
-    dividend="dividend dividends divcash dividendamount", split="split splits splitfactor splitcoefficient stocksplits",
-    capital_gain="capitalgain capitalgains")
+    ticker="ticker symbol sym code instrument name",
+    event_time="eventtime date session day datetime timestamp time",
+    known_at="knownat",
+    open="open openprice o",
+    high="high highprice h",
+    low="low lowprice l",
+    close="close closeprice last price c",
+    volume="volume vol shares v",
+    adj_close="adjclose adjustedclose closeadj adjcloseprice",
+    dividend="dividend dividends divcash dividendamount",
+    split="split splits splitfactor splitcoefficient stocksplits",
+    capital_gain="capitalgain capitalgains",
+)
 REQUIRED = ["ticker", "event_time", "close"]
 
+
 def map_columns(
-    found: list, # column names of a table
-    columns: dict | None = None, # explicit mapping: our name -> theirs
-) -> dict: # our name -> their name, for every column recognised
+    found: list,  # column names of a table
+    columns: dict | None = None,  # explicit mapping: our name -> theirs
+) -> dict:  # our name -> their name, for every column recognised
     "Which column of a table holds what; `ColumnsUnmapped` when ticker, time or close is missing."
     found, columns = list(found), columns or {}
     plain = {re.sub(r"[^a-z0-9]", "", str(c).lower()): c for c in reversed(found)}
-    mapped = {ours: plain[a] for ours, names in ALIASES.items() for a in reversed(names.split()) if a in plain}
-    problems = [f"'{theirs}' is not among them{_maybe(theirs, found)}" for theirs in columns.values() if theirs not in found]
-    problems += [f"'{ours}' is no column of bars{_maybe(ours, ALIASES)}" for ours in columns if ours not in ALIASES]
+    mapped = {
+        ours: plain[a] for ours, names in ALIASES.items() for a in reversed(names.split()) if a in plain
+    }
+    problems = [
+        f"'{theirs}' is not among them{_maybe(theirs, found)}"
+        for theirs in columns.values()
+        if theirs not in found
+    ]
+    problems += [
+        f"'{ours}' is no column of bars{_maybe(ours, ALIASES)}" for ours in columns if ours not in ALIASES
+    ]
     mapped |= {ours: theirs for ours, theirs in columns.items() if ours in ALIASES and theirs in found}
-    problems += [f"nothing looks like '{r}'{_maybe(r, found)}" for r in REQUIRED if r not in mapped and r not in columns]
-    if not problems: return mapped
-    raise ColumnsUnmapped(f"The table has the columns {', '.join(map(str, found))[:400]}: " + "; ".join(problems) + ".",
-                          "Say which column holds what, as in [data] files_columns = ticker=Symbol event_time=Date close=Close.", found=[str(c) for c in found])
+    problems += [
+        f"nothing looks like '{r}'{_maybe(r, found)}"
+        for r in REQUIRED
+        if r not in mapped and r not in columns
+    ]
+    if not problems:
+        return mapped
+    raise ColumnsUnmapped(
+        f"The table has the columns {', '.join(map(str, found))[:400]}: " + "; ".join(problems) + ".",
+        "Say which column holds what, as in [data] files_columns = ticker=Symbol event_time=Date close=Close.",
+        found=[str(c) for c in found],
+    )
 
 # %% ../../nbs/sources/00_bars.ipynb #d04fab2f
-def _maybe(name, known): # a hint in brackets
+def _maybe(name, known):  # a hint in brackets
     return f" (did you mean {match[0]}?)" if (match := near(name, known, n=1)) else ""
 
 # %% ../../nbs/sources/00_bars.ipynb #a12840f5
-ZONED = r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$" # text that states its distance from UTC
+ZONED = r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$"  # text that states its distance from UTC
+
 
 def session_days(
-    values, # dates, instants or ISO text, one a row
-    calendar: Calendar, # the exchange
-) -> pd.DatetimeIndex: # dates without a time zone, `NaT` where unreadable
+    values,  # dates, instants or ISO text, one a row
+    calendar: Calendar,  # the exchange
+) -> pd.DatetimeIndex:  # dates without a time zone, `NaT` where unreadable
     "The exchange's date for each value of a time column."
     values = pd.Series(values).reset_index(drop=True)
-    if isinstance(values.dtype, pd.DatetimeTZDtype) or values.dtype.kind == "M": return calendar.day_of(pd.DatetimeIndex(values))
+    if isinstance(values.dtype, pd.DatetimeTZDtype) or values.dtype.kind == "M":
+        return calendar.day_of(pd.DatetimeIndex(values))
     text = values.astype("str").str.strip()
     zoned = text.str.contains(ZONED, na=False)
     days = pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
-    days[~zoned] = pd.to_datetime(text[~zoned], format="ISO8601", errors="coerce").dt.as_unit("us").dt.normalize()
-    if zoned.any(): days[zoned] = calendar.day_of(pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True))
-    if days.isna().mean() > .5:
-        raise BarsInvalid(f"Most values of the time column are no dates, {str(values[days.isna()].iloc[0])[:40]!r} for one.", "Write dates as YYYY-MM-DD.")
+    days[~zoned] = (
+        pd.to_datetime(text[~zoned], format="ISO8601", errors="coerce").dt.as_unit("us").dt.normalize()
+    )
+    if zoned.any():
+        days[zoned] = calendar.day_of(
+            pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True)
+        )
+    if days.isna().mean() > 0.5:
+        raise BarsInvalid(
+            f"Most values of the time column are no dates, {str(values[days.isna()].iloc[0])[:40]!r} for one.",
+            "Write dates as YYYY-MM-DD.",
+        )
     return pd.DatetimeIndex(days)
 
 # %% ../../nbs/sources/00_bars.ipynb #cad78544
 def instants(
-    values, # times, or text
-    zone: str, # of times that do not say theirs; an hour that comes twice there is unreadable
-    empty: bool = False, # may the whole column be empty?
-) -> pd.Series: # in UTC; unreadable ones are empty
+    values,  # times, or text
+    zone: str,  # of times that do not say theirs; an hour that comes twice there is unreadable
+    empty: bool = False,  # may the whole column be empty?
+) -> pd.Series:  # in UTC; unreadable ones are empty
     "Any column of times as instants."
     values = pd.Series(values).reset_index(drop=True)
     there, dtype = values.notna(), values.dtype
     if dtype.kind in "biufcm" and there.any():
-        raise BarsInvalid(f"The time column holds numbers, {str(values[there].iloc[0])[:30]} for one.",
-                          "Turn them into times first, for example pd.to_datetime(x, unit='s', utc=True).")
-    if isinstance(dtype, pd.DatetimeTZDtype): return values.astype(UTC)
-    if dtype.kind == "M": return values.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
+        raise BarsInvalid(
+            f"The time column holds numbers, {str(values[there].iloc[0])[:30]} for one.",
+            "Turn them into times first, for example pd.to_datetime(x, unit='s', utc=True).",
+        )
+    if isinstance(dtype, pd.DatetimeTZDtype):
+        return values.astype(UTC)
+    if dtype.kind == "M":
+        return values.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
     text = values.astype("object").where(there, "").astype("str").str.strip()
     zoned = text.str.contains(ZONED, na=False)
     out = pd.Series(pd.NaT, index=values.index, dtype=UTC)
-    if zoned.any(): out[zoned] = pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True).astype(UTC)
+    if zoned.any():
+        out[zoned] = pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True).astype(UTC)
     plain = pd.to_datetime(text[~zoned], format="ISO8601", errors="coerce")
-    if len(plain): out[~zoned] = plain.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
+    if len(plain):
+        out[~zoned] = plain.dt.tz_localize(zone, ambiguous="NaT", nonexistent="NaT").astype(UTC)
     wanted = text.ne("") if empty else pd.Series(True, index=values.index)
-    if wanted.any() and out[wanted].isna().mean() > .5:
-        raise BarsInvalid(f"Most values of the time column are no times, {str(values[wanted & out.isna()].iloc[0])[:40]!r} for one.",
-                          "Write times as 2024-07-03T09:35:00-04:00.")
+    if wanted.any() and out[wanted].isna().mean() > 0.5:
+        raise BarsInvalid(
+            f"Most values of the time column are no times, {str(values[wanted & out.isna()].iloc[0])[:40]!r} for one.",
+            "Write times as 2024-07-03T09:35:00-04:00.",
+        )
     return out
 
 # %% ../../nbs/sources/00_bars.ipynb #b2136d25
 def numbers(
-    values, # numbers, or numbers as text
-    name: str, # column name, for the message
-) -> pd.Series: # float64; `NaN` = nothing there, -inf = something there that is no number
+    values,  # numbers, or numbers as text
+    name: str,  # column name, for the message
+) -> pd.Series:  # float64; `NaN` = nothing there, -inf = something there that is no number
     "Read a column of prices or volumes."
     values = pd.Series(values).reset_index(drop=True)
-    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "fiu": return values.astype("float64") # numbers already
+    if isinstance(values.dtype, np.dtype) and values.dtype.kind in "fiu":
+        return values.astype("float64")  # numbers already
     read = pd.to_numeric(values, errors="coerce").astype("float64")
     absent = values.isna() | values.astype("str").str.strip().isin(["", "-", "null", "None", "nan", "NaN"])
     wrong = read.isna() & ~absent
     if wrong.sum() * 2 > max((~absent).sum(), 1):
-        raise BarsInvalid(f"Most values of '{name}' are no numbers, {str(values[wrong].iloc[0])[:40]!r} for one.",
-                          "Map another column, or write numbers with a point and no separators.")
+        raise BarsInvalid(
+            f"Most values of '{name}' are no numbers, {str(values[wrong].iloc[0])[:40]!r} for one.",
+            "Map another column, or write numbers with a point and no separators.",
+        )
     return read.mask(wrong, -np.inf)
 
 # %% ../../nbs/sources/00_bars.ipynb #b2262c3a
 def tidy_bars(
-    frame: pd.DataFrame, # a vendor's table: one row a ticker and session
+    frame: pd.DataFrame,  # a vendor's table: one row a ticker and session
     *,
-    source: str, # name of the source, kept in every row
-    calendar: Calendar | str = "XNYS", # the exchange that says when sessions closed
-    columns: dict | None = None, # explicit mapping: our name -> theirs
-    lag_minutes: float = 0, # minutes from the close until a bar counts as known
-) -> pd.DataFrame: # bars, sorted by ticker and time, as many rows as came in
+    source: str,  # name of the source, kept in every row
+    calendar: Calendar | str = "XNYS",  # the exchange that says when sessions closed
+    columns: dict | None = None,  # explicit mapping: our name -> theirs
+    lag_minutes: float = 0,  # minutes from the close until a bar counts as known
+) -> pd.DataFrame:  # bars, sorted by ticker and time, as many rows as came in
     "Bars from any table with tickers, times and closes."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    if frame.index.nlevels > 1 or frame.index.name is not None or isinstance(frame.index, pd.DatetimeIndex): frame = frame.reset_index()
+    if frame.index.nlevels > 1 or frame.index.name is not None or isinstance(frame.index, pd.DatetimeIndex):
+        frame = frame.reset_index()
     at = map_columns(frame.columns, columns)
-    made = {name: numbers(frame[at[name]], at[name]).to_numpy() for name in [*PRICES, "volume", *OPTIONAL] if name in at}
+    made = {
+        name: numbers(frame[at[name]], at[name]).to_numpy()
+        for name in [*PRICES, "volume", *OPTIONAL]
+        if name in at
+    }
     event = calendar.event_times(session_days(frame[at["event_time"]], calendar))
     known = event + pd.Timedelta(minutes=lag_minutes)
     if "known_at" in at:
         given = pd.DatetimeIndex(instants(frame[at["known_at"]], "UTC", empty=True))
         known = given.where(given >= event, event).where(given.notna(), known)
-    bars = as_bars(made | dict(ticker=_tickers(frame[at["ticker"]]), event_time=event, known_at=known, source=source))
+    bars = as_bars(
+        made | dict(ticker=_tickers(frame[at["ticker"]]), event_time=event, known_at=known, source=source)
+    )
     return bars.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/sources/00_bars.ipynb #962ff4de
-def _tickers(values): # canonical, each distinct one checked once
+def _tickers(values):  # canonical, each distinct one checked once
     form, bad = {}, []
     for t in pd.unique(values):
-        try: form[t] = canonical_ticker(t)
-        except BarsInvalid: bad.append(ascii(t)[:24])
-    if not bad: return values.map(form).to_numpy()
-    raise BarsInvalid(f"{len(bad)} of the tickers are none: {', '.join(bad[:5])}.",
-                      "Correct them in the file, or map the right column as ticker.", tickers=bad[:20])
+        try:
+            form[t] = canonical_ticker(t)
+        except BarsInvalid:
+            bad.append(ascii(t)[:24])
+    if not bad:
+        return values.map(form).to_numpy()
+    raise BarsInvalid(
+        f"{len(bad)} of the tickers are none: {', '.join(bad[:5])}.",
+        "Correct them in the file, or map the right column as ticker.",
+        tickers=bad[:20],
+    )
 
 # %% ../../nbs/sources/00_bars.ipynb #a5646f43
 def wide(
-    bars: pd.DataFrame, # a bars table
-    column: str = "close", # which quantity
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> pd.DataFrame: # index: sessions, columns: tickers, `NaN` = no bar
+    bars: pd.DataFrame,  # a bars table
+    column: str = "close",  # which quantity
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> pd.DataFrame:  # index: sessions, columns: tickers, `NaN` = no bar
     "One quantity as sessions down and tickers across; of several rows for one bar the last counts."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     rows = bars[["ticker", column]].assign(session=calendar.day_of(bars.event_time))
-    return rows.drop_duplicates(["ticker", "session"], keep="last").pivot(index="session", columns="ticker", values=column)
+    return rows.drop_duplicates(["ticker", "session"], keep="last").pivot(
+        index="session", columns="ticker", values=column
+    )

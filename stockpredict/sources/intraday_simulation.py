@@ -13,48 +13,67 @@ from ..core.errors import BarsInvalid
 from .bars import PRICES
 
 # %% ../../nbs/sources/20_intraday_simulation.ipynb #b03fda36
-STEPS = {"1min": 1, "5min": 5, "15min": 15, "30min": 30} # name -> minutes
+STEPS = {"1min": 1, "5min": 5, "15min": 15, "30min": 30}  # name -> minutes
+
 
 def minutes(
-    every: str, # such as 5min
+    every: str,  # such as 5min
 ) -> int:
     "The length of a step."
     plain = re.sub(r"^(\d+) ?m(in(ute)?s?)?$", r"\1min", str(every).strip().lower())
-    if plain in STEPS: return STEPS[plain]
+    if plain in STEPS:
+        return STEPS[plain]
     raise BarsInvalid(f"'{str(every)[:20]}' is no length of an intraday bar.", f"Say {', '.join(STEPS)}.")
 
+
 def ends(
-    calendar: Calendar, # the exchange
-    sessions, # dates, all of them sessions
-    every: str = "5min", # length of a step
-) -> pd.DatetimeIndex: # instants in UTC, ascending
+    calendar: Calendar,  # the exchange
+    sessions,  # dates, all of them sessions
+    every: str = "5min",  # length of a step
+) -> pd.DatetimeIndex:  # instants in UTC, ascending
     "When each step of each session is over; the last one at the close."
     step, at = pd.Timedelta(minutes=minutes(every)), calendar._at(sessions)
     spans = [pd.date_range(calendar._opens[i] + step, calendar._closes[i], freq=step) for i in at]
-    return pd.DatetimeIndex(np.concatenate([s.tz_localize(None) for s in spans]) if spans else [], tz="UTC").as_unit("us")
+    return pd.DatetimeIndex(
+        np.concatenate([s.tz_localize(None) for s in spans]) if spans else [], tz="UTC"
+    ).as_unit("us")
 
 # %% ../../nbs/sources/20_intraday_simulation.ipynb #a0b4ed94
 def within(
-    bars: pd.DataFrame, # daily bars with all prices
-    every: str = "5min", # length of a step
-    calendar: Calendar | str = "XNYS", # the exchange
-) -> pd.DataFrame: # ticker, event_time (end of the step), open, high, low, close, volume; sorted
+    bars: pd.DataFrame,  # daily bars with all prices
+    every: str = "5min",  # length of a step
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> pd.DataFrame:  # ticker, event_time (end of the step), open, high, low, close, volume; sorted
     "Short bars that add up to the daily ones."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     parts = []
     for b in bars.sort_values(["ticker", "event_time"]).itertuples():
         at = ends(calendar, [calendar.day_of([b.event_time])[0]], every)
         up = 2 * b.open <= b.high + b.low
-        path = np.interp(np.linspace(0, 1, len(at) + 1), [0, .3, .7, 1], [b.open, *((b.low, b.high) if up else (b.high, b.low)), b.open])
+        path = np.interp(
+            np.linspace(0, 1, len(at) + 1),
+            [0, 0.3, 0.7, 1],
+            [b.open, *((b.low, b.high) if up else (b.high, b.low)), b.open],
+        )
         path[-1] = b.close
         first, last = path[:-1], path[1:]
         high, low = np.fmax(first, last), np.fmin(first, last)
-        turn = np.array([.3, .7]) * len(at) # the extremes fall inside a bar
+        turn = np.array([0.3, 0.7]) * len(at)  # the extremes fall inside a bar
         for t, edge in zip(turn.astype(int), ("low", "high") if up else ("high", "low")):
-            if edge == "low": low[t] = min(low[t], b.low)
-            else: high[t] = max(high[t], b.high)
-        weight = 1 + 2 * np.linspace(-1, 1, len(at))**2
+            if edge == "low":
+                low[t] = min(low[t], b.low)
+            else:
+                high[t] = max(high[t], b.high)
+        weight = 1 + 2 * np.linspace(-1, 1, len(at)) ** 2
         volume = np.round(b.volume * weight / weight.sum())
-        parts.append(pd.DataFrame(dict(ticker=b.ticker, event_time=at, open=first, high=high, low=low, close=last, volume=volume)))
-    none = pd.DataFrame({c: pd.Series(dtype="float64") for c in ["ticker", "event_time", *PRICES, "volume"]}).astype(dict(ticker="str"))
+        parts.append(
+            pd.DataFrame(
+                dict(
+                    ticker=b.ticker, event_time=at, open=first, high=high, low=low, close=last, volume=volume
+                )
+            )
+        )
+    none = pd.DataFrame(
+        {c: pd.Series(dtype="float64") for c in ["ticker", "event_time", *PRICES, "volume"]}
+    ).astype(dict(ticker="str"))
     return pd.concat(parts, ignore_index=True) if parts else none.assign(event_time=ends(calendar, []))

@@ -17,27 +17,29 @@ from ..core.errors import ParameterRefused, did_you_mean
 from .bars import PRICES, as_bars, wide
 
 # %% ../../nbs/sources/10_simulate.ipynb #e910d28e
-NIGHT = .3 # share of a day's variance that comes between close and open
+NIGHT = 0.3  # share of a day's variance that comes between close and open
+
 
 def draw_shocks(
-    shape: tuple, # (sessions, series)
-    rng: np.random.Generator, # where the luck comes from
-) -> tuple[np.ndarray, np.ndarray]: # overnight and session parts; their sum is t(5) with variance 1
+    shape: tuple,  # (sessions, series)
+    rng: np.random.Generator,  # where the luck comes from
+) -> tuple[np.ndarray, np.ndarray]:  # overnight and session parts; their sum is t(5) with variance 1
     "Fat-tailed shocks in two parts, each symmetric given everything before it."
-    scale = np.sqrt(3 / rng.chisquare(5, shape)) # t(5) has variance 5/3, hence 3 and not 5
+    scale = np.sqrt(3 / rng.chisquare(5, shape))  # t(5) has variance 5/3, hence 3 and not 5
     night, day = rng.standard_normal((2, *shape))
     return scale * np.sqrt(NIGHT) * night, scale * np.sqrt(1 - NIGHT) * day
 
 # %% ../../nbs/sources/10_simulate.ipynb #80ceafa9
 def garch(
-    shocks: np.ndarray, # [session, series], variance 1
-    typical: np.ndarray, # [series], long-run daily volatility
-    react: float = .08, # weight of the newest squared shock
-    keep: float = .90, # weight of the newest variance
-    leverage: float = 0., # how much of that weight moves from rises to falls, at most 2 * react
-) -> np.ndarray: # [session, series], the volatility of each session, known before it begins
+    shocks: np.ndarray,  # [session, series], variance 1
+    typical: np.ndarray,  # [series], long-run daily volatility
+    react: float = 0.08,  # weight of the newest squared shock
+    keep: float = 0.90,  # weight of the newest variance
+    leverage: float = 0.0,  # how much of that weight moves from rises to falls, at most 2 * react
+) -> np.ndarray:  # [session, series], the volatility of each session, known before it begins
     "Volatility that comes in clusters."
-    h = np.empty_like(shocks); now = typical ** 2
+    h = np.empty_like(shocks)
+    now = typical**2
     level, cap = now * (1 - react - keep), 25 * now
     for t, e in enumerate(shocks):
         h[t] = now
@@ -49,134 +51,165 @@ def garch(
 @dataclass
 class Stocks:
     "The fixed traits of simulated stocks, one value a ticker."
-    beta: np.ndarray # sensitivity to the market
-    sector: np.ndarray # number of the sector
-    own: np.ndarray # typical daily volatility of the stock's own noise
-    price: np.ndarray # first price
-    volume: np.ndarray # typical daily volume, shares
-    market: float = .009 # typical daily volatility of the market
-    industry: float = .006 # typical daily volatility of a sector
+
+    beta: np.ndarray  # sensitivity to the market
+    sector: np.ndarray  # number of the sector
+    own: np.ndarray  # typical daily volatility of the stock's own noise
+    price: np.ndarray  # first price
+    volume: np.ndarray  # typical daily volume, shares
+    market: float = 0.009  # typical daily volatility of the market
+    industry: float = 0.006  # typical daily volatility of a sector
 
     @property
-    def loadings(self) -> np.ndarray: # [ticker, market + sectors]
+    def loadings(self) -> np.ndarray:  # [ticker, market + sectors]
         "How much of each common shock reaches each stock."
         return np.column_stack([self.beta, self.sector[:, None] == np.arange(self.sector.max() + 1)])
 
     @property
-    def volatility(self) -> np.ndarray: # [market + sectors + tickers]
+    def volatility(self) -> np.ndarray:  # [market + sectors + tickers]
         "Typical daily volatility of every shock."
         return np.r_[self.market, np.full(self.sector.max() + 1, self.industry), self.own]
 
+
 def draw_stocks(
-    n: int, # how many
-    rng: np.random.Generator, # where the luck comes from
+    n: int,  # how many
+    rng: np.random.Generator,  # where the luck comes from
 ) -> Stocks:
     "Stocks with plausible traits."
     sectors = max(1, min(10, n // 5))
-    return Stocks(beta=rng.normal(1, .25, n).clip(.3, 2), sector=rng.permutation(np.arange(n) % sectors), own=rng.uniform(.010, .024, n),
-                  price=np.exp(rng.normal(4, .6, n)), volume=np.exp(rng.normal(14.5, .8, n)))
+    return Stocks(
+        beta=rng.normal(1, 0.25, n).clip(0.3, 2),
+        sector=rng.permutation(np.arange(n) % sectors),
+        own=rng.uniform(0.010, 0.024, n),
+        price=np.exp(rng.normal(4, 0.6, n)),
+        volume=np.exp(rng.normal(14.5, 0.8, n)),
+    )
 
 # %% ../../nbs/sources/10_simulate.ipynb #aaa132f9
 @dataclass
 class Returns:
     "Simple returns relative to the previous close, in two parts, with the volatility that was known before."
-    night: np.ndarray # [session, ticker], previous close to open
-    day: np.ndarray # [session, ticker], open to close
-    own: np.ndarray # [session, ticker], volatility of the stock's own noise
-    total: np.ndarray # [session, ticker], volatility of the whole return
+
+    night: np.ndarray  # [session, ticker], previous close to open
+    day: np.ndarray  # [session, ticker], open to close
+    own: np.ndarray  # [session, ticker], volatility of the stock's own noise
+    total: np.ndarray  # [session, ticker], volatility of the whole return
+
 
 def draw_returns(
-    stocks: Stocks, # their traits
-    sessions: int, # how many
-    rng: np.random.Generator, # where the luck comes from
-    leverage: float = 0., # see `garch`
+    stocks: Stocks,  # their traits
+    sessions: int,  # how many
+    rng: np.random.Generator,  # where the luck comes from
+    leverage: float = 0.0,  # see `garch`
 ) -> Returns:
     "Returns that no past can predict."
     night, day = draw_shocks((sessions, len(stocks.volatility)), rng)
     vol, load = garch(night + day, stocks.volatility, leverage=leverage), stocks.loadings
-    k = load.shape[1]; own = vol[:, k:]
-    def parts(e): return (vol[:, :k] * e[:, :k]) @ load.T + own * e[:, k:]
-    total = np.sqrt(vol[:, :k]**2 @ (load**2).T + own**2)
-    return Returns(parts(night).clip(-.25, .25), parts(day).clip(-.25, .25), own, total)
+    k = load.shape[1]
+    own = vol[:, k:]
+
+    def parts(e):
+        return (vol[:, :k] * e[:, :k]) @ load.T + own * e[:, k:]
+
+    total = np.sqrt(vol[:, :k] ** 2 @ (load**2).T + own**2)
+    return Returns(parts(night).clip(-0.25, 0.25), parts(day).clip(-0.25, 0.25), own, total)
 
 # %% ../../nbs/sources/10_simulate.ipynb #8e203ba1
 def draw_presence(
-    sessions: int, # how many
-    tickers: int, # how many
-    rng: np.random.Generator, # where the luck comes from
-) -> np.ndarray: # bool [session, ticker], is there a bar?
+    sessions: int,  # how many
+    tickers: int,  # how many
+    rng: np.random.Generator,  # where the luck comes from
+) -> np.ndarray:  # bool [session, ticker], is there a bar?
     "Late listings, delistings, halts and lost bars, drawn without regard to prices."
-    there = rng.random((sessions, tickers)) > .0005
-    who = rng.permutation(tickers); late, gone = who[:tickers // 10], who[tickers // 10:][:tickers // 20]
-    for i in late: there[:rng.integers(sessions // 10, sessions // 2 + 1), i] = False
-    for i in gone: there[rng.integers(sessions // 2, sessions * 9 // 10 + 1):, i] = False
-    for t, i in np.argwhere(rng.random((sessions, tickers)) < .0003): there[t:t + rng.integers(1, 6), i] = False
+    there = rng.random((sessions, tickers)) > 0.0005
+    who = rng.permutation(tickers)
+    late, gone = who[: tickers // 10], who[tickers // 10 :][: tickers // 20]
+    for i in late:
+        there[: rng.integers(sessions // 10, sessions // 2 + 1), i] = False
+    for i in gone:
+        there[rng.integers(sessions // 2, sessions * 9 // 10 + 1) :, i] = False
+    for t, i in np.argwhere(rng.random((sessions, tickers)) < 0.0003):
+        there[t : t + rng.integers(1, 6), i] = False
     return there
 
 # %% ../../nbs/sources/10_simulate.ipynb #7e0f61fd
 @functools.lru_cache(maxsize=4096)
-def _scores(n): # normal scores of n ranks, variance 1
+def _scores(n):  # normal scores of n ranks, variance 1
     from scipy.special import ndtri
-    z = ndtri((np.arange(n) + .5) / n)
+
+    z = ndtri((np.arange(n) + 0.5) / n)
     return z / z.std() if n > 1 else z
 
+
 def normal_scores(
-    values: np.ndarray, # [ticker], `NaN` = absent
-) -> np.ndarray: # [ticker], mean 0, variance 1, absent = 0
+    values: np.ndarray,  # [ticker], `NaN` = absent
+) -> np.ndarray:  # [ticker], mean 0, variance 1, absent = 0
     "Ranks across tickers, on the scale of a bell curve."
     out, there = np.zeros(len(values)), np.flatnonzero(~np.isnan(values))
     out[there[np.argsort(values[there])]] = _scores(len(there))
     return out
 
-LOOK, DELAY = 5, 1 # sessions the signal looks back; sessions until one can trade on it
+
+LOOK, DELAY = 5, 1  # sessions the signal looks back; sessions until one can trade on it
+
 
 def five_day_signal(
-    close: np.ndarray, # [session, ticker], `NaN` = no bar
-    t: int, # the session whose close is the newest known
-) -> np.ndarray: # [ticker], 0 where the stock has no signal
+    close: np.ndarray,  # [session, ticker], `NaN` = no bar
+    t: int,  # the session whose close is the newest known
+) -> np.ndarray:  # [ticker], 0 where the stock has no signal
     "The planted signal at the close of session `t`."
     return normal_scores(1 - close[t] / close[t - LOOK]) if t >= LOOK else np.zeros(close.shape[1])
 
 # %% ../../nbs/sources/10_simulate.ipynb #1e34e37e
 def daily_rank_ic(
-    signal: np.ndarray, # [session, ticker]
-    outcome: np.ndarray, # [session, ticker], `NaN` = not known
-) -> np.ndarray: # [session], `NaN` where fewer than three pairs exist
+    signal: np.ndarray,  # [session, ticker]
+    outcome: np.ndarray,  # [session, ticker], `NaN` = not known
+) -> np.ndarray:  # [session], `NaN` where fewer than three pairs exist
     "Spearman correlation across tickers, session by session."
     both = ~(np.isnan(signal) | np.isnan(outcome))
     a, b = (pd.DataFrame(np.where(both, x, np.nan)).rank(axis=1).to_numpy() for x in (signal, outcome))
     a, b = (x - np.nanmean(np.where(both.any(1)[:, None], x, 0), axis=1, keepdims=True) for x in (a, b))
-    with np.errstate(invalid="ignore", divide="ignore"): ic = np.nansum(a * b, 1) / np.sqrt(np.nansum(a * a, 1) * np.nansum(b * b, 1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ic = np.nansum(a * b, 1) / np.sqrt(np.nansum(a * a, 1) * np.nansum(b * b, 1))
     return np.where(both.sum(1) >= 3, ic, np.nan)
 
 # %% ../../nbs/sources/10_simulate.ipynb #930191da
 def calibrate(
-    stocks: Stocks, # their traits
-    rank_ic: float, # the mean daily rank IC wanted
-    seed: int = 20_000, # of the trial run, apart from the market's own
-) -> float: # how far a signal of one moves the return, in units of the stock's own volatility
+    stocks: Stocks,  # their traits
+    rank_ic: float,  # the mean daily rank IC wanted
+    seed: int = 20_000,  # of the trial run, apart from the market's own
+) -> float:  # how far a signal of one moves the return, in units of the stock's own volatility
     "The push that gives a signal the wanted rank IC."
-    n = len(stocks.beta); rng = np.random.default_rng(seed)
+    n = len(stocks.beta)
+    rng = np.random.default_rng(seed)
     r = draw_returns(stocks, int(np.clip(150_000 // n, 100, 1500)) + LOOK + DELAY + 1, rng)
-    noise = r.night + r.day; close = np.cumprod(1 + noise, axis=0)
+    noise = r.night + r.day
+    close = np.cumprod(1 + noise, axis=0)
     t = np.arange(LOOK, len(close) - DELAY - 1)
-    signal = np.stack([five_day_signal(close, i) for i in t]); own, noise = r.own[t + DELAY + 1], noise[t + DELAY + 1]
-    def measured(push): return np.mean([daily_rank_ic(signal, push * own * signal + side * noise).mean() for side in (1, -1)])
+    signal = np.stack([five_day_signal(close, i) for i in t])
+    own, noise = r.own[t + DELAY + 1], noise[t + DELAY + 1]
+
+    def measured(push):
+        return np.mean([daily_rank_ic(signal, push * own * signal + side * noise).mean() for side in (1, -1)])
+
     push = rank_ic
-    for _ in range(4): push *= rank_ic / measured(push) if rank_ic else 0
+    for _ in range(4):
+        push *= rank_ic / measured(push) if rank_ic else 0
     return float(push)
 
 # %% ../../nbs/sources/10_simulate.ipynb #93f4b53e
 def walk(
-    r: Returns, # unpredictable returns
-    there: np.ndarray, # bool [session, ticker], published bars
-    push: float = 0., # strength of the signal, see `calibrate`
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # open and close relative to the first price, signal; all [session, ticker]
+    r: Returns,  # unpredictable returns
+    there: np.ndarray,  # bool [session, ticker], published bars
+    push: float = 0.0,  # strength of the signal, see `calibrate`
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # open and close relative to the first price, signal; all [session, ticker]
     "Prices from returns, with the signal's push worked in during the session."
     opens, closes, signal = (np.zeros_like(r.day) for _ in range(3))
     seen, last = np.full_like(r.day, np.nan), np.ones(r.day.shape[1])
     for t in range(len(r.day)):
-        extra = push * r.own[t] * signal[t - DELAY - 1] if t > DELAY else 0.
+        extra = push * r.own[t] * signal[t - DELAY - 1] if t > DELAY else 0.0
         opens[t] = last * (1 + r.night[t])
         last = closes[t] = last * (1 + r.night[t] + r.day[t] + extra)
         seen[t] = np.where(there[t], last, np.nan)
@@ -186,37 +219,44 @@ def walk(
 
 # %% ../../nbs/sources/10_simulate.ipynb #6f925331
 def draw_ohlcv(
-    opens: np.ndarray, # [session, ticker]
-    closes: np.ndarray, # [session, ticker]
-    r: Returns, # for the volatility
-    stocks: Stocks, # for first prices and typical volumes
-    rng: np.random.Generator, # where the luck comes from
-) -> dict: # open, high, low, close, volume; each [session, ticker]
+    opens: np.ndarray,  # [session, ticker]
+    closes: np.ndarray,  # [session, ticker]
+    r: Returns,  # for the volatility
+    stocks: Stocks,  # for first prices and typical volumes
+    rng: np.random.Generator,  # where the luck comes from
+) -> dict:  # open, high, low, close, volume; each [session, ticker]
     "Complete bars around opens and closes."
     a, b, spread = np.log(opens), np.log(closes), (1 - NIGHT) * r.total**2
     up, down = -2 * spread * np.log(rng.random((2, *a.shape)))
-    high, low = (a + b + np.sqrt((a - b)**2 + up)) / 2, (a + b - np.sqrt((a - b)**2 + down)) / 2
+    high, low = (a + b + np.sqrt((a - b) ** 2 + up)) / 2, (a + b - np.sqrt((a - b) ** 2 + down)) / 2
     busy = np.abs(closes / opens - 1) / r.total
-    mood = np.cumsum(rng.normal(0, .02, a.shape), 0) + rng.normal(0, .3, a.shape)
-    prices = dict(open=opens, high=np.maximum(np.exp(high), np.maximum(opens, closes)), low=np.minimum(np.exp(low), np.minimum(opens, closes)), close=closes)
-    volume = np.round(stocks.volume * np.exp(mood + .25 * busy.clip(0, 6)))
+    mood = np.cumsum(rng.normal(0, 0.02, a.shape), 0) + rng.normal(0, 0.3, a.shape)
+    prices = dict(
+        open=opens,
+        high=np.maximum(np.exp(high), np.maximum(opens, closes)),
+        low=np.minimum(np.exp(low), np.minimum(opens, closes)),
+        close=closes,
+    )
+    volume = np.round(stocks.volume * np.exp(mood + 0.25 * busy.clip(0, 6)))
     return {k: v * stocks.price for k, v in prices.items()} | dict(volume=volume)
 
 # %% ../../nbs/sources/10_simulate.ipynb #f4dcc4ce
 def split_shares(
-    market: dict, # from `draw_ohlcv`; prices before the first split are raised
-    there: np.ndarray, # bool [session, ticker]
-    ratios: list, # one split a ratio: 4 = four for one, .1 = one for ten
-    rng: np.random.Generator, # where the luck comes from
-) -> list[dict]: # position of session and ticker, and ratio, of every split
+    market: dict,  # from `draw_ohlcv`; prices before the first split are raised
+    there: np.ndarray,  # bool [session, ticker]
+    ratios: list,  # one split a ratio: 4 = four for one, .1 = one for ten
+    rng: np.random.Generator,  # where the luck comes from
+) -> list[dict]:  # position of session and ticker, and ratio, of every split
     "Split some stocks, each once, on a session with a bar on both sides; adds `adj_close`."
     market["adj_close"], done = market["close"].copy(), []
     n = len(there)
     for i, ratio in zip(rng.permutation(there.shape[1]), ratios):
-        able = [t for t in range(n // 4, n - n // 4) if there[t - 1:t + 1, i].all()]
-        if not able: continue
+        able = [t for t in range(n // 4, n - n // 4) if there[t - 1 : t + 1, i].all()]
+        if not able:
+            continue
         t = int(rng.choice(able))
-        for p in PRICES: market[p][:t, i] *= ratio
+        for p in PRICES:
+            market[p][:t, i] *= ratio
         market["volume"][:t, i] = np.round(market["volume"][:t, i] / ratio)
         done.append(dict(session=t, ticker=int(i), ratio=ratio))
     return done
@@ -225,91 +265,145 @@ def split_shares(
 @dataclass
 class Market:
     "A simulated market: its bars, the truth about it, and the planted signal."
-    bars: pd.DataFrame # bars table with `adj_close`
-    truth: dict # what is so: kind, rank_ic, realised_rank_ic, horizon, entry_delay, splits, …
-    signal: pd.DataFrame | None = field(default=None, repr=False) # sessions down, tickers across
+
+    bars: pd.DataFrame  # bars table with `adj_close`
+    truth: dict  # what is so: kind, rank_ic, realised_rank_ic, horizon, entry_delay, splits, …
+    signal: pd.DataFrame | None = field(default=None, repr=False)  # sessions down, tickers across
 
     def __repr__(self):
         b, t = self.bars, self.truth
         return f"Market '{t['kind']}': {b.ticker.nunique()} tickers, {b.event_time.nunique()} sessions, {len(b)} bars, rank IC {t['rank_ic']:.2f}"
 
+
 @patch
 def plot(self: Market, title: str = ""):
     "How often the adjusted close doubled or halved: half and nine tenths of the tickers as bands, two of them as lines."
     import matplotlib.pyplot as plt
+
     close = wide(self.bars, "adj_close").ffill()
     path = np.log2(close / close.bfill().iloc[0])[::15]
     _, ax = plt.subplots(figsize=(6, 1.8))
-    for q in (.05, .25): ax.fill_between(path.index, path.quantile(q, axis=1), path.quantile(1 - q, axis=1), color='#9ec5de' if q < .1 else '#5b9bc0', lw=0)
-    ax.plot(path.iloc[:, :2], lw=.8, color='#D55E00'); ax.axhline(0, color='k', lw=.5)
-    ax.set(ylabel='doublings'); ax.set_title(title or repr(self), size=10)
+    for q in (0.05, 0.25):
+        ax.fill_between(
+            path.index,
+            path.quantile(q, axis=1),
+            path.quantile(1 - q, axis=1),
+            color="#9ec5de" if q < 0.1 else "#5b9bc0",
+            lw=0,
+        )
+    ax.plot(path.iloc[:, :2], lw=0.8, color="#D55E00")
+    ax.axhline(0, color="k", lw=0.5)
+    ax.set(ylabel="doublings")
+    ax.set_title(title or repr(self), size=10)
     return ax
 
 # %% ../../nbs/sources/10_simulate.ipynb #8ed7838c
 KINDS = ["null", "planted", "realistic"]
-DRIFT = .0003 # a realistic market rises this much a session, all stocks alike
+DRIFT = 0.0003  # a realistic market rises this much a session, all stocks alike
+
 
 def _to_bars(market, there, sessions, calendar, names, lag):
     i, t = np.nonzero(there.T)
     event = calendar.closes(sessions)[t]
     known = event + pd.to_timedelta(lag[t, i], unit="min")
-    return as_bars({k: v[t, i] for k, v in market.items()} | dict(ticker=np.array(names)[i], event_time=event, known_at=known, source="simulated"))
+    return as_bars(
+        {k: v[t, i] for k, v in market.items()}
+        | dict(ticker=np.array(names)[i], event_time=event, known_at=known, source="simulated")
+    )
 
 # %% ../../nbs/sources/10_simulate.ipynb #7a2f9d55
 def _check(kind, tickers, sessions, rank_ic):
-    if kind not in KINDS: raise ParameterRefused(f"There is no simulated market of kind '{kind}'.", did_you_mean(kind, KINDS))
+    if kind not in KINDS:
+        raise ParameterRefused(f"There is no simulated market of kind '{kind}'.", did_you_mean(kind, KINDS))
     few = 5 if kind == "planted" else 1
-    if tickers < few or sessions < 10 or not 0 <= rank_ic <= .3:
-        raise ParameterRefused(f"A {kind} market of {tickers} tickers, {sessions} sessions and rank IC {rank_ic} cannot be made.",
-                               f"Ask for at least {few} tickers, at least 10 sessions and a rank IC from 0 to 0.3.")
+    if tickers < few or sessions < 10 or not 0 <= rank_ic <= 0.3:
+        raise ParameterRefused(
+            f"A {kind} market of {tickers} tickers, {sessions} sessions and rank IC {rank_ic} cannot be made.",
+            f"Ask for at least {few} tickers, at least 10 sessions and a rank IC from 0 to 0.3.",
+        )
 
 # %% ../../nbs/sources/10_simulate.ipynb #13b48304
 def simulate(
-    kind: str = "null", # null, planted or realistic
-    tickers: int = 60, # how many
-    sessions: int = 1500, # how many
-    rank_ic: float = .05, # strength of the signal, for the planted market
-    seed: int = 1, # same seed, same market
-    start: str = "2015-01-02", # first day
-    calendar: str = "XNYS", # whose sessions
+    kind: str = "null",  # null, planted or realistic
+    tickers: int = 60,  # how many
+    sessions: int = 1500,  # how many
+    rank_ic: float = 0.05,  # strength of the signal, for the planted market
+    seed: int = 1,  # same seed, same market
+    start: str = "2015-01-02",  # first day
+    calendar: str = "XNYS",  # whose sessions
 ) -> Market:
     "A market with known truth: bars, truth and signal."
     _check(kind, tickers, sessions, rank_ic)
     rng, cal, real = np.random.default_rng(seed), get_calendar(calendar), kind == "realistic"
-    first = cal.sessions(start)[0]; days = cal.sessions(first, cal.offset(first, sessions - 1))
+    first = cal.sessions(start)[0]
+    days = cal.sessions(first, cal.offset(first, sessions - 1))
     names = [f"SIM{i:0{len(str(tickers - 1))}d}" for i in range(tickers)]
-    stocks = draw_stocks(tickers, rng); r = draw_returns(stocks, sessions, rng, leverage=.12 if real else 0.)
-    if real: r.day = r.day + DRIFT
+    stocks = draw_stocks(tickers, rng)
+    r = draw_returns(stocks, sessions, rng, leverage=0.12 if real else 0.0)
+    if real:
+        r.day = r.day + DRIFT
     there = draw_presence(sessions, tickers, rng)
-    wanted = rank_ic if kind == "planted" else 0.
-    opens, closes, signal = walk(r, there, calibrate(stocks, wanted) if wanted else 0.)
+    wanted = rank_ic if kind == "planted" else 0.0
+    opens, closes, signal = walk(r, there, calibrate(stocks, wanted) if wanted else 0.0)
     market = draw_ohlcv(opens, closes, r, stocks, rng)
-    splits = split_shares(market, there, [4., 2., .1, 3., 1.5, 2.][:max(1, tickers // 10)] if real else [4.], rng)
-    lag = np.where(rng.random(there.shape) < .1, rng.integers(60, 900, there.shape), 15) if real else np.full(there.shape, 15)
-    truth = dict(kind=kind, rank_ic=wanted, realised_rank_ic=_realised(signal, closes, there), horizon=1, entry_delay=DELAY,
-                 signal=f"minus the {LOOK}-session return", seed=seed, drift=DRIFT if real else 0.,
-                 splits=[dict(session=str(days[s["session"]].date()), ticker=names[s["ticker"]], ratio=s["ratio"]) for s in splits])
-    return Market(_to_bars(market, there, days, cal, names, lag), truth, pd.DataFrame(signal, days, pd.Index(names, name="ticker")))
+    splits = split_shares(
+        market, there, [4.0, 2.0, 0.1, 3.0, 1.5, 2.0][: max(1, tickers // 10)] if real else [4.0], rng
+    )
+    lag = (
+        np.where(rng.random(there.shape) < 0.1, rng.integers(60, 900, there.shape), 15)
+        if real
+        else np.full(there.shape, 15)
+    )
+    truth = dict(
+        kind=kind,
+        rank_ic=wanted,
+        realised_rank_ic=_realised(signal, closes, there),
+        horizon=1,
+        entry_delay=DELAY,
+        signal=f"minus the {LOOK}-session return",
+        seed=seed,
+        drift=DRIFT if real else 0.0,
+        splits=[
+            dict(session=str(days[s["session"]].date()), ticker=names[s["ticker"]], ratio=s["ratio"])
+            for s in splits
+        ],
+    )
+    return Market(
+        _to_bars(market, there, days, cal, names, lag),
+        truth,
+        pd.DataFrame(signal, days, pd.Index(names, name="ticker")),
+    )
 
 # %% ../../nbs/sources/10_simulate.ipynb #2e40dcac
-def _realised(signal, closes, there): # mean daily rank IC of the signal on this very sample
-    seen = np.where(there, closes, np.nan); outcome = np.full_like(seen, np.nan)
-    outcome[:-DELAY - 1] = seen[DELAY + 1:] / seen[DELAY:-1] - 1
+def _realised(signal, closes, there):  # mean daily rank IC of the signal on this very sample
+    seen = np.where(there, closes, np.nan)
+    outcome = np.full_like(seen, np.nan)
+    outcome[: -DELAY - 1] = seen[DELAY + 1 :] / seen[DELAY:-1] - 1
     ic = daily_rank_ic(signal, outcome)
     return float(np.nanmean(ic)) if np.isfinite(ic).any() else float("nan")
 
 # %% ../../nbs/sources/10_simulate.ipynb #45bdd3c0
 def sample_bars(
-    tickers: int = 5, # how many
-    sessions: int = 300, # how many, from January 2019
-    seed: int = 3, # same seed, same bars
-) -> pd.DataFrame: # bars table
+    tickers: int = 5,  # how many
+    sessions: int = 300,  # how many, from January 2019
+    seed: int = 3,  # same seed, same bars
+) -> pd.DataFrame:  # bars table
     "A small market for lessons: null, no splits, one late listing, a few missing bars."
     rng, cal = np.random.default_rng(seed), get_calendar()
-    stocks = draw_stocks(tickers, rng); r = draw_returns(stocks, sessions, rng)
+    stocks = draw_stocks(tickers, rng)
+    r = draw_returns(stocks, sessions, rng)
     there = np.ones((sessions, tickers), bool)
-    if tickers > 1 and sessions >= 50: there[:sessions // 5, -1] = False; there[sessions // 2:sessions // 2 + 3, 0] = False
+    if tickers > 1 and sessions >= 50:
+        there[: sessions // 5, -1] = False
+        there[sessions // 2 : sessions // 2 + 3, 0] = False
     opens, closes, _ = walk(r, there)
-    first = cal.sessions("2019-01-02")[0]; days = cal.sessions(first, cal.offset(first, sessions - 1))
-    names = ["AAA", "BBB", "CCC", "DDD", "EEE"][:tickers] if tickers <= 5 else [f"S{i:03d}" for i in range(tickers)]
-    return _to_bars(draw_ohlcv(opens, closes, r, stocks, rng), there, days, cal, names, np.full(there.shape, 15))
+    first = cal.sessions("2019-01-02")[0]
+    days = cal.sessions(first, cal.offset(first, sessions - 1))
+    names = (
+        ["AAA", "BBB", "CCC", "DDD", "EEE"][:tickers]
+        if tickers <= 5
+        else [f"S{i:03d}" for i in range(tickers)]
+    )
+    return _to_bars(
+        draw_ohlcv(opens, closes, r, stocks, rng), there, days, cal, names, np.full(there.shape, 15)
+    )

@@ -13,64 +13,77 @@ from pathlib import Path
 import pandas as pd, pyarrow.parquet as pq
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
-from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker, did_you_mean
+from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker
+from ..core.errors import did_you_mean
 from ..core.registry import Registry
 from .bars import ALIASES, canonical_ticker, empty_bars, map_columns, tidy_bars
 from .simulate import simulate
 
 # %% ../../nbs/sources/30_source.ipynb #70371ad1
 def bundled(
-    package: str, # an installed package, not imported
-    *parts: str, # the file inside it
-) -> Path: # of an existing file
+    package: str,  # an installed package, not imported
+    *parts: str,  # the file inside it
+) -> Path:  # of an existing file
     "A data file that ships inside an installed library."
     spec = find_spec(package)
     path = Path(spec.submodule_search_locations[0]).joinpath(*parts) if spec else None
-    if path is None or not path.exists(): raise SourceUnavailable(f"The prices bundled with {package} are not there.", f"Run: pip install {package}")
+    if path is None or not path.exists():
+        raise SourceUnavailable(
+            f"The prices bundled with {package} are not there.", f"Run: pip install {package}"
+        )
     return path
 
 # %% ../../nbs/sources/30_source.ipynb #1f76cd1d
 sources = Registry("data source", "stockpredict.sources")
 source = sources.register
 
+
 class Source:
     "What every source can do; subclasses fill in `table` and `label`."
-    label = "" # one sentence on where the prices come from and what they are not
-    remote = False # is each request a cost, so that only what is missing may be asked for?
 
-    def __init__(self,
-        settings, # all settings
-    ): self.settings, self.calendar, self._bars = settings, get_calendar(settings.data.calendar), None
+    label = ""  # one sentence on where the prices come from and what they are not
+    remote = False  # is each request a cost, so that only what is missing may be asked for?
+
+    def __init__(
+        self,
+        settings,  # all settings
+    ):
+        self.settings, self.calendar, self._bars = settings, get_calendar(settings.data.calendar), None
 
     @property
-    def id(self) -> str: # what stands in the column `source`
+    def id(self) -> str:  # what stands in the column `source`
         "Two sources with one id hold the same market."
         return self.settings.data.source
 
-    def table(self) -> pd.DataFrame: # columns that `tidy_bars` understands
+    def table(self) -> pd.DataFrame:  # columns that `tidy_bars` understands
         "Everything the source holds, as it was delivered."
         raise NotImplementedError(f"{type(self).__name__} has no table")
 
 # %% ../../nbs/sources/30_source.ipynb #fa075265
 @patch
-def bars(self: Source) -> pd.DataFrame: # every bar, sorted by ticker and time
+def bars(self: Source) -> pd.DataFrame:  # every bar, sorted by ticker and time
     "The whole table as bars, read once."
     if self._bars is None:
         data = self.settings.data
-        self._bars = tidy_bars(self.table(), source=self.id, calendar=self.calendar, lag_minutes=data.lake_bars_lag_minutes)
+        self._bars = tidy_bars(
+            self.table(), source=self.id, calendar=self.calendar, lag_minutes=data.lake_bars_lag_minutes
+        )
     return self._bars
 
+
 @patch
-def tickers(self: Source) -> list[str]: # sorted
+def tickers(self: Source) -> list[str]:  # sorted
     "Every ticker the source can deliver."
     return sorted(self.bars().ticker.unique())
 
+
 @patch
-def fetch(self: Source,
-    tickers: list[str], # canonical names
-    start: str = "", # first day, inclusive; "" = as far back as there is
-    end: str = "", # last day, inclusive; "" = up to the newest
-) -> pd.DataFrame: # bars as delivered, good and bad
+def fetch(
+    self: Source,
+    tickers: list[str],  # canonical names
+    start: str = "",  # first day, inclusive; "" = as far back as there is
+    end: str = "",  # last day, inclusive; "" = up to the newest
+) -> pd.DataFrame:  # bars as delivered, good and bad
     "Bars of some tickers between two days; rows whose date cannot be read come along."
     bars = self.bars()
     day = bars.event_time
@@ -78,19 +91,25 @@ def fetch(self: Source,
     early = day >= pd.Timestamp(start, tz="UTC") if start else True
     return bars[bars.ticker.isin(set(tickers)) & (day.isna() | (early & late))].reset_index(drop=True)
 
+
 @patch
-def collect(self: Source,
-    asks: list[tuple], # pairs: first day to ask for, tickers
-    end: str = "", # last day, inclusive; "" = up to the newest
-    on_step = None, # called with a sentence as parts arrive
-) -> pd.DataFrame: # bars as delivered
+def collect(
+    self: Source,
+    asks: list[tuple],  # pairs: first day to ask for, tickers
+    end: str = "",  # last day, inclusive; "" = up to the newest
+    on_step=None,  # called with a sentence as parts arrive
+) -> pd.DataFrame:  # bars as delivered
     "Bars for a whole plan at once."
-    return pd.concat([self.fetch(tickers, start, end) for start, tickers in asks], ignore_index=True) if asks else empty_bars()
+    return (
+        pd.concat([self.fetch(tickers, start, end) for start, tickers in asks], ignore_index=True)
+        if asks
+        else empty_bars()
+    )
 
 # %% ../../nbs/sources/30_source.ipynb #63114add
 def make_source(
-    settings, # all settings
-) -> Source: # reads nothing yet
+    settings,  # all settings
+) -> Source:  # reads nothing yet
     "The source that the settings name."
     return sources[settings.data.source](settings)
 
@@ -98,89 +117,154 @@ def make_source(
 @source("sample")
 class Sample(Source):
     "Twenty large US companies, closes only."
-    label = ("20 large US companies, daily closes 1990 to 2022, bundled with skfolio. Adjusted closes as of 2022: no open, high, low or volume. "
-             "All twenty are survivors, chosen with hindsight, so any average return is too good.")
+
+    label = (
+        "20 large US companies, daily closes 1990 to 2022, bundled with skfolio. Adjusted closes as of 2022: no open, high, low or volume. "
+        "All twenty are survivors, chosen with hindsight, so any average return is too good."
+    )
 
     def table(self):
         closes = pd.read_csv(bundled("skfolio", "datasets", "data", "sp500_dataset.csv.gz"), index_col="Date")
         return closes.rename_axis(columns="ticker").stack().rename("close").reset_index()
 
+
 @source("indices")
 class Indices(Source):
     "Two US indices with open, high, low, close and volume."
+
     label = "S&P 500 (SPX) and NASDAQ Composite (IXIC), daily bars 1999 to 2018, bundled with arch. Indices, not funds: nobody could trade at these prices."
 
     def table(self):
-        one = lambda ticker, name: pd.read_csv(bundled("arch", "data", name, f"{name}.csv.gz")).drop(columns="Adj Close").assign(
-            ticker=ticker, Date=lambda f: pd.to_datetime(f.Date, format="%m/%d/%Y"))
+        def one(ticker, name):
+            return (
+                    pd.read_csv(bundled("arch", "data", name, f"{name}.csv.gz"))
+                    .drop(columns="Adj Close")
+                    .assign(ticker=ticker, Date=lambda f: pd.to_datetime(f.Date, format="%m/%d/%Y"))
+                )
         return pd.concat([one("SPX", "sp500"), one("IXIC", "nasdaq")], ignore_index=True)
 
 # %% ../../nbs/sources/30_source.ipynb #bab019f8
-ABSENT = ["", "-", "null", "None", "nan", "NaN", "N/A", "n/a", "#N/A", "<NA>"] # in every column but the ticker's: NA and NAN are companies
+ABSENT = [
+    "",
+    "-",
+    "null",
+    "None",
+    "nan",
+    "NaN",
+    "N/A",
+    "n/a",
+    "#N/A",
+    "<NA>",
+]  # in every column but the ticker's: NA and NAN are companies
+
 
 def read_csv(
-    path: Path, # separated by comma, semicolon, tab or bar; .gz is unpacked
-    columns: dict, # explicit mapping: our name -> theirs
-) -> pd.DataFrame: # tickers stay text, so 0700 keeps its zero
+    path: Path,  # separated by comma, semicolon, tab or bar; .gz is unpacked
+    columns: dict,  # explicit mapping: our name -> theirs
+) -> pd.DataFrame:  # tickers stay text, so 0700 keeps its zero
     "A CSV file as it stands."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as f: line = f.readline()
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as f:
+        line = f.readline()
     sep = max(",;\t|", key=line.count)
     names = list(pd.read_csv(io.StringIO(line), sep=sep).columns) if line.strip() else []
-    ticker = columns.get("ticker") or next((c for c in names if str(c).strip().lower() in ALIASES["ticker"].split()), None)
-    return pd.read_csv(path, sep=sep, encoding="utf-8-sig", dtype={ticker: str}, keep_default_na=False,
-                       na_values={c: ABSENT for c in names if c != ticker})
+    ticker = columns.get("ticker") or next(
+        (c for c in names if str(c).strip().lower() in ALIASES["ticker"].split()), None
+    )
+    return pd.read_csv(
+        path,
+        sep=sep,
+        encoding="utf-8-sig",
+        dtype={ticker: str},
+        keep_default_na=False,
+        na_values={c: ABSENT for c in names if c != ticker},
+    )
+
 
 def read_table(
-    path: Path, # CSV, also .csv.gz, or Parquet
-    columns: dict | None = None, # explicit mapping: our name -> theirs
-) -> pd.DataFrame: # as it stands in the file, one row a bar
+    path: Path,  # CSV, also .csv.gz, or Parquet
+    columns: dict | None = None,  # explicit mapping: our name -> theirs
+) -> pd.DataFrame:  # as it stands in the file, one row a bar
     "One file, or a sentence that names it."
     if not re.search(r"\.(csv|csv\.gz|parquet)$", path.name.lower()):
-        raise BarsInvalid(f"{path.name} is neither CSV nor Parquet.", "Give files ending in .csv, .csv.gz or .parquet.", file=path.name)
-    try: frame = pq.read_table(path).to_pandas(date_as_object=False) if path.name.lower().endswith(".parquet") else read_csv(path, columns or {})
+        raise BarsInvalid(
+            f"{path.name} is neither CSV nor Parquet.",
+            "Give files ending in .csv, .csv.gz or .parquet.",
+            file=path.name,
+        )
+    try:
+        frame = (
+            pq.read_table(path).to_pandas(date_as_object=False)
+            if path.name.lower().endswith(".parquet")
+            else read_csv(path, columns or {})
+        )
     except Exception as e:
         why = (str(e).strip() or type(e).__name__).splitlines()[0][:160].rstrip(".")
-        raise BarsInvalid(f"{path.name} cannot be read: {why}.", "Replace the file by a sound copy; nothing was stored.", file=path.name) from e
+        raise BarsInvalid(
+            f"{path.name} cannot be read: {why}.",
+            "Replace the file by a sound copy; nothing was stored.",
+            file=path.name,
+        ) from e
     named = any(frame.index.names) or isinstance(frame.index, pd.DatetimeIndex)
-    return frame.reset_index(names=None if any(frame.index.names) else "date") if named else frame.reset_index(drop=True)
+    return (
+        frame.reset_index(names=None if any(frame.index.names) else "date")
+        if named
+        else frame.reset_index(drop=True)
+    )
 
 # %% ../../nbs/sources/30_source.ipynb #1d55c5b6
 @source("files")
 class Files(Source):
     "CSV or Parquet from your own disk."
+
     label = "Your own files. What they are worth, only you can say: are delisted companies in them, and are the prices as published?"
 
-    def paths(self) -> list[Path]: # sorted
+    def paths(self) -> list[Path]:  # sorted
         "The files to read."
         path = Path(self.settings.data.files_path).expanduser()
-        if path.is_file(): return [path]
-        found = sorted(p for p in path.glob("*") if re.search(r"\.(csv|csv\.gz|parquet)$", p.name.lower()) and p.name[0] not in "._")
-        if found: return found
-        raise FileMissing(f"There is no CSV or Parquet file in {path.name}." if path.is_dir() else f"There is no file or folder {path}.",
-                          "Correct [data] files_path in the settings.", path=str(path))
+        if path.is_file():
+            return [path]
+        found = sorted(
+            p
+            for p in path.glob("*")
+            if re.search(r"\.(csv|csv\.gz|parquet)$", p.name.lower()) and p.name[0] not in "._"
+        )
+        if found:
+            return found
+        raise FileMissing(
+            f"There is no CSV or Parquet file in {path.name}."
+            if path.is_dir()
+            else f"There is no file or folder {path}.",
+            "Correct [data] files_path in the settings.",
+            path=str(path),
+        )
 
     def table(self):
         return pd.concat([self._ready(p) for p in self.paths()], ignore_index=True)
 
 # %% ../../nbs/sources/30_source.ipynb #dc6c1dbc
 @patch
-def _ready(self: Files, path): # one file in our column names, the ticker from its name, as_of as an instant
+def _ready(self: Files, path):  # one file in our column names, the ticker from its name, as_of as an instant
     mapped = dict(self.settings.data.files_columns)
     frame = read_table(path, mapped)
     lower = {str(c).strip().lower(): c for c in frame.columns}
     if "ticker" not in mapped and not set(lower) & set(ALIASES["ticker"].split()):
         frame = frame.assign(ticker=re.sub(r"\.(csv|csv\.gz|parquet)$", "", path.name, flags=re.I))
-    if "known_at" not in mapped and "as_of" in lower: mapped["known_at"] = lower["as_of"]
+    if "known_at" not in mapped and "as_of" in lower:
+        mapped["known_at"] = lower["as_of"]
     at = map_columns(frame.columns, mapped)
     frame = frame[list(at.values())].set_axis(list(at), axis=1)
     return frame.assign(known_at=self._instants(frame.known_at)) if "known_at" in frame else frame
 
+
 @patch
-def _instants(self: Files, stated): # a bare day means after that day's close
+def _instants(self: Files, stated):  # a bare day means after that day's close
     text = stated.astype("str").str.strip()
     day = text.str.fullmatch(r"\d{4}-\d{2}-\d{2}( 00:00:00)?")
     when = pd.to_datetime(text.where(~day), errors="coerce", utc=True, format="ISO8601").dt.as_unit("us")
-    if day.any(): when[day] = self.calendar.event_times(text[day].str[:10]) + pd.Timedelta(minutes=self.settings.data.lake_bars_lag_minutes)
+    if day.any():
+        when[day] = self.calendar.event_times(text[day].str[:10]) + pd.Timedelta(
+            minutes=self.settings.data.lake_bars_lag_minutes
+        )
     return when
 
 # %% ../../nbs/sources/30_source.ipynb #dcae9005
@@ -196,25 +280,45 @@ class Simulated(Source):
     @property
     def label(self):
         wish = self.settings.simulated
-        truth = dict(null="nothing to be predicted", planted=f"a planted signal of rank IC {wish.rank_ic}", realistic="the habits of a real one")[wish.kind]
-        return (f"A simulated market with {truth}: {wish.tickers} tickers, {wish.sessions} sessions, seed {wish.seed}. "
-                "No result from it says anything about real prices.")
+        truth = dict(
+            null="nothing to be predicted",
+            planted=f"a planted signal of rank IC {wish.rank_ic}",
+            realistic="the habits of a real one",
+        )[wish.kind]
+        return (
+            f"A simulated market with {truth}: {wish.tickers} tickers, {wish.sessions} sessions, seed {wish.seed}. "
+            "No result from it says anything about real prices."
+        )
 
     def table(self):
         wish = self.settings.simulated
-        return simulate(wish.kind, wish.tickers, wish.sessions, wish.rank_ic, wish.seed, calendar=self.settings.data.calendar).bars
+        return simulate(
+            wish.kind,
+            wish.tickers,
+            wish.sessions,
+            wish.rank_ic,
+            wish.seed,
+            calendar=self.settings.data.calendar,
+        ).bars
 
 # %% ../../nbs/sources/30_source.ipynb #7372ac7f
 def universe(
-    settings, # all settings
-    source: Source | None = None, # None = the one the settings name
-) -> list[str]: # canonical, in the order of the settings or sorted
+    settings,  # all settings
+    source: Source | None = None,  # None = the one the settings name
+) -> list[str]:  # canonical, in the order of the settings or sorted
     "The tickers to work on, all of them known to the source."
     source = source or make_source(settings)
     held = source.tickers()
     wanted = list(dict.fromkeys(canonical_ticker(t) for t in settings.data.universe)) or held
-    if not wanted: raise EmptyUniverse("The source holds no tickers.", "Check [data] source and its files.", source=source.id)
+    if not wanted:
+        raise EmptyUniverse(
+            "The source holds no tickers.", "Check [data] source and its files.", source=source.id
+        )
     if unknown := [t for t in wanted if t not in set(held)]:
         hints = " ".join(f"{t}: {did_you_mean(t, held)}" for t in unknown[:5])
-        raise UnknownTicker(f"{len(unknown)} tickers are not in the source {settings.data.source}: {', '.join(unknown[:10])}.", hints, tickers=unknown[:20])
+        raise UnknownTicker(
+            f"{len(unknown)} tickers are not in the source {settings.data.source}: {', '.join(unknown[:10])}.",
+            hints,
+            tickers=unknown[:20],
+        )
     return wanted

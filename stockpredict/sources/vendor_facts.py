@@ -12,225 +12,373 @@ import pandas as pd
 from ..core.errors import DataError
 from ..core.http import Ask, Budget, Key, Polite, run_async, vendor_error
 from .bars import canonical_ticker
-from .vendors import Vendor, alphavantage_refusal, ledger_of, lost_columns, parse_csv, parse_json, vendors
+from .vendors import Vendor, alphavantage_refusal, ledger_of, lost_columns, parse_csv
+from .vendors import parse_json, vendors
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #1108f209
 def end_of_day(
-    days, # dates
-    now = None, # an instant: nothing is known later than it was heard
-    zone: str = "America/Chicago", # whose day
-) -> pd.Series: # instants in UTC
+    days,  # dates
+    now=None,  # an instant: nothing is known later than it was heard
+    zone: str = "America/Chicago",  # whose day
+) -> pd.Series:  # instants in UTC
     "When each day was over."
     next_day = pd.to_datetime(pd.Series(days)).astype("datetime64[us]") + pd.Timedelta(days=1)
     over = next_day.dt.tz_localize(zone).dt.tz_convert("UTC").astype("datetime64[us, UTC]")
     return over if now is None else over.clip(upper=pd.Timestamp(now).tz_convert("UTC").as_unit("us"))
 
+
 def read_macro(
-    body: bytes, # observations, as FRED sends them
-    series: str, # its id, such as GDP
-    now = None, # when it was received, an instant
-) -> pd.DataFrame: # series, event_time, known_at, value
+    body: bytes,  # observations, as FRED sends them
+    series: str,  # its id, such as GDP
+    now=None,  # when it was received, an instant
+) -> pd.DataFrame:  # series, event_time, known_at, value
     "Observations of a series, every version with the day it appeared."
     said = parse_json("fred", body)
     if not isinstance(said, dict) or "observations" not in said:
-        raise vendor_error("drift", "fred", f"The answer of fred has no observations: {str(said)[:120]}.", evidence=str(said)[:2000])
-    rows = pd.DataFrame(said["observations"], columns=None if said["observations"] else ["date", "realtime_start", "value"])
+        raise vendor_error(
+            "drift",
+            "fred",
+            f"The answer of fred has no observations: {str(said)[:120]}.",
+            evidence=str(said)[:2000],
+        )
+    rows = pd.DataFrame(
+        said["observations"], columns=None if said["observations"] else ["date", "realtime_start", "value"]
+    )
     lost_columns("fred", rows, ["date", "realtime_start", "value"], ["realtime_end"])
     value = pd.to_numeric(rows["value"].where(rows["value"] != "."), errors="coerce").astype(float)
     event = pd.to_datetime(rows["date"], utc=True).astype("datetime64[us, UTC]")
-    made = pd.DataFrame(dict(series=series, event_time=event, known_at=end_of_day(rows["realtime_start"], now), value=value))
+    made = pd.DataFrame(
+        dict(series=series, event_time=event, known_at=end_of_day(rows["realtime_start"], now), value=value)
+    )
     return made.sort_values(["event_time", "known_at"], ignore_index=True)
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #022b2810
-def _reports(vendor, said, keys): # annual and quarterly parts of a JSON object
-    if refusal := alphavantage_refusal(said if isinstance(said, dict) else {}): raise vendor_error(refusal[0], vendor, refusal[1])
+def _reports(vendor, said, keys):  # annual and quarterly parts of a JSON object
+    if refusal := alphavantage_refusal(said if isinstance(said, dict) else {}):
+        raise vendor_error(refusal[0], vendor, refusal[1])
     there = ", ".join(list(said)[:8]) if isinstance(said, dict) else type(said).__name__
     if not isinstance(said, dict) or not set(keys) & set(said):
-        raise vendor_error("drift", vendor, f"The answer of {vendor} has no {' or '.join(keys)}; there is: {there or 'nothing'}.")
+        raise vendor_error(
+            "drift",
+            vendor,
+            f"The answer of {vendor} has no {' or '.join(keys)}; there is: {there or 'nothing'}.",
+        )
     return [(form, row) for key, form in keys.items() for row in said.get(key) or []]
 
+
 def read_reported(
-    body: bytes, # EARNINGS of Alpha Vantage
-) -> pd.Series: # instants in UTC, by end of period YYYY-MM-DD
+    body: bytes,  # EARNINGS of Alpha Vantage
+) -> pd.Series:  # instants in UTC, by end of period YYYY-MM-DD
     "When the earnings of each quarter were reported."
     rows = _reports("alphavantage", parse_json("alphavantage", body), {"quarterlyEarnings": "quarter"})
-    days = {r["fiscalDateEnding"]: r["reportedDate"] for _, r in rows if r.get("reportedDate", "None") != "None"}
+    days = {
+        r["fiscalDateEnding"]: r["reportedDate"] for _, r in rows if r.get("reportedDate", "None") != "None"
+    }
     return end_of_day(list(days.values()), zone="America/New_York").set_axis(list(days)).rename("known_at")
 
+
 def read_statements(
-    body: bytes, # INCOME_STATEMENT, BALANCE_SHEET or CASH_FLOW of Alpha Vantage
-    ticker: str, # canonical
-    now, # when it was received, an instant
-    reported: pd.Series | None = None, # from `read_reported`
-) -> pd.DataFrame: # ticker, item, form, event_time, known_at, value, amended
+    body: bytes,  # INCOME_STATEMENT, BALANCE_SHEET or CASH_FLOW of Alpha Vantage
+    ticker: str,  # canonical
+    now,  # when it was received, an instant
+    reported: pd.Series | None = None,  # from `read_reported`
+) -> pd.DataFrame:  # ticker, item, form, event_time, known_at, value, amended
     "One row a figure."
-    rows = _reports("alphavantage", parse_json("alphavantage", body), {"quarterlyReports": "quarter", "annualReports": "year"})
-    flat = pd.DataFrame([dict(item=k, form=form, day=r["fiscalDateEnding"], value=v) for form, r in rows for k, v in r.items()
-                         if k not in ("fiscalDateEnding", "reportedCurrency") and v not in ("None", "", None)], columns=["item", "form", "day", "value"])
+    rows = _reports(
+        "alphavantage",
+        parse_json("alphavantage", body),
+        {"quarterlyReports": "quarter", "annualReports": "year"},
+    )
+    flat = pd.DataFrame(
+        [
+            dict(item=k, form=form, day=r["fiscalDateEnding"], value=v)
+            for form, r in rows
+            for k, v in r.items()
+            if k not in ("fiscalDateEnding", "reportedCurrency") and v not in ("None", "", None)
+        ],
+        columns=["item", "form", "day", "value"],
+    )
     heard = pd.Timestamp(now).tz_convert("UTC").as_unit("us")
     known = flat.day.map(reported if reported is not None else {})
     known = pd.to_datetime(known, utc=True).astype("datetime64[us, UTC]").fillna(heard).clip(upper=heard)
     event = pd.to_datetime(flat.day, utc=True).astype("datetime64[us, UTC]")
     value = pd.to_numeric(flat["value"], errors="coerce")
-    made = dict(ticker=ticker, item=flat["item"], form=flat["form"], event_time=event, known_at=known, value=value, amended=False)
-    return pd.DataFrame(made).dropna(subset="value").sort_values(["item", "form", "event_time"], ignore_index=True)
+    made = dict(
+        ticker=ticker,
+        item=flat["item"],
+        form=flat["form"],
+        event_time=event,
+        known_at=known,
+        value=value,
+        amended=False,
+    )
+    return (
+        pd.DataFrame(made)
+        .dropna(subset="value")
+        .sort_values(["item", "form", "event_time"], ignore_index=True)
+    )
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #be593cad
-NEWS = { # vendor -> headline, publisher, url, published, found, tickers
+NEWS = {  # vendor -> headline, publisher, url, published, found, tickers
     "tiingo": ("title", "source", "url", "publishedDate", "crawlDate", "tickers"),
     "alphavantage": ("title", "source", "url", "time_published", "", "ticker_sentiment"),
     "fmp": ("title", "publisher", "url", "publishedDate", "", "symbol"),
 }
 
-REFUSED = dict(permission="plan", subscription="plan", token="bad-key", key="bad-key", limit="throttled", allocation="throttled") # word -> reason
+REFUSED = dict(
+    permission="plan",
+    subscription="plan",
+    token="bad-key",
+    key="bad-key",
+    limit="throttled",
+    allocation="throttled",
+)  # word -> reason
 
-def _refusal(vendor, said): # the error behind an object where rows were expected
+
+def _refusal(vendor, said):  # the error behind an object where rows were expected
     reason = next((r for word, r in REFUSED.items() if word in str(said).lower()), "refused")
     return vendor_error(reason, vendor, f"{vendor} says: {str(said)[:160]}")
 
+
 def read_news(
-    vendor: str, # tiingo, alphavantage or fmp
-    body: bytes, # its answer
-) -> pd.DataFrame: # ticker, hash, event_time, known_at, headline, publisher, url
+    vendor: str,  # tiingo, alphavantage or fmp
+    body: bytes,  # its answer
+) -> pd.DataFrame:  # ticker, hash, event_time, known_at, headline, publisher, url
     "Headlines, one row a ticker."
     said = parse_json(vendor, body)
     rows = [r for _, r in _reports(vendor, said, {"feed": ""})] if vendor == "alphavantage" else said
-    if isinstance(rows, dict): raise _refusal(vendor, rows)
+    if isinstance(rows, dict):
+        raise _refusal(vendor, rows)
     headline, publisher, url, published, found, tickers = NEWS[vendor]
     out = []
     for r in rows:
         lost_columns(vendor, r, [headline, url, published, tickers])
-        named = [r[tickers]] if isinstance(r[tickers], str) else [t["ticker"] if isinstance(t, dict) else t for t in r[tickers]]
+        named = (
+            [r[tickers]]
+            if isinstance(r[tickers], str)
+            else [t["ticker"] if isinstance(t, dict) else t for t in r[tickers]]
+        )
         mark = hashlib.sha256(f"{r.get(publisher, '')}\n{r[headline]}".encode()).hexdigest()[:16]
         times = [pd.to_datetime(t, utc=True) for t in (r[published], r.get(found)) if t]
-        told = dict(hash=mark, event_time=times[0], known_at=max(times), headline=r[headline], publisher=r.get(publisher, ""), url=r[url])
+        told = dict(
+            hash=mark,
+            event_time=times[0],
+            known_at=max(times),
+            headline=r[headline],
+            publisher=r.get(publisher, ""),
+            url=r[url],
+        )
         out += [dict(ticker=canonical_ticker(t)) | told for t in named if ":" not in t]
-    made = pd.DataFrame(out, columns=["ticker", "hash", "event_time", "known_at", "headline", "publisher", "url"])
+    made = pd.DataFrame(
+        out, columns=["ticker", "hash", "event_time", "known_at", "headline", "publisher", "url"]
+    )
     made[["event_time", "known_at"]] = made[["event_time", "known_at"]].astype("datetime64[us, UTC]")
     return made.drop_duplicates(["ticker", "hash"]).sort_values(["known_at", "ticker"], ignore_index=True)
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #d4cef5f9
 def read_actions(
-    vendor: str, # alphavantage, fmp, tiingo or yahoo
-    body: bytes, # its answer
-    ticker: str, # canonical
-) -> pd.DataFrame: # ticker, kind, event_time, known_at, value
+    vendor: str,  # alphavantage, fmp, tiingo or yahoo
+    body: bytes,  # its answer
+    ticker: str,  # canonical
+) -> pd.DataFrame:  # ticker, kind, event_time, known_at, value
     "Splits (new shares for one old) and dividends (in the currency of the price)."
-    rows = dict(alphavantage=_alphavantage_actions, fmp=_fmp_actions, tiingo=_tiingo_actions, yahoo=_yahoo_actions)[vendor](body, ticker)
+    rows = dict(
+        alphavantage=_alphavantage_actions, fmp=_fmp_actions, tiingo=_tiingo_actions, yahoo=_yahoo_actions
+    )[vendor](body, ticker)
     made = pd.DataFrame(rows, columns=["kind", "day", "value", "declared"])
     day = pd.to_datetime(made.day).astype("datetime64[us]")
     told = made.declared.where(made.declared.astype("str").str.fullmatch(r"\d{4}-\d{2}-\d{2}"))
     known = end_of_day(pd.to_datetime(told).fillna(day), zone="America/New_York")
-    made = dict(ticker=ticker, kind=made.kind, event_time=day.dt.tz_localize("UTC"), known_at=known, value=pd.to_numeric(made.value, errors="coerce"))
+    made = dict(
+        ticker=ticker,
+        kind=made.kind,
+        event_time=day.dt.tz_localize("UTC"),
+        known_at=known,
+        value=pd.to_numeric(made.value, errors="coerce"),
+    )
     return pd.DataFrame(made).sort_values(["event_time", "kind"], ignore_index=True)
 
+
 def _alphavantage_actions(body, ticker):
-    if body.lstrip()[:1] == b"{": _reports("alphavantage", parse_json("alphavantage", body), {"data": ""})
+    if body.lstrip()[:1] == b"{":
+        _reports("alphavantage", parse_json("alphavantage", body), {"data": ""})
     table = parse_csv("alphavantage", body)
-    if "split_factor" in table: return [("split", r.effective_date, r.split_factor, "") for r in table.itertuples()]
-    lost_columns("alphavantage", table, ["ex_dividend_date", "amount", "declaration_date"], ["record_date", "payment_date"])
+    if "split_factor" in table:
+        return [("split", r.effective_date, r.split_factor, "") for r in table.itertuples()]
+    lost_columns(
+        "alphavantage",
+        table,
+        ["ex_dividend_date", "amount", "declaration_date"],
+        ["record_date", "payment_date"],
+    )
     return [("dividend", r.ex_dividend_date, r.amount, r.declaration_date) for r in table.itertuples()]
 
+
 def _fmp_actions(body, ticker):
-    return [("dividend", r["date"], r["dividend"], r.get("declarationDate") or "") for r in parse_json("fmp", body)]
+    return [
+        ("dividend", r["date"], r["dividend"], r.get("declarationDate") or "")
+        for r in parse_json("fmp", body)
+    ]
+
 
 def _tiingo_actions(body, ticker):
-    table = pd.DataFrame(parse_json("tiingo", body)) if body.lstrip()[:1] == b"[" else parse_csv("tiingo", body)
+    table = (
+        pd.DataFrame(parse_json("tiingo", body)) if body.lstrip()[:1] == b"[" else parse_csv("tiingo", body)
+    )
     lost_columns("tiingo", table, ["date", "divCash", "splitFactor"])
     kinds = (("dividend", "divCash", 0), ("split", "splitFactor", 1))
-    return [(kind, r["date"][:10], r[c], "") for r in table.to_dict("records") for kind, c, nothing in kinds if float(r[c]) != nothing]
+    return [
+        (kind, r["date"][:10], r[c], "")
+        for r in table.to_dict("records")
+        for kind, c, nothing in kinds
+        if float(r[c]) != nothing
+    ]
+
 
 def _yahoo_actions(body, ticker):
-    vendors["yahoo"]().read(body, ticker) # says why when there is no chart
+    vendors["yahoo"]().read(body, ticker)  # says why when there is no chart
     events = parse_json("yahoo", body)["chart"]["result"][0].get("events") or {}
-    day = lambda e: str(pd.Timestamp(e["date"], unit="s", tz="America/New_York").date())
-    return ([("dividend", day(e), e["amount"], "") for e in events.get("dividends", {}).values()]
-            + [("split", day(e), e["numerator"] / e["denominator"], "") for e in events.get("splits", {}).values()])
+    def day(e):
+        return str(pd.Timestamp(e["date"], unit="s", tz="America/New_York").date())
+    return [("dividend", day(e), e["amount"], "") for e in events.get("dividends", {}).values()] + [
+        ("split", day(e), e["numerator"] / e["denominator"], "") for e in events.get("splits", {}).values()
+    ]
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #3a7b8dcb
 FRED = Vendor()
-FRED.name, FRED.base, FRED.key, FRED.budget = "fred", "https://api.stlouisfed.org", Key("FRED_API_KEY", param="api_key"), Budget(2, 5_000)
+FRED.name = "fred"
+FRED.base = "https://api.stlouisfed.org"
+FRED.key = Key("FRED_API_KEY", param="api_key")
+FRED.budget = Budget(2, 5_000)
+
 
 def ask_vendor(
-    settings, # all settings
-    vendor: Vendor, # whom
-    path: str, # after the vendor's address
-    *params, # pairs for the query
-) -> bytes: # the answer, looked at from outside only
+    settings,  # all settings
+    vendor: Vendor,  # whom
+    path: str,  # after the vendor's address
+    *params,  # pairs for the query
+) -> bytes:  # the answer, looked at from outside only
     "One request outside the chain; `VendorFailed` when it brings nothing."
     wish = settings.sources
     base = wish.base_urls.get(vendor.name) or wish.base_urls.get("all", "")
     if vendor.key and not base and not vendor.key.value():
-        raise vendor_error("bad-key", vendor.name, f"There is no key for {vendor.name}: {vendor.key.env} is not set.")
-    client = Polite(ledger_of(settings), {vendor.name: vendor.budget}, wish.deadline, wish.retries, wish.at_once, int(wish.max_mb * 1e6))
+        raise vendor_error(
+            "bad-key", vendor.name, f"There is no key for {vendor.name}: {vendor.key.env} is not set."
+        )
+    client = Polite(
+        ledger_of(settings),
+        {vendor.name: vendor.budget},
+        wish.deadline,
+        wish.retries,
+        wish.at_once,
+        int(wish.max_mb * 1e6),
+    )
+
     async def work():
-        async with client.session(): return await client.get(Ask(vendor.name, (base or vendor.base).rstrip("/") + path, params, vendor.key))
+        async with client.session():
+            return await client.get(
+                Ask(vendor.name, (base or vendor.base).rstrip("/") + path, params, vendor.key)
+            )
+
     return run_async(work())
 
+
 def macro(
-    settings, # all settings
-    series: str, # id at FRED, such as GDP or UNRATE
-    start: str = "", # first observation, YYYY-MM-DD
-    vintages: bool = True, # every version, or only today's
-    now = None, # an instant; None = the clock
-    since: str = "", # only versions that were valid on this day or came later, YYYY-MM-DD; "" = all
-) -> pd.DataFrame: # series, event_time, known_at, value
+    settings,  # all settings
+    series: str,  # id at FRED, such as GDP or UNRATE
+    start: str = "",  # first observation, YYYY-MM-DD
+    vintages: bool = True,  # every version, or only today's
+    now=None,  # an instant; None = the clock
+    since: str = "",  # only versions that were valid on this day or came later, YYYY-MM-DD; "" = all
+) -> pd.DataFrame:  # series, event_time, known_at, value
     "A series from FRED, page by page."
     parts, count = [], 1
     while sum(map(len, parts)) < count:
-        params = [("series_id", series), ("file_type", "json"), ("limit", 100_000), ("offset", sum(map(len, parts)))]
-        params += [("observation_start", start)] * bool(start) + [("realtime_start", since or "1776-07-04"), ("realtime_end", "9999-12-31")] * vintages
+        params = [
+            ("series_id", series),
+            ("file_type", "json"),
+            ("limit", 100_000),
+            ("offset", sum(map(len, parts))),
+        ]
+        params += [("observation_start", start)] * bool(start) + [
+            ("realtime_start", since or "1776-07-04"),
+            ("realtime_end", "9999-12-31"),
+        ] * vintages
         body = ask_vendor(settings, FRED, "/fred/series/observations", *params)
         part = read_macro(body, series, now or pd.Timestamp.now("UTC"))
-        if not len(part): break
+        if not len(part):
+            break
         parts, count = [*parts, part], parse_json("fred", body).get("count", 0)
     return pd.concat(parts, ignore_index=True) if parts else read_macro(b'{"observations": []}', series)
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #6b849bca
 def fundamentals(
-    settings, # all settings
-    ticker: str, # canonical
-    statements: tuple = ("INCOME_STATEMENT", "BALANCE_SHEET", "CASH_FLOW"), # names at Alpha Vantage
-    now = None, # an instant; None = the clock
-) -> pd.DataFrame: # ticker, item, form, event_time, known_at, value, amended
+    settings,  # all settings
+    ticker: str,  # canonical
+    statements: tuple = ("INCOME_STATEMENT", "BALANCE_SHEET", "CASH_FLOW"),  # names at Alpha Vantage
+    now=None,  # an instant; None = the clock
+) -> pd.DataFrame:  # ticker, item, form, event_time, known_at, value, amended
     "Statements from Alpha Vantage, known when the earnings were reported; four requests."
     shop, heard = vendors["alphavantage"](), now or pd.Timestamp.now("UTC")
-    ask = lambda function: ask_vendor(settings, shop, "/query", ("function", function), ("symbol", shop.symbol(ticker)))
+    def ask(function):
+        return ask_vendor(
+            settings, shop, "/query", ("function", function), ("symbol", shop.symbol(ticker))
+        )
     reported = read_reported(ask("EARNINGS"))
-    return pd.concat([read_statements(ask(s), ticker, heard, reported) for s in statements], ignore_index=True)
+    return pd.concat(
+        [read_statements(ask(s), ticker, heard, reported) for s in statements], ignore_index=True
+    )
+
 
 def news(
-    settings, # all settings
-    ticker: str, # canonical
-    vendor: str = "tiingo", # tiingo, alphavantage or fmp
-) -> pd.DataFrame: # ticker, hash, event_time, known_at, headline, publisher, url
+    settings,  # all settings
+    ticker: str,  # canonical
+    vendor: str = "tiingo",  # tiingo, alphavantage or fmp
+) -> pd.DataFrame:  # ticker, hash, event_time, known_at, headline, publisher, url
     "The newest headlines about a ticker."
-    where = dict(tiingo=("/tiingo/news", ("tickers", ticker.lower()), ("limit", 100)), fmp=("/stable/news/stock", ("symbols", ticker)),
-                 alphavantage=("/query", ("function", "NEWS_SENTIMENT"), ("tickers", ticker)))
+    where = dict(
+        tiingo=("/tiingo/news", ("tickers", ticker.lower()), ("limit", 100)),
+        fmp=("/stable/news/stock", ("symbols", ticker)),
+        alphavantage=("/query", ("function", "NEWS_SENTIMENT"), ("tickers", ticker)),
+    )
     path, *params = where[vendor]
     return read_news(vendor, ask_vendor(settings, vendors[vendor](), path, *params))
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #aa766abb
-INDICES = dict(sp500="sp500-constituent", nasdaq="nasdaq-constituent", dowjones="dowjones-constituent") # index -> its list at Financial Modeling Prep
+INDICES = dict(
+    sp500="sp500-constituent", nasdaq="nasdaq-constituent", dowjones="dowjones-constituent"
+)  # index -> its list at Financial Modeling Prep
+
 
 def read_constituents(
-    body: bytes, # a list of members, as Financial Modeling Prep sends it
-) -> pd.DataFrame: # ticker, event_time (first added), sector, industry
+    body: bytes,  # a list of members, as Financial Modeling Prep sends it
+) -> pd.DataFrame:  # ticker, event_time (first added), sector, industry
     "Present members of an index."
     said = parse_json("fmp", body)
-    if isinstance(said, dict): raise _refusal("fmp", said)
-    for r in said: lost_columns("fmp", r, ["symbol", "sector", "subSector", "dateFirstAdded"])
-    day = pd.to_datetime([str(r["dateFirstAdded"] or "")[:10] or None for r in said], utc=True, errors="coerce")
-    made = dict(ticker=[canonical_ticker(r["symbol"]) for r in said], event_time=pd.Series(day).astype("datetime64[us, UTC]"),
-                sector=[r["sector"] or None for r in said], industry=[r["subSector"] or None for r in said])
+    if isinstance(said, dict):
+        raise _refusal("fmp", said)
+    for r in said:
+        lost_columns("fmp", r, ["symbol", "sector", "subSector", "dateFirstAdded"])
+    day = pd.to_datetime(
+        [str(r["dateFirstAdded"] or "")[:10] or None for r in said], utc=True, errors="coerce"
+    )
+    made = dict(
+        ticker=[canonical_ticker(r["symbol"]) for r in said],
+        event_time=pd.Series(day).astype("datetime64[us, UTC]"),
+        sector=[r["sector"] or None for r in said],
+        industry=[r["subSector"] or None for r in said],
+    )
     return pd.DataFrame(made).drop_duplicates("ticker").sort_values("ticker", ignore_index=True)
 
+
 def constituents(
-    settings, # all settings
-    index: str, # a key of `INDICES`
-) -> pd.DataFrame: # ticker, event_time, sector, industry
+    settings,  # all settings
+    index: str,  # a key of `INDICES`
+) -> pd.DataFrame:  # ticker, event_time, sector, industry
     "Present members of an index, from Financial Modeling Prep."
     if index not in INDICES:
-        raise DataError(f"No vendor tells who belongs to the index {str(index)[:40]}.",
-                        f"Vendors know {', '.join(INDICES)}. Give others as a file: `lake.add('members', read_members(file, index))`.")
+        raise DataError(
+            f"No vendor tells who belongs to the index {str(index)[:40]}.",
+            f"Vendors know {', '.join(INDICES)}. Give others as a file: `lake.add('members', read_members(file, index))`.",
+        )
     return read_constituents(ask_vendor(settings, vendors["fmp"](), f"/stable/{INDICES[index]}"))

@@ -17,67 +17,123 @@ from .intraday_simulation import minutes
 from .vendors import AlphaVantage, Tiingo, Vendors, lost_columns, parse_csv, parse_json
 
 # %% ../../nbs/sources/50_vendor_intraday.ipynb #3cb95787
-INTRADAY = ["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume", "source", "interval"]
+INTRADAY = [
+    "ticker",
+    "event_time",
+    "known_at",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "source",
+    "interval",
+]
+
 
 def tidy_intraday(
-    frame: pd.DataFrame, # one row a ticker and step
-    source: str, # name of the source, kept in every row
-    every: str = "5min", # length of a step
-    calendar: Calendar | str = "XNYS", # the exchange
-    stamps: str = "start", # do times mark the start or the end of a step?
-    zone: str = "", # of times that do not say theirs, "" = the exchange's
-    columns: dict | None = None, # explicit mapping: our name -> theirs
-    lag_minutes: float = 0, # from the end of a step until it counts as known
-) -> pd.DataFrame: # INTRADAY, sorted by ticker and time, as many rows as came in
+    frame: pd.DataFrame,  # one row a ticker and step
+    source: str,  # name of the source, kept in every row
+    every: str = "5min",  # length of a step
+    calendar: Calendar | str = "XNYS",  # the exchange
+    stamps: str = "start",  # do times mark the start or the end of a step?
+    zone: str = "",  # of times that do not say theirs, "" = the exchange's
+    columns: dict | None = None,  # explicit mapping: our name -> theirs
+    lag_minutes: float = 0,  # from the end of a step until it counts as known
+) -> pd.DataFrame:  # INTRADAY, sorted by ticker and time, as many rows as came in
     "Intraday bars from any table with tickers, times and closes."
-    if stamps not in ("start", "end"): raise BarsInvalid(f"Times cannot mark the '{str(stamps)[:20]}' of a step.", "Say start or end.")
+    if stamps not in ("start", "end"):
+        raise BarsInvalid(f"Times cannot mark the '{str(stamps)[:20]}' of a step.", "Say start or end.")
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    if frame.index.nlevels > 1 or frame.index.name is not None or isinstance(frame.index, pd.DatetimeIndex): frame = frame.reset_index()
+    if frame.index.nlevels > 1 or frame.index.name is not None or isinstance(frame.index, pd.DatetimeIndex):
+        frame = frame.reset_index()
     at, step = map_columns(frame.columns, columns), minutes(every)
-    event = instants(frame[at["event_time"]], zone or calendar.tz) + pd.Timedelta(minutes=step if stamps == "start" else 0)
-    made = {name: numbers(frame[at[name]], at[name]) if name in at else pd.Series(float("nan"), range(len(frame))) for name in [*PRICES, "volume"]}
+    event = instants(frame[at["event_time"]], zone or calendar.tz) + pd.Timedelta(
+        minutes=step if stamps == "start" else 0
+    )
+    made = {
+        name: numbers(frame[at[name]], at[name]) if name in at else pd.Series(float("nan"), range(len(frame)))
+        for name in [*PRICES, "volume"]
+    }
     names = {t: canonical_ticker(t) for t in pd.unique(frame[at["ticker"]])}
     known = event + pd.Timedelta(minutes=lag_minutes)
-    if "known_at" in at: known = instants(frame[at["known_at"]], zone or calendar.tz, empty=True).fillna(known)
-    made |= dict(ticker=frame[at["ticker"]].map(names).reset_index(drop=True), event_time=event, known_at=known.clip(lower=event),
-                 source=source, interval=f"{step}min")
-    table = pd.DataFrame(made)[INTRADAY].astype(dict(ticker="str", source="str", interval="str", event_time=UTC, known_at=UTC))
+    if "known_at" in at:
+        known = instants(frame[at["known_at"]], zone or calendar.tz, empty=True).fillna(known)
+    made |= dict(
+        ticker=frame[at["ticker"]].map(names).reset_index(drop=True),
+        event_time=event,
+        known_at=known.clip(lower=event),
+        source=source,
+        interval=f"{step}min",
+    )
+    table = pd.DataFrame(made)[INTRADAY].astype(
+        dict(ticker="str", source="str", interval="str", event_time=UTC, known_at=UTC)
+    )
     return table.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/sources/50_vendor_intraday.ipynb #031eba59
 shops = Registry("intraday vendor")
 
+
 @shops.register("tiingo")
 class TiingoIntraday(Tiingo):
     "Bars that Tiingo makes of trades at IEX."
+
     every, zone = "5min", "UTC"
 
     def ask(self, ticker, start, end):
-        return self.to(f"/iex/{quote(self.symbol(ticker), safe='')}/prices", ("startDate", start), ("endDate", end), ("resampleFreq", self.every),
-                       ("columns", "open,high,low,close,volume"), ("format", "json"))
+        return self.to(
+            f"/iex/{quote(self.symbol(ticker), safe='')}/prices",
+            ("startDate", start),
+            ("endDate", end),
+            ("resampleFreq", self.every),
+            ("columns", "open,high,low,close,volume"),
+            ("format", "json"),
+        )
 
     def read(self, body, ticker):
         text = body.lstrip(b"\xef\xbb\xbf \r\n")
-        frame = self.table(parse_json(self.name, text)) if text[:1] in b"[{" else parse_csv(self.name, text, self.refusals)
-        if not len(frame.columns): return pd.DataFrame(columns=["date", *PRICES, "volume"])
+        frame = (
+            self.table(parse_json(self.name, text))
+            if text[:1] in b"[{"
+            else parse_csv(self.name, text, self.refusals)
+        )
+        if not len(frame.columns):
+            return pd.DataFrame(columns=["date", *PRICES, "volume"])
         lost_columns(self.name, frame, ["date", *PRICES], ["volume"])
         return frame.reindex(columns=["date", *PRICES, "volume"])
+
 
 @shops.register("alphavantage")
 class AlphaVantageIntraday(AlphaVantage):
     "Alpha Vantage, intraday as traded; the newest thirty days, for paying customers."
+
     every, zone, function = "5min", "America/New_York", "TIME_SERIES_INTRADAY"
 
     def ask(self, ticker, start, end):
-        return self.to("/query", ("function", self.function), ("symbol", self.symbol(ticker)), ("interval", self.every), ("outputsize", "full"),
-                       ("extended_hours", "false"), ("adjusted", "false"), ("datatype", "csv"))
+        return self.to(
+            "/query",
+            ("function", self.function),
+            ("symbol", self.symbol(ticker)),
+            ("interval", self.every),
+            ("outputsize", "full"),
+            ("extended_hours", "false"),
+            ("adjusted", "false"),
+            ("datatype", "csv"),
+        )
 
     def read(self, body, ticker):
-        frame = self.table(parse_json(self.name, body)) if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{" else parse_csv(self.name, body)
-        if not len(frame): return pd.DataFrame(columns=["date", *PRICES, "volume"])
+        frame = (
+            self.table(parse_json(self.name, body))
+            if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{"
+            else parse_csv(self.name, body)
+        )
+        if not len(frame):
+            return pd.DataFrame(columns=["date", *PRICES, "volume"])
         frame = frame.rename(columns={"timestamp": "date"})
         lost_columns(self.name, frame, ["date", *PRICES, "volume"])
-        if frame["date"].str.len().lt(16).any(): raise vendor_error("drift", self.name, "alphavantage sent days instead of times of day.")
+        if frame["date"].str.len().lt(16).any():
+            raise vendor_error("drift", self.name, "alphavantage sent days instead of times of day.")
         return frame[["date", *PRICES, "volume"]]
 
     series = property(lambda self: f"Time Series ({self.every})")
@@ -85,32 +141,47 @@ class AlphaVantageIntraday(AlphaVantage):
 # %% ../../nbs/sources/50_vendor_intraday.ipynb #7ff1544c
 class Intraday(Vendors):
     "Intraday bars from vendors on the network, the next one asked when one fails."
-    def __init__(self,
-        settings, # all settings
-        every: str = "5min", # length of a step
+
+    def __init__(
+        self,
+        settings,  # all settings
+        every: str = "5min",  # length of a step
     ):
         super().__init__(settings)
         self.every, wish = f"{minutes(every)}min", settings.sources
         names = [n for n in wish.chain if n in shops.names()]
         if not names:
-            raise SourceUnavailable(f"None of {', '.join(wish.chain)} sells intraday bars.", f"Put {' or '.join(shops.names())} into [sources] chain.")
+            raise SourceUnavailable(
+                f"None of {', '.join(wish.chain)} sells intraday bars.",
+                f"Put {' or '.join(shops.names())} into [sources] chain.",
+            )
         self.chain = [shops[n](wish.base_urls.get(n) or wish.base_urls.get("all", "")) for n in names]
-        for v in self.chain: v.every = self.every
+        for v in self.chain:
+            v.every = self.every
 
     id = property(lambda self: f"{super().id}-{self.every}")
 
     def _tidy(self, v, body, ticker):
         lag, now = self.settings.data.lake_bars_lag_minutes, pd.Timestamp.now("UTC")
-        bars = tidy_intraday(v.read(body, ticker).assign(ticker=ticker), self.id, self.every, self.calendar, "start", v.zone, lag_minutes=lag)
+        bars = tidy_intraday(
+            v.read(body, ticker).assign(ticker=ticker),
+            self.id,
+            self.every,
+            self.calendar,
+            "start",
+            v.zone,
+            lag_minutes=lag,
+        )
         return bars[~(bars.event_time > now)].reset_index(drop=True)
 
+
 def fetch_intraday(
-    settings, # all settings: vendors, keys, budgets
-    tickers: list[str], # any spelling
-    start: str, # first day, YYYY-MM-DD
-    end: str = "", # last day, inclusive; "" = today
-    every: str = "5min", # 1min, 5min, 15min or 30min
-) -> pd.DataFrame: # INTRADAY, as delivered
+    settings,  # all settings: vendors, keys, budgets
+    tickers: list[str],  # any spelling
+    start: str,  # first day, YYYY-MM-DD
+    end: str = "",  # last day, inclusive; "" = today
+    every: str = "5min",  # 1min, 5min, 15min or 30min
+) -> pd.DataFrame:  # INTRADAY, as delivered
     "Intraday bars of some tickers between two days."
     source = Intraday(settings, every)
     bars = source.fetch([canonical_ticker(t) for t in tickers], start, end)

@@ -21,87 +21,128 @@ from .source import Source, source
 
 # %% ../../nbs/sources/40_vendors.ipynb #b3f9cac8
 def meaning(
-    told: str, # what a vendor wrote instead of data
-    rules: list[tuple], # pairs of reason and pattern, tried in order
-) -> str: # a reason, "refused" when no pattern is found
+    told: str,  # what a vendor wrote instead of data
+    rules: list[tuple],  # pairs of reason and pattern, tried in order
+) -> str:  # a reason, "refused" when no pattern is found
     "The reason behind a vendor's prose."
     return next((reason for reason, pattern in rules if re.search(pattern, told, re.I)), "refused")
 
+
 def parse_json(
-    vendor: str, # who sent it
-    body: bytes, # UTF-8 or UTF-16, with or without a byte order mark
-): # dicts and lists; NaN and Infinity become floats
+    vendor: str,  # who sent it
+    body: bytes,  # UTF-8 or UTF-16, with or without a byte order mark
+):  # dicts and lists; NaN and Infinity become floats
     "JSON from a vendor, or the reason `unreadable`."
-    try: return json.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    try:
+        return json.loads(body.removeprefix(b"\xef\xbb\xbf"))
     except (ValueError, RecursionError) as e:
         why = "it is nested too deeply" if isinstance(e, RecursionError) else str(e).split(":")[0]
-        raise vendor_error("unreadable", vendor, f"{vendor} sent JSON that cannot be read: {why}.", evidence=body[:2000].decode("utf-8", "replace")) from None
+        raise vendor_error(
+            "unreadable",
+            vendor,
+            f"{vendor} sent JSON that cannot be read: {why}.",
+            evidence=body[:2000].decode("utf-8", "replace"),
+        ) from None
+
 
 def parse_csv(
-    vendor: str, # who sent it
-    body: bytes, # separated by comma, semicolon, tab or bar
-    refusals: list[tuple] = (), # what a sentence in place of a table may mean, see `meaning`
-) -> pd.DataFrame: # all text
+    vendor: str,  # who sent it
+    body: bytes,  # separated by comma, semicolon, tab or bar
+    refusals: list[tuple] = (),  # what a sentence in place of a table may mean, see `meaning`
+) -> pd.DataFrame:  # all text
     "A CSV table from a vendor, or the reason `unreadable`, or what a sentence in its place means."
     text = body.decode("utf-8-sig", "replace").lstrip()
     line = text.partition("\n")[0].strip()
     if not re.search(r"[,;\t|]", line):
-        reason, told = meaning(line, refusals), line[:160] if line.isprintable() else "something that is no text"
-        raise vendor_error("unreadable" if reason == "refused" else reason, vendor, f"{vendor} says: {told}", evidence=text[:2000])
+        reason = meaning(line, refusals)
+        told = line[:160] if line.isprintable() else "something that is no text"
+        raise vendor_error(
+            "unreadable" if reason == "refused" else reason,
+            vendor,
+            f"{vendor} says: {told}",
+            evidence=text[:2000],
+        )
     try:
-        if not text.endswith("\n"): raise pd.errors.ParserError("its last line is not complete")
-        return pd.read_csv(io.StringIO(text), sep=max(",;\t|", key=line.count), dtype=str, keep_default_na=False, index_col=False)
+        if not text.endswith("\n"):
+            raise pd.errors.ParserError("its last line is not complete")
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=max(",;\t|", key=line.count),
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+        )
     except (ValueError, pd.errors.EmptyDataError) as e:
-        raise vendor_error("unreadable", vendor, f"{vendor} sent a table that cannot be read: {str(e).splitlines()[0][:120]}.", evidence=text[:2000]) from None
+        raise vendor_error(
+            "unreadable",
+            vendor,
+            f"{vendor} sent a table that cannot be read: {str(e).splitlines()[0][:120]}.",
+            evidence=text[:2000],
+        ) from None
 
 # %% ../../nbs/sources/40_vendors.ipynb #aa627295
 def lost_columns(
-    vendor: str, # whose table
-    found, # columns of the table that came
-    needed: list[str], # columns that are read
-    known: list[str] = (), # further columns the vendor usually sends
+    vendor: str,  # whose table
+    found,  # columns of the table that came
+    needed: list[str],  # columns that are read
+    known: list[str] = (),  # further columns the vendor usually sends
 ):
     "Raise `drift` with the difference when a column that is read is not there."
     lost = [c for c in needed if c not in found]
-    if not lost: return
+    if not lost:
+        return
     new = [str(c) for c in found if c not in needed and c not in known]
     hints = [f"{c} may now be called {match[0]}" for c in lost if (match := near(c, new, n=1))]
-    raise vendor_error("drift", vendor, f"The table of {vendor} has lost {', '.join(lost)}" + (f"; new in it: {', '.join(new)[:200]}" if new else "")
-                       + (f" ({'; '.join(hints)})" if hints else "") + ".", lost=lost, new=new)
+    raise vendor_error(
+        "drift",
+        vendor,
+        f"The table of {vendor} has lost {', '.join(lost)}"
+        + (f"; new in it: {', '.join(new)[:200]}" if new else "")
+        + (f" ({'; '.join(hints)})" if hints else "")
+        + ".",
+        lost=lost,
+        new=new,
+    )
 
 # %% ../../nbs/sources/40_vendors.ipynb #2b07d3e7
 vendors = Registry("vendor")
 vendor = vendors.register
 COLUMNS, PAID = ["date", *PRICES, "volume"], ["dividend", "split", "capital_gain"]
 
+
 class Vendor:
     "How to ask one vendor and how to read it; subclasses fill in `ask` and `read`."
+
     name, base, key, budget = "", "", None, Budget()
 
-    def __init__(self,
-        base: str = "", # another address, such as the stand-in's; no key is needed there
-    ): self.url, self.elsewhere = (base or self.base).rstrip("/"), bool(base)
+    def __init__(
+        self,
+        base: str = "",  # another address, such as the stand-in's; no key is needed there
+    ):
+        self.url, self.elsewhere = (base or self.base).rstrip("/"), bool(base)
 
     def symbol(self, ticker: str) -> str:
         "The vendor's spelling of a ticker."
         return ticker
 
-    def ask(self,
-        ticker: str, # canonical
-        start: str, # first day, YYYY-MM-DD
-        end: str, # last day, YYYY-MM-DD
+    def ask(
+        self,
+        ticker: str,  # canonical
+        start: str,  # first day, YYYY-MM-DD
+        end: str,  # last day, YYYY-MM-DD
     ) -> Ask:
         "The request for daily bars."
         raise NotImplementedError(f"{type(self).__name__} does not say how to ask")
 
-    def read(self,
-        body: bytes, # the answer
-        ticker: str, # canonical
-    ) -> pd.DataFrame: # COLUMNS and perhaps adj_close
+    def read(
+        self,
+        body: bytes,  # the answer
+        ticker: str,  # canonical
+    ) -> pd.DataFrame:  # COLUMNS and perhaps adj_close
         "The table in an answer."
         raise NotImplementedError(f"{type(self).__name__} does not say how to read")
 
-    def to(self, path: str, *params) -> Ask: # path and pairs for the query
+    def to(self, path: str, *params) -> Ask:  # path and pairs for the query
         "A request to this vendor."
         return Ask(self.name, self.url + path, params, self.key)
 
@@ -109,90 +150,166 @@ class Vendor:
 @vendor("yahoo")
 class Yahoo(Vendor):
     "Yahoo's chart endpoint: no key, no promise."
+
     name, base, budget = "yahoo", "https://query2.finance.yahoo.com", Budget(2, 2_000)
 
     def ask(self, ticker, start, end):
-        first, today = (int(datetime.fromisoformat(str(d)[:10]).replace(tzinfo=UTC).timestamp()) for d in (start, datetime.now(UTC)))
-        return self.to(f"/v8/finance/chart/{quote(self.symbol(ticker), safe='')}", ("period1", first), ("period2", max(today, first) + 86_400),
-                       ("interval", "1d"), ("events", "div|split|capitalGains"))
+        first, today = (
+            int(datetime.fromisoformat(str(d)[:10]).replace(tzinfo=UTC).timestamp())
+            for d in (start, datetime.now(UTC))
+        )
+        return self.to(
+            f"/v8/finance/chart/{quote(self.symbol(ticker), safe='')}",
+            ("period1", first),
+            ("period2", max(today, first) + 86_400),
+            ("interval", "1d"),
+            ("events", "div|split|capitalGains"),
+        )
 
     def read(self, body, ticker):
         chart = _inside(self.name, parse_json(self.name, body), "chart")
         if error := chart.get("error"):
             told = f"{error.get('code')}: {error.get('description')}"[:160]
-            rules = [("throttled", "too many"), ("bad-key", "unauthorized|cookie|crumb"), ("bad-symbol", "not found|delisted")]
+            rules = [
+                ("throttled", "too many"),
+                ("bad-key", "unauthorized|cookie|crumb"),
+                ("bad-symbol", "not found|delisted"),
+            ]
             raise vendor_error(meaning(told, rules), self.name, f"yahoo says: {told}.")
         result = _inside(self.name, chart, "result", 0)
         meta, days = _inside(self.name, result, "meta"), result.get("timestamp") or []
         _same(self.name, meta.get("symbol"), self.symbol(ticker))
-        if meta.get("dataGranularity") != "1d": raise vendor_error("drift", self.name, f"yahoo sent bars of {meta.get('dataGranularity')} instead of 1d.")
-        if not days: return pd.DataFrame(columns=[*COLUMNS, "adj_close"])
-        sent = dict(_inside(self.name, result, "indicators", "quote", 0)) | {"adj_close": _inside(self.name, result, "indicators", "adjclose", 0, "adjclose")}
+        if meta.get("dataGranularity") != "1d":
+            raise vendor_error(
+                "drift", self.name, f"yahoo sent bars of {meta.get('dataGranularity')} instead of 1d."
+            )
+        if not days:
+            return pd.DataFrame(columns=[*COLUMNS, "adj_close"])
+        sent = dict(_inside(self.name, result, "indicators", "quote", 0)) | {
+            "adj_close": _inside(self.name, result, "indicators", "adjclose", 0, "adjclose")
+        }
         lost_columns(self.name, sent, [*PRICES, "volume", "adj_close"])
-        frame = _aligned(self.name, {"date": days} | sent).dropna(subset=PRICES, how="all").reset_index(drop=True)
+        frame = (
+            _aligned(self.name, {"date": days} | sent).dropna(subset=PRICES, how="all").reset_index(drop=True)
+        )
         frame["date"] = _local_days(frame["date"], meta)
         told = result.get("events") or {}
-        splits = {_local_days([e["date"]], meta)[0]: e["numerator"] / e["denominator"] for e in told.get("splits", {}).values()}
-        def cash(kind): return {_local_days([e["date"]], meta)[0]: e["amount"] for e in told.get(kind, {}).values()}
+        splits = {
+            _local_days([e["date"]], meta)[0]: e["numerator"] / e["denominator"]
+            for e in told.get("splits", {}).values()
+        }
+
+        def cash(kind):
+            return {_local_days([e["date"]], meta)[0]: e["amount"] for e in told.get(kind, {}).values()}
+
         paid = dict(zip(PAID, (cash("dividends"), splits, cash("capitalGains")), strict=True))
-        return unsplit(frame.assign(**{c: frame["date"].map(days).astype(float).fillna(0.) for c, days in paid.items()}), splits)
+        return unsplit(
+            frame.assign(
+                **{c: frame["date"].map(days).astype(float).fillna(0.0) for c, days in paid.items()}
+            ),
+            splits,
+        )
 
 # %% ../../nbs/sources/40_vendors.ipynb #1d7fb937
-def _inside(vendor, thing, *path): # a part of nested JSON, or drift
+def _inside(vendor, thing, *path):  # a part of nested JSON, or drift
     for at, step in enumerate(path):
-        try: thing = thing[step]
+        try:
+            thing = thing[step]
         except (KeyError, IndexError, TypeError):
             there = ", ".join(list(thing)[:8]) if isinstance(thing, dict) else type(thing).__name__
-            where = ".".join(map(str, path[:at + 1]))
-            raise vendor_error("drift", vendor, f"The answer of {vendor} has no {where}; there is: {there or 'nothing'}.") from None
+            where = ".".join(map(str, path[: at + 1]))
+            raise vendor_error(
+                "drift", vendor, f"The answer of {vendor} has no {where}; there is: {there or 'nothing'}."
+            ) from None
     return thing
 
-def _same(vendor, said, asked): # an answer about another security is no answer
-    if str(said).upper() != asked.upper(): raise vendor_error("drift", vendor, f"{vendor} was asked for {asked} and answered about {str(said)[:20]}.")
 
-def _aligned(vendor, columns): # lists of one length as a frame
+def _same(vendor, said, asked):  # an answer about another security is no answer
+    if str(said).upper() != asked.upper():
+        raise vendor_error(
+            "drift", vendor, f"{vendor} was asked for {asked} and answered about {str(said)[:20]}."
+        )
+
+
+def _aligned(vendor, columns):  # lists of one length as a frame
     sizes = {k: len(v) for k, v in columns.items()}
-    if len(set(sizes.values())) > 1: raise vendor_error("unreadable", vendor, f"The columns of {vendor} differ in length: {sizes}.")
+    if len(set(sizes.values())) > 1:
+        raise vendor_error("unreadable", vendor, f"The columns of {vendor} differ in length: {sizes}.")
     return pd.DataFrame(columns)
 
-def _local_days(seconds, meta): # dates at the exchange
+
+def _local_days(seconds, meta):  # dates at the exchange
     when = pd.to_datetime(pd.Series(seconds), unit="s", utc=True)
-    return when.dt.tz_convert(meta.get("exchangeTimezoneName") or "America/New_York").dt.tz_localize(None).dt.normalize()
+    return (
+        when.dt.tz_convert(meta.get("exchangeTimezoneName") or "America/New_York")
+        .dt.tz_localize(None)
+        .dt.normalize()
+    )
+
 
 def unsplit(
-    frame: pd.DataFrame, # with date, prices and volume restated for splits, and adj_close
-    splits: dict, # day -> ratio, 4 = four new shares for one old
-) -> pd.DataFrame: # as traded
+    frame: pd.DataFrame,  # with date, prices and volume restated for splits, and adj_close
+    splits: dict,  # day -> ratio, 4 = four new shares for one old
+) -> pd.DataFrame:  # as traded
     "Undo splits: prices before each are multiplied by its ratio, volumes divided."
     ratio = np.ones(len(frame))
-    for day, r in splits.items(): ratio *= np.where(frame["date"] < day, r, 1.)
-    def digits(x): return x.map(lambda v: float(f"{v:.7g}"))
-    cash = {c: frame[c] * ratio for c in ("dividend", "capital_gain") if c in frame} # said per share of today
-    return frame.assign(**cash, **{p: digits(numbers(frame[p], p) * ratio) for p in PRICES}, volume=(numbers(frame["volume"], "volume") / ratio).round())
+    for day, r in splits.items():
+        ratio *= np.where(frame["date"] < day, r, 1.0)
+
+    def digits(x):
+        return x.map(lambda v: float(f"{v:.7g}"))
+
+    cash = {
+        c: frame[c] * ratio for c in ("dividend", "capital_gain") if c in frame
+    }  # said per share of today
+    return frame.assign(
+        **cash,
+        **{p: digits(numbers(frame[p], p) * ratio) for p in PRICES},
+        volume=(numbers(frame["volume"], "volume") / ratio).round(),
+    )
 
 # %% ../../nbs/sources/40_vendors.ipynb #f0767a0a
 @vendor("tiingo")
 class Tiingo(Vendor):
     "Tiingo's daily prices."
+
     name, base, budget = "tiingo", "https://api.tiingo.com", Budget(1, 1_000)
     key = Key("TIINGO_API_KEY", header="Authorization", form="Token {}")
     known = ["adjHigh", "adjLow", "adjOpen", "adjVolume", "divCash", "splitFactor"]
-    refusals = [("throttled", "run over|limit|too many"), ("plan", "permission"), ("bad-key", "token|authenticat"), ("bad-symbol", "not found")]
+    refusals = [
+        ("throttled", "run over|limit|too many"),
+        ("plan", "permission"),
+        ("bad-key", "token|authenticat"),
+        ("bad-symbol", "not found"),
+    ]
 
     def ask(self, ticker, start, end):
-        return self.to(f"/tiingo/daily/{quote(self.symbol(ticker), safe='')}/prices", ("startDate", start), ("endDate", end), ("format", "csv"),
-                       ("resampleFreq", "daily"))
+        return self.to(
+            f"/tiingo/daily/{quote(self.symbol(ticker), safe='')}/prices",
+            ("startDate", start),
+            ("endDate", end),
+            ("format", "csv"),
+            ("resampleFreq", "daily"),
+        )
 
     def read(self, body, ticker):
         text = body.lstrip(b"\xef\xbb\xbf \r\n")
-        frame = self.table(parse_json(self.name, text)) if text[:1] in b"[{" else parse_csv(self.name, text, self.refusals)
-        if len(frame.columns): lost_columns(self.name, frame, [*COLUMNS, "adjClose"], self.known)
+        frame = (
+            self.table(parse_json(self.name, text))
+            if text[:1] in b"[{"
+            else parse_csv(self.name, text, self.refusals)
+        )
+        if len(frame.columns):
+            lost_columns(self.name, frame, [*COLUMNS, "adjClose"], self.known)
         frame = frame.rename(columns={"adjClose": "adj_close", "divCash": "dividend", "splitFactor": "split"})
-        return frame.reindex(columns=[*COLUMNS, "adj_close", *PAID[:2]]).assign(date=lambda f: f["date"].astype("str").str[:10])
+        return frame.reindex(columns=[*COLUMNS, "adj_close", *PAID[:2]]).assign(
+            date=lambda f: f["date"].astype("str").str[:10]
+        )
 
-    def table(self, said): # rows, or the refusal that came in their place
+    def table(self, said):  # rows, or the refusal that came in their place
         "Rows of a JSON answer."
-        if isinstance(said, list): return pd.DataFrame(said)
+        if isinstance(said, list):
+            return pd.DataFrame(said)
         told = str(said.get("detail", said))[:160]
         raise vendor_error(meaning(told, self.refusals), self.name, f"tiingo says: {told}")
 
@@ -200,11 +317,14 @@ class Tiingo(Vendor):
 @vendor("fmp")
 class FMP(Vendor):
     "Financial Modeling Prep, the stable API."
+
     name, base, budget = "fmp", "https://financialmodelingprep.com", Budget(4, 250)
     key = Key("FMP_API_KEY", param="apikey")
 
     def ask(self, ticker, start, end):
-        return self.to("/stable/historical-price-eod/full", ("symbol", self.symbol(ticker)), ("from", start), ("to", end))
+        return self.to(
+            "/stable/historical-price-eod/full", ("symbol", self.symbol(ticker)), ("from", start), ("to", end)
+        )
 
     def read(self, body, ticker):
         said = parse_json(self.name, body)
@@ -213,81 +333,143 @@ class FMP(Vendor):
             rules = [("throttled", "limit"), ("bad-key", "api key"), ("plan", "plan|premium|subscri")]
             raise vendor_error(meaning(told, rules), self.name, f"fmp says: {told}")
         frame = pd.DataFrame(said)
-        if not len(frame): return pd.DataFrame(columns=COLUMNS)
+        if not len(frame):
+            return pd.DataFrame(columns=COLUMNS)
         lost_columns(self.name, frame, ["symbol", *COLUMNS], ["change", "changePercent", "vwap"])
-        for name in frame["symbol"].unique(): _same(self.name, name, self.symbol(ticker))
+        for name in frame["symbol"].unique():
+            _same(self.name, name, self.symbol(ticker))
         return frame[COLUMNS]
 
 # %% ../../nbs/sources/40_vendors.ipynb #7dedf428
 def alphavantage_refusal(
-    said: dict, # a JSON object
-) -> tuple: # reason and sentence, or nothing
+    said: dict,  # a JSON object
+) -> tuple:  # reason and sentence, or nothing
     "What a Note, Information or Error Message of Alpha Vantage means."
     told = next((str(said[k]) for k in ("Note", "Information", "Error Message") if k in said), "")
-    rules = [("throttled", "per second|per minute|frequency"), ("budget-spent", "per day|rate limit"),
-             ("bad-key", "apikey is invalid|demo api key|invalid or missing"), ("plan", "premium|subscri"), ("bad-symbol", "invalid api call")]
+    rules = [
+        ("throttled", "per second|per minute|frequency"),
+        ("budget-spent", "per day|rate limit"),
+        ("bad-key", "apikey is invalid|demo api key|invalid or missing"),
+        ("plan", "premium|subscri"),
+        ("bad-symbol", "invalid api call"),
+    ]
     return (meaning(told.replace("*", ""), rules), f"alphavantage says: {told[:200]}") if told else ()
+
 
 @vendor("alphavantage")
 class AlphaVantage(Vendor):
     "Alpha Vantage, daily as traded."
+
     name, base, budget = "alphavantage", "https://www.alphavantage.co", Budget(1, 25)
     key, function = Key("ALPHAVANTAGE_API_KEY", param="apikey"), "TIME_SERIES_DAILY"
-    series = "Time Series (Daily)" # where the rows stand in a JSON answer
+    series = "Time Series (Daily)"  # where the rows stand in a JSON answer
     known = ["dividend", "split"]
 
-    def symbol(self, ticker): return re.sub(r"^([A-Z]+)-([A-E])$", r"\1.\2", ticker)
+    def symbol(self, ticker):
+        return re.sub(r"^([A-Z]+)-([A-E])$", r"\1.\2", ticker)
 
     def ask(self, ticker, start, end):
-        size = "compact" if (datetime.now(UTC) - datetime.fromisoformat(start).replace(tzinfo=UTC)) < timedelta(days=120) else "full"
-        return self.to("/query", ("function", self.function), ("symbol", self.symbol(ticker)), ("outputsize", size), ("datatype", "csv"))
+        size = (
+            "compact"
+            if (datetime.now(UTC) - datetime.fromisoformat(start).replace(tzinfo=UTC)) < timedelta(days=120)
+            else "full"
+        )
+        return self.to(
+            "/query",
+            ("function", self.function),
+            ("symbol", self.symbol(ticker)),
+            ("outputsize", size),
+            ("datatype", "csv"),
+        )
 
     def read(self, body, ticker):
-        frame = self.table(parse_json(self.name, body)) if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{" else parse_csv(self.name, body)
-        if not len(frame): return pd.DataFrame(columns=COLUMNS)
-        frame = frame.rename(columns={"timestamp": "date", "adjusted_close": "adj_close", "adjusted close": "adj_close", "dividend_amount": "dividend",
-                                      "dividend amount": "dividend", "split_coefficient": "split", "split coefficient": "split"})
-        lost_columns(self.name, frame, COLUMNS + ["adj_close"] * ("adj_close" in frame or self.function.endswith("ADJUSTED")), self.known)
-        if frame["date"].str.len().gt(10).any(): raise vendor_error("drift", self.name, "alphavantage sent times of day instead of days.")
+        frame = (
+            self.table(parse_json(self.name, body))
+            if body.lstrip(b"\xef\xbb\xbf \r\n")[:1] == b"{"
+            else parse_csv(self.name, body)
+        )
+        if not len(frame):
+            return pd.DataFrame(columns=COLUMNS)
+        frame = frame.rename(
+            columns={
+                "timestamp": "date",
+                "adjusted_close": "adj_close",
+                "adjusted close": "adj_close",
+                "dividend_amount": "dividend",
+                "dividend amount": "dividend",
+                "split_coefficient": "split",
+                "split coefficient": "split",
+            }
+        )
+        lost_columns(
+            self.name,
+            frame,
+            COLUMNS + ["adj_close"] * ("adj_close" in frame or self.function.endswith("ADJUSTED")),
+            self.known,
+        )
+        if frame["date"].str.len().gt(10).any():
+            raise vendor_error("drift", self.name, "alphavantage sent times of day instead of days.")
         return frame[[c for c in [*COLUMNS, "adj_close", *PAID] if c in frame]]
 
     def table(self, said):
         "Rows of a JSON answer."
-        if refusal := alphavantage_refusal(said): raise vendor_error(refusal[0], self.name, refusal[1])
-        if not said: return pd.DataFrame()
+        if refusal := alphavantage_refusal(said):
+            raise vendor_error(refusal[0], self.name, refusal[1])
+        if not said:
+            return pd.DataFrame()
         rows = _inside(self.name, said, self.series)
-        return pd.DataFrame([{"date": d} | {re.sub(r"^\d+\. ", "", k): v for k, v in r.items()} for d, r in rows.items()])
+        return pd.DataFrame(
+            [{"date": d} | {re.sub(r"^\d+\. ", "", k): v for k, v in r.items()} for d, r in rows.items()]
+        )
 
 # %% ../../nbs/sources/40_vendors.ipynb #2989b8fc
 @vendor("alphavantage_adjusted")
 class AlphaVantageAdjusted(AlphaVantage):
     "Alpha Vantage with adjusted closes, for paying customers."
+
     function = "TIME_SERIES_DAILY_ADJUSTED"
 
 # %% ../../nbs/sources/40_vendors.ipynb #0926e4ab
 class Letters(Ledger):
     "The ledger, with a queue of failed requests and a note of who answered."
-    TABLES = (*Ledger.TABLES,
-              "CREATE TABLE IF NOT EXISTS letters (source TEXT, ticker TEXT, start TEXT, reason TEXT, times INTEGER, first TEXT, last TEXT, "
-              "failures TEXT, PRIMARY KEY (source, ticker))",
-              "CREATE TABLE IF NOT EXISTS answers (source TEXT, ticker TEXT, vendor TEXT, first TEXT, last TEXT, bars INTEGER, at TEXT)")
 
-    def put(self,
-        source: str, # id of the source
-        ticker: str, # what was asked for
-        start: str, # from which day on
-        failures: list[dict], # one a vendor, see `Failure`
-        at: str, # now, UTC
+    TABLES = (
+        *Ledger.TABLES,
+        "CREATE TABLE IF NOT EXISTS letters (source TEXT, ticker TEXT, start TEXT, reason TEXT, times INTEGER, first TEXT, last TEXT, "
+        "failures TEXT, PRIMARY KEY (source, ticker))",
+        "CREATE TABLE IF NOT EXISTS answers (source TEXT, ticker TEXT, vendor TEXT, first TEXT, last TEXT, bars INTEGER, at TEXT)",
+    )
+
+    def put(
+        self,
+        source: str,  # id of the source
+        ticker: str,  # what was asked for
+        start: str,  # from which day on
+        failures: list[dict],  # one a vendor, see `Failure`
+        at: str,  # now, UTC
     ):
         "Queue a failed request; a letter for the same ticker is replaced and counted."
         with self.open() as con:
-            con.execute("""INSERT INTO letters VALUES (?, ?, ?, ?, 1, ?, ?, ?) ON CONFLICT (source, ticker) DO UPDATE SET start = min(start, excluded.start),
+            con.execute(
+                """INSERT INTO letters VALUES (?, ?, ?, ?, 1, ?, ?, ?) ON CONFLICT (source, ticker) DO UPDATE SET start = min(start, excluded.start),
                            reason = excluded.reason, times = times + 1, last = excluded.last, failures = excluded.failures""",
-                        (source, ticker, start, failures[-1]["reason"] if failures else "empty", at, at, json.dumps(failures)))
+                (
+                    source,
+                    ticker,
+                    start,
+                    failures[-1]["reason"] if failures else "empty",
+                    at,
+                    at,
+                    json.dumps(failures),
+                ),
+            )
 
     def remove(self, source: str, tickers: list[str]):
         "Take letters out of the queue."
-        with self.open() as con: con.executemany("DELETE FROM letters WHERE source = ? AND ticker = ?", [(source, t) for t in tickers])
+        with self.open() as con:
+            con.executemany(
+                "DELETE FROM letters WHERE source = ? AND ticker = ?", [(source, t) for t in tickers]
+            )
 
     def table(self, query: str, params: tuple = ()) -> pd.DataFrame:
         "Rows of the ledger."
@@ -297,61 +479,86 @@ class Letters(Ledger):
 
 # %% ../../nbs/sources/40_vendors.ipynb #b65a37af
 def ledger_of(
-    settings, # all settings
+    settings,  # all settings
 ) -> Letters:
     "The ledger of a home: budgets, dead letters, answers."
     return Letters(settings.storage.home_dir / "vendors.sqlite")
 
+
 def dead_letters(
-    settings, # all settings
-) -> pd.DataFrame: # source, ticker, start, reason, times, first, last, failures (a list of dicts), wanted
+    settings,  # all settings
+) -> pd.DataFrame:  # source, ticker, start, reason, times, first, last, failures (a list of dicts), wanted
     "Every request that is still waiting to be answered; wanted says whether an ingest would still ask."
     found = ledger_of(settings).table("SELECT * FROM letters ORDER BY source, ticker")
     universe = {canonical_ticker(t) for t in settings.data.universe}
-    recent = found.source.str.fullmatch(r".*-\d+min") & (found["last"] >= f"{datetime.now(UTC) - timedelta(days=30):%Y-%m-%d}") # minutes are asked for by name
-    return found.assign(failures=found.failures.map(json.loads), wanted=(found.ticker.isin(universe) | (not universe) | recent).astype(bool))
+    recent = found.source.str.fullmatch(r".*-\d+min") & (
+        found["last"] >= f"{datetime.now(UTC) - timedelta(days=30):%Y-%m-%d}"
+    )  # minutes are asked for by name
+    return found.assign(
+        failures=found.failures.map(json.loads),
+        wanted=(found.ticker.isin(universe) | (not universe) | recent).astype(bool),
+    )
+
 
 def answers(
-    settings, # all settings
-) -> pd.DataFrame: # source, ticker, vendor, first, last, bars, at
+    settings,  # all settings
+) -> pd.DataFrame:  # source, ticker, vendor, first, last, bars, at
     "Which vendor answered for which ticker and days, oldest first."
     return ledger_of(settings).table("SELECT * FROM answers ORDER BY rowid")
 
 # %% ../../nbs/sources/40_vendors.ipynb #8cc0976b
 def consensus(
-    found: dict, # vendor -> bars of one ticker, in the order of the chain
-    tolerance: float, # relative difference that counts as agreement
-) -> tuple[pd.DataFrame, list[dict]]: # the bars to keep, and the days on which closes differ
+    found: dict,  # vendor -> bars of one ticker, in the order of the chain
+    tolerance: float,  # relative difference that counts as agreement
+) -> tuple[pd.DataFrame, list[dict]]:  # the bars to keep, and the days on which closes differ
     "One history from several opinions, and where they part."
-    if len(found) == 1: return next(iter(found.values())), []
-    closes = pd.DataFrame({v: b.drop_duplicates("event_time", keep="last").set_index("event_time").close for v, b in found.items()})
+    if len(found) == 1:
+        return next(iter(found.values())), []
+    closes = pd.DataFrame(
+        {
+            v: b.drop_duplicates("event_time", keep="last").set_index("event_time").close
+            for v, b in found.items()
+        }
+    )
     held = closes.notna().sum(axis=1)
     centre = closes.median(axis=1).where(held > 2, closes.bfill(axis=1).iloc[:, 0])
     far = closes.sub(centre, axis=0).abs().gt(tolerance * centre, axis=0)
     choice = (closes.notna() & ~far).idxmax(axis=1)
-    kept = pd.concat([b[b.event_time.map(choice).eq(v) | b.event_time.isna()] for v, b in found.items()], ignore_index=True)
-    days = [dict(session=str(t.date()), used=choice[t], **closes.loc[t].dropna().to_dict()) for t in closes.index[far.any(axis=1)]]
+    kept = pd.concat(
+        [b[b.event_time.map(choice).eq(v) | b.event_time.isna()] for v, b in found.items()], ignore_index=True
+    )
+    days = [
+        dict(session=str(t.date()), used=choice[t], **closes.loc[t].dropna().to_dict())
+        for t in closes.index[far.any(axis=1)]
+    ]
     return kept.sort_values("event_time", kind="stable", ignore_index=True), days
 
 # %% ../../nbs/sources/40_vendors.ipynb #220a8814
 @source("vendors")
 class Vendors(Source):
     "Daily bars from vendors on the network, the next one asked when one fails."
+
     remote = True
 
     def __init__(self, settings):
         super().__init__(settings)
         wish = settings.sources
-        self.chain = [vendors[name](wish.base_urls.get(name) or wish.base_urls.get("all", "")) for name in wish.chain]
-        budgets = {v.name: v.budget for v in self.chain} | {k: Budget(float(b.split("/")[0]), int(b.split("/")[1])) for k, b in wish.budgets.items()}
+        self.chain = [
+            vendors[name](wish.base_urls.get(name) or wish.base_urls.get("all", "")) for name in wish.chain
+        ]
+        budgets = {v.name: v.budget for v in self.chain} | {
+            k: Budget(float(b.split("/")[0]), int(b.split("/")[1])) for k, b in wish.budgets.items()
+        }
         self.ledger = ledger_of(settings)
-        self.polite = Polite(self.ledger, budgets, wish.deadline, wish.retries, wish.at_once, int(wish.max_mb * 1e6))
+        self.polite = Polite(
+            self.ledger, budgets, wish.deadline, wish.retries, wish.at_once, int(wish.max_mb * 1e6)
+        )
         self.forget()
 
     def forget(self):
         "Start a new record of what happened."
         self.failures, self.failed, self.answered, self.differ = [], {}, {}, []
-        self.open = {"failed": {}, "answered": {}} # what is not in the books yet
+        self.open = {"failed": {}, "answered": {}}  # what is not in the books yet
 
     @property
     def id(self):
@@ -360,84 +567,132 @@ class Vendors(Source):
 
     @property
     def label(self):
-        return (f"Daily bars from {', '.join(v.name for v in self.chain)}, in this order of trust. Vendors correct their past without notice, "
-                "and mostly list only companies that still exist.")
+        return (
+            f"Daily bars from {', '.join(v.name for v in self.chain)}, in this order of trust. Vendors correct their past without notice, "
+            "and mostly list only companies that still exist."
+        )
 
     def tickers(self):
         wanted = sorted({canonical_ticker(t) for t in self.settings.data.universe})
-        if wanted: return wanted
-        raise EmptyUniverse("The source vendors does not know what you want.", "Name tickers in [data] universe, such as universe = AAPL, MSFT.")
+        if wanted:
+            return wanted
+        raise EmptyUniverse(
+            "The source vendors does not know what you want.",
+            "Name tickers in [data] universe, such as universe = AAPL, MSFT.",
+        )
 
 # %% ../../nbs/sources/40_vendors.ipynb #4ddb14bb
 @patch
-def _tidy(self: Vendors, v, body, ticker): # an answer as bars; sources of other kinds of bars have their own
-    return tidy_bars(v.read(body, ticker).assign(ticker=ticker), source=self.id, calendar=self.calendar, lag_minutes=self.settings.data.lake_bars_lag_minutes)
+def _tidy(self: Vendors, v, body, ticker):  # an answer as bars; sources of other kinds of bars have their own
+    return tidy_bars(
+        v.read(body, ticker).assign(ticker=ticker),
+        source=self.id,
+        calendar=self.calendar,
+        lag_minutes=self.settings.data.lake_bars_lag_minutes,
+    )
+
 
 @patch
-def _tidied(self: Vendors, v, body, ticker, start, end): # bytes of one vendor as bars, or the reason why not
-    try: bars = self._tidy(v, body, ticker)
-    except VendorFailed: raise
-    except Exception as e: # whatever an adapter stumbles over must not stop the chain
+def _tidied(self: Vendors, v, body, ticker, start, end):  # bytes of one vendor as bars, or the reason why not
+    try:
+        bars = self._tidy(v, body, ticker)
+    except VendorFailed:
+        raise
+    except Exception as e:  # whatever an adapter stumbles over must not stop the chain
         why = e.problem if isinstance(e, StockpredictError) else f"{type(e).__name__}, {str(e)[:120]}."
-        raise vendor_error("drift", v.name, f"The table of {v.name} cannot be read: {why}", evidence=body[:2000].decode("utf-8", "replace")) from None
+        raise vendor_error(
+            "drift",
+            v.name,
+            f"The table of {v.name} cannot be read: {why}",
+            evidence=body[:2000].decode("utf-8", "replace"),
+        ) from None
     day = self.calendar.day_of(bars.event_time)
     bars = bars[day.isna() | ((day >= start) & (day <= end))].reset_index(drop=True)
     over = self.calendar.sessions(start, min(pd.Timestamp(end), self.calendar.last_closed()))
-    if not len(bars) and len(over): raise vendor_error("empty", v.name, f"{v.name} has no bar of {ticker} for the {len(over)} sessions from {start} on.")
+    if not len(bars) and len(over):
+        raise vendor_error(
+            "empty", v.name, f"{v.name} has no bar of {ticker} for the {len(over)} sessions from {start} on."
+        )
     return bars
 
+
 @patch
-async def _walk(self: Vendors, ticker, start, end, tell): # bars of one ticker
+async def _walk(self: Vendors, ticker, start, end, tell):  # bars of one ticker
     found, failures = {}, []
     for v in self.chain:
         try:
-            if v.key and not v.elsewhere and not v.key.value(): raise vendor_error("bad-key", v.name, f"There is no key for {v.name}: {v.key.env} is not set.")
-            found[v.name] = await self.polite.get(v.ask(ticker, start, end), lambda body, v=v: self._tidied(v, body, ticker, start, end))
-        except VendorFailed as e: failures.append(Failure.of(e))
-        if len(found) >= self.settings.sources.opinions: break
+            if v.key and not v.elsewhere and not v.key.value():
+                raise vendor_error(
+                    "bad-key", v.name, f"There is no key for {v.name}: {v.key.env} is not set."
+                )
+            found[v.name] = await self.polite.get(
+                v.ask(ticker, start, end), lambda body, v=v: self._tidied(v, body, ticker, start, end)
+            )
+        except VendorFailed as e:
+            failures.append(Failure.of(e))
+        if len(found) >= self.settings.sources.opinions:
+            break
     self.failures += failures
     tell(f"{ticker}: {'+'.join(found) or 'nobody answered'}")
     if not found:
         self._fail(ticker, start, [f.as_dict() for f in failures])
         return empty_bars()
     bars, differ = consensus(found, self.settings.sources.tolerance)
-    told = dict(vendor="+".join(found), start=start, bars=len(bars), first=str(bars.event_time.min())[:10], last=str(bars.event_time.max())[:10])
+    told = dict(
+        vendor="+".join(found),
+        start=start,
+        bars=len(bars),
+        first=str(bars.event_time.min())[:10],
+        last=str(bars.event_time.max())[:10],
+    )
     self.answered[ticker] = self.open["answered"][ticker] = told
     self.differ += [dict(ticker=ticker) | d for d in differ]
     return bars
 
 # %% ../../nbs/sources/40_vendors.ipynb #176b4537
 @patch
-def collect(self: Vendors,
-    asks: list[tuple], # pairs: first day to ask for, tickers
-    end: str = "", # last day, inclusive; "" = up to today
-    on_step = None, # called with a sentence for each ticker that is through
-) -> pd.DataFrame: # bars as delivered
+def collect(
+    self: Vendors,
+    asks: list[tuple],  # pairs: first day to ask for, tickers
+    end: str = "",  # last day, inclusive; "" = up to today
+    on_step=None,  # called with a sentence for each ticker that is through
+) -> pd.DataFrame:  # bars as delivered
     "Bars for a whole plan; what failed is in `failed`, who answered in `answered`."
     today = str(datetime.now(UTC).date())
     last = min(end or today, today)
     wanted = sorted((canonical_ticker(t), s or "1990-01-02") for s, tickers in asks for t in tickers)
     wanted = [(t, s) for t, s in wanted if s <= last and len(self.calendar.sessions(s, last))]
+
     async def work():
         async with self.polite.session():
-            return await asyncio.gather(*(self._walk(t, s, last, on_step or (lambda _: None)) for t, s in wanted))
+            return await asyncio.gather(
+                *(self._walk(t, s, last, on_step or (lambda _: None)) for t, s in wanted)
+            )
+
     frames = [f for f in (run_async(work()) if wanted else []) if len(f)]
-    self.answered, self.failures = dict(sorted(self.answered.items())), sorted(self.failures, key=lambda f: (f.url, f.vendor))
+    self.answered, self.failures = (
+        dict(sorted(self.answered.items())),
+        sorted(self.failures, key=lambda f: (f.url, f.vendor)),
+    )
     return pd.concat(frames, ignore_index=True) if frames else empty_bars()
+
 
 @patch(as_prop=True)
 def requests(self: Vendors) -> int:
     "Requests sent so far."
     return sum(lane.requests for lane in self.polite.lanes.values())
 
+
 @patch
-def fetch(self: Vendors,
-    tickers: list[str], # canonical names
-    start: str = "", # first day, inclusive; "" = as far back as the calendar knows
-    end: str = "", # last day, inclusive; "" = up to today
-) -> pd.DataFrame: # bars as delivered
+def fetch(
+    self: Vendors,
+    tickers: list[str],  # canonical names
+    start: str = "",  # first day, inclusive; "" = as far back as the calendar knows
+    end: str = "",  # last day, inclusive; "" = up to today
+) -> pd.DataFrame:  # bars as delivered
     "Bars of some tickers between two days."
     return self.collect([(str(start)[:10], list(tickers))], str(end)[:10])
+
 
 @patch
 def bars(self: Vendors) -> pd.DataFrame:
@@ -448,35 +703,48 @@ def bars(self: Vendors) -> pd.DataFrame:
 @patch
 def _fail(self: Vendors, ticker, start, failures):
     self.failed[ticker] = self.open["failed"][ticker] = dict(start=start, failures=failures)
-    for book in (self.answered, self.open["answered"]): book.pop(ticker, None)
+    for book in (self.answered, self.open["answered"]):
+        book.pop(ticker, None)
+
 
 @patch
-def reject(self: Vendors,
-    tickers: list[str], # that were answered
-    reason: str, # a key of `REASONS`
-    sentence: str, # what is wrong with the answers
+def reject(
+    self: Vendors,
+    tickers: list[str],  # that were answered
+    reason: str,  # a key of `REASONS`
+    sentence: str,  # what is wrong with the answers
 ):
     "Count answers as failures, because what they say cannot be believed."
     for t in set(tickers) & set(self.answered):
         told = Failure.of(vendor_error(reason, self.answered[t]["vendor"], f"{t}: {sentence}"))
         self._fail(t, self.answered[t]["start"], [told.as_dict()])
 
-@patch
-def queue(self: Vendors,
-    now, # an instant
-):
-    "Write a dead letter for everything that failed since the last time."
-    for ticker, x in self.open["failed"].items(): self.ledger.put(self.id, ticker, x["start"], x["failures"], f"{now:%Y-%m-%dT%H:%M:%S}")
-    self.open["failed"] = {}
 
 @patch
-def settle(self: Vendors,
-    now, # an instant
+def queue(
+    self: Vendors,
+    now,  # an instant
+):
+    "Write a dead letter for everything that failed since the last time."
+    for ticker, x in self.open["failed"].items():
+        self.ledger.put(self.id, ticker, x["start"], x["failures"], f"{now:%Y-%m-%dT%H:%M:%S}")
+    self.open["failed"] = {}
+
+
+@patch
+def settle(
+    self: Vendors,
+    now,  # an instant
 ):
     "After storing: note who answered, and take what arrived out of the queue."
     self.queue(now)
     arrived, self.open["answered"] = self.open["answered"], {}
     with self.ledger.open() as con:
-        con.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        [(self.id, t, a["vendor"], a["first"], a["last"], a["bars"], f"{now:%Y-%m-%dT%H:%M:%S}") for t, a in arrived.items()])
+        con.executemany(
+            "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)",
+            [
+                (self.id, t, a["vendor"], a["first"], a["last"], a["bars"], f"{now:%Y-%m-%dT%H:%M:%S}")
+                for t, a in arrived.items()
+            ],
+        )
     self.ledger.remove(self.id, list(arrived))

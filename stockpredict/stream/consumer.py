@@ -15,7 +15,8 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from ..core.calendar import get_calendar
-from ..core.errors import BarsInvalid, LakeLocked, ParameterRefused, StockpredictError, did_you_mean
+from ..core.errors import BarsInvalid, LakeLocked, ParameterRefused, StockpredictError
+from ..core.errors import did_you_mean
 from ..sources.bars import BAR_COLUMNS, PRICES, as_bars, canonical_ticker
 from ..lake.lake import Lake, moment
 from .live_table import OVER, PROVISIONAL, SPANS, STORED, Live
@@ -27,93 +28,149 @@ NEEDED = {"span", "ticker", "source", "event_us", "close"}
 FIELDS = NEEDED | {"known_us", "clock_us", "open", "high", "low", "volume", "id"}
 DAY_US = 86_400_000_000
 
-def _us(times): return pd.DatetimeIndex(times).as_unit("us").asi8
+
+def _us(times):
+    return pd.DatetimeIndex(times).as_unit("us").asi8
+
 
 def messages(
-    rows: pd.DataFrame, # bars; or trades: ticker, event_time, close, volume, source and perhaps id
-    span: str = "session", # tick, 1s, 1m, 5m, 1h or session
-    clock=None, # what time it is for the sender, an instant or one a row; None = the clock of whoever reads
-) -> list[bytes]: # one message a row
+    rows: pd.DataFrame,  # bars; or trades: ticker, event_time, close, volume, source and perhaps id
+    span: str = "session",  # tick, 1s, 1m, 5m, 1h or session
+    clock=None,  # what time it is for the sender, an instant or one a row; None = the clock of whoever reads
+) -> list[bytes]:  # one message a row
     "Rows as messages."
     import orjson
-    if span not in SPANS: raise ParameterRefused(f"There is no span '{span}'.", did_you_mean(span, list(SPANS)))
+
+    if span not in SPANS:
+        raise ParameterRefused(f"There is no span '{span}'.", did_you_mean(span, list(SPANS)))
     wanted = [c for c in BAR_COLUMNS if span != "tick" or c not in ("known_at", "open", "high", "low")]
     if absent := [c for c in wanted if c not in rows]:
-        raise BarsInvalid(f"The table lacks {', '.join(absent)}.", "Bring it into the shape of bars with `tidy_bars`.")
-    sent = dict(span=span, event_us=_us(rows.event_time), **{c: rows[c].to_numpy() for c in wanted if c not in ("event_time", "known_at")})
-    if "known_at" in rows: sent["known_us"] = _us(rows.known_at)
-    if clock is not None: sent["clock_us"] = _us(pd.to_datetime(clock, utc=True)) if np.ndim(clock) else moment(clock).value // 1000
+        raise BarsInvalid(
+            f"The table lacks {', '.join(absent)}.", "Bring it into the shape of bars with `tidy_bars`."
+        )
+    sent = dict(
+        span=span,
+        event_us=_us(rows.event_time),
+        **{c: rows[c].to_numpy() for c in wanted if c not in ("event_time", "known_at")},
+    )
+    if "known_at" in rows:
+        sent["known_us"] = _us(rows.known_at)
+    if clock is not None:
+        sent["clock_us"] = (
+            _us(pd.to_datetime(clock, utc=True)) if np.ndim(clock) else moment(clock).value // 1000
+        )
     made = pd.DataFrame(sent, index=range(len(rows)))
-    if span == "tick": made["id"] = rows["id"].astype("str").to_numpy() if "id" in rows else _numbered(made)
+    if span == "tick":
+        made["id"] = rows["id"].astype("str").to_numpy() if "id" in rows else _numbered(made)
     return [orjson.dumps(m) for m in made.to_dict("records")]
 
-def _numbered(made): # the how-manieth of its ticker and moment: the same table gives the same numbers again
+
+def _numbered(made):  # the how-manieth of its ticker and moment: the same table gives the same numbers again
     return made.groupby(["ticker", "event_us"]).cumcount().astype("str").to_numpy()
 
+
 def publish(
-    settings, # all settings
-    rows: pd.DataFrame, # bars or trades, see `messages`
-    span: str = "session", # tick, 1s, 1m, 5m, 1h or session
-    clock=None, # what time it is for the sender
-    wait: float | None = None, # seconds to wait for room; None = [stream] wait
-    tell=None, # called with a sentence when something has to be waited for
-) -> int: # offset of the last message
+    settings,  # all settings
+    rows: pd.DataFrame,  # bars or trades, see `messages`
+    span: str = "session",  # tick, 1s, 1m, 5m, 1h or session
+    clock=None,  # what time it is for the sender
+    wait: float | None = None,  # seconds to wait for room; None = [stream] wait
+    tell=None,  # called with a sentence when something has to be waited for
+) -> int:  # offset of the last message
     "Send bars or trades into the live stream."
-    with Stream(settings, tell) as stream: return stream.publish(messages(rows, span, clock), wait)
+    with Stream(settings, tell) as stream:
+        return stream.publish(messages(rows, span, clock), wait)
 
 # %% ../../nbs/stream/20_consumer.ipynb #a43fed1a
 _SOURCE = re.compile(r"[\w.:-]{1,64}")
 _canonical = lru_cache(100_000)(canonical_ticker)
 _PLAIN = [r for r in RULES if r.name in ("no close", "price impossible", "range broken", "volume impossible")]
 
+
 def fault(
-    m, # a decoded message
-    at_us: int, # when Redis took it
-) -> str: # "" when it can be read
+    m,  # a decoded message
+    at_us: int,  # when Redis took it
+) -> str:  # "" when it can be read
     "Why a message cannot be read, as a sentence."
-    if not isinstance(m, dict): return "It is no JSON object."
-    if odd := m.keys() - FIELDS: return f"It has a field that nobody knows: {ascii(min(odd))[:40]}."
-    if missing := [k for k in NEEDED if m.get(k) is None and k != "close"]: return f"It lacks {min(missing)}."
-    if m["span"] not in SPANS if isinstance(m["span"], str) else True: return f"There is no span {ascii(m['span'])[:20]}."
-    if not (isinstance(m["source"], str) and _SOURCE.fullmatch(m["source"])): return f"{ascii(m['source'])[:40]} is no name of a source."
-    try: known = isinstance(m["ticker"], str) and _canonical(m["ticker"]) == m["ticker"]
-    except BarsInvalid: known = False
-    if not known: return f"{ascii(m['ticker'])[:40]} is no ticker in its canonical form."
-    if wrong := [k for k in ("event_us", "known_us", "clock_us") if type(m.get(k, 0)) is not int or not 0 <= m.get(k, 0) < 4e15]:
+    if not isinstance(m, dict):
+        return "It is no JSON object."
+    if odd := m.keys() - FIELDS:
+        return f"It has a field that nobody knows: {ascii(min(odd))[:40]}."
+    if missing := [k for k in NEEDED if m.get(k) is None and k != "close"]:
+        return f"It lacks {min(missing)}."
+    if m["span"] not in SPANS if isinstance(m["span"], str) else True:
+        return f"There is no span {ascii(m['span'])[:20]}."
+    if not (isinstance(m["source"], str) and _SOURCE.fullmatch(m["source"])):
+        return f"{ascii(m['source'])[:40]} is no name of a source."
+    try:
+        known = isinstance(m["ticker"], str) and _canonical(m["ticker"]) == m["ticker"]
+    except BarsInvalid:
+        known = False
+    if not known:
+        return f"{ascii(m['ticker'])[:40]} is no ticker in its canonical form."
+    if wrong := [
+        k
+        for k in ("event_us", "known_us", "clock_us")
+        if type(m.get(k, 0)) is not int or not 0 <= m.get(k, 0) < 4e15
+    ]:
         return f"{wrong[0]} is no time in microseconds since 1970."
-    if wrong := [k for k in ("open", "high", "low", "close", "volume") if type(m.get(k)) not in (int, float, type(None))]: return f"{wrong[0]} is no number."
-    if not isinstance(m.get("id", ""), str) or len(m.get("id", "")) > 64: return "id is no text of at most 64 characters."
-    if m["event_us"] > at_us + DAY_US or m.get("known_us", 0) > at_us + DAY_US: return "It claims a time in the future."
+    if wrong := [
+        k
+        for k in ("open", "high", "low", "close", "volume")
+        if type(m.get(k)) not in (int, float, type(None))
+    ]:
+        return f"{wrong[0]} is no number."
+    if not isinstance(m.get("id", ""), str) or len(m.get("id", "")) > 64:
+        return "id is no text of at most 64 characters."
+    if m["event_us"] > at_us + DAY_US or m.get("known_us", 0) > at_us + DAY_US:
+        return "It claims a time in the future."
     return ""
 
 # %% ../../nbs/stream/20_consumer.ipynb #fe6cf11b
 def decode(
-    entries: list[Entry], # as delivered
-    now_us: int, # our clock, microseconds since 1970
-) -> tuple[pd.DataFrame, list[tuple[Entry, str]]]: # rows with the columns COLUMNS, at_us and clock_us; and what cannot be read, with reasons
+    entries: list[Entry],  # as delivered
+    now_us: int,  # our clock, microseconds since 1970
+) -> tuple[
+    pd.DataFrame, list[tuple[Entry, str]]
+]:  # rows with the columns COLUMNS, at_us and clock_us; and what cannot be read, with reasons
     "What messages say."
     import orjson
+
     kept, letters = [], []
     for e in entries:
-        if e.data is None: continue # removed from the stream before it was read; counted elsewhere
-        try: m = orjson.loads(e.data)
-        except orjson.JSONDecodeError: m = None
-        if why := fault(m, e.at_us or now_us): letters.append((e, why))
-        else: kept.append(m | dict(rank=e.offset, at_us=e.at_us or now_us))
+        if e.data is None:
+            continue  # removed from the stream before it was read; counted elsewhere
+        try:
+            m = orjson.loads(e.data)
+        except orjson.JSONDecodeError:
+            m = None
+        if why := fault(m, e.at_us or now_us):
+            letters.append((e, why))
+        else:
+            kept.append(m | dict(rank=e.offset, at_us=e.at_us or now_us))
     rows = pd.DataFrame(kept, columns=[*sorted(FIELDS), "rank", "at_us"])
-    for c in (*PRICES, "volume"): rows[c] = rows[c].astype("float64")
+    for c in (*PRICES, "volume"):
+        rows[c] = rows[c].astype("float64")
     stamped = rows.clock_us.notna().to_numpy()
     clock = np.where(stamped, rows.clock_us, rows.at_us).astype("int64")
-    rows = rows.assign(clock_us=np.minimum(clock, now_us), stamped=stamped, id=rows["id"].astype(object).fillna(""), origin="feed")
+    rows = rows.assign(
+        clock_us=np.minimum(clock, now_us),
+        stamped=stamped,
+        id=rows["id"].astype(object).fillna(""),
+        origin="feed",
+    )
     rows["known_us"] = rows.known_us.fillna(rows.clock_us).astype("int64")
     tick = rows.span == "tick"
-    for c in ("open", "high", "low"): rows[c] = rows[c].where(~tick, rows.close)
+    for c in ("open", "high", "low"):
+        rows[c] = rows[c].where(~tick, rows.close)
     rows["state"] = np.where(tick | (rows.event_us <= rows.clock_us), OVER, PROVISIONAL)
     return _sane(rows, {e.offset: e for e in entries}, letters)
 
-def _sane(rows, entries, letters): # what will not meet the gate has to satisfy its rules on prices here
+
+def _sane(rows, entries, letters):  # what will not meet the gate has to satisfy its rules on prices here
     meets_gate = (rows.span == "session") & (rows.state == OVER)
-    table, bad = rows.assign(ceiling=rows.high * (1 + 1e-6), floor=rows.low * (1 - 1e-6)), np.zeros(len(rows), bool)
+    table = rows.assign(ceiling=rows.high * (1 + 1e-6), floor=rows.low * (1 - 1e-6))
+    bad = np.zeros(len(rows), bool)
     for rule in _PLAIN if len(rows) else ():
         failed = suspects(table, [rule]) & ~meets_gate.to_numpy()
         letters += [(entries[o], rule.sentence) for o in rows["rank"][failed & ~bad]]
@@ -124,94 +181,130 @@ def _sane(rows, entries, letters): # what will not meet the gate has to satisfy 
 @dataclass
 class Consumed:
     "What a consumer did."
-    messages: int = 0 # handed out, those again included
-    lake_new: int = 0 # bars that the lake had never seen
-    lake_corrected: int = 0 # bars that changed what the lake held
-    lake_same: int = 0 # bars that the lake held already
-    live: int = 0 # rows written to the live table
-    quarantined: int = 0 # rows that the gate set aside
-    unsound: int = 0 # rows that passed the quick look and should not have
-    letters: int = 0 # messages that could not be read
-    redelivered: int = 0 # messages taken again, after a consumer had died or failed with them
-    lost: int = 0 # messages that were gone before anybody read them
-    emptied: int = 0 # times that the stream had been emptied
-    batches: int = 0 # transactions
-    merged: int = 0 # times that the lake's small files were merged
-    files: int = 0 # that the lake's busiest table had at the last look
-    offset: int = 0 # the last message stored
 
-    def as_dict(self) -> dict: # JSON-friendly
+    messages: int = 0  # handed out, those again included
+    lake_new: int = 0  # bars that the lake had never seen
+    lake_corrected: int = 0  # bars that changed what the lake held
+    lake_same: int = 0  # bars that the lake held already
+    live: int = 0  # rows written to the live table
+    quarantined: int = 0  # rows that the gate set aside
+    unsound: int = 0  # rows that passed the quick look and should not have
+    letters: int = 0  # messages that could not be read
+    redelivered: int = 0  # messages taken again, after a consumer had died or failed with them
+    lost: int = 0  # messages that were gone before anybody read them
+    emptied: int = 0  # times that the stream had been emptied
+    batches: int = 0  # transactions
+    merged: int = 0  # times that the lake's small files were merged
+    files: int = 0  # that the lake's busiest table had at the last look
+    offset: int = 0  # the last message stored
+
+    def as_dict(self) -> dict:  # JSON-friendly
         "The counts as data."
         return asdict(self)
 
 # %% ../../nbs/stream/20_consumer.ipynb #e1aab63f
 class Consumer:
     "Moves messages from the stream to where they belong; close it, or use it in a `with`."
-    def __init__(self,
-        settings, # all settings
-        on_step=None, # called with the name of each step, for tests of crashes
-        tell=None, # called with a sentence when something is worth saying
-        did: Consumed | None = None, # counts that somebody else reads meanwhile; None = new ones
+
+    def __init__(
+        self,
+        settings,  # all settings
+        on_step=None,  # called with the name of each step, for tests of crashes
+        tell=None,  # called with a sentence when something is worth saying
+        did: Consumed | None = None,  # counts that somebody else reads meanwhile; None = new ones
     ):
-        self.settings, self.tell, self.step, self.did = settings, tell or (lambda sentence: None), on_step or (lambda name: None), did or Consumed()
-        self._cleared, self._pieces = deque(maxlen=20), 0 # tables for the audit; small files there were after the last merging
-        self.calendar, self.lag_us = get_calendar(settings.data.calendar), settings.data.lake_bars_lag_minutes * 60_000_000
+        self.settings = settings
+        self.tell = tell or (lambda sentence: None)
+        self.step = on_step or (lambda name: None)
+        self.did = did or Consumed()
+        self._cleared, self._pieces = (
+            deque(maxlen=20),
+            0,
+        )  # tables for the audit; small files there were after the last merging
+        self.calendar = get_calendar(settings.data.calendar)
+        self.lag_us = settings.data.lake_bars_lag_minutes * 60_000_000
         self.live = Live(settings.storage, self.step)
         self.name, self._slot = self._take_name()
         self.stream = Stream(settings, self.tell)
         self.lake = self.patiently(lambda: Lake(settings.storage, on_step=self.step, watched=True))
         seconds, micros = self.stream.run(self.stream.client.time)
-        self._clock = seconds * 1_000_000 + micros - time.monotonic_ns() // 1000 # delays are measured by the clock of Redis alone
+        self._clock = (
+            seconds * 1_000_000 + micros - time.monotonic_ns() // 1000
+        )  # delays are measured by the clock of Redis alone
 
     def _take_name(self):
         host, i = re.sub(r"[^\w.-]", "", socket.gethostname())[:40] or "here", 0
         while True:
             i += 1
-            try: (slot := FileLock(self.live.path.with_name(f"consumer-{i}.lock"))).acquire(timeout=0)
-            except Timeout: continue
+            try:
+                (slot := FileLock(self.live.path.with_name(f"consumer-{i}.lock"))).acquire(timeout=0)
+            except Timeout:
+                continue
             return f"{host}-{i}", slot
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         "Leave the stream; what is unfinished stays in it."
-        self.stream.close(); self.lake.close(); self.live.close(); self._slot.release()
+        self.stream.close()
+        self.lake.close()
+        self.live.close()
+        self._slot.release()
 
 # %% ../../nbs/stream/20_consumer.ipynb #7ace1f0e
 @patch
-def judged(self: Consumer,
-    bars: pd.DataFrame, # of sessions that are over
-) -> Quality: # rows to keep, rows to set aside, and why
+def judged(
+    self: Consumer,
+    bars: pd.DataFrame,  # of sessions that are over
+) -> Quality:  # rows to keep, rows to set aside, and why
     "Bars through the gate, the quick way where nothing is suspicious."
     data, now = self.settings.data, pd.Timestamp.now("UTC")
     table = prepared(bars, self.calendar, now)
-    if suspects(table, RULES).any() or crowded(bars).any(): quality = inspect(bars, data.calendar, data.quarantine_limit, now)
+    if suspects(table, RULES).any() or crowded(bars).any():
+        quality = inspect(bars, data.calendar, data.quarantine_limit, now)
     else:
         self._cleared.append(table.tail(50))
-        quality = Quality(bars.sort_values(["ticker", "event_time"], ignore_index=True), bars[:0].assign(reason=""), [], len(bars), data.quarantine_limit)
+        quality = Quality(
+            bars.sort_values(["ticker", "event_time"], ignore_index=True),
+            bars[:0].assign(reason=""),
+            [],
+            len(bars),
+            data.quarantine_limit,
+        )
     self.step("inspected")
     return quality
 
+
 @patch
-def audit(self: Consumer) -> int: # rows that should not have passed, 0 as long as all is well
+def audit(self: Consumer) -> int:  # rows that should not have passed, 0 as long as all is well
     "Lay up to a thousand bars that the quick look has cleared since the last audit before Great Expectations."
-    if not self._cleared: return 0
-    table = pd.concat(self._cleared, ignore_index=True); self._cleared.clear()
+    if not self._cleared:
+        return 0
+    table = pd.concat(self._cleared, ignore_index=True)
+    self._cleared.clear()
     wrong = {name: rows for name, rows in failing(table, RULES).items() if len(rows)}
     for name, rows in wrong.items():
         one = table.iloc[rows[0]]
-        self.tell(f"The quick look passed {len(rows):,} bars that fail the check '{name}', such as {one.ticker} {one.event_time:%Y-%m-%d}. "
-                  "They are in the lake: send corrections, and report this.")
+        self.tell(
+            f"The quick look passed {len(rows):,} bars that fail the check '{name}', such as {one.ticker} {one.event_time:%Y-%m-%d}. "
+            "They are in the lake: send corrections, and report this."
+        )
     self.did.unsound += (bad := len(set().union(*map(set, wrong.values()))))
     return bad
 
 # %% ../../nbs/stream/20_consumer.ipynb #cc7dd05c
-MANY = 100 # so many rows say something about the sender
+MANY = 100  # so many rows say something about the sender
+
 
 @patch
-def to_lake(self: Consumer,
-    rows: pd.DataFrame, # bars of sessions that are over
-) -> np.ndarray: # bool, one a row: False = not believed, for the dead letters
+def to_lake(
+    self: Consumer,
+    rows: pd.DataFrame,  # bars of sessions that are over
+) -> np.ndarray:  # bool, one a row: False = not believed, for the dead letters
     "Through the gate into the lake."
     when = {c: pd.to_datetime(rows[f"{c[:5]}_us"], unit="us", utc=True) for c in ("event_time", "known_at")}
     bars = as_bars(when | {c: rows[c] for c in ("ticker", "source", *PRICES, "volume")}).set_axis(rows.index)
@@ -219,234 +312,348 @@ def to_lake(self: Consumer,
     believed = np.ones(len(rows), bool)
     for at in turn.groupby([turn, bars.source[turn.index]]).groups.values():
         quality = self.judged(bars.loc[at])
-        if quality.refused and quality.rows >= MANY: believed[rows.index.get_indexer(at)] = False; continue
+        if quality.refused and quality.rows >= MANY:
+            believed[rows.index.get_indexer(at)] = False
+            continue
         with self.lake.writer(self.settings.stream.wait):
-            done = self.lake.append(quality.good, quality.bad if len(quality.bad) else None, fetched=len(at)); self.step("lake stored")
+            done = self.lake.append(quality.good, quality.bad if len(quality.bad) else None, fetched=len(at))
+            self.step("lake stored")
         self._count(done)
     return believed
 
+
 @patch
-def _count(self: Consumer, done): # what an append did
-    self.did.lake_new += done.rows_new; self.did.lake_corrected += done.rows_corrected
-    self.did.lake_same += done.rows_same; self.did.quarantined += done.rows_quarantined
+def _count(self: Consumer, done):  # what an append did
+    self.did.lake_new += done.rows_new
+    self.did.lake_corrected += done.rows_corrected
+    self.did.lake_same += done.rows_same
+    self.did.quarantined += done.rows_quarantined
 
 # %% ../../nbs/stream/20_consumer.ipynb #5b8afcc6
 @patch
-def store(self: Consumer,
-    entries: list[Entry], # a batch
-    reached: str = "0-0", # what the group had reached before it
-    letters: tuple = (), # (entry, reason): set aside unread
+def store(
+    self: Consumer,
+    entries: list[Entry],  # a batch
+    reached: str = "0-0",  # what the group had reached before it
+    letters: tuple = (),  # (entry, reason): set aside unread
 ):
     "Store a batch; the caller acknowledges it afterwards."
-    place = self.live.con.execute("SELECT message, birth FROM places WHERE name = ?", (self.settings.stream.group,)).fetchone()
+    place = self.live.con.execute(
+        "SELECT message, birth FROM places WHERE name = ?", (self.settings.stream.group,)
+    ).fetchone()
     lost, emptied = gap(reached, entries[0], place) if reached != "again" else (0, False)
     removed = sum(e.data is None for e in entries)
-    if lost or emptied or removed: self._report_loss(lost + removed, emptied)
+    if lost or emptied or removed:
+        self._report_loss(lost + removed, emptied)
     rows, unread = decode(entries, time.time_ns() // 1000) if not letters else (decode([], 0)[0], [])
-    letters = [*letters, *unread]; self.step("decoded")
+    letters = [*letters, *unread]
+    self.step("decoded")
     over = (rows.span == "session") & (rows.state == OVER)
     if over.any():
         believed = self.to_lake(rows[over])
         refused = rows["rank"][over][~believed]
-        letters += self._because(entries, refused, "It was refused with its batch: too many of its rows were bad.")
+        letters += self._because(
+            entries, refused, "It was refused with its batch: too many of its rows were bad."
+        )
         rows = rows[~rows["rank"].isin(refused)].reset_index(drop=True)
     self._to_live(entries, rows, letters, removed, emptied)
     self._ring(letters)
-    self.did.messages += len(entries); self.did.batches += 1; self.did.letters += len(letters)
-    self.did.live += len(rows); self.did.offset = entries[-1].offset
+    self.did.messages += len(entries)
+    self.did.batches += 1
+    self.did.letters += len(letters)
+    self.did.live += len(rows)
+    self.did.offset = entries[-1].offset
 
 # %% ../../nbs/stream/20_consumer.ipynb #50dc7813
 @patch
-def _ring(self: Consumer, letters): # other programs may listen for dead letters; the table has them whether or not this succeeds
+def _ring(
+    self: Consumer, letters
+):  # other programs may listen for dead letters; the table has them whether or not this succeeds
     from redis import RedisError
+
     try:
         with self.stream.client.pipeline(transaction=False) as p:
-            for e, why in letters[:1000]: p.xadd(self.stream.letters, {"offset": e.offset, "reason": why}, maxlen=1000)
+            for e, why in letters[:1000]:
+                p.xadd(self.stream.letters, {"offset": e.offset, "reason": why}, maxlen=1000)
             p.execute()
-    except (RedisError, OSError): pass
+    except (RedisError, OSError):
+        pass
+
 
 @patch
-def _because(self: Consumer, entries, offsets, why): # dead letters
+def _because(self: Consumer, entries, offsets, why):  # dead letters
     by_offset = {e.offset: e for e in entries}
     return [(by_offset[o], why) for o in offsets]
 
+
 @patch
 def _report_loss(self: Consumer, lost, emptied):
-    self.did.lost += lost; self.did.emptied += emptied
-    what = "Redis was emptied: messages that nobody had read are lost, how many nobody can tell." if emptied else \
-           f"{lost:,} messages were removed from the stream before they were read."
+    self.did.lost += lost
+    self.did.emptied += emptied
+    what = (
+        "Redis was emptied: messages that nobody had read are lost, how many nobody can tell."
+        if emptied
+        else f"{lost:,} messages were removed from the stream before they were read."
+    )
     self.tell(f"{what} Run `stockpredict ingest` to fetch their bars.")
 
 # %% ../../nbs/stream/20_consumer.ipynb #07baaa3b
 @patch
-def _to_live(self: Consumer, entries, rows, letters, removed, emptied): # one transaction with all that is not for the lake
+def _to_live(
+    self: Consumer, entries, rows, letters, removed, emptied
+):  # one transaction with all that is not for the lake
     over = (rows.span == "session") & (rows.state == OVER)
     with self.live.writing() as con:
         now = self.live.set_clocks(rows.groupby("source").clock_us.max().to_dict())
         keep = self.settings.stream.keep_days
         recent = rows.event_us > rows.source.map(now).astype("float64") - keep * DAY_US
-        letters += self._because(entries, rows["rank"][~recent & ~over], f"It is older than the {keep} days that the live table keeps.")
+        letters += self._because(
+            entries,
+            rows["rank"][~recent & ~over],
+            f"It is older than the {keep} days that the live table keeps.",
+        )
         kept = rows.assign(state=np.where(over, STORED, rows.state))[recent]
         self.live.upsert(kept)
         self.live.roll_up(kept, self.calendar, now, self.lag_us)
         self.live.close_sessions(now, self.lag_us)
-        con.executemany("INSERT OR REPLACE INTO letters VALUES (?, ?, ?, ?, ?)", [(e.birth, e.offset, e.at_us, why, e.data) for e, why in letters])
+        con.executemany(
+            "INSERT OR REPLACE INTO letters VALUES (?, ?, ?, ?, ?)",
+            [(e.birth, e.offset, e.at_us, why, e.data) for e, why in letters],
+        )
         last = entries[-1]
-        con.execute("INSERT INTO places VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET message = excluded.message, birth = excluded.birth, "
-                    "at_us = excluded.at_us WHERE excluded.birth <> birth OR excluded.message > message",
-                    (self.settings.stream.group, last.offset, last.birth, last.at_us))
+        con.execute(
+            "INSERT INTO places VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET message = excluded.message, birth = excluded.birth, "
+            "at_us = excluded.at_us WHERE excluded.birth <> birth OR excluded.message > message",
+            (self.settings.stream.group, last.offset, last.birth, last.at_us),
+        )
         if removed or emptied:
             gone = (last.at_us, self.settings.stream.group, entries[0].offset, last.birth, removed, emptied)
             con.execute("INSERT INTO losses VALUES (?, ?, ?, ?, ?, ?)", gone)
         self._note_delays(con, rows, over)
 
+
 @patch
 def _note_delays(self: Consumer, con, rows, over):
     readable = time.monotonic_ns() // 1000 + self._clock
-    late = np.where(rows.stamped, np.maximum(rows.clock_us - rows.event_us, 0), 0) + np.maximum(readable - rows.at_us, 0)
+    late = np.where(rows.stamped, np.maximum(rows.clock_us - rows.event_us, 0), 0) + np.maximum(
+        readable - rows.at_us, 0
+    )
     for kind, mask in (("lake", over.to_numpy()), ("live", ~over.to_numpy())):
         if mask.any():
-            figures = np.quantile(late[mask], [.5, .99, 1]) / 1e6
-            con.execute("INSERT INTO delays VALUES (?, ?, ?, ?, ?, ?)", (readable, kind, int(mask.sum()), *map(float, figures)))
+            figures = np.quantile(late[mask], [0.5, 0.99, 1]) / 1e6
+            con.execute(
+                "INSERT INTO delays VALUES (?, ?, ?, ?, ?, ?)",
+                (readable, kind, int(mask.sum()), *map(float, figures)),
+            )
             self.live.set_newest(kind, rows.event_us[mask].max())
 
 # %% ../../nbs/stream/20_consumer.ipynb #f74a8b1a
 @patch
-def settle(self: Consumer) -> int: # bars moved
+def settle(self: Consumer) -> int:  # bars moved
     "Store the session bars that are over in the lake."
-    if not self.live.con.execute("SELECT 1 FROM bars WHERE span = 'session' AND state = ? LIMIT 1", (OVER,)).fetchone(): return 0
+    if not self.live.con.execute(
+        "SELECT 1 FROM bars WHERE span = 'session' AND state = ? LIMIT 1", (OVER,)
+    ).fetchone():
+        return 0
     bars = self.live.due()
     for _, mine in bars.groupby("source"):
         quality = self.judged(mine[BAR_COLUMNS])
-        with self.lake.writer(self.settings.stream.wait): done = self.lake.append(quality.good, quality.bad if len(quality.bad) else None)
+        with self.lake.writer(self.settings.stream.wait):
+            done = self.lake.append(quality.good, quality.bad if len(quality.bad) else None)
         self.step("session stored")
-        with self.live.writing(): self.live.settled(mine); self.live.set_newest("lake", mine.event_us.max())
+        with self.live.writing():
+            self.live.settled(mine)
+            self.live.set_newest("lake", mine.event_us.max())
         self._count(done)
     return len(bars)
 
 # %% ../../nbs/stream/20_consumer.ipynb #3f6c1cb0
-TRIES = 5 # a message that was handed out so often is set aside unread
+TRIES = 5  # a message that was handed out so often is set aside unread
+
 
 @patch
 def patiently(
     self: Consumer,
-    work, # what to do; may be done twice
-    failed=lambda: None, # called after each failure
+    work,  # what to do; may be done twice
+    failed=lambda: None,  # called after each failure
 ):
     "Do something with the lake; wait while that may help. Another writer is waited for as long as it takes, anything else for `[stream] wait` seconds."
-    began, pause, told = time.monotonic(), .2, False
+    began, pause, told = time.monotonic(), 0.2, False
     while True:
-        try: return work()
+        try:
+            return work()
         except StockpredictError as e:
             failed()
-            if not isinstance(e, LakeLocked) and time.monotonic() - began > self.settings.stream.wait: raise
-            if not told: self.tell(f"{e.problem} Waiting."); told = True
-            time.sleep(pause); pause = min(2 * pause, 5.)
+            if not isinstance(e, LakeLocked) and time.monotonic() - began > self.settings.stream.wait:
+                raise
+            if not told:
+                self.tell(f"{e.problem} Waiting.")
+                told = True
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
 
 @patch
-def tend(self: Consumer) -> bool: # was there anything?
+def tend(self: Consumer) -> bool:  # was there anything?
     "Finish what this consumer, or a silent one, left unfinished."
     self.stream.claim(self.name)
     any_left = False
     while True:
         times, entries = self.stream.unfinished(self.name)
-        if not entries: return any_left
-        any_left = True; self.did.redelivered += len(entries); self.step("taken again")
+        if not entries:
+            return any_left
+        any_left = True
+        self.did.redelivered += len(entries)
+        self.step("taken again")
         worn = times >= TRIES
-        self._carefully(entries, "again", [(e, f"It was handed out {times} times and never finished.") for e in entries] if worn else ())
+        self._carefully(
+            entries,
+            "again",
+            [(e, f"It was handed out {times} times and never finished.") for e in entries] if worn else (),
+        )
+
 
 @patch
-def _carefully(self: Consumer, entries, reached, letters=()): # store and acknowledge
-    self.patiently(lambda: self.store(entries, reached, letters), lambda: self.stream.forgive(self.name, entries)) # messages are not to blame
-    self.step("stored"); self.stream.done(entries); self.step("acknowledged")
+def _carefully(self: Consumer, entries, reached, letters=()):  # store and acknowledge
+    self.patiently(
+        lambda: self.store(entries, reached, letters), lambda: self.stream.forgive(self.name, entries)
+    )  # messages are not to blame
+    self.step("stored")
+    self.stream.done(entries)
+    self.step("acknowledged")
 
 # %% ../../nbs/stream/20_consumer.ipynb #853f4529
-AUDIT = 60. # seconds between two audits
-PIECES = 100 # so many small files of a table, and they are merged
+AUDIT = 60.0  # seconds between two audits
+PIECES = 100  # so many small files of a table, and they are merged
+
 
 @patch
-def tidy(self: Consumer) -> bool: # was there enough to merge?
+def tidy(self: Consumer) -> bool:  # was there enough to merge?
     "Merge the lake's small files when there are many."
     self.did.files = int(self.lake.storage_table().files.max())
-    if self.did.files <= self._pieces + PIECES: return False
+    if self.did.files <= self._pieces + PIECES:
+        return False
     try:
-        with self.lake.writer(): self.lake.compact(); self.step("merged"); self.lake.clean(dry_run=False)
-    except LakeLocked: return False
-    self.did.files = self._pieces = int(self.lake.storage_table().files.max()); self.did.merged += 1
+        with self.lake.writer():
+            self.lake.compact()
+            self.step("merged")
+            self.lake.clean(dry_run=False)
+    except LakeLocked:
+        return False
+    self.did.files = self._pieces = int(self.lake.storage_table().files.max())
+    self.did.merged += 1
     return True
 
 # %% ../../nbs/stream/20_consumer.ipynb #263f9f29
 @lru_cache
-def _warm(calendar): # one made-up bar through the gate, once a process
+def _warm(calendar):  # one made-up bar through the gate, once a process
     close = get_calendar(calendar).close(get_calendar(calendar).last_closed())
-    inspect(as_bars(dict(ticker=["A"], event_time=[close], known_at=[close], close=[1.], source=["none"])), calendar)
+    inspect(
+        as_bars(dict(ticker=["A"], event_time=[close], known_at=[close], close=[1.0], source=["none"])),
+        calendar,
+    )
+
 
 @patch
-def go(self: Consumer,
-    seconds: float | None = None, # stop after this long; None = never
-    idle: float | None = None, # stop when nothing came for so long; None = never
-    stop: threading.Event | None = None, # stop when this is set, between two batches
-) -> Consumed: # counts
+def go(
+    self: Consumer,
+    seconds: float | None = None,  # stop after this long; None = never
+    idle: float | None = None,  # stop when nothing came for so long; None = never
+    stop: threading.Event | None = None,  # stop when this is set, between two batches
+) -> Consumed:  # counts
     "Store messages until told to stop."
-    _warm(self.settings.data.calendar); self.tend(); self.patiently(self.settle)
+    _warm(self.settings.data.calendar)
+    self.tend()
+    self.patiently(self.settle)
     began = quiet = looked = audited = time.monotonic()
     while not (stop and stop.is_set()):
-        reached, entries = self.stream.take(self.name); self.step("taken")
-        if entries: self._carefully(entries, reached); quiet = time.monotonic()
+        reached, entries = self.stream.take(self.name)
+        self.step("taken")
+        if entries:
+            self._carefully(entries, reached)
+            quiet = time.monotonic()
         self.patiently(self.settle)
         now = time.monotonic()
         if now - looked > self.settings.stream.claim_after / 3:
-            self.tend(); looked = now; self.patiently(self.tidy)
-            with self.live.writing(): self.live.prune(self.settings.stream.keep_days)
-        if now - audited > AUDIT: self.audit(); audited = now
-        if (seconds is not None and now - began >= seconds) or (idle is not None and not entries and now - quiet >= idle): break
+            self.tend()
+            looked = now
+            self.patiently(self.tidy)
+            with self.live.writing():
+                self.live.prune(self.settings.stream.keep_days)
+        if now - audited > AUDIT:
+            self.audit()
+            audited = now
+        if (seconds is not None and now - began >= seconds) or (
+            idle is not None and not entries and now - quiet >= idle
+        ):
+            break
     return self.did
 
 # %% ../../nbs/stream/20_consumer.ipynb #6f34e222
 def consume(
-    settings, # all settings
-    seconds: float | None = None, # stop after this long; None = never
-    idle: float | None = None, # stop when nothing came for so long; None = never
-    stop: threading.Event | None = None, # stop when this is set
-    on_step=None, # called with the name of each step, for tests of crashes
-    tell=None, # called with a sentence when something is worth saying
-    did: Consumed | None = None, # counts that somebody else reads meanwhile; None = new ones
-) -> Consumed: # counts
+    settings,  # all settings
+    seconds: float | None = None,  # stop after this long; None = never
+    idle: float | None = None,  # stop when nothing came for so long; None = never
+    stop: threading.Event | None = None,  # stop when this is set
+    on_step=None,  # called with the name of each step, for tests of crashes
+    tell=None,  # called with a sentence when something is worth saying
+    did: Consumed | None = None,  # counts that somebody else reads meanwhile; None = new ones
+) -> Consumed:  # counts
     "Store what the stream brings."
     with Consumer(settings, on_step, tell, did) as consumer:
-        try: return consumer.go(seconds, idle, stop)
-        finally: consumer.audit()
+        try:
+            return consumer.go(seconds, idle, stop)
+        finally:
+            consumer.audit()
 
 # %% ../../nbs/stream/20_consumer.ipynb #a5a1257c
 def replay_from(
-    settings, # all settings
-    start, # offset of the first message, or a time: what Redis took since then
-    tell=None, # called with a sentence when something is worth saying
-) -> Consumed: # counts
+    settings,  # all settings
+    start,  # offset of the first message, or a time: what Redis took since then
+    tell=None,  # called with a sentence when something is worth saying
+) -> Consumed:  # counts
     "Store again what the stream still holds from a place on."
     with Consumer(settings, tell=tell) as consumer:
         number = str(start).strip()
-        offset = int(number) if number.isdigit() and len(number) != 4 else consumer.stream.offset_at(moment(start).value // 1000)
-        for entries in consumer.stream.again(offset): consumer.store(entries, "again")
+        offset = (
+            int(number)
+            if number.isdigit() and len(number) != 4
+            else consumer.stream.offset_at(moment(start).value // 1000)
+        )
+        for entries in consumer.stream.again(offset):
+            consumer.store(entries, "again")
         consumer.settle()
         return consumer.did
 
+
 def letters(
-    settings, # all settings
-    last: int = 100, # the newest so many
-) -> pd.DataFrame: # offset, at, reason, data; newest first
+    settings,  # all settings
+    last: int = 100,  # the newest so many
+) -> pd.DataFrame:  # offset, at, reason, data; newest first
     "Messages that could not be read."
     with Live(settings.storage) as live:
-        found = live.rows("SELECT message AS offset, at_us, reason, data FROM letters ORDER BY at_us DESC, message DESC LIMIT ?", last)
-    text = [d[:200].decode("utf-8", "backslashreplace") if isinstance(d, bytes) else str(d) for d in found.data]
-    return found.assign(at=pd.to_datetime(found.at_us, unit="us", utc=True), data=text)[["offset", "at", "reason", "data"]]
+        found = live.rows(
+            "SELECT message AS offset, at_us, reason, data FROM letters ORDER BY at_us DESC, message DESC LIMIT ?",
+            last,
+        )
+    text = [
+        d[:200].decode("utf-8", "backslashreplace") if isinstance(d, bytes) else str(d) for d in found.data
+    ]
+    return found.assign(at=pd.to_datetime(found.at_us, unit="us", utc=True), data=text)[
+        ["offset", "at", "reason", "data"]
+    ]
+
 
 def resend(
-    settings, # all settings
-) -> int: # messages sent
+    settings,  # all settings
+) -> int:  # messages sent
     "Send the dead letters again, after what was wrong has been mended."
     with Live(settings.storage) as live, Stream(settings) as stream:
-        found = live.con.execute("SELECT birth, message, data FROM letters WHERE data IS NOT NULL ORDER BY birth, message").fetchall()
-        if found: stream.publish([d for _, _, d in found])
-        with live.writing() as con: con.executemany("DELETE FROM letters WHERE birth = ? AND message = ?", [f[:2] for f in found])
+        found = live.con.execute(
+            "SELECT birth, message, data FROM letters WHERE data IS NOT NULL ORDER BY birth, message"
+        ).fetchall()
+        if found:
+            stream.publish([d for _, _, d in found])
+        with live.writing() as con:
+            con.executemany("DELETE FROM letters WHERE birth = ? AND message = ?", [f[:2] for f in found])
     return len(found)

@@ -16,9 +16,31 @@ from ..core.errors import LakeUnavailable, ParameterRefused, did_you_mean
 from ..sources.bars import as_bars
 
 # %% ../../nbs/stream/10_live_table.ipynb #c52c7e65
-SPANS = {"tick": 0, "1s": 1, "1m": 60, "5m": 300, "1h": 3600, "session": 0} # name -> seconds; a tick has none, a session has a calendar's
-COLUMNS = ["source", "span", "ticker", "event_us", "id", "known_us", "rank", "open", "high", "low", "close", "volume", "origin", "state"]
-PROVISIONAL, OVER, STORED = 0, 1, 2 # states of a row: may still change, its time is over, it is in the lake
+SPANS = {
+    "tick": 0,
+    "1s": 1,
+    "1m": 60,
+    "5m": 300,
+    "1h": 3600,
+    "session": 0,
+}  # name -> seconds; a tick has none, a session has a calendar's
+COLUMNS = [
+    "source",
+    "span",
+    "ticker",
+    "event_us",
+    "id",
+    "known_us",
+    "rank",
+    "open",
+    "high",
+    "low",
+    "close",
+    "volume",
+    "origin",
+    "state",
+]
+PROVISIONAL, OVER, STORED = 0, 1, 2  # states of a row: may still change, its time is over, it is in the lake
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS bars (source TEXT, span TEXT, ticker TEXT, event_us INTEGER, id TEXT, known_us INTEGER, rank INTEGER, open REAL, high REAL,
@@ -31,7 +53,7 @@ CREATE TABLE IF NOT EXISTS losses (at_us INTEGER, name TEXT, message INTEGER, bi
 CREATE TABLE IF NOT EXISTS newest (place TEXT PRIMARY KEY, event_us INTEGER);
 CREATE TABLE IF NOT EXISTS delays (at_us INTEGER, kind TEXT, rows INTEGER, median REAL, high REAL, worst REAL);
 """
-_UPSERT = f"""INSERT INTO bars VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO UPDATE SET
+_UPSERT = f"""INSERT INTO bars VALUES ({", ".join("?" * len(COLUMNS))}) ON CONFLICT DO UPDATE SET
     known_us = excluded.known_us, rank = excluded.rank, open = excluded.open, high = excluded.high, low = excluded.low, close = excluded.close,
     volume = excluded.volume, origin = excluded.origin, state = excluded.state
 WHERE (excluded.known_us, excluded.rank) > (bars.known_us, bars.rank) AND NOT (bars.origin = 'feed' AND excluded.origin = 'trades')"""
@@ -39,73 +61,108 @@ WHERE (excluded.known_us, excluded.rank) > (bars.known_us, bars.rank) AND NOT (b
 # %% ../../nbs/stream/10_live_table.ipynb #403c12c6
 class Live:
     "The live table in a folder; close it, or use it in a `with`."
-    def __init__(self,
-        storage, # settings.storage
-        on_step = None, # called with the name of each step of a write, for tests of crashes
+
+    def __init__(
+        self,
+        storage,  # settings.storage
+        on_step=None,  # called with the name of each step of a write, for tests of crashes
     ):
-        self.path, self.step = Path(storage.home_dir) / "stream" / "live.sqlite", on_step or (lambda name: None)
+        self.path = Path(storage.home_dir) / "stream" / "live.sqlite"
+        self.step = on_step or (lambda name: None)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.con = sqlite3.connect(self.path, timeout=20, isolation_level=None, check_same_thread=False)
             self.con.executescript(f"PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; {_SCHEMA}")
-        except (OSError, sqlite3.Error) as e: raise self.trouble(e) from e
+        except (OSError, sqlite3.Error) as e:
+            raise self.trouble(e) from e
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
     def close(self):
         "Let go of the file."
         self.con.close()
 
     def trouble(self, error) -> LakeUnavailable:
         "What went wrong with the file, as a sentence."
-        return LakeUnavailable(f"The live table {self.path.name} cannot be used: {str(error).rstrip('.')}.",
-                               "Check disk space and rights on storage.home; if the file is damaged, remove it: the stream and the lake can fill it again.")
+        return LakeUnavailable(
+            f"The live table {self.path.name} cannot be used: {str(error).rstrip('.')}.",
+            "Check disk space and rights on storage.home; if the file is damaged, remove it: the stream and the lake can fill it again.",
+        )
 
     @contextmanager
     def writing(self):
         "One transaction: everything inside it is stored, or nothing."
-        try: self.con.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as e: raise self.trouble(e) from e
-        try: yield self.con; self.step("live written"); self.con.execute("COMMIT"); self.step("live committed")
+        try:
+            self.con.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as e:
+            raise self.trouble(e) from e
+        try:
+            yield self.con
+            self.step("live written")
+            self.con.execute("COMMIT")
+            self.step("live committed")
         except BaseException as e:
-            if self.con.in_transaction: self.con.execute("ROLLBACK")
-            if isinstance(e, sqlite3.Error): raise self.trouble(e) from e
+            if self.con.in_transaction:
+                self.con.execute("ROLLBACK")
+            if isinstance(e, sqlite3.Error):
+                raise self.trouble(e) from e
             raise
 
 # %% ../../nbs/stream/10_live_table.ipynb #ff6e93c4
 @patch
-def upsert(self: Live,
-    rows: pd.DataFrame, # the columns COLUMNS
+def upsert(
+    self: Live,
+    rows: pd.DataFrame,  # the columns COLUMNS
 ):
     "Store rows by key, newest version wins; inside `writing`."
     plain = rows[COLUMNS].astype(object).where(rows[COLUMNS].notna(), None)
     self.con.executemany(_UPSERT, plain.itertuples(index=False, name=None))
 
-@patch
-def rows(self: Live,
-    query: str, # one SELECT with `?` for values
-    *values, # for the query
-) -> pd.DataFrame:
-    "Ask the table."
-    try: return pd.read_sql_query(query, self.con, params=values)
-    except (sqlite3.Error, pd.errors.DatabaseError) as e: raise self.trouble(e) from e
 
 @patch
-def bars(self: Live,
-    span: str = "session", # tick, 1s, 1m, 5m, 1h or session
-    tickers: list[str] | None = None, # None = all
-    source: str | None = None, # None = all
-    last: int | None = None, # only this many newest
-) -> pd.DataFrame: # bars with a column `provisional`, sorted by ticker and time
+def rows(
+    self: Live,
+    query: str,  # one SELECT with `?` for values
+    *values,  # for the query
+) -> pd.DataFrame:
+    "Ask the table."
+    try:
+        return pd.read_sql_query(query, self.con, params=values)
+    except (sqlite3.Error, pd.errors.DatabaseError) as e:
+        raise self.trouble(e) from e
+
+
+@patch
+def bars(
+    self: Live,
+    span: str = "session",  # tick, 1s, 1m, 5m, 1h or session
+    tickers: list[str] | None = None,  # None = all
+    source: str | None = None,  # None = all
+    last: int | None = None,  # only this many newest
+) -> pd.DataFrame:  # bars with a column `provisional`, sorted by ticker and time
     "What is held of a span; an intraday bar carries the time at which it ended."
-    if span not in SPANS: raise ParameterRefused(f"There is no span '{span}'.", did_you_mean(span, list(SPANS)))
+    if span not in SPANS:
+        raise ParameterRefused(f"There is no span '{span}'.", did_you_mean(span, list(SPANS)))
     names = [tickers] if isinstance(tickers, str) else tickers
     some = f" AND ticker IN ({', '.join('?' * len(names))})" if names else ""
-    found = self.rows(f"SELECT * FROM bars WHERE span = ? {'AND source = ?' if source else ''}{some} ORDER BY event_us DESC, ticker DESC LIMIT ?",
-                      span, *([source] if source else []), *(names or []), last or -1)
+    found = self.rows(
+        f"SELECT * FROM bars WHERE span = ? {'AND source = ?' if source else ''}{some} ORDER BY event_us DESC, ticker DESC LIMIT ?",
+        span,
+        *([source] if source else []),
+        *(names or []),
+        last or -1,
+    )
     when = {c: pd.to_datetime(found[f"{c[:5]}_us"], unit="us", utc=True) for c in ("event_time", "known_at")}
-    made = as_bars(when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")})
-    return made.assign(provisional=found.state == PROVISIONAL).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
+    made = as_bars(
+        when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")}
+    )
+    return made.assign(provisional=found.state == PROVISIONAL).sort_values(
+        ["ticker", "event_time"], kind="stable", ignore_index=True
+    )
 
 # %% ../../nbs/stream/10_live_table.ipynb #a86e9903
 _ROLL = """INSERT INTO bars SELECT DISTINCT b.source, ?, b.ticker, t.end_us, '', max(max(b.known_us) OVER w, t.floor_us), max(b.rank) OVER w,
@@ -122,110 +179,180 @@ _GONE = """DELETE FROM bars WHERE span = ? AND origin = 'trades' AND (source, ti
     SELECT t.source, t.ticker, t.end_us FROM touched t WHERE NOT EXISTS (SELECT 1 FROM bars b WHERE b.span = ? AND b.source = t.source
         AND b.ticker = t.ticker AND b.event_us >= t.from_us AND b.event_us < t.to_us AND (b.volume IS NOT 0 OR b.span <> 'tick')))"""
 
+
 @patch
-def _roll(self: Live, finer, coarser, touched): # touched: source, ticker, end_us, from_us, to_us, floor_us, state
-    self.con.execute("CREATE TEMP TABLE IF NOT EXISTS touched (source, ticker, end_us, from_us, to_us, floor_us, state)")
+def _roll(
+    self: Live, finer, coarser, touched
+):  # touched: source, ticker, end_us, from_us, to_us, floor_us, state
+    self.con.execute(
+        "CREATE TEMP TABLE IF NOT EXISTS touched (source, ticker, end_us, from_us, to_us, floor_us, state)"
+    )
     self.con.execute("DELETE FROM touched")
     columns = ["source", "ticker", "end_us", "from_us", "to_us", "floor_us", "state"]
     distinct = touched[columns].drop_duplicates().astype(object)
-    self.con.executemany("INSERT INTO touched VALUES (?, ?, ?, ?, ?, ?, ?)", distinct.itertuples(index=False, name=None))
+    self.con.executemany(
+        "INSERT INTO touched VALUES (?, ?, ?, ?, ?, ?, ?)", distinct.itertuples(index=False, name=None)
+    )
     self.con.execute(_ROLL, (coarser, finer))
     self.con.execute(_GONE, (coarser, finer))
 
 # %% ../../nbs/stream/10_live_table.ipynb #d04b7e00
 def hours(
-    calendar: Calendar, # the exchange
-    event_us, # microseconds since 1970, an array
-) -> pd.DataFrame: # open_us and close_us of the session that a moment belongs to by its date, NaN where there is none
+    calendar: Calendar,  # the exchange
+    event_us,  # microseconds since 1970, an array
+) -> (
+    pd.DataFrame
+):  # open_us and close_us of the session that a moment belongs to by its date, NaN where there is none
     "The trading hours around each moment."
     days = calendar.session_of(pd.to_datetime(np.asarray(event_us), unit="us", utc=True))
     known = pd.DatetimeIndex(days.dropna().unique())
     close = pd.Series(calendar.closes(known), known)
     opens = pd.Series(calendar._opens[calendar._at(known)], known)
-    us = lambda s: pd.Series(days).map(s.astype("datetime64[us, UTC]").astype("int64")).astype("float64").to_numpy()
+    def us(s):
+        return (
+            pd.Series(days).map(s.astype("datetime64[us, UTC]").astype("int64")).astype("float64").to_numpy()
+        )
     return pd.DataFrame(dict(open_us=us(opens), close_us=us(close)))
 
+
 @patch
-def roll_up(self: Live,
-    rows: pd.DataFrame, # trades or bars that were upserted: source, span, ticker, event_us
-    calendar: Calendar, # says where sessions begin and end
-    now: dict, # source -> microseconds since 1970: how far its clock is
-    lag_us: int = 0, # a session counts as known this long after its close
+def roll_up(
+    self: Live,
+    rows: pd.DataFrame,  # trades or bars that were upserted: source, span, ticker, event_us
+    calendar: Calendar,  # says where sessions begin and end
+    now: dict,  # source -> microseconds since 1970: how far its clock is
+    lag_us: int = 0,  # a session counts as known this long after its close
 ):
     "Make the seconds, minutes and sessions again that these rows touch; inside `writing`."
     ticks = rows[rows.span == "tick"]
     for finer, coarser in (("tick", "1s"), ("1s", "1m")):
-        if not len(ticks): break
-        size, inside = SPANS[coarser] * 1_000_000, int(finer != "tick") # a trade at the start is inside, a bar that ended then is not
+        if not len(ticks):
+            break
+        size, inside = (
+            SPANS[coarser] * 1_000_000,
+            int(finer != "tick"),
+        )  # a trade at the start is inside, a bar that ended then is not
         begin = ticks.event_us // size * size
         state = np.where(begin + size <= ticks.source.map(now), OVER, PROVISIONAL)
-        self._roll(finer, coarser, ticks.assign(end_us=begin + size, from_us=begin + inside, to_us=begin + size + inside, floor_us=0, state=state))
-    minutes = pd.concat([ticks, rows[rows.span == "1m"]])[["source", "ticker", "event_us"]].reset_index(drop=True)
-    if not len(minutes): return
+        self._roll(
+            finer,
+            coarser,
+            ticks.assign(
+                end_us=begin + size,
+                from_us=begin + inside,
+                to_us=begin + size + inside,
+                floor_us=0,
+                state=state,
+            ),
+        )
+    minutes = pd.concat([ticks, rows[rows.span == "1m"]])[["source", "ticker", "event_us"]].reset_index(
+        drop=True
+    )
+    if not len(minutes):
+        return
     day = minutes.assign(**hours(calendar, minutes.event_us))
-    day = day[(day.event_us >= day.open_us) & (day.event_us <= day.close_us + 60_000_000)].astype(dict(open_us="int64", close_us="int64"))
-    if not len(day): return
+    day = day[(day.event_us >= day.open_us) & (day.event_us <= day.close_us + 60_000_000)].astype(
+        dict(open_us="int64", close_us="int64")
+    )
+    if not len(day):
+        return
     state = np.where(day.close_us + lag_us <= day.source.map(now), OVER, PROVISIONAL)
-    self._roll("1m", "session", day.assign(end_us=day.close_us, from_us=day.open_us + 1, to_us=day.close_us + 60_000_001,
-                                           floor_us=np.where(state == OVER, day.close_us + lag_us, 0), state=state))
+    self._roll(
+        "1m",
+        "session",
+        day.assign(
+            end_us=day.close_us,
+            from_us=day.open_us + 1,
+            to_us=day.close_us + 60_000_001,
+            floor_us=np.where(state == OVER, day.close_us + lag_us, 0),
+            state=state,
+        ),
+    )
 
 # %% ../../nbs/stream/10_live_table.ipynb #9eee6a51
 @patch
-def set_clocks(self: Live,
-    seen: dict, # source -> microseconds since 1970, from the messages of a batch
-    wall_us: int | None = None, # our own clock; None = now
-) -> dict: # every source -> its clock
+def set_clocks(
+    self: Live,
+    seen: dict,  # source -> microseconds since 1970, from the messages of a batch
+    wall_us: int | None = None,  # our own clock; None = now
+) -> dict:  # every source -> its clock
     "Move the clocks of sources forward; inside `writing`."
     wall = time.time_ns() // 1000 if wall_us is None else wall_us
-    self.con.executemany("INSERT INTO clocks VALUES (?, ?) ON CONFLICT DO UPDATE SET us = max(us, excluded.us)",
-                         [(s, min(int(us), wall)) for s, us in seen.items()])
+    self.con.executemany(
+        "INSERT INTO clocks VALUES (?, ?) ON CONFLICT DO UPDATE SET us = max(us, excluded.us)",
+        [(s, min(int(us), wall)) for s, us in seen.items()],
+    )
     return dict(self.con.execute("SELECT source, us FROM clocks").fetchall())
 
+
 @patch
-def close_sessions(self: Live,
-    now: dict, # source -> microseconds since 1970
-    lag_us: int, # a session counts as known this long after its close
+def close_sessions(
+    self: Live,
+    now: dict,  # source -> microseconds since 1970
+    lag_us: int,  # a session counts as known this long after its close
 ):
     "Call the bars over whose time has passed; inside `writing`."
     for source, us in now.items():
-        self.con.execute("UPDATE bars SET state = ? WHERE span IN ('1s', '1m', '5m', '1h') AND source = ? AND state = 0 AND event_us <= ?", (OVER, source, us))
-        self.con.execute("UPDATE bars SET state = ?, known_us = max(known_us, event_us + ?) "
-                         "WHERE span = 'session' AND source = ? AND state = 0 AND event_us <= ?", (OVER, lag_us, source, us - lag_us))
+        self.con.execute(
+            "UPDATE bars SET state = ? WHERE span IN ('1s', '1m', '5m', '1h') AND source = ? AND state = 0 AND event_us <= ?",
+            (OVER, source, us),
+        )
+        self.con.execute(
+            "UPDATE bars SET state = ?, known_us = max(known_us, event_us + ?) "
+            "WHERE span = 'session' AND source = ? AND state = 0 AND event_us <= ?",
+            (OVER, lag_us, source, us - lag_us),
+        )
 
 # %% ../../nbs/stream/10_live_table.ipynb #aebaa2c6
 @patch
-def set_newest(self: Live,
-    place: str, # live or lake
-    event_us: int, # of the newest bar or trade of a batch, microseconds since 1970
+def set_newest(
+    self: Live,
+    place: str,  # live or lake
+    event_us: int,  # of the newest bar or trade of a batch, microseconds since 1970
 ):
     "Remember the newest event that can be read in a place; inside `writing`."
-    self.con.execute("INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET event_us = max(event_us, excluded.event_us)", (place, int(event_us)))
+    self.con.execute(
+        "INSERT INTO newest VALUES (?, ?) ON CONFLICT DO UPDATE SET event_us = max(event_us, excluded.event_us)",
+        (place, int(event_us)),
+    )
 
 # %% ../../nbs/stream/10_live_table.ipynb #6551cb87
 @patch
-def due(self: Live) -> pd.DataFrame: # bars of sessions, with `rank`
+def due(self: Live) -> pd.DataFrame:  # bars of sessions, with `rank`
     "Session bars that are over and not in the lake yet."
-    found = self.rows("SELECT * FROM bars WHERE span = 'session' AND state = 1 ORDER BY source, ticker, event_us")
+    found = self.rows(
+        "SELECT * FROM bars WHERE span = 'session' AND state = 1 ORDER BY source, ticker, event_us"
+    )
     when = {c: pd.to_datetime(found[f"{c[:5]}_us"], unit="us", utc=True) for c in ("event_time", "known_at")}
-    made = as_bars(when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")})
+    made = as_bars(
+        when | {c: found[c] for c in ("ticker", "source", "open", "high", "low", "close", "volume")}
+    )
     return made.assign(event_us=found.event_us, rank=found["rank"])
 
+
 @patch
-def settled(self: Live,
-    bars: pd.DataFrame, # from `due`
+def settled(
+    self: Live,
+    bars: pd.DataFrame,  # from `due`
 ):
     "Mark session bars as stored in the lake, unless they changed meanwhile; inside `writing`."
     keys = bars[["source", "ticker", "event_us", "rank"]].astype(object).itertuples(index=False, name=None)
-    self.con.executemany("UPDATE bars SET state = 2 WHERE span = 'session' AND source = ? AND ticker = ? AND event_us = ? AND rank = ?", keys)
+    self.con.executemany(
+        "UPDATE bars SET state = 2 WHERE span = 'session' AND source = ? AND ticker = ? AND event_us = ? AND rank = ?",
+        keys,
+    )
 
 # %% ../../nbs/stream/10_live_table.ipynb #e18be205
 @patch
-def prune(self: Live,
-    keep_days: int, # days to keep
-) -> int: # rows removed
+def prune(
+    self: Live,
+    keep_days: int,  # days to keep
+) -> int:  # rows removed
     "Forget old trades and bars; inside `writing`."
     old = "(SELECT us FROM clocks WHERE clocks.source = bars.source) - ?"
     kept = keep_days * 86_400_000_000
-    gone = self.con.execute(f"DELETE FROM bars WHERE event_us < {old} AND (span <> 'session' OR state = 2)", (kept,)).rowcount
+    gone = self.con.execute(
+        f"DELETE FROM bars WHERE event_us < {old} AND (span <> 'session' OR state = 2)", (kept,)
+    ).rowcount
     self.con.execute("DELETE FROM delays WHERE at_us < ?", (time.time_ns() // 1000 - kept,))
     return gone

@@ -14,96 +14,177 @@ from .live_table import Live
 from .queue import Stream
 
 # %% ../../nbs/stream/40_monitor.ipynb #abe004f1
-PROMISE = 30. # seconds from event to readable
+PROMISE = 30.0  # seconds from event to readable
+
 
 def status(
-    settings, # all settings
-    window: float = 3600., # seconds to look back on
-) -> dict: # the stream's state, and: freshness_s, delays, letters, emptied, open, fresh
+    settings,  # all settings
+    window: float = 3600.0,  # seconds to look back on
+) -> dict:  # the stream's state, and: freshness_s, delays, letters, emptied, open, fresh
     "How the live path stands."
     with Stream(settings) as stream, Live(settings.storage) as live:
         said, (s, us) = stream.state(), stream.run(stream.client.time)
         now = s * 1_000_000 + us
         mine = next((g for g in said["groups"] if g["group"] == settings.stream.group), None)
-        waiting = 0.
+        waiting = 0.0
         if mine and (mine["pending"] or mine["unread"]):
             back = stream.run(stream.client.xpending, stream.key, settings.stream.group)
-            first = int(back["min"].split(b"-")[0]) if back["pending"] else said["last"] - mine["unread"] + 1 # a consumer may have ended them since
+            first = (
+                int(back["min"].split(b"-")[0]) if back["pending"] else said["last"] - mine["unread"] + 1
+            )  # a consumer may have ended them since
             found = stream.run(stream.client.xrange, stream.key, min=str(first), count=1)
-            waiting = (now - int(found[0][1][b"at"])) / 1e6 if found else 0.
-        delays = live.rows("SELECT kind, sum(rows) AS rows, sum(median * rows) / sum(rows) AS median, max(high) AS p99, max(worst) AS worst FROM delays "
-                           "WHERE at_us > ? GROUP BY kind", now - int(window * 1e6)).set_index("kind").to_dict("index")
-        one = lambda query: int(live.con.execute(query).fetchone()[0] or 0)
+            waiting = (now - int(found[0][1][b"at"])) / 1e6 if found else 0.0
+        delays = (
+            live.rows(
+                "SELECT kind, sum(rows) AS rows, sum(median * rows) / sum(rows) AS median, max(high) AS p99, max(worst) AS worst FROM delays "
+                "WHERE at_us > ? GROUP BY kind",
+                now - int(window * 1e6),
+            )
+            .set_index("kind")
+            .to_dict("index")
+        )
+        def one(query):
+            return int(live.con.execute(query).fetchone()[0] or 0)
         fresh = max([waiting, *(d["p99"] for d in delays.values())]) if delays or waiting else None
-        return said | dict(freshness_s=fresh, promised_s=PROMISE, fresh=fresh is None or fresh <= PROMISE, waiting_s=waiting, delays=delays,
-                           letters=one("SELECT count(*) FROM letters"), emptied=one("SELECT sum(emptied) FROM losses"),
-                           removed=one("SELECT sum(number) FROM losses"), open_sessions=one("SELECT count(*) FROM bars WHERE span = 'session' AND state = 0"))
+        return said | dict(
+            freshness_s=fresh,
+            promised_s=PROMISE,
+            fresh=fresh is None or fresh <= PROMISE,
+            waiting_s=waiting,
+            delays=delays,
+            letters=one("SELECT count(*) FROM letters"),
+            emptied=one("SELECT sum(emptied) FROM losses"),
+            removed=one("SELECT sum(number) FROM losses"),
+            open_sessions=one("SELECT count(*) FROM bars WHERE span = 'session' AND state = 0"),
+        )
 
 # %% ../../nbs/stream/40_monitor.ipynb #016b12f7
 def vitals(
-    storage, # settings.storage
-    window: float = 300., # seconds to look back on for the delays
-) -> dict: # newest: place -> seconds since 1970; delays: place -> (median, 99 %, worst) seconds; letters, open_sessions. {} while nothing was ever consumed
+    storage,  # settings.storage
+    window: float = 300.0,  # seconds to look back on for the delays
+) -> dict:  # newest: place -> seconds since 1970; delays: place -> (median, 99 %, worst) seconds; letters, open_sessions. {} while nothing was ever consumed
     "What the live table alone can tell."
     path = Path(storage.home_dir) / "stream" / "live.sqlite"
-    if not path.exists(): return {}
+    if not path.exists():
+        return {}
     try:
         with closing(sqlite3.connect(path, timeout=2)) as con:
             con.execute("PRAGMA query_only = 1")
             newest = dict(con.execute("SELECT place, event_us / 1e6 FROM newest").fetchall())
             message = con.execute("SELECT max(at_us) / 1e6 FROM places").fetchone()[0]
-            delays = {kind: figures for kind, *figures in con.execute("SELECT kind, sum(median * rows) / sum(rows), max(high), max(worst) FROM delays "
-                      "WHERE at_us > (SELECT max(at_us) FROM delays) - ? GROUP BY kind", (int(window * 1e6),))}
-            one = lambda query: int(con.execute(query).fetchone()[0] or 0)
-            return dict(newest=newest | (dict(message=message) if message else {}), delays=delays, letters=one("SELECT count(*) FROM letters"),
-                        open_sessions=one("SELECT count(*) FROM bars WHERE span = 'session' AND state = 0"))
-    except sqlite3.Error: return {} # damaged or from before; the consumer says so when it opens it
+            delays = {
+                kind: figures
+                for kind, *figures in con.execute(
+                    "SELECT kind, sum(median * rows) / sum(rows), max(high), max(worst) FROM delays "
+                    "WHERE at_us > (SELECT max(at_us) FROM delays) - ? GROUP BY kind",
+                    (int(window * 1e6),),
+                )
+            }
+            def one(query):
+                return int(con.execute(query).fetchone()[0] or 0)
+            return dict(
+                newest=newest | (dict(message=message) if message else {}),
+                delays=delays,
+                letters=one("SELECT count(*) FROM letters"),
+                open_sessions=one("SELECT count(*) FROM bars WHERE span = 'session' AND state = 0"),
+            )
+    except sqlite3.Error:
+        return {}  # damaged or from before; the consumer says so when it opens it
 
 # %% ../../nbs/stream/40_monitor.ipynb #ed311af8
 def ages(
-    newest: dict, # place -> seconds since 1970
-    name: str = "stockpredict_stream_newest", # begins the names of the metrics
+    newest: dict,  # place -> seconds since 1970
+    name: str = "stockpredict_stream_newest",  # begins the names of the metrics
 ):
     "Yield how old the newest of each place is, and when it was."
     from prometheus_client.core import GaugeMetricFamily as Gauge
-    age = Gauge(f"{name}_age_seconds", "Seconds since the newest event that can be read in a place; message: since the newest stored message was sent.",
-                labels=["place"])
+
+    age = Gauge(
+        f"{name}_age_seconds",
+        "Seconds since the newest event that can be read in a place; message: since the newest stored message was sent.",
+        labels=["place"],
+    )
     when = Gauge(f"{name}_timestamp_seconds", "The same as a time, seconds since 1970.", labels=["place"])
-    for place, at in sorted(newest.items()): age.add_metric([place], time.time() - at); when.add_metric([place], at)
+    for place, at in sorted(newest.items()):
+        age.add_metric([place], time.time() - at)
+        when.add_metric([place], at)
     yield from (age, when)
 
 # %% ../../nbs/stream/40_monitor.ipynb #1fad22c7
 def figures(
-    said: dict, # from `status`
+    said: dict,  # from `status`
 ):
     "Yield lag, delays and freshness as metrics."
     from prometheus_client.core import GaugeMetricFamily as Gauge
+
     fresh = said["freshness_s"] if said["freshness_s"] is not None else float("nan")
-    yield Gauge("stockpredict_stream_freshness_seconds", "99 of 100 messages were readable within it, or the age of the oldest that waits.", value=fresh)
-    yield Gauge("stockpredict_stream_waiting_seconds", "Age of the oldest message that is not stored; 0 when none waits.", value=said["waiting_s"])
+    yield Gauge(
+        "stockpredict_stream_freshness_seconds",
+        "99 of 100 messages were readable within it, or the age of the oldest that waits.",
+        value=fresh,
+    )
+    yield Gauge(
+        "stockpredict_stream_waiting_seconds",
+        "Age of the oldest message that is not stored; 0 when none waits.",
+        value=said["waiting_s"],
+    )
     yield Gauge("stockpredict_stream_kept", "Messages in the stream, read ones included.", value=said["kept"])
-    yield Gauge("stockpredict_stream_letters_waiting", "Messages that could not be read and were not sent again.", value=said["letters"])
-    lag = {k: Gauge(f"stockpredict_stream_{k}", text, labels=["group"]) for k, text in
-           dict(unread="Messages nobody has taken.", pending="Messages taken and not acknowledged.", lost="Messages gone before they were read.").items()}
+    yield Gauge(
+        "stockpredict_stream_letters_waiting",
+        "Messages that could not be read and were not sent again.",
+        value=said["letters"],
+    )
+    lag = {
+        k: Gauge(f"stockpredict_stream_{k}", text, labels=["group"])
+        for k, text in dict(
+            unread="Messages nobody has taken.",
+            pending="Messages taken and not acknowledged.",
+            lost="Messages gone before they were read.",
+        ).items()
+    }
     for g in said["groups"]:
-        for k, metric in lag.items(): metric.add_metric([g["group"]], g[k])
-    delay = Gauge("stockpredict_stream_delay_seconds", "From event to readable.", labels=["place", "quantile"])
+        for k, metric in lag.items():
+            metric.add_metric([g["group"]], g[k])
+    delay = Gauge(
+        "stockpredict_stream_delay_seconds", "From event to readable.", labels=["place", "quantile"]
+    )
     for place, d in said["delays"].items():
-        for quantile, k in (("0.5", "median"), ("0.99", "p99"), ("1", "worst")): delay.add_metric([place, quantile], d[k])
+        for quantile, k in (("0.5", "median"), ("0.99", "p99"), ("1", "worst")):
+            delay.add_metric([place, quantile], d[k])
     yield from (*lag.values(), delay)
 
 # %% ../../nbs/stream/40_monitor.ipynb #1144cc4a
-_COUNTS = dict(messages="messages", batches="batches", quarantined="quarantined", letters="letters", redelivered="redelivered", lost="lost",
-               emptied="emptied", unsound="unsound", merges="merged") # name of the metric -> field of what a consumer did
-_ROWS = {("lake", "new"): "lake_new", ("lake", "corrected"): "lake_corrected", ("lake", "same"): "lake_same", ("live", "written"): "live"}
+_COUNTS = dict(
+    messages="messages",
+    batches="batches",
+    quarantined="quarantined",
+    letters="letters",
+    redelivered="redelivered",
+    lost="lost",
+    emptied="emptied",
+    unsound="unsound",
+    merges="merged",
+)  # name of the metric -> field of what a consumer did
+_ROWS = {
+    ("lake", "new"): "lake_new",
+    ("lake", "corrected"): "lake_corrected",
+    ("lake", "same"): "lake_same",
+    ("live", "written"): "live",
+}
+
 
 class Gauges:
     "What a consumer and its stream tell Prometheus; a collector for its registry."
-    def __init__(self,
-        settings, # all settings
-        did, # what the consumer counts, see `Consumed`
+
+    def __init__(
+        self,
+        settings,  # all settings
+        did,  # what the consumer counts, see `Consumed`
     ):
-        self.settings, self.did = settings.with_(**{"stream.wait": 0.}), did # nobody waits for Redis while Prometheus waits for us
+        self.settings, self.did = (
+            settings.with_(**{"stream.wait": 0.0}),
+            did,
+        )  # nobody waits for Redis while Prometheus waits for us
 
     def describe(self):
         "Nothing is collected at the time of registering."
@@ -112,32 +193,59 @@ class Gauges:
     def collect(self):
         "Yield every metric as it is now."
         from prometheus_client.core import CounterMetricFamily as Counter, GaugeMetricFamily as Gauge
+
         for name, field in _COUNTS.items():
-            yield Counter(f"stockpredict_stream_{name}", f"{name.capitalize()} since the consumer started.", value=getattr(self.did, field))
-        rows = Counter("stockpredict_stream_rows", "Rows since the consumer started.", labels=["place", "what"])
-        for labels, field in _ROWS.items(): rows.add_metric(labels, getattr(self.did, field))
+            yield Counter(
+                f"stockpredict_stream_{name}",
+                f"{name.capitalize()} since the consumer started.",
+                value=getattr(self.did, field),
+            )
+        rows = Counter(
+            "stockpredict_stream_rows", "Rows since the consumer started.", labels=["place", "what"]
+        )
+        for labels, field in _ROWS.items():
+            rows.add_metric(labels, getattr(self.did, field))
         yield rows
-        yield Gauge("stockpredict_lake_files", "Files of the lake's busiest table at the consumer's last look.", value=self.did.files)
+        yield Gauge(
+            "stockpredict_lake_files",
+            "Files of the lake's busiest table at the consumer's last look.",
+            value=self.did.files,
+        )
         yield from ages(vitals(self.settings.storage).get("newest", {}))
-        try: yield from [*figures(status(self.settings, 300.)), Gauge("stockpredict_stream_up", "1 while Redis answers.", value=1)]
-        except StockpredictError: yield Gauge("stockpredict_stream_up", "1 while Redis answers.", value=0)
+        try:
+            yield from [
+                *figures(status(self.settings, 300.0)),
+                Gauge("stockpredict_stream_up", "1 while Redis answers.", value=1),
+            ]
+        except StockpredictError:
+            yield Gauge("stockpredict_stream_up", "1 while Redis answers.", value=0)
 
 # %% ../../nbs/stream/40_monitor.ipynb #803a2ae1
 @contextmanager
 def exported(
-    settings, # all settings
-    did, # what the consumer counts, see `Consumed`
-    port: int | None, # 0 = any that is free, None = nobody is answered
-    host: str = "127.0.0.1", # who may ask; 0.0.0.0 = everybody
+    settings,  # all settings
+    did,  # what the consumer counts, see `Consumed`
+    port: int | None,  # 0 = any that is free, None = nobody is answered
+    host: str = "127.0.0.1",  # who may ask; 0.0.0.0 = everybody
 ):
     "Answer Prometheus while the block runs; yields the port."
     from prometheus_client import CollectorRegistry, start_http_server
-    if port is None: yield None; return
+
+    if port is None:
+        yield None
+        return
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Gauges(settings, did))
-    try: server, thread = start_http_server(port, host, registry)
+    try:
+        server, thread = start_http_server(port, host, registry)
     except (OSError, OverflowError) as e:
-        raise PortTaken(f"Port {port} cannot be used for metrics: {getattr(e, 'strerror', None) or e}.",
-                        "Give another --metrics-port, or stop the program that holds it.") from e
-    try: yield server.server_port
-    finally: server.shutdown(); server.server_close(); thread.join()
+        raise PortTaken(
+            f"Port {port} cannot be used for metrics: {getattr(e, 'strerror', None) or e}.",
+            "Give another --metrics-port, or stop the program that holds it.",
+        ) from e
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

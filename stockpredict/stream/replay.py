@@ -18,39 +18,59 @@ from .queue import Stream
 
 # %% ../../nbs/stream/30_replay.ipynb #ca61d3d4
 def path(
-    bar, # open, high, low, close
-    n: int, # trades, at least 4
-    rng: np.random.Generator, # where the luck comes from
-) -> np.ndarray: # [n] prices
+    bar,  # open, high, low, close
+    n: int,  # trades, at least 4
+    rng: np.random.Generator,  # where the luck comes from
+) -> np.ndarray:  # [n] prices
     "Prices that make exactly this bar."
     first, second = sorted(rng.choice(np.arange(1, n - 1), 2, replace=False))
-    turns = [bar.high, bar.low] if rng.random() < .5 else [bar.low, bar.high]
+    turns = [bar.high, bar.low] if rng.random() < 0.5 else [bar.low, bar.high]
     smooth = np.interp(np.arange(n), [0, first, second, n - 1], [bar.open, *turns, bar.close])
-    noisy = np.clip(smooth + rng.normal(0, .04, n) * (bar.high - bar.low), bar.low, bar.high)
+    noisy = np.clip(smooth + rng.normal(0, 0.04, n) * (bar.high - bar.low), bar.low, bar.high)
     noisy[[0, first, second, n - 1]] = smooth[[0, first, second, n - 1]]
     return noisy
 
+
 def trades_of(
-    bars: pd.DataFrame, # bars of one span, with open, high, low and volume
-    calendar: Calendar, # the exchange
-    span: str = "session", # what the bars are: 1m, 5m, 1h or session
-    each: int = 200, # trades a bar
-    seed: int = 0, # same seed, same trades
-) -> pd.DataFrame: # ticker, event_time, close, volume, source, id; sorted by time
+    bars: pd.DataFrame,  # bars of one span, with open, high, low and volume
+    calendar: Calendar,  # the exchange
+    span: str = "session",  # what the bars are: 1m, 5m, 1h or session
+    each: int = 200,  # trades a bar
+    seed: int = 0,  # same seed, same trades
+) -> pd.DataFrame:  # ticker, event_time, close, volume, source, id; sorted by time
     "Trades that add up to these bars."
     if bars[["open", "high", "low", "volume"]].isna().any(axis=None):
-        raise BarsInvalid("Bars without open, high, low or volume cannot be taken apart.", "Replay another source, for example --source simulated.")
+        raise BarsInvalid(
+            "Bars without open, high, low or volume cannot be taken apart.",
+            "Replay another source, for example --source simulated.",
+        )
     rng, at = np.random.default_rng(seed), pd.DatetimeIndex(bars.event_time).as_unit("us").asi8
     begin = hours(calendar, at).open_us.to_numpy() if span == "session" else at - SPANS[span] * 1_000_000
     parts = []
     for i, bar in enumerate(bars.itertuples(index=False)):
-        if not bar.volume: continue # nobody traded
+        if not bar.volume:
+            continue  # nobody traded
         n = int(max(4, min(each, bar.volume)))
         when = np.sort(rng.integers(int(begin[i]), at[i], n))
-        shares = rng.multinomial(int(bar.volume) - n, np.full(n, 1 / n)) + 1 if bar.volume >= n else np.full(n, bar.volume / n)
-        parts.append(pd.DataFrame(dict(ticker=bar.ticker, event_us=when, close=path(bar, n, rng), volume=shares.astype(float), source=bar.source,
-                                       id=[f"{at[i] // 1_000_000}-{j:04d}" for j in range(n)])))
-    if not parts: raise BarsInvalid("Nobody traded in these bars.", "Choose another session.")
+        shares = (
+            rng.multinomial(int(bar.volume) - n, np.full(n, 1 / n)) + 1
+            if bar.volume >= n
+            else np.full(n, bar.volume / n)
+        )
+        parts.append(
+            pd.DataFrame(
+                dict(
+                    ticker=bar.ticker,
+                    event_us=when,
+                    close=path(bar, n, rng),
+                    volume=shares.astype(float),
+                    source=bar.source,
+                    id=[f"{at[i] // 1_000_000}-{j:04d}" for j in range(n)],
+                )
+            )
+        )
+    if not parts:
+        raise BarsInvalid("Nobody traded in these bars.", "Choose another session.")
     made = pd.concat(parts).sort_values(["event_us", "ticker", "id"], ignore_index=True)
     return made.assign(event_time=pd.to_datetime(made.event_us, unit="us", utc=True)).drop(columns="event_us")
 
@@ -58,43 +78,52 @@ def trades_of(
 @dataclass(frozen=True)
 class Replayed:
     "What a replay sent."
-    trades: int # messages
-    sessions: list[str] # days, YYYY-MM-DD
-    tickers: int # how many
-    seconds: float # how long it took
-    offset: int # of the last message
 
-    def as_dict(self) -> dict: # JSON-friendly
+    trades: int  # messages
+    sessions: list[str]  # days, YYYY-MM-DD
+    tickers: int  # how many
+    seconds: float  # how long it took
+    offset: int  # of the last message
+
+    def as_dict(self) -> dict:  # JSON-friendly
         "The report as data."
         return asdict(self)
 
+
 def last_sessions(
-    settings, # all settings
-    sessions: int = 1, # how many
-    day: str = "", # the last of them, YYYY-MM-DD; "" = the newest
-) -> pd.DataFrame: # bars
+    settings,  # all settings
+    sessions: int = 1,  # how many
+    day: str = "",  # the last of them, YYYY-MM-DD; "" = the newest
+) -> pd.DataFrame:  # bars
     "The newest bars of the source that the settings name."
     source, calendar = make_source(settings), get_calendar(settings.data.calendar)
     bars = source.fetch(universe(settings, source), "", day or settings.data.end)
     days = calendar.day_of(bars.event_time)
     wanted = days.dropna().unique().sort_values()[-sessions:]
-    if not len(wanted): raise BarsInvalid(f"The source has no session up to {day}.", "Name a later day.")
+    if not len(wanted):
+        raise BarsInvalid(f"The source has no session up to {day}.", "Name a later day.")
     return bars[days.isin(wanted)].reset_index(drop=True)
 
 # %% ../../nbs/stream/30_replay.ipynb #2ab043d2
 def replay(
-    settings, # all settings
-    bars: pd.DataFrame | None = None, # bars of one source and span; None = the last session of the source
-    span: str = "session", # what the bars are: 1m, 5m, 1h or session
-    speed: float = 600., # seconds of the market in one second of ours; 0 = as fast as it goes
-    each: int = 200, # trades a bar
-    seed: int = 0, # same seed, same trades
-    tell=None, # called with a sentence when something is worth saying
-    stop: threading.Event | None = None, # stop when this is set
-) -> Replayed: # counts
+    settings,  # all settings
+    bars: pd.DataFrame | None = None,  # bars of one source and span; None = the last session of the source
+    span: str = "session",  # what the bars are: 1m, 5m, 1h or session
+    speed: float = 600.0,  # seconds of the market in one second of ours; 0 = as fast as it goes
+    each: int = 200,  # trades a bar
+    seed: int = 0,  # same seed, same trades
+    tell=None,  # called with a sentence when something is worth saying
+    stop: threading.Event | None = None,  # stop when this is set
+) -> Replayed:  # counts
     "Send bars as trades through the live stream."
-    if speed < 0: raise ParameterRefused("A speed cannot be negative.", "Give 0 for as fast as it goes, 1 for real time, 60 for an hour a minute.")
-    calendar, tell, began = get_calendar(settings.data.calendar), tell or (lambda sentence: None), time.monotonic()
+    if speed < 0:
+        raise ParameterRefused(
+            "A speed cannot be negative.",
+            "Give 0 for as fast as it goes, 1 for real time, 60 for an hour a minute.",
+        )
+    calendar = get_calendar(settings.data.calendar)
+    tell = tell or (lambda sentence: None)
+    began = time.monotonic()
     bars = last_sessions(settings) if bars is None else bars
     trades = trades_of(bars, calendar, span, each, seed)
     days = calendar.day_of(trades.event_time)
@@ -103,20 +132,31 @@ def replay(
         for day in days.unique():
             mine = trades[days == day]
             tell(f"{day.date()}: {len(mine):,} trades of {mine.ticker.nunique()} tickers.")
-            count, offset = _send_day(stream, mine, calendar.close(day), settings.data.lake_bars_lag_minutes, speed, stop)
-            sent += count; done.append(str(day.date()))
-            if stop and stop.is_set(): break
+            count, offset = _send_day(
+                stream, mine, calendar.close(day), settings.data.lake_bars_lag_minutes, speed, stop
+            )
+            sent += count
+            done.append(str(day.date()))
+            if stop and stop.is_set():
+                break
     return Replayed(sent, done, trades.ticker.nunique(), time.monotonic() - began, offset)
 
 # %% ../../nbs/stream/30_replay.ipynb #7ae1e3c5
 def _send_day(stream, trades, close, lag_minutes, speed, stop):
-    at, data = pd.DatetimeIndex(trades.event_time).as_unit("us").asi8 / 1e6, messages(trades, "tick", trades.event_time)
+    at = pd.DatetimeIndex(trades.event_time).as_unit("us").asi8 / 1e6
+    data = messages(trades, "tick", trades.event_time)
     began, sent, offset = time.monotonic(), 0, 0
     while sent < len(data) and not (stop and stop.is_set()):
-        until = np.searchsorted(at, at[0] + (time.monotonic() - began) * speed, "right") if speed else len(data)
-        if until > sent: offset = stream.publish(data[sent:until]); sent = int(until)
-        if speed and sent < len(data): time.sleep(min(.2, max(0., (at[sent] - at[0]) / speed - (time.monotonic() - began))))
-    if sent < len(data): return sent, offset
+        until = (
+            np.searchsorted(at, at[0] + (time.monotonic() - began) * speed, "right") if speed else len(data)
+        )
+        if until > sent:
+            offset = stream.publish(data[sent:until])
+            sent = int(until)
+        if speed and sent < len(data):
+            time.sleep(min(0.2, max(0.0, (at[sent] - at[0]) / speed - (time.monotonic() - began))))
+    if sent < len(data):
+        return sent, offset
     over = close + pd.Timedelta(minutes=lag_minutes)
-    last = trades.groupby("source").tail(1).assign(volume=0., id="clock", event_time=over)
+    last = trades.groupby("source").tail(1).assign(volume=0.0, id="clock", event_time=over)
     return sent + len(last), stream.publish(messages(last, "tick", over))

@@ -15,49 +15,67 @@ from ..sources.simulate import simulate
 
 # %% ../../nbs/testing/20_corruption.ipynb #06896cc2
 def with_dividends(
-    bars: pd.DataFrame, # sorted by ticker and time, with adj_close
-    every: int = 63, # sessions between payments
-    low: float = .004, # smallest payment, share of the price
-    high: float = .012, # largest
-    seed: int = 0, # same seed, same payments
-) -> pd.DataFrame: # with columns dividend, split, capital_gain; published prices include dividends not yet paid
+    bars: pd.DataFrame,  # sorted by ticker and time, with adj_close
+    every: int = 63,  # sessions between payments
+    low: float = 0.004,  # smallest payment, share of the price
+    high: float = 0.012,  # largest
+    seed: int = 0,  # same seed, same payments
+) -> (
+    pd.DataFrame
+):  # with columns dividend, split, capital_gain; published prices include dividends not yet paid
     "Let every stock pay dividends."
     rng, out = np.random.default_rng(seed), bars.reset_index(drop=True).copy()
     place = out.groupby("ticker").cumcount().to_numpy()
-    offset = out.ticker.map(dict(zip(out.ticker.unique(), rng.integers(5, every, out.ticker.nunique())))).to_numpy()
+    offset = out.ticker.map(
+        dict(zip(out.ticker.unique(), rng.integers(5, every, out.ticker.nunique())))
+    ).to_numpy()
     pays = (place > 0) & (place % every == offset)
-    part = np.where(pays, rng.uniform(low, high, len(out)), 0.)
-    later = pd.Series(np.log1p(-part))[::-1].groupby(out.ticker[::-1]).cumsum()[::-1].to_numpy() - np.log1p(-part)
-    for c in PRICES: out[c] = out[c] * np.exp(-later)
+    part = np.where(pays, rng.uniform(low, high, len(out)), 0.0)
+    later = pd.Series(np.log1p(-part))[::-1].groupby(out.ticker[::-1]).cumsum()[::-1].to_numpy() - np.log1p(
+        -part
+    )
+    for c in PRICES:
+        out[c] = out[c] * np.exp(-later)
     before = out.close.shift().to_numpy()
-    return out.assign(dividend=np.where(pays, part * before, 0.), split=0., capital_gain=0.)
+    return out.assign(dividend=np.where(pays, part * before, 0.0), split=0.0, capital_gain=0.0)
 
 # %% ../../nbs/testing/20_corruption.ipynb #e810def1
 @dataclass
 class Patient:
     "A table that is being damaged."
-    bars: pd.DataFrame # sorted by ticker and time, index 0, 1, 2, …
-    rng: np.random.Generator # where the luck comes from
-    lost: list = field(default_factory=list) # positions of rows to take away
-    added: list = field(default_factory=list) # functions that make rows to add, called when all other damage is done
+
+    bars: pd.DataFrame  # sorted by ticker and time, index 0, 1, 2, …
+    rng: np.random.Generator  # where the luck comes from
+    lost: list = field(default_factory=list)  # positions of rows to take away
+    added: list = field(
+        default_factory=list
+    )  # functions that make rows to add, called when all other damage is done
 
     def __post_init__(self):
         self.all = [c for c in [*PRICES, "adj_close"] if c in self.bars]
-        self.money = self.all + [c for c in ["dividend", "capital_gain"] if c in self.bars] # everything that is paid for a share
+        self.money = self.all + [
+            c for c in ["dividend", "capital_gain"] if c in self.bars
+        ]  # everything that is paid for a share
+
     def scale(self, rows, by, columns=None):
         "Multiply prices, or the columns named."
         self.bars.loc[rows, columns or self.all] *= by
-    def before(self, at) -> np.ndarray: # positions
+
+    def before(self, at) -> np.ndarray:  # positions
         "The older bars of the same ticker."
         ticker = self.bars.ticker.to_numpy()
         first = np.searchsorted(ticker, ticker[at])
         return np.arange(first, at)
+
     def value(self, at, column):
         "One cell."
         return self.bars.at[at, column]
+
     def put(self, rows, **cells):
         "Write cells."
-        for c, v in cells.items(): self.bars.loc[rows, c] = v
+        for c, v in cells.items():
+            self.bars.loc[rows, c] = v
+
     def shares(self, rows, by):
         "Multiply volumes."
         self.bars.loc[rows, "volume"] = np.round(self.bars.loc[rows, "volume"] * by)
@@ -66,172 +84,250 @@ class Patient:
 @dataclass(frozen=True)
 class Fault:
     "One kind of damage."
-    name: str # what it is called
-    hurt: object # function of patient and position; returns how many bars were hurt, None = one
-    signs: tuple # any of these findings counts as detected
-    where: str = "bar" # "bar", "dividend" (a bar with a payment) or "ticker" (the whole of one)
+
+    name: str  # what it is called
+    hurt: object  # function of patient and position; returns how many bars were hurt, None = one
+    signs: tuple  # any of these findings counts as detected
+    where: str = "bar"  # "bar", "dividend" (a bar with a payment) or "ticker" (the whole of one)
+
 
 FAULTS: dict[str, Fault] = {}
 
+
 def fault(
-    name: str, # what it is called
-    *signs: str, # findings that count as detected
-    where: str = "bar", # "bar", "dividend" or "ticker"
+    name: str,  # what it is called
+    *signs: str,  # findings that count as detected
+    where: str = "bar",  # "bar", "dividend" or "ticker"
 ):
     "Put a kind of damage on the list."
-    def keep(f): FAULTS[name] = Fault(name, f, signs, where); return f
+
+    def keep(f):
+        FAULTS[name] = Fault(name, f, signs, where)
+        return f
+
     return keep
 
 # %% ../../nbs/testing/20_corruption.ipynb #c39a1fdb
 @fault("zero price", "price impossible")
-def _(p, at): p.put(at, close=0.)
+def _(p, at):
+    p.put(at, close=0.0)
+
 
 @fault("negative price", "price impossible")
-def _(p, at): p.scale(at, -1, ["low"])
+def _(p, at):
+    p.scale(at, -1, ["low"])
+
 
 @fault("high and low swapped", "range broken")
-def _(p, at): p.put(at, high=p.value(at, "low"), low=p.value(at, "high"))
+def _(p, at):
+    p.put(at, high=p.value(at, "low"), low=p.value(at, "high"))
+
 
 @fault("negative volume", "volume impossible")
-def _(p, at): p.shares(at, -1)
+def _(p, at):
+    p.shares(at, -1)
+
 
 @fault("known before its close", "known too early")
-def _(p, at): p.put(at, known_at=p.value(at, "event_time") - pd.Timedelta(hours=3))
+def _(p, at):
+    p.put(at, known_at=p.value(at, "event_time") - pd.Timedelta(hours=3))
+
 
 @fault("bar on a closed day", "no session")
 def _(p, at):
     friday = p.value(at, "event_time")
     saturday = friday + pd.Timedelta(days=5 - friday.dayofweek)
-    p.added.append(lambda: p.bars.loc[[at]].assign(event_time=saturday, known_at=saturday)); p.moved = saturday
+    p.added.append(lambda: p.bars.loc[[at]].assign(event_time=saturday, known_at=saturday))
+    p.moved = saturday
+
 
 @fault("contradicting copy", "conflicting duplicate")
-def _(p, at): p.added.append(lambda: p.bars.loc[[at]].assign(close=lambda b: (b.close + b.low) / 2 * .999 + b.high * .001))
+def _(p, at):
+    p.added.append(
+        lambda: p.bars.loc[[at]].assign(close=lambda b: (b.close + b.low) / 2 * 0.999 + b.high * 0.001)
+    )
+
 
 @fault("identical copy", "repeated")
-def _(p, at): p.added.append(lambda: p.bars.loc[[at]])
+def _(p, at):
+    p.added.append(lambda: p.bars.loc[[at]])
 
 # %% ../../nbs/testing/20_corruption.ipynb #03052560
-def _wide(rng, low, high): return rng.uniform(low, high) ** rng.choice([-1, 1]) # a factor and its inverse alike
+def _wide(rng, low, high):
+    return rng.uniform(low, high) ** rng.choice([-1, 1])  # a factor and its inverse alike
+
 
 @fault("price spike", "spike")
-def _(p, at): p.scale(at, _wide(p.rng, 1.25, 3.))
+def _(p, at):
+    p.scale(at, _wide(p.rng, 1.25, 3.0))
+
 
 @fault("small error of the close", "spike", "range broken", "outlier")
-def _(p, at): # stays within the range of the bar
+def _(p, at):  # stays within the range of the bar
     low, high = p.value(at, "low"), p.value(at, "high")
-    was = p.value(at, "close"); now = p.rng.uniform(low, high)
-    p.put(at, close=now); p.scale(at, now / was, ["adj_close"])
+    was = p.value(at, "close")
+    now = p.rng.uniform(low, high)
+    p.put(at, close=now)
+    p.scale(at, now / was, ["adj_close"])
+
 
 @fault("wrong high", "wild range")
-def _(p, at): p.scale(at, p.rng.uniform(1.5, 10), ["high"])
+def _(p, at):
+    p.scale(at, p.rng.uniform(1.5, 10), ["high"])
+
 
 @fault("one bar times 100", "unit changed", "unit error")
-def _(p, at): p.scale(at, 100. ** p.rng.choice([-1, 1]))
+def _(p, at):
+    p.scale(at, 100.0 ** p.rng.choice([-1, 1]))
+
 
 @fault("weeks times 100", "unit changed", "unit error")
 def _(p, at):
-    n = p.rng.integers(5, 30); p.scale(range(at, at + n), 100. ** p.rng.choice([-1, 1]))
+    n = p.rng.integers(5, 30)
+    p.scale(range(at, at + n), 100.0 ** p.rng.choice([-1, 1]))
     return n
+
 
 @fault("split left out", "split missing")
 def _(p, at):
-    ratio = p.rng.choice([1.5, 2, 3, 4, 5, 7, 10, 20]); p.scale(p.before(at), ratio, p.money); p.shares(p.before(at), 1 / ratio)
+    ratio = p.rng.choice([1.5, 2, 3, 4, 5, 7, 10, 20])
+    p.scale(p.before(at), ratio, p.money)
+    p.shares(p.before(at), 1 / ratio)
+
 
 @fault("reverse split left out", "split missing")
 def _(p, at):
-    ratio = p.rng.choice([2, 4, 5, 8, 10, 15, 20, 25]); p.scale(p.before(at), 1 / ratio, p.money); p.shares(p.before(at), ratio)
+    ratio = p.rng.choice([2, 4, 5, 8, 10, 15, 20, 25])
+    p.scale(p.before(at), 1 / ratio, p.money)
+    p.shares(p.before(at), ratio)
+
 
 @fault("split worked in twice", "split missing", "adjustment unmatched")
-def _(p, at): p.scale(p.before(at), p.rng.choice([.5, 1/3, .25, .1]), ["adj_close"])
+def _(p, at):
+    p.scale(p.before(at), p.rng.choice([0.5, 1 / 3, 0.25, 0.1]), ["adj_close"])
 
 # %% ../../nbs/testing/20_corruption.ipynb #18be1905
 @fault("last bar sent again", "repeated bar", "frozen")
 def _(p, at):
     n = p.rng.integers(1, 4)
-    for c in [*p.all, "volume"]: p.bars.loc[at:at + n - 1, c] = p.value(at - 1, c)
+    for c in [*p.all, "volume"]:
+        p.bars.loc[at : at + n - 1, c] = p.value(at - 1, c)
     return n
+
 
 @fault("close stands still", "frozen")
 def _(p, at):
     n = p.rng.integers(10, 16)
-    for c in p.all: p.bars.loc[at:at + n - 1, c] = p.value(at - 1, c)
+    for c in p.all:
+        p.bars.loc[at : at + n - 1, c] = p.value(at - 1, c)
     return n
+
 
 @fault("session lost", "gap")
 def _(p, at):
-    n = p.rng.integers(1, 4); p.lost.extend(range(at, at + n))
+    n = p.rng.integers(1, 4)
+    p.lost.extend(range(at, at + n))
     return n
+
 
 @fault("dates off by one", "days shifted", where="ticker")
 def _(p, at):
     mine = p.bars.index[p.bars.ticker == p.value(at, "ticker")]
     later = p.bars.loc[mine, ["event_time", "known_at"]].shift(-1)
-    p.bars.loc[mine[:-1], ["event_time", "known_at"]] = later[:-1]; p.lost.append(mine[-1])
+    p.bars.loc[mine[:-1], ["event_time", "known_at"]] = later[:-1]
+    p.lost.append(mine[-1])
     return len(mine)
 
+
 @fault("no volume", "moved untraded", "untraded")
-def _(p, at): p.put(at, volume=0.)
+def _(p, at):
+    p.put(at, volume=0.0)
+
 
 @fault("volume times 1000", "volume absurd", "volume impossible")
-def _(p, at): p.shares(at, 1000)
+def _(p, at):
+    p.shares(at, 1000)
 
 # %% ../../nbs/testing/20_corruption.ipynb #ae4ba4fd
-def _payment(p, at): return 1 - p.value(at, "dividend") / p.value(at - 1, "close") # what is left of a price after it
+def _payment(p, at):
+    return 1 - p.value(at, "dividend") / p.value(at - 1, "close")  # what is left of a price after it
+
 
 @fault("dividend left out", "dividend left out", where="dividend")
-def _(p, at): p.scale(p.before(at), 1 / _payment(p, at), ["adj_close"])
+def _(p, at):
+    p.scale(p.before(at), 1 / _payment(p, at), ["adj_close"])
+
 
 @fault("dividend worked in twice", "adjusted twice", where="dividend")
-def _(p, at): p.scale(p.before(at), _payment(p, at), ["adj_close"])
+def _(p, at):
+    p.scale(p.before(at), _payment(p, at), ["adj_close"])
+
 
 @fault("dividend in pence", "dividend times 100", where="dividend")
-def _(p, at): p.scale(at, 100, ["dividend"])
+def _(p, at):
+    p.scale(at, 100, ["dividend"])
+
 
 @fault("dividend paid again", "paid again", where="dividend")
 def _(p, at):
-    p.put(at + 2, dividend=p.value(at, "dividend")); p.scale(p.before(at + 2), _payment(p, at + 2), ["adj_close"])
+    p.put(at + 2, dividend=p.value(at, "dividend"))
+    p.scale(p.before(at + 2), _payment(p, at + 2), ["adj_close"])
     return 3
+
 
 @fault("capital gain twice", "capital gain twice", where="dividend")
 def _(p, at):
-    part, kept = p.rng.uniform(.3, .9), _payment(p, at)
-    p.put(at, capital_gain=part * p.value(at, "dividend")); p.scale(p.before(at), (1 - (1 + part) * (1 - kept)) / kept, ["adj_close"])
+    part, kept = p.rng.uniform(0.3, 0.9), _payment(p, at)
+    p.put(at, capital_gain=part * p.value(at, "dividend"))
+    p.scale(p.before(at), (1 - (1 + part) * (1 - kept)) / kept, ["adj_close"])
+
 
 @fault("payment invented", "adjustment unmatched", where="bar")
-def _(p, at): p.scale(p.before(at), 1 - p.rng.uniform(.15, .4), ["adj_close"])
+def _(p, at):
+    p.scale(p.before(at), 1 - p.rng.uniform(0.15, 0.4), ["adj_close"])
 
 # %% ../../nbs/testing/20_corruption.ipynb #aacbca72
-APART = 40 # bars between two wounds of one ticker
+APART = 40  # bars between two wounds of one ticker
+
 
 def draw_places(
-    bars: pd.DataFrame, # sorted by ticker and time
-    faults: list[Fault], # what shall be done
-    each: int, # how often each
-    rng: np.random.Generator, # where the luck comes from
-) -> list[tuple]: # pairs: fault, position
+    bars: pd.DataFrame,  # sorted by ticker and time
+    faults: list[Fault],  # what shall be done
+    each: int,  # how often each
+    rng: np.random.Generator,  # where the luck comes from
+) -> list[tuple]:  # pairs: fault, position
     "Positions for every fault, far from each other and from the ends of their tickers."
     ticker = pd.factorize(bars.ticker)[0]
-    count = np.bincount(ticker); first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    count = np.bincount(ticker)
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
     free = np.ones(len(bars), bool)
-    for i, n in zip(first, count): free[i:i + min(30, n)] = False; free[max(i, i + n - 35):i + n] = False
+    for i, n in zip(first, count):
+        free[i : i + min(30, n)] = False
+        free[max(i, i + n - 35) : i + n] = False
     pays, out = bars.dividend.to_numpy() > 0 if "dividend" in bars else np.zeros(len(bars), bool), []
-    for f in sorted(faults, key=lambda f: ["ticker", "dividend", "bar"].index(f.where)): # the choosiest first
+    for f in sorted(
+        faults, key=lambda f: ["ticker", "dividend", "bar"].index(f.where)
+    ):  # the choosiest first
         for _ in range(each if f.where != "ticker" else max(1, min(each, len(count) // 10))):
             able = np.flatnonzero(free & pays if f.where == "dividend" else free)
             if not len(able):
-                raise ParameterRefused(f"The market is too small for {each} times {len(faults)} faults.", "Take more tickers or sessions, or fewer faults.")
-            at = int(rng.choice(able)); i, n = first[ticker[at]], count[ticker[at]]
-            free[i:i + n] &= (np.abs(np.arange(i, i + n) - at) > APART) & (f.where != "ticker")
+                raise ParameterRefused(
+                    f"The market is too small for {each} times {len(faults)} faults.",
+                    "Take more tickers or sessions, or fewer faults.",
+                )
+            at = int(rng.choice(able))
+            i, n = first[ticker[at]], count[ticker[at]]
+            free[i : i + n] &= (np.abs(np.arange(i, i + n) - at) > APART) & (f.where != "ticker")
             out.append((f, at))
     return out
 
 # %% ../../nbs/testing/20_corruption.ipynb #d81fde18
 def corrupt(
-    bars: pd.DataFrame, # a healthy market, sorted by ticker and time
-    faults: list[str] | None = None, # names; None = all of them
-    each: int = 5, # how often each
-    seed: int = 0, # same seed, same damage
-) -> tuple[pd.DataFrame, pd.DataFrame]: # the damaged table; the record: fault, ticker, start, end (instants)
+    bars: pd.DataFrame,  # a healthy market, sorted by ticker and time
+    faults: list[str] | None = None,  # names; None = all of them
+    each: int = 5,  # how often each
+    seed: int = 0,  # same seed, same damage
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # the damaged table; the record: fault, ticker, start, end (instants)
     "Damage a market and say what was done."
     if unknown := [n for n in faults or [] if n not in FAULTS]:
         raise ParameterRefused(f"There is no fault called '{unknown[0]}'.", did_you_mean(unknown[0], FAULTS))
@@ -241,21 +337,31 @@ def corrupt(
     for f, at in draw_places(p.bars, [FAULTS[n] for n in faults or FAULTS], each, rng):
         p.moved, name = None, p.value(at, "ticker")
         n = f.hurt(p, at) or 1
-        whole = times[p.bars.ticker == name] if f.where == "ticker" else times.loc[at:at + n - 1]
+        whole = times[p.bars.ticker == name] if f.where == "ticker" else times.loc[at : at + n - 1]
         start, end = (p.moved, p.moved) if p.moved is not None else (whole.iloc[0], whole.iloc[-1])
         events.append(dict(fault=f.name, ticker=name, start=start, end=end))
-    damaged = pd.concat([p.bars.drop(index=p.lost), *(make() for make in p.added)]).sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
+    damaged = pd.concat([p.bars.drop(index=p.lost), *(make() for make in p.added)]).sort_values(
+        ["ticker", "event_time"], kind="stable", ignore_index=True
+    )
     return damaged, pd.DataFrame(events)
 
 # %% ../../nbs/testing/20_corruption.ipynb #5f0bbab7
 def healthy_market(
-    tickers: int = 60, # how many
-    sessions: int = 500, # how many
-    seed: int = 1, # same seed, same market
-) -> pd.DataFrame: # bars with adj_close, dividend, split, capital_gain; no session missing between two bars
+    tickers: int = 60,  # how many
+    sessions: int = 500,  # how many
+    seed: int = 1,  # same seed, same market
+) -> pd.DataFrame:  # bars with adj_close, dividend, split, capital_gain; no session missing between two bars
     "A realistic market without a single fault."
-    bars = simulate("realistic", tickers=tickers, sessions=sessions, seed=seed).bars.sort_values(["ticker", "event_time"], ignore_index=True)
-    at = get_calendar().sessions(bars.event_time.min(), bars.event_time.max()).searchsorted(get_calendar().day_of(bars.event_time))
+    bars = simulate("realistic", tickers=tickers, sessions=sessions, seed=seed).bars.sort_values(
+        ["ticker", "event_time"], ignore_index=True
+    )
+    at = (
+        get_calendar()
+        .sessions(bars.event_time.min(), bars.event_time.max())
+        .searchsorted(get_calendar().day_of(bars.event_time))
+    )
     hole = (np.diff(at, prepend=at[0]) > 1) & bars.ticker.eq(bars.ticker.shift())
-    last = hole[::-1].groupby(bars.ticker[::-1]).cumsum()[::-1] == 0 # from the last hole on
-    return with_dividends(bars[last | hole & last.shift(-1, fill_value=False)].reset_index(drop=True), seed=seed)
+    last = hole[::-1].groupby(bars.ticker[::-1]).cumsum()[::-1] == 0  # from the last hole on
+    return with_dividends(
+        bars[last | hole & last.shift(-1, fill_value=False)].reset_index(drop=True), seed=seed
+    )

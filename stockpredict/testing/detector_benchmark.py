@@ -19,23 +19,32 @@ from ..quality.gate import Quality, inspect
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #384725f7
 def findings(
-    quality: Quality, # what the gate found
-    bars: pd.DataFrame, # what it was given
-) -> pd.DataFrame: # ticker, event_time, finding
+    quality: Quality,  # what the gate found
+    bars: pd.DataFrame,  # what it was given
+) -> pd.DataFrame:  # ticker, event_time, finding
     "Every reason, dropped copy and flag, one row each."
     reasons = quality.bad.assign(finding=quality.bad.reason.str.split("; ")).explode("finding")
     copies = bars[bars.duplicated()].assign(finding="repeated")
-    parts = [f[["ticker", "event_time", "finding"]] for f in (reasons, copies, quality.flags.rename(columns={"flag": "finding"})) if len(f)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"ticker": [], "event_time": pd.DatetimeIndex([], tz="UTC"), "finding": []})
+    parts = [
+        f[["ticker", "event_time", "finding"]]
+        for f in (reasons, copies, quality.flags.rename(columns={"flag": "finding"}))
+        if len(f)
+    ]
+    return (
+        pd.concat(parts, ignore_index=True)
+        if parts
+        else pd.DataFrame({"ticker": [], "event_time": pd.DatetimeIndex([], tz="UTC"), "finding": []})
+    )
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #5747d594
 def assign(
-    said: pd.DataFrame, # ticker, event_time, finding
-    events: pd.DataFrame, # the record of `corrupt`
-    times: pd.DatetimeIndex, # every session's close, sorted
-) -> pd.DataFrame: # the findings with a column `event`, number of the wound; -1 = on a healthy bar
+    said: pd.DataFrame,  # ticker, event_time, finding
+    events: pd.DataFrame,  # the record of `corrupt`
+    times: pd.DatetimeIndex,  # every session's close, sorted
+) -> pd.DataFrame:  # the findings with a column `event`, number of the wound; -1 = on a healthy bar
     "Which wound does each finding lie on?"
-    start = times.searchsorted(events.start, "left"); end = times.searchsorted(events.end, "right")
+    start = times.searchsorted(events.start, "left")
+    end = times.searchsorted(events.end, "right")
     at = times.searchsorted(said.event_time)
     out = np.full(len(said), -1)
     rows = said.groupby("ticker").indices
@@ -49,23 +58,31 @@ def assign(
 @dataclass(frozen=True)
 class Detection:
     "What was found of known damage."
-    table: pd.DataFrame # index: fault; events, found, noticed, recall, at_least, alarms, precision
-    matrix: pd.DataFrame # wounds of each fault (rows) that drew each finding (columns); the last row: findings on healthy bars
-    bars: int # in the damaged market
-    healthy: int # findings in the same market without damage
-    note: str = field(default="Simulated market, damage drawn at random; a wound counts as found under a fitting name only.")
+
+    table: pd.DataFrame  # index: fault; events, found, noticed, recall, at_least, alarms, precision
+    matrix: (
+        pd.DataFrame
+    )  # wounds of each fault (rows) that drew each finding (columns); the last row: findings on healthy bars
+    bars: int  # in the damaged market
+    healthy: int  # findings in the same market without damage
+    note: str = field(
+        default="Simulated market, damage drawn at random; a wound counts as found under a fitting name only."
+    )
 
     def summary(self) -> str:
         "One sentence."
         t = self.table
-        return (f"{t.found.sum():,.0f} of {t.events.sum():,.0f} wounds of {len(t)} kinds found ({t.found.sum() / t.events.sum():.0%}); "
-                f"{int(self.matrix.iloc[-1].sum())} of {int(t.attrs['findings'])} findings lie on healthy bars; "
-                f"{self.healthy} in the undamaged market.")
+        return (
+            f"{t.found.sum():,.0f} of {t.events.sum():,.0f} wounds of {len(t)} kinds found ({t.found.sum() / t.events.sum():.0%}); "
+            f"{int(self.matrix.iloc[-1].sum())} of {int(t.attrs['findings'])} findings lie on healthy bars; "
+            f"{self.healthy} in the undamaged market."
+        )
+
 
 def score(
-    events: pd.DataFrame, # the record of `corrupt`
-    told: pd.DataFrame, # findings with the wound they lie on, see `assign`
-) -> tuple[pd.DataFrame, pd.DataFrame]: # table and matrix, see `Detection`
+    events: pd.DataFrame,  # the record of `corrupt`
+    told: pd.DataFrame,  # findings with the wound they lie on, see `assign`
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # table and matrix, see `Detection`
     "Count."
     on = told[told.event >= 0].drop_duplicates(["event", "finding"])
     on = on.assign(fault=events.fault.to_numpy()[on.event])
@@ -73,12 +90,25 @@ def score(
     for name, mine in events.groupby("fault", sort=False):
         fits = on[(on.fault == name) & on.finding.isin(FAULTS[name].signs)]
         alarms = told[told.finding.isin(FAULTS[name].signs)]
-        rows.append(dict(fault=name, events=len(mine), found=fits.event.nunique(), noticed=on[on.fault == name].event.nunique(),
-                         alarms=len(alarms), right=int((alarms.event >= 0).sum())))
+        rows.append(
+            dict(
+                fault=name,
+                events=len(mine),
+                found=fits.event.nunique(),
+                noticed=on[on.fault == name].event.nunique(),
+                alarms=len(alarms),
+                right=int((alarms.event >= 0).sum()),
+            )
+        )
     table = pd.DataFrame(rows).set_index("fault")
     from scipy.stats import beta
-    least = np.where(table.found > 0, beta.ppf(.025, table.found, table.events - table.found + 1), 0.)
-    table = table.assign(recall=table.found / table.events, at_least=least, precision=table.right / table.alarms.where(table.found > 0))
+
+    least = np.where(table.found > 0, beta.ppf(0.025, table.found, table.events - table.found + 1), 0.0)
+    table = table.assign(
+        recall=table.found / table.events,
+        at_least=least,
+        precision=table.right / table.alarms.where(table.found > 0),
+    )
     table.attrs["findings"] = len(told)
     matrix = pd.crosstab(on.fault, on.finding).reindex(table.index, fill_value=0)
     matrix.loc["healthy bar"] = told[told.event < 0].finding.value_counts()
@@ -86,11 +116,11 @@ def score(
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #0c61fd77
 def measure_detection(
-    each: int = 10, # wounds of each kind
-    tickers: int = 100, # in the simulated market
-    sessions: int = 500, # in the simulated market
-    seed: int = 1, # same seed, same market, same damage
-) -> Detection: # prints and plots itself
+    each: int = 10,  # wounds of each kind
+    tickers: int = 100,  # in the simulated market
+    sessions: int = 500,  # in the simulated market
+    seed: int = 1,  # same seed, same market, same damage
+) -> Detection:  # prints and plots itself
     "Damage a healthy market, pass it through the gate, and count what was found."
     now = pd.Timestamp("2100-01-01", tz="UTC")
     bars = healthy_market(tickers, sessions, seed)
@@ -105,25 +135,38 @@ def measure_detection(
 def plot(self: Detection):
     "The confusion matrix: share of the wounds of each kind that drew each finding."
     import matplotlib.pyplot as plt
+
     share = self.matrix.iloc[:-1].div(self.table.events, axis=0)
     share = share[share.max().sort_values(ascending=False).index[:40]]
-    order = sorted(share.columns, key=lambda c: int(np.argmax(share[c].to_numpy() > .5)) if (share[c] > .5).any() else 99)
+    order = sorted(
+        share.columns,
+        key=lambda c: int(np.argmax(share[c].to_numpy() > 0.5)) if (share[c] > 0.5).any() else 99,
+    )
     share = share[order]
-    fig, ax = plt.subplots(figsize=(.3 * len(order) + 2.6, .25 * len(share) + 2))
+    fig, ax = plt.subplots(figsize=(0.3 * len(order) + 2.6, 0.25 * len(share) + 2))
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    ax.set_xticks(range(len(order)), order, rotation=60, ha="right", fontsize=8); ax.set_yticks(range(len(share)), share.index, fontsize=8)
+    ax.set_xticks(range(len(order)), order, rotation=60, ha="right", fontsize=8)
+    ax.set_yticks(range(len(share)), share.index, fontsize=8)
     for y, x in np.argwhere(share.to_numpy() > 0):
         n = int(self.matrix.loc[share.index[y], order[x]])
-        ax.text(x, y, n, ha="center", va="center", fontsize=6.5, color="w" if share.iat[y, x] > .6 else "k")
+        ax.text(x, y, n, ha="center", va="center", fontsize=6.5, color="w" if share.iat[y, x] > 0.6 else "k")
     ax.tick_params(length=0)
-    ax.set_title("Damage done (down) and what the gate said of it (across), number of wounds", loc="left", fontsize=9,
-                 fontweight="bold")
-    for side in ax.spines.values(): side.set_visible(False)
-    plt.close(fig) # whoever asked for it shows it, once
+    ax.set_title(
+        "Damage done (down) and what the gate said of it (across), number of wounds",
+        loc="left",
+        fontsize=9,
+        fontweight="bold",
+    )
+    for side in ax.spines.values():
+        side.set_visible(False)
+    plt.close(fig)  # whoever asked for it shows it, once
     return fig
 
+
 @patch
-def __repr__(self: Detection): return self.summary()
+def __repr__(self: Detection):
+    return self.summary()
+
 
 @patch
 def _repr_html_(self: Detection):
@@ -133,40 +176,77 @@ def _repr_html_(self: Detection):
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #910ed02e
 _SPLIT = ("split missing", "split misplaced", "spike", "unit changed")
 _UNIT = ("unit changed", "unit error")
-_PAID = tuple(d.name for d in ALL if d.name not in {"split misplaced"} and d.look.__module__.endswith("actions"))
-FAMILIES = {"100x-error": _UNIT, "bad-unit": _UNIT, "bad-stock-split": _SPLIT, "bad-div": _PAID, "no-bad-divs": _PAID,
-            "missing-div-adjust": _PAID, "cg-double-count": ("capital gain twice",)}
+_PAID = tuple(
+    d.name for d in ALL if d.name not in {"split misplaced"} and d.look.__module__.endswith("actions")
+)
+FAMILIES = {
+    "100x-error": _UNIT,
+    "bad-unit": _UNIT,
+    "bad-stock-split": _SPLIT,
+    "bad-div": _PAID,
+    "no-bad-divs": _PAID,
+    "missing-div-adjust": _PAID,
+    "cg-double-count": ("capital gain twice",),
+}
+
 
 def recorded_case(
-    path: str | Path, # CSV with Date or Datetime, Open … Volume, Dividends, Stock Splits, Capital Gains
-) -> pd.DataFrame: # bars with adj_close, dividend, split, capital_gain; sorted
+    path: str | Path,  # CSV with Date or Datetime, Open … Volume, Dividends, Stock Splits, Capital Gains
+) -> pd.DataFrame:  # bars with adj_close, dividend, split, capital_gain; sorted
     "Read one recorded case."
-    if not Path(path).is_file(): raise FileMissing(f"There is no file {Path(path).name}.", "Name a CSV file of the collection.")
+    if not Path(path).is_file():
+        raise FileMissing(f"There is no file {Path(path).name}.", "Name a CSV file of the collection.")
     sent = pd.read_csv(path)
     at = pd.to_datetime(sent.iloc[:, 0], utc=True, format="ISO8601").astype("datetime64[us, UTC]")
-    names = dict(open="Open", high="High", low="Low", close="Close", adj_close="Adj Close", volume="Volume", dividend="Dividends", split="Stock Splits",
-                 capital_gain="Capital Gains")
-    made = {ours: sent[theirs].astype(float) if theirs in sent else 0. for ours, theirs in names.items()}
-    bars = pd.DataFrame(dict(ticker=Path(path).stem.partition("-1")[0], event_time=at, known_at=at, **made, source="recorded"))
+    names = dict(
+        open="Open",
+        high="High",
+        low="Low",
+        close="Close",
+        adj_close="Adj Close",
+        volume="Volume",
+        dividend="Dividends",
+        split="Stock Splits",
+        capital_gain="Capital Gains",
+    )
+    made = {ours: sent[theirs].astype(float) if theirs in sent else 0.0 for ours, theirs in names.items()}
+    bars = pd.DataFrame(
+        dict(ticker=Path(path).stem.partition("-1")[0], event_time=at, known_at=at, **made, source="recorded")
+    )
     return bars.dropna(subset="close").sort_values("event_time", ignore_index=True)
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #ba69bf64
 def recorded_cases(
-    folder: str | Path, # of CSV files: X.csv with X-fixed.csv beside it, or *-no-bad-*.csv
-) -> pd.DataFrame: # one row a case: family, bad, found, flags, false_alarms
+    folder: str | Path,  # of CSV files: X.csv with X-fixed.csv beside it, or *-no-bad-*.csv
+) -> pd.DataFrame:  # one row a case: family, bad, found, flags, false_alarms
     "Try every recorded case."
     rows = []
     for path in sorted(Path(folder).glob("*.csv")):
-        if path.stem.endswith("-fixed"): continue
+        if path.stem.endswith("-fixed"):
+            continue
         family = next((f for f in FAMILIES if path.stem.endswith(f)), "")
         fixed = path.with_name(f"{path.stem}-fixed.csv")
-        def flagged(p): return find_flags(recorded_case(p), "XLON", detectors=ALL).flag.value_counts()
+
+        def flagged(p):
+            return find_flags(recorded_case(p), "XLON", detectors=ALL).flag.value_counts()
+
         mine = flagged(path)
         fits = mine[mine.index.isin(FAMILIES.get(family, ()))]
         bad = not path.stem.endswith("no-bad-divs")
         mended = flagged(fixed) if fixed.exists() else mine if not bad else mine[:0]
         wrong = mended[mended.index.isin(FAMILIES.get(family, ()))]
-        rows.append(dict(case=path.stem, family=family, bad=bad, found=bool(len(fits)) if bad else None,
-                         flags=", ".join(f"{k} {v}" for k, v in fits.items()), false_alarms=", ".join(f"{k} {v}" for k, v in wrong.items())))
-    if not rows: raise FileMissing(f"There are no cases in {Path(folder).name}.", "Name the folder with the CSV files.")
+        rows.append(
+            dict(
+                case=path.stem,
+                family=family,
+                bad=bad,
+                found=bool(len(fits)) if bad else None,
+                flags=", ".join(f"{k} {v}" for k, v in fits.items()),
+                false_alarms=", ".join(f"{k} {v}" for k, v in wrong.items()),
+            )
+        )
+    if not rows:
+        raise FileMissing(
+            f"There are no cases in {Path(folder).name}.", "Name the folder with the CSV files."
+        )
     return pd.DataFrame(rows).set_index("case")

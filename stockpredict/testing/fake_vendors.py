@@ -23,60 +23,112 @@ from ..sources.simulate import simulate
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #51cfaf25
 def splits_of(
-    bars: pd.DataFrame, # bars of one ticker, sorted
-) -> pd.Series: # ratio by event_time; 4 = four new shares for one old
+    bars: pd.DataFrame,  # bars of one ticker, sorted
+) -> pd.Series:  # ratio by event_time; 4 = four new shares for one old
     "The splits that an adjusted close gives away."
-    if "adj_close" not in bars: return pd.Series(dtype=float)
+    if "adj_close" not in bars:
+        return pd.Series(dtype=float)
     scale = (bars.adj_close / bars.close).to_numpy()
     ratio = scale[1:] / scale[:-1]
-    simple = np.array([float(Fraction(r).limit_denominator(20)) if np.isfinite(r) and r > 0 else 1. for r in ratio])
-    real = (np.abs(ratio / np.where(simple == 0, np.nan, simple) - 1) < 1e-6) & ((simple >= 1.4) | (simple <= .7))
+    simple = np.array(
+        [float(Fraction(r).limit_denominator(20)) if np.isfinite(r) and r > 0 else 1.0 for r in ratio]
+    )
+    real = (np.abs(ratio / np.where(simple == 0, np.nan, simple) - 1) < 1e-6) & (
+        (simple >= 1.4) | (simple <= 0.7)
+    )
     return pd.Series(simple[real], bars.event_time.to_numpy()[1:][real])
 
+
 def goods(
-    bars: pd.DataFrame, # any bars table
-) -> dict: # ticker -> frame with day, raw prices, adj_close, later (product of the splits to come)
+    bars: pd.DataFrame,  # any bars table
+) -> dict:  # ticker -> frame with day, raw prices, adj_close, later (product of the splits to come)
     "A market as vendors sell it."
     out, calendar = {}, get_calendar()
-    for ticker, b in bars.sort_values(["ticker", "event_time"]).drop_duplicates(["ticker", "event_time"], keep="last").groupby("ticker"):
+    for ticker, b in (
+        bars.sort_values(["ticker", "event_time"])
+        .drop_duplicates(["ticker", "event_time"], keep="last")
+        .groupby("ticker")
+    ):
         splits, b = splits_of(b), b.reset_index(drop=True)
         later = np.ones(len(b))
-        for at, r in splits.items(): later *= np.where(b.event_time < pd.Timestamp(at), r, 1.)
-        prices = {p: b[p].fillna(b.close).round(2).clip(lower=.01) for p in PRICES}
-        scale = b.adj_close / b.close if "adj_close" in b else 1.
-        out[ticker] = pd.DataFrame(prices | dict(day=calendar.day_of(b.event_time).strftime("%Y-%m-%d"), volume=b.volume.fillna(0).round(),
-                                                 adj_close=prices["close"] * scale, later=later, event_time=b.event_time))
+        for at, r in splits.items():
+            later *= np.where(b.event_time < pd.Timestamp(at), r, 1.0)
+        prices = {p: b[p].fillna(b.close).round(2).clip(lower=0.01) for p in PRICES}
+        scale = b.adj_close / b.close if "adj_close" in b else 1.0
+        out[ticker] = pd.DataFrame(
+            prices
+            | dict(
+                day=calendar.day_of(b.event_time).strftime("%Y-%m-%d"),
+                volume=b.volume.fillna(0).round(),
+                adj_close=prices["close"] * scale,
+                later=later,
+                event_time=b.event_time,
+            )
+        )
     return out
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #0efe8cd3
-def _restated(g): return g.assign(**{p: g[p] / g.later for p in PRICES}, volume=g.volume * g.later)
+def _restated(g):
+    return g.assign(**{p: g[p] / g.later for p in PRICES}, volume=g.volume * g.later)
 
-def yahoo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
+
+def yahoo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]:  # status and body
     "Yahoo's chart."
-    if g is None: return 404, json.dumps(dict(chart=dict(result=None, error=dict(code="Not Found", description="No data found, symbol may be delisted"))))
-    splits, (first, last) = g.later.ne(g.later.shift(-1)) & g.later.shift(-1).notna(), (int(query.get(k, d)) for k, d in (("period1", 0), ("period2", 2**33)))
+    if g is None:
+        return 404, json.dumps(
+            dict(
+                chart=dict(
+                    result=None,
+                    error=dict(code="Not Found", description="No data found, symbol may be delisted"),
+                )
+            )
+        )
+    splits = g.later.ne(g.later.shift(-1)) & g.later.shift(-1).notna()
+    (first, last) = (int(query.get(k, d)) for k, d in (("period1", 0), ("period2", 2**33)))
     opened = (g.event_time - pd.Timedelta(hours=6, minutes=30)).astype("datetime64[s, UTC]").astype("int64")
-    events = {str(opened[i + 1]): _split_event(int(opened[i + 1]), g.later[i] / g.later[i + 1]) for i in np.flatnonzero(splits)}
+    events = {
+        str(opened[i + 1]): _split_event(int(opened[i + 1]), g.later[i] / g.later[i + 1])
+        for i in np.flatnonzero(splits)
+    }
     r, at = _restated(g), opened.between(first, last)
-    narrow = lambda c: r[c][at].map(lambda x: float(np.float32(x))).tolist()
+    def narrow(c):
+        return r[c][at].map(lambda x: float(np.float32(x))).tolist()
     quotes = {c: narrow(c) for c in PRICES} | dict(volume=r.volume[at].tolist())
-    meta = dict(currency="USD", symbol=ticker, exchangeTimezoneName="America/New_York", gmtoffset=-18000, dataGranularity="1d")
+    meta = dict(
+        currency="USD",
+        symbol=ticker,
+        exchangeTimezoneName="America/New_York",
+        gmtoffset=-18000,
+        dataGranularity="1d",
+    )
     events = {k: e for k, e in events.items() if first <= e["date"] <= last}
-    result = dict(meta=meta, timestamp=opened[at].tolist(), indicators=dict(quote=[quotes], adjclose=[dict(adjclose=narrow("adj_close"))]))
-    if events: result["events"] = dict(splits=events)
-    if not at.any(): result = dict(meta=meta, indicators=dict(quote=[{}], adjclose=[{}]))
+    result = dict(
+        meta=meta,
+        timestamp=opened[at].tolist(),
+        indicators=dict(quote=[quotes], adjclose=[dict(adjclose=narrow("adj_close"))]),
+    )
+    if events:
+        result["events"] = dict(splits=events)
+    if not at.any():
+        result = dict(meta=meta, indicators=dict(quote=[{}], adjclose=[{}]))
     return 200, json.dumps(dict(chart=dict(result=[result], error=None)))
+
 
 def _split_event(at, ratio):
     f = Fraction(ratio).limit_denominator(100)
-    return dict(date=at, numerator=f.numerator, denominator=f.denominator, splitRatio=f"{f.numerator}:{f.denominator}")
+    return dict(
+        date=at, numerator=f.numerator, denominator=f.denominator, splitRatio=f"{f.numerator}:{f.denominator}"
+    )
 
-def _days(g, query, first, last): return g[g.day.between(query.get(first) or "", query.get(last) or "9")]
+
+def _days(g, query, first, last):
+    return g[g.day.between(query.get(first) or "", query.get(last) or "9")]
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #6e55a03b
-def tiingo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
+def tiingo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]:  # status and body
     "Tiingo's daily prices."
-    if g is None: return 404, json.dumps(dict(detail="Not found."))
+    if g is None:
+        return 404, json.dumps(dict(detail="Not found."))
     d = _days(g, query, "startDate", "endDate")
     if (step := query.get("resampleFreq", "daily").lower()) != "daily":
         short = within(d.assign(ticker=ticker), step)
@@ -84,165 +136,292 @@ def tiingo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, 
         return 200, json.dumps(short[[*PRICES, "volume"]].assign(date=began).to_dict("records"))
     scale = d.adj_close / d.close
     adjusted = {f"adj{c.capitalize()}": d[c] * scale for c in ("high", "low", "open")}
-    table = pd.DataFrame(dict(date=d.day, close=d.close, high=d.high, low=d.low, open=d.open, volume=d.volume.astype(int), adjClose=d.adj_close)
-                         | adjusted | dict(adjVolume=d.volume.astype(int), divCash=0., splitFactor=1.))
-    if query.get("format") == "csv": return 200, table.to_csv(index=False)
+    table = pd.DataFrame(
+        dict(
+            date=d.day,
+            close=d.close,
+            high=d.high,
+            low=d.low,
+            open=d.open,
+            volume=d.volume.astype(int),
+            adjClose=d.adj_close,
+        )
+        | adjusted
+        | dict(adjVolume=d.volume.astype(int), divCash=0.0, splitFactor=1.0)
+    )
+    if query.get("format") == "csv":
+        return 200, table.to_csv(index=False)
     return 200, json.dumps(table.assign(date=table.date + "T00:00:00.000Z").to_dict("records"))
 
-def fmp_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
+
+def fmp_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]:  # status and body
     "Financial Modeling Prep, newest first."
-    if g is None: return 200, "[]"
+    if g is None:
+        return 200, "[]"
     d = _days(_restated(g), query, "from", "to")[::-1]
     sold = d.rename(columns={"day": "date"}).assign(symbol=ticker, vwap=d.close)
     return 200, json.dumps(sold[["symbol", "date", *PRICES, "volume", "vwap"]].to_dict("records"))
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #918068bc
-def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]: # status and body
+def alphavantage_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, str]:  # status and body
     "Alpha Vantage, newest first."
     function, compact = query.get("function", ""), query.get("outputsize") != "full"
     if g is not None and function == "TIME_SERIES_INTRADAY":
         short = within(g.tail(22).assign(ticker=ticker), query.get("interval", "5min"))
-        began = (short.event_time - pd.Timedelta(minutes=minutes(query.get("interval", "5min")))).dt.tz_convert("America/New_York")
-        table = short[[*PRICES, "volume"]].assign(timestamp=began.dt.strftime("%Y-%m-%d %H:%M:%S"))[["timestamp", *PRICES, "volume"]]
+        began = (
+            short.event_time - pd.Timedelta(minutes=minutes(query.get("interval", "5min")))
+        ).dt.tz_convert("America/New_York")
+        table = short[[*PRICES, "volume"]].assign(timestamp=began.dt.strftime("%Y-%m-%d %H:%M:%S"))[
+            ["timestamp", *PRICES, "volume"]
+        ]
         return 200, table[::-1].to_csv(index=False, lineterminator="\r\n")
     if g is None or not function.startswith("TIME_SERIES_DAILY"):
-        return 200, json.dumps({"Error Message": f"Invalid API call. Please retry or visit the documentation for {function}."})
+        return 200, json.dumps(
+            {"Error Message": f"Invalid API call. Please retry or visit the documentation for {function}."}
+        )
     d = g[::-1].head(100 if compact else len(g))
     table = pd.DataFrame(dict(timestamp=d.day, open=d.open, high=d.high, low=d.low, close=d.close))
-    if function.endswith("ADJUSTED"): table["adjusted_close"] = d.adj_close
+    if function.endswith("ADJUSTED"):
+        table["adjusted_close"] = d.adj_close
     table["volume"] = d.volume.astype(int)
-    if query.get("datatype") == "csv": return 200, table.to_csv(index=False, lineterminator="\r\n")
+    if query.get("datatype") == "csv":
+        return 200, table.to_csv(index=False, lineterminator="\r\n")
     names = {c: f"{i}. {c.replace('_', ' ')}" for i, c in enumerate(table.columns) if i}
     rows = {r["timestamp"]: {names[c]: str(r[c]) for c in names} for r in table.to_dict("records")}
     return 200, json.dumps({"Meta Data": {"2. Symbol": ticker}, "Time Series (Daily)": rows})
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #1f62c0b3
 BODIES = dict(yahoo=yahoo_body, tiingo=tiingo_body, fmp=fmp_body, alphavantage=alphavantage_body)
-PATHS = [("yahoo", r"/v8/finance/chart/([^/]+)"), ("tiingo", r"/(?:tiingo/daily|iex)/([^/]+)/prices"), ("tiingo", r"/tiingo/.*|/iex/.*"),
-         ("fmp", r"/stable/.*"), ("alphavantage", r"/query"), ("fred", r"/fred/.*")]
+PATHS = [
+    ("yahoo", r"/v8/finance/chart/([^/]+)"),
+    ("tiingo", r"/(?:tiingo/daily|iex)/([^/]+)/prices"),
+    ("tiingo", r"/tiingo/.*|/iex/.*"),
+    ("fmp", r"/stable/.*"),
+    ("alphavantage", r"/query"),
+    ("fred", r"/fred/.*"),
+]
+
 
 def whose(
-    path: str, # of a request, decoded
-    query: dict, # its parameters
-    paths: list[tuple] = PATHS, # pairs of vendor and pattern, tried in order
-) -> tuple[str, str]: # vendor and ticker, "" where there is none
+    path: str,  # of a request, decoded
+    query: dict,  # its parameters
+    paths: list[tuple] = PATHS,  # pairs of vendor and pattern, tried in order
+) -> tuple[str, str]:  # vendor and ticker, "" where there is none
     "Whom a request is meant for, and about what."
     for name, pattern, *named in paths:
         if found := re.fullmatch(pattern, path):
-            if any(named): return name, named[0](query).upper()
-            ticker = found[1] if found.groups() else query.get("symbol") or query.get("series_id") or query.get("tickers") or ""
+            if any(named):
+                return name, named[0](query).upper()
+            ticker = (
+                found[1]
+                if found.groups()
+                else query.get("symbol") or query.get("series_id") or query.get("tickers") or ""
+            )
             return name, ticker.upper().replace(".", "-") if name == "alphavantage" else ticker.upper()
     return "", ""
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #0831a324
 FAULTS = {
-    "nan": "the newest close is NaN", "infinity": "the newest close is Infinity", "hundred": "all prices are a hundred times too high",
+    "nan": "the newest close is NaN",
+    "infinity": "the newest close is Infinity",
+    "hundred": "all prices are a hundred times too high",
     "negative": "the newest close is below zero",
     "restated": "the prices of the newest five sessions are one percent higher",
-    "empty": "no rows", "behind": "the newest session is missing", "other": "the answer is about another ticker",
-    "429": "too many requests, with Retry-After if `wait` is given", "500": "a server error, or another `status`",
-    "throttled": "a refusal in the vendor's words: too often", "bad-key": "a refusal in the vendor's words: the key",
-    "bad-symbol": "a refusal in the vendor's words: the ticker", "html": "a web page with status 200",
-    "truncated": "the first two thirds of the answer", "garbage": "random bytes", "renamed": "the column close is called closing",
+    "empty": "no rows",
+    "behind": "the newest session is missing",
+    "other": "the answer is about another ticker",
+    "429": "too many requests, with Retry-After if `wait` is given",
+    "500": "a server error, or another `status`",
+    "throttled": "a refusal in the vendor's words: too often",
+    "bad-key": "a refusal in the vendor's words: the key",
+    "bad-symbol": "a refusal in the vendor's words: the ticker",
+    "html": "a web page with status 200",
+    "truncated": "the first two thirds of the answer",
+    "garbage": "random bytes",
+    "renamed": "the column close is called closing",
     "deep": "JSON nested without end",
-    "bom": "a byte order mark first", "semicolons": "another delimiter in CSV", "strings": "numbers as text",
-    "drip": "a byte each `wait` seconds", "reset": "the connection breaks in the middle", "hangup": "the connection closes without an answer",
-    "oversized": "`mb` megabytes", "bomb": "a small gzip that unpacks to `mb` megabytes",
+    "bom": "a byte order mark first",
+    "semicolons": "another delimiter in CSV",
+    "strings": "numbers as text",
+    "drip": "a byte each `wait` seconds",
+    "reset": "the connection breaks in the middle",
+    "hangup": "the connection closes without an answer",
+    "oversized": "`mb` megabytes",
+    "bomb": "a small gzip that unpacks to `mb` megabytes",
 }
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #9ab73d73
 @dataclass
 class Fault:
     "Something to go wrong."
-    kind: str # a key of `FAULTS`
-    times: int = 1 # for how many requests
-    vendor: str = "" # only for this vendor
-    ticker: str = "" # only for this ticker
-    share: float = 1. # for this part of the requests, drawn by chance
-    wait: float | str | None = None # seconds, or a date for Retry-After
-    status: int = 500 # for the kind 500
-    mb: int = 64 # for the kinds oversized and bomb
+
+    kind: str  # a key of `FAULTS`
+    times: int = 1  # for how many requests
+    vendor: str = ""  # only for this vendor
+    ticker: str = ""  # only for this ticker
+    share: float = 1.0  # for this part of the requests, drawn by chance
+    wait: float | str | None = None  # seconds, or a date for Retry-After
+    status: int = 500  # for the kind 500
+    mb: int = 64  # for the kinds oversized and bomb
 
     def __post_init__(self):
-        if self.kind not in FAULTS: raise ParameterRefused(f"There is no fault '{str(self.kind)[:30]}'.", did_you_mean(str(self.kind)[:30], list(FAULTS)))
+        if self.kind not in FAULTS:
+            raise ParameterRefused(
+                f"There is no fault '{str(self.kind)[:30]}'.", did_you_mean(str(self.kind)[:30], list(FAULTS))
+            )
+
 
 REFUSALS = {
-    "throttled": dict(alphavantage={"Note": "Thank you for using Alpha Vantage! Our standard API call frequency is 5 calls per minute and 500 calls per day."},
-                      fmp={"Error Message": "Limit Reach . Please upgrade your plan."}, tiingo={"detail": "You have run over your hourly request allocation."},
-                      yahoo={"chart": {"result": None, "error": {"code": "Too Many Requests", "description": "Too many requests, try later"}}}),
-    "bad-key": dict(alphavantage={"Error Message": "the parameter apikey is invalid or missing."}, fmp={"Error Message": "Invalid API KEY."},
-                    tiingo={"detail": "Invalid token."}, yahoo={"chart": {"result": None, "error": {"code": "Unauthorized", "description": "Invalid cookie"}}}),
-    "bad-symbol": dict(alphavantage={"Error Message": "Invalid API call. Please retry or visit the documentation."}, fmp=[], tiingo={"detail": "Not found."},
-                       yahoo={"chart": {"result": None, "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"}}}),
+    "throttled": dict(
+        alphavantage={
+            "Note": "Thank you for using Alpha Vantage! Our standard API call frequency is 5 calls per minute and 500 calls per day."
+        },
+        fmp={"Error Message": "Limit Reach . Please upgrade your plan."},
+        tiingo={"detail": "You have run over your hourly request allocation."},
+        yahoo={
+            "chart": {
+                "result": None,
+                "error": {"code": "Too Many Requests", "description": "Too many requests, try later"},
+            }
+        },
+    ),
+    "bad-key": dict(
+        alphavantage={"Error Message": "the parameter apikey is invalid or missing."},
+        fmp={"Error Message": "Invalid API KEY."},
+        tiingo={"detail": "Invalid token."},
+        yahoo={"chart": {"result": None, "error": {"code": "Unauthorized", "description": "Invalid cookie"}}},
+    ),
+    "bad-symbol": dict(
+        alphavantage={"Error Message": "Invalid API call. Please retry or visit the documentation."},
+        fmp=[],
+        tiingo={"detail": "Not found."},
+        yahoo={
+            "chart": {
+                "result": None,
+                "error": {"code": "Not Found", "description": "No data found, symbol may be delisted"},
+            }
+        },
+    ),
 }
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #8bf84cc5
 def spoil_goods(
-    kind: str, # a key of `FAULTS`
-    g: pd.DataFrame, # what would be sold
-) -> pd.DataFrame: # what is sold
+    kind: str,  # a key of `FAULTS`
+    g: pd.DataFrame,  # what would be sold
+) -> pd.DataFrame:  # what is sold
     "Faults in the prices themselves."
     g = g.copy()
-    if kind in ("nan", "infinity", "negative"): g.loc[g.index[-1], "close"] = dict(nan=np.nan, infinity=np.inf, negative=-1.)[kind]
-    if kind == "hundred": g[[*PRICES, "adj_close"]] *= 100
-    if kind == "restated": g.loc[g.index[-5:], [*PRICES, "adj_close"]] *= 1.01
-    if kind == "behind": g = g[:-1]
+    if kind in ("nan", "infinity", "negative"):
+        g.loc[g.index[-1], "close"] = dict(nan=np.nan, infinity=np.inf, negative=-1.0)[kind]
+    if kind == "hundred":
+        g[[*PRICES, "adj_close"]] *= 100
+    if kind == "restated":
+        g.loc[g.index[-5:], [*PRICES, "adj_close"]] *= 1.01
+    if kind == "behind":
+        g = g[:-1]
     return g[:0] if kind == "empty" else g
 
+
 def spoil_answer(
-    fault: Fault, # what is to go wrong
-    vendor: str, # who speaks
-    status: int, # as it would have been
-    body: bytes, # as it would have been
-    rng: random.Random, # source of chance
-) -> tuple[int, dict, bytes]: # status, headers, body
+    fault: Fault,  # what is to go wrong
+    vendor: str,  # who speaks
+    status: int,  # as it would have been
+    body: bytes,  # as it would have been
+    rng: random.Random,  # source of chance
+) -> tuple[int, dict, bytes]:  # status, headers, body
     "Faults in what is said."
     kind, text = fault.kind, body.decode()
-    if kind == "429": return 429, {} if fault.wait is None else {"Retry-After": str(fault.wait)}, b'{"detail": "Too many requests"}'
-    if kind == "500": return fault.status, {} if fault.wait is None else {"Retry-After": str(fault.wait)}, b"<h1>Something went wrong</h1>"
-    if kind in REFUSALS: return 200, {}, json.dumps(REFUSALS[kind].get(vendor, {"error": kind})).encode()
-    if kind == "html": return 200, {"Content-Type": "text/html"}, b"<!DOCTYPE html><html><title>We will be back soon</title></html>"
-    if kind == "garbage": return 200, {}, bytes(rng.randrange(256) for _ in range(800))
-    changed = dict(truncated=text[:len(text) * 2 // 3], renamed=re.sub(r"\bclose\b", "closing", text, flags=re.I), deep="[" * 300_000, bom="\ufeff" + text,
-                   semicolons=text if text[:1] in "[{" else text.replace(",", ";"),
-                   strings=re.sub(r'(: |, ?|\[)(-?\d+\.\d+)(?=[,}\]])', r'\1"\2"', text)).get(kind, text)
-    if kind == "bomb": return 200, {"Content-Encoding": "gzip"}, gzip.compress(b"[" + b" " * (fault.mb << 20), 1)
+    if kind == "429":
+        return (
+            429,
+            {} if fault.wait is None else {"Retry-After": str(fault.wait)},
+            b'{"detail": "Too many requests"}',
+        )
+    if kind == "500":
+        return (
+            fault.status,
+            {} if fault.wait is None else {"Retry-After": str(fault.wait)},
+            b"<h1>Something went wrong</h1>",
+        )
+    if kind in REFUSALS:
+        return 200, {}, json.dumps(REFUSALS[kind].get(vendor, {"error": kind})).encode()
+    if kind == "html":
+        return (
+            200,
+            {"Content-Type": "text/html"},
+            b"<!DOCTYPE html><html><title>We will be back soon</title></html>",
+        )
+    if kind == "garbage":
+        return 200, {}, bytes(rng.randrange(256) for _ in range(800))
+    changed = dict(
+        truncated=text[: len(text) * 2 // 3],
+        renamed=re.sub(r"\bclose\b", "closing", text, flags=re.I),
+        deep="[" * 300_000,
+        bom="\ufeff" + text,
+        semicolons=text if text[:1] in "[{" else text.replace(",", ";"),
+        strings=re.sub(r"(: |, ?|\[)(-?\d+\.\d+)(?=[,}\]])", r'\1"\2"', text),
+    ).get(kind, text)
+    if kind == "bomb":
+        return 200, {"Content-Encoding": "gzip"}, gzip.compress(b"[" + b" " * (fault.mb << 20), 1)
     return status, {}, changed.encode()
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #d17e55d8
 class Recorded:
     "Answers kept in a folder, found by their address."
-    def __init__(self,
-        folder: str | Path, # with a manifest.json
+
+    def __init__(
+        self,
+        folder: str | Path,  # with a manifest.json
     ):
         self.folder = Path(folder)
         manifest = self.folder / "manifest.json"
-        if not manifest.is_file(): raise FileMissing(f"There is no manifest.json in {self.folder.name}.", "Name the folder that holds recorded answers.")
-        self.rows = [r | dict(at=urlsplit(r["url"])) for r in json.loads(manifest.read_text()) if r.get("url")]
+        if not manifest.is_file():
+            raise FileMissing(
+                f"There is no manifest.json in {self.folder.name}.",
+                "Name the folder that holds recorded answers.",
+            )
+        self.rows = [
+            r | dict(at=urlsplit(r["url"])) for r in json.loads(manifest.read_text()) if r.get("url")
+        ]
 
-    def find(self,
-        path: str, # decoded
-        query: dict, # parameters
-    ) -> tuple[int, bytes] | None: # status and body; None = never recorded
+    def find(
+        self,
+        path: str,  # decoded
+        query: dict,  # parameters
+    ) -> tuple[int, bytes] | None:  # status and body; None = never recorded
         "The best recorded answer to a request."
-        must = {k: v for k, v in query.items() if k in ("symbol", "function", "series_id", "format", "datatype", "output_type")}
+        must = {
+            k: v
+            for k, v in query.items()
+            if k in ("symbol", "function", "series_id", "format", "datatype", "output_type")
+        }
+
         def fit(r):
             theirs = dict(parse_qsl(r["at"].query))
-            if unquote(r["at"].path) != path or any(theirs.get(k, v) != v for k, v in must.items()): return 0
+            if unquote(r["at"].path) != path or any(theirs.get(k, v) != v for k, v in must.items()):
+                return 0
             return 1 + sum(theirs.get(k) == v for k, v in query.items())
+
         best = max(self.rows, key=fit, default=None)
-        return (int(best.get("status") or 200), (self.folder / best["file"]).read_bytes()) if best and fit(best) else None
+        return (
+            (int(best.get("status") or 200), (self.folder / best["file"]).read_bytes())
+            if best and fit(best)
+            else None
+        )
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #4feb7998
 class StandIn:
     "A server on loopback that speaks like several vendors and fails on command."
-    def __init__(self,
-        bars: pd.DataFrame | None = None, # what to sell; None = nothing but recordings
-        folder: str | Path = "", # recorded answers, asked first
-        seed: int = 0, # for faults that come by chance
-        port: int = 0, # 0 = a free one
+
+    def __init__(
+        self,
+        bars: pd.DataFrame | None = None,  # what to sell; None = nothing but recordings
+        folder: str | Path = "",  # recorded answers, asked first
+        seed: int = 0,  # for faults that come by chance
+        port: int = 0,  # 0 = a free one
     ):
-        self.goods, self.recorded = goods(bars) if bars is not None else {}, Recorded(folder) if folder else None
+        self.goods = goods(bars) if bars is not None else {}
+        self.recorded = Recorded(folder) if folder else None
         self.rng, self.port, self.faults, self.requests = random.Random(seed), port, [], []
         self.loop, self.ready, self.paths, self.bodies = None, threading.Event(), list(PATHS), dict(BODIES)
 
@@ -251,156 +430,239 @@ class StandIn:
         "Where it listens."
         return f"http://127.0.0.1:{self.port}"
 
-    def fault(self,
-        kind: str, # a key of `FAULTS`
-        times: int = 1, # for how many requests
-        **options, # see `Fault`
+    def fault(
+        self,
+        kind: str,  # a key of `FAULTS`
+        times: int = 1,  # for how many requests
+        **options,  # see `Fault`
     ):
         "Switch a fault on."
         self.faults.append(Fault(kind, times, **options))
         return self
 
-    def asked(self) -> pd.DataFrame: # vendor, ticker, path, query, fault, at
+    def asked(self) -> pd.DataFrame:  # vendor, ticker, path, query, fault, at
         "Every request so far."
         return pd.DataFrame(self.requests, columns=["vendor", "ticker", "path", "query", "fault", "at"])
 
-    def __enter__(self): return self.start()
-    def __exit__(self, *_): self.stop()
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        self.stop()
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #df9a6d34
 @patch
-def teach(self: StandIn,
-    vendor: str, # name of another vendor
-    pattern: str, # of its paths; a first group is the ticker, else the query's `symbol`
-    body, # function of ticker, goods and query, giving status and text
-    ticker = None, # function of the query, for vendors that neither name it in the path nor call it symbol
-) -> StandIn: # itself
+def teach(
+    self: StandIn,
+    vendor: str,  # name of another vendor
+    pattern: str,  # of its paths; a first group is the ticker, else the query's `symbol`
+    body,  # function of ticker, goods and query, giving status and text
+    ticker=None,  # function of the query, for vendors that neither name it in the path nor call it symbol
+) -> StandIn:  # itself
     "Let the stand-in speak like one vendor more."
-    self.paths.insert(0, (vendor, pattern, ticker)); self.bodies[vendor] = body
+    self.paths.insert(0, (vendor, pattern, ticker))
+    self.bodies[vendor] = body
     return self
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #3eb004e7
 @patch
-def answer(self: StandIn,
-    path: str, # decoded
-    query: dict, # parameters
-    wish: str = "", # a fault for this request alone
-) -> tuple[int, dict, bytes, Fault | None]: # status, headers, body, and the fault at work
+def answer(
+    self: StandIn,
+    path: str,  # decoded
+    query: dict,  # parameters
+    wish: str = "",  # a fault for this request alone
+) -> tuple[int, dict, bytes, Fault | None]:  # status, headers, body, and the fault at work
     "What to say to a request; it is written down."
     vendor, ticker = whose(path, query, self.paths)
     fault = Fault(wish) if wish else self._next_fault(vendor, ticker)
     public = {k: v for k, v in query.items() if k not in ("apikey", "api_key", "token", "fault")}
-    self.requests.append(dict(vendor=vendor, ticker=ticker, path=path, query=public, fault=fault.kind if fault else "", at=time.time()))
+    self.requests.append(
+        dict(
+            vendor=vendor,
+            ticker=ticker,
+            path=path,
+            query=public,
+            fault=fault.kind if fault else "",
+            at=time.time(),
+        )
+    )
     status, headers, body = self._plain(vendor, ticker, path, query, fault)
-    if fault: status, more, body = spoil_answer(fault, vendor, status, body, self.rng); headers |= more
+    if fault:
+        status, more, body = spoil_answer(fault, vendor, status, body, self.rng)
+        headers |= more
     return status, headers, body, fault
 
+
 @patch
-def _next_fault(self: StandIn, vendor, ticker): # the first that is due, counted down
+def _next_fault(self: StandIn, vendor, ticker):  # the first that is due, counted down
     for f in self.faults:
-        if f.times > 0 and f.vendor in ("", vendor) and f.ticker in ("", ticker) and (f.share >= 1 or self.rng.random() < f.share):
+        if (
+            f.times > 0
+            and f.vendor in ("", vendor)
+            and f.ticker in ("", ticker)
+            and (f.share >= 1 or self.rng.random() < f.share)
+        ):
             f.times -= 1
             return f
 
+
 @patch
-def _plain(self: StandIn, vendor, ticker, path, query, fault): # the answer, were it not for faults in what is said
+def _plain(
+    self: StandIn, vendor, ticker, path, query, fault
+):  # the answer, were it not for faults in what is said
     kind = {"Content-Type": "application/json"}
-    if self.recorded and (found := self.recorded.find(path, query)): return found[0], kind, found[1]
-    if vendor not in self.bodies: return 404, kind, b'{"detail": "Not found."}'
+    if self.recorded and (found := self.recorded.find(path, query)):
+        return found[0], kind, found[1]
+    if vendor not in self.bodies:
+        return 404, kind, b'{"detail": "Not found."}'
     g = self.goods.get(ticker)
-    if fault and g is not None: g = spoil_goods(fault.kind, g)
+    if fault and g is not None:
+        g = spoil_goods(fault.kind, g)
     status, text = self.bodies[vendor](ticker if not fault or fault.kind != "other" else "OTHER", g, query)
     return status, kind, text.encode()
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #fe0c1fc8
 @patch
-async def _serve(self: StandIn, reader, writer): # one request, one connection
+async def _serve(self: StandIn, reader, writer):  # one request, one connection
     try:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         target = head.split(" ", 2)[1]
-        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.split("\r\n")[1:])}
+        headers = {
+            k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.split("\r\n")[1:])
+        }
         at, query = urlsplit(target), dict(parse_qsl(urlsplit(target).query))
         if at.path.startswith("/admin/"):
             sent = await reader.readexactly(int(headers.get("content-length", 0)))
-            status, said, body, fault = 200, {"Content-Type": "application/json"}, json.dumps(self.admin(at.path, sent)).encode(), None
-        else: status, said, body, fault = self.answer(unquote(at.path), query, query.get("fault") or headers.get("x-fault", ""))
+            status = 200
+            said = {"Content-Type": "application/json"}
+            body = json.dumps(self.admin(at.path, sent)).encode()
+            fault = None
+        else:
+            status, said, body, fault = self.answer(
+                unquote(at.path), query, query.get("fault") or headers.get("x-fault", "")
+            )
         await self._write(writer, status, said, body, fault)
-    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError): pass # the client went away
-    except (ParameterRefused, ValueError, TypeError) as e: writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + str(e).encode())
-    finally: writer.close()
+    except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        pass  # the client went away
+    except (ParameterRefused, ValueError, TypeError) as e:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" + str(e).encode())
+    finally:
+        writer.close()
+
 
 @patch
-async def _write(self: StandIn, writer, status, said, body, fault): # the answer on the wire, whole or not
+async def _write(self: StandIn, writer, status, said, body, fault):  # the answer on the wire, whole or not
     kind, wait = (fault.kind, fault.wait) if fault else ("", None)
-    if kind == "hangup": return
+    if kind == "hangup":
+        return
     length = f"Content-Length: {len(body)}\r\n" if kind != "oversized" else ""
     lines = "".join(f"{k}: {v}\r\n" for k, v in said.items())
     writer.write(f"HTTP/1.1 {status} Said\r\n{lines}{length}Connection: close\r\n\r\n".encode())
     if kind == "drip":
-        for i in range(len(body)): writer.write(body[i:i + 1]); await writer.drain(); await asyncio.sleep(float(wait or .05))
+        for i in range(len(body)):
+            writer.write(body[i : i + 1])
+            await writer.drain()
+            await asyncio.sleep(float(wait or 0.05))
     elif kind == "oversized":
-        for _ in range(fault.mb * 16): writer.write(b" " * 65_536); await writer.drain()
+        for _ in range(fault.mb * 16):
+            writer.write(b" " * 65_536)
+            await writer.drain()
     elif kind == "reset":
-        writer.write(body[:len(body) // 2]); await writer.drain(); await asyncio.sleep(.02)
-        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    else: writer.write(body); await writer.drain()
+        writer.write(body[: len(body) // 2])
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+    else:
+        writer.write(body)
+        await writer.drain()
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #aef181ec
 @patch
-def admin(self: StandIn,
-    path: str, # /admin/faults, /admin/requests or /admin/reset
-    sent: bytes = b"", # JSON: a fault or a list of them
-): # JSON-friendly
+def admin(
+    self: StandIn,
+    path: str,  # /admin/faults, /admin/requests or /admin/reset
+    sent: bytes = b"",  # JSON: a fault or a list of them
+):  # JSON-friendly
     "The control desk."
     if path == "/admin/faults" and sent:
         orders = json.loads(sent)
-        for o in orders if isinstance(orders, list) else [orders]: self.fault(**o)
-    if path == "/admin/reset": self.faults.clear(); self.requests.clear()
-    if path == "/admin/requests": return self.requests
+        for o in orders if isinstance(orders, list) else [orders]:
+            self.fault(**o)
+    if path == "/admin/reset":
+        self.faults.clear()
+        self.requests.clear()
+    if path == "/admin/requests":
+        return self.requests
     return [asdict(f) for f in self.faults]
 
+
 @patch
-def start(self: StandIn): # itself
+def start(self: StandIn):  # itself
     "Listen, in a thread of its own."
+
     def work():
         async def main():
-            try: server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**17)
-            except OSError as e: self.problem = e; self.ready.set(); return
-            self.loop, self.done, self.port = asyncio.get_running_loop(), asyncio.Event(), server.sockets[0].getsockname()[1]
+            try:
+                server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**17)
+            except OSError as e:
+                self.problem = e
+                self.ready.set()
+                return
+            self.loop = asyncio.get_running_loop()
+            self.done = asyncio.Event()
+            self.port = server.sockets[0].getsockname()[1]
             self.ready.set()
-            async with server: await self.done.wait()
+            async with server:
+                await self.done.wait()
+
         asyncio.run(main())
-    self.ready.clear(); self.problem = None
-    self.thread = threading.Thread(target=work, daemon=True); self.thread.start(); self.ready.wait(10)
-    if self.problem: raise PortTaken(f"Port {self.port} on this machine is taken.", "Choose another port, or 0 for a free one.", port=self.port)
+
+    self.ready.clear()
+    self.problem = None
+    self.thread = threading.Thread(target=work, daemon=True)
+    self.thread.start()
+    self.ready.wait(10)
+    if self.problem:
+        raise PortTaken(
+            f"Port {self.port} on this machine is taken.",
+            "Choose another port, or 0 for a free one.",
+            port=self.port,
+        )
     return self
+
 
 @patch
 def stop(self: StandIn):
     "Close the shop."
-    if self.loop: self.loop.call_soon_threadsafe(self.done.set); self.thread.join(5); self.loop = None
+    if self.loop:
+        self.loop.call_soon_threadsafe(self.done.set)
+        self.thread.join(5)
+        self.loop = None
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #bb5e462b
 def recent_market(
-    tickers: int = 20, # how many
-    sessions: int = 500, # how many
-    seed: int = 1, # same seed and day, same market
-    now = None, # an instant; None = the clock
-) -> pd.DataFrame: # bars
+    tickers: int = 20,  # how many
+    sessions: int = 500,  # how many
+    seed: int = 1,  # same seed and day, same market
+    now=None,  # an instant; None = the clock
+) -> pd.DataFrame:  # bars
     "A simulated market whose last session is the one that closed last."
     calendar = get_calendar()
     first = calendar.offset(calendar.last_closed(now), 1 - sessions)
     return simulate("realistic", tickers, sessions, seed=seed, start=str(first.date())).bars
 
+
 def main(
-    port: int = 8765, # where to listen, on this machine only
-    folder: str = "", # recorded answers; "" = a simulated market
-    faults: list[str] = (), # kind, or kind:times, or kind:times:vendor
-    tickers: int = 20, # of the simulated market
-    sessions: int = 500, # of the simulated market
-    seed: int = 1, # of the market and of chance
-    say = print, # where sentences go
-    wait: bool = True, # serve until interrupted; False = return the running server
+    port: int = 8765,  # where to listen, on this machine only
+    folder: str = "",  # recorded answers; "" = a simulated market
+    faults: list[str] = (),  # kind, or kind:times, or kind:times:vendor
+    tickers: int = 20,  # of the simulated market
+    sessions: int = 500,  # of the simulated market
+    seed: int = 1,  # of the market and of chance
+    say=print,  # where sentences go
+    wait: bool = True,  # serve until interrupted; False = return the running server
 ) -> StandIn:
     "Run the stand-in until it is interrupted."
     bars = recent_market(tickers, sessions, seed)
@@ -410,20 +672,46 @@ def main(
         standin.fault(kind, int(times or 1), vendor=vendor)
     names = sorted(standin.goods)
     say(f"Standing in for {', '.join(BODIES)} at {standin.url}, with {names[0]} to {names[-1]}. Ingest with:")
-    asked = {"data.source": "vendors", "sources.base_urls": f"all={standin.url}", "data.universe": ",".join(names[:5])}
+    asked = {
+        "data.source": "vendors",
+        "sources.base_urls": f"all={standin.url}",
+        "data.universe": ",".join(names[:5]),
+    }
     asked["data.start"] = f"{bars.event_time.min():%Y-%m-%d}"
     say("  stockpredict ingest " + " ".join(f"--set {k}={v}" for k, v in asked.items()))
     try:
-        while wait: time.sleep(1)
-    except KeyboardInterrupt: standin.stop()
+        while wait:
+            time.sleep(1)
+    except KeyboardInterrupt:
+        standin.stop()
     return standin
 
 # %% ../../nbs/testing/00_fake_vendors.ipynb #3f71fdba
-def _from_shell(argv=None): # the arguments of `main` as options
-    p = argparse.ArgumentParser(prog="python -m stockpredict.testing.fake_vendors", description="Speaks like several vendors on this machine, and fails on command.")
-    for name, kind, default in (("port", int, 8765), ("folder", str, ""), ("tickers", int, 20), ("sessions", int, 500), ("seed", int, 1)):
+def _from_shell(argv=None):  # the arguments of `main` as options
+    p = argparse.ArgumentParser(
+        prog="python -m stockpredict.testing.fake_vendors",
+        description="Speaks like several vendors on this machine, and fails on command.",
+    )
+    for name, kind, default in (
+        ("port", int, 8765),
+        ("folder", str, ""),
+        ("tickers", int, 20),
+        ("sessions", int, 500),
+        ("seed", int, 1),
+    ):
         p.add_argument(f"--{name}", type=kind, default=default)
-    p.add_argument("--fault", dest="faults", action="append", default=[], help="kind[:times[:vendor]]; kinds: " + ", ".join(FAULTS))
+    p.add_argument(
+        "--fault",
+        dest="faults",
+        action="append",
+        default=[],
+        help="kind[:times[:vendor]]; kinds: " + ", ".join(FAULTS),
+    )
     main(**vars(p.parse_args(argv)))
 
-if __name__ == "__main__" and getattr(globals().get("__spec__"), "name", "") == "stockpredict.testing.fake_vendors": _from_shell()
+
+if (
+    __name__ == "__main__"
+    and getattr(globals().get("__spec__"), "name", "") == "stockpredict.testing.fake_vendors"
+):
+    _from_shell()

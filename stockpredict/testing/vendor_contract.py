@@ -15,86 +15,140 @@ from .fake_vendors import StandIn
 from ..sources.vendors import Vendors, vendors
 
 # %% ../../nbs/testing/10_vendor_contract.ipynb #da832f93
-PROMISES = [ # sentence, fault, times, what must come: "bars", "all but the last", or the reasons allowed
+PROMISES = [  # sentence, fault, times, what must come: "bars", "all but the last", or the reasons allowed
     ("A calm day brings what was sold.", "", 0, "bars"),
-    ("A server error that passes is waited out.", "500", 1, "bars"), ("One that stays is named.", "500", 99, {"server-error"}),
-    ("Too many requests: it comes back later.", "429", 1, "bars"), ("It does not insist.", "429", 99, {"throttled"}),
-    ("A broken connection is tried again.", "reset", 1, "bars"), ("One that stays broken is named.", "hangup", 99, {"cut-off"}),
-    ("A web page is no data.", "html", 99, {"not-data"}), ("Half an answer is asked for again.", "truncated", 1, "bars"),
-    ("Half an answer is never used.", "truncated", 99, {"unreadable", "cut-off"}), ("Garbage is asked for again.", "garbage", 1, "bars"),
-    ("Garbage is named.", "garbage", 99, {"unreadable"}), ("Endless nesting is survived.", "deep", 99, {"unreadable"}),
+    ("A server error that passes is waited out.", "500", 1, "bars"),
+    ("One that stays is named.", "500", 99, {"server-error"}),
+    ("Too many requests: it comes back later.", "429", 1, "bars"),
+    ("It does not insist.", "429", 99, {"throttled"}),
+    ("A broken connection is tried again.", "reset", 1, "bars"),
+    ("One that stays broken is named.", "hangup", 99, {"cut-off"}),
+    ("A web page is no data.", "html", 99, {"not-data"}),
+    ("Half an answer is asked for again.", "truncated", 1, "bars"),
+    ("Half an answer is never used.", "truncated", 99, {"unreadable", "cut-off"}),
+    ("Garbage is asked for again.", "garbage", 1, "bars"),
+    ("Garbage is named.", "garbage", 99, {"unreadable"}),
+    ("Endless nesting is survived.", "deep", 99, {"unreadable"}),
     ("A renamed column is drift, not missing prices.", "renamed", 99, {"drift"}),
     ("No rows on trading days is a failure.", "empty", 99, {"empty", "bad-symbol"}),
-    ("A byte order mark is no obstacle.", "bom", 1, "bars"), ("Numbers may come as text.", "strings", 1, "bars"),
-    ("One bad price costs one bar.", "negative", 1, "all but the last"), ("So does a price that is none.", "nan", 1, "all but the last"),
-    ("An answer without end is cut off.", "oversized", 99, {"too-large"}), ("So is a bomb.", "bomb", 99, {"too-large"}),
+    ("A byte order mark is no obstacle.", "bom", 1, "bars"),
+    ("Numbers may come as text.", "strings", 1, "bars"),
+    ("One bad price costs one bar.", "negative", 1, "all but the last"),
+    ("So does a price that is none.", "nan", 1, "all but the last"),
+    ("An answer without end is cut off.", "oversized", 99, {"too-large"}),
+    ("So is a bomb.", "bomb", 99, {"too-large"}),
 ]
 DAYS = ("2019-06-03", "2019-06-28")
 
+
 @contextmanager
-def _secret(env): # a key that must never be seen
+def _secret(env):  # a key that must never be seen
     before = os.environ.get(env) if env else None
-    if env: os.environ[env] = "never-to-be-seen"
-    try: yield "never-to-be-seen"
+    if env:
+        os.environ[env] = "never-to-be-seen"
+    try:
+        yield "never-to-be-seen"
     finally:
-        if env and before is None: del os.environ[env]
-        elif env: os.environ[env] = before
+        if env and before is None:
+            del os.environ[env]
+        elif env:
+            os.environ[env] = before
 
 # %% ../../nbs/testing/10_vendor_contract.ipynb #89cb1fea
-def _trial(name, standin, fault, times, ticker, make): # one fetch on one bad day: bars, source, everything that was written down
-    standin.faults.clear(); standin.requests.clear()
-    if fault: standin.fault(fault, times, mb=8, wait=.01 if fault == "429" else None)
+def _trial(
+    name, standin, fault, times, ticker, make
+):  # one fetch on one bad day: bars, source, everything that was written down
+    standin.faults.clear()
+    standin.requests.clear()
+    if fault:
+        standin.fault(fault, times, mb=8, wait=0.01 if fault == "429" else None)
     with tempfile.TemporaryDirectory() as home:
-        source = make(Settings().with_(**{"storage.home": home, "data.source": "vendors", "data.universe": [ticker], "sources.chain": [name],
-                                             "sources.base_urls": f"all={standin.url}", "sources.retries": 2, "sources.max_mb": 1,
-                                             "sources.deadline": 10, "sources.budgets": f"{name}=500/500"}))
+        source = make(
+            Settings().with_(
+                **{
+                    "storage.home": home,
+                    "data.source": "vendors",
+                    "data.universe": [ticker],
+                    "sources.chain": [name],
+                    "sources.base_urls": f"all={standin.url}",
+                    "sources.retries": 2,
+                    "sources.max_mb": 1,
+                    "sources.deadline": 10,
+                    "sources.budgets": f"{name}=500/500",
+                }
+            )
+        )
         source.polite.rng = _Brief()
         bars = source.fetch([ticker], *DAYS)
         source.queue(pd.Timestamp.now("UTC"))
         return bars, source, source.ledger.path.read_bytes().decode("latin-1")
 
-class _Brief: # pauses as short as chance allows
-    def random(self): return -.99
 
-def _outcome(bars, source, ticker, wish, sold): # "" = as promised, else what was wrong
+class _Brief:  # pauses as short as chance allows
+    def random(self):
+        return -0.99
+
+
+def _outcome(bars, source, ticker, wish, sold):  # "" = as promised, else what was wrong
     reason = source.failed[ticker]["failures"][-1]["reason"] if ticker in source.failed else ""
-    if isinstance(wish, set): return "" if reason in wish and not len(bars) else f"{len(bars)} bars, reason {reason or 'none'}"
-    if reason: return f"failed: {source.failed[ticker]['failures'][-1]['sentence']}"
+    if isinstance(wish, set):
+        return "" if reason in wish and not len(bars) else f"{len(bars)} bars, reason {reason or 'none'}"
+    if reason:
+        return f"failed: {source.failed[ticker]['failures'][-1]['sentence']}"
     good = bars[np.isfinite(bars.close) & (bars.close > 0)]
     expected = sold if wish == "bars" else sold[:-1]
     same = len(good) == len(expected) and np.allclose(good.close, expected, rtol=1e-6)
-    return "" if same and len(bars) == len(sold) else f"{len(good)} good bars of {len(bars)}, {len(expected)} expected"
+    return (
+        ""
+        if same and len(bars) == len(sold)
+        else f"{len(good)} good bars of {len(bars)}, {len(expected)} expected"
+    )
 
 # %% ../../nbs/testing/10_vendor_contract.ipynb #62d2f959
 def keeps_promises(
-    name: str, # a registered vendor
-    bars: pd.DataFrame, # a market without splits, with every session of June 2019
-    teach = None, # called with the stand-in first, for vendors it does not speak like yet
-    make = Vendors, # function of settings that gives the source, for other kinds of bars
-    sold = None, # function of the month's bars that gives the closes to come; None = their own
-) -> pd.DataFrame: # promise, fault, kept, what (went wrong)
+    name: str,  # a registered vendor
+    bars: pd.DataFrame,  # a market without splits, with every session of June 2019
+    teach=None,  # called with the stand-in first, for vendors it does not speak like yet
+    make=Vendors,  # function of settings that gives the source, for other kinds of bars
+    sold=None,  # function of the month's bars that gives the closes to come; None = their own
+) -> pd.DataFrame:  # promise, fault, kept, what (went wrong)
     "Send a vendor's adapter through calm and storm."
     ticker, rows = sorted(bars.ticker.unique())[0], []
     month = bars[(bars.ticker == ticker) & (bars.event_time >= DAYS[0]) & (bars.event_time < "2019-06-29")]
     key = vendors[name].key
     with _secret(key.env if key else "") as secret, StandIn(bars[bars.event_time < "2019-06-29"]) as standin:
-        if teach: teach(standin)
+        if teach:
+            teach(standin)
         for sentence, fault, times, wish in PROMISES:
             got, source, kept = _trial(name, standin, fault, times, ticker, make)
-            wrong = _outcome(got, source, ticker, wish, (sold(month) if sold else month.close.round(2)).to_numpy())
-            if len(standin.requests) > 3: wrong = wrong or f"{len(standin.requests)} requests"
-            if secret in kept + repr(source.failed) + repr(source.failures): wrong = wrong or "the key was shown"
+            wrong = _outcome(
+                got, source, ticker, wish, (sold(month) if sold else month.close.round(2)).to_numpy()
+            )
+            if len(standin.requests) > 3:
+                wrong = wrong or f"{len(standin.requests)} requests"
+            if secret in kept + repr(source.failed) + repr(source.failures):
+                wrong = wrong or "the key was shown"
             rows.append(dict(promise=sentence, fault=fault, kept=not wrong, what=wrong))
-            if not fault: rows += _habits(got, source, ticker, standin)
+            if not fault:
+                rows += _habits(got, source, ticker, standin)
     return pd.DataFrame(rows)
 
-def _habits(bars, source, ticker, standin): # what a calm day shows beside the prices
+
+def _habits(bars, source, ticker, standin):  # what a calm day shows beside the prices
     sent = len(standin.requests)
     ahead = len(source.fetch([ticker], "2060-01-02")) + len(standin.requests) - sent
     days = source.calendar.day_of(bars.event_time)
-    table = {"The table is one of bars.": list(bars.columns[:9]) == BAR_COLUMNS, "A bar is known after its close.": (bars.known_at > bars.event_time).all(),
-             "Only the days asked for come.": days.min() >= pd.Timestamp(DAYS[0]) and days.max() <= pd.Timestamp(DAYS[1]),
-             "Prices hold together.": ((bars.high >= bars[["open", "close"]].max(axis=1)) & (bars.low <= bars[["open", "close"]].min(axis=1))).all(),
-             "Bars come in order, once each.": bars.event_time.is_monotonic_increasing and bars.event_time.is_unique,
-             "Days that lie ahead are not asked for.": ahead == 0}
+    table = {
+        "The table is one of bars.": list(bars.columns[:9]) == BAR_COLUMNS,
+        "A bar is known after its close.": (bars.known_at > bars.event_time).all(),
+        "Only the days asked for come.": days.min() >= pd.Timestamp(DAYS[0])
+        and days.max() <= pd.Timestamp(DAYS[1]),
+        "Prices hold together.": (
+            (bars.high >= bars[["open", "close"]].max(axis=1))
+            & (bars.low <= bars[["open", "close"]].min(axis=1))
+        ).all(),
+        "Bars come in order, once each.": bars.event_time.is_monotonic_increasing
+        and bars.event_time.is_unique,
+        "Days that lie ahead are not asked for.": ahead == 0,
+    }
     return [dict(promise=p, fault="", kept=bool(ok), what="" if ok else "not so") for p, ok in table.items()]

@@ -22,8 +22,9 @@ from ..lake.adjustments import adjust, price_factors
 from ..sources.simulate import simulate
 from ..evaluate.backtest import backtest
 from ..evaluate.labels import forward_returns
-from ..evaluate.metrics import (clark_west, coverage, diebold_mariano, hac_mean, hit_rate, ic_summary, majority_rate,
-                                           pesaran_timmermann, pinball, r2_oos, rank_ic, skill_score)
+from ..evaluate.metrics import clark_west, coverage, diebold_mariano, hac_mean, hit_rate
+from ..evaluate.metrics import ic_summary, majority_rate, pesaran_timmermann, pinball, r2_oos
+from ..evaluate.metrics import rank_ic, skill_score
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
 from ..catalogue.feature import resolve
 from ..catalogue.design_matrix import Spec
@@ -34,161 +35,274 @@ from .walk_forward import Experiment, code_version, compare, covered_spec, make_
 # %% ../../nbs/train/60_gate.ipynb #98fbc422
 def market_study(
     settings: Settings,  # candidates, features, folds
-    kind: str = 'null',  # `null`, `planted` or `realistic`
-    seed: int = 1,       # of the market
-    tickers: int = 60,   # how many
-    sessions: int = 900, # how many
-    alter=None,          # changes the dataset, as a cheat would
+    kind: str = "null",  # `null`, `planted` or `realistic`
+    seed: int = 1,  # of the market
+    tickers: int = 60,  # how many
+    sessions: int = 900,  # how many
+    alter=None,  # changes the dataset, as a cheat would
 ) -> Experiment:
     "An experiment on a simulated market, by the code that real ones use."
-    v, bars = settings.validation, simulate(kind, tickers=tickers, sessions=sessions, rank_ic=.05, seed=seed).bars
-    panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar('XNYS'))
-    names = [n for n in resolve(settings.features.names) if not Spec(n).needs] or ['core'] # of a simulated market no facts are known
-    spec = covered_spec(settings.with_(**{'features.names': names}), panel, make_folds(settings, len(panel))[0].train_stop)
+    v = settings.validation
+    bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=0.05, seed=seed).bars
+    panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar("XNYS"))
+    names = [n for n in resolve(settings.features.names) if not Spec(n).needs] or [
+        "core"
+    ]  # of a simulated market no facts are known
+    spec = covered_spec(
+        settings.with_(**{"features.names": names}), panel, make_folds(settings, len(panel))[0].train_stop
+    )
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
     return compare(settings, alter(data) if alter else data, panel.close.values.cpu().numpy())
 
 # %% ../../nbs/train/60_gate.ipynb #ef955bce
 def one_day_returns(
-    close: np.ndarray, # `[S, N]` adjusted closes, NaN where there is no bar
-) -> np.ndarray: # `[S, N]`
+    close: np.ndarray,  # `[S, N]` adjusted closes, NaN where there is no bar
+) -> np.ndarray:  # `[S, N]`
     "Return from each ticker's previous bar to this one."
     before = pd.DataFrame(close).ffill().shift(1).to_numpy()
     return close / before - 1
 
+
 @patch
-def book(self: Experiment,
-    who,                        # model name or `Candidate`
-    horizon: int | None = None, # sessions held; the first if not given
-    delay: int | None = None,   # sessions from score to fill; that of the settings if not given
+def book(
+    self: Experiment,
+    who,  # model name or `Candidate`
+    horizon: int | None = None,  # sessions held; the first if not given
+    delay: int | None = None,  # sessions from score to fill; that of the settings if not given
 ):
     "A dollar-neutral portfolio of a candidate's scores on the test sessions, with costs."
     s, h = self.settings, horizon or self.horizons[0]
-    return backtest(self.score(who, h), one_day_returns(self.close)[self.tested], bps=s.costs.bps, horizon=h,
-                    delay=s.validation.entry_delay if delay is None else delay, sessions=self.sessions[self.tested], tickers=self.tickers)
+    return backtest(
+        self.score(who, h),
+        one_day_returns(self.close)[self.tested],
+        bps=s.costs.bps,
+        horizon=h,
+        delay=s.validation.entry_delay if delay is None else delay,
+        sessions=self.sessions[self.tested],
+        tickers=self.tickers,
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #0375237a
 def _signs(study, name, h, y):
     "How often the direction was right, and what that is worth."
-    up = study.candidates[name].forecast.frame('p_up', h).to_numpy() - .5
+    up = study.candidates[name].forecast.frame("p_up", h).to_numpy() - 0.5
     hit = hit_rate(up, y, h)
-    return dict(hit=hit.value, hit_se=hit.se, majority=majority_rate(y), pt_p=pesaran_timmermann(up, y, h).p, rows=int(np.isfinite(up * y).sum()))
+    return dict(
+        hit=hit.value,
+        hit_se=hit.se,
+        majority=majority_rate(y),
+        pt_p=pesaran_timmermann(up, y, h).p,
+        rows=int(np.isfinite(up * y).sum()),
+    )
+
 
 def _errors(study, name, h, y):
     "R² against the historical mean, and against no return at all."
-    point, past = (study.candidates[k].forecast.frame('median', h).to_numpy() for k in (name, 'mean'))
-    r2, same = r2_oos(point, y, past, h), name == 'mean'
-    return dict(r2_os=0. if same else r2.value, r2_se=r2.se, cw_p=1. if same else clark_west(point, y, past, h).p, r2_zero=r2_oos(point, y, 0., h).value)
+    point, past = (study.candidates[k].forecast.frame("median", h).to_numpy() for k in (name, "mean"))
+    r2, same = r2_oos(point, y, past, h), name == "mean"
+    return dict(
+        r2_os=0.0 if same else r2.value,
+        r2_se=r2.se,
+        cw_p=1.0 if same else clark_west(point, y, past, h).p,
+        r2_zero=r2_oos(point, y, 0.0, h).value,
+    )
+
 
 def _intervals(study, name, h, y):
     "Loss of the quantiles against the historical-mean model's, and coverage."
-    q, base = (study.candidates[k].forecast for k in (name, 'mean'))
-    q, base, levels = q.quantiles[:, :, q.horizon(h)].numpy(), base.quantiles[:, :, base.horizon(h)].numpy(), q.levels
+    q, base = (study.candidates[k].forecast for k in (name, "mean"))
+    q, base, levels = (
+        q.quantiles[:, :, q.horizon(h)].numpy(),
+        base.quantiles[:, :, base.horizon(h)].numpy(),
+        q.levels,
+    )
     mine, theirs = pinball(q, levels, y).mean(-1), pinball(base, levels, y).mean(-1)
-    same = name == 'mean'
-    return dict(pinball_skill=0. if same else skill_score(mine, theirs, h).value, dm_p=1. if same else 1 - diebold_mariano(mine, theirs, h).p_greater,
-                cover50=coverage(q[..., 1], q[..., 3], y, .5, h).value, cover90=coverage(q[..., 0], q[..., 4], y, .9, h).value)
+    same = name == "mean"
+    return dict(
+        pinball_skill=0.0 if same else skill_score(mine, theirs, h).value,
+        dm_p=1.0 if same else 1 - diebold_mariano(mine, theirs, h).p_greater,
+        cover50=coverage(q[..., 1], q[..., 3], y, 0.5, h).value,
+        cover90=coverage(q[..., 0], q[..., 4], y, 0.9, h).value,
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #a7763fa1
 def _money(study, name, h):
     "The portfolio before and after costs."
     book = study.book(name, h)
     net = sharpe(book.net)
-    return dict(gross_sharpe=sharpe(book.gross, draws=2).value, net_sharpe=net.value, net_se=net.se, net_low=net.low, net_high=net.high,
-                turnover=float(book.turnover.mean())), book.net
+    return dict(
+        gross_sharpe=sharpe(book.gross, draws=2).value,
+        net_sharpe=net.value,
+        net_se=net.se,
+        net_low=net.low,
+        net_high=net.high,
+        turnover=float(book.turnover.mean()),
+    ), book.net
+
 
 def skill_row(
-    study: Experiment, # finished
-    name: str,         # candidate
-    h: int,            # horizon in sessions
-) -> tuple: # (numbers of one line, net returns)
+    study: Experiment,  # finished
+    name: str,  # candidate
+    h: int,  # horizon in sessions
+) -> tuple:  # (numbers of one line, net returns)
     "Everything the table says of one candidate at one horizon."
     c, y, ic = study.candidates[name], study.outcome(h), ic_summary(study.daily_ic(name, h), h)
     money, net = _money(study, name, h)
-    row = dict(model=name, kind=c.kind, complexity=c.complexity, horizon=h, trials=len(c.ledger), ic=ic.value, ic_se=ic.se, ic_low=ic.low, ic_high=ic.high,
-               ic_t=ic.t, ic_p=ic.p_greater, sessions=ic.n)
-    return row | _signs(study, name, h, y) | _errors(study, name, h, y) | _intervals(study, name, h, y) | money, net
+    row = dict(
+        model=name,
+        kind=c.kind,
+        complexity=c.complexity,
+        horizon=h,
+        trials=len(c.ledger),
+        ic=ic.value,
+        ic_se=ic.se,
+        ic_low=ic.low,
+        ic_high=ic.high,
+        ic_t=ic.t,
+        ic_p=ic.p_greater,
+        sessions=ic.n,
+    )
+    return row | _signs(study, name, h, y) | _errors(study, name, h, y) | _intervals(
+        study, name, h, y
+    ) | money, net
 
 # %% ../../nbs/train/60_gate.ipynb #d16e94cb
 def paired(
-    study: Experiment, # finished
-    a,                 # model name or `Candidate`
-    b,                 # the other
-    h: int | None = None, # horizon; the first if not given
+    study: Experiment,  # finished
+    a,  # model name or `Candidate`
+    b,  # the other
+    h: int | None = None,  # horizon; the first if not given
 ):
     "Mean difference of daily rank IC, a minus b, with its error bar."
     return hac_mean(study.daily_ic(a, h) - study.daily_ic(b, h), h or study.horizons[0])
 
 # %% ../../nbs/train/60_gate.ipynb #de7b608b
 def evaluate_candidates(
-    study: Experiment, # finished
-) -> pd.DataFrame: # one line per candidate and horizon
+    study: Experiment,  # finished
+) -> pd.DataFrame:  # one line per candidate and horizon
     "The skill table."
     made = [skill_row(study, name, h) for h in study.horizons for name in study.candidates]
     table, alpha = pd.DataFrame([row for row, _ in made]), study.settings.gate.alpha
-    for _, part in table.groupby('horizon'):
-        each = (part.net_sharpe / 252**.5).dropna()
-        luck = expected_max_sharpe(study.trials, float(each.std()) if len(each) > 1 else 0.)
-        table.loc[part.index, 'dsr'] = [probabilistic_sharpe(made[i][1], luck) for i in part.index]
+    for _, part in table.groupby("horizon"):
+        each = (part.net_sharpe / 252**0.5).dropna()
+        luck = expected_max_sharpe(study.trials, float(each.std()) if len(each) > 1 else 0.0)
+        table.loc[part.index, "dsr"] = [probabilistic_sharpe(made[i][1], luck) for i in part.index]
     claiming = table.complexity > 0
-    gaps = [paired(study, r.model, 'mean', r.horizon) for r in table.itertuples()]
-    table['over_mean'], table['over_mean_p'] = [g.value for g in gaps], [g.p_greater if r else 1. for g, r in zip(gaps, claiming)]
-    table['p_adjusted'] = np.where(claiming, (table.ic_p * claiming.groupby(table.horizon).transform('sum')).clip(upper=1), 1.)
-    more = claiming & (table.over_mean_p < .05)
-    table['skill'] = np.select([more & (table.p_adjusted < alpha) & (table.ic_low > 0), more & (table.p_adjusted < .05)], ['strong', 'weak'], 'none')
+    gaps = [paired(study, r.model, "mean", r.horizon) for r in table.itertuples()]
+    table["over_mean"] = [g.value for g in gaps]
+    table["over_mean_p"] = [g.p_greater if r else 1.0 for g, r in zip(gaps, claiming)]
+    table["p_adjusted"] = np.where(
+        claiming, (table.ic_p * claiming.groupby(table.horizon).transform("sum")).clip(upper=1), 1.0
+    )
+    more = claiming & (table.over_mean_p < 0.05)
+    table["skill"] = np.select(
+        [more & (table.p_adjusted < alpha) & (table.ic_low > 0), more & (table.p_adjusted < 0.05)],
+        ["strong", "weak"],
+        "none",
+    )
     return table
 
 # %% ../../nbs/train/60_gate.ipynb #0508be8b
-ROWS, FEATURE_IC, EDGE, FAR, KEPT, BETTER = 5_000, .10, .25, 126, .75, .03 # limits that are no settings: see the table above
+ROWS, FEATURE_IC, EDGE, FAR, KEPT, BETTER = (
+    5_000,
+    0.10,
+    0.25,
+    126,
+    0.75,
+    0.03,
+)  # limits that are no settings: see the table above
+
 
 def _level_alarms(study, table):
     "Numbers of the skill table beyond their limits."
     g, found = study.settings.gate, []
     for r in table.itertuples():
-        who, most = f"{r.model} at {r.horizon} session(s)", max(g.max_hit, r.majority + g.max_hit - .5)
+        who, most = f"{r.model} at {r.horizon} session(s)", max(g.max_hit, r.majority + g.max_hit - 0.5)
         if abs(r.ic) > g.max_ic and abs(r.ic_t) > 3:
-            found.append(_alarm('rank IC', r.ic, g.max_ic, f"{who} has a mean rank IC of {r.ic:.3f}", f'{g.max_ic:g}'))
+            found.append(
+                _alarm("rank IC", r.ic, g.max_ic, f"{who} has a mean rank IC of {r.ic:.3f}", f"{g.max_ic:g}")
+            )
         if r.hit > most and r.rows > ROWS:
-            found.append(_alarm('hit rate', r.hit, most, f"{who} is right in {r.hit:.1%} of {r.rows:,} calls", f'{most:.1%}'))
-        if r.r2_os > g.max_r2: found.append(_alarm('R²', r.r2_os, g.max_r2, f"{who} explains {r.r2_os:.1%} of the variance", f'{g.max_r2:.1%}'))
+            found.append(
+                _alarm(
+                    "hit rate",
+                    r.hit,
+                    most,
+                    f"{who} is right in {r.hit:.1%} of {r.rows:,} calls",
+                    f"{most:.1%}",
+                )
+            )
+        if r.r2_os > g.max_r2:
+            found.append(
+                _alarm(
+                    "R²",
+                    r.r2_os,
+                    g.max_r2,
+                    f"{who} explains {r.r2_os:.1%} of the variance",
+                    f"{g.max_r2:.1%}",
+                )
+            )
     return found
 
+
 def _alarm(check, value, limit, said, shown):
-    return dict(check=check, value=float(value), limit=float(limit), sentence=f"{said}; beyond {shown} is implausible.")
+    return dict(
+        check=check,
+        value=float(value),
+        limit=float(limit),
+        sentence=f"{said}; beyond {shown} is implausible.",
+    )
+
 
 def _feature_alarms(study):
     "Single features that know too much."
-    odd = study.feature_ic[(study.feature_ic.value.abs() > FEATURE_IC) & (study.feature_ic.value.abs() > 3 * study.feature_ic.se)]
-    return [_alarm('single feature', r.value, FEATURE_IC, f"The feature {name} alone has a rank IC of {r.value:.3f}", f'{FEATURE_IC:g}')
-            for name, r in odd.iterrows()]
+    odd = study.feature_ic[
+        (study.feature_ic.value.abs() > FEATURE_IC) & (study.feature_ic.value.abs() > 3 * study.feature_ic.se)
+    ]
+    return [
+        _alarm(
+            "single feature",
+            r.value,
+            FEATURE_IC,
+            f"The feature {name} alone has a rank IC of {r.value:.3f}",
+            f"{FEATURE_IC:g}",
+        )
+        for name, r in odd.iterrows()
+    ]
 
 # %% ../../nbs/train/60_gate.ipynb #297d0855
 def _money_alarms(study, lead):
     "A portfolio that nobody has."
     g = study.settings.gate
     floor = lead.net_sharpe + float(ndtri(g.alpha)) * lead.net_se
-    if not floor > g.max_sharpe: return []
+    if not floor > g.max_sharpe:
+        return []
     said = f"{lead.model} earns a net Sharpe ratio of {lead.net_sharpe:.1f}, surely above {floor:.1f}"
-    return [_alarm('Sharpe ratio', lead.net_sharpe, g.max_sharpe, said, f'{g.max_sharpe:g}')]
+    return [_alarm("Sharpe ratio", lead.net_sharpe, g.max_sharpe, said, f"{g.max_sharpe:g}")]
 
 # %% ../../nbs/train/60_gate.ipynb #30449f05
 def late_ic(
-    study: Experiment, # finished
-    who: str,          # candidate
-    delay: int,        # sessions from the decision to the start of a one-session return
-) -> pd.Series: # per test session
+    study: Experiment,  # finished
+    who: str,  # candidate
+    delay: int,  # sessions from the decision to the start of a one-session return
+) -> pd.Series:  # per test session
     "Rank IC of the scores with the return of a later session."
     outcome = forward_returns(torch.from_numpy(study.close), 1, delay).numpy()[study.tested]
     return rank_ic(study.score(who), outcome, study.sessions[study.tested])
 
+
 def fade(
-    study: Experiment, # finished
-    who: str,          # candidate
-    delays=(0, 1, 2, 3, 5, 8, 13, 21, 42, 63, 126), # sessions to wait
-) -> pd.DataFrame: # one line per delay: value, low, high, p
+    study: Experiment,  # finished
+    who: str,  # candidate
+    delays=(0, 1, 2, 3, 5, 8, 13, 21, 42, 63, 126),  # sessions to wait
+) -> pd.DataFrame:  # one line per delay: value, low, high, p
     "How much a score is still worth later."
-    rows = {d: ic_summary(late_ic(study, who, d)) for d in delays if d + 30 < len(study.sessions[study.tested])}
-    return pd.DataFrame({d: dict(value=e.value, low=e.low, high=e.high, p=e.p_greater) for d, e in rows.items()}).T.rename_axis('delay')
+    rows = {
+        d: ic_summary(late_ic(study, who, d)) for d in delays if d + 30 < len(study.sessions[study.tested])
+    }
+    return pd.DataFrame(
+        {d: dict(value=e.value, low=e.low, high=e.high, p=e.p_greater) for d, e in rows.items()}
+    ).T.rename_axis("delay")
 
 # %% ../../nbs/train/60_gate.ipynb #2302b528
 def _fading_alarms(study, who):
@@ -196,231 +310,378 @@ def _fading_alarms(study, who):
     alpha, d, h = study.settings.gate.alpha, study.settings.validation.entry_delay, study.horizons[0]
     inside = sum(late_ic(study, who, k) for k in range(d, d + h)) / h
     level, found = hac_mean(inside), []
-    if not (level.value > 0 and level.p_greater < alpha): return found
+    if not (level.value > 0 and level.p_greater < alpha):
+        return found
+
     def gone(k):
         there = late_ic(study, who, k)
         return hac_mean(there).value < EDGE * level.value and hac_mean(inside - there).p_greater < alpha
+
     if gone(d + h) and (d == 0 or gone(d - 1)):
         after = hac_mean(late_ic(study, who, d + h)).value
         known = f"{who} knows the sessions of its label (rank IC {level.value:.3f} each) and nothing of those beside them"
-        found.append(dict(check='edges', value=after, limit=EDGE * level.value,
-                          sentence=f"{known} ({after:.3f} after): filled one session later it is worthless."))
-    late = hac_mean(late_ic(study, who, d + FAR)) if study.tested.stop - study.tested.start > 2 * FAR else None
+        found.append(
+            dict(
+                check="edges",
+                value=after,
+                limit=EDGE * level.value,
+                sentence=f"{known} ({after:.3f} after): filled one session later it is worthless.",
+            )
+        )
+    late = (
+        hac_mean(late_ic(study, who, d + FAR)) if study.tested.stop - study.tested.start > 2 * FAR else None
+    )
     if late and late.value > KEPT * level.value and late.p_greater < alpha:
         known = f"{who} is nearly as good {FAR} sessions later (rank IC {late.value:.3f}) as at once ({level.value:.3f})"
-        found.append(dict(check='no fading', value=late.value, limit=KEPT * level.value, sentence=f"{known}: it knows the stocks, not their future."))
+        found.append(
+            dict(
+                check="no fading",
+                value=late.value,
+                limit=KEPT * level.value,
+                sentence=f"{known}: it knows the stocks, not their future.",
+            )
+        )
     return found
 
 # %% ../../nbs/train/60_gate.ipynb #01c26887
 def _seen_alarms(study, lead):
     "Better on days it has not seen than on days it has."
     seen = study.candidates[lead.model].in_sample
-    if lead.kind == 'baseline' or not seen or seen.get('value') is None: return []
-    gap, noise = lead.ic - seen['value'], math.hypot(lead.ic_se, seen['se'])
-    if not (gap > BETTER and gap > -float(ndtri(study.settings.gate.alpha)) * noise): return []
-    return [dict(check='unseen beats seen', value=lead.ic, limit=seen['value'],
-                 sentence=f"{lead.model} does better on unseen days (rank IC {lead.ic:.3f}) than on days it was fitted on ({seen['value']:.3f}).")]
+    if lead.kind == "baseline" or not seen or seen.get("value") is None:
+        return []
+    gap, noise = lead.ic - seen["value"], math.hypot(lead.ic_se, seen["se"])
+    if not (gap > BETTER and gap > -float(ndtri(study.settings.gate.alpha)) * noise):
+        return []
+    return [
+        dict(
+            check="unseen beats seen",
+            value=lead.ic,
+            limit=seen["value"],
+            sentence=f"{lead.model} does better on unseen days (rank IC {lead.ic:.3f}) than on days it was fitted on ({seen['value']:.3f}).",
+        )
+    ]
+
 
 def leader(
-    study: Experiment,   # finished
-    table: pd.DataFrame, # its skill table
-): # line of the table, as a named tuple
+    study: Experiment,  # finished
+    table: pd.DataFrame,  # its skill table
+):  # line of the table, as a named tuple
     "The candidate with the best evidence at the first horizon."
     first = table[table.horizon == study.horizons[0]].assign(claims=lambda t: t.complexity > 0)
-    return next(first.sort_values(['claims', 'p_adjusted', 'ic_p', 'complexity'], ascending=[False, True, True, True]).itertuples())
+    return next(
+        first.sort_values(
+            ["claims", "p_adjusted", "ic_p", "complexity"], ascending=[False, True, True, True]
+        ).itertuples()
+    )
+
 
 def alarms(
-    study: Experiment,   # finished
-    table: pd.DataFrame, # its skill table
-) -> list: # of dict(check, value, limit, sentence)
+    study: Experiment,  # finished
+    table: pd.DataFrame,  # its skill table
+) -> list:  # of dict(check, value, limit, sentence)
     "Everything about an experiment that is too good to be true."
     lead, found = leader(study, table), _level_alarms(study, table) + _feature_alarms(study)
-    return found + (_money_alarms(study, lead) + _fading_alarms(study, lead.model) + _seen_alarms(study, lead) if lead.claims else [])
+    return found + (
+        _money_alarms(study, lead) + _fading_alarms(study, lead.model) + _seen_alarms(study, lead)
+        if lead.claims
+        else []
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #2bc2282f
 def canary(
-    data: Dataset,     # honest
-    share: float = 1., # correlation with the outcome of the first horizon
-    seed: int = 0,     # of the noise
-) -> Dataset: # with one feature more
+    data: Dataset,  # honest
+    share: float = 1.0,  # correlation with the outcome of the first horizon
+    seed: int = 0,  # of the noise
+) -> Dataset:  # with one feature more
     "The same data with a feature that knows the outcome, blurred by noise."
-    known, i = data.y[..., 0].nan_to_num(0.), data.inputs
+    known, i = data.y[..., 0].nan_to_num(0.0), data.inputs
     z = (known - known.mean(1, keepdim=True)) / known.std(1, keepdim=True).clip(min=1e-9)
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
-    told = ((share * z + math.sqrt(1 - share**2) * noise) / 4).clip(-.5, .5)
-    return replace(data, inputs=replace(i, x=torch.cat([i.x, told[..., None]], -1), names=(*i.names, 'canary'),
-                                        coverage=torch.cat([i.coverage, torch.ones(1)])))
+    told = ((share * z + math.sqrt(1 - share**2) * noise) / 4).clip(-0.5, 0.5)
+    return replace(
+        data,
+        inputs=replace(
+            i,
+            x=torch.cat([i.x, told[..., None]], -1),
+            names=(*i.names, "canary"),
+            coverage=torch.cat([i.coverage, torch.ones(1)]),
+        ),
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #bfd21a04
 def choose(
-    study: Experiment,   # finished
-    first: pd.DataFrame, # lines of the skill table at the first horizon
-) -> tuple: # (simplest strong model not beaten by the best, the best, their difference), or (None, None, None)
+    study: Experiment,  # finished
+    first: pd.DataFrame,  # lines of the skill table at the first horizon
+) -> (
+    tuple
+):  # (simplest strong model not beaten by the best, the best, their difference), or (None, None, None)
     "The simplest strong candidate that the best one does not significantly beat."
-    strong = first[first.skill == 'strong']
-    if not len(strong): return None, None, None
-    best = strong.sort_values(['ic_p', 'complexity']).model.iloc[0]
-    for name in strong.sort_values(['complexity', 'ic_p']).model:
+    strong = first[first.skill == "strong"]
+    if not len(strong):
+        return None, None, None
+    best = strong.sort_values(["ic_p", "complexity"]).model.iloc[0]
+    for name in strong.sort_values(["complexity", "ic_p"]).model:
         gap = paired(study, best, name)
-        if name == best or gap.p_greater >= .05: return name, best, gap
+        if name == best or gap.p_greater >= 0.05:
+            return name, best, gap
 
 # %% ../../nbs/train/60_gate.ipynb #a93143b2
-DECISIONS = {'promote': 'Promote', 'hold': 'Hold', 'suspected-leak': 'Suspected leak'}
-WORDS = {'none': 'no', 'weak': 'weak', 'strong': 'strong'}
-COLOURS = {'promote': '#009E73', 'hold': '#0072B2', 'suspected-leak': '#D55E00'}
+DECISIONS = {"promote": "Promote", "hold": "Hold", "suspected-leak": "Suspected leak"}
+WORDS = {"none": "no", "weak": "weak", "strong": "strong"}
+COLOURS = {"promote": "#009E73", "hold": "#0072B2", "suspected-leak": "#D55E00"}
+
 
 @dataclass
 class Verdict:
     "Whether to believe an experiment, and why."
-    decision: str      # `promote`, `hold` or `suspected-leak`
-    skill: str         # evidence of the leading candidate: `none`, `weak` or `strong`
-    model: str         # candidate that is to be served
-    reasons: list      # sentences with numbers
-    numbers: dict = field(default_factory=dict) # the skill table, alarms, comparisons, lineage
+
+    decision: str  # `promote`, `hold` or `suspected-leak`
+    skill: str  # evidence of the leading candidate: `none`, `weak` or `strong`
+    model: str  # candidate that is to be served
+    reasons: list  # sentences with numbers
+    numbers: dict = field(default_factory=dict)  # the skill table, alarms, comparisons, lineage
 
     def __repr__(self):
-        return '\n'.join([f"{DECISIONS[self.decision]} ({WORDS[self.skill]} evidence of skill), to serve: {self.model}", *(f'- {r}' for r in self.reasons)])
+        return "\n".join(
+            [
+                f"{DECISIONS[self.decision]} ({WORDS[self.skill]} evidence of skill), to serve: {self.model}",
+                *(f"- {r}" for r in self.reasons),
+            ]
+        )
 
     def _repr_html_(self):
-        items, colour = ''.join(f'<li>{escape(r)}</li>' for r in self.reasons), COLOURS[self.decision]
-        return (f'<div style="border-left:6px solid {colour};padding:2px 12px"><b style="color:{colour}">{DECISIONS[self.decision]}</b> '
-                f'· <b>{WORDS[self.skill]}</b> evidence of skill · to serve: <b>{escape(self.model)}</b><ul>{items}</ul></div>')
+        items, colour = "".join(f"<li>{escape(r)}</li>" for r in self.reasons), COLOURS[self.decision]
+        return (
+            f'<div style="border-left:6px solid {colour};padding:2px 12px"><b style="color:{colour}">{DECISIONS[self.decision]}</b> '
+            f"· <b>{WORDS[self.skill]}</b> evidence of skill · to serve: <b>{escape(self.model)}</b><ul>{items}</ul></div>"
+        )
 
-    def to_json(self) -> str: return json.dumps(asdict(self), indent=1, sort_keys=True)
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str): return cls(**json.loads(text))
+    def from_json(cls, text: str):
+        return cls(**json.loads(text))
 
     @property
-    def skill_table(self) -> pd.DataFrame: return pd.DataFrame(self.numbers.get('table', []))
+    def skill_table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.numbers.get("table", []))
 
 # %% ../../nbs/train/60_gate.ipynb #c6d84f1a
 @patch
 def plot(self: Verdict):
     "Rank IC of every candidate at the first horizon."
     from stockpredict.evaluate.plots import skill_plot
+
     t = self.skill_table
-    t = t[t.horizon == t.horizon.min()].set_index('model').rename(columns=dict(ic='value', ic_low='low', ic_high='high', p_adjusted='p'))
-    title = f'{DECISIONS[self.decision]}, to serve: {self.model} (rank IC, 95 % interval, corrected p)'
-    return skill_plot(t, title, self.model, [name for name in t.index if t.kind[name] == 'baseline'])
+    t = (
+        t[t.horizon == t.horizon.min()]
+        .set_index("model")
+        .rename(columns=dict(ic="value", ic_low="low", ic_high="high", p_adjusted="p"))
+    )
+    title = f"{DECISIONS[self.decision]}, to serve: {self.model} (rank IC, 95 % interval, corrected p)"
+    return skill_plot(t, title, self.model, [name for name in t.index if t.kind[name] == "baseline"])
 
 # %% ../../nbs/train/60_gate.ipynb #0647a747
 def _plain(frame):
     "Lines of a table as JSON can hold them."
-    return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in frame.astype(object).to_dict('records')]
+    return [
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in frame.astype(object).to_dict("records")
+    ]
+
 
 def _evidence(study, r, found):
     "What is known of one candidate, in sentences."
-    v, n, h = study.settings.validation, sum(c.complexity > 0 for c in study.candidates.values()), study.horizons[0]
-    word = 'which counts for nothing while a leak is suspected' if found else f'{r.skill} evidence' if r.skill != 'none' else 'no evidence'
-    return [f"{r.model}: mean daily rank IC {r.ic:.4f} [{r.ic_low:.4f}, {r.ic_high:.4f}] over {r.sessions} unseen sessions at {h} session(s), "
-            f"filled {v.entry_delay} later; p = {r.p_adjusted:.2g} after correcting for {n} candidate{'s' * (n != 1)}, "
-            f"{r.over_mean:+.4f} against the historical mean (p = {r.over_mean_p:.2g}): {word}.",
-            f"Direction right {r.hit:.1%} of the time, always calling the commoner sign {r.majority:.1%} (Pesaran-Timmermann p = {r.pt_p:.2g}); "
-            f"R² against the historical mean {r.r2_os:.2%} (Clark-West p = {r.cw_p:.2g}).",
-            f"Net Sharpe ratio {r.net_sharpe:.2f} [{r.net_low:.2f}, {r.net_high:.2f}] at {study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs; "
-            f"probability of a true edge after {study.trials} models tried {r.dsr:.0%}.",
-            f"The 90 % interval held {r.cover90:.1%} of outcomes, the 50 % interval {r.cover50:.1%}."]
+    v = study.settings.validation
+    n = sum(c.complexity > 0 for c in study.candidates.values())
+    h = study.horizons[0]
+    word = (
+        "which counts for nothing while a leak is suspected"
+        if found
+        else f"{r.skill} evidence"
+        if r.skill != "none"
+        else "no evidence"
+    )
+    return [
+        f"{r.model}: mean daily rank IC {r.ic:.4f} [{r.ic_low:.4f}, {r.ic_high:.4f}] over {r.sessions} unseen sessions at {h} session(s), "
+        f"filled {v.entry_delay} later; p = {r.p_adjusted:.2g} after correcting for {n} candidate{'s' * (n != 1)}, "
+        f"{r.over_mean:+.4f} against the historical mean (p = {r.over_mean_p:.2g}): {word}.",
+        f"Direction right {r.hit:.1%} of the time, always calling the commoner sign {r.majority:.1%} (Pesaran-Timmermann p = {r.pt_p:.2g}); "
+        f"R² against the historical mean {r.r2_os:.2%} (Clark-West p = {r.cw_p:.2g}).",
+        f"Net Sharpe ratio {r.net_sharpe:.2f} [{r.net_low:.2f}, {r.net_high:.2f}] at {study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs; "
+        f"probability of a true edge after {study.trials} models tried {r.dsr:.0%}.",
+        f"The 90 % interval held {r.cover90:.1%} of outcomes, the 50 % interval {r.cover50:.1%}.",
+    ]
 
 # %% ../../nbs/train/60_gate.ipynb #5df72d64
 def decide(
-    study: Experiment, # finished
-    override: str = '', # a written reason to go on in spite of an alarm
+    study: Experiment,  # finished
+    override: str = "",  # a written reason to go on in spite of an alarm
 ) -> Verdict:
     "The verdict of the data: too good, good, or neither."
     table = evaluate_candidates(study)
     first, found = table[table.horizon == study.horizons[0]], alarms(study, table)
     name, best, gap = choose(study, first)
     lead = next(first[first.model == (name or leader(study, table).model)].itertuples())
-    decision = 'suspected-leak' if found and not override else 'promote' if name else 'hold'
-    reasons = _evidence(study, lead, decision == 'suspected-leak')
+    decision = "suspected-leak" if found and not override else "promote" if name else "hold"
+    reasons = _evidence(study, lead, decision == "suspected-leak")
     if name and name != best:
-        reasons.append(f"{best} is not significantly better than the simpler {name} (difference of rank IC {gap.value:.4f}, p = {gap.p_greater:.2g}), "
-                       "so the simpler one is taken.")
-    if found: reasons = [*(a['sentence'] for a in found), *([f"Overridden with this reason: {override}"] if override else []), *reasons]
-    if decision == 'hold': reasons.append("No candidate shows strong evidence of skill, so none is promoted.")
-    numbers = dict(table=_plain(table), alarms=found, best=best, lead=lead.model, lineage=study.lineage, override=override,
-                   trials=study.trials, limits=study.settings.gate.model_dump(), feature_ic=_plain(study.feature_ic.rename_axis('feature').reset_index()))
-    skill = 'none' if decision == 'suspected-leak' else lead.skill
-    return Verdict(decision, skill, name if decision == 'promote' else 'mean', reasons, numbers)
+        reasons.append(
+            f"{best} is not significantly better than the simpler {name} (difference of rank IC {gap.value:.4f}, p = {gap.p_greater:.2g}), "
+            "so the simpler one is taken."
+        )
+    if found:
+        reasons = [
+            *(a["sentence"] for a in found),
+            *([f"Overridden with this reason: {override}"] if override else []),
+            *reasons,
+        ]
+    if decision == "hold":
+        reasons.append("No candidate shows strong evidence of skill, so none is promoted.")
+    numbers = dict(
+        table=_plain(table),
+        alarms=found,
+        best=best,
+        lead=lead.model,
+        lineage=study.lineage,
+        override=override,
+        trials=study.trials,
+        limits=study.settings.gate.model_dump(),
+        feature_ic=_plain(study.feature_ic.rename_axis("feature").reset_index()),
+    )
+    skill = "none" if decision == "suspected-leak" else lead.skill
+    return Verdict(decision, skill, name if decision == "promote" else "mean", reasons, numbers)
 
 # %% ../../nbs/train/60_gate.ipynb #0cbd84d6
-MARKETS = dict(planted=('planted', 201, 'promote', None), canary=('null', 101, 'suspected-leak', 1.), blurred=('null', 102, 'suspected-leak', .3))
+MARKETS = dict(
+    planted=("planted", 201, "promote", None),
+    canary=("null", 101, "suspected-leak", 1.0),
+    blurred=("null", 102, "suspected-leak", 0.3),
+)
+
 
 def small_settings(
-    settings: Settings, # what is to be tested
+    settings: Settings,  # what is to be tested
 ) -> Settings:
     "The same features, horizons, delay and costs on a small scale, with two quick models; markets of its own, so no data source matters."
-    own = {part: getattr(Settings(), part) for part in ('data', 'simulated', 'sources')}
-    names = list(dict.fromkeys([*resolve(settings.features.names), 'mom_5']))
-    return settings.model_copy(update=own).with_(**{
-        'features.names': names, 'models.candidates': ['ridge', 'lightgbm'], 'models.trials': 1, 'validation.folds': 2,
-        'validation.horizons': settings.validation.horizons[:1], 'validation.first_train': max(400, 10 * settings.validation.horizons[0])})
+    own = {part: getattr(Settings(), part) for part in ("data", "simulated", "sources")}
+    names = list(dict.fromkeys([*resolve(settings.features.names), "mom_5"]))
+    return settings.model_copy(update=own).with_(
+        **{
+            "features.names": names,
+            "models.candidates": ["ridge", "lightgbm"],
+            "models.trials": 1,
+            "validation.folds": 2,
+            "validation.horizons": settings.validation.horizons[:1],
+            "validation.first_train": max(400, 10 * settings.validation.horizons[0]),
+        }
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #dee559b3
 def try_market(
-    settings: Settings, # from `small_settings`
-    name: str,          # for the table
-    kind: str,          # `null` or `planted`
-    seed: int,          # of the market
-    expected: str,      # decision
-    share: float | None = None, # how much of the outcome a canary knows, if there is one
-) -> dict: # one line of the self-test
+    settings: Settings,  # from `small_settings`
+    name: str,  # for the table
+    kind: str,  # `null` or `planted`
+    seed: int,  # of the market
+    expected: str,  # decision
+    share: float | None = None,  # how much of the outcome a canary knows, if there is one
+) -> dict:  # one line of the self-test
     "Judge one simulated market."
-    own = {'models.candidates': ['ridge']} if share is not None else {'validation.horizons': [1], 'validation.entry_delay': 1} if kind == 'planted' else {}
-    study = market_study(settings.with_(**own), kind, seed, 40, settings.validation.first_train + 500 + settings.validation.embargo,
-                         alter=None if share is None else lambda data: canary(data, share, seed))
+    own = (
+        {"models.candidates": ["ridge"]}
+        if share is not None
+        else {"validation.horizons": [1], "validation.entry_delay": 1}
+        if kind == "planted"
+        else {}
+    )
+    study = market_study(
+        settings.with_(**own),
+        kind,
+        seed,
+        40,
+        settings.validation.first_train + 500 + settings.validation.embargo,
+        alter=None if share is None else lambda data: canary(data, share, seed),
+    )
     said = decide(study)
-    r = next(row for row in said.numbers['table'] if row['model'] == said.numbers['lead'])
-    return dict(market=name, seed=seed, expected=expected, decision=said.decision, ok=said.decision == expected, model=r['model'], ic=r['ic'], low=r['ic_low'],
-                high=r['ic_high'], alarms=sorted({a['check'] for a in said.numbers['alarms']}))
+    r = next(row for row in said.numbers["table"] if row["model"] == said.numbers["lead"])
+    return dict(
+        market=name,
+        seed=seed,
+        expected=expected,
+        decision=said.decision,
+        ok=said.decision == expected,
+        model=r["model"],
+        ic=r["ic"],
+        low=r["ic_low"],
+        high=r["ic_high"],
+        alarms=sorted({a["check"] for a in said.numbers["alarms"]}),
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #bd32128b
 @dataclass
 class SelfTest:
     "What the gate decided where the answer is known."
+
     passed: bool
-    markets: list      # one line each: market, expected, decision, ok, ic with interval, alarms
-    key: str = ''      # of code and settings
+    markets: list  # one line each: market, expected, decision, ok, ic with interval, alarms
+    key: str = ""  # of code and settings
 
-    def table(self) -> pd.DataFrame: return pd.DataFrame(self.markets)
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame(self.markets)
 
-    def __repr__(self): return '\n'.join([f"Self-test {'passed' if self.passed else 'FAILED'}", *(f'- {s}' for s in self.sentences())])
+    def __repr__(self):
+        return "\n".join(
+            [f"Self-test {'passed' if self.passed else 'FAILED'}", *(f"- {s}" for s in self.sentences())]
+        )
 
     def _repr_html_(self):
-        shown = self.table().drop(columns=['model']).to_html(index=False, float_format='{:.3f}'.format)
+        shown = self.table().drop(columns=["model"]).to_html(index=False, float_format="{:.3f}".format)
         return f"<b>Self-test {'passed' if self.passed else 'failed'}</b>{shown}"
 
     def sentences(self) -> list:
         "One sentence per market."
-        word = {'null': 'no signal', 'planted': 'rank IC 0.05 planted', 'canary': "the outcome among the features",
-                'blurred': "three tenths of the outcome among the features"}
-        return [f"{word[m['market']]} (seed {m['seed']}): rank IC {m['ic']:.3f} [{m['low']:.3f}, {m['high']:.3f}], {m['decision']}"
-                + ('.' if m['ok'] else f", expected {m['expected']}.") for m in self.markets]
+        word = {
+            "null": "no signal",
+            "planted": "rank IC 0.05 planted",
+            "canary": "the outcome among the features",
+            "blurred": "three tenths of the outcome among the features",
+        }
+        return [
+            f"{word[m['market']]} (seed {m['seed']}): rank IC {m['ic']:.3f} [{m['low']:.3f}, {m['high']:.3f}], {m['decision']}"
+            + ("." if m["ok"] else f", expected {m['expected']}.")
+            for m in self.markets
+        ]
 
-    def to_json(self) -> str: return json.dumps(asdict(self), indent=1, sort_keys=True)
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str): return cls(**json.loads(text))
+    def from_json(cls, text: str):
+        return cls(**json.loads(text))
 
 # %% ../../nbs/train/60_gate.ipynb #ee463ba2
 def self_test(
     settings: Settings,  # what is to be tested
-    fresh: bool = False, # run it even if this code passed it with settings of the same `small_settings`
+    fresh: bool = False,  # run it even if this code passed it with settings of the same `small_settings`
 ) -> SelfTest:
     "Judge markets whose truth is known; remembered per code and `small_settings`."
     small = small_settings(settings)
-    key = f'{code_version()}-{small.hash}'
-    place = settings.storage.work_dir / f'selftest-{key}.json'
-    if place.exists() and not fresh: return SelfTest.from_json(place.read_text())
+    key = f"{code_version()}-{small.hash}"
+    place = settings.storage.work_dir / f"selftest-{key}.json"
+    if place.exists() and not fresh:
+        return SelfTest.from_json(place.read_text())
     seeds = range(101, 101 + max(1, settings.gate.null_seeds))
-    held = [try_market(small, 'null', 'null', s, 'hold') for s in seeds]
-    lucky = sum(not m['ok'] for m in held)
-    if lucky == 1: held += [try_market(small, 'null', 'null', s, 'hold') for s in range(301, 307)]
+    held = [try_market(small, "null", "null", s, "hold") for s in seeds]
+    lucky = sum(not m["ok"] for m in held)
+    if lucky == 1:
+        held += [try_market(small, "null", "null", s, "hold") for s in range(301, 307)]
     known = [try_market(small, name, *how) for name, how in MARKETS.items()]
-    done = SelfTest(sum(not m['ok'] for m in held) <= (lucky == 1) and all(m['ok'] for m in known), held + known, key)
+    done = SelfTest(
+        sum(not m["ok"] for m in held) <= (lucky == 1) and all(m["ok"] for m in known), held + known, key
+    )
     place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f'.{os.getpid()}')
+    part = place.with_suffix(f".{os.getpid()}")
     part.write_text(done.to_json())
     os.replace(part, place)
     return done
@@ -429,35 +690,73 @@ def self_test(
 def _against(study, name, champion):
     "(held?, sentence, numbers) of the comparison with the champion."
     who = f"the champion {champion.model}"
-    if study.rival is None: return False, study.lineage.get('rival', f"{who[0].upper()}{who[1:]} was not tried on these sessions, so it had no say."), {}
+    if study.rival is None:
+        return (
+            False,
+            study.lineage.get(
+                "rival", f"{who[0].upper()}{who[1:]} was not tried on these sessions, so it had no say."
+            ),
+            {},
+        )
     gap = paired(study, name, study.rival)
-    worse = 1 - gap.p_greater if gap.se > 0 else .5
-    numbers = dict(model=champion.model, params=champion.params, difference=gap.value, low=gap.low, high=gap.high, p_worse=worse, sessions=gap.n)
+    worse = 1 - gap.p_greater if gap.se > 0 else 0.5
+    numbers = dict(
+        model=champion.model,
+        params=champion.params,
+        difference=gap.value,
+        low=gap.low,
+        high=gap.high,
+        p_worse=worse,
+        sessions=gap.n,
+    )
     told = f"difference of daily rank IC {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}], p = {worse:.2g}"
-    if worse < .05: return True, f"{name} is significantly worse than {who} on the same {gap.n} sessions ({told}).", numbers
-    return False, f"{name} is not significantly worse than {who} on the same {gap.n} sessions ({told}).", numbers
+    if worse < 0.05:
+        return (
+            True,
+            f"{name} is significantly worse than {who} on the same {gap.n} sessions ({told}).",
+            numbers,
+        )
+    return (
+        False,
+        f"{name} is not significantly worse than {who} on the same {gap.n} sessions ({told}).",
+        numbers,
+    )
 
 # %% ../../nbs/train/60_gate.ipynb #f794fe38
 def judge(
-    study: Experiment,        # finished
+    study: Experiment,  # finished
     tested: SelfTest | None,  # `self_test` of the same settings; nothing is promoted without it
-    champion=None,            # what is served today, with `.model` and `.params`
-    override: str = '',       # a written reason to go on in spite of an alarm; it is stored and shown
+    champion=None,  # what is served today, with `.model` and `.params`
+    override: str = "",  # a written reason to go on in spite of an alarm; it is stored and shown
 ) -> Verdict:
     "Whether to believe an experiment."
     v = decide(study, override)
-    v.numbers['self_test'] = None if tested is None else asdict(tested)
-    if v.decision == 'promote' and champion is not None:
-        held, sentence, v.numbers['champion'] = _against(study, v.model, champion)
+    v.numbers["self_test"] = None if tested is None else asdict(tested)
+    if v.decision == "promote" and champion is not None:
+        held, sentence, v.numbers["champion"] = _against(study, v.model, champion)
         v.reasons.append(sentence)
-        if held: v.decision = 'hold'
+        if held:
+            v.decision = "hold"
     if tested is None or not tested.passed:
-        bad = [] if tested is None else [s for s, m in zip(tested.sentences(), tested.markets) if not m['ok']]
-        v.reasons.insert(0, ' '.join([f"{'No self-test was run' if tested is None else 'The self-test failed'}, so nothing is promoted.", *bad]))
-        if v.decision == 'promote': v.decision = 'hold'
-    else: v.reasons.append(f"The self-test passed on {len(tested.markets)} markets with known truth.")
-    if v.decision != 'promote':
-        v.model = champion.model if champion is not None else 'mean'
-        v.reasons.append(f"The champion {v.model} stays." if champion is not None else
-                         "Served is the historical mean with calibrated intervals, labelled: no evidence of skill.")
+        bad = [] if tested is None else [s for s, m in zip(tested.sentences(), tested.markets) if not m["ok"]]
+        v.reasons.insert(
+            0,
+            " ".join(
+                [
+                    f"{'No self-test was run' if tested is None else 'The self-test failed'}, so nothing is promoted.",
+                    *bad,
+                ]
+            ),
+        )
+        if v.decision == "promote":
+            v.decision = "hold"
+    else:
+        v.reasons.append(f"The self-test passed on {len(tested.markets)} markets with known truth.")
+    if v.decision != "promote":
+        v.model = champion.model if champion is not None else "mean"
+        v.reasons.append(
+            f"The champion {v.model} stays."
+            if champion is not None
+            else "Served is the historical mean with calibrated intervals, labelled: no evidence of skill."
+        )
     return v

@@ -18,335 +18,513 @@ from ..core.settings import Settings
 from ..models.artifact import Artifact, load_artifact, public_key
 
 # %% ../../nbs/train/80_registry.ipynb #b3ec1ec4
-WORDING = {'none': 'no evidence of skill: serving the historical-mean baseline with calibrated intervals',
-           'weak': 'weak evidence of skill out of sample', 'strong': 'strong evidence of skill out of sample, on past data'}
+WORDING = {
+    "none": "no evidence of skill: serving the historical-mean baseline with calibrated intervals",
+    "weak": "weak evidence of skill out of sample",
+    "strong": "strong evidence of skill out of sample, on past data",
+}
+
 
 @dataclass(frozen=True)
 class Champion:
     "What is served, and why."
-    version: int         # counts published artifacts from 1
-    artifact: str        # hash of its content, and name of its folder
-    model: str           # name of the model
-    skill: str           # evidence for it: `none`, `weak` or `strong`
-    decision: str        # what the gate said: `promote`, `hold`, `suspected-leak`; or `rollback`
-    promoted_at: str     # ISO 8601, UTC
-    params: dict = field(default_factory=dict) # what it was made with
-    previous: str = ''   # artifact it replaced
-    wording: str = ''    # the evidence as a phrase
-    reasons: list = field(default_factory=list) # sentences of the verdict
-    lineage: dict = field(default_factory=dict) # what it was made from
-    mlflow: str = 'pending' # run in MLflow, `pending` until it got there
+
+    version: int  # counts published artifacts from 1
+    artifact: str  # hash of its content, and name of its folder
+    model: str  # name of the model
+    skill: str  # evidence for it: `none`, `weak` or `strong`
+    decision: str  # what the gate said: `promote`, `hold`, `suspected-leak`; or `rollback`
+    promoted_at: str  # ISO 8601, UTC
+    params: dict = field(default_factory=dict)  # what it was made with
+    previous: str = ""  # artifact it replaced
+    wording: str = ""  # the evidence as a phrase
+    reasons: list = field(default_factory=list)  # sentences of the verdict
+    lineage: dict = field(default_factory=dict)  # what it was made from
+    mlflow: str = "pending"  # run in MLflow, `pending` until it got there
 
     def __post_init__(self):
-        if re.fullmatch(r'[0-9a-f]{8,64}', str(self.artifact)) and self.skill in WORDING: return
-        raise ArtifactRejected("The champion pointer names something that is not an artifact of this registry.", "Run `stockpredict rollback`.")
+        if re.fullmatch(r"[0-9a-f]{8,64}", str(self.artifact)) and self.skill in WORDING:
+            return
+        raise ArtifactRejected(
+            "The champion pointer names something that is not an artifact of this registry.",
+            "Run `stockpredict rollback`.",
+        )
 
     def __repr__(self):
-        made = ' '.join([self.model, *(f'{k}={v}' for k, v in self.params.items())])
+        made = " ".join([self.model, *(f"{k}={v}" for k, v in self.params.items())])
         return f"Champion v{self.version}, {made}: {self.wording} ({self.decision})"
 
 # %% ../../nbs/train/80_registry.ipynb #c8749adc
 def champion(
-    settings: Settings, # whose registry
+    settings: Settings,  # whose registry
 ) -> Champion:
     "The model that is served today."
-    path = settings.storage.registry_dir / 'champion.json'
-    try: said = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise NoChampion("No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`.") from None
-    except ValueError: raise ArtifactRejected("The champion pointer is not readable.", "Run `stockpredict rollback` to point at the version before.") from None
-    try: return Champion(**said)
-    except TypeError as e: raise ArtifactRejected(f"The champion pointer is incomplete: {e}.", "Run `stockpredict rollback`.") from None
+    path = settings.storage.registry_dir / "champion.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NoChampion(
+            "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
+        ) from None
+    except ValueError:
+        raise ArtifactRejected(
+            "The champion pointer is not readable.",
+            "Run `stockpredict rollback` to point at the version before.",
+        ) from None
+    try:
+        return Champion(**said)
+    except TypeError as e:
+        raise ArtifactRejected(
+            f"The champion pointer is incomplete: {e}.", "Run `stockpredict rollback`."
+        ) from None
+
 
 def champion_or_none(
-    settings: Settings, # whose registry
+    settings: Settings,  # whose registry
 ) -> Champion | None:
     "The model that is served today, if there is one."
-    try: return champion(settings)
-    except NoChampion: return None
+    try:
+        return champion(settings)
+    except NoChampion:
+        return None
 
 # %% ../../nbs/train/80_registry.ipynb #333b5df6
 def _lines(settings):
     "Events so far, oldest first."
-    path, found = settings.storage.registry_dir / 'history.jsonl', []
-    for line in path.read_text(encoding='utf-8').splitlines() if path.exists() else []:
-        try: found.append(json.loads(line))
-        except ValueError: continue
+    path, found = settings.storage.registry_dir / "history.jsonl", []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
     return found
+
 
 def _remember(settings, event):
     "Append one event, whole."
-    with open(settings.storage.registry_dir / 'history.jsonl', 'ab+') as f:
+    with open(settings.storage.registry_dir / "history.jsonl", "ab+") as f:
         f.seek(0, os.SEEK_END)
         if f.tell():
             f.seek(-1, os.SEEK_END)
-            if f.read(1) != b'\n': f.write(b'\n')
-        f.write(json.dumps(event, sort_keys=True).encode() + b'\n')
-        f.flush(); os.fsync(f.fileno())
+            if f.read(1) != b"\n":
+                f.write(b"\n")
+        f.write(json.dumps(event, sort_keys=True).encode() + b"\n")
+        f.flush()
+        os.fsync(f.fileno())
 
-COLUMNS = ['at', 'event', 'version', 'model', 'skill', 'artifact', 'why']
+
+COLUMNS = ["at", "event", "version", "model", "skill", "artifact", "why"]
+
 
 def history(
-    settings: Settings, # whose registry
-) -> pd.DataFrame: # one line per event: at, event, version, model, skill, artifact, why
+    settings: Settings,  # whose registry
+) -> pd.DataFrame:  # one line per event: at, event, version, model, skill, artifact, why
     "Everything that was decided about what is served."
     return pd.DataFrame([{k: e.get(k) for k in COLUMNS} for e in _lines(settings)], columns=COLUMNS)
 
+
 def trained_on(
-    settings: Settings, # whose registry
-) -> set: # numbers of versions of the lake
+    settings: Settings,  # whose registry
+) -> set:  # numbers of versions of the lake
     "What the published models learned from, so that it is not cleaned away."
-    paths = (settings.storage.registry_dir / 'versions').glob('*/manifest.json')
-    return {int(v) for p in paths if (v := json.loads(p.read_text(encoding='utf-8')).get('snapshot')) is not None}
+    paths = (settings.storage.registry_dir / "versions").glob("*/manifest.json")
+    return {
+        int(v) for p in paths if (v := json.loads(p.read_text(encoding="utf-8")).get("snapshot")) is not None
+    }
 
 # %% ../../nbs/train/80_registry.ipynb #e8b49ff4
 def _write(path, text):
     "Replace a file, whole or not at all."
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
-    with open(part, 'w', encoding='utf-8') as f:
-        f.write(text); f.flush(); os.fsync(f.fileno())
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with open(part, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
     os.replace(part, path)
+
 
 @contextmanager
 def alone(
-    settings: Settings, # whose registry
-    wait: float = 60,   # seconds to wait for another publisher
+    settings: Settings,  # whose registry
+    wait: float = 60,  # seconds to wait for another publisher
 ):
     "Hold the registry's lock."
     from filelock import FileLock, Timeout
+
     settings.storage.registry_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(settings.storage.registry_dir / '.lock', timeout=wait): yield
-    except Timeout: raise FlowLocked("Another process is publishing a model.", "Wait until it is done; a lock left by a crash frees itself.") from None
+        with FileLock(settings.storage.registry_dir / ".lock", timeout=wait):
+            yield
+    except Timeout:
+        raise FlowLocked(
+            "Another process is publishing a model.",
+            "Wait until it is done; a lock left by a crash frees itself.",
+        ) from None
 
 # %% ../../nbs/train/80_registry.ipynb #9bebe590
 def store(
-    settings: Settings, # registry and keys
-    folder: Path,       # artifact in the experiment's folder
-    artifact: str,      # its hash
+    settings: Settings,  # registry and keys
+    folder: Path,  # artifact in the experiment's folder
+    artifact: str,  # its hash
 ) -> Path:
     "Copy an artifact into the registry, verified; a copy that is there already is verified too."
-    place = settings.storage.registry_dir / 'versions' / artifact
-    part = place.with_name(f'.{artifact}.{uuid.uuid4().hex[:8]}')
-    if not place.exists(): shutil.copytree(folder, part)
-    try: verified(settings, artifact, place if place.exists() else part)
+    place = settings.storage.registry_dir / "versions" / artifact
+    part = place.with_name(f".{artifact}.{uuid.uuid4().hex[:8]}")
+    if not place.exists():
+        shutil.copytree(folder, part)
+    try:
+        verified(settings, artifact, place if place.exists() else part)
     except ArtifactRejected:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    if not place.exists(): os.replace(part, place)
+    if not place.exists():
+        os.replace(part, place)
     return place
 
 # %% ../../nbs/train/80_registry.ipynb #261298c2
 def verified(
-    settings: Settings, # registry and keys
-    artifact: str,      # hash it has to have
-    folder: Path | None = None, # where it is; its place in the registry if not given
+    settings: Settings,  # registry and keys
+    artifact: str,  # hash it has to have
+    folder: Path | None = None,  # where it is; its place in the registry if not given
 ) -> Artifact:
     "Load an artifact of the registry, refuse it if anything about it is not as signed."
-    folder = folder or settings.storage.registry_dir / 'versions' / artifact
+    folder = folder or settings.storage.registry_dir / "versions" / artifact
     found = load_artifact(folder, public_key(settings.storage.keys_dir))
-    if found.hash == artifact: return found
-    raise ArtifactRejected(f"The folder {artifact[:12]} holds another artifact.", "Restore it from a backup, or publish again.")
+    if found.hash == artifact:
+        return found
+    raise ArtifactRejected(
+        f"The folder {artifact[:12]} holds another artifact.", "Restore it from a backup, or publish again."
+    )
 
 # %% ../../nbs/train/80_registry.ipynb #21cfcc3d
 def to_serve(
-    study,             # `Experiment`
-    verdict,           # `Verdict` about it
-    now: Champion | None, # what is served
+    study,  # `Experiment`
+    verdict,  # `Verdict` about it
+    now: Champion | None,  # what is served
 ):
     "The candidate to publish, or `None` to leave things as they are."
-    if verdict.decision == 'promote': return study.candidates[verdict.model]
-    renew = now is not None and now.model == 'mean' and now.skill == 'none' and verdict.decision == 'hold'
-    return study.candidates['mean'] if now is None or renew else None
+    if verdict.decision == "promote":
+        return study.candidates[verdict.model]
+    renew = now is not None and now.model == "mean" and now.skill == "none" and verdict.decision == "hold"
+    return study.candidates["mean"] if now is None or renew else None
 
 # %% ../../nbs/train/80_registry.ipynb #9bf1d39d
 def make_card(
-    settings: Settings, # what was asked for
-    study,              # `Experiment`
-    verdict,            # `Verdict` about it
-    candidate,          # whose artifact is recorded
+    settings: Settings,  # what was asked for
+    study,  # `Experiment`
+    verdict,  # `Verdict` about it
+    candidate,  # whose artifact is recorded
 ) -> dict:
     "All that MLflow is told, as plain data."
-    shown = ('ic', 'ic_low', 'ic_high', 'hit', 'r2_os', 'pinball_skill', 'cover90', 'net_sharpe', 'dsr')
-    metrics = {f"{r['model']}/{k}_h{r['horizon']}": r[k] for r in verdict.numbers['table'] for k in shown}
-    asked = {f'{s}.{k}': v for s, part in settings.model_dump(exclude={'storage', 'serving', 'schedule'}).items() for k, v in part.items()}
-    tags = dict(decision=verdict.decision, skill=verdict.skill, model=candidate.model, artifact=candidate.artifact, horizons=str(list(study.horizons)),
-                tickers=' '.join(study.tickers), reasons=' '.join(verdict.reasons),
-                **{k: str(study.lineage.get(k, '')) for k in ('bars', 'commit', 'code', 'seed', 'last_session')})
-    card = dict(params={k: str(v)[:500] for k, v in {**asked, **candidate.params}.items()}, metrics={k: v for k, v in metrics.items() if v is not None},
-                tags={k: v[:4000] for k, v in tags.items()}, artifact=candidate.artifact)
+    shown = ("ic", "ic_low", "ic_high", "hit", "r2_os", "pinball_skill", "cover90", "net_sharpe", "dsr")
+    metrics = {f"{r['model']}/{k}_h{r['horizon']}": r[k] for r in verdict.numbers["table"] for k in shown}
+    asked = {
+        f"{s}.{k}": v
+        for s, part in settings.model_dump(exclude={"storage", "serving", "schedule"}).items()
+        for k, v in part.items()
+    }
+    tags = dict(
+        decision=verdict.decision,
+        skill=verdict.skill,
+        model=candidate.model,
+        artifact=candidate.artifact,
+        horizons=str(list(study.horizons)),
+        tickers=" ".join(study.tickers),
+        reasons=" ".join(verdict.reasons),
+        **{k: str(study.lineage.get(k, "")) for k in ("bars", "commit", "code", "seed", "last_session")},
+    )
+    card = dict(
+        params={k: str(v)[:500] for k, v in {**asked, **candidate.params}.items()},
+        metrics={k: v for k, v in metrics.items() if v is not None},
+        tags={k: v[:4000] for k, v in tags.items()},
+        artifact=candidate.artifact,
+    )
     return card | dict(case=hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16])
 
 # %% ../../nbs/train/80_registry.ipynb #e9a84797
 def _event(settings, kind, entry, why):
-    return dict(at=entry['promoted_at'], event=kind, why=why, entry=entry, **{k: entry[k] for k in ('version', 'model', 'skill', 'artifact')})
+    return dict(
+        at=entry["promoted_at"],
+        event=kind,
+        why=why,
+        entry=entry,
+        **{k: entry[k] for k in ("version", "model", "skill", "artifact")},
+    )
+
 
 def _number(settings, artifact):
     "The version number an artifact has, or would get."
-    numbers = {e['artifact']: e['version'] for e in _lines(settings) if e.get('version') and e['event'] != 'hold'}
+    numbers = {
+        e["artifact"]: e["version"] for e in _lines(settings) if e.get("version") and e["event"] != "hold"
+    }
     now = champion_or_none(settings)
-    if now: numbers.setdefault(now.artifact, now.version)
+    if now:
+        numbers.setdefault(now.artifact, now.version)
     return numbers.get(artifact, max(numbers.values(), default=0) + 1)
 
 # %% ../../nbs/train/80_registry.ipynb #fb1d92d4
 def publish(
-    settings: Settings, # registry, keys, MLflow
-    study,              # `Experiment` with artifacts in its folder
-    verdict,            # `Verdict` about it
-    on_step=None,       # called with the name of each step, for tests of crashes
-) -> Champion: # what is served afterwards
+    settings: Settings,  # registry, keys, MLflow
+    study,  # `Experiment` with artifacts in its folder
+    verdict,  # `Verdict` about it
+    on_step=None,  # called with the name of each step, for tests of crashes
+) -> Champion:  # what is served afterwards
     "Serve what the verdict says, and tell the history and MLflow."
     step = on_step or (lambda name: None)
     with alone(settings):
         _repair(settings)
-        now, banned = champion_or_none(settings), {e['from'] for e in _lines(settings) if e['event'] == 'rollback'}
+        now = champion_or_none(settings)
+        banned = {e["from"] for e in _lines(settings) if e["event"] == "rollback"}
         chosen = to_serve(study, verdict, now)
-        made = chosen or study.candidates[verdict.numbers['lead']]
-        store(settings, made.folder / 'artifact', made.artifact); step('stored')
+        made = chosen or study.candidates[verdict.numbers["lead"]]
+        store(settings, made.folder / "artifact", made.artifact)
+        step("stored")
         card = make_card(settings, study, verdict, made)
-        if card['case'] not in _told(settings): _write(_outbox(settings) / f"{card['case']}.json", json.dumps(card))
-        step('outbox')
-        if chosen is None or made.artifact in banned: _hold(settings, now, made, verdict, card, made.artifact in banned)
-        elif now is None or now.artifact != made.artifact: _promote(settings, now, made, verdict, study, step)
+        if card["case"] not in _told(settings):
+            _write(_outbox(settings) / f"{card['case']}.json", json.dumps(card))
+        step("outbox")
+        if chosen is None or made.artifact in banned:
+            _hold(settings, now, made, verdict, card, made.artifact in banned)
+        elif now is None or now.artifact != made.artifact:
+            _promote(settings, now, made, verdict, study, step)
     reconcile(settings)
-    step('told')
+    step("told")
     return champion(settings)
 
 # %% ../../nbs/train/80_registry.ipynb #428bac97
-def _now(): return datetime.now(UTC).isoformat(timespec='seconds')
+def _now():
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
 
 def _promote(settings, now, made, verdict, study, step):
     "Swap the pointer, then remember it."
-    skill = verdict.skill if verdict.decision == 'promote' else 'none'
-    entry = asdict(Champion(_number(settings, made.artifact), made.artifact, made.model, skill, verdict.decision, _now(), made.params,
-                            now.artifact if now else '', WORDING[skill], verdict.reasons, study.lineage))
-    _write(settings.storage.registry_dir / 'champion.json', json.dumps(entry, indent=1, sort_keys=True)); step('pointed')
-    _remember(settings, _event(settings, 'promote' if skill != 'none' else 'baseline', entry, verdict.reasons[0])); step('remembered')
+    skill = verdict.skill if verdict.decision == "promote" else "none"
+    entry = asdict(
+        Champion(
+            _number(settings, made.artifact),
+            made.artifact,
+            made.model,
+            skill,
+            verdict.decision,
+            _now(),
+            made.params,
+            now.artifact if now else "",
+            WORDING[skill],
+            verdict.reasons,
+            study.lineage,
+        )
+    )
+    _write(settings.storage.registry_dir / "champion.json", json.dumps(entry, indent=1, sort_keys=True))
+    step("pointed")
+    _remember(
+        settings, _event(settings, "promote" if skill != "none" else "baseline", entry, verdict.reasons[0])
+    )
+    step("remembered")
+
 
 def _hold(settings, now, made, verdict, card, banned):
     "Remember, once, that the champion stays."
-    if any(e.get('case') == card['case'] for e in _lines(settings)): return
+    if any(e.get("case") == card["case"] for e in _lines(settings)):
+        return
     why = f"{made.model} was rolled back before, so it is not served again." if banned else verdict.reasons[0]
-    _remember(settings, dict(at=_now(), event='hold', version=now.version, model=made.model, skill=verdict.skill, artifact=made.artifact, why=why,
-                             case=card['case']))
+    _remember(
+        settings,
+        dict(
+            at=_now(),
+            event="hold",
+            version=now.version,
+            model=made.model,
+            skill=verdict.skill,
+            artifact=made.artifact,
+            why=why,
+            case=card["case"],
+        ),
+    )
+
 
 def _repair(settings):
     "Finish what a killed publisher left: half copies go, a swap without its line in the history gets it."
-    for part in (settings.storage.registry_dir / 'versions').glob('.*'): shutil.rmtree(part, ignore_errors=True)
-    now, lines = champion_or_none(settings), [e for e in _lines(settings) if 'entry' in e]
-    if now is None or (lines and (lines[-1]['artifact'], lines[-1]['at']) == (now.artifact, now.promoted_at)): return
-    kind = 'rollback' if now.decision == 'rollback' else 'promote' if now.skill != 'none' else 'baseline'
-    last = {'from': lines[-1]['artifact']} if kind == 'rollback' and lines else {}
-    _remember(settings, _event(settings, kind, asdict(now), 'The publisher was interrupted after the swap.') | last)
+    for part in (settings.storage.registry_dir / "versions").glob(".*"):
+        shutil.rmtree(part, ignore_errors=True)
+    now, lines = champion_or_none(settings), [e for e in _lines(settings) if "entry" in e]
+    if now is None or (lines and (lines[-1]["artifact"], lines[-1]["at"]) == (now.artifact, now.promoted_at)):
+        return
+    kind = "rollback" if now.decision == "rollback" else "promote" if now.skill != "none" else "baseline"
+    last = {"from": lines[-1]["artifact"]} if kind == "rollback" and lines else {}
+    _remember(
+        settings, _event(settings, kind, asdict(now), "The publisher was interrupted after the swap.") | last
+    )
 
 # %% ../../nbs/train/80_registry.ipynb #800cbe02
-NAME = 'stockpredict' # of the MLflow experiment and of the registered model
+NAME = "stockpredict"  # of the MLflow experiment and of the registered model
 
-def _outbox(settings): return settings.storage.registry_dir / 'outbox'
+
+def _outbox(settings):
+    return settings.storage.registry_dir / "outbox"
+
 
 def _told(settings):
     "Cases that MLflow knows."
-    path = settings.storage.registry_dir / 'told.json'
+    path = settings.storage.registry_dir / "told.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
+
 def mlflow_client(
-    settings: Settings, # `storage.mlflow_uri`, SQLite in home if empty
+    settings: Settings,  # `storage.mlflow_uri`, SQLite in home if empty
 ):
     "A client, and the id of our experiment in it."
-    for k, v in dict(MLFLOW_DISABLE_TELEMETRY='true', DO_NOT_TRACK='1', MLFLOW_HTTP_REQUEST_MAX_RETRIES='1', MLFLOW_HTTP_REQUEST_TIMEOUT='10').items():
+    for k, v in dict(
+        MLFLOW_DISABLE_TELEMETRY="true",
+        DO_NOT_TRACK="1",
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
+        MLFLOW_HTTP_REQUEST_TIMEOUT="10",
+    ).items():
         os.environ.setdefault(k, v)
-    logging.getLogger('alembic').setLevel(logging.WARNING)
-    logging.getLogger('mlflow.store.db.utils').setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
+
     store, uri = settings.storage, settings.storage.tracking_uri
-    if uri.startswith('sqlite:'): store.home_dir.mkdir(parents=True, exist_ok=True)
+    if uri.startswith("sqlite:"):
+        store.home_dir.mkdir(parents=True, exist_ok=True)
     client = MlflowClient(uri, uri)
-    found, place = client.get_experiment_by_name(NAME), (store.home_dir / 'mlflow').absolute().as_uri() if uri.startswith('sqlite:') else None
+    found = client.get_experiment_by_name(NAME)
+    place = (store.home_dir / "mlflow").absolute().as_uri() if uri.startswith("sqlite:") else None
     return client, found.experiment_id if found else client.create_experiment(NAME, artifact_location=place)
 
 # %% ../../nbs/train/80_registry.ipynb #72c12e65
 def tell(
-    settings: Settings, # where the artifact is
-    client,             # MLflow
-    experiment_id: str, # our experiment there
-    card: dict,         # from `make_card`
-) -> dict: # run, version
+    settings: Settings,  # where the artifact is
+    client,  # MLflow
+    experiment_id: str,  # our experiment there
+    card: dict,  # from `make_card`
+) -> dict:  # run, version
     "Record one publication: run, metrics, files and a model version."
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
+
     known = client.search_runs([experiment_id], f"tags.case_id = '{card['case']}'", max_results=1)
     named = f"{card['tags']['model']} {card['tags']['last_session']}"
-    run = known[0] if known else client.create_run(experiment_id, tags=card['tags'] | dict(case_id=card['case']), run_name=named)
-    if run.info.status != 'FINISHED':
-        for items in (sorted(card['params'].items())[i:i + 90] for i in range(0, len(card['params']), 90)):
+    run = (
+        known[0]
+        if known
+        else client.create_run(experiment_id, tags=card["tags"] | dict(case_id=card["case"]), run_name=named)
+    )
+    if run.info.status != "FINISHED":
+        for items in (sorted(card["params"].items())[i : i + 90] for i in range(0, len(card["params"]), 90)):
             client.log_batch(run.info.run_id, params=[Param(k, v) for k, v in items])
-        client.log_batch(run.info.run_id, metrics=[Metric(k, v, run.info.start_time, 0) for k, v in sorted(card['metrics'].items())])
-        client.log_artifacts(run.info.run_id, str(settings.storage.registry_dir / 'versions' / card['artifact']), 'model')
+        client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(k, v, run.info.start_time, 0) for k, v in sorted(card["metrics"].items())],
+        )
+        client.log_artifacts(
+            run.info.run_id, str(settings.storage.registry_dir / "versions" / card["artifact"]), "model"
+        )
         client.set_terminated(run.info.run_id)
-    try: client.create_registered_model(NAME)
+    try:
+        client.create_registered_model(NAME)
     except MlflowException as e:
-        if e.error_code != 'RESOURCE_ALREADY_EXISTS': raise
+        if e.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     had = client.search_model_versions(f"name = '{NAME}' and tag.artifact = '{card['artifact']}'")
-    made = had[0] if had else client.create_model_version(NAME, f'{run.info.artifact_uri}/model', run.info.run_id, tags=card['tags'])
-    return dict(run=run.info.run_id, version=str(made.version), artifact=card['artifact'])
+    made = (
+        had[0]
+        if had
+        else client.create_model_version(
+            NAME, f"{run.info.artifact_uri}/model", run.info.run_id, tags=card["tags"]
+        )
+    )
+    return dict(run=run.info.run_id, version=str(made.version), artifact=card["artifact"])
 
 # %% ../../nbs/train/80_registry.ipynb #e0b93664
 def _aliases(settings, client, told):
     "Point the aliases at what is served, and at the newest that is not."
-    now, versions = champion(settings), {t['artifact']: t['version'] for t in told.values()}
-    if now.artifact in versions: client.set_registered_model_alias(NAME, 'champion', versions[now.artifact])
-    others = [t for t in told.values() if t['artifact'] != now.artifact]
-    if others: client.set_registered_model_alias(NAME, 'challenger', others[-1]['version'])
+    now, versions = champion(settings), {t["artifact"]: t["version"] for t in told.values()}
+    if now.artifact in versions:
+        client.set_registered_model_alias(NAME, "champion", versions[now.artifact])
+    others = [t for t in told.values() if t["artifact"] != now.artifact]
+    if others:
+        client.set_registered_model_alias(NAME, "challenger", others[-1]["version"])
+
 
 def _note_run(settings, told):
     "Write the run into the pointer, once it is known."
     now = champion(settings)
-    run = next((t['run'] for t in told.values() if t['artifact'] == now.artifact), None)
-    if run and now.mlflow != run: _write(settings.storage.registry_dir / 'champion.json', json.dumps(asdict(now) | dict(mlflow=run), indent=1, sort_keys=True))
+    run = next((t["run"] for t in told.values() if t["artifact"] == now.artifact), None)
+    if run and now.mlflow != run:
+        _write(
+            settings.storage.registry_dir / "champion.json",
+            json.dumps(asdict(now) | dict(mlflow=run), indent=1, sort_keys=True),
+        )
 
 # %% ../../nbs/train/80_registry.ipynb #a5b7e176
 def reconcile(
-    settings: Settings, # whose registry
-) -> bool: # does MLflow know everything?
+    settings: Settings,  # whose registry
+) -> bool:  # does MLflow know everything?
     "Finish what was interrupted, and empty the outbox into MLflow if it answers."
     with alone(settings):
         _repair(settings)
-        waiting, told = sorted(_outbox(settings).glob('*.json'), key=lambda p: p.stat().st_mtime_ns) if _outbox(settings).exists() else [], _told(settings)
-        if not waiting: return True
+        waiting = (
+            sorted(_outbox(settings).glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
+            if _outbox(settings).exists()
+            else []
+        )
+        told = _told(settings)
+        if not waiting:
+            return True
         try:
             client, experiment_id = mlflow_client(settings)
             for path in waiting:
                 card = json.loads(path.read_text())
-                if card.get('case'): told[card['case']] = tell(settings, client, experiment_id, card)
+                if card.get("case"):
+                    told[card["case"]] = tell(settings, client, experiment_id, card)
             _aliases(settings, client, told)
-        except Exception as e: # whatever is wrong with MLflow, what is served does not depend on it
-            said = str(e).split('\n')[0][:80]
-            logging.getLogger('stockpredict').warning('MLflow was not told, the outbox keeps what is waiting (%d): %s', len(waiting), said)
+        except Exception as e:  # whatever is wrong with MLflow, what is served does not depend on it
+            said = str(e).split("\n")[0][:80]
+            logging.getLogger("stockpredict").warning(
+                "MLflow was not told, the outbox keeps what is waiting (%d): %s", len(waiting), said
+            )
             return False
-        _write(settings.storage.registry_dir / 'told.json', json.dumps(told, indent=1))
+        _write(settings.storage.registry_dir / "told.json", json.dumps(told, indent=1))
         _note_run(settings, told)
-        for path in waiting: path.unlink()
+        for path in waiting:
+            path.unlink()
     return True
 
 # %% ../../nbs/train/80_registry.ipynb #dc32c822
 def rollback(
-    settings: Settings, # whose registry
-    version: int | None = None, # which one to serve; the one before if not given
-    why: str = 'asked for', # for the history
+    settings: Settings,  # whose registry
+    version: int | None = None,  # which one to serve; the one before if not given
+    why: str = "asked for",  # for the history
 ) -> Champion:
     "Serve an earlier version again, verified before the switch."
     with alone(settings):
-        try: now = champion_or_none(settings)
-        except ArtifactRejected: now = None
-        entries = {e['artifact']: e['entry'] for e in _lines(settings) if 'entry' in e}
-        chosen = [e for e in entries.values() if e['version'] == version] if version else [entries[now.previous]] if now and now.previous in entries else \
-                 list(entries.values())[-1:] if not now else []
-        if not chosen: raise NoChampion("There is no earlier version to go back to." if not version else f"There is no version {version} in the history.",
-                                        "Look at stockpredict history for what was published.")
-        verified(settings, chosen[0]['artifact'])
-        entry = chosen[0] | dict(decision='rollback', promoted_at=_now())
-        _write(settings.storage.registry_dir / 'champion.json', json.dumps(entry, indent=1, sort_keys=True))
-        left = now.artifact if now and now.artifact != entry['artifact'] else ''
-        _remember(settings, _event(settings, 'rollback', entry, why) | {'from': left})
-        _write(_outbox(settings) / 'aliases.json', '{}')
+        try:
+            now = champion_or_none(settings)
+        except ArtifactRejected:
+            now = None
+        entries = {e["artifact"]: e["entry"] for e in _lines(settings) if "entry" in e}
+        chosen = (
+            [e for e in entries.values() if e["version"] == version]
+            if version
+            else [entries[now.previous]]
+            if now and now.previous in entries
+            else list(entries.values())[-1:]
+            if not now
+            else []
+        )
+        if not chosen:
+            raise NoChampion(
+                "There is no earlier version to go back to."
+                if not version
+                else f"There is no version {version} in the history.",
+                "Look at stockpredict history for what was published.",
+            )
+        verified(settings, chosen[0]["artifact"])
+        entry = chosen[0] | dict(decision="rollback", promoted_at=_now())
+        _write(settings.storage.registry_dir / "champion.json", json.dumps(entry, indent=1, sort_keys=True))
+        left = now.artifact if now and now.artifact != entry["artifact"] else ""
+        _remember(settings, _event(settings, "rollback", entry, why) | {"from": left})
+        _write(_outbox(settings) / "aliases.json", "{}")
     return champion(settings)

@@ -20,44 +20,58 @@ from ..models.contract import Dataset
 
 # %% ../../nbs/train/10_training_data.ipynb #545b2604
 def with_needs(
-    settings: Settings, # features, index, calendar, storage
-    panel: Panel,       # bars
-    snapshot: int | None = None, # version of the lake they were read from
-    as_of=None,         # an instant: what was known then
+    settings: Settings,  # features, index, calendar, storage
+    panel: Panel,  # bars
+    snapshot: int | None = None,  # version of the lake they were read from
+    as_of=None,  # an instant: what was known then
 ) -> Panel:
     "The facts that the features and the index of the settings ask for, beside the bars."
     needs = {*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])}
-    if not needs: return panel
+    if not needs:
+        return panel
     with Lake(settings.storage, read_only=True) as lake:
-        made = with_facts(panel, lake, get_calendar(settings.data.calendar), needs, index=settings.data.index or 'sp500', snapshot=snapshot,
-                          source=make_source(settings).id, as_of=as_of)
+        made = with_facts(
+            panel,
+            lake,
+            get_calendar(settings.data.calendar),
+            needs,
+            index=settings.data.index or "sp500",
+            snapshot=snapshot,
+            source=make_source(settings).id,
+            as_of=as_of,
+        )
     if settings.data.index and not made.has(MEMBER):
-        raise FactsMissing(f"The lake knows no member of the index {settings.data.index} among these {len(panel.tickers)} tickers.", how_to_gather([MEMBER]))
+        raise FactsMissing(
+            f"The lake knows no member of the index {settings.data.index} among these {len(panel.tickers)} tickers.",
+            how_to_gather([MEMBER]),
+        )
     return made
 
 # %% ../../nbs/train/10_training_data.ipynb #b0f5a0a1
 def left_out(
-    settings: Settings, # which features were asked for
-    panel: Panel,       # market history with facts
-    spec: Spec,         # from `covered_spec`
+    settings: Settings,  # which features were asked for
+    panel: Panel,  # market history with facts
+    spec: Spec,  # from `covered_spec`
 ) -> str:
     "What is not used because of facts that nobody knows; empty when nothing is amiss."
     names = [n for n in resolve(settings.features.names) if n not in spec.names and Spec(n).needs]
-    if not names: return ''
+    if not names:
+        return ""
     gone = lacking(panel, Spec(names).needs, slice(None))
     why = f"the lake knows nothing of {', '.join(gone)}" if gone else "their facts start too late"
     return f"{len(names)} features of facts are left out, {', '.join(names[:6])}{' …' * (len(names) > 6)}: {why}. {how_to_gather(gone) if gone else ''}".strip()
 
 # %% ../../nbs/train/10_training_data.ipynb #2bf9c152
 def study_data(
-    settings: Settings, # horizons, delay, index
-    panel: Panel,       # from `study_panel`
-    spec: Spec,         # from `covered_spec`
+    settings: Settings,  # horizons, delay, index
+    panel: Panel,  # from `study_panel`
+    spec: Spec,  # from `covered_spec`
 ) -> Dataset:
     "Inputs and labels; with an index, of its members only."
     v, index = settings.validation, settings.data.index
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
-    if not index: return data
+    if not index:
+        return data
     data.inputs = of_members(data.inputs, panel, index)
-    data.y[~panel._fields[MEMBER].isfinite()] = float('nan')
+    data.y[~panel._fields[MEMBER].isfinite()] = float("nan")
     return data

@@ -14,62 +14,79 @@ from ..models.contract import Dataset, make_model, models
 
 # %% ../../nbs/train/00_tune.ipynb #840f5143
 def try_out(
-    head: Dataset, # decisions to learn from
-    tail: Dataset, # later decisions to score on, same data up to their end
-    name: str,     # model
-    settings=None, # `Settings` for the seed and what a model reads from them
-    params: dict | None = None, # parameters of this trial
-    report=None,   # called with (step, loss) by models that train in steps
-) -> float: # mean rank IC on the tail; 0 where there is no cross-section
+    head: Dataset,  # decisions to learn from
+    tail: Dataset,  # later decisions to score on, same data up to their end
+    name: str,  # model
+    settings=None,  # `Settings` for the seed and what a model reads from them
+    params: dict | None = None,  # parameters of this trial
+    report=None,  # called with (step, loss) by models that train in steps
+) -> float:  # mean rank IC on the tail; 0 where there is no cross-section
     "Fit on the head, score on the tail."
     model = make_model(name, settings, **(params or {})).fit(head, report=report)
     said = model.predict(tail.inputs, tail.start, tail.stop)
-    ic = ic_summary(rank_ic(said.score[..., 0], tail.y[tail.start:, :, 0]), tail.horizons[0])
-    return ic.value if math.isfinite(ic.value) else 0.
+    ic = ic_summary(rank_ic(said.score[..., 0], tail.y[tail.start :, :, 0]), tail.horizons[0])
+    return ic.value if math.isfinite(ic.value) else 0.0
 
 # %% ../../nbs/train/00_tune.ipynb #7fac2527
-LEDGER = dict(model='str', trial='int64', state='str', value='float64', params='str')
+LEDGER = dict(model="str", trial="int64", state="str", value="float64", params="str")
+
 
 def as_ledger(
-    name: str,   # model
-    trials=(),   # Optuna's trials
-) -> pd.DataFrame: # one line per trial
+    name: str,  # model
+    trials=(),  # Optuna's trials
+) -> pd.DataFrame:  # one line per trial
     "Trials as a table that is the same whenever the trials are."
-    rows = [(name, t.number, t.state.name.lower(), t.value if t.state.name == 'COMPLETE' else float('nan'),
-             json.dumps(t.user_attrs.get('params', t.params), sort_keys=True)) for t in trials]
+    rows = [
+        (
+            name,
+            t.number,
+            t.state.name.lower(),
+            t.value if t.state.name == "COMPLETE" else float("nan"),
+            json.dumps(t.user_attrs.get("params", t.params), sort_keys=True),
+        )
+        for t in trials
+    ]
     return pd.DataFrame(rows, columns=list(LEDGER)).astype(LEDGER)
 
 # %% ../../nbs/train/00_tune.ipynb #b5270419
 def _objective(trial, window, name, settings):
     "What Optuna asks: parameters of one trial in, score out."
     import optuna
+
     def report(step, loss):
         trial.report(-float(loss), int(step))
-        if trial.should_prune(): raise optuna.TrialPruned
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
     params = models[name].space(trial)
-    trial.set_user_attr('params', params)
+    trial.set_user_attr("params", params)
     return try_out(*window, name, settings, params, report)
+
 
 def _study(seed):
     "A seeded search for the largest score that says nothing on the way."
     import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1)
-    return optuna.create_study(direction='maximize', sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner)
+    return optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed), pruner=pruner
+    )
 
 # %% ../../nbs/train/00_tune.ipynb #5f31def7
 def tune(
-    dataset: Dataset, # the first training window, nothing later
-    name: str,        # model in the registry
+    dataset: Dataset,  # the first training window, nothing later
+    name: str,  # model in the registry
     trials: int = 4,  # how many parameter sets to try; 0 keeps the defaults
-    seed: int = 7,    # same seed, same trials
-    settings=None,    # `Settings`, for what a model reads from them
-    share: float = .25, # share of the window to score on
-) -> tuple: # (best parameters, ledger)
+    seed: int = 7,  # same seed, same trials
+    settings=None,  # `Settings`, for what a model reads from them
+    share: float = 0.25,  # share of the window to score on
+) -> tuple:  # (best parameters, ledger)
     "Search a model's parameters inside one training window."
-    if trials <= 0 or not hasattr(models[name], 'space'): return {}, as_ledger(name)
+    if trials <= 0 or not hasattr(models[name], "space"):
+        return {}, as_ledger(name)
     study, window = _study(seed), dataset.split(share)
     study.optimize(lambda t: _objective(t, window, name, settings), n_trials=trials, catch=(ModelError,))
-    done = [t for t in study.trials if t.state.name == 'COMPLETE']
+    done = [t for t in study.trials if t.state.name == "COMPLETE"]
     best = max(done, key=lambda t: (t.value, -t.number), default=None)
-    return (best.user_attrs['params'] if best else {}), as_ledger(name, study.trials)
+    return (best.user_attrs["params"] if best else {}), as_ledger(name, study.trials)

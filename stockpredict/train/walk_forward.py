@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
-from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunError, SeesFuture, StockpredictError
+from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory, RunError, SeesFuture
+from ..core.errors import StockpredictError
 from ..core.settings import Settings
 from ..ingest.ingest import load_bars
 from ..lake.lake import Lake, moment
@@ -38,26 +39,34 @@ from .tune import LEDGER, as_ledger, tune
 
 # %% ../../nbs/train/20_walk_forward.ipynb #371b8fc4
 def covered_spec(
-    settings: Settings, # which features, and how they are normalised
-    panel: Panel,       # market history
-    stop: int,          # sessions that may be looked at
-    least: float = .25, # smallest share of bars for which a feature is defined
+    settings: Settings,  # which features, and how they are normalised
+    panel: Panel,  # market history
+    stop: int,  # sessions that may be looked at
+    least: float = 0.25,  # smallest share of bars for which a feature is defined
 ) -> Spec:
     "The features asked for, less those the first `stop` sessions can hardly fill."
     from stockpredict.catalogue.design_matrix import make_inputs
+
     names = resolve(settings.features.names)
     share = make_inputs(panel.first(stop), Spec(names, settings.features.normalise)).coverage
     kept = [n for n, s in zip(names, share.tolist(), strict=True) if s >= least]
-    if kept: return Spec(kept, settings.features.normalise)
+    if kept:
+        return Spec(kept, settings.features.normalise)
     if gone := lacking(panel, Spec(names).needs, slice(0, stop)):
-        raise FactsMissing(f"None of the {len(names)} features can be computed; the lake knows nothing of {', '.join(gone)}.", how_to_gather(gone), fields=gone)
-    raise NotEnoughHistory(f"None of the {len(names)} features is defined on {least:.0%} of the first {stop} sessions.",
-                           "Ingest a longer history, or name features with a shorter look-back.")
+        raise FactsMissing(
+            f"None of the {len(names)} features can be computed; the lake knows nothing of {', '.join(gone)}.",
+            how_to_gather(gone),
+            fields=gone,
+        )
+    raise NotEnoughHistory(
+        f"None of the {len(names)} features is defined on {least:.0%} of the first {stop} sessions.",
+        "Ingest a longer history, or name features with a shorter look-back.",
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #87e95fd4
 def make_folds(
-    settings: Settings, # horizons, delay, first window, folds, embargo
-    sessions: int,      # how many there are
+    settings: Settings,  # horizons, delay, first window, folds, embargo
+    sessions: int,  # how many there are
 ) -> list[Fold]:
     "The walk-forward folds that the settings ask for."
     v = settings.validation
@@ -65,25 +74,29 @@ def make_folds(
 
 # %% ../../nbs/train/20_walk_forward.ipynb #db4ff3e7
 def refuse_peeking(
-    model,              # fitted
-    inputs,             # `Inputs` up to the end of the test
-    said: Forecast,     # forecast of the test
-    start: int,         # first session of the test (position)
+    model,  # fitted
+    inputs,  # `Inputs` up to the end of the test
+    said: Forecast,  # forecast of the test
+    start: int,  # first session of the test (position)
 ):
     "Raise `SeesFuture` if a forecast changes when the sessions after it are cut away."
     t = start + len(said.sessions) // 2
     alone, full = model.predict(inputs.until(t + 1), t, t + 1).score[0], said.score[t - start]
-    if torch.allclose(alone, full, rtol=1e-3, atol=1e-4, equal_nan=True): return
-    raise SeesFuture(f"The model {model.name} forecasts {said.sessions[t - start]:%Y-%m-%d} differently when later sessions are cut away.",
-                     "Let predict use inputs at or before the session it forecasts only.", model=model.name)
+    if torch.allclose(alone, full, rtol=1e-3, atol=1e-4, equal_nan=True):
+        return
+    raise SeesFuture(
+        f"The model {model.name} forecasts {said.sessions[t - start]:%Y-%m-%d} differently when later sessions are cut away.",
+        "Let predict use inputs at or before the session it forecasts only.",
+        model=model.name,
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #9f80f170
 def walk_forward_forecasts(
-    dataset: Dataset, # all of history
-    folds: list,      # from `walk_forward`
-    new_model,        # called without arguments, returns a model that is not fitted
-    after=None,       # called with (fold, fitted model) when a fold is done
-) -> Forecast: # every test session, in order
+    dataset: Dataset,  # all of history
+    folds: list,  # from `walk_forward`
+    new_model,  # called without arguments, returns a model that is not fitted
+    after=None,  # called with (fold, fitted model) when a fold is done
+) -> Forecast:  # every test session, in order
     "What a model would have said on each test session, refitted fold by fold."
     parts = []
     for fold in folds:
@@ -91,50 +104,57 @@ def walk_forward_forecasts(
         inputs = dataset.inputs.until(fold.test_stop)
         parts.append(model.predict(inputs, fold.test_start, fold.test_stop).validate())
         refuse_peeking(model, inputs, parts[-1], fold.test_start)
-        if after: after(fold, model)
+        if after:
+            after(fold, model)
     return join(parts)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #70a9a6db
 @dataclass(eq=False)
 class Candidate:
     "One model's forecasts out of sample, and what they were made with."
-    model: str         # name in the registry
-    params: dict       # what it was made with, beyond the settings
-    forecast: Forecast # every test session
-    ledger: pd.DataFrame = field(default_factory=lambda: as_ledger('')) # one line per trial
-    in_sample: dict = field(default_factory=dict) # mean rank IC on days of the last training window: value, se, n
-    artifact: str = '' # hash of the saved model, empty if none was saved
-    folder: Path | None = None # where it is kept
+
+    model: str  # name in the registry
+    params: dict  # what it was made with, beyond the settings
+    forecast: Forecast  # every test session
+    ledger: pd.DataFrame = field(default_factory=lambda: as_ledger(""))  # one line per trial
+    in_sample: dict = field(
+        default_factory=dict
+    )  # mean rank IC on days of the last training window: value, se, n
+    artifact: str = ""  # hash of the saved model, empty if none was saved
+    folder: Path | None = None  # where it is kept
 
     @property
-    def kind(self): return models.meta(self.model)['kind']
+    def kind(self):
+        return models.meta(self.model)["kind"]
 
     @property
-    def complexity(self): return models.meta(self.model)['complexity']
+    def complexity(self):
+        return models.meta(self.model)["complexity"]
 
-    def __repr__(self): return f"Candidate {self.model} {self.params or ''}: {len(self.ledger)} trials, {self.forecast!r}"
+    def __repr__(self):
+        return f"Candidate {self.model} {self.params or ''}: {len(self.ledger)} trials, {self.forecast!r}"
 
 # %% ../../nbs/train/20_walk_forward.ipynb #e3bac93d
 def seen_skill(
-    model,            # fitted on the fold
-    dataset: Dataset, # all of history
-    fold: Fold,       # whose training window is looked at
+    model,  # fitted on the fold
+    dataset: Dataset,  # all of history
+    fold: Fold,  # whose training window is looked at
     most: int = 500,  # newest training sessions to use
-) -> dict: # value, se, n
+) -> dict:  # value, se, n
     "Mean rank IC on the newest days a model was fitted on."
     start = max(fold.train_start, fold.train_stop - most)
     said = model.predict(dataset.inputs.until(fold.train_stop), start, fold.train_stop)
-    e = ic_summary(rank_ic(said.score[..., 0], dataset.y[start:fold.train_stop, :, 0]), dataset.horizons[0])
+    e = ic_summary(rank_ic(said.score[..., 0], dataset.y[start : fold.train_stop, :, 0]), dataset.horizons[0])
     return dict(value=e.value, se=e.se, n=e.n)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #989226c8
 def run_candidate(
-    settings: Settings, # trials, seed and what the models read from them
-    dataset: Dataset,   # all of history
-    folds: list,        # from `make_folds`
-    name: str,          # model
-    params: dict | None = None, # fixed parameters; tuned if `None`
-    tick=None,          # called with a word after each step
+    settings: Settings,  # trials, seed and what the models read from them
+    dataset: Dataset,  # all of history
+    folds: list,  # from `make_folds`
+    name: str,  # model
+    params: dict | None = None,  # fixed parameters; tuned if `None`
+    tick=None,  # called with a word after each step
 ) -> Candidate:
     "Tune on the first training window, then forecast every test session."
     tick, first, seen = tick or (lambda word: None), folds[0], {}
@@ -142,10 +162,13 @@ def run_candidate(
     if params is None:
         window = dataset.window(first.train_start, first.train_stop + first.reach)
         params, ledger = tune(window, name, settings.models.trials, settings.models.seed, settings)
-    tick(f'{name}: tuned')
+    tick(f"{name}: tuned")
+
     def after(fold, model):
-        tick(f'{name}: fold {folds.index(fold) + 1} of {len(folds)}')
-        if fold is folds[-1]: seen.update(seen_skill(model, dataset, fold))
+        tick(f"{name}: fold {folds.index(fold) + 1} of {len(folds)}")
+        if fold is folds[-1]:
+            seen.update(seen_skill(model, dataset, fold))
+
     said = walk_forward_forecasts(dataset, folds, lambda: make_model(name, settings, **params), after)
     return Candidate(name, params, said, ledger, seen)
 
@@ -153,24 +176,27 @@ def run_candidate(
 @dataclass(eq=False, repr=False)
 class Experiment:
     "What every candidate would have said, and what happened."
+
     settings: Settings
-    lineage: dict       # what it was made from: fingerprint, commit, versions, seed …
-    sessions: pd.DatetimeIndex # the whole grid
+    lineage: dict  # what it was made from: fingerprint, commit, versions, seed …
+    sessions: pd.DatetimeIndex  # the whole grid
     tickers: list
-    features: list      # names that the models saw
+    features: list  # names that the models saw
     folds: list[Fold]
-    y: np.ndarray       # `[S, N, H]` simple returns
-    close: np.ndarray   # `[S, N]` adjusted closes
-    feature_ic: pd.DataFrame # rank IC of each feature alone: value, se, n
+    y: np.ndarray  # `[S, N, H]` simple returns
+    close: np.ndarray  # `[S, N]` adjusted closes
+    feature_ic: pd.DataFrame  # rank IC of each feature alone: value, se, n
     candidates: dict[str, Candidate]
-    rival: Candidate | None = None # the champion of the day, on the same sessions
+    rival: Candidate | None = None  # the champion of the day, on the same sessions
     workdir: Path | None = None
 
     @property
-    def horizons(self): return tuple(self.settings.validation.horizons)
+    def horizons(self):
+        return tuple(self.settings.validation.horizons)
 
     @property
-    def tested(self): return slice(self.folds[0].test_start, self.folds[-1].test_stop)
+    def tested(self):
+        return slice(self.folds[0].test_start, self.folds[-1].test_stop)
 
     @property
     def trials(self):
@@ -178,182 +204,256 @@ class Experiment:
         return sum(max(len(c.ledger), 1) for c in self.candidates.values())
 
     def __repr__(self):
-        return (f"Experiment on {len(self.tickers)} tickers, {len(self.sessions)} sessions to {self.sessions[-1]:%Y-%m-%d}, {len(self.features)} features: "
-                f"{', '.join(self.candidates)}; {len(self.folds)} folds, {self.trials} models tried")
+        return (
+            f"Experiment on {len(self.tickers)} tickers, {len(self.sessions)} sessions to {self.sessions[-1]:%Y-%m-%d}, {len(self.features)} features: "
+            f"{', '.join(self.candidates)}; {len(self.folds)} folds, {self.trials} models tried"
+        )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #b6d21821
 @patch
-def outcome(self: Experiment,
-    horizon: int | None = None, # sessions held; the first if not given
+def outcome(
+    self: Experiment,
+    horizon: int | None = None,  # sessions held; the first if not given
 ) -> np.ndarray:
     "Realised returns of the test sessions, `[T, N]`."
     return self.y[self.tested, :, self.horizons.index(horizon or self.horizons[0])]
 
+
 @patch
-def score(self: Experiment,
-    who,                        # model name or `Candidate`
-    horizon: int | None = None, # sessions held; the first if not given
+def score(
+    self: Experiment,
+    who,  # model name or `Candidate`
+    horizon: int | None = None,  # sessions held; the first if not given
 ) -> np.ndarray:
     "What a candidate ranked the test sessions by, `[T, N]`."
     said = (self.candidates[who] if isinstance(who, str) else who).forecast
     return said.score[..., said.horizon(horizon or self.horizons[0])].numpy()
 
+
 @patch
-def daily_ic(self: Experiment,
-    who,                        # model name or `Candidate`
-    horizon: int | None = None, # sessions held; the first if not given
+def daily_ic(
+    self: Experiment,
+    who,  # model name or `Candidate`
+    horizon: int | None = None,  # sessions held; the first if not given
 ) -> pd.Series:
     "Rank IC of each test session."
     return rank_ic(self.score(who, horizon), self.outcome(horizon), self.sessions[self.tested])
 
 # %% ../../nbs/train/20_walk_forward.ipynb #08abe43e
 def feature_skill(
-    dataset: Dataset, # all of history
-) -> pd.DataFrame: # value, se, n by feature
+    dataset: Dataset,  # all of history
+) -> pd.DataFrame:  # value, se, n by feature
     "Mean rank IC of every feature alone, at the first horizon."
     y, there, rows = dataset.y[..., 0], dataset.inputs.present, {}
     for j, name in enumerate(dataset.inputs.names):
-        x = torch.where(there, dataset.inputs.x[..., j], float('nan'))
+        x = torch.where(there, dataset.inputs.x[..., j], float("nan"))
         e = ic_summary(rank_ic(x, y), dataset.horizons[0])
         rows[name] = dict(value=e.value, se=e.se, n=e.n)
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['value', 'se', 'n'])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "se", "n"])
 
 # %% ../../nbs/train/20_walk_forward.ipynb #dec460fb
 def compare(
-    settings: Settings, # candidates, horizons, seeds
-    dataset: Dataset,   # all of history
-    close,              # `[S, N]` adjusted closes
-    names=None,         # candidates; those of the settings if not given
-    candidate=run_candidate, # how one candidate is made
-    lineage: dict | None = None, # what the data are
+    settings: Settings,  # candidates, horizons, seeds
+    dataset: Dataset,  # all of history
+    close,  # `[S, N]` adjusted closes
+    names=None,  # candidates; those of the settings if not given
+    candidate=run_candidate,  # how one candidate is made
+    lineage: dict | None = None,  # what the data are
 ) -> Experiment:
     "Every candidate on the same folds, the historical mean always among them."
-    names = list(dict.fromkeys(['mean', *(names or settings.models.candidates)]))
+    names = list(dict.fromkeys(["mean", *(names or settings.models.candidates)]))
     folds, i = make_folds(settings, len(dataset.inputs.sessions)), dataset.inputs
     made = {name: candidate(settings, dataset, folds, name) for name in names}
-    return Experiment(settings, lineage or {}, i.sessions, list(i.tickers), list(i.names), folds, dataset.y.cpu().numpy(),
-                      np.asarray(close, dtype=float), feature_skill(dataset), made)
+    return Experiment(
+        settings,
+        lineage or {},
+        i.sessions,
+        list(i.tickers),
+        list(i.names),
+        folds,
+        dataset.y.cpu().numpy(),
+        np.asarray(close, dtype=float),
+        feature_skill(dataset),
+        made,
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #78ff96b2
 @lru_cache
-def code_version() -> str: # 12 hex digits
+def code_version() -> str:  # 12 hex digits
     "Identity of the installed package: a hash of its source."
     import stockpredict
+
     root, total = Path(stockpredict.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob('*.py')):
-        if path.name != '_modidx.py': total.update(path.relative_to(root).as_posix().encode() + b'\0' + path.read_bytes())
+    for path in sorted(root.rglob("*.py")):
+        if path.name != "_modidx.py":
+            total.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return total.hexdigest()[:12]
 
 # %% ../../nbs/train/20_walk_forward.ipynb #f611942b
 def panel_hash(
-    panel: Panel, # market history
-) -> str: # 16 hex digits
+    panel: Panel,  # market history
+) -> str:  # 16 hex digits
     "Identity of what the models were shown: every field of every bar."
     total = hashlib.sha256(json.dumps([panel.tickers, [str(d.date()) for d in panel.sessions]]).encode())
-    for name in ('open', 'high', 'low', 'close', 'volume'):
-        if panel.has(name): total.update(name.encode() + np.nan_to_num(getattr(panel, name).values.cpu().numpy(), nan=-1.).tobytes())
+    for name in ("open", "high", "low", "close", "volume"):
+        if panel.has(name):
+            total.update(
+                name.encode() + np.nan_to_num(getattr(panel, name).values.cpu().numpy(), nan=-1.0).tobytes()
+            )
     for name in sorted(set(panel._fields) - set(FIELDS)):
-        total.update(name.encode() + np.nan_to_num(panel._fields[name].cpu().numpy(), nan=-1.).tobytes())
+        total.update(name.encode() + np.nan_to_num(panel._fields[name].cpu().numpy(), nan=-1.0).tobytes())
     return total.hexdigest()[:16]
 
-ABOUT = ('commit', 'snapshot') # recorded, but another commit or snapshot with the same content is the same result
+
+ABOUT = (
+    "commit",
+    "snapshot",
+)  # recorded, but another commit or snapshot with the same content is the same result
+
 
 def make_lineage(
-    settings: Settings, # what was asked for
-    panel: Panel,       # what the models were shown
-    snapshot: int | None = None, # version of the lake it was read from
+    settings: Settings,  # what was asked for
+    panel: Panel,  # what the models were shown
+    snapshot: int | None = None,  # version of the lake it was read from
 ) -> dict:
     "Where a result comes from, without a word about when or where it was computed."
-    return dict(bars=panel_hash(panel), source=settings.data.source, sessions=len(panel), tickers=len(panel.tickers),
-                first_session=str(panel.sessions[0].date()), last_session=str(panel.sessions[-1].date()), settings=settings.hash,
-                seed=settings.models.seed, code=code_version(), versions=versions(), commit=git_commit(), snapshot=snapshot)
+    return dict(
+        bars=panel_hash(panel),
+        source=settings.data.source,
+        sessions=len(panel),
+        tickers=len(panel.tickers),
+        first_session=str(panel.sessions[0].date()),
+        last_session=str(panel.sessions[-1].date()),
+        settings=settings.hash,
+        seed=settings.models.seed,
+        code=code_version(),
+        versions=versions(),
+        commit=git_commit(),
+        snapshot=snapshot,
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #a1a344a7
 def study_panel(
-    settings: Settings, # source, universe, dates, calendar, storage
-    as_of=None,         # a date (its end) or an instant, UTC; now if not given
-    snapshot: int | None = None, # a version of the lake; the newest if not given
-) -> tuple: # (panel, version of the lake)
+    settings: Settings,  # source, universe, dates, calendar, storage
+    as_of=None,  # a date (its end) or an instant, UTC; now if not given
+    snapshot: int | None = None,  # a version of the lake; the newest if not given
+) -> tuple:  # (panel, version of the lake)
     "Bars of finished sessions, as they were known at a moment."
-    at = min(moment(as_of, late=True), pd.Timestamp.now('UTC'))
+    at = min(moment(as_of, late=True), pd.Timestamp.now("UTC"))
     if snapshot is None:
-        with Lake(settings.storage, read_only=True) as lake: snapshot = lake.snapshot()
+        with Lake(settings.storage, read_only=True) as lake:
+            snapshot = lake.snapshot()
     bars = load_bars(settings, as_of=at, snapshot=snapshot)
     bars = bars[bars.event_time <= at]
-    if len(bars): return with_needs(settings, Panel.from_bars(bars, get_calendar(settings.data.calendar)), snapshot, at), snapshot
-    raise EmptyUniverse(f"The lake holds no bar of a finished session by {at:%Y-%m-%d %H:%M} UTC.", "Run stockpredict ingest, or ask for a later as-of date.")
+    if len(bars):
+        return with_needs(
+            settings, Panel.from_bars(bars, get_calendar(settings.data.calendar)), snapshot, at
+        ), snapshot
+    raise EmptyUniverse(
+        f"The lake holds no bar of a finished session by {at:%Y-%m-%d %H:%M} UTC.",
+        "Run stockpredict ingest, or ask for a later as-of date.",
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #f5dbe0af
 def write_candidate(
-    made: Candidate, # finished
-    folder: Path,    # where to write
-    key: str,        # identity of everything it was made from
+    made: Candidate,  # finished
+    folder: Path,  # where to write
+    key: str,  # identity of everything it was made from
 ):
     "Write forecasts, ledger and facts."
     folder.mkdir(parents=True, exist_ok=True)
-    made.forecast.save(folder / 'forecast.safetensors')
-    made.ledger.to_parquet(folder / 'trials.parquet', index=False)
-    facts = dict(key=key, model=made.model, params=made.params, in_sample=made.in_sample, artifact=made.artifact)
-    (folder / 'candidate.json').write_text(json.dumps(facts, sort_keys=True, indent=1))
+    made.forecast.save(folder / "forecast.safetensors")
+    made.ledger.to_parquet(folder / "trials.parquet", index=False)
+    facts = dict(
+        key=key, model=made.model, params=made.params, in_sample=made.in_sample, artifact=made.artifact
+    )
+    (folder / "candidate.json").write_text(json.dumps(facts, sort_keys=True, indent=1))
+
 
 def read_candidate(
-    folder: Path,           # written by `write_candidate`
-    key: str | None = None, # what it has to be made from; anything if not given
+    folder: Path,  # written by `write_candidate`
+    key: str | None = None,  # what it has to be made from; anything if not given
 ) -> Candidate | None:
     "A finished candidate; nothing if there is none, or one made from something else."
-    if not (folder / 'candidate.json').exists(): return None
-    facts = json.loads((folder / 'candidate.json').read_text())
-    if key is not None and facts['key'] != key: return None
-    said, ledger = Forecast.load(folder / 'forecast.safetensors'), pd.read_parquet(folder / 'trials.parquet')
-    return Candidate(facts['model'], facts['params'], said, ledger.astype(LEDGER), facts['in_sample'], facts['artifact'], folder)
+    if not (folder / "candidate.json").exists():
+        return None
+    facts = json.loads((folder / "candidate.json").read_text())
+    if key is not None and facts["key"] != key:
+        return None
+    said, ledger = Forecast.load(folder / "forecast.safetensors"), pd.read_parquet(folder / "trials.parquet")
+    return Candidate(
+        facts["model"],
+        facts["params"],
+        said,
+        ledger.astype(LEDGER),
+        facts["in_sample"],
+        facts["artifact"],
+        folder,
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #5a397418
 def make_manifest(
-    candidate: Candidate, # whose model it is
-    settings: Settings,   # what was asked for
-    lineage: dict,        # what it was made from
-    spec: Spec,           # features and normalisation
+    candidate: Candidate,  # whose model it is
+    settings: Settings,  # what was asked for
+    lineage: dict,  # what it was made from
+    spec: Spec,  # features and normalisation
 ) -> dict:
     "What serving has to know of a model, and what a reader wants to."
     v = settings.validation
-    return dict(params=candidate.params, features=list(spec.names), normalise=spec.normalise, needs=list(spec.needs), index=settings.data.index,
-                entry_delay=v.entry_delay, calendar=settings.data.calendar,
-                in_sample=candidate.in_sample, snapshot=lineage.get('snapshot'), lineage={k: w for k, w in lineage.items() if k not in ABOUT})
+    return dict(
+        params=candidate.params,
+        features=list(spec.names),
+        normalise=spec.normalise,
+        needs=list(spec.needs),
+        index=settings.data.index,
+        entry_delay=v.entry_delay,
+        calendar=settings.data.calendar,
+        in_sample=candidate.in_sample,
+        snapshot=lineage.get("snapshot"),
+        lineage={k: w for k, w in lineage.items() if k not in ABOUT},
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #ff2c7921
 @dataclass
 class Bench:
     "Makes candidates in a folder, each whole or not at all."
-    place: Path      # folder of the experiment
+
+    place: Path  # folder of the experiment
     settings: Settings
     lineage: dict
     spec: Spec
-    tick: object = None # called with a word after each step
+    tick: object = None  # called with a word after each step
 
-    def key(self, *what) -> str: # 16 hex digits
+    def key(self, *what) -> str:  # 16 hex digits
         "Identity of everything a candidate is made from."
         kept = {k: v for k, v in self.lineage.items() if k not in ABOUT}
-        return hashlib.sha256(json.dumps([kept, self.spec.hash, *what], sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([kept, self.spec.hash, *what], sort_keys=True).encode()).hexdigest()[
+            :16
+        ]
+
 
 @patch
-def refit(self: Bench, made, dataset, folder) -> str: # hash of the artifact
+def refit(self: Bench, made, dataset, folder) -> str:  # hash of the artifact
     "Fit on every labelled day and save, signed."
     model = make_model(made.model, self.settings, **made.params).fit(dataset)
     about = make_manifest(made, self.settings, self.lineage, self.spec)
     save_artifact(model, self.spec, folder, about, ensure_keys(self.settings.storage.keys_dir).private)
-    if self.tick: self.tick(f'{made.model}: fitted on everything')
+    if self.tick:
+        self.tick(f"{made.model}: fitted on everything")
     return artifact_hash(folder)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #304c350e
 @patch
 def __call__(self: Bench, settings, dataset, folds, name, params=None, label=None, refit=True) -> Candidate:
     "A finished candidate from the folder, or a new one."
-    folder, key = self.place / 'candidates' / (label or name), self.key(name, params, refit)
-    if done := read_candidate(folder, key): return done
-    part = folder.with_name(f'.{folder.name}.part')
+    folder, key = self.place / "candidates" / (label or name), self.key(name, params, refit)
+    if done := read_candidate(folder, key):
+        return done
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     made = run_candidate(settings, dataset, folds, name, params, self.tick)
-    if refit: made.artifact = self.refit(made, dataset, part / 'artifact')
+    if refit:
+        made.artifact = self.refit(made, dataset, part / "artifact")
     write_candidate(made, part, key)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
@@ -362,55 +462,95 @@ def __call__(self: Bench, settings, dataset, folds, name, params=None, label=Non
 
 # %% ../../nbs/train/20_walk_forward.ipynb #3cb704b9
 @patch
-def save(self: Experiment,
-    workdir: Path, # folder of the experiment
+def save(
+    self: Experiment,
+    workdir: Path,  # folder of the experiment
 ):
     "Write what the candidates do not hold; the page of facts last, since it says that the rest is there."
     from safetensors.numpy import save_file
+
     self.workdir = Path(workdir)
-    save_file(dict(y=np.ascontiguousarray(self.y), close=np.ascontiguousarray(self.close), sessions=self.sessions.as_unit('us').asi8.copy()),
-              self.workdir / 'market.safetensors')
-    self.feature_ic.to_parquet(self.workdir / 'feature_ic.parquet')
-    facts = dict(settings=self.settings.model_dump(exclude={'storage', 'serving'}), lineage=self.lineage, tickers=self.tickers, features=self.features,
-                 folds=[asdict(f) for f in self.folds], candidates=list(self.candidates), rival=self.rival.folder.name if self.rival else '')
-    part = self.workdir / '.experiment.part'
+    save_file(
+        dict(
+            y=np.ascontiguousarray(self.y),
+            close=np.ascontiguousarray(self.close),
+            sessions=self.sessions.as_unit("us").asi8.copy(),
+        ),
+        self.workdir / "market.safetensors",
+    )
+    self.feature_ic.to_parquet(self.workdir / "feature_ic.parquet")
+    facts = dict(
+        settings=self.settings.model_dump(exclude={"storage", "serving"}),
+        lineage=self.lineage,
+        tickers=self.tickers,
+        features=self.features,
+        folds=[asdict(f) for f in self.folds],
+        candidates=list(self.candidates),
+        rival=self.rival.folder.name if self.rival else "",
+    )
+    part = self.workdir / ".experiment.part"
     part.write_text(json.dumps(facts, indent=1))
-    os.replace(part, self.workdir / 'experiment.json')
+    os.replace(part, self.workdir / "experiment.json")
 
 # %% ../../nbs/train/20_walk_forward.ipynb #6b6889bf
 @patch(cls_method=True)
-def load(cls: Experiment,
-    workdir, # folder written by `experiment`
+def load(
+    cls: Experiment,
+    workdir,  # folder written by `experiment`
 ) -> Experiment:
     "Read a finished experiment."
     from safetensors.numpy import load_file
+
     place = Path(workdir)
-    if not (place / 'experiment.json').exists():
-        raise RunError("There is no finished experiment in this folder.", "Run the training first, or name the folder it wrote to.")
-    facts, arrays = json.loads((place / 'experiment.json').read_text()), load_file(place / 'market.safetensors')
-    kept = {name: read_candidate(place / 'candidates' / name) for name in [*facts['candidates'], *filter(None, [facts['rival']])]}
-    days = pd.DatetimeIndex(arrays['sessions'].view('datetime64[us]'))
-    return cls(Settings(**facts['settings']), facts['lineage'], days, facts['tickers'], facts['features'],
-               [Fold(**f) for f in facts['folds']], arrays['y'], arrays['close'], pd.read_parquet(place / 'feature_ic.parquet'),
-               {name: kept[name] for name in facts['candidates']}, kept.get(facts['rival']), place)
+    if not (place / "experiment.json").exists():
+        raise RunError(
+            "There is no finished experiment in this folder.",
+            "Run the training first, or name the folder it wrote to.",
+        )
+    facts = json.loads((place / "experiment.json").read_text())
+    arrays = load_file(place / "market.safetensors")
+    kept = {
+        name: read_candidate(place / "candidates" / name)
+        for name in [*facts["candidates"], *filter(None, [facts["rival"]])]
+    }
+    days = pd.DatetimeIndex(arrays["sessions"].view("datetime64[us]"))
+    return cls(
+        Settings(**facts["settings"]),
+        facts["lineage"],
+        days,
+        facts["tickers"],
+        facts["features"],
+        [Fold(**f) for f in facts["folds"]],
+        arrays["y"],
+        arrays["close"],
+        pd.read_parquet(place / "feature_ic.parquet"),
+        {name: kept[name] for name in facts["candidates"]},
+        kept.get(facts["rival"]),
+        place,
+    )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #15431c2a
 def add_rival(
-    made: Experiment, # finished but for the rival
-    champion,         # anything with `.model` and `.params`, or `None`
-    run,              # makes a candidate from (name, params)
+    made: Experiment,  # finished but for the rival
+    champion,  # anything with `.model` and `.params`, or `None`
+    run,  # makes a candidate from (name, params)
 ):
     "Let the champion's recipe forecast the same sessions."
-    if champion is None: return
+    if champion is None:
+        return
     same = [c for c in made.candidates.values() if (c.model, c.params) == (champion.model, champion.params)]
-    try: made.rival = same[0] if same else run(champion.model, champion.params)
-    except StockpredictError as e: made.lineage['rival'] = f"The champion {champion.model} could not be tried on these sessions: {e.problem}"
+    try:
+        made.rival = same[0] if same else run(champion.model, champion.params)
+    except StockpredictError as e:
+        made.lineage["rival"] = (
+            f"The champion {champion.model} could not be tried on these sessions: {e.problem}"
+        )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #61bae7b8
 @contextmanager
 def progress(
-    steps: int, # how many there will be
-    quiet: bool | None = None, # say nothing; by default unless a terminal listens
+    steps: int,  # how many there will be
+    quiet: bool | None = None,  # say nothing; by default unless a terminal listens
 ):
     "Yield a function that is called with a word after each step."
     if quiet or (quiet is None and not sys.stderr.isatty()):
@@ -418,33 +558,49 @@ def progress(
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-    with Progress(TextColumn('{task.description:32}'), BarColumn(), TextColumn('{task.completed}/{task.total}'), TimeElapsedColumn(),
-                  console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task('starting', total=steps)
+
+    with Progress(
+        TextColumn("{task.description:32}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task("starting", total=steps)
         yield lambda word: bar.update(task, advance=1, description=word)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #c35e70eb
 def experiment(
-    settings: Settings, # everything
-    workdir,            # folder of the experiment; unfinished work found there is continued
-    as_of=None,         # a date (its end) or an instant, UTC; now if not given
-    snapshot: int | None = None, # a version of the lake; the newest if not given
-    champion=None,      # what is served today, to be tried on the same sessions
-    quiet: bool | None = None, # no progress line
+    settings: Settings,  # everything
+    workdir,  # folder of the experiment; unfinished work found there is continued
+    as_of=None,  # a date (its end) or an instant, UTC; now if not given
+    snapshot: int | None = None,  # a version of the lake; the newest if not given
+    champion=None,  # what is served today, to be tried on the same sessions
+    quiet: bool | None = None,  # no progress line
 ) -> Experiment:
     "Try every candidate on sessions it has not seen, and fit each on everything."
     v, place = settings.validation, Path(workdir)
     place.mkdir(parents=True, exist_ok=True)
-    (place / 'experiment.json').unlink(missing_ok=True)
+    (place / "experiment.json").unlink(missing_ok=True)
     panel, snapshot = study_panel(settings, as_of, snapshot)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = study_data(settings, panel, spec)
-    wrong = doubtful(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot)) # what nobody should believe is neither learned from nor traded
-    data.y, close = without_doubt(data.y, wrong, v.horizons, v.entry_delay), panel.close.values.masked_fill(wrong, float('nan'))
-    lineage = make_lineage(settings, panel, snapshot) | ({'left_out': said} if (said := left_out(settings, panel, spec)) else {})
+    wrong = doubtful(
+        panel, settings.data.calendar, stored_flags(settings, as_of, snapshot)
+    )  # what nobody should believe is neither learned from nor traded
+    data.y = without_doubt(data.y, wrong, v.horizons, v.entry_delay)
+    close = panel.close.values.masked_fill(wrong, float("nan"))
+    lineage = make_lineage(settings, panel, snapshot) | (
+        {"left_out": said} if (said := left_out(settings, panel, spec)) else {}
+    )
     with progress((len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as tick:
         bench = Bench(place, settings, lineage, spec, tick)
         made = compare(settings, data, close.cpu().numpy(), candidate=bench, lineage=lineage)
-        add_rival(made, champion, lambda name, params: bench(settings, data, made.folds, name, params, 'champion', refit=False))
+        add_rival(
+            made,
+            champion,
+            lambda name, params: bench(settings, data, made.folds, name, params, "champion", refit=False),
+        )
     made.save(place)
     return made

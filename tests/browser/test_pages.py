@@ -1,4 +1,5 @@
 """The pages as a browser shows them: no network, no console errors, the words that matter on the screen."""
+
 import os
 import re
 import shutil
@@ -12,23 +13,48 @@ from urllib.request import urlopen
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OFFLINE = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+OFFLINE = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+]
 
 
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     "Open an address and return the page after its scripts ran, with what it complained of."
     if not CHROMIUM:
-        why = "No chromium on this machine: run .ci/services as root, or install it with your package manager."
+        why = (
+            "No chromium on this machine: run .ci/services as root, or install it with your package manager."
+        )
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     profile = tmp_path_factory.mktemp("chromium")
 
     def open_page(address: str):
-        command = [CHROMIUM, *OFFLINE, f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", address]
+        command = [
+            CHROMIUM,
+            *OFFLINE,
+            f"--user-data-dir={profile}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            address,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and re.search(r"error|refused|violat", line, re.I)]
+        complaints = [
+            line
+            for line in done.stderr.splitlines()
+            if "CONSOLE" in line and re.search(r"error|refused|violat", line, re.I)
+        ]
         return done.stdout, complaints
+
     return open_page
 
 
@@ -38,15 +64,28 @@ def service(finished):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    child = subprocess.Popen([sys.executable, "-m", "stockpredict.cli.main", "serve", *finished["asked"], "--set", f"serving.port={port}"],
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "stockpredict.cli.main",
+            "serve",
+            *finished["asked"],
+            "--set",
+            f"serving.port={port}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     base, patience = f"http://127.0.0.1:{port}", time.monotonic() + 60
     while True:
-        try: urlopen(f"{base}/health", timeout=2).close()
-        except HTTPError: pass
+        try:
+            urlopen(f"{base}/health", timeout=2).close()
+        except HTTPError:
+            pass
         except (URLError, OSError):
             assert child.poll() is None and time.monotonic() < patience, "the service did not start"
-            time.sleep(.2)
+            time.sleep(0.2)
             continue
         break
     yield base
@@ -68,7 +107,10 @@ def test_every_report_opens_offline_and_complains_of_nothing(finished_alone, bro
 def test_no_report_refers_to_another_host(finished_alone):
     for page in pages(finished_alone):
         text = page.read_text(encoding="utf-8")
-        fetched = re.findall(r"""(?:src|srcset)=["']?(https?:[^"' >]+)|<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""", text)
+        fetched = re.findall(
+            r"""(?:src|srcset)=["']?(https?:[^"' >]+)|<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""",
+            text,
+        )
         assert fetched == [], page.name
         assert page.stat().st_size < 5_000_000, page.name
 
@@ -76,11 +118,24 @@ def test_no_report_refers_to_another_host(finished_alone):
 def test_the_validation_report_says_what_a_sceptic_asks_for(finished_alone, browse):
     page = next(p for p in pages(finished_alone) if "validate" in str(p))
     words = re.sub(r"<[^>]+>", " ", browse(page.as_uri())[0])
-    for wanted in ("Hold", "no evidence", "rank IC", "Self-test", "mean", "coverage", "Sharpe", "snapshot", "trials"):
+    for wanted in (
+        "Hold",
+        "no evidence",
+        "rank IC",
+        "Self-test",
+        "mean",
+        "coverage",
+        "Sharpe",
+        "snapshot",
+        "trials",
+    ):
         assert wanted.lower() in words.lower(), wanted
 
 
-@pytest.mark.parametrize("path, words", [("/", ["stockpredict"]), ("/docs", ["/v1/predictions/{ticker}", "/v1/predict", "/health"])])
+@pytest.mark.parametrize(
+    "path, words",
+    [("/", ["stockpredict"]), ("/docs", ["/v1/predictions/{ticker}", "/v1/predict", "/health"])],
+)
 def test_the_service_pages_work_without_a_network(service, browse, path, words):
     shown, complaints = browse(service + path)
     assert complaints == [] and all(w in shown for w in words)
@@ -89,10 +144,18 @@ def test_the_service_pages_work_without_a_network(service, browse, path, words):
 def test_the_catalogue_is_searched_in_the_browser_by_the_one_script_it_may_run(browse, tmp_path):
     from stockpredict.ops.handbook import FIND, hash_of, write_handbook
     from stockpredict.serve.http import SEARCHING
+
     assert SEARCHING == {"catalogue.html": f"script-src {hash_of(FIND)}"}
     names = ["rsi_14", "atr_14", "bollinger_20", "vol_20"]
     page = write_handbook(tmp_path, names).as_uri()
-    for asked, seen in {"": names, "#atr_14": names, "#wilder%201978": ["rsi_14", "atr_14"], "#no%20such%20thing": []}.items():
+    for asked, seen in {
+        "": names,
+        "#atr_14": names,
+        "#wilder%201978": ["rsi_14", "atr_14"],
+        "#no%20such%20thing": [],
+    }.items():
         shown, complaints = browse(page + asked)
         cards = re.findall(r'<article class="card" id="([^"]+)"( hidden="")?', shown)
-        assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(seen), asked
+        assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(seen), (
+            asked
+        )

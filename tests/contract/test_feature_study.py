@@ -1,4 +1,5 @@
 """The feature study: right on known answers, silent where there is nothing, blind to what comes after the training period."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,10 +8,24 @@ from statsmodels.stats.multitest import multipletests
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
-from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence, redundancy, study
+from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence
+from stockpredict.evaluate.feature_study import redundancy, study
 from stockpredict.algebra.panel import Panel, scramble
 
-NAMES = ["ret_1", "mom_21", "mom_63", "reversal_5", "vol_20", "rsi_14", "bollinger_20", "autocorr_20", "max_ret_21", "skew_60", "volume_ratio_20", "atr_14"]
+NAMES = [
+    "ret_1",
+    "mom_21",
+    "mom_63",
+    "reversal_5",
+    "vol_20",
+    "rsi_14",
+    "bollinger_20",
+    "autocorr_20",
+    "max_ret_21",
+    "skew_60",
+    "volume_ratio_20",
+    "atr_14",
+]
 
 
 def market(kind, seed, tickers=40, sessions=640, **more):
@@ -18,48 +33,57 @@ def market(kind, seed, tickers=40, sessions=640, **more):
 
 
 @pytest.fixture(scope="module")
-def planted(): return market("planted", 3, rank_ic=.06)
+def planted():
+    return market("planted", 3, rank_ic=0.06)
 
 
 @pytest.fixture(scope="module")
-def found(planted): return study(planted, NAMES, until=planted.sessions[559])
+def found(planted):
+    return study(planted, NAMES, until=planted.sessions[559])
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_corrections_are_those_of_statsmodels(seed):
     rng = np.random.default_rng(seed)
-    p = np.r_[rng.uniform(size=30), rng.uniform(size=6) * 1e-3, 0., 1., .02, .02]
+    p = np.r_[rng.uniform(size=30), rng.uniform(size=6) * 1e-3, 0.0, 1.0, 0.02, 0.02]
     np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
     np.testing.assert_allclose(benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1], rtol=1e-12)
     holed = np.r_[np.nan, p, np.nan]
     np.testing.assert_array_equal(holm(holed)[1:-1], holm(p))
-    assert np.isnan(holm(holed)[[0, -1]]).all() and len(holm([])) == 0 and np.isnan(benjamini_hochberg([np.nan])).all()
+    assert (
+        np.isnan(holm(holed)[[0, -1]]).all()
+        and len(holm([])) == 0
+        and np.isnan(benjamini_hochberg([np.nan])).all()
+    )
 
 
 def test_persistence_and_half_life_of_a_known_process():
-    rng, rho = np.random.default_rng(1), .9
+    rng, rho = np.random.default_rng(1), 0.9
     x = np.zeros((1500, 60))
-    for t in range(1, len(x)): x[t] = rho * x[t - 1] + rng.standard_normal(60)
+    for t in range(1, len(x)):
+        x[t] = rho * x[t - 1] + rng.standard_normal(60)
     lasting = persistence(x[200:])
-    assert lasting[1] == pytest.approx(rho, abs=.02) and lasting[5] == pytest.approx(rho**5, abs=.04)
-    assert half_life(lasting) == pytest.approx(np.log(.5) / np.log(rho), rel=.15)
-    assert half_life(pd.Series({1: 1., 63: .9})) == np.inf and np.isnan(half_life(pd.Series({1: np.nan})))
+    assert lasting[1] == pytest.approx(rho, abs=0.02) and lasting[5] == pytest.approx(rho**5, abs=0.04)
+    assert half_life(lasting) == pytest.approx(np.log(0.5) / np.log(rho), rel=0.15)
+    assert half_life(pd.Series({1: 1.0, 63: 0.9})) == np.inf and np.isnan(half_life(pd.Series({1: np.nan})))
 
 
 def test_clusters_find_copies_and_leave_strangers_apart():
     rng = np.random.default_rng(2)
     base = rng.standard_normal((4, 100, 30))
-    x = np.stack([base[0], -base[0] + .1 * base[3], base[1], base[2]])
+    x = np.stack([base[0], -base[0] + 0.1 * base[3], base[1], base[2]])
     ranks = np.argsort(np.argsort(x, -1), -1) - 14.5
     alike = redundancy(ranks, list("abcd"))
-    assert alike.loc["a", "b"] == pytest.approx(np.mean([spearmanr(x[0, t], x[1, t])[0] for t in range(100)]), abs=1e-6)
+    assert alike.loc["a", "b"] == pytest.approx(
+        np.mean([spearmanr(x[0, t], x[1, t])[0] for t in range(100)]), abs=1e-6
+    )
     c = clusters(alike)
     assert c.a == c.b and c.nunique() == 3 and clusters(alike.iloc[:1, :1]).tolist() == [1]
 
 
 def test_a_planted_signal_is_found_and_said(found):
     row = found.table.loc[("reversal_5", 1)]
-    assert row.holm < .05 and row.low > 0 and "stands after Holm" in row.verdict
+    assert row.holm < 0.05 and row.low > 0 and "stands after Holm" in row.verdict
     assert found.table.speaks_for["reversal_5", 1] in found.select("holm")
     assert found.tests == 2 * len(NAMES) and set(found.select("holm")) <= set(found.select("bh"))
     chosen = found.select()
@@ -69,8 +93,10 @@ def test_a_planted_signal_is_found_and_said(found):
 def test_ic_takes_names_series_and_arrays(planted):
     series = -planted.close.pct_change(5)
     want = ic("reversal_5", planted)
-    for other in (series, series.values.numpy()): assert ic(other, planted).value == pytest.approx(want.value, abs=5e-3)
-    with pytest.raises(EvaluateError, match="another panel"): ic(series, planted.first(300))
+    for other in (series, series.values.numpy()):
+        assert ic(other, planted).value == pytest.approx(want.value, abs=5e-3)
+    with pytest.raises(EvaluateError, match="another panel"):
+        ic(series, planted.first(300))
     later = ic("reversal_5", planted, 5)
     assert later.n < want.n and later.low < later.value < later.high
 
@@ -84,37 +110,67 @@ def test_nothing_after_the_training_period_is_looked_at(planted, found):
 
 
 def test_the_training_period_must_be_named(planted):
-    with pytest.raises(TypeError, match="until"): study(planted, NAMES)
-    with pytest.raises(TypeError): study(planted, NAMES, (1,), planted.sessions[559])
-    with pytest.raises(NotEnoughSessions): study(planted, NAMES, until=planted.sessions[40])
-    with pytest.raises(EvaluateError, match="cut at"): study(planted, {"whole": np.zeros(planted.present.shape)}, until=planted.sessions[559])
+    with pytest.raises(TypeError, match="until"):
+        study(planted, NAMES)
+    with pytest.raises(TypeError):
+        study(planted, NAMES, (1,), planted.sessions[559])
+    with pytest.raises(NotEnoughSessions):
+        study(planted, NAMES, until=planted.sessions[40])
+    with pytest.raises(EvaluateError, match="cut at"):
+        study(planted, {"whole": np.zeros(planted.present.shape)}, until=planted.sessions[559])
 
 
 def test_leaks_constants_and_holes_get_their_sentence(planted):
     cut = planted.first(400)
-    coming = cut.returns.values.roll(-2, 0).numpy().copy(); coming[-2:] = np.nan
-    sparse = np.where(np.random.default_rng(1).random(coming.shape) < .3, np.random.default_rng(2).standard_normal(coming.shape), np.nan)
-    table = study(cut, {"tomorrow": coming, "constant": np.zeros(coming.shape), "sparse": sparse, "absent": np.full(coming.shape, np.nan)},
-                  (1,), until=cut.sessions[-1]).table.droplevel(1)
-    assert table.verdict["tomorrow"].startswith("Suspected leak") and table.verdict["sparse"].startswith("Defined on")
-    assert "nothing to test" in table.verdict["constant"] or table.verdict["constant"].startswith("No evidence")
+    coming = cut.returns.values.roll(-2, 0).numpy().copy()
+    coming[-2:] = np.nan
+    sparse = np.where(
+        np.random.default_rng(1).random(coming.shape) < 0.3,
+        np.random.default_rng(2).standard_normal(coming.shape),
+        np.nan,
+    )
+    table = study(
+        cut,
+        {
+            "tomorrow": coming,
+            "constant": np.zeros(coming.shape),
+            "sparse": sparse,
+            "absent": np.full(coming.shape, np.nan),
+        },
+        (1,),
+        until=cut.sessions[-1],
+    ).table.droplevel(1)
+    assert table.verdict["tomorrow"].startswith("Suspected leak") and table.verdict["sparse"].startswith(
+        "Defined on"
+    )
+    assert "nothing to test" in table.verdict["constant"] or table.verdict["constant"].startswith(
+        "No evidence"
+    )
     assert table.verdict["absent"] == "Not defined anywhere here."
     result = study(cut, {"tomorrow": coming}, (1,), until=cut.sessions[-1])
     assert result.select() == [], "a leak was chosen"
-    with pytest.raises(EvaluateError, match="holm or bh"): result.select("hope")
+    with pytest.raises(EvaluateError, match="holm or bh"):
+        result.select("hope")
 
 
 def test_in_a_market_without_skill_little_is_called_significant():
     "Over eight null markets: any false name at most as often as Holm promises, single tests near their level, hints within their share."
-    worlds = [study(p, NAMES, until=p.sessions[-1]).table for p in (market("null", seed) for seed in range(101, 109))]
-    false = sum((t.holm < .05).any() for t in worlds)
-    assert false <= binom.ppf(.999, len(worlds), .05), f"{false} of {len(worlds)} null markets had a named feature"
-    assert sum((t.bh < .05).any() for t in worlds) <= binom.ppf(.999, len(worlds), .05)
+    worlds = [
+        study(p, NAMES, until=p.sessions[-1]).table
+        for p in (market("null", seed) for seed in range(101, 109))
+    ]
+    false = sum((t.holm < 0.05).any() for t in worlds)
+    assert false <= binom.ppf(0.999, len(worlds), 0.05), (
+        f"{false} of {len(worlds)} null markets had a named feature"
+    )
+    assert sum((t.bh < 0.05).any() for t in worlds) <= binom.ppf(0.999, len(worlds), 0.05)
     p = pd.concat(worlds).p.dropna()
-    assert .005 < (p < .05).mean() < .12, f"{(p < .05).mean():.1%} of single tests below 5 %"
+    assert 0.005 < (p < 0.05).mean() < 0.12, f"{(p < 0.05).mean():.1%} of single tests below 5 %"
 
 
 def test_it_draws(found):
     fig = found.plot(5)
-    assert fig.axes[0].get_title(loc="left").startswith("Mean rank IC, 5 sessions") and len(fig.axes[0].get_yticklabels()) == len(NAMES)
+    assert fig.axes[0].get_title(loc="left").startswith("Mean rank IC, 5 sessions") and len(
+        fig.axes[0].get_yticklabels()
+    ) == len(NAMES)
     assert "tests stand after Holm" in repr(found)

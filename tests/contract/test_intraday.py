@@ -1,4 +1,5 @@
 """Bars of minutes: the shape, two vendors and their recorded answers, the gate, the table in the lake, real five-minute bars, the command."""
+
 import json
 import os
 import subprocess
@@ -9,11 +10,13 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable, SourceUnavailable, UnknownTicker
+from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable
+from stockpredict.core.errors import SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import drop_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
-from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops, tidy_intraday
+from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops
+from stockpredict.sources.vendor_intraday import tidy_intraday
 from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import within
@@ -31,20 +34,42 @@ def market():
 
 
 def settings_for(place, shop=None, **more):
-    return Settings().with_(**({"storage.home": str(place), "sources.retries": 1, "sources.budgets": "tiingo=900/900 alphavantage=900/900"}
-                               | ({"sources.base_urls": f"all={shop.url}"} if shop else {}) | more))
+    return Settings().with_(
+        **(
+            {
+                "storage.home": str(place),
+                "sources.retries": 1,
+                "sources.budgets": "tiingo=900/900 alphavantage=900/900",
+            }
+            | ({"sources.base_urls": f"all={shop.url}"} if shop else {})
+            | more
+        )
+    )
 
 
 def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
     place = shared / "api_fixtures"
-    found = tidy_intraday(shops["tiingo"]().read((place / "tiingo/intraday_price.json").read_bytes(), "GOOGL").assign(ticker="GOOGL"), "t", "30min", zone="UTC")
-    assert len(found) == 13 and str(found.event_time[0]) == "2018-01-02 15:00:00+00:00" and found.event_time.iloc[-1] == CAL.close("2018-01-02")
+    found = tidy_intraday(
+        shops["tiingo"]()
+        .read((place / "tiingo/intraday_price.json").read_bytes(), "GOOGL")
+        .assign(ticker="GOOGL"),
+        "t",
+        "30min",
+        zone="UTC",
+    )
+    assert (
+        len(found) == 13
+        and str(found.event_time[0]) == "2018-01-02 15:00:00+00:00"
+        and found.event_time.iloc[-1] == CAL.close("2018-01-02")
+    )
     assert found.close[0] == 1061.91 and found.volume.isna().all() and len(inspect_intraday(found).good) == 13
     body = (place / "alphavantage/time_series__TIME_SERIES_INTRADAY_3dbdcdc7.csv").read_bytes()
     evening = tidy_intraday(shops["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min")
     judged = inspect_intraday(evening, limit=1)
     assert len(evening) == 100 and str(evening.event_time.max()) == "2026-05-16 00:00:00+00:00"
-    assert set(judged.bad.reason) == {"no session"} and judged.good.event_time.max() <= CAL.close("2026-05-15"), "what traded in the evening is no session"
+    assert set(judged.bad.reason) == {"no session"} and judged.good.event_time.max() <= CAL.close(
+        "2026-05-15"
+    ), "what traded in the evening is no session"
 
 
 @pytest.mark.parametrize("name", ["tiingo", "alphavantage"])
@@ -54,6 +79,7 @@ def test_an_intraday_vendor_keeps_the_promises_of_every_vendor(name):
     def sold(month):
         mine = goods(month)[month.ticker.iloc[0]].tail(22)
         return within(mine.assign(ticker=month.ticker.iloc[0]), "30min").close
+
     told = keeps_promises(name, bars, make=lambda s: Intraday(s, "30min"), sold=sold)
     assert told.kept.all(), told[~told.kept][["promise", "what"]].to_string()
 
@@ -65,37 +91,59 @@ def test_real_five_minute_bars_pass_and_come_back_to_the_last_digit(shared, tmp_
     report = add_intraday(raw, "ibkr", "5min", s)
     back = load_intraday(s, ["AAPL", "SPY"], "2024-07-03", "2024-07-03")
     assert report.rows_new == len(raw) and report.rows_quarantined == 0 and list(back.columns) == INTRADAY
-    assert back.groupby("ticker").size().tolist() == [42, 42] and back.event_time.max() == CAL.close("2024-07-03")
+    assert back.groupby("ticker").size().tolist() == [42, 42] and back.event_time.max() == CAL.close(
+        "2024-07-03"
+    )
     assert (back.known_at >= back.event_time).all()
     mine = raw[raw.ticker == "AAPL"].close.to_numpy()
-    assert np.array_equal(load_intraday(s, "AAPL").close.to_numpy(), mine) and add_intraday(raw[::-1], "ibkr", "5min", s).rows_same == len(raw)
+    assert np.array_equal(load_intraday(s, "AAPL").close.to_numpy(), mine) and add_intraday(
+        raw[::-1], "ibkr", "5min", s
+    ).rows_same == len(raw)
 
 
 def test_times_of_any_kind_are_read_or_refused_with_a_sentence():
     same = pd.Timestamp("2024-11-04T14:30Z")
-    for values in (["2024-11-04T09:30:00-05:00"], [pd.Timestamp("2024-11-04 09:30")], [same], ["2024-11-04 09:30"], ["2024-11-04T14:30:00.000Z"]):
+    for values in (
+        ["2024-11-04T09:30:00-05:00"],
+        [pd.Timestamp("2024-11-04 09:30")],
+        [same],
+        ["2024-11-04 09:30"],
+        ["2024-11-04T14:30:00.000Z"],
+    ):
         assert instants(values, "America/New_York")[0] == same
-    assert instants(pd.Series(["2024-11-03 01:30", "2024-11-04 09:30"]), "America/New_York").isna().tolist() == [True, False], "an hour that came twice"
-    mixed = instants(["2024-07-01T09:30:00-04:00", "2024-12-02T09:30:00-05:00", "2024-12-02 09:30"], "America/New_York")
+    assert instants(
+        pd.Series(["2024-11-03 01:30", "2024-11-04 09:30"]), "America/New_York"
+    ).isna().tolist() == [True, False], "an hour that came twice"
+    mixed = instants(
+        ["2024-07-01T09:30:00-04:00", "2024-12-02T09:30:00-05:00", "2024-12-02 09:30"], "America/New_York"
+    )
     assert mixed.dt.hour.tolist() == [13, 14, 14]
     for wrong in ([1719840600], [1.5, np.nan], ["", ""], [None, None], ["noon", "later"], [pd.NaT, "x"]):
-        with pytest.raises(BarsInvalid): tidy_intraday(pd.DataFrame(dict(ticker="A", time=wrong, close=1.)), "x")
-    with pytest.raises(BarsInvalid, match="no length"): tidy_intraday(pd.DataFrame(dict(ticker=["A"], time=["2024-07-01 10:00"], close=[1.])), "x", "7min")
+        with pytest.raises(BarsInvalid):
+            tidy_intraday(pd.DataFrame(dict(ticker="A", time=wrong, close=1.0)), "x")
+    with pytest.raises(BarsInvalid, match="no length"):
+        tidy_intraday(pd.DataFrame(dict(ticker=["A"], time=["2024-07-01 10:00"], close=[1.0])), "x", "7min")
 
 
 def test_the_gate_knows_hours_half_days_weekends_the_future_and_second_opinions():
     bars = tidy_intraday(within(sample_bars(tickers=2, sessions=6)), "x", stamps="end")
-    bad = {"close": -1., "high": 0., "volume": -5., "event_time": pd.Timestamp("2019-06-08T15:00Z")}
+    bad = {"close": -1.0, "high": 0.0, "volume": -5.0, "event_time": pd.Timestamp("2019-06-08T15:00Z")}
     for k, (column, value) in enumerate(bad.items()):
-        hurt = bars.copy(); hurt.loc[10 * k, column] = value
-        if column == "event_time": hurt.loc[10 * k, "known_at"] = value
+        hurt = bars.copy()
+        hurt.loc[10 * k, column] = value
+        if column == "event_time":
+            hurt.loc[10 * k, "known_at"] = value
         found = inspect_intraday(hurt)
         assert len(found.bad) == 1 and len(found.good) == len(bars) - 1, column
     now = bars.event_time.sort_values().iloc[len(bars) // 2]
-    assert inspect_intraday(bars, now=now).good.event_time.max() == now and not inspect_intraday(bars, now=now).refused
+    assert (
+        inspect_intraday(bars, now=now).good.event_time.max() == now
+        and not inspect_intraday(bars, now=now).refused
+    )
     early = bars.assign(known_at=bars.event_time - pd.Timedelta("1s"))
     assert inspect_intraday(early).refused and len(inspect_intraday(bars[:0]).good) == 0
-    with pytest.raises(BatchRefused, match="Nothing was stored"): inspect_intraday(bars.assign(close=0.)).raise_if_refused()
+    with pytest.raises(BatchRefused, match="Nothing was stored"):
+        inspect_intraday(bars.assign(close=0.0)).raise_if_refused()
 
 
 def test_a_correction_is_a_version_and_the_past_stays(tmp_path):
@@ -104,8 +152,13 @@ def test_a_correction_is_a_version_and_the_past_stays(tmp_path):
     mine.loc[4, "close"] = (mine.high[4] + mine.low[4]) / 2
     done = add_intraday(mine, "m", "30min", s, stamps="end", now="2024-01-02T00:00Z")
     then, now = (load_intraday(s, every="30min", as_of=t) for t in ("2024-01-01", None))
-    assert done.rows_corrected == 1 and (then.close != now.close).sum() == 1 and len(load_intraday(s, every="5min")) == 0
-    with Lake(s.storage, read_only=True) as lake: assert lake.facts("intraday", versions=True).known_at.max() == pd.Timestamp("2024-01-02T00:00Z")
+    assert (
+        done.rows_corrected == 1
+        and (then.close != now.close).sum() == 1
+        and len(load_intraday(s, every="5min")) == 0
+    )
+    with Lake(s.storage, read_only=True) as lake:
+        assert lake.facts("intraday", versions=True).known_at.max() == pd.Timestamp("2024-01-02T00:00Z")
 
 
 def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_path):
@@ -118,31 +171,62 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
         assert set(dead_letters(s).source) == {"vendors-standin-30min"}
         shop.faults.clear()
         second, third = ingest_intraday(s, every="30min"), ingest_intraday(s, every="30min")
-        assert second.rows_new == first.rows_new and second.requests == 1 and third.requests == 0 and not len(dead_letters(s))
+        assert (
+            second.rows_new == first.rows_new
+            and second.requests == 1
+            and third.requests == 0
+            and not len(dead_letters(s))
+        )
         shop.fault("500", 99)
-        with pytest.raises(SourceUnavailable, match="No vendor answered"): ingest_intraday(s, every="15min")
-        assert len(load_intraday(s, every="30min")) == first.rows_new * 2 and not len(load_intraday(s, every="15min"))
+        with pytest.raises(SourceUnavailable, match="No vendor answered"):
+            ingest_intraday(s, every="15min")
+        assert len(load_intraday(s, every="30min")) == first.rows_new * 2 and not len(
+            load_intraday(s, every="15min")
+        )
         assert drop_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [names[1]]
-        with pytest.raises(UnknownTicker, match="No letter"): drop_letters(s, ["ZZZ"])
+        with pytest.raises(UnknownTicker, match="No letter"):
+            drop_letters(s, ["ZZZ"])
 
 
 def test_what_cannot_be_done_is_said(tmp_path):
     s = settings_for(tmp_path)
-    with pytest.raises(LakeUnavailable): load_intraday(s, "AAPL")
-    with pytest.raises(EmptyUniverse, match="No ticker"): ingest_intraday(s)
-    with pytest.raises(SourceUnavailable, match="sells intraday"): fetch_intraday(s.with_(**{"sources.chain": "yahoo"}), ["AAPL"], "2024-01-02")
-    with pytest.raises(DataError): add_intraday(pd.DataFrame(dict(ticker=["'; DROP TABLE x; --"], time=["2024-07-01 10:00"], close=[1.])), "m", "5min", s)
+    with pytest.raises(LakeUnavailable):
+        load_intraday(s, "AAPL")
+    with pytest.raises(EmptyUniverse, match="No ticker"):
+        ingest_intraday(s)
+    with pytest.raises(SourceUnavailable, match="sells intraday"):
+        fetch_intraday(s.with_(**{"sources.chain": "yahoo"}), ["AAPL"], "2024-01-02")
+    with pytest.raises(DataError):
+        add_intraday(
+            pd.DataFrame(dict(ticker=["'; DROP TABLE x; --"], time=["2024-07-01 10:00"], close=[1.0])),
+            "m",
+            "5min",
+            s,
+        )
 
 
 def test_the_command_brings_minutes_and_throws_letters_away(market, tmp_path):
     name = sorted(market.ticker.unique())[0]
 
     def run(*words):
-        out = subprocess.run([sys.executable, "-m", "stockpredict.cli.main", *words], capture_output=True, text=True, cwd=tmp_path, timeout=240,
-                             env=os.environ | {"OMP_NUM_THREADS": "1"})
+        out = subprocess.run(
+            [sys.executable, "-m", "stockpredict.cli.main", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=240,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         assert out.returncode == 0, out.stderr[-2000:]
         return out.stdout
+
     with StandIn(market) as shop:
-        asked = [x for k, v in {"storage.home": tmp_path, "sources.base_urls": f"all={shop.url}"}.items() for x in ("--set", f"{k}={v}")]
-        said = json.loads(run("ingest", *asked, "intraday", name, "--every", "30min", "--days", "3", "--json"))
+        asked = [
+            x
+            for k, v in {"storage.home": tmp_path, "sources.base_urls": f"all={shop.url}"}.items()
+            for x in ("--set", f"{k}={v}")
+        ]
+        said = json.loads(
+            run("ingest", *asked, "intraday", name, "--every", "30min", "--days", "3", "--json")
+        )
     assert 39 >= said["rows_new"] >= 21 and said["interval"] == "30min"

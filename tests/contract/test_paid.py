@@ -1,4 +1,5 @@
 """What vendors say was paid, times that are none, splits that are only named, letters that nobody waits for."""
+
 import datetime as dt
 import json
 
@@ -24,15 +25,27 @@ def read(shared, name, pattern, ticker):
     rows = json.loads((shared / "api_fixtures/manifest.json").read_text())
     row = next(r for r in rows if all(p in str(r.get("url")) for p in pattern))
     body = (shared / "api_fixtures" / row["file"]).read_bytes()
-    return tidy_bars(vendors[name]().read(body, ticker).assign(ticker=ticker), source="vendors", lag_minutes=15)
+    return tidy_bars(
+        vendors[name]().read(body, ticker).assign(ticker=ticker), source="vendors", lag_minutes=15
+    )
 
 
-@pytest.mark.parametrize("name, pattern, ticker, column", [
-    ("alphavantage_adjusted", ["TIME_SERIES_DAILY_ADJUSTED"], "IBM", "dividend"), ("yahoo", ["chart/MSFT?"], "MSFT", "dividend"),
-    ("yahoo", ["chart/NVDA"], "NVDA", "split"), ("tiingo", ["tiingo/daily/GOOGL/prices", "csv"], "GOOGL", "split")])
-def test_real_answers_keep_what_was_paid_and_the_factors_agree_with_it(shared, tmp_path, name, pattern, ticker, column):
-    try: bars = read(shared, name, pattern, ticker)
-    except StopIteration: pytest.skip(f"No answer about {ticker} was recorded from {name} with this address.")
+@pytest.mark.parametrize(
+    "name, pattern, ticker, column",
+    [
+        ("alphavantage_adjusted", ["TIME_SERIES_DAILY_ADJUSTED"], "IBM", "dividend"),
+        ("yahoo", ["chart/MSFT?"], "MSFT", "dividend"),
+        ("yahoo", ["chart/NVDA"], "NVDA", "split"),
+        ("tiingo", ["tiingo/daily/GOOGL/prices", "csv"], "GOOGL", "split"),
+    ],
+)
+def test_real_answers_keep_what_was_paid_and_the_factors_agree_with_it(
+    shared, tmp_path, name, pattern, ticker, column
+):
+    try:
+        bars = read(shared, name, pattern, ticker)
+    except StopIteration:
+        pytest.skip(f"No answer about {ticker} was recorded from {name} with this address.")
     assert {"dividend", "split"} <= set(bars) and set(bars.columns[9:]) <= set(OPTIONAL)
     events = bars[(bars.dividend > 0) | ((bars.split > 0) & (bars.split != 1))]
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
@@ -40,28 +53,53 @@ def test_real_answers_keep_what_was_paid_and_the_factors_agree_with_it(shared, t
         factors = lake.rows("SELECT event_time, factor FROM lake.adjustments").set_index("event_time").factor
     before = bars.close.shift()
     for e in events.itertuples():
-        if e.Index == 0: continue
-        expected = (1 - e.dividend / before[e.Index]) / (e.split if e.split > 0 else 1.)
-        assert factors.get(e.event_time, 1.) == pytest.approx(expected, abs=2e-3), e
-    assert not set(find_flags(bars, detectors=ALL).flag) & {"dividend left out", "dividend times 100", "adjusted twice", "adjusted wrongly"}
+        if e.Index == 0:
+            continue
+        expected = (1 - e.dividend / before[e.Index]) / (e.split if e.split > 0 else 1.0)
+        assert factors.get(e.event_time, 1.0) == pytest.approx(expected, abs=2e-3), e
+    assert not set(find_flags(bars, detectors=ALL).flag) & {
+        "dividend left out",
+        "dividend times 100",
+        "adjusted twice",
+        "adjusted wrongly",
+    }
 
 
 def test_optional_columns_of_any_name_are_kept_and_none_is_made_up():
-    frame = pd.DataFrame({"Date": ["2024-07-01", "2024-07-02"], "Symbol": "A", "Close": [10., 9.], "Dividends": [0, .5],
-                          "Stock Splits": [0, 0], "Capital Gains": ["", "0.1"]})
+    frame = pd.DataFrame(
+        {
+            "Date": ["2024-07-01", "2024-07-02"],
+            "Symbol": "A",
+            "Close": [10.0, 9.0],
+            "Dividends": [0, 0.5],
+            "Stock Splits": [0, 0],
+            "Capital Gains": ["", "0.1"],
+        }
+    )
     bars = tidy_bars(frame, source="x")
-    assert bars.dividend.tolist() == [0, .5] and bars.split.tolist() == [0, 0] and np.isnan(bars.capital_gain[0]) and bars.capital_gain[1] == .1
+    assert (
+        bars.dividend.tolist() == [0, 0.5]
+        and bars.split.tolist() == [0, 0]
+        and np.isnan(bars.capital_gain[0])
+        and bars.capital_gain[1] == 0.1
+    )
     assert not set(OPTIONAL) & set(tidy_bars(frame[["Date", "Symbol", "Close"]], source="x"))
 
 
 def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path):
-    bars = sample_bars(tickers=3, sessions=60).assign(split=0.)
+    bars = sample_bars(tickers=3, sessions=60).assign(split=0.0)
     name, at = bars.ticker.iloc[0], bars.index[bars.ticker == bars.ticker.iloc[0]][30]
     later = (bars.ticker == name) & (bars.index >= at)
-    raw = bars.copy(); raw.loc[at, "split"] = 4.
+    raw = bars.copy()
+    raw.loc[at, "split"] = 4.0
     raw.loc[later, ["open", "high", "low", "close"]] /= 4
-    divided = bars.copy(); divided.loc[at, "split"] = 4.
-    assert stated_splits(raw).factor.tolist() == [.25] and not len(stated_splits(divided)) and not len(stated_splits(bars[:0]))
+    divided = bars.copy()
+    divided.loc[at, "split"] = 4.0
+    assert (
+        stated_splits(raw).factor.tolist() == [0.25]
+        and not len(stated_splits(divided))
+        and not len(stated_splits(bars[:0]))
+    )
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
         lake.append(raw, now="2024-01-01T00:00Z")
         whole = lake.bars(name).close
@@ -74,39 +112,72 @@ def test_a_simulated_market_with_payments_raises_no_doubt_about_them():
     bars = simulate("realistic", tickers=20, sessions=400, seed=5).bars
     told = tidy_bars(bars, source="x")
     flags = find_flags(told, detectors=ALL)
-    assert {"dividend", "split"} & set(told) == {"dividend", "split"} & set(bars) and (flags.flag == "dividend left out").sum() == 0
+    assert {"dividend", "split"} & set(told) == {"dividend", "split"} & set(bars) and (
+        flags.flag == "dividend left out"
+    ).sum() == 0
 
 
-BAD = dict(nan=[np.nan] * 3, none=[None] * 3, empty=[""] * 3, epoch=[1719840600] * 3, part=[1719840600.5, 2, 3.], far=["99999-01-01"] * 3,
-           bool=[True, False, True], thing=[object()] * 3, lists=[[1], [2], [3]], span=pd.to_timedelta([1, 2, 3], unit="D"),
-           zone=["2024-07-01T09:30:00+25:00"] * 3, leap=["2023-02-29"] * 3,
-           inf=[np.inf, -np.inf, np.nan], nul=["2024\0"] * 3, missing=pd.array(["2024-07-01", None, None], dtype="string"))
-FINE = dict(mixed=[pd.Timestamp("2024-07-01", tz="UTC"), pd.Timestamp("2024-07-02", tz="Asia/Tokyo"), "2024-07-03"],
-            edge=["9999-12-31", "0001-01-01", "2024-07-01"],
-            days=[dt.date(2024, 7, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31)], period=pd.period_range("2024-07-01", periods=3),
-            kind=pd.Categorical(["2024-07-01"] * 3),
-            nat=pd.to_datetime(["2024-07-01", None, None]), number=[20240701, 20240702, 20240703])
+BAD = dict(
+    nan=[np.nan] * 3,
+    none=[None] * 3,
+    empty=[""] * 3,
+    epoch=[1719840600] * 3,
+    part=[1719840600.5, 2, 3.0],
+    far=["99999-01-01"] * 3,
+    bool=[True, False, True],
+    thing=[object()] * 3,
+    lists=[[1], [2], [3]],
+    span=pd.to_timedelta([1, 2, 3], unit="D"),
+    zone=["2024-07-01T09:30:00+25:00"] * 3,
+    leap=["2023-02-29"] * 3,
+    inf=[np.inf, -np.inf, np.nan],
+    nul=["2024\0"] * 3,
+    missing=pd.array(["2024-07-01", None, None], dtype="string"),
+)
+FINE = dict(
+    mixed=[pd.Timestamp("2024-07-01", tz="UTC"), pd.Timestamp("2024-07-02", tz="Asia/Tokyo"), "2024-07-03"],
+    edge=["9999-12-31", "0001-01-01", "2024-07-01"],
+    days=[dt.date(2024, 7, 1), dt.date(1, 1, 1), dt.date(9999, 12, 31)],
+    period=pd.period_range("2024-07-01", periods=3),
+    kind=pd.Categorical(["2024-07-01"] * 3),
+    nat=pd.to_datetime(["2024-07-01", None, None]),
+    number=[20240701, 20240702, 20240703],
+)
 
 
 @pytest.mark.parametrize("column", ["date", "known_at"])
 def test_a_column_of_times_is_read_or_refused_with_a_sentence(column):
     for name, values in (BAD | FINE).items():
-        frame = pd.DataFrame(dict(ticker="A", close=[1., 2., 3.], date="2024-07-01")).assign(**{column: pd.Series(values)})
-        try: told = len(tidy_bars(frame, source="x")) == 3
-        except StockpredictError as e: told = str(e) if isinstance(e, BarsInvalid) and e.fix.endswith((".", ")")) else e
+        frame = pd.DataFrame(dict(ticker="A", close=[1.0, 2.0, 3.0], date="2024-07-01")).assign(
+            **{column: pd.Series(values)}
+        )
+        try:
+            told = len(tidy_bars(frame, source="x")) == 3
+        except StockpredictError as e:
+            told = str(e) if isinstance(e, BarsInvalid) and e.fix.endswith((".", ")")) else e
         assert told is True or (isinstance(told, str) and told), f"{column}, {name}: {told!r}"
-        if column == "date" and name in BAD: assert isinstance(told, str) and "time column" in told, name
-        if name in FINE and (column == "date" or name != "number"): assert told is True, f"{column}, {name}: {told}"
+        if column == "date" and name in BAD:
+            assert isinstance(told, str) and "time column" in told, name
+        if name in FINE and (column == "date" or name != "number"):
+            assert told is True, f"{column}, {name}: {told}"
 
 
 def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
     s = Settings().with_(**{"storage.home": str(tmp_path), "data.universe": ["AAA"]})
     now = f"{pd.Timestamp.now('UTC'):%Y-%m-%dT%H:%M:%S}"
-    for source, ticker, at in (("vendors", "AAA", now), ("vendors", "OLD", now), ("vendors-5min", "BBB", now), ("vendors-5min", "CCC", "2020-01-01T00:00:00")):
+    for source, ticker, at in (
+        ("vendors", "AAA", now),
+        ("vendors", "OLD", now),
+        ("vendors-5min", "BBB", now),
+        ("vendors-5min", "CCC", "2020-01-01T00:00:00"),
+    ):
         ledger_of(s).put(source, ticker, "2020-01-02", [dict(reason="timeout")], at)
-    assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(AAA=True, OLD=False, BBB=True, CCC=False)
+    assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(
+        AAA=True, OLD=False, BBB=True, CCC=False
+    )
     assert drop_letters(s) == ["CCC", "OLD"] and drop_letters(s) == [] and drop_letters(s, ["AAA"]) == ["AAA"]
-    with pytest.raises(UnknownTicker, match="No letter is about ZZZ"): drop_letters(s, ["ZZZ"])
+    with pytest.raises(UnknownTicker, match="No letter is about ZZZ"):
+        drop_letters(s, ["ZZZ"])
     assert dead_letters(s).ticker.tolist() == ["BBB"]
 
 
@@ -117,16 +188,32 @@ def test_a_vendor_that_divides_its_past_by_a_split_tells_the_same_history(tmp_pa
     whole = bars.assign(adj_close=bars.close)
     old = (whole.ticker == name) & (whole.event_time < days[50])
     whole.loc[old, ["open", "high", "low", "close"]] *= 3
-    s = Settings().with_(**{"storage.home": str(tmp_path), "data.source": "vendors", "data.universe": sorted(bars.ticker.unique()), "data.start": "2019-01-01",
-                            "sources.chain": "fmp", "sources.retries": 0})
+    s = Settings().with_(
+        **{
+            "storage.home": str(tmp_path),
+            "data.source": "vendors",
+            "data.universe": sorted(bars.ticker.unique()),
+            "data.start": "2019-01-01",
+            "sources.chain": "fmp",
+            "sources.retries": 0,
+        }
+    )
     for n in (49, 50, 52, 59):
         with StandIn(whole[whole.event_time <= days[n]]) as shop:
-            here = s.with_(**{"sources.base_urls": f"all={shop.url}", "sources.budgets": "fmp=500/5000", "data.end": f"{days[n]:%Y-%m-%d}"})
+            here = s.with_(
+                **{
+                    "sources.base_urls": f"all={shop.url}",
+                    "sources.budgets": "fmp=500/5000",
+                    "data.end": f"{days[n]:%Y-%m-%d}",
+                }
+            )
             report = ingest(here, days[n] + pd.Timedelta("1h"))
             assert report.rewritten == [] and report.rows_corrected == 0 and not report.failed, n
     with Lake(s.storage, read_only=True) as lake:
         raw, one = lake.bars(name, adjusted=False), lake.bars(name)
         assert lake.rows("SELECT factor FROM lake.adjustments").factor.round(6).tolist() == [round(1 / 3, 6)]
     want = whole[whole.ticker == name].close.round(2).to_numpy()
-    assert len(raw) == len(want) and np.abs(raw.close.to_numpy() - want).max() < .02, (raw.close.to_numpy() - want)
+    assert len(raw) == len(want) and np.abs(raw.close.to_numpy() - want).max() < 0.02, (
+        raw.close.to_numpy() - want
+    )
     assert np.allclose(one.close, bars[bars.ticker == name].close, rtol=2e-3)

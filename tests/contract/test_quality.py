@@ -1,4 +1,5 @@
 """The gate, its detectors and its comparisons: what they promise to whoever calls them."""
+
 import json
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, FileMissing, ParameterRefused
 from stockpredict.quality.corporate_actions import ACTIONS, ALL, payments
-from stockpredict.quality.reconcile import EDGES, absent_sessions, agree, by_ticker, completeness, corrections, disagreements, expected, freshness
+from stockpredict.quality.reconcile import EDGES, absent_sessions, agree, by_ticker, completeness, corrections
+from stockpredict.quality.reconcile import disagreements, expected, freshness
 from stockpredict.quality.reconcile import restated, rewrites
 from stockpredict.testing.corruption import FAULTS, corrupt, healthy_market, with_dividends
-from stockpredict.quality.detectors import DETECTORS, FLAGS, RATIOS, find_flags, moves, nearest_ratio, trailing_mean, usable
+from stockpredict.quality.detectors import DETECTORS, FLAGS, RATIOS, find_flags, moves, nearest_ratio
+from stockpredict.quality.detectors import trailing_mean, usable
 from stockpredict.testing.detector_benchmark import recorded_case, recorded_cases
-from stockpredict.quality.gate import CONFLICT, RULES, TWINS, Rule, crowded, failing, in_order, inspect, prepared, suspects
+from stockpredict.quality.gate import CONFLICT, RULES, TWINS, Rule, crowded, failing, in_order, inspect
+from stockpredict.quality.gate import prepared, suspects
 from stockpredict.sources.simulate import sample_bars
 
 NOW = pd.Timestamp("2022-01-01", tz="UTC")
@@ -34,15 +38,19 @@ def wild(rows=3_000, seed=0):
     rng = np.random.default_rng(seed)
     bars = pd.concat([sample_bars(seed=s) for s in (1, 2, 3)], ignore_index=True).head(rows)
     for column in ("open", "high", "low", "close", "volume"):
-        for value in (0., -1., np.nan, np.inf, -np.inf, 1e15, 1e16, 1e12, 2e12, 1e-300):
+        for value in (0.0, -1.0, np.nan, np.inf, -np.inf, 1e15, 1e16, 1e12, 2e12, 1e-300):
             bars.loc[rng.integers(0, len(bars), 5), column] = value
-    for ticker in ("", "aaa", "';DROP", "A" * 17, "ΑΑΑ", "BRK.B", "A\n", "^GSPC"): bars.loc[rng.integers(0, len(bars), 3), "ticker"] = ticker
+    for ticker in ("", "aaa", "';DROP", "A" * 17, "ΑΑΑ", "BRK.B", "A\n", "^GSPC"):
+        bars.loc[rng.integers(0, len(bars), 3), "ticker"] = ticker
     bars.loc[rng.integers(0, len(bars), 5), "ticker"] = None
     bars.loc[rng.integers(0, len(bars), 9), "event_time"] = pd.NaT
     bars.loc[rng.integers(0, len(bars), 9), "known_at"] = pd.NaT
     bars.loc[rng.integers(0, len(bars), 9), "event_time"] += pd.Timedelta(hours=1)
     bars.loc[rng.integers(0, len(bars), 3), ["event_time", "known_at"]] = pd.Timestamp("2022-06-01 20:00Z")
-    return pd.concat([bars, bars.sample(50, random_state=seed), bars.sample(50, random_state=seed + 1).assign(close=1.)], ignore_index=True)
+    return pd.concat(
+        [bars, bars.sample(50, random_state=seed), bars.sample(50, random_state=seed + 1).assign(close=1.0)],
+        ignore_index=True,
+    )
 
 
 def test_the_quick_look_never_changes_the_verdict_of_great_expectations():
@@ -55,15 +63,20 @@ def test_the_quick_look_never_changes_the_verdict_of_great_expectations():
 
 def test_every_kind_of_expectation_in_use_has_a_twin_and_one_without_is_judged_whole():
     assert {kind for r in [*RULES, CONFLICT] for kind, _ in r.expect} <= set(TWINS)
-    other = Rule("short", "The name is too long.", [("ExpectColumnValueLengthsToBeBetween", dict(column="ticker", max_value=3))])
+    other = Rule(
+        "short",
+        "The name is too long.",
+        [("ExpectColumnValueLengthsToBeBetween", dict(column="ticker", max_value=3))],
+    )
     table = sample_bars().assign(ticker=lambda f: f.ticker.where(f.index != 9, "LONG"))
     assert suspects(table, [other]).all() and failing(table, [other], whole=0)["short"].tolist() == [9]
 
 
 def test_a_twin_that_clears_too_much_stops_the_batch(monkeypatch):
     monkeypatch.setitem(TWINS, "ExpectColumnValuesToBeBetween", lambda f, a: np.ones(len(f), bool))
-    table = prepared(sample_bars().assign(volume=-1.), CAL, NOW)
-    with pytest.raises(BarsInvalid, match="cleared rows that fail"): failing(table, RULES, whole=0)
+    table = prepared(sample_bars().assign(volume=-1.0), CAL, NOW)
+    with pytest.raises(BarsInvalid, match="cleared rows that fail"):
+        failing(table, RULES, whole=0)
 
 
 def test_order_and_crowding_are_seen_without_sorting(market):
@@ -80,17 +93,26 @@ def test_order_and_crowding_are_seen_without_sorting(market):
 
 def test_the_catalogue_is_complete_and_speaks_in_sentences():
     names = [d.name for d in ALL]
-    assert len(set(names)) == len(names) == len(DETECTORS) + len(ACTIONS) and all(d.sentence.endswith(".") and d.look.__doc__ for d in ALL)
-    assert set(names) <= set(inspect(sample_bars(), now=NOW).table().index), "each detector is a row of the report"
+    assert len(set(names)) == len(names) == len(DETECTORS) + len(ACTIONS) and all(
+        d.sentence.endswith(".") and d.look.__doc__ for d in ALL
+    )
+    assert set(names) <= set(inspect(sample_bars(), now=NOW).table().index), (
+        "each detector is a row of the report"
+    )
 
 
 def test_flags_reach_the_reader_and_say_whether_a_return_may_be_used(market):
     t = market.index[market.ticker == market.ticker[0]][100]
-    hurt = market.copy(); hurt.loc[t, MONEY] *= 100
+    hurt = market.copy()
+    hurt.loc[t, MONEY] *= 100
     quality = inspect(hurt, now=NOW)
     assert list(quality.flags.columns) == FLAGS and len(quality.good) == len(market) and not quality.refused
-    mine = quality.flags[(quality.flags.ticker == market.ticker[0]) & (quality.flags.event_time == market.event_time[t])]
-    assert {"unit changed", "unit error", "spike", "jump"} <= set(mine.flag) and mine.set_index("flag").usable["jump"]
+    mine = quality.flags[
+        (quality.flags.ticker == market.ticker[0]) & (quality.flags.event_time == market.event_time[t])
+    ]
+    assert {"unit changed", "unit error", "spike", "jump"} <= set(mine.flag) and mine.set_index(
+        "flag"
+    ).usable["jump"]
     assert not quality.usable[t] and quality.usable.sum() >= len(market) - 2
     assert json.dumps(quality.checks) and quality.table().failed["unit changed"] == 2
 
@@ -106,10 +128,24 @@ def test_a_healthy_market_and_an_empty_one_raise_nothing(market):
 @pytest.mark.parametrize("detector", ALL, ids=lambda d: d.name)
 def test_a_detector_looks_at_prices_in_any_currency_and_at_tickers_in_any_order(market, detector):
     "Prices times eight, dividends too, and tickers renamed to run backwards: the same bars are flagged."
-    damaged, _ = corrupt(market, [f.name for f in FAULTS.values() if detector.name in f.signs] or ["price spike"], each=2, seed=3)
-    damaged = damaged[(damaged.close > 2) & (damaged.volume > 0)].drop_duplicates(["ticker", "event_time"]).reset_index(drop=True)
-    def renamed(tickers): return "Z" + (999 - tickers.str[3:].astype(int)).astype(str)
-    again = damaged.assign(**{c: damaged[c] * 8 for c in [*MONEY, "dividend", "capital_gain"]}, ticker=renamed(damaged.ticker))
+    damaged, _ = corrupt(
+        market,
+        [f.name for f in FAULTS.values() if detector.name in f.signs] or ["price spike"],
+        each=2,
+        seed=3,
+    )
+    damaged = (
+        damaged[(damaged.close > 2) & (damaged.volume > 0)]
+        .drop_duplicates(["ticker", "event_time"])
+        .reset_index(drop=True)
+    )
+
+    def renamed(tickers):
+        return "Z" + (999 - tickers.str[3:].astype(int)).astype(str)
+
+    again = damaged.assign(
+        **{c: damaged[c] * 8 for c in [*MONEY, "dividend", "capital_gain"]}, ticker=renamed(damaged.ticker)
+    )
     plain, other = (find_flags(b, detectors=[detector]) for b in (damaged, again))
     assert sorted(zip(renamed(plain.ticker), plain.event_time)) == sorted(zip(other.ticker, other.event_time))
 
@@ -122,8 +158,12 @@ def test_flags_are_about_the_batch_but_judged_with_what_is_held(market):
     held = old.drop(columns=["adj_close", "dividend", "split", "capital_gain"])
     flags = inspect(batch, now=NOW, held=held).flags
     assert set(flags.event_time) <= set(batch.event_time)
-    assert ("unit changed", batch.event_time[hit]) in set(zip(flags.flag[flags.ticker == batch.ticker[hit]], flags.event_time))
-    assert (flags.flag == "unit error").sum() == 3, "the held level is the usual one, and all three new bars are off it"
+    assert ("unit changed", batch.event_time[hit]) in set(
+        zip(flags.flag[flags.ticker == batch.ticker[hit]], flags.event_time)
+    )
+    assert (flags.flag == "unit error").sum() == 3, (
+        "the held level is the usual one, and all three new bars are off it"
+    )
     assert inspect(batch, now=NOW).flags.empty, "by itself the batch looks fine"
 
 
@@ -140,10 +180,21 @@ def test_a_split_that_the_adjusted_close_knows_is_no_flag_beside_held_bars(marke
 
 
 def test_means_over_the_bars_before_never_reach_into_another_ticker(market):
-    values = np.random.default_rng(0).normal(size=len(market)); values[::17] = np.nan
+    values = np.random.default_rng(0).normal(size=len(market))
+    values[::17] = np.nan
     place = market.groupby("ticker").cumcount().to_numpy()
-    wanted = pd.Series(values).groupby(market.ticker).transform(lambda v: v.rolling(20, min_periods=5).mean().shift()).to_numpy()
-    few = pd.Series(values).groupby(market.ticker).transform(lambda v: v.rolling(20, min_periods=1).count().shift()).to_numpy()
+    wanted = (
+        pd.Series(values)
+        .groupby(market.ticker)
+        .transform(lambda v: v.rolling(20, min_periods=5).mean().shift())
+        .to_numpy()
+    )
+    few = (
+        pd.Series(values)
+        .groupby(market.ticker)
+        .transform(lambda v: v.rolling(20, min_periods=1).count().shift())
+        .to_numpy()
+    )
     mine = trailing_mean(values, place)
     assert np.allclose(mine[few >= 5], wanted[few >= 5]) and np.isnan(mine[(few < 5) | (place == 0)]).all()
 
@@ -156,7 +207,9 @@ def test_ratios_of_splits_are_recognised_both_ways():
 def test_payments_are_the_dividends_that_were_paid(market):
     paid = payments(moves(market))
     stated = market.dividend.to_numpy()[paid.at]
-    assert (stated > 0).sum() == (market.dividend > 0).sum() and np.allclose(paid.applied[stated > 0], paid.stated[stated > 0])
+    assert (stated > 0).sum() == (market.dividend > 0).sum() and np.allclose(
+        paid.applied[stated > 0], paid.stated[stated > 0]
+    )
     assert len(payments(moves(market.drop(columns="adj_close"))).at) == 0
 
 
@@ -169,13 +222,19 @@ def test_each_fault_hurts_what_it_says_and_nothing_else(market, name):
     again, same = corrupt(market, [name], each=2, seed=7)
     assert damaged.equals(again) and events.equals(same) and set(events.fault) == {name}
     untouched = market[~market.ticker.isin(events.ticker)]
-    assert damaged[~damaged.ticker.isin(events.ticker)].reset_index(drop=True).equals(untouched.reset_index(drop=True))
+    assert (
+        damaged[~damaged.ticker.isin(events.ticker)]
+        .reset_index(drop=True)
+        .equals(untouched.reset_index(drop=True))
+    )
     assert not damaged.equals(market) and not market.equals(corrupt(market, [name], each=2, seed=8)[0])
 
 
 def test_the_damage_library_refuses_what_it_cannot_do(market):
-    with pytest.raises(ParameterRefused, match="too small"): corrupt(market, each=500)
-    with pytest.raises(ParameterRefused, match="price spike"): corrupt(market, ["price spik"])
+    with pytest.raises(ParameterRefused, match="too small"):
+        corrupt(market, each=500)
+    with pytest.raises(ParameterRefused, match="price spike"):
+        corrupt(market, ["price spik"])
 
 
 def test_added_dividends_leave_total_returns_alone():
@@ -184,7 +243,9 @@ def test_added_dividends_leave_total_returns_alone():
     assert np.allclose(paying.adj_close, bars.adj_close) and (paying.dividend > 0).sum() > 10
     before, same = paying.close.shift(), paying.ticker.eq(paying.ticker.shift())
     total = (paying.close + paying.dividend) / before
-    assert np.allclose(total[same], (bars.close / bars.close.shift())[same], atol=2e-3) # y times the move of the day apart
+    assert np.allclose(
+        total[same], (bars.close / bars.close.shift())[same], atol=2e-3
+    )  # y times the move of the day apart
 
 
 # ---- comparisons
@@ -194,12 +255,24 @@ def test_three_sources_vote_and_two_do_not():
     bars = sample_bars()
     wrong = bars.assign(close=bars.close.where(bars.index != 100, bars.close * 1.01))
     two, three = agree(dict(a=bars, b=wrong)), agree(dict(a=bars, b=wrong, c=bars))
-    assert two.verdict.value_counts().to_dict() == dict(agreed=len(bars) - 1, undecided=1) and two.consensus.isna().sum() == 1
+    assert (
+        two.verdict.value_counts().to_dict() == dict(agreed=len(bars) - 1, undecided=1)
+        and two.consensus.isna().sum() == 1
+    )
     lost = three[three.verdict == "outvoted"]
-    assert lost.outvoted.tolist() == ["b"] and np.isclose(lost.consensus.item(), bars.close[100]) and abs(lost.apart.item() - 100) < 1
-    assert disagreements(two).usable.tolist() == [False] and "nobody can tell" in disagreements(two).sentence[0]
+    assert (
+        lost.outvoted.tolist() == ["b"]
+        and np.isclose(lost.consensus.item(), bars.close[100])
+        and abs(lost.apart.item() - 100) < 1
+    )
+    assert (
+        disagreements(two).usable.tolist() == [False] and "nobody can tell" in disagreements(two).sentence[0]
+    )
     assert "b was outvoted" in disagreements(three).sentence[0]
-    assert agree(dict(a=bars, b=wrong), tolerance=101).verdict.eq("agreed").all() and disagreements(agree(dict(a=bars, b=bars))).empty
+    assert (
+        agree(dict(a=bars, b=wrong), tolerance=101).verdict.eq("agreed").all()
+        and disagreements(agree(dict(a=bars, b=bars))).empty
+    )
     apart = agree(dict(a=bars, b=wrong, c=bars.assign(close=bars.close * 1.02 ** (bars.index == 100))))
     assert apart[apart.apart > 20].verdict.tolist() == ["undecided"], "three opinions are no majority"
     rule = expected(by_ticker(two).assign(share=lambda t: t.undecided / t.shared), "agreement")
@@ -211,20 +284,22 @@ def test_a_constant_scale_between_sources_is_no_disagreement():
     half = bars.assign(close=bars.close.where(bars.ticker != "AAA", bars.close / 7))
     assert agree(dict(a=bars, b=half)).verdict.eq("agreed").all()
     step = bars.assign(close=bars.close / np.where(bars.event_time < bars.event_time.median(), 4, 1))
-    assert agree(dict(a=bars, b=step)).verdict.value_counts(normalize=True)["agreed"] > .95, "up to the edge of the step"
+    assert agree(dict(a=bars, b=step)).verdict.value_counts(normalize=True)["agreed"] > 0.95, (
+        "up to the edge of the step"
+    )
 
 
 def test_versions_of_a_bar_are_corrections_and_rescaling_is_told_from_them():
     bars = sample_bars()
     halved = bars.assign(close=bars.close / 2)
     told = restated(rewrites(bars, halved), bars.ticker.value_counts())
-    assert set(told.what) == {"rescaled by one factor"} and np.allclose(told.typical, -.5)
-    other = bars.assign(close=bars.close * np.random.default_rng(0).uniform(.5, 1.5, len(bars)))
+    assert set(told.what) == {"rescaled by one factor"} and np.allclose(told.typical, -0.5)
+    other = bars.assign(close=bars.close * np.random.default_rng(0).uniform(0.5, 1.5, len(bars)))
     assert set(restated(rewrites(bars, other), bars.ticker.value_counts()).what) == {"another history"}
     assert restated(rewrites(bars, bars)).empty and corrections(bars).empty
-    later = bars.iloc[[3]].assign(close=1., known_at=bars.known_at[3] + pd.Timedelta(days=1))
+    later = bars.iloc[[3]].assign(close=1.0, known_at=bars.known_at[3] + pd.Timedelta(days=1))
     told = corrections(pd.concat([bars, later]))
-    assert len(told) == 1 and told.held.item() == bars.close[3] and told.now.item() == 1.
+    assert len(told) == 1 and told.held.item() == bars.close[3] and told.now.item() == 1.0
 
 
 def test_completeness_and_freshness_follow_the_calendar_of_the_exchange():
@@ -233,28 +308,45 @@ def test_completeness_and_freshness_follow_the_calendar_of_the_exchange():
     table = completeness(there)
     full = completeness(bars)
     assert table.missing.sum() - full.missing.sum() == 3 and table.longest_hole["AAA"] >= 3
-    assert set(expected(table, "completeness").rule) == {"incomplete"} and set(expected(table, "completeness").ticker) == {"AAA"}
+    assert set(expected(table, "completeness").rule) == {"incomplete"} and set(
+        expected(table, "completeness").ticker
+    ) == {"AAA"}
     last = bars.event_time.max()
-    assert freshness(bars, now=last).age.max() <= 1 and (freshness(bars, now=last + pd.Timedelta(days=30)).state == "silent").all()
+    assert (
+        freshness(bars, now=last).age.max() <= 1
+        and (freshness(bars, now=last + pd.Timedelta(days=30)).state == "silent").all()
+    )
     assert freshness(bars[bars.event_time == last], now=last).age.eq(0).all()
-    with pytest.raises(ParameterRefused, match="completeness"): expected(table, "completenes")
-    assert set(EDGES) == {"completeness", "freshness", "agreement"} and len(absent_sessions(bars, bars.event_time.min(), last)) == 0
+    with pytest.raises(ParameterRefused, match="completeness"):
+        expected(table, "completenes")
+    assert (
+        set(EDGES) == {"completeness", "freshness", "agreement"}
+        and len(absent_sessions(bars, bars.event_time.min(), last)) == 0
+    )
 
 
 # ---- recorded cases
 
 
 def test_reading_a_recorded_case_says_what_is_missing(tmp_path):
-    with pytest.raises(FileMissing): recorded_case(tmp_path / "no.csv")
-    with pytest.raises(FileMissing): recorded_cases(tmp_path)
+    with pytest.raises(FileMissing):
+        recorded_case(tmp_path / "no.csv")
+    with pytest.raises(FileMissing):
+        recorded_cases(tmp_path)
 
 
 def test_recorded_dates_keep_their_instant_and_run_forward(tmp_path):
-    (tmp_path / "X-1d-bad-div.csv").write_text("Date,Open,High,Low,Close,Adj Close,Volume,Dividends,Stock Splits\n"
-                                               "2023-05-31 00:00:00+10:00,1,1,1,1,1,5,0,0\n2023-05-30 00:00:00+10:00,2,2,2,2,2,5,0,0\n"
-                                               "2023-05-29 00:00:00+10:00,,,,,,5,0,0\n")
+    (tmp_path / "X-1d-bad-div.csv").write_text(
+        "Date,Open,High,Low,Close,Adj Close,Volume,Dividends,Stock Splits\n"
+        "2023-05-31 00:00:00+10:00,1,1,1,1,1,5,0,0\n2023-05-30 00:00:00+10:00,2,2,2,2,2,5,0,0\n"
+        "2023-05-29 00:00:00+10:00,,,,,,5,0,0\n"
+    )
     bars = recorded_case(tmp_path / "X-1d-bad-div.csv")
-    assert bars.close.tolist() == [2., 1.] and str(bars.event_time[0]) == "2023-05-29 14:00:00+00:00" and bars.ticker[0] == "X"
+    assert (
+        bars.close.tolist() == [2.0, 1.0]
+        and str(bars.event_time[0]) == "2023-05-29 14:00:00+00:00"
+        and bars.ticker[0] == "X"
+    )
 
 
 def test_the_gate_takes_the_columns_that_a_vendor_adds(market):

@@ -2,6 +2,7 @@
 
 PostgreSQL is Debian's, started on a spare loopback port; S3 is moto's server. Both are real programs spoken to over sockets.
 """
+
 import os
 import shutil
 import signal
@@ -40,32 +41,77 @@ def spare_port() -> int:
 
 
 def postgres_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [Path(p) for p in [shutil.which("initdb")] if p]
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [
+        Path(p) for p in [shutil.which("initdb")] if p
+    ]
     return found[-1].parent if found else None
 
 
 class Postgres:
     "A server of its own: data in a temporary folder, trust on loopback, no fsync because it is thrown away."
+
     def __init__(self, bin: Path):
-        self.bin, self.port, self.place, self.count = bin, spare_port(), Path(tempfile.mkdtemp(prefix="pg")), 0
-        self.user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
-        if self.user: shutil.chown(self.place, "postgres", "postgres")
-        self.run("initdb", "-D", self.place / "data", "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        self.bin = bin
+        self.port = spare_port()
+        self.place = Path(tempfile.mkdtemp(prefix="pg"))
+        self.count = 0
+        self.user = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
+        )
+        if self.user:
+            shutil.chown(self.place, "postgres", "postgres")
+        self.run(
+            "initdb",
+            "-D",
+            self.place / "data",
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        )
         how = f"-h 127.0.0.1 -p {self.port} -k {self.place} -c fsync=off -c synchronous_commit=off -c max_connections=200"
-        self.run("pg_ctl", "-D", self.place / "data", "-w", "-t", "60", "-o", how, "-l", self.place / "log", "start")
+        self.run(
+            "pg_ctl",
+            "-D",
+            self.place / "data",
+            "-w",
+            "-t",
+            "60",
+            "-o",
+            how,
+            "-l",
+            self.place / "log",
+            "start",
+        )
 
     def run(self, program, *args):
-        subprocess.run([*self.user, str(self.bin / program), *map(str, args)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                       cwd=self.place, timeout=120)
+        subprocess.run(
+            [*self.user, str(self.bin / program), *map(str, args)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=self.place,
+            timeout=120,
+        )
 
     def database(self) -> str:
         self.count += 1
         name = f"lake{self.count}"
-        self.run("psql", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-qc", f"CREATE DATABASE {name}")
+        self.run(
+            "psql", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-qc", f"CREATE DATABASE {name}"
+        )
         return f"postgres:host=127.0.0.1 port={self.port} user=postgres dbname={name}"
 
     def stop(self):
-        subprocess.run([*self.user, str(self.bin / "pg_ctl"), "-D", str(self.place / "data"), "-m", "immediate", "stop"], capture_output=True, cwd=self.place)
+        subprocess.run(
+            [*self.user, str(self.bin / "pg_ctl"), "-D", str(self.place / "data"), "-m", "immediate", "stop"],
+            capture_output=True,
+            cwd=self.place,
+        )
         shutil.rmtree(self.place, ignore_errors=True)
 
 
@@ -73,7 +119,8 @@ class Postgres:
 def postgres():
     if (bin := postgres_programs()) is None:
         why = "PostgreSQL's programs are not installed; .ci/services installs them."
-        if os.environ.get("CI"): pytest.fail(why)
+        if os.environ.get("CI"):
+            pytest.fail(why)
         pytest.skip(why)
     server = Postgres(bin)
     yield server
@@ -82,14 +129,22 @@ def postgres():
 
 @pytest.fixture(scope="module")
 def s3():
-    moto = pytest.importorskip("moto.server", reason="moto's S3 server is not installed: pip install stockpredict[dev].")
+    moto = pytest.importorskip(
+        "moto.server", reason="moto's S3 server is not installed: pip install stockpredict[dev]."
+    )
     import httpx
+
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
     assert httpx.put(f"{url}/market").status_code == 200
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in dict(AWS_ENDPOINT_URL=url, AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_REGION="us-east-1").items():
+        for name, value in dict(
+            AWS_ENDPOINT_URL=url,
+            AWS_ACCESS_KEY_ID="key",
+            AWS_SECRET_ACCESS_KEY="secret",
+            AWS_REGION="us-east-1",
+        ).items():
             patch.setenv(name, value)
         yield url
     server.stop()
@@ -99,10 +154,13 @@ def s3():
 def ground(request, tmp_path):
     "Settings of an empty lake; the same tests must hold whatever it stands on."
     s = Settings().with_(**{"storage.home": str(tmp_path / "home")})
-    if request.param == GROUNDS[0]: return s
+    if request.param == GROUNDS[0]:
+        return s
     catalog = request.getfixturevalue("postgres").database()
     request.getfixturevalue("s3")
-    return s.with_(**{"storage.catalog": catalog, "storage.data_path": f"s3://market/{catalog.rsplit('=')[-1]}"})
+    return s.with_(
+        **{"storage.catalog": catalog, "storage.data_path": f"s3://market/{catalog.rsplit('=')[-1]}"}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +170,7 @@ def market():
 
 def test_bars_go_in_once_and_the_past_stays(ground, market):
     cut = np.sort(market.event_time.unique())[-5]
-    fixed = market.assign(close=market.close.where(market.index != 7, market.close * .99))
+    fixed = market.assign(close=market.close.where(market.index != 7, market.close * 0.99))
     with Lake(ground.storage) as lake:
         first = lake.append(market[market.event_time < cut], now="2024-01-01T12:00Z")
         assert lake.append(market[market.event_time < cut], now="2024-01-01T13:00Z").batch == ""
@@ -122,9 +180,13 @@ def test_bars_go_in_once_and_the_past_stays(ground, market):
         assert lake.bars().close.tolist() == fixed.close.tolist()
         assert len(lake.bars(snapshot=first.snapshot)) == (market.event_time < cut).sum()
         at, ticker = market.event_time[7], market.ticker[7]
-        assert [lake.bars(ticker, at, at, as_of=d).close.item() for d in ("2024-01-01", "2024-01-02")] == [market.close[7], fixed.close[7]]
+        assert [lake.bars(ticker, at, at, as_of=d).close.item() for d in ("2024-01-01", "2024-01-02")] == [
+            market.close[7],
+            fixed.close[7],
+        ]
         assert lake.sql("SELECT count(*) AS n FROM bars").n[0] == len(market) + 1
-        with pytest.raises(DataError, match="Only one SELECT"): lake.sql("DELETE FROM bars")
+        with pytest.raises(DataError, match="Only one SELECT"):
+            lake.sql("DELETE FROM bars")
 
 
 def test_a_second_reader_sees_each_commit_and_is_not_blocked_by_an_open_batch(ground, market):
@@ -134,21 +196,27 @@ def test_a_second_reader_sees_each_commit_and_is_not_blocked_by_an_open_batch(gr
 
         def look(step):
             if step in ("bars written", "diary written"):
-                with Lake(ground.storage, read_only=True) as other: seen.append(len(other.bars()))
+                with Lake(ground.storage, read_only=True) as other:
+                    seen.append(len(other.bars()))
+
         with Lake(ground.storage, read_only=True) as reader:
             lake.step = look
             lake.append(market, now="2024-01-02T12:00Z")
             assert seen == [90, 90] and len(reader.bars()) == len(market)
-            with pytest.raises(LakeUnavailable, match="opened for reading"): reader.append(market)
+            with pytest.raises(LakeUnavailable, match="opened for reading"):
+                reader.append(market)
 
 
 def test_facts_pins_and_cleaning(ground):
-    told = pd.DataFrame(dict(series="GDP", event_time="2020-01-01", known_at=["2020-04-26", "2020-05-26"], value=[2.1, 1.7]))
+    told = pd.DataFrame(
+        dict(series="GDP", event_time="2020-01-01", known_at=["2020-04-26", "2020-05-26"], value=[2.1, 1.7])
+    )
     with Lake(ground.storage) as lake:
         assert lake.add("macro", told).rows_new + lake.add("macro", told).rows_same == 4
         assert [lake.macro("GDP", as_of=d).GDP.item() for d in ("2020-05-01", "2020-06-01")] == [2.1, 1.7]
         lake.pin("run-1")
-        for day in range(1, 6): lake.add("macro", told[:1].assign(value=float(day)), known_at=f"2021-01-0{day}")
+        for day in range(1, 6):
+            lake.add("macro", told[:1].assign(value=float(day)), known_at=f"2021-01-0{day}")
         lake.compact()
         assert len(lake.expire(days=0, dry_run=False)) >= 5 and lake.clean("0s", dry_run=False)
         assert lake.macro("GDP", snapshot="run-1").GDP.item() == 1.7 and lake.macro("GDP").GDP.item() == 5
@@ -160,57 +228,106 @@ def test_one_writer_across_processes_and_a_crash_frees_the_lock(ground, market, 
     "With a catalog on a server the second writer has a home of its own, as on another machine."
     s = ground.storage
     theirs = str(tmp_path / "other") if s.catalog else s.home
-    with Lake(s) as lake: lake.append(market, now="2024-01-01T12:00Z")
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, theirs, s.catalog, s.data_path], stdout=subprocess.PIPE, text=True)
+    with Lake(s) as lake:
+        lake.append(market, now="2024-01-01T12:00Z")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, theirs, s.catalog, s.data_path], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout.readline() == "holding\n"
         with Lake(s) as lake:
-            with pytest.raises(LakeLocked, match=f"Process {holder.pid}.* has been writing to the lake since"): lake.append(market.assign(source="b"))
+            with pytest.raises(
+                LakeLocked, match=f"Process {holder.pid}.* has been writing to the lake since"
+            ):
+                lake.append(market.assign(source="b"))
             assert len(lake.bars()) == len(market), "readers go on"
             began = time.monotonic()
-            with pytest.raises(LakeLocked), lake.writer(wait=.5): pass
-            assert time.monotonic() - began > .4
-            holder.send_signal(signal.SIGKILL); holder.wait()
-            with lake.writer(wait=20): assert lake.append(market.assign(source="b")).rows_new == len(market)
-    finally: holder.kill(); holder.wait(); holder.stdout.close()
+            with pytest.raises(LakeLocked), lake.writer(wait=0.5):
+                pass
+            assert time.monotonic() - began > 0.4
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+            with lake.writer(wait=20):
+                assert lake.append(market.assign(source="b")).rows_new == len(market)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
 
 
 def test_an_interrupted_batch_leaves_nothing(ground, market):
     def fail(step):
-        if step == "diary written": raise KeyboardInterrupt
+        if step == "diary written":
+            raise KeyboardInterrupt
+
     with Lake(ground.storage) as lake:
         lake.append(market[:30], now="2024-01-01T12:00Z")
         before, lake.step = lake.fingerprint(), fail
-        with pytest.raises(KeyboardInterrupt): lake.append(market, now="2024-01-02T12:00Z")
+        with pytest.raises(KeyboardInterrupt):
+            lake.append(market, now="2024-01-02T12:00Z")
         lake.step = lambda step: None
         assert lake.verify() == before
         assert lake.append(market, now="2024-01-02T12:00Z").rows_new == len(market) - 30
 
 
 def test_the_whole_road_from_a_source_to_a_frame(ground):
-    s = ground.with_(**{"data.source": "simulated", "simulated.tickers": 4, "simulated.sessions": 40, "data.start": "2000-01-01"})
+    s = ground.with_(
+        **{
+            "data.source": "simulated",
+            "simulated.tickers": 4,
+            "simulated.sessions": 40,
+            "data.start": "2000-01-01",
+        }
+    )
     report = ingest(s, "2024-01-01T12:00Z")
-    assert report.rows_new == len(load_bars(s, adjusted=False)) > 0 and ingest(s, "2024-01-01T13:00Z").batch == ""
+    assert (
+        report.rows_new == len(load_bars(s, adjusted=False)) > 0
+        and ingest(s, "2024-01-01T13:00Z").batch == ""
+    )
 
 
 def test_a_broken_object_is_named(postgres, s3, tmp_path, market):
     import boto3
+
     catalog = postgres.database()
-    s = Settings().with_(**{"storage.home": str(tmp_path), "storage.catalog": catalog, "storage.data_path": f"s3://market/{catalog.rsplit('=')[-1]}"})
-    store = boto3.client("s3", endpoint_url=s3, aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    s = Settings().with_(
+        **{
+            "storage.home": str(tmp_path),
+            "storage.catalog": catalog,
+            "storage.data_path": f"s3://market/{catalog.rsplit('=')[-1]}",
+        }
+    )
+    store = boto3.client(
+        "s3",
+        endpoint_url=s3,
+        aws_access_key_id="key",
+        aws_secret_access_key="secret",
+        region_name="us-east-1",
+    )
     with Lake(s.storage) as lake:
         first = lake.append(market[:90], now="2024-01-01T12:00Z")
         lake.append(market, now="2024-01-02T12:00Z")
         last = lake.files().query("table == 'bars'").iloc[-1]
-        key = next(o["Key"] for o in store.list_objects_v2(Bucket="market")["Contents"] if o["Key"].endswith(last.file.rsplit("/")[-1]))
+        key = next(
+            o["Key"]
+            for o in store.list_objects_v2(Bucket="market")["Contents"]
+            if o["Key"].endswith(last.file.rsplit("/")[-1])
+        )
         body = store.get_object(Bucket="market", Key=key)["Body"].read()
         store.put_object(Bucket="market", Key=key, Body=body[:4] + bytes(200) + body[204:])
-        with pytest.raises(LakeUnavailable, match=key.rsplit("/")[-1]): lake.verify()
+        with pytest.raises(LakeUnavailable, match=key.rsplit("/")[-1]):
+            lake.verify()
         assert len(lake.bars(snapshot=first.snapshot)) == 90
 
 
 def test_a_server_that_is_not_there_is_a_sentence(tmp_path, s3):
-    s = Settings().with_(**{"storage.home": str(tmp_path), "storage.data_path": "s3://market/none",
-                            "storage.catalog": f"postgres:host=127.0.0.1 port={spare_port()} user=postgres dbname=none password=hunter2"})
-    with pytest.raises(LakeUnavailable, match="catalog server") as e: Lake(s.storage)
+    s = Settings().with_(
+        **{
+            "storage.home": str(tmp_path),
+            "storage.data_path": "s3://market/none",
+            "storage.catalog": f"postgres:host=127.0.0.1 port={spare_port()} user=postgres dbname=none password=hunter2",
+        }
+    )
+    with pytest.raises(LakeUnavailable, match="catalog server") as e:
+        Lake(s.storage)
     assert "hunter2" not in str(e.value)

@@ -1,4 +1,5 @@
 "Sources: real prices without a network, files in every usual form, simulated markets; and the gate behind them."
+
 import gzip
 import json
 import subprocess
@@ -9,7 +10,8 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, FileMissing, UnknownName, UnknownTicker
+from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, FileMissing
+from stockpredict.core.errors import UnknownName, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
 from stockpredict.quality.gate import FEW, RULES, inspect
@@ -38,15 +40,23 @@ def test_every_source_keeps_the_contract(tmp_path, name, request):
     if name == "vendors":
         standin = StandIn(sample_bars()).start()
         request.addfinalizer(standin.stop)
-        more = dict(data__universe=["BBB", "AAA"], storage__home=str(tmp_path / "home"),
-                    sources__base_urls=f"all={standin.url}", sources__budgets="yahoo=500/500")
+        more = dict(
+            data__universe=["BBB", "AAA"],
+            storage__home=str(tmp_path / "home"),
+            sources__base_urls=f"all={standin.url}",
+            sources__budgets="yahoo=500/500",
+        )
     s = given(data__source=name, data__files_path=str(tmp_path), **more)
     assert isinstance(s, Source) and s.label.endswith((".", "?")) and len(s.label) > 40 and s.id
     tickers = s.tickers()
     assert tickers == sorted(set(tickers)) and tickers
     bars = s.fetch(tickers[:2])
     days = bars.event_time.dt.strftime("%Y-%m-%d")
-    assert list(bars.columns[:9]) == BAR_COLUMNS and set(bars.ticker) == set(tickers[:2]) and set(bars.source) == {s.id}
+    assert (
+        list(bars.columns[:9]) == BAR_COLUMNS
+        and set(bars.ticker) == set(tickers[:2])
+        and set(bars.source) == {s.id}
+    )
     assert (bars.known_at >= bars.event_time + pd.Timedelta(minutes=15)).all()
     middle = sorted(days)[len(days) // 2]
     some = s.fetch(tickers[:2], middle, middle)
@@ -58,10 +68,13 @@ def test_every_source_keeps_the_contract(tmp_path, name, request):
 
 def test_the_sample_is_what_the_library_ships(monkeypatch):
     from skfolio.datasets import load_sp500_dataset
+
     theirs, ours = load_sp500_dataset(), given(data__source="sample").bars()
     assert ours.ticker.nunique() == 20 and len(ours) == theirs.size
     wide = ours.pivot(index="event_time", columns="ticker", values="close")
-    assert (wide.index.tz_convert("America/New_York").strftime("%Y-%m-%d") == theirs.index.strftime("%Y-%m-%d")).all()
+    assert (
+        wide.index.tz_convert("America/New_York").strftime("%Y-%m-%d") == theirs.index.strftime("%Y-%m-%d")
+    ).all()
     assert np.array_equal(wide.to_numpy(), theirs[wide.columns].to_numpy())
     assert ours[["open", "high", "low", "volume"]].isna().all(None)
     assert "survivors" in given(data__source="sample").label
@@ -69,9 +82,11 @@ def test_the_sample_is_what_the_library_ships(monkeypatch):
 
 def test_indices_have_full_bars():
     bars = given(data__source="indices").bars()
-    assert bars.ticker.unique().tolist() == ["IXIC", "SPX"] and bars[["open", "high", "low", "close", "volume"]].notna().all(None)
+    assert bars.ticker.unique().tolist() == ["IXIC", "SPX"] and bars[
+        ["open", "high", "low", "close", "volume"]
+    ].notna().all(None)
     spx = bars[bars.ticker == "SPX"].set_index(bars.event_time[bars.ticker == "SPX"].dt.strftime("%Y-%m-%d"))
-    assert spx.close["2008-10-13"] == pytest.approx(1003.35, abs=.01)
+    assert spx.close["2008-10-13"] == pytest.approx(1003.35, abs=0.01)
 
 
 def test_no_source_touches_the_network_or_a_heavy_library():
@@ -84,21 +99,37 @@ from stockpredict.sources.source import make_source
 for name in ('sample', 'indices', 'simulated'): make_source(Settings().with_(**{'data.source': name, 'simulated.sessions': 30})).bars()
 print([m for m in ('skfolio', 'arch', 'sklearn', 'matplotlib', 'great_expectations', 'torch') if m in sys.modules])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_simulated_market_is_its_settings():
-    one = given(data__source="simulated", simulated__kind="realistic", simulated__tickers=6, simulated__sessions=90)
+    one = given(
+        data__source="simulated", simulated__kind="realistic", simulated__tickers=6, simulated__sessions=90
+    )
     made = simulate("realistic", 6, 90, one.settings.simulated.rank_ic, 1).bars
-    pd.testing.assert_frame_equal(one.bars().drop(columns="source"), made.drop(columns="source").sort_values(["ticker", "event_time"], ignore_index=True))
-    ids = {given(data__source="simulated", **more).id for more in ({}, {"simulated__seed": 2}, {"simulated__kind": "planted"}, {"simulated__tickers": 61})}
+    pd.testing.assert_frame_equal(
+        one.bars().drop(columns="source"),
+        made.drop(columns="source").sort_values(["ticker", "event_time"], ignore_index=True),
+    )
+    ids = {
+        given(data__source="simulated", **more).id
+        for more in ({}, {"simulated__seed": 2}, {"simulated__kind": "planted"}, {"simulated__tickers": 61})
+    }
     assert len(ids) == 4 and one.id.startswith("simulated-realistic-")
 
 
 def test_unknown_sources_and_tickers_get_near_ones():
-    with pytest.raises(UnknownName, match="Did you mean sample"): given(data__source="smaple")
-    with pytest.raises(UnknownTicker, match=r"APPL.*Did you mean AAPL"): universe(Settings().with_(**{"data.universe": ["MSFT", "APPL"]}))
-    with pytest.raises(BarsInvalid, match="is no ticker"): universe(Settings().with_(**{"data.universe": ["'; DROP"]}))
+    with pytest.raises(UnknownName, match="Did you mean sample"):
+        given(data__source="smaple")
+    with pytest.raises(UnknownTicker, match=r"APPL.*Did you mean AAPL"):
+        universe(Settings().with_(**{"data.universe": ["MSFT", "APPL"]}))
+    with pytest.raises(BarsInvalid, match="is no ticker"):
+        universe(Settings().with_(**{"data.universe": ["'; DROP"]}))
     assert universe(Settings().with_(**{"data.universe": ["xom", "AAPL"]})) == ["XOM", "AAPL"]
     assert universe(Settings()) == given(data__source="sample").tickers()
     assert {"sample", "indices", "files", "simulated", "vendors"} <= set(sources)
@@ -108,12 +139,22 @@ def test_unknown_sources_and_tickers_get_near_ones():
 
 
 def table(**more):
-    frame = pd.DataFrame(dict(Symbol=["AAA", "AAA", "BBB"], Date=["2020-01-02", "2020-01-03", "2020-01-03"],
-                              Open=[1., 2, 3], High=[2., 3, 4], Low=[.5, 1, 2], Close=[1.5, 2, 3], Volume=[10, 20, 30]))
+    frame = pd.DataFrame(
+        dict(
+            Symbol=["AAA", "AAA", "BBB"],
+            Date=["2020-01-02", "2020-01-03", "2020-01-03"],
+            Open=[1.0, 2, 3],
+            High=[2.0, 3, 4],
+            Low=[0.5, 1, 2],
+            Close=[1.5, 2, 3],
+            Volume=[10, 20, 30],
+        )
+    )
     return frame.assign(**more)
 
 
-def plain(bars): return bars.drop(columns=["source"]).reset_index(drop=True)
+def plain(bars):
+    return bars.drop(columns=["source"]).reset_index(drop=True)
 
 
 def test_the_same_table_in_every_form_is_the_same_bars(tmp_path):
@@ -131,11 +172,13 @@ def test_the_same_table_in_every_form_is_the_same_bars(tmp_path):
     t.assign(Date=pd.to_datetime(t.Date)).set_index(["Symbol", "Date"]).to_parquet(tmp_path / "two.parquet")
     t.assign(Date=[f"{d}T16:00:00-05:00" for d in t.Date]).to_csv(tmp_path / "zoned.csv", index=False)
     t.sample(frac=1, random_state=1).to_csv(tmp_path / "mixed.csv", index=False)
-    for p in sorted(tmp_path.iterdir()): pd.testing.assert_frame_equal(plain(files(p).bars()), expected, obj=p.name)
+    for p in sorted(tmp_path.iterdir()):
+        pd.testing.assert_frame_equal(plain(files(p).bars()), expected, obj=p.name)
 
 
 def test_a_folder_of_one_file_a_ticker(tmp_path):
-    for name, part in table().groupby("Symbol"): part.drop(columns="Symbol").to_csv(tmp_path / f"{name.lower()}.csv", index=False)
+    for name, part in table().groupby("Symbol"):
+        part.drop(columns="Symbol").to_csv(tmp_path / f"{name.lower()}.csv", index=False)
     table().query("Symbol == 'AAA'").assign(Symbol="ZZZ").to_parquet(tmp_path / "column-wins.parquet")
     (tmp_path / ".hidden.csv").write_text("x")
     (tmp_path / "readme.txt").write_text("x")
@@ -146,47 +189,77 @@ def test_a_folder_of_one_file_a_ticker(tmp_path):
 def test_columns_under_other_names(tmp_path):
     t = table().rename(columns=dict(Symbol="Paper", Date="Dag", Close="Slot"))
     t.to_csv(tmp_path / "a.csv", index=False)
-    with pytest.raises(ColumnsUnmapped, match="files_columns"): files(tmp_path / "a.csv").bars()
+    with pytest.raises(ColumnsUnmapped, match="files_columns"):
+        files(tmp_path / "a.csv").bars()
     mapped = {"ticker": "Paper", "event_time": "Dag", "close": "Slot"}
     assert files(tmp_path / "a.csv", data__files_columns=mapped).bars().close.tolist() == [1.5, 2, 3]
-    with pytest.raises(ColumnsUnmapped, match="did you mean Slot"): files(tmp_path / "a.csv", data__files_columns=mapped | {"close": "Slott"}).bars()
+    with pytest.raises(ColumnsUnmapped, match="did you mean Slot"):
+        files(tmp_path / "a.csv", data__files_columns=mapped | {"close": "Slott"}).bars()
 
 
 def test_tickers_that_look_like_something_else(tmp_path):
     names = ["NA", "TRUE", "0700", "NAN", "1E5", "brk.b", " aapl "]
-    pd.DataFrame(dict(ticker=names, date="2020-01-02", close=["1", "2", "3", "4", "5", "N/A", "6"])).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(dict(ticker=names, date="2020-01-02", close=["1", "2", "3", "4", "5", "N/A", "6"])).to_csv(
+        tmp_path / "a.csv", index=False
+    )
     bars = files(tmp_path / "a.csv").bars().set_index("ticker").close
-    assert sorted(bars.index) == sorted(["NA", "TRUE", "0700", "NAN", "1E5", "BRK-B", "AAPL"]) and np.isnan(bars["BRK-B"])
+    assert sorted(bars.index) == sorted(["NA", "TRUE", "0700", "NAN", "1E5", "BRK-B", "AAPL"]) and np.isnan(
+        bars["BRK-B"]
+    )
 
 
 def test_when_a_row_says_when_it_was_known(tmp_path):
-    t = pd.DataFrame(dict(ticker="AAA", date=["2020-01-02", "2020-01-02", "2020-01-03"], close=[1., 1.1, 2.],
-                          as_of=["2020-01-02", "2020-01-03", "2020-01-06T08:00:00-05:00"]))
+    t = pd.DataFrame(
+        dict(
+            ticker="AAA",
+            date=["2020-01-02", "2020-01-02", "2020-01-03"],
+            close=[1.0, 1.1, 2.0],
+            as_of=["2020-01-02", "2020-01-03", "2020-01-06T08:00:00-05:00"],
+        )
+    )
     t.to_csv(tmp_path / "a.csv", index=False)
     known = files(tmp_path / "a.csv").bars().known_at.tolist()
-    assert known == [pd.Timestamp(x) for x in ("2020-01-02 21:15Z", "2020-01-03 21:15Z", "2020-01-06 13:00Z")], "a day means after that day's close"
+    assert known == [
+        pd.Timestamp(x) for x in ("2020-01-02 21:15Z", "2020-01-03 21:15Z", "2020-01-06 13:00Z")
+    ], "a day means after that day's close"
     t.rename(columns=dict(as_of="seen")).to_parquet(tmp_path / "b.parquet")
-    assert files(tmp_path / "b.parquet", data__files_columns={"known_at": "seen"}).bars().known_at.tolist() == known
+    assert (
+        files(tmp_path / "b.parquet", data__files_columns={"known_at": "seen"}).bars().known_at.tolist()
+        == known
+    )
     t.assign(as_of=pd.to_datetime(t.date).dt.date).to_parquet(tmp_path / "c.parquet")
     assert files(tmp_path / "c.parquet").bars().known_at[2] == pd.Timestamp("2020-01-03 21:15Z")
     t.assign(as_of="").to_csv(tmp_path / "d.csv", index=False)
-    assert files(tmp_path / "d.csv", data__lake_bars_lag_minutes=60).bars().known_at[0] == pd.Timestamp("2020-01-02 22:00Z")
+    assert files(tmp_path / "d.csv", data__lake_bars_lag_minutes=60).bars().known_at[0] == pd.Timestamp(
+        "2020-01-02 22:00Z"
+    )
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path):
-    with pytest.raises(FileMissing, match="files_path"): files(tmp_path / "none.csv").bars()
-    with pytest.raises(FileMissing, match="no CSV or Parquet"): files(tmp_path).bars()
+    with pytest.raises(FileMissing, match="files_path"):
+        files(tmp_path / "none.csv").bars()
+    with pytest.raises(FileMissing, match="no CSV or Parquet"):
+        files(tmp_path).bars()
     table().to_parquet(tmp_path / "good.parquet")
     whole = (tmp_path / "good.parquet").read_bytes()
-    for name, body in (("cut.parquet", whole[:-30]), ("text.parquet", b"<html>"), ("empty.parquet", b""), ("wrong.csv.gz", b"no gzip")):
+    for name, body in (
+        ("cut.parquet", whole[:-30]),
+        ("text.parquet", b"<html>"),
+        ("empty.parquet", b""),
+        ("wrong.csv.gz", b"no gzip"),
+    ):
         (tmp_path / name).write_bytes(body)
-        with pytest.raises(BarsInvalid, match=name): files(tmp_path / name).bars()
-        with pytest.raises(BarsInvalid, match=name): files(tmp_path).bars()
+        with pytest.raises(BarsInvalid, match=name):
+            files(tmp_path / name).bars()
+        with pytest.raises(BarsInvalid, match=name):
+            files(tmp_path).bars()
         (tmp_path / name).unlink()
     (tmp_path / "data.xlsx").write_bytes(b"x")
-    with pytest.raises(BarsInvalid, match="neither CSV nor Parquet"): files(tmp_path / "data.xlsx").bars()
+    with pytest.raises(BarsInvalid, match="neither CSV nor Parquet"):
+        files(tmp_path / "data.xlsx").bars()
     (tmp_path / "header.csv").write_text("ticker,date,close\n")
-    with pytest.raises(EmptyUniverse): universe(files(tmp_path / "header.csv").settings)
+    with pytest.raises(EmptyUniverse):
+        universe(files(tmp_path / "header.csv").settings)
 
 
 # ---- the gate
@@ -195,19 +268,38 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
 CAL = get_calendar()
 
 
-def gate(frame, **how): return inspect(frame, CAL, **({"now": NOW} | how))
+def gate(frame, **how):
+    return inspect(frame, CAL, **({"now": NOW} | how))
 
 
 WOUNDS = [
-    (dict(close=np.nan), "no close"), (dict(close=0.), "price impossible; range broken"), (dict(close=-1.), "price impossible; range broken"),
-    (dict(open=np.inf), "price impossible; range broken"), (dict(open=-np.inf), "price impossible; range broken"), (dict(high=.001), "range broken"),
-    (dict(low=10_000.), "range broken"), (dict(close=10_000.), "range broken"), (dict(open=.001), "range broken"), (dict(volume=-1.), "volume impossible"),
-    (dict(volume=-np.inf), "volume impossible"), (dict(volume=np.inf), "volume impossible"), (dict(event_time=pd.NaT, known_at=pd.NaT), "no session"),
-    (dict(event_time=pd.Timestamp("2019-12-25 21:00Z"), known_at=NOW), "no session"), (dict(event_time=pd.Timestamp("2019-01-10 20:00Z")), "no session"),
-    (dict(event_time=NOW + pd.Timedelta(days=1, hours=21), known_at=NOW + pd.Timedelta(days=2)), "not closed yet"),
-    (dict(known_at=pd.Timestamp("2019-01-01 00:00Z")), "known too early"), (dict(known_at=pd.NaT), "known too early"), (dict(ticker="aaa"), "ticker malformed"),
+    (dict(close=np.nan), "no close"),
+    (dict(close=0.0), "price impossible; range broken"),
+    (dict(close=-1.0), "price impossible; range broken"),
+    (dict(open=np.inf), "price impossible; range broken"),
+    (dict(open=-np.inf), "price impossible; range broken"),
+    (dict(high=0.001), "range broken"),
+    (dict(low=10_000.0), "range broken"),
+    (dict(close=10_000.0), "range broken"),
+    (dict(open=0.001), "range broken"),
+    (dict(volume=-1.0), "volume impossible"),
+    (dict(volume=-np.inf), "volume impossible"),
+    (dict(volume=np.inf), "volume impossible"),
+    (dict(event_time=pd.NaT, known_at=pd.NaT), "no session"),
+    (dict(event_time=pd.Timestamp("2019-12-25 21:00Z"), known_at=NOW), "no session"),
+    (dict(event_time=pd.Timestamp("2019-01-10 20:00Z")), "no session"),
+    (
+        dict(event_time=NOW + pd.Timedelta(days=1, hours=21), known_at=NOW + pd.Timedelta(days=2)),
+        "not closed yet",
+    ),
+    (dict(known_at=pd.Timestamp("2019-01-01 00:00Z")), "known too early"),
+    (dict(known_at=pd.NaT), "known too early"),
+    (dict(ticker="aaa"), "ticker malformed"),
     (dict(ticker="';DROP TABLE bars"), "ticker malformed"),
-    (dict(open=np.nan, high=np.nan, low=np.nan, volume=np.nan), ""), (dict(volume=0.), ""), (dict(volume=np.nan), ""), (dict(high=1e9), ""),
+    (dict(open=np.nan, high=np.nan, low=np.nan, volume=np.nan), ""),
+    (dict(volume=0.0), ""),
+    (dict(volume=np.nan), ""),
+    (dict(high=1e9), ""),
 ]
 
 
@@ -216,33 +308,69 @@ def wounded():
     "A clean market with one row for each wound, and what the gate said."
     bars = sample_bars()
     for i, (cells, _) in enumerate(WOUNDS):
-        for column, value in cells.items(): bars.loc[40 * i + 7, column] = value
+        for column, value in cells.items():
+            bars.loc[40 * i + 7, column] = value
     return bars, gate(bars)
 
 
-@pytest.mark.parametrize("i", range(len(WOUNDS)), ids=[" ".join(f"{k}={v}" for k, v in cells.items()) for cells, _ in WOUNDS])
+@pytest.mark.parametrize(
+    "i", range(len(WOUNDS)), ids=[" ".join(f"{k}={v}" for k, v in cells.items()) for cells, _ in WOUNDS]
+)
 def test_what_cannot_be_true_is_set_aside_and_what_may_be_stays(wounded, i):
     (bars, quality), row, reason = wounded, 40 * i + 7, WOUNDS[i][1]
     place = quality.bad if reason else quality.good
-    same = (place[BAR_COLUMNS].eq(bars.loc[row, BAR_COLUMNS]) | (place[BAR_COLUMNS].isna() & bars.loc[row, BAR_COLUMNS].isna())).all(axis=1)
+    same = (
+        place[BAR_COLUMNS].eq(bars.loc[row, BAR_COLUMNS])
+        | (place[BAR_COLUMNS].isna() & bars.loc[row, BAR_COLUMNS].isna())
+    ).all(axis=1)
     assert same.sum() == 1 and (not reason or place.reason[same].tolist() == [reason])
 
 
 def test_nothing_else_is_set_aside(wounded):
     bars, quality = wounded
     wrong = [reason for _, reason in WOUNDS if reason]
-    assert quality.bad.reason.tolist() == wrong and len(quality.good) == len(bars) - len(wrong) and not quality.refused
+    assert (
+        quality.bad.reason.tolist() == wrong
+        and len(quality.good) == len(bars) - len(wrong)
+        and not quality.refused
+    )
     count = quality.table().query("severity == 'error'").failed
-    assert count.to_dict() == {name: sum(name in w.split("; ") for w in wrong) for name in [r.name for r in RULES] + ["conflicting duplicate"]}
+    assert count.to_dict() == {
+        name: sum(name in w.split("; ") for w in wrong)
+        for name in [r.name for r in RULES] + ["conflicting duplicate"]
+    }
 
 
 def test_half_days_summer_time_and_special_closures_are_known():
     "2018-11-23 closed at 13:00 in New York; 2025-01-09 was no session; UTC closes move with summer time."
+
     def at(*times):
-        return as_bars(dict(ticker=["AAA"] * len(times), event_time=pd.to_datetime(list(times), utc=True),
-                            known_at=pd.Timestamp("2025-06-01 00:00Z"), close=1., source="x"))
-    assert len(gate(at("2018-11-23 18:00", "2018-11-23 21:00", "2025-01-09 21:00", "2019-07-01 20:00", "2019-07-01 21:00", "2019-12-02 21:00"),
-                    now=pd.Timestamp("2026-01-01 00:00Z")).good) == 3
+        return as_bars(
+            dict(
+                ticker=["AAA"] * len(times),
+                event_time=pd.to_datetime(list(times), utc=True),
+                known_at=pd.Timestamp("2025-06-01 00:00Z"),
+                close=1.0,
+                source="x",
+            )
+        )
+
+    assert (
+        len(
+            gate(
+                at(
+                    "2018-11-23 18:00",
+                    "2018-11-23 21:00",
+                    "2025-01-09 21:00",
+                    "2019-07-01 20:00",
+                    "2019-07-01 21:00",
+                    "2019-12-02 21:00",
+                ),
+                now=pd.Timestamp("2026-01-01 00:00Z"),
+            ).good
+        )
+        == 3
+    )
 
 
 def test_repeated_revised_and_conflicting_rows():
@@ -251,11 +379,19 @@ def test_repeated_revised_and_conflicting_rows():
     assert len(again.bad) == 0 and again.good.equals(bars) and again.table().failed["repeated"] == 5
     later = bars.iloc[[3]].assign(close=bars.high[3], known_at=bars.known_at[3] + pd.Timedelta(days=1))
     revised = gate(pd.concat([later, bars]))
-    assert len(revised.bad) == 0 and len(revised.good) == len(bars) + 1 and revised.table().failed["revised"] == 1
-    conflict = gate(pd.concat([bars, bars.iloc[[3]].assign(volume=1.)]))
-    assert conflict.bad.reason.tolist() == ["conflicting duplicate"] * 2 and len(conflict.good) == len(bars) - 1
-    broken_copy = gate(pd.concat([bars, bars.iloc[[3]].assign(close=0.)]))
-    assert len(broken_copy.bad) == 1 and broken_copy.good.equals(bars), "a broken copy does not take the good one with it"
+    assert (
+        len(revised.bad) == 0
+        and len(revised.good) == len(bars) + 1
+        and revised.table().failed["revised"] == 1
+    )
+    conflict = gate(pd.concat([bars, bars.iloc[[3]].assign(volume=1.0)]))
+    assert (
+        conflict.bad.reason.tolist() == ["conflicting duplicate"] * 2 and len(conflict.good) == len(bars) - 1
+    )
+    broken_copy = gate(pd.concat([bars, bars.iloc[[3]].assign(close=0.0)]))
+    assert len(broken_copy.bad) == 1 and broken_copy.good.equals(bars), (
+        "a broken copy does not take the good one with it"
+    )
 
 
 def test_oddities_are_remarked_and_kept():
@@ -263,41 +399,60 @@ def test_oddities_are_remarked_and_kept():
     one = bars.ticker.eq("AAA")
     crash, unit = bars.index[one][100], bars.index[bars.ticker.eq("BBB")][50]
     prices = ["open", "high", "low", "close"]
-    bars.loc[one & (bars.index >= crash), prices] *= .4
+    bars.loc[one & (bars.index >= crash), prices] *= 0.4
     bars.loc[unit, prices] *= 100
     still = bars.index[bars.ticker.eq("CCC")][20:35]
     bars.loc[still, prices] = bars.close[still[0]]
-    bars.loc[still, "volume"] = 0.
+    bars.loc[still, "volume"] = 0.0
     quality = gate(bars.drop(index=[crash + 20, crash + 21]))
     found = quality.table()
     assert len(quality.bad) == 0 and len(quality.good) == len(bars) - 2
-    assert f"AAA {bars.event_time[crash]:%Y-%m-%d}" in found.examples["jump"] and found.failed["unit changed"] == 2
+    assert (
+        f"AAA {bars.event_time[crash]:%Y-%m-%d}" in found.examples["jump"]
+        and found.failed["unit changed"] == 2
+    )
     assert found.failed["frozen"] >= 14 and found.failed["untraded"] == 15 and found.failed["gap"] >= 1
     crashed = sample_bars()
-    crashed.loc[crashed.event_time >= pd.Timestamp("2019-10-19 00:00Z"), prices] *= .5
+    crashed.loc[crashed.event_time >= pd.Timestamp("2019-10-19 00:00Z"), prices] *= 0.5
     assert gate(crashed).table().failed["jump"] == 0, "a crash of everything at once is news"
 
 
 def test_when_a_batch_is_refused():
-    bars = sample_bars() # about 1,437 rows: two per cent are 28
-    def zero(n, frame=bars): return frame.assign(close=frame.close.where(np.arange(len(frame)) >= n, 0.))
+    bars = sample_bars()  # about 1,437 rows: two per cent are 28
+
+    def zero(n, frame=bars):
+        return frame.assign(close=frame.close.where(np.arange(len(frame)) >= n, 0.0))
+
     assert not gate(zero(28)).refused and gate(zero(29)).refused and gate(zero(1), limit=0).refused
     few = bars.iloc[:20]
-    assert not gate(zero(FEW, few)).refused and gate(zero(FEW + 1, few)).refused and gate(zero(1, few[:1])).refused
-    with pytest.raises(BatchRefused, match=r"29 of .* rows are bad \(price impossible: 29 rows, such as AAA 2019-01-02"): gate(zero(29)).raise_if_refused()
+    assert (
+        not gate(zero(FEW, few)).refused
+        and gate(zero(FEW + 1, few)).refused
+        and gate(zero(1, few[:1])).refused
+    )
+    with pytest.raises(
+        BatchRefused, match=r"29 of .* rows are bad \(price impossible: 29 rows, such as AAA 2019-01-02"
+    ):
+        gate(zero(29)).raise_if_refused()
     assert gate(bars[:0]).raise_if_refused().rows == 0
     noon = bars.event_time.max() - pd.Timedelta(hours=1)
     assert not gate(bars[bars.event_time > noon], now=noon).refused, "an open session is nobody's fault"
 
 
 def test_a_table_that_is_no_bars_is_refused():
-    with pytest.raises(BarsInvalid, match="lacks known_at"): gate(sample_bars().drop(columns="known_at"))
+    with pytest.raises(BarsInvalid, match="lacks known_at"):
+        gate(sample_bars().drop(columns="known_at"))
 
 
 def test_the_result_shows_itself():
     quality = gate(sample_bars().assign(ticker=lambda f: f.ticker.where(f.index != 7, "<b>X</b>")))
     html = quality._repr_html_()
-    assert "<b>X" not in html and "&lt;b&gt;X" in html and "ticker malformed" in html and quality.summary() in repr(quality)
+    assert (
+        "<b>X" not in html
+        and "&lt;b&gt;X" in html
+        and "ticker malformed" in html
+        and quality.summary() in repr(quality)
+    )
     assert json.loads(json.dumps(quality.checks)) == quality.checks
     assert "Every row passed" in gate(sample_bars(tickers=1, sessions=20))._repr_html_()
 
@@ -306,8 +461,22 @@ def test_vendor_errors_of_the_shared_cases_are_at_least_remarked(shared):
     "Yahoo's documented errors: units wrong by a hundred are pointed out in the bad file, and not in the mended one."
     london = get_calendar("XLON")
     for path in sorted((shared / "quality_cases").glob("*100x-error.csv")):
+
         def unit(p):
             frame = pd.read_csv(p)
-            bars = as_bars(dict(ticker="X", event_time=london.event_times(frame.Date.str[:10]), known_at=NOW, close=frame.Close, source="x"))
-            return inspect(bars.sort_values("event_time", ignore_index=True), london, now=NOW).table().failed["unit changed"]
+            bars = as_bars(
+                dict(
+                    ticker="X",
+                    event_time=london.event_times(frame.Date.str[:10]),
+                    known_at=NOW,
+                    close=frame.Close,
+                    source="x",
+                )
+            )
+            return (
+                inspect(bars.sort_values("event_time", ignore_index=True), london, now=NOW)
+                .table()
+                .failed["unit changed"]
+            )
+
         assert unit(path) > 0 and unit(path.with_name(path.name.replace(".csv", "-fixed.csv"))) == 0

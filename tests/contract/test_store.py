@@ -1,4 +1,5 @@
 """The feature store: what it keeps equals the batch, what it hands out is never wrong, whatever Redis does."""
+
 import os
 import shutil
 import socket
@@ -27,7 +28,13 @@ from stockpredict.catalogue.feature_store import FeatureStore, features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]
 MONEY = ["amihud_20", "dollar_volume_20", "rank_money_20", "kyle_lambda_20", "money_lead_20", "up_money_10"]
-MARKET = {"data.source": "simulated", "simulated.kind": "realistic", "simulated.tickers": 24, "simulated.sessions": 460, "data.start": "2000-01-01"}
+MARKET = {
+    "data.source": "simulated",
+    "simulated.kind": "realistic",
+    "simulated.tickers": 24,
+    "simulated.sessions": 460,
+    "data.start": "2000-01-01",
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,10 @@ def whole():
 
 def cut(bars, a, b):
     days = np.sort(bars.event_time.unique())
-    return bars[(bars.event_time >= days[a]) & (bars.event_time < (days[b] if b < len(days) else days[-1] + pd.Timedelta("1D")))]
+    return bars[
+        (bars.event_time >= days[a])
+        & (bars.event_time < (days[b] if b < len(days) else days[-1] + pd.Timedelta("1D")))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,8 @@ def template(whole, tmp_path_factory):
     "A lake with all but the last sixty sessions."
     home = tmp_path_factory.mktemp("template")
     settings = load_settings(environ={}, overrides=MARKET | {"storage.home": str(home)})
-    with Lake(settings.storage) as lake: lake.append(cut(whole, 0, 400))
+    with Lake(settings.storage) as lake:
+        lake.append(cut(whole, 0, 400))
     return home
 
 
@@ -58,7 +69,8 @@ def settings(template, tmp_path):
 
 
 def append(settings, bars):
-    with Lake(settings.storage) as lake: return lake.append(bars)
+    with Lake(settings.storage) as lake:
+        return lake.append(bars)
 
 
 def batch(store, folder):
@@ -74,11 +86,14 @@ def equal(a, b):
     "Same rows, same bits."
     assert list(a.columns) == list(b.columns) and len(a) == len(b)
     for c in a.columns:
-        if a[c].dtype == "float32": assert np.array_equal(a[c].to_numpy().view("i4"), b[c].to_numpy().view("i4")), c
-        else: assert (a[c] == b[c]).all(), c
+        if a[c].dtype == "float32":
+            assert np.array_equal(a[c].to_numpy().view("i4"), b[c].to_numpy().view("i4")), c
+        else:
+            assert (a[c] == b[c]).all(), c
 
 
 # --- on disk
+
 
 def test_new_sessions_cost_new_sessions_and_equal_the_batch(settings, whole, tmp_path):
     with FeatureStore(settings, NAMES) as store:
@@ -86,7 +101,9 @@ def test_new_sessions_cost_new_sessions_and_equal_the_batch(settings, whole, tmp
         for a, b in ((400, 401), (401, 402), (402, 415)):
             append(settings, cut(whole, a, b))
             done = store.materialise()
-            assert done.sessions == b and done.rows - done.kept == len(cut(whole, a, b)), "old rows were computed again"
+            assert done.sessions == b and done.rows - done.kept == len(cut(whole, a, b)), (
+                "old rows were computed again"
+            )
             assert done.loaded < 330 < b, "more bars were read than the look-back needs"
         equal(store.frame(), batch(store, tmp_path))
         assert store.materialise().since == ""
@@ -96,14 +113,26 @@ def test_a_correction_is_computed_again_from_its_session_on(settings, whole, tmp
     with FeatureStore(settings, NAMES) as store:
         before = store.frame()
         old = cut(whole, 350, 351).iloc[[3]]
-        append(settings, old.assign(close=old.close * .95, low=old.low * .95, known_at=old.known_at + pd.Timedelta("40D")))
+        append(
+            settings,
+            old.assign(
+                close=old.close * 0.95, low=old.low * 0.95, known_at=old.known_at + pd.Timedelta("40D")
+            ),
+        )
         done = store.materialise()
-        assert pd.Timestamp(done.since) == store.calendar.day_of(old.event_time)[0] and done.kept == len(cut(whole, 0, 350))
+        assert pd.Timestamp(done.since) == store.calendar.day_of(old.event_time)[0] and done.kept == len(
+            cut(whole, 0, 350)
+        )
         now = store.frame()
         equal(now, batch(store, tmp_path))
         early = now.event_time < old.event_time.iloc[0]
-        equal(now[early].reset_index(drop=True), before[before.event_time < old.event_time.iloc[0]].reset_index(drop=True))
-        assert not now[~early][NAMES].equals(before[~early][NAMES]), "the correction changed nothing, the test is empty"
+        equal(
+            now[early].reset_index(drop=True),
+            before[before.event_time < old.event_time.iloc[0]].reset_index(drop=True),
+        )
+        assert not now[~early][NAMES].equals(before[~early][NAMES]), (
+            "the correction changed nothing, the test is empty"
+        )
 
 
 def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
@@ -112,8 +141,11 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
     paid = bars.ticker.iloc[0]
     previous = cut(whole, 399, 400)
     both = pd.concat([previous, bars]).assign(adj_close=lambda f: f.close)
-    both.loc[(both.ticker == paid) & (both.event_time == previous.event_time.iloc[0]), "adj_close"] *= .9
-    both.loc[(both.ticker == paid) & (both.event_time == bars.event_time.iloc[0]), ["open", "high", "low", "close", "adj_close"]] *= .9
+    both.loc[(both.ticker == paid) & (both.event_time == previous.event_time.iloc[0]), "adj_close"] *= 0.9
+    both.loc[
+        (both.ticker == paid) & (both.event_time == bars.event_time.iloc[0]),
+        ["open", "high", "low", "close", "adj_close"],
+    ] *= 0.9
     with FeatureStore(settings, NAMES + MONEY) as store:
         before = store.frame()
         assert append(settings, both).adjustments >= 1
@@ -126,12 +158,18 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
         learned = Panel.from_bars(store.lake.bars(source=store.source), store.calendar)
         assert same(panel.money.values, learned.money.values), "the store and the training know another money"
         product = (learned.close * learned.volume).values
-        assert not torch.allclose(product[:-1, 0], learned.money.values[:-1, 0], rtol=1e-3), "nothing was paid, the test is empty"
+        assert not torch.allclose(product[:-1, 0], learned.money.values[:-1, 0], rtol=1e-3), (
+            "nothing was paid, the test is empty"
+        )
         kept = now.set_index(["event_time", "ticker"])[MONEY].unstack()
         for name, x in compute(learned, MONEY).items():
-            np.testing.assert_allclose(kept[name][learned.tickers].to_numpy(), x.numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(
+                kept[name][learned.tickers].to_numpy(), x.numpy(), rtol=1e-5, atol=1e-6, err_msg=name
+            )
         plain = panel.close.frame()[paid]
-        assert plain.iloc[-1] / plain.iloc[-2] == pytest.approx(bars.close.iloc[0] / previous[previous.ticker == paid].close.iloc[0], rel=1e-3)
+        assert plain.iloc[-1] / plain.iloc[-2] == pytest.approx(
+            bars.close.iloc[0] / previous[previous.ticker == paid].close.iloc[0], rel=1e-3
+        )
 
 
 def test_halts_listings_and_newcomers(settings, whole, tmp_path):
@@ -168,8 +206,11 @@ def test_a_damaged_manifest_or_a_lost_part_is_computed_again(settings):
 
 def test_a_write_that_dies_shows_nothing(settings, monkeypatch):
     with FeatureStore(settings, NAMES) as store:
-        monkeypatch.setattr("stockpredict.catalogue.feature_store._npz", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt): store.materialise()
+        monkeypatch.setattr(
+            "stockpredict.catalogue.feature_store._npz", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt())
+        )
+        with pytest.raises(KeyboardInterrupt):
+            store.materialise()
         assert store.snapshots() == []
         monkeypatch.undo()
         assert len(store.frame()) and store.snapshots()
@@ -187,16 +228,27 @@ def test_other_code_other_features_other_dates_other_folder(settings, monkeypatc
 
 def test_one_line(settings, whole):
     got = features(["SIM02", "SIM01"], "2016-01-04", "2016-01-29", names=["rsi_14"], settings=settings)
-    assert list(got.columns) == ["ticker", "event_time", "known_at", "rsi_14"] and set(got.ticker) == {"SIM01", "SIM02"}
-    assert got.event_time.between("2016-01-04", "2016-01-30").all() and (got.known_at - got.event_time == pd.Timedelta("15min")).all()
-    with pytest.raises(UnknownTicker, match="Did you mean"): features("SIM1", names=["rsi_14"], settings=settings)
-    with pytest.raises(UnknownName, match="rsi_14"): features(names=["rsi_15"], settings=settings)
-    with pytest.raises(FeatureError, match="after the end"): features(None, "2016-02-01", "2016-01-01", ["rsi_14"], settings)
+    assert list(got.columns) == ["ticker", "event_time", "known_at", "rsi_14"] and set(got.ticker) == {
+        "SIM01",
+        "SIM02",
+    }
+    assert (
+        got.event_time.between("2016-01-04", "2016-01-30").all()
+        and (got.known_at - got.event_time == pd.Timedelta("15min")).all()
+    )
+    with pytest.raises(UnknownTicker, match="Did you mean"):
+        features("SIM1", names=["rsi_14"], settings=settings)
+    with pytest.raises(UnknownName, match="rsi_14"):
+        features(names=["rsi_15"], settings=settings)
+    with pytest.raises(FeatureError, match="after the end"):
+        features(None, "2016-02-01", "2016-01-01", ["rsi_14"], settings)
     assert len(features("SIM01", "1999-01-01", "1999-02-01", ["rsi_14"], settings)) == 0
-    with pytest.raises(LakeUnavailable): features(settings=settings.with_(**{"storage.home": settings.storage.home + "-none"}))
+    with pytest.raises(LakeUnavailable):
+        features(settings=settings.with_(**{"storage.home": settings.storage.home + "-none"}))
 
 
 # --- Redis
+
 
 @pytest.fixture
 def server(tmp_path):
@@ -206,16 +258,19 @@ def server(tmp_path):
 
 
 @pytest.fixture
-def live(settings, server): return settings.with_(**{"store.redis_url": server.url, "store.timeout_ms": 1000})
+def live(settings, server):
+    return settings.with_(**{"store.redis_url": server.url, "store.timeout_ms": 1000})
 
 
 @pytest.fixture
 def online(live):
-    with Online(FeatureStore(live, NAMES)) as o: yield o
+    with Online(FeatureStore(live, NAMES)) as o:
+        yield o
 
 
 def truth(settings):
-    with FeatureStore(settings, NAMES) as store: return store.newest()
+    with FeatureStore(settings, NAMES) as store:
+        return store.newest()
 
 
 def right(value, table):
@@ -232,20 +287,34 @@ def test_a_miss_is_computed_and_filled_for_everybody(online, server, live):
     assert online.counts == dict(redis=len(table), memory=0, computed=1, refused=0)
     got = online.latest()
     assert np.array_equal(got[NAMES].to_numpy("f4"), table[NAMES].to_numpy("f4"), equal_nan=True)
-    with Online(FeatureStore(live, NAMES)) as other: assert right(other.get("SIM03"), table).origin == "redis"
-    with pytest.raises(UnknownTicker): online.get("NOBODY")
+    with Online(FeatureStore(live, NAMES)) as other:
+        assert right(other.get("SIM03"), table).origin == "redis"
+    with pytest.raises(UnknownTicker):
+        online.get("NOBODY")
 
 
 def test_nonsense_and_swapped_values_are_refused(online, server, live):
     table = truth(live)
     online.latest()
     snapshot = online.snapshot()
-    key = lambda t: online.key(snapshot, t)
+
+    def key(t):
+        return online.key(snapshot, t)
+
     other = server.client.get(key("SIM05"))
-    for bad in (b"", b"garbage", other[:-1], other + b"\0", bytes([other[0] ^ 1]) + other[1:], other[:-4] + b"\0\0\xc0\x7f", other):
+    for bad in (
+        b"",
+        b"garbage",
+        other[:-1],
+        other + b"\0",
+        bytes([other[0] ^ 1]) + other[1:],
+        other[:-4] + b"\0\0\xc0\x7f",
+        other,
+    ):
         server.client.set(key("SIM04"), bad)
         right(online.get("SIM04"), table)
-    server.client.delete(key("SIM04")); server.client.lpush(key("SIM04"), "a list")
+    server.client.delete(key("SIM04"))
+    server.client.lpush(key("SIM04"), "a list")
     right(online.get("SIM04"), table)
     assert online.counts["refused"] == 7 and not online.problem
     forged = on.seal(b"not our secret", key("SIM04"), "2016-01-04", 9e9, np.ones(len(NAMES), "f4"))
@@ -256,47 +325,67 @@ def test_nonsense_and_swapped_values_are_refused(online, server, live):
 def test_losing_redis_changes_no_answer(online, server, live, how):
     table = truth(live)
     online.get("SIM01")
-    if how == "kill": server.kill()
-    if how == "flush": server.client.flushall()
-    if how == "refuse writes": server.client.flushall(); server.client.config_set("maxmemory", "1")
+    if how == "kill":
+        server.kill()
+    if how == "flush":
+        server.client.flushall()
+    if how == "refuse writes":
+        server.client.flushall()
+        server.client.config_set("maxmemory", "1")
     began = time.monotonic()
     assert {right(online.get(t), table).origin for t in table.index[:10]} <= {"memory", "redis"}
     assert time.monotonic() - began < 5
-    with Online(FeatureStore(live, NAMES)) as fresh: right(fresh.get("SIM02"), table)
+    with Online(FeatureStore(live, NAMES)) as fresh:
+        right(fresh.get("SIM02"), table)
 
 
 def test_a_redis_that_hangs_costs_one_timeout(settings):
     table = truth(settings)
     with socket.socket() as trap:
-        trap.bind(("127.0.0.1", 0)); trap.listen(200)
-        hung = settings.with_(**{"store.redis_url": f"redis://127.0.0.1:{trap.getsockname()[1]}/0", "store.timeout_ms": 50})
-        with Online(FeatureStore(hung, NAMES), pause=60.) as o:
+        trap.bind(("127.0.0.1", 0))
+        trap.listen(200)
+        hung = settings.with_(
+            **{"store.redis_url": f"redis://127.0.0.1:{trap.getsockname()[1]}/0", "store.timeout_ms": 50}
+        )
+        with Online(FeatureStore(hung, NAMES), pause=60.0) as o:
             right(o.get("SIM01"), table)
             began = time.monotonic()
-            for _ in range(200): right(o.get("SIM02"), table)
+            for _ in range(200):
+                right(o.get("SIM02"), table)
             assert time.monotonic() - began < 2, "each reader waited for a server that does not answer"
             assert o.problem
 
 
 def test_redis_is_taken_up_again_when_it_comes_back(live, server):
-    with Online(FeatureStore(live, NAMES), pause=.05) as o:
-        server.kill(); o.get("SIM01")
-        server.start(); time.sleep(.1)
+    with Online(FeatureStore(live, NAMES), pause=0.05) as o:
+        server.kill()
+        o.get("SIM01")
+        server.start()
+        time.sleep(0.1)
         assert o.get("SIM01").origin == "memory"
         assert server.client.dbsize() > 20 and o.get("SIM01").origin == "redis"
 
 
 def test_a_hundred_concurrent_misses_are_one_computation(online, server, live, monkeypatch):
     table, calls, newest = truth(live), [], FeatureStore.newest
+
     def counted(self, snapshot=None):
-        calls.append(1); time.sleep(.2)
+        calls.append(1)
+        time.sleep(0.2)
         return newest(self, snapshot)
+
     monkeypatch.setattr(FeatureStore, "newest", counted)
     tickers, gate = [table.index[i % len(table)] for i in range(100)], threading.Barrier(100)
-    def ask(t): gate.wait(); return online.get(t)
-    with ThreadPoolExecutor(100) as pool: got = list(pool.map(ask, tickers))
+
+    def ask(t):
+        gate.wait()
+        return online.get(t)
+
+    with ThreadPoolExecutor(100) as pool:
+        got = list(pool.map(ask, tickers))
     assert len(calls) == 1
-    for v in got: right(v, table)
+    for v in got:
+        right(v, table)
 
 
 PROCESS = """
@@ -322,10 +411,21 @@ with Online(FeatureStore(settings, names)) as o:
 
 def test_two_processes_share_one_computation(live, server):
     said = repr((live.storage.home, server.url, NAMES, MARKET))
-    run = [subprocess.Popen([sys.executable, "-c", PROCESS, said], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    for p in run: assert p.stdout.readline() == "ready\n"
-    for p in run: p.stdin.write("go\n"); p.stdin.flush()
+    run = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, said],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
+    for p in run:
+        assert p.stdout.readline() == "ready\n"
+    for p in run:
+        p.stdin.write("go\n")
+        p.stdin.flush()
     out = [p.communicate(timeout=60)[0].splitlines()[-1].split() for p in run]
     assert [o[0] for o in out] == ["34"] * 2 and len({o[1] for o in out}) == 1
     assert (live.storage.home_dir / "calls").read_text() == "1"
@@ -336,11 +436,11 @@ def test_a_dead_lock_holder_holds_up_nobody_for_long(online, server, live):
     server.client.set(online.key(online.snapshot(), "") + "lock", "a process that died", px=400)
     began = time.monotonic()
     assert right(online.get("SIM01"), table).origin == "computed"
-    assert .3 < time.monotonic() - began < 10
+    assert 0.3 < time.monotonic() - began < 10
 
 
 def test_a_new_session_is_seen_and_the_old_value_is_not(live, server, whole):
-    with Online(FeatureStore(live, NAMES), every=0.) as o:
+    with Online(FeatureStore(live, NAMES), every=0.0) as o:
         old = o.get("SIM01")
         append(live, cut(whole, 400, 401))
         new = o.get("SIM01")
@@ -361,28 +461,37 @@ def test_values_live_until_the_next_session_can_be_known(live, server):
         o.get("SIM01")
         assert 7195 <= server.client.ttl(o.key(o.snapshot(), "SIM01")) <= 7201
     # a Friday's value outlives the weekend; the day before Thanksgiving, the next close is a half-day's
-    assert good_until(store.calendar, "2019-11-27", 0) == pd.Timestamp("2019-11-29 18:00", tz="UTC").timestamp()
-    assert good_until(store.calendar, "2019-11-22", 0) == pd.Timestamp("2019-11-25 21:00", tz="UTC").timestamp()
+    assert (
+        good_until(store.calendar, "2019-11-27", 0) == pd.Timestamp("2019-11-29 18:00", tz="UTC").timestamp()
+    )
+    assert (
+        good_until(store.calendar, "2019-11-22", 0) == pd.Timestamp("2019-11-25 21:00", tz="UTC").timestamp()
+    )
 
 
 def test_a_ticker_without_a_bar_is_missing_and_says_so(live, server, whole):
     append(live, cut(whole, 400, 401)[lambda f: f.ticker != "SIM01"])
-    with Online(FeatureStore(live, NAMES), clock=lambda: 0.) as o:
-        for _ in range(2): assert (v := o.get("SIM01")).freshness == "missing" and np.isnan(v.values).all()
+    with Online(FeatureStore(live, NAMES), clock=lambda: 0.0) as o:
+        for _ in range(2):
+            assert (v := o.get("SIM01")).freshness == "missing" and np.isnan(v.values).all()
         assert v.origin == "redis" and o.latest(["SIM01", "SIM02"]).freshness.tolist() == ["missing", "ok"]
 
 
 def test_the_embedded_server_serves_as_well(settings):
     table = truth(settings)
     with Online(FeatureStore(settings, NAMES)) as a, Online(FeatureStore(settings, NAMES)) as b:
-        assert right(a.get("SIM01"), table).origin == "computed" and right(b.get("SIM01"), table).origin == "redis"
+        assert (
+            right(a.get("SIM01"), table).origin == "computed"
+            and right(b.get("SIM01"), table).origin == "redis"
+        )
 
 
 def test_a_zipf_load_is_answered_from_redis(online, server, live):
     table = truth(live)
     asked = np.random.default_rng(3).zipf(1.2, 600).clip(max=len(table)) - 1
-    for i in asked: right(online.get(table.index[i]), table)
-    assert online.counts["redis"] / len(asked) > .99
+    for i in asked:
+        right(online.get(table.index[i]), table)
+    assert online.counts["redis"] / len(asked) > 0.99
 
 
 def test_the_simulation_itself(whole):
@@ -398,18 +507,60 @@ FACTS = ["mom_21", "rate_change_21", "leverage", "news_count_5", "vix_change_5",
 
 def facts(settings, start, end, seed):
     "Rates, reports, headlines and a membership that became known between two days."
-    rng, days = np.random.default_rng(seed), pd.date_range(start, end, freq="D", tz="UTC") + pd.Timedelta("20h")
+    rng = np.random.default_rng(seed)
+    days = pd.date_range(start, end, freq="D", tz="UTC") + pd.Timedelta("20h")
     n = len(days)
-    table = {"macro": pd.concat([pd.DataFrame(dict(series=s, event_time=days - pd.Timedelta("1D"), known_at=days, value=rng.lognormal(1, .1, n)))
-                                 for s in ("DGS10", "DGS2", "VIXCLS")]),
-             "news": pd.DataFrame(dict(ticker=[f"SIM{i:02d}" for i in rng.integers(0, 24, n)], hash=[f"{start}{i}" for i in range(n)], event_time=days,
-                                       known_at=days, headline="Acme beats estimates")),
-             "fundamentals": pd.concat([pd.DataFrame(dict(ticker=[f"SIM{i:02d}" for i in range(24)], item=item, form="10-Q", known_at=days[0],
-                                                          event_time=days[0] - pd.Timedelta("40D"), value=rng.lognormal(level, .1, 24)))
-                                        for item, level in (("assets", 4), ("equity", 3))]),
-             "members": pd.DataFrame(dict(index_name="sp500", ticker=[f"SIM{seed:02d}"], event_time=days[0], until=pd.NaT, known_at=days[0]))}
+    table = {
+        "macro": pd.concat(
+            [
+                pd.DataFrame(
+                    dict(
+                        series=s,
+                        event_time=days - pd.Timedelta("1D"),
+                        known_at=days,
+                        value=rng.lognormal(1, 0.1, n),
+                    )
+                )
+                for s in ("DGS10", "DGS2", "VIXCLS")
+            ]
+        ),
+        "news": pd.DataFrame(
+            dict(
+                ticker=[f"SIM{i:02d}" for i in rng.integers(0, 24, n)],
+                hash=[f"{start}{i}" for i in range(n)],
+                event_time=days,
+                known_at=days,
+                headline="Acme beats estimates",
+            )
+        ),
+        "fundamentals": pd.concat(
+            [
+                pd.DataFrame(
+                    dict(
+                        ticker=[f"SIM{i:02d}" for i in range(24)],
+                        item=item,
+                        form="10-Q",
+                        known_at=days[0],
+                        event_time=days[0] - pd.Timedelta("40D"),
+                        value=rng.lognormal(level, 0.1, 24),
+                    )
+                )
+                for item, level in (("assets", 4), ("equity", 3))
+            ]
+        ),
+        "members": pd.DataFrame(
+            dict(
+                index_name="sp500",
+                ticker=[f"SIM{seed:02d}"],
+                event_time=days[0],
+                until=pd.NaT,
+                known_at=days[0],
+            )
+        ),
+    }
     with Lake(settings.storage) as lake:
-        for name, frame in table.items(): lake.add(name, frame)
+        for name, frame in table.items():
+            lake.add(name, frame)
 
 
 def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
@@ -423,7 +574,9 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
         assert done.rows - done.kept == len(cut(whole, 400, 402))
         facts(settings, str(cut(whole, 401, 402).event_time.iloc[0].date()), "2017-03-01", 2)
         done = store.materialise()
-        assert done.kept >= len(cut(whole, 0, 400)), "facts of the last day made old sessions be computed again"
+        assert done.kept >= len(cut(whole, 0, 400)), (
+            "facts of the last day made old sessions be computed again"
+        )
         append(settings, cut(whole, 402, 405))
         store.materialise()
         equal(store.frame(), batch(store, tmp_path))
@@ -433,20 +586,28 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
         assert store.lake.snapshot() > n and store.materialise().loaded == 0
         equal(store.frame(), before)
     with FeatureStore(settings.with_(**{"data.index": "nasdaq"}), FACTS) as other:
-        assert other.key != store.key and other.frame().membership_age.isna().all(), "nobody joined that index"
+        assert other.key != store.key and other.frame().membership_age.isna().all(), (
+            "nobody joined that index"
+        )
 
 
 def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("stockpredict.catalogue.feature_store.PARTS", 4)
     with FeatureStore(settings, ["mom_21", "vol_20"]) as store:
         store.materialise()
-        for a in range(400, 406): append(settings, cut(whole, a, a + 1)); store.materialise()
+        for a in range(400, 406):
+            append(settings, cut(whole, a, a + 1))
+            store.materialise()
         held = store.manifest(store.snapshots()[-1])
         assert len(held["parts"]) <= 5 and sum(p["rows"] for p in held["parts"]) >= held["rows"]
         equal(store.frame(), batch(store, tmp_path))
         early = store.snapshots()[0]
-        equal(store.frame(snapshot=early), store.frame().query("event_time <= @last", local_dict={"last": cut(whole, 399, 400).event_time.iloc[0]})
-              .reset_index(drop=True))
+        equal(
+            store.frame(snapshot=early),
+            store.frame()
+            .query("event_time <= @last", local_dict={"last": cut(whole, 399, 400).event_time.iloc[0]})
+            .reset_index(drop=True),
+        )
         right = store.frame()
         assert store.prune(1) > 5 and store.snapshots() == [held["snapshot"]]
         equal(store.frame(), right)

@@ -1,4 +1,5 @@
 """An experiment: the same every time, whole after a crash, and blind to what came later."""
+
 import json
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from stockpredict.core.calendar import get_calendar
-from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions, RunError, SeesFuture
+from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions
+from stockpredict.core.errors import RunError, SeesFuture
 from stockpredict.core.settings import load_settings
 from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
@@ -19,11 +21,21 @@ from stockpredict.evaluate.splits import overlaps
 from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import Dataset, make_model, models
-from stockpredict.train.walk_forward import Experiment, covered_spec, experiment, make_folds, run_candidate, study_panel, walk_forward_forecasts
+from stockpredict.train.walk_forward import Experiment, covered_spec, experiment, make_folds, run_candidate
+from stockpredict.train.walk_forward import study_panel, walk_forward_forecasts
 from stockpredict.train.tune import tune
 
-SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 12, "simulated.sessions": 420, "models.trials": 2,
-         "models.candidates": "reversal ridge", "features.names": "ret_1 mom_5 vol_20", "validation.first_train": 200, "validation.folds": 2}
+SMALL = {
+    "data.source": "simulated",
+    "simulated.kind": "planted",
+    "simulated.tickers": 12,
+    "simulated.sessions": 420,
+    "models.trials": 2,
+    "models.candidates": "reversal ridge",
+    "features.names": "ret_1 mom_5 vol_20",
+    "validation.first_train": 200,
+    "validation.folds": 2,
+}
 
 
 def small(home, **more):
@@ -55,7 +67,12 @@ def hashes(study):
 def test_the_same_data_code_and_seed_give_the_same_artifacts(home, made, tmp_path):
     again = experiment(small(home), tmp_path / "other")
     assert hashes(again) == hashes(made) and all(len(h) == 64 for h in hashes(made).values())
-    assert all(torch.equal(again.candidates[n].forecast.quantiles.nan_to_num(-9), c.forecast.quantiles.nan_to_num(-9)) for n, c in made.candidates.items())
+    assert all(
+        torch.equal(
+            again.candidates[n].forecast.quantiles.nan_to_num(-9), c.forecast.quantiles.nan_to_num(-9)
+        )
+        for n, c in made.candidates.items()
+    )
     assert all(again.candidates[n].ledger.equals(c.ledger) for n, c in made.candidates.items())
 
 
@@ -93,26 +110,51 @@ def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, made, tmp_pa
     how = [json.dumps({**SMALL, "storage.home": str(home)}), str(tmp_path), str(at), made.lineage["code"]]
     done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    with pytest.raises(RunError): Experiment.load(tmp_path)
-    whole = {p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "candidates").glob("[a-z]*/candidate.json")}
+    with pytest.raises(RunError):
+        Experiment.load(tmp_path)
+    whole = {
+        p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "candidates").glob("[a-z]*/candidate.json")
+    }
     assert 0 < len(whole) < len(made.candidates)
     again = experiment(small(home), tmp_path)
     assert hashes(again) == hashes(made)
-    assert all((tmp_path / "candidates" / n / "candidate.json").stat().st_mtime_ns == t for n, t in whole.items()), "finished candidates are not made again"
+    assert all(
+        (tmp_path / "candidates" / n / "candidate.json").stat().st_mtime_ns == t for n, t in whole.items()
+    ), "finished candidates are not made again"
     assert not list((tmp_path / "candidates").glob(".*")), "nothing half made is left"
 
 
 def test_a_finished_experiment_is_read_back_whole(made):
     read = Experiment.load(made.workdir)
-    assert (read.lineage, read.tickers, read.features, read.folds, read.trials) == (made.lineage, made.tickers, made.features, made.folds, made.trials)
-    assert read.sessions.equals(made.sessions) and np.array_equal(read.y, made.y, equal_nan=True) and np.array_equal(read.close, made.close, equal_nan=True)
+    assert (read.lineage, read.tickers, read.features, read.folds, read.trials) == (
+        made.lineage,
+        made.tickers,
+        made.features,
+        made.folds,
+        made.trials,
+    )
+    assert (
+        read.sessions.equals(made.sessions)
+        and np.array_equal(read.y, made.y, equal_nan=True)
+        and np.array_equal(read.close, made.close, equal_nan=True)
+    )
     for name, c in made.candidates.items():
-        assert read.daily_ic(name).equals(made.daily_ic(name)) and read.candidates[name].params == c.params and read.candidates[name].ledger.equals(c.ledger)
+        assert (
+            read.daily_ic(name).equals(made.daily_ic(name))
+            and read.candidates[name].params == c.params
+            and read.candidates[name].ledger.equals(c.ledger)
+        )
     assert read.feature_ic.equals(made.feature_ic)
 
 
 def test_what_is_kept_holds_no_place_and_no_secret(home, tmp_path):
-    settings = small(home, **{"storage.mlflow_uri": "http://user:hunter2@example.invalid", "serving.redis_url": "redis://:hunter2@example.invalid"})
+    settings = small(
+        home,
+        **{
+            "storage.mlflow_uri": "http://user:hunter2@example.invalid",
+            "serving.redis_url": "redis://:hunter2@example.invalid",
+        },
+    )
     study = experiment(settings, tmp_path / "work")
     texts = [p.read_bytes() for p in study.workdir.rglob("*") if p.is_file()]
     assert not any(b"hunter2" in t or str(home).encode() in t or str(tmp_path).encode() in t for t in texts)
@@ -130,7 +172,9 @@ def test_no_training_label_meets_a_test(made):
 
 
 def test_the_mean_is_always_among_the_candidates(made):
-    assert list(made.candidates) == ["mean", "reversal", "ridge"] and len(made.candidates["ridge"].ledger) == 2
+    assert (
+        list(made.candidates) == ["mean", "reversal", "ridge"] and len(made.candidates["ridge"].ledger) == 2
+    )
 
 
 def scrambled(data, t):
@@ -139,9 +183,9 @@ def scrambled(data, t):
     x, y = data.inputs.x.clone(), data.y.clone()
     x[t:] = torch.randn(x[t:].shape, generator=noise)
     volatility = data.inputs.volatility.clone()
-    volatility[t:] = torch.rand(volatility[t:].shape, generator=noise) + .01
+    volatility[t:] = torch.rand(volatility[t:].shape, generator=noise) + 0.01
     for j, h in enumerate(data.horizons):
-        late = y[max(t - data.entry_delay - h, 0):, :, j]
+        late = y[max(t - data.entry_delay - h, 0) :, :, j]
         late[:] = torch.randn(late.shape, generator=noise)
     return replace(data, inputs=replace(data.inputs, x=x, volatility=volatility), y=y)
 
@@ -150,19 +194,25 @@ def scrambled(data, t):
 def test_forecasts_and_trials_do_not_move_when_the_future_does(name, tmp_path):
     names = ("ret_1", "mom_5", "vol_20", "mom_252_21") if name == "momentum" else ("ret_1", "mom_5", "vol_20")
     panel = Panel.from_bars(simulate("planted", tickers=8, sessions=420, seed=3).bars, get_calendar())
-    whole, settings = Dataset.from_panel(panel, Spec(names), [1, 5]), small(tmp_path, **{"models.epochs": 1, "models.sequence": 5, "models.trials": 1})
+    whole = Dataset.from_panel(panel, Spec(names), [1, 5])
+    settings = small(tmp_path, **{"models.epochs": 1, "models.sequence": 5, "models.trials": 1})
     folds = make_folds(settings, len(panel))
     cut = folds[1].test_start
     a, b = (run_candidate(settings, d, folds, name) for d in (whole, scrambled(whole, cut)))
     n = cut - folds[0].test_start
     assert a.params == b.params and a.ledger.equals(b.ledger)
     assert torch.equal(a.forecast.quantiles[:n].nan_to_num(-9), b.forecast.quantiles[:n].nan_to_num(-9))
-    if name != "mean": assert not torch.equal(a.forecast.score[n:].nan_to_num(-9), b.forecast.score[n:].nan_to_num(-9)), "the scramble would have been seen"
+    if name != "mean":
+        assert not torch.equal(a.forecast.score[n:].nan_to_num(-9), b.forecast.score[n:].nan_to_num(-9)), (
+            "the scramble would have been seen"
+        )
 
 
 def test_a_model_that_reads_the_next_row_is_refused(data):
     class Peeks(models["reversal"]):
-        def score(self, inputs, start, stop): return super().score(inputs, start, stop).roll(-1, 0)
+        def score(self, inputs, start, stop):
+            return super().score(inputs, start, stop).roll(-1, 0)
+
     with pytest.raises(SeesFuture, match="cut away"):
         walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), Peeks)
 
@@ -172,6 +222,7 @@ def test_a_model_that_normalises_over_the_test_is_refused(data):
         def score(self, inputs, start, stop):
             z = super().score(inputs, start, stop)
             return z - z.nanmean(0, keepdim=True)
+
     with pytest.raises(SeesFuture):
         walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), Centres)
 
@@ -195,11 +246,17 @@ def test_a_hopeless_trial_is_stopped_and_still_counted(data, monkeypatch):
         def fit(self, dataset, report=None):
             level = next(losses)
             for step in range(4):
-                if report: report(step, level)
+                if report:
+                    report(step, level)
             return super().fit(dataset)
+
     monkeypatch.setitem(models._parts, "ridge", Slow)
     _, ledger = tune(data, "ridge", 8)
-    assert len(ledger) == 8 and (ledger.state == "pruned").sum() >= 3 and ledger.value[ledger.state == "pruned"].isna().all()
+    assert (
+        len(ledger) == 8
+        and (ledger.state == "pruned").sum() >= 3
+        and ledger.value[ledger.state == "pruned"].isna().all()
+    )
 
 
 def test_features_that_a_close_only_source_cannot_fill_are_left_out(tmp_path):
@@ -218,9 +275,13 @@ def test_training_reads_what_was_known_and_finished(tmp_path, home):
     for as_of in ("2016-03-01", "2016-03-01T15:00:00-05:00"):
         part, _ = study_panel(settings, as_of)
         last = "2016-03-01" if len(as_of) == 10 else "2016-02-29"
-        assert str(part.sessions[-1].date()) == last and len(part) < len(whole), "a session that has not closed is no session"
-    with pytest.raises(EmptyUniverse): study_panel(settings, "2014-01-01")
-    with pytest.raises(LakeUnavailable): study_panel(small(tmp_path / "nothing"))
+        assert str(part.sessions[-1].date()) == last and len(part) < len(whole), (
+            "a session that has not closed is no session"
+        )
+    with pytest.raises(EmptyUniverse):
+        study_panel(settings, "2014-01-01")
+    with pytest.raises(LakeUnavailable):
+        study_panel(small(tmp_path / "nothing"))
 
 
 def test_a_snapshot_is_read_again_after_a_correction(tmp_path):
@@ -247,13 +308,21 @@ def test_too_short_a_history_is_said_in_one_sentence(home, tmp_path):
 
 def test_a_champion_outside_the_candidates_is_tried_on_the_same_sessions(home, made, tmp_path):
     class Now:
-        model, params = "ridge", {"alpha": 5.}
+        model, params = "ridge", {"alpha": 5.0}
+
     study = experiment(small(home), tmp_path / "a", champion=Now)
     read = Experiment.load(tmp_path / "a")
-    assert hashes(study) == hashes(made) and read.rival.params == {"alpha": 5.} and "champion" not in study.candidates
+    assert (
+        hashes(study) == hashes(made)
+        and read.rival.params == {"alpha": 5.0}
+        and "champion" not in study.candidates
+    )
     assert read.daily_ic(read.rival).index.equals(made.daily_ic("ridge").index) and not read.rival.artifact
     Now.params = made.candidates["ridge"].params
-    assert experiment(small(home), tmp_path / "b", champion=Now).rival.artifact == made.candidates["ridge"].artifact
+    assert (
+        experiment(small(home), tmp_path / "b", champion=Now).rival.artifact
+        == made.candidates["ridge"].artifact
+    )
     assert Experiment.load(tmp_path / "b").rival.model == "ridge"
     Now.model, Now.params = "a model that is gone", {}
     gone = experiment(small(home), tmp_path / "c", champion=Now)

@@ -2,6 +2,7 @@
 
 Run as a script: `lake_nursery.py HOME`. No database is open when it forks, so each child opens its own.
 """
+
 import json
 import os
 import shutil
@@ -16,10 +17,13 @@ from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 
 BARS = sample_bars(tickers=3, sessions=60)
-TOLD = pd.DataFrame(dict(series="GDP", event_time="2010-01-01", known_at=["2010-04-26", "2010-05-26"], value=[2.1, 1.7]))
+TOLD = pd.DataFrame(
+    dict(series="GDP", event_time="2010-01-01", known_at=["2010-04-26", "2010-05-26"], value=[2.1, 1.7])
+)
 
 
-def open_lake(home, **how): return Lake(Settings().with_(**{"storage.home": str(home)}).storage, **how)
+def open_lake(home, **how):
+    return Lake(Settings().with_(**{"storage.home": str(home)}).storage, **how)
 
 
 def fill(lake):
@@ -27,15 +31,30 @@ def fill(lake):
     lake.add("macro", TOLD[:1])
 
 
-def add(lake): lake.add("macro", TOLD)
-def append(lake): lake.append(BARS, now="2024-01-02T12:00Z")
-def purge(lake): lake.retain(dict(macro=2, bars=100), now="2024-06-01", dry_run=False)
-def tidy(lake): lake.upkeep(days=0, grace="0s", dry_run=False)
+def add(lake):
+    lake.add("macro", TOLD)
+
+
+def append(lake):
+    lake.append(BARS, now="2024-01-02T12:00Z")
+
+
+def purge(lake):
+    lake.retain(dict(macro=2, bars=100), now="2024-06-01", dry_run=False)
+
+
+def tidy(lake):
+    lake.upkeep(days=0, grace="0s", dry_run=False)
 
 
 def look(home):
     with open_lake(home, read_only=True) as lake:
-        return dict(bars=len(lake.bars()), macro=lake.facts("macro", versions=True).value.tolist(), pins=len(lake.pins()), mark=lake.verify())
+        return dict(
+            bars=len(lake.bars()),
+            macro=lake.facts("macro", versions=True).value.tolist(),
+            pins=len(lake.pins()),
+            mark=lake.verify(),
+        )
 
 
 def forked(work):
@@ -45,10 +64,13 @@ def forked(work):
         try:
             said = work()
             os.write(write, json.dumps(said).encode())
-        except BaseException as e: print(repr(e), file=sys.stderr, flush=True); os._exit(1)
+        except BaseException as e:
+            print(repr(e), file=sys.stderr, flush=True)
+            os._exit(1)
         os._exit(0)
     os.close(write)
-    with os.fdopen(read) as f: text = f.read()
+    with os.fdopen(read) as f:
+        text = f.read()
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), json.loads(text) if text else None
 
 
@@ -57,19 +79,23 @@ def work_on(home, task, k):
 
     def step(name):
         seen.append(name)
-        if len(seen) == k: os.kill(os.getpid(), signal.SIGKILL)
+        if len(seen) == k:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     with open_lake(home, on_step=step) as lake:
         task(lake)
     return seen
 
 
 def fill_in(home):
-    with open_lake(home) as lake: fill(lake)
+    with open_lake(home) as lake:
+        fill(lake)
 
 
 def main(home):
     home = Path(home)
-    with open_lake(home / "warm"): pass # the children inherit verified extensions
+    with open_lake(home / "warm"):
+        pass  # the children inherit verified extensions
     forked(lambda: fill_in(home / "seed"))
     for task in (append, add, purge, tidy):
         k, before, after = 0, forked(lambda: look(home / "seed"))[1], None
@@ -77,13 +103,31 @@ def main(home):
             place = home / f"{task.__name__}{k}"
             shutil.copytree(home / "seed", place)
             code, steps = forked(lambda place=place, task=task, k=k: work_on(place, task, k))
-            again, (found, _, healed) = forked(lambda place=place, task=task: (look(place), work_on(place, task, 0), look(place)))
-            if k == 0: after, total = found, len(steps)
-            print(json.dumps(dict(task=task.__name__, k=k, code=code, steps=steps, whole=found in (before, after), found=found, again=again,
-                                  healed=healed == after)), flush=True)
+            again, (found, _, healed) = forked(
+                lambda place=place, task=task: (look(place), work_on(place, task, 0), look(place))
+            )
+            if k == 0:
+                after, total = found, len(steps)
+            print(
+                json.dumps(
+                    dict(
+                        task=task.__name__,
+                        k=k,
+                        code=code,
+                        steps=steps,
+                        whole=found in (before, after),
+                        found=found,
+                        again=again,
+                        healed=healed == after,
+                    )
+                ),
+                flush=True,
+            )
             shutil.rmtree(place)
             k += 1
-            if k > total: break
+            if k > total:
+                break
 
 
-if __name__ == "__main__": main(sys.argv[1])
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,4 +1,5 @@
 """Bad input at the gate: for every fault, the behaviour that was promised. Numbers in brackets are the cases of the fault list."""
+
 import io
 
 import numpy as np
@@ -18,13 +19,16 @@ PRICES = ["open", "high", "low", "close"]
 CAL = get_calendar()
 
 
-def gate(bars, **how): return inspect(bars, CAL, **({"now": NOW} | how))
+def gate(bars, **how):
+    return inspect(bars, CAL, **({"now": NOW} | how))
 
 
 @pytest.fixture(scope="module")
 def market():
     "Healthy, with an adjusted close; dividends are left out, as most sources do."
-    return healthy_market(tickers=25, sessions=250, seed=4).drop(columns=["dividend", "split", "capital_gain"])
+    return healthy_market(tickers=25, sessions=250, seed=4).drop(
+        columns=["dividend", "split", "capital_gain"]
+    )
 
 
 def one(market, k=0):
@@ -42,7 +46,8 @@ def flags_at(quality, bars, row):
 # ---- (7) garbage, truncated, tokens, numbers as text
 
 
-def read(text, **how): return gate(tidy_bars(pd.read_csv(io.StringIO(text), **how), source="x"))
+def read(text, **how):
+    return gate(tidy_bars(pd.read_csv(io.StringIO(text), **how), source="x"))
 
 
 HEADER = "ticker,date,open,high,low,close,volume\n"
@@ -50,10 +55,16 @@ GOOD = "".join(f"AAA,2020-01-{d:02d},10,11,9,10.5,1000\n" for d in (2, 3, 6, 7, 
 
 
 BROKEN = {
-    "B0,2020-01-02,10,11,9,Infinity,1000": "price impossible; range broken", "B1,2020-01-02,10,11,9,-Infinity,1000": "price impossible; range broken",
-    "B2,2020-01-02,10,11,9,NaN,1000": "no close", "B3,2020-01-02,10,11,9,,": "no close", "B4,2020-01-02,10,11,9,n/a!,1000": "price impossible; range broken",
-    "B5,2020-01-0": "no close; no session; known too early", "B6,2020-01-02,10,11": "no close", "B7,2020-13-45,10,11,9,10,1": "no session; known too early",
-    "B8,2020-01-02,10,11,9,10,-5": "volume impossible", "B9,2020-01-02,1e400,11,9,10,1": "price impossible; range broken",
+    "B0,2020-01-02,10,11,9,Infinity,1000": "price impossible; range broken",
+    "B1,2020-01-02,10,11,9,-Infinity,1000": "price impossible; range broken",
+    "B2,2020-01-02,10,11,9,NaN,1000": "no close",
+    "B3,2020-01-02,10,11,9,,": "no close",
+    "B4,2020-01-02,10,11,9,n/a!,1000": "price impossible; range broken",
+    "B5,2020-01-0": "no close; no session; known too early",
+    "B6,2020-01-02,10,11": "no close",
+    "B7,2020-13-45,10,11,9,10,1": "no session; known too early",
+    "B8,2020-01-02,10,11,9,10,-5": "volume impossible",
+    "B9,2020-01-02,1e400,11,9,10,1": "price impossible; range broken",
 }
 
 
@@ -62,7 +73,9 @@ def test_7_a_broken_line_goes_to_quarantine_with_its_reason_and_the_rest_goes_on
     told = quality.bad.set_index("ticker").reason
     assert len(quality.good) == 10 and len(quality.bad) == len(BROKEN) and not quality.refused
     for line, reason in BROKEN.items():
-        assert set(told[line[:2]].split("; ")) >= set(reason.split("; ")[:1]) and set(told[line[:2]].split("; ")) <= set(reason.split("; ")), line
+        assert set(told[line[:2]].split("; ")) >= set(reason.split("; ")[:1]) and set(
+            told[line[:2]].split("; ")
+        ) <= set(reason.split("; ")), line
 
 
 def test_7_numbers_as_text_and_a_byte_order_mark_are_read():
@@ -71,8 +84,10 @@ def test_7_numbers_as_text_and_a_byte_order_mark_are_read():
 
 
 def test_7_a_wrong_delimiter_or_a_page_of_html_is_refused_with_what_was_found():
-    with pytest.raises(ColumnsUnmapped, match="ticker;date;open"): read((HEADER + GOOD).replace(",", ";"))
-    with pytest.raises(ColumnsUnmapped, match="html"): read("<html><body>Too many requests</body></html>\n")
+    with pytest.raises(ColumnsUnmapped, match="ticker;date;open"):
+        read((HEADER + GOOD).replace(",", ";"))
+    with pytest.raises(ColumnsUnmapped, match="html"):
+        read("<html><body>Too many requests</body></html>\n")
 
 
 # ---- (8) nothing came
@@ -80,26 +95,45 @@ def test_7_a_wrong_delimiter_or_a_page_of_html_is_refused_with_what_was_found():
 
 def test_8_an_empty_answer_is_an_alarm_on_a_trading_day_and_fine_on_a_holiday():
     nothing = sample_bars()[:0]
-    assert absent_sessions(nothing, "2020-07-03", "2020-07-05").empty, "Independence Day, observed, and a weekend"
-    assert absent_sessions(nothing, "2020-07-02", "2020-07-06").strftime("%Y-%m-%d").tolist() == ["2020-07-02", "2020-07-06"]
+    assert absent_sessions(nothing, "2020-07-03", "2020-07-05").empty, (
+        "Independence Day, observed, and a weekend"
+    )
+    assert absent_sessions(nothing, "2020-07-02", "2020-07-06").strftime("%Y-%m-%d").tolist() == [
+        "2020-07-02",
+        "2020-07-06",
+    ]
     assert gate(nothing).rows == 0 and not gate(nothing).refused
 
 
 # ---- (10) impossible values
 
 
-@pytest.mark.parametrize("cells, reason", [
-    (dict(close=-1.), "price impossible"), (dict(low=0.), "price impossible"), (dict(high=np.inf), "price impossible"),
-    (dict(high=1., low=2.), "range broken"), (dict(volume=-1.), "volume impossible"), (dict(volume=3e12), "volume impossible"),
-])
+@pytest.mark.parametrize(
+    "cells, reason",
+    [
+        (dict(close=-1.0), "price impossible"),
+        (dict(low=0.0), "price impossible"),
+        (dict(high=np.inf), "price impossible"),
+        (dict(high=1.0, low=2.0), "range broken"),
+        (dict(volume=-1.0), "volume impossible"),
+        (dict(volume=3e12), "volume impossible"),
+    ],
+)
 def test_10_an_impossible_bar_is_set_aside_and_too_many_refuse_the_batch(market, cells, reason):
-    few = market.copy(); few.loc[[5, 900], list(cells)] = list(cells.values())
+    few = market.copy()
+    few.loc[[5, 900], list(cells)] = list(cells.values())
     quality = gate(few)
-    assert len(quality.bad) == 2 and quality.bad.reason.str.contains(reason).all() and len(quality.good) == len(market) - 2 and not quality.refused
+    assert (
+        len(quality.bad) == 2
+        and quality.bad.reason.str.contains(reason).all()
+        and len(quality.good) == len(market) - 2
+        and not quality.refused
+    )
 
 
 def test_10_too_many_impossible_bars_refuse_the_batch(market):
-    with pytest.raises(BatchRefused, match="price impossible"): gate(market.assign(low=market.low.where(market.index % 20 > 0, 0.))).raise_if_refused()
+    with pytest.raises(BatchRefused, match="price impossible"):
+        gate(market.assign(low=market.low.where(market.index % 20 > 0, 0.0))).raise_if_refused()
 
 
 # ---- (11, 12) copies, late and out of order
@@ -108,7 +142,9 @@ def test_10_too_many_impossible_bars_refuse_the_batch(market):
 def test_11_copies_change_nothing_and_contradictions_are_both_kept_with_their_times(market):
     again = gate(pd.concat([market, market.sample(200, random_state=0)]))
     assert again.good.equals(gate(market).good) and again.table().failed["repeated"] == 200
-    later = market.iloc[[7]].assign(close=market.high[7], adj_close=market.high[7], known_at=market.known_at[7] + pd.Timedelta(days=3))
+    later = market.iloc[[7]].assign(
+        close=market.high[7], adj_close=market.high[7], known_at=market.known_at[7] + pd.Timedelta(days=3)
+    )
     both = gate(pd.concat([market, later]))
     assert len(both.good) == len(market) + 1 and both.table().failed["revised"] == 1
     rows = both.good[(both.good.ticker == market.ticker[7]) & (both.good.event_time == market.event_time[7])]
@@ -128,28 +164,36 @@ def test_13_a_split_that_nobody_worked_in_is_flagged_and_no_return_over_it_count
     bars, at = market.copy(), {}
     for k, ratio in enumerate([2, 3, 4, 7, 10, 20, 1.5, 1 / 2, 1 / 4, 1 / 8, 1 / 10, 1 / 25]):
         rows = one(market, k)
-        day = 60 + 5 * k # not all on one day, which would be news
-        bars.loc[rows[:day], [*PRICES, "adj_close"]] *= ratio; bars.loc[rows[:day], "volume"] /= ratio
+        day = 60 + 5 * k  # not all on one day, which would be news
+        bars.loc[rows[:day], [*PRICES, "adj_close"]] *= ratio
+        bars.loc[rows[:day], "volume"] /= ratio
         at[ratio] = rows[day]
     quality = gate(bars)
-    found = [r for r, t in at.items() if "split missing" in flags_at(quality, bars, t) and not quality.usable[t]]
+    found = [
+        r for r, t in at.items() if "split missing" in flags_at(quality, bars, t) and not quality.usable[t]
+    ]
     assert len(found) >= len(at) - 1 and len(quality.bad) == 0, f"one in ten may pass for news; found {found}"
 
 
 def test_13_the_same_split_worked_in_is_no_flag(market):
     rows = one(market)
     bars = market.copy()
-    bars.loc[rows[:100], PRICES] *= 4; bars.loc[rows[:100], "volume"] /= 4
+    bars.loc[rows[:100], PRICES] *= 4
+    bars.loc[rows[:100], "volume"] /= 4
     assert gate(bars).flags.equals(gate(market).flags)
 
 
 def test_13_a_crash_to_the_half_in_which_everybody_trades_is_news(market):
     rows = one(market)
     bars, t = market.copy(), rows[100]
-    bars.loc[rows[100:], [*PRICES, "adj_close"]] *= .5
+    bars.loc[rows[100:], [*PRICES, "adj_close"]] *= 0.5
     bars.loc[t, "volume"] *= 14
     quality = gate(bars)
-    assert flags_at(quality, bars, t) <= {"jump", "outlier"} and quality.usable[t] and "jump" in flags_at(quality, bars, t)
+    assert (
+        flags_at(quality, bars, t) <= {"jump", "outlier"}
+        and quality.usable[t]
+        and "jump" in flags_at(quality, bars, t)
+    )
 
 
 def test_13_a_special_dividend_of_four_fifths_is_kept_whether_or_not_it_is_worked_in(market):
@@ -157,14 +201,27 @@ def test_13_a_special_dividend_of_four_fifths_is_kept_whether_or_not_it_is_worke
     rows = one(market)
     t = rows[100]
     left = 1 - 103.75 / 122
-    fell = market.copy(); fell.loc[rows[100:], PRICES] *= left; fell.loc[rows[100:], "adj_close"] *= left
+    fell = market.copy()
+    fell.loc[rows[100:], PRICES] *= left
+    fell.loc[rows[100:], "adj_close"] *= left
     fell.loc[t, "volume"] *= 12
     quality = gate(fell)
-    assert len(quality.bad) == 0 and len(quality.good) == len(market) and quality.usable[t] and "jump" in flags_at(quality, fell, t)
-    known = market.copy(); known.loc[rows[100:], PRICES] *= left
-    assert flags_at(gate(known), known, t) == flags_at(gate(market), market, t), "the adjusted close explains the fall"
-    claimed = market.copy(); claimed.loc[rows[:100], "adj_close"] *= left
-    assert "adjustment unmatched" in flags_at(gate(claimed), claimed, t), "an adjustment without the fall is pointed out"
+    assert (
+        len(quality.bad) == 0
+        and len(quality.good) == len(market)
+        and quality.usable[t]
+        and "jump" in flags_at(quality, fell, t)
+    )
+    known = market.copy()
+    known.loc[rows[100:], PRICES] *= left
+    assert flags_at(gate(known), known, t) == flags_at(gate(market), market, t), (
+        "the adjusted close explains the fall"
+    )
+    claimed = market.copy()
+    claimed.loc[rows[:100], "adj_close"] *= left
+    assert "adjustment unmatched" in flags_at(gate(claimed), claimed, t), (
+        "an adjustment without the fall is pointed out"
+    )
 
 
 # ---- (14) history rewritten
@@ -176,28 +233,48 @@ def test_14_rewritten_history_comes_with_a_report_of_the_difference(market):
     now_sent.loc[rows[:120], PRICES] /= 2
     now_sent.loc[other[10], "close"] *= 1.01
     told = restated(rewrites(market, now_sent), market.ticker.value_counts())
-    assert told.what.to_dict() == {market.ticker[rows[0]]: "rescaled by one factor", market.ticker[other[0]]: "corrections"}
-    assert told.bars.tolist() == [120, 1] and np.isclose(told.typical.iloc[0], -.5) and told["last"].iloc[0] == market.event_time[rows[119]]
+    assert told.what.to_dict() == {
+        market.ticker[rows[0]]: "rescaled by one factor",
+        market.ticker[other[0]]: "corrections",
+    }
+    assert (
+        told.bars.tolist() == [120, 1]
+        and np.isclose(told.typical.iloc[0], -0.5)
+        and told["last"].iloc[0] == market.event_time[rows[119]]
+    )
 
 
 # ---- (15) time
 
 
-CLOSES = { # around the change of clocks, a half day, a leap year, ends of years
-    "2021-03-12": "21:00", "2021-03-15": "20:00", "2021-11-05": "20:00", "2021-11-08": "21:00", "2021-11-26": "18:00", "2020-02-28": "21:00",
-    "2020-12-31": "21:00", "2021-12-31": "21:00",
+CLOSES = {  # around the change of clocks, a half day, a leap year, ends of years
+    "2021-03-12": "21:00",
+    "2021-03-15": "20:00",
+    "2021-11-05": "20:00",
+    "2021-11-08": "21:00",
+    "2021-11-26": "18:00",
+    "2020-02-28": "21:00",
+    "2020-12-31": "21:00",
+    "2021-12-31": "21:00",
 }
 
 
 def test_15_closes_follow_the_exchange_through_summer_time_half_days_and_year_ends():
-    bars = tidy_bars(pd.DataFrame(dict(ticker="AAA", date=sorted(CLOSES), close=1.)), source="x")
+    bars = tidy_bars(pd.DataFrame(dict(ticker="AAA", date=sorted(CLOSES), close=1.0)), source="x")
     wanted = [pd.Timestamp(f"{d} {CLOSES[d]}", tz="UTC") for d in sorted(CLOSES)]
-    assert bars.event_time.tolist() == wanted and len(gate(bars, now=NOW + pd.Timedelta(days=9)).good) == len(CLOSES)
+    assert bars.event_time.tolist() == wanted and len(gate(bars, now=NOW + pd.Timedelta(days=9)).good) == len(
+        CLOSES
+    )
 
 
 def test_15_a_bar_on_a_day_without_a_session_is_set_aside():
     "The leap day of 2020 was a Saturday; on 2025-01-09 the exchange mourned a president."
-    bars = tidy_bars(pd.DataFrame(dict(ticker="AAA", date=["2020-02-29", "2025-01-09", "2021-07-05", "2021-12-25"], close=1.)), source="x")
+    bars = tidy_bars(
+        pd.DataFrame(
+            dict(ticker="AAA", date=["2020-02-29", "2025-01-09", "2021-07-05", "2021-12-25"], close=1.0)
+        ),
+        source="x",
+    )
     assert gate(bars, now=pd.Timestamp("2026-01-01", tz="UTC")).bad.reason.tolist() == ["no session"] * 4
 
 
@@ -220,20 +297,27 @@ def test_15_dates_that_are_a_day_off_are_found_by_the_market(market):
 def test_16_a_halt_gives_no_return_of_zero_to_learn_from(market):
     rows = one(market)
     bars, halt = market.copy(), rows[100:104]
-    for c in [*PRICES, "adj_close"]: bars.loc[halt, c] = market.close[rows[99]] if c != "adj_close" else market.adj_close[rows[99]]
-    bars.loc[halt, "volume"] = 0.
+    for c in [*PRICES, "adj_close"]:
+        bars.loc[halt, c] = market.close[rows[99]] if c != "adj_close" else market.adj_close[rows[99]]
+    bars.loc[halt, "volume"] = 0.0
     quality = gate(bars)
-    assert all("untraded" in flags_at(quality, bars, t) for t in halt) and not quality.usable[halt].any() and len(quality.bad) == 0
+    assert (
+        all("untraded" in flags_at(quality, bars, t) for t in halt)
+        and not quality.usable[halt].any()
+        and len(quality.bad) == 0
+    )
 
 
 def test_16_a_feed_that_stopped_is_found_at_its_first_repetition(market):
     rows = one(market)
     bars = market.copy()
-    for c in [*PRICES, "adj_close", "volume"]: bars.loc[rows[100], c] = market[c][rows[99]]
+    for c in [*PRICES, "adj_close", "volume"]:
+        bars.loc[rows[100], c] = market[c][rows[99]]
     quality = gate(bars)
     assert "repeated bar" in flags_at(quality, bars, rows[100]) and not quality.usable[rows[100]]
     still = market.copy()
-    for c in [*PRICES, "adj_close"]: still.loc[rows[100:112], c] = market[c][rows[99]]
+    for c in [*PRICES, "adj_close"]:
+        still.loc[rows[100:112], c] = market[c][rows[99]]
     quality = gate(still)
     assert all("frozen" in flags_at(quality, still, t) for t in rows[101:112])
 
@@ -254,24 +338,39 @@ def test_17_a_symbol_that_returns_after_a_quarter_is_not_joined_to_its_past(mark
 # ---- (18) tickers that attack
 
 
-HOSTILE = ["';DROP TABLE bars;--", "ААРL", "A" * 10_000, "../../etc/passwd", "AAPL\n", "\x00", "{{7*7}}", "<script>", "=1+1", "", None]
+HOSTILE = [
+    "';DROP TABLE bars;--",
+    "ААРL",
+    "A" * 10_000,
+    "../../etc/passwd",
+    "AAPL\n",
+    "\x00",
+    "{{7*7}}",
+    "<script>",
+    "=1+1",
+    "",
+    None,
+]
 
 
 def test_18_a_hostile_ticker_gets_no_further_than_the_gate(market):
     bars = market[:500].copy()
     bars.loc[range(len(HOSTILE)), "ticker"] = HOSTILE
-    quality = gate(bars, limit=.5)
-    assert quality.bad.reason.tolist() == ["ticker malformed"] * len(HOSTILE) and len(quality.good) == 500 - len(HOSTILE)
+    quality = gate(bars, limit=0.5)
+    assert quality.bad.reason.tolist() == ["ticker malformed"] * len(HOSTILE) and len(
+        quality.good
+    ) == 500 - len(HOSTILE)
     assert "<script>" not in quality._repr_html_()
-    for ticker in HOSTILE: # a newline at the end is taken off while reading; any other fault is refused
+    for ticker in HOSTILE:  # a newline at the end is taken off while reading; any other fault is refused
         if ticker != "AAPL\n":
-            with pytest.raises(BarsInvalid): tidy_bars(market[:3].assign(ticker=["X", ticker, "Y"]).drop(columns="source"), source="x")
+            with pytest.raises(BarsInvalid):
+                tidy_bars(market[:3].assign(ticker=["X", ticker, "Y"]).drop(columns="source"), source="x")
 
 
 # ---- (19) units
 
 
-@pytest.mark.parametrize("factor", [100, .01])
+@pytest.mark.parametrize("factor", [100, 0.01])
 def test_19_a_price_in_another_unit_is_seen_against_the_last_close_that_is_held(market, factor):
     today = market.event_time.max()
     held = market[market.event_time < today].drop(columns="adj_close")
@@ -279,7 +378,11 @@ def test_19_a_price_in_another_unit_is_seen_against_the_last_close_that_is_held(
     hit = batch.index[0]
     batch.loc[hit, PRICES] *= factor
     quality = gate(batch, held=held)
-    assert {"unit changed", "unit error"} <= flags_at(quality, batch, hit) and not quality.usable[0] and quality.usable[1:].all()
+    assert (
+        {"unit changed", "unit error"} <= flags_at(quality, batch, hit)
+        and not quality.usable[0]
+        and quality.usable[1:].all()
+    )
     assert gate(batch).flags.empty, "against itself a batch of one session says nothing"
 
 

@@ -1,4 +1,5 @@
 "The lake under two writers, kill -9, full disks, read-only folders, flipped bytes, broken catalogs and names that attack."
+
 import json
 import os
 import shutil
@@ -23,10 +24,12 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def market(): return sample_bars(tickers=4, sessions=120)
+def market():
+    return sample_bars(tickers=4, sessions=120)
 
 
-def storage(home): return Settings().with_(**{"storage.home": str(home)}).storage
+def storage(home):
+    return Settings().with_(**{"storage.home": str(home)}).storage
 
 
 @pytest.fixture
@@ -34,7 +37,12 @@ def small_disk(tmp_path):
     "A disk of three megabytes, mounted for the test."
     place = tmp_path / "disk"
     place.mkdir()
-    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True).returncode:
+    if (
+        os.getuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("Mounting a small disk needs the rights of root; the full-disk tests need one.")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
@@ -45,7 +53,13 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path):
-    out = subprocess.run([sys.executable, Path(__file__).with_name("lake_nursery.py"), tmp_path], capture_output=True, text=True, env=ENV, timeout=300)
+    out = subprocess.run(
+        [sys.executable, Path(__file__).with_name("lake_nursery.py"), tmp_path],
+        capture_output=True,
+        text=True,
+        env=ENV,
+        timeout=300,
+    )
     assert out.returncode == 0, out.stderr[-2000:]
     said = [json.loads(line) for line in out.stdout.splitlines()]
     assert {x["task"] for x in said} == {"append", "add", "purge", "tidy"} and len(said) > 20
@@ -65,8 +79,12 @@ with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=ste
 
 
 def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path, market):
-    with Lake(storage(tmp_path)) as lake: lake.append(market[:200], now=NOW)
-    assert subprocess.run([sys.executable, "-c", CRASH, tmp_path], env=ENV, timeout=120).returncode == -signal.SIGKILL
+    with Lake(storage(tmp_path)) as lake:
+        lake.append(market[:200], now=NOW)
+    assert (
+        subprocess.run([sys.executable, "-c", CRASH, tmp_path], env=ENV, timeout=120).returncode
+        == -signal.SIGKILL
+    )
     assert (storage(tmp_path).lake_dir / "writer.json").exists()
     with Lake(storage(tmp_path)) as lake:
         left = lake.clean("0s")
@@ -79,19 +97,27 @@ def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path
 
 
 def test_two_writers_who_wait_both_commit_and_nothing_is_lost(tmp_path, market):
-    parts = [market[market.ticker.isin(t)].assign(source="both") for t in np.array_split(market.ticker.unique(), 2)]
+    parts = [
+        market[market.ticker.isin(t)].assign(source="both") for t in np.array_split(market.ticker.unique(), 2)
+    ]
     failures = []
 
     def write(part):
         try:
             with Lake(storage(tmp_path)) as lake:
                 for _, day in list(part.groupby("event_time"))[:4]:
-                    with lake.writer(wait=60): lake.append(day, now=NOW)
-        except BaseException as e: failures.append(e)
-    with Lake(storage(tmp_path)): pass
+                    with lake.writer(wait=60):
+                        lake.append(day, now=NOW)
+        except BaseException as e:
+            failures.append(e)
+
+    with Lake(storage(tmp_path)):
+        pass
     threads = [threading.Thread(target=write, args=(p,)) for p in parts]
-    for t in threads: t.start()
-    for t in threads: t.join(120)
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
     assert failures == []
     with Lake(storage(tmp_path), read_only=True) as lake:
         assert len(lake.bars()) == sum((p.event_time <= sorted(set(p.event_time))[3]).sum() for p in parts)
@@ -101,11 +127,17 @@ def test_two_writers_who_wait_both_commit_and_nothing_is_lost(tmp_path, market):
 def test_a_second_writer_is_refused_in_every_verb(tmp_path, market):
     with Lake(storage(tmp_path)) as first, Lake(storage(tmp_path)) as second:
         first.append(market, now=NOW)
-        told = pd.DataFrame(dict(series=["x"], event_time=["2020-01-01"], value=[1.]))
+        told = pd.DataFrame(dict(series=["x"], event_time=["2020-01-01"], value=[1.0]))
         with first.writer():
-            for verb in (lambda: second.append(market.assign(source="b")), lambda: second.add("macro", told, lag="1D"), lambda: second.pin("p"), second.compact,
-                         lambda: second.clean(dry_run=False)):
-                with pytest.raises(LakeLocked, match=f"Process {os.getpid()} has been writing"): verb()
+            for verb in (
+                lambda: second.append(market.assign(source="b")),
+                lambda: second.add("macro", told, lag="1D"),
+                lambda: second.pin("p"),
+                second.compact,
+                lambda: second.clean(dry_run=False),
+            ):
+                with pytest.raises(LakeLocked, match=f"Process {os.getpid()} has been writing"):
+                    verb()
             assert len(second.bars()) == len(market)
 
 
@@ -118,28 +150,42 @@ def test_a_full_disk_refuses_cleanly_and_keeps_what_was_there(small_disk, market
         big = sample_bars(tickers=60, sessions=300).assign(source="big")
         filler = small_disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 400_000))
-        with pytest.raises(LakeUnavailable, match=r"Nothing of the batch was stored.*disk space"): lake.append(big, now=NOW)
-        with pytest.raises(OSError, match="No space left"): (small_disk / "rest").write_bytes(bytes(4 << 20))
-        told = pd.DataFrame(dict(series=[f"s{i}" for i in range(3000)], event_time="2020-01-01", value=np.arange(3000.)))
-        with pytest.raises(LakeUnavailable, match="disk space"): lake.add("macro", told, lag="1D")
+        with pytest.raises(LakeUnavailable, match=r"Nothing of the batch was stored.*disk space"):
+            lake.append(big, now=NOW)
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "rest").write_bytes(bytes(4 << 20))
+        told = pd.DataFrame(
+            dict(series=[f"s{i}" for i in range(3000)], event_time="2020-01-01", value=np.arange(3000.0))
+        )
+        with pytest.raises(LakeUnavailable, match="disk space"):
+            lake.add("macro", told, lag="1D")
         assert lake.fingerprint() == held.fingerprint and lake.snapshot() == held.snapshot
-        filler.unlink(); (small_disk / "rest").unlink()
+        filler.unlink()
+        (small_disk / "rest").unlink()
         lake.clean("0s", dry_run=False)
         assert lake.add("macro", told, lag="1D").rows_new == 3000 and lake.verify() == held.fingerprint
 
 
 def test_a_folder_that_became_read_only_still_reads(small_disk, market):
-    with Lake(storage(small_disk)) as lake: held = lake.append(market, now=NOW).fingerprint
+    with Lake(storage(small_disk)) as lake:
+        held = lake.append(market, now=NOW).fingerprint
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with Lake(storage(small_disk), read_only=True) as lake: assert lake.verify() == held
-    with pytest.raises(LakeUnavailable, match=r"(cannot be|Nothing).*rights"), Lake(storage(small_disk)) as lake: lake.append(market.assign(source="b"))
+    with Lake(storage(small_disk), read_only=True) as lake:
+        assert lake.verify() == held
+    with (
+        pytest.raises(LakeUnavailable, match=r"(cannot be|Nothing).*rights"),
+        Lake(storage(small_disk)) as lake,
+    ):
+        lake.append(market.assign(source="b"))
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
-    with Lake(storage(small_disk)) as lake: assert lake.append(market.assign(source="b"), now=NOW).rows_new == len(market)
+    with Lake(storage(small_disk)) as lake:
+        assert lake.append(market.assign(source="b"), now=NOW).rows_new == len(market)
 
 
 def test_a_place_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(LakeUnavailable, match=r"storage\.home"): Lake(storage(tmp_path / "file"))
+    with pytest.raises(LakeUnavailable, match=r"storage\.home"):
+        Lake(storage(tmp_path / "file"))
 
 
 # ---- bytes
@@ -150,24 +196,41 @@ def test_a_flipped_byte_anywhere_is_named_and_the_version_before_reads(tmp_path,
     with Lake(storage(tmp_path)) as lake:
         first = lake.append(market[market.event_time < cut], now=NOW)
         lake.append(market, now=NOW)
-    path = max((storage(tmp_path).lake_dir / "data").rglob("bars/*.parquet"), key=lambda p: p.stat().st_mtime_ns)
+    path = max(
+        (storage(tmp_path).lake_dir / "data").rglob("bars/*.parquet"), key=lambda p: p.stat().st_mtime_ns
+    )
     whole = path.read_bytes()
     for at in (0, 5, len(whole) // 3, len(whole) // 2, len(whole) - 40, len(whole) - 1):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1:])
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         with Lake(storage(tmp_path), read_only=True) as lake:
-            with pytest.raises(LakeUnavailable, match=f"{path.name} of the table bars is not what was written") as e: lake.verify()
+            with pytest.raises(
+                LakeUnavailable, match=f"{path.name} of the table bars is not what was written"
+            ) as e:
+                lake.verify()
             assert f"versions up to {first.snapshot}" in e.value.fix
             assert lake.fingerprint(first.snapshot) == first.fingerprint
-            try: lake.bars()
-            except LakeUnavailable as failed: assert path.name in str(failed), "a read that fails names the file too"
+            try:
+                lake.bars()
+            except LakeUnavailable as failed:
+                assert path.name in str(failed), "a read that fails names the file too"
     path.unlink()
-    with Lake(storage(tmp_path), read_only=True) as lake, pytest.raises(LakeUnavailable, match=f"{path.name} of the table bars is missing"): lake.verify()
+    with (
+        Lake(storage(tmp_path), read_only=True) as lake,
+        pytest.raises(LakeUnavailable, match=f"{path.name} of the table bars is missing"),
+    ):
+        lake.verify()
 
 
 def test_checksums_are_what_sha256sum_reads_and_a_torn_line_is_mended(tmp_path, market):
     s = storage(tmp_path)
-    with Lake(s) as lake: lake.append(market, now=NOW)
-    assert subprocess.run(["sha256sum", "--check", "--quiet", "files.sha256"], cwd=s.lake_dir, capture_output=True).returncode == 0
+    with Lake(s) as lake:
+        lake.append(market, now=NOW)
+    assert (
+        subprocess.run(
+            ["sha256sum", "--check", "--quiet", "files.sha256"], cwd=s.lake_dir, capture_output=True
+        ).returncode
+        == 0
+    )
     seals = s.lake_dir / "files.sha256"
     seals.write_text(seals.read_text()[:-40])
     with Lake(s) as lake:
@@ -180,41 +243,76 @@ def test_checksums_are_what_sha256sum_reads_and_a_torn_line_is_mended(tmp_path, 
 @pytest.mark.parametrize("damage", [b"", b"not a database" * 100, None], ids=["empty", "garbage", "cut"])
 def test_a_broken_catalog_is_a_clear_sentence(tmp_path, market, damage):
     s = storage(tmp_path)
-    with Lake(s) as lake: lake.append(market, now=NOW)
+    with Lake(s) as lake:
+        lake.append(market, now=NOW)
     catalog = s.lake_dir / "catalog.sqlite"
     catalog.write_bytes(catalog.read_bytes()[:3000] if damage is None else damage)
     for how in (True, False):
         with pytest.raises(LakeUnavailable, match=r"restore|backup|stockpredict ingest") as e:
-            with Lake(s, read_only=how) as lake: lake.bars()
+            with Lake(s, read_only=how) as lake:
+                lake.bars()
         assert "Traceback" not in str(e.value) and len(str(e.value)) < 900
-        if damage == b"": break # to a writer, an empty file is a lake that is still to be made
+        if damage == b"":
+            break  # to a writer, an empty file is a lake that is still to be made
 
 
 # ---- names that attack
 
 
-HOSTILE = ["'; DROP TABLE lake.bars; --", "../../../etc/passwd", "a\nb\r\nc", "$tickers", "\" OR 1=1 --", "x" * 10_000, "тикер", "%s{0}", "NULL", ""]
+HOSTILE = [
+    "'; DROP TABLE lake.bars; --",
+    "../../../etc/passwd",
+    "a\nb\r\nc",
+    "$tickers",
+    '" OR 1=1 --',
+    "x" * 10_000,
+    "тикер",
+    "%s{0}",
+    "NULL",
+    "",
+]
 
 
 def test_hostile_names_are_only_names(tmp_path, market):
-    at = market.event_time.iloc[:len(HOSTILE)].to_numpy()
-    bars = as_bars(dict(ticker=HOSTILE, event_time=at, known_at=at, close=np.arange(1., len(HOSTILE) + 1), source="'; DROP TABLE lake.ingests; --"))
+    at = market.event_time.iloc[: len(HOSTILE)].to_numpy()
+    bars = as_bars(
+        dict(
+            ticker=HOSTILE,
+            event_time=at,
+            known_at=at,
+            close=np.arange(1.0, len(HOSTILE) + 1),
+            source="'; DROP TABLE lake.ingests; --",
+        )
+    )
     with Lake(storage(tmp_path)) as lake:
         lake.append(market, now=NOW)
-        for verb in (lambda: lake.append(bars.assign(ticker="A\0B")), lambda: lake.bars(["A\0", "'; DROP"]), lambda: lake.bars(source="A\0"),
-                     lambda: lake.pin("A\0"), lambda: lake.sql("SELECT count(*) FROM bars WHERE ticker = $t", t="A\0")):
-            with pytest.raises(DataError, match="NUL character"): verb()
+        for verb in (
+            lambda: lake.append(bars.assign(ticker="A\0B")),
+            lambda: lake.bars(["A\0", "'; DROP"]),
+            lambda: lake.bars(source="A\0"),
+            lambda: lake.pin("A\0"),
+            lambda: lake.sql("SELECT count(*) FROM bars WHERE ticker = $t", t="A\0"),
+        ):
+            with pytest.raises(DataError, match="NUL character"):
+                verb()
         lake.append(bars, now=NOW)
         source = bars.source[0]
-        for i, name in enumerate(HOSTILE): assert lake.bars([name], source=source).close.tolist() == [i + 1.]
+        for i, name in enumerate(HOSTILE):
+            assert lake.bars([name], source=source).close.tolist() == [i + 1.0]
         assert sorted(lake.tickers(source)) == sorted(HOSTILE) and len(lake.bars(source="made up")) == 0
         for name in HOSTILE[::3]:
-            with pytest.raises(DataError): lake.bars(snapshot=name or "none")
-            with pytest.raises((UnknownTicker, DataError)) as e: lake.history(name)
+            with pytest.raises(DataError):
+                lake.bars(snapshot=name or "none")
+            with pytest.raises((UnknownTicker, DataError)) as e:
+                lake.history(name)
             assert len(str(e.value)) < 1000
-            with pytest.raises(DataError): lake.facts(name)
-            with pytest.raises(DataError): lake.members(name)
-            if name: lake.pin(name, 2); assert lake.number(name) == 2
+            with pytest.raises(DataError):
+                lake.facts(name)
+            with pytest.raises(DataError):
+                lake.members(name)
+            if name:
+                lake.pin(name, 2)
+                assert lake.number(name) == 2
         assert lake.verify() == lake.mark() and set(lake.names()) >= {"bars", "ingests", "pins"}
         assert len(lake.bars(source=market.source.iloc[0])) == len(market)
     strange = [p for p in tmp_path.rglob("*") if "passwd" in p.name or "DROP" in p.name]

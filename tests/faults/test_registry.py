@@ -1,4 +1,5 @@
 """Publishing under attack: kills, tampering, a dead MLflow, and the way back."""
+
 import json
 import os
 import signal
@@ -16,12 +17,22 @@ from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.train import registry
 from stockpredict.train.gate import decide
-from stockpredict.train.registry import alone, champion, champion_or_none, history, publish, reconcile, rollback
+from stockpredict.train.registry import alone, champion, champion_or_none, history, publish, reconcile
+from stockpredict.train.registry import rollback
 from stockpredict.train.walk_forward import Experiment, experiment
 
-SMALL = {"data.source": "simulated", "simulated.kind": "planted", "simulated.tickers": 20, "simulated.sessions": 520, "models.trials": 0,
-         "models.candidates": "reversal ridge", "features.names": "ret_1 mom_5 vol_20", "validation.first_train": 200, "validation.folds": 2,
-         "storage.mlflow_uri": "http://127.0.0.1:9"}  # nobody listens there
+SMALL = {
+    "data.source": "simulated",
+    "simulated.kind": "planted",
+    "simulated.tickers": 20,
+    "simulated.sessions": 520,
+    "models.trials": 0,
+    "models.candidates": "reversal ridge",
+    "features.names": "ret_1 mom_5 vol_20",
+    "validation.first_train": 200,
+    "validation.folds": 2,
+    "storage.mlflow_uri": "http://127.0.0.1:9",
+}  # nobody listens there
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,8 @@ def base(tmp_path_factory):
     place = tmp_path_factory.mktemp("base")
     settings = load_settings(overrides={**SMALL, "storage.home": str(place / "home")}, environ={})
     ingest(settings)
-    for name, as_of in (("old", "2016-10-31"), ("new", None)): experiment(settings, place / name, as_of)
+    for name, as_of in (("old", "2016-10-31"), ("new", None)):
+        experiment(settings, place / name, as_of)
     return place
 
 
@@ -45,16 +57,21 @@ def settings(base, tmp_path):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     "MLflow is out of reach at once, unless a test wants it."
-    def client(settings): raise ConnectionError("MLflow is not there")
+
+    def client(settings):
+        raise ConnectionError("MLflow is not there")
+
     monkeypatch.setattr(registry, "mlflow_client", client)
 
 
 @pytest.fixture(scope="module")
-def old(base): return Experiment.load(base / "old")
+def old(base):
+    return Experiment.load(base / "old")
 
 
 @pytest.fixture(scope="module")
-def new(base): return Experiment.load(base / "new")
+def new(base):
+    return Experiment.load(base / "new")
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +80,16 @@ def said(old, new):
     return {id(s): replace(decide(s), decision="promote", skill="strong", model="ridge") for s in (old, new)}
 
 
-def events(settings): return list(history(settings).event)
+def events(settings):
+    return list(history(settings).event)
 
 
 def verified(settings):
     "The champion, loaded with signature and hashes checked."
     now = champion(settings)
-    found = load_artifact(settings.storage.registry_dir / "versions" / now.artifact, public_key(settings.storage.keys_dir))
+    found = load_artifact(
+        settings.storage.registry_dir / "versions" / now.artifact, public_key(settings.storage.keys_dir)
+    )
     assert found.hash == now.artifact and found.model.name == now.model
     return now
 
@@ -90,17 +110,31 @@ publish(load_settings(overrides=overrides, environ={}), Experiment.load(work), V
 def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new, said, tmp_path, at):
     first = publish(settings, old, said[id(old)])
     (tmp_path / "verdict.json").write_text(said[id(new)].to_json())
-    how = [json.dumps({**SMALL, "storage.home": str(tmp_path)}), str(base / "new"), str(tmp_path / "verdict.json"), at]
+    how = [
+        json.dumps({**SMALL, "storage.home": str(tmp_path)}),
+        str(base / "new"),
+        str(tmp_path / "verdict.json"),
+        at,
+    ]
     done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     between = verified(settings)
     swapped = at in ("pointed", "remembered")
     assert (between.artifact == first.artifact) != swapped and between.version == 1 + swapped
     second = publish(settings, new, said[id(new)])
-    assert verified(settings) == second and (second.version, second.previous, second.model) == (2, first.artifact, "ridge")
+    assert verified(settings) == second and (second.version, second.previous, second.model) == (
+        2,
+        first.artifact,
+        "ridge",
+    )
     assert events(settings) == ["promote", "promote"] and list(history(settings).version) == [1, 2]
-    assert {p.name for p in (settings.storage.registry_dir / "versions").iterdir()} == {first.artifact, second.artifact}
-    assert len(list((settings.storage.registry_dir / "outbox").glob("*.json"))) == 2, "MLflow will be told both, once"
+    assert {p.name for p in (settings.storage.registry_dir / "versions").iterdir()} == {
+        first.artifact,
+        second.artifact,
+    }
+    assert len(list((settings.storage.registry_dir / "outbox").glob("*.json"))) == 2, (
+        "MLflow will be told both, once"
+    )
 
 
 def test_half_a_copy_is_swept_away(settings, old, said):
@@ -113,9 +147,17 @@ def test_half_a_copy_is_swept_away(settings, old, said):
 
 def test_publishing_again_is_one_version(settings, old, said):
     first = publish(settings, old, said[id(old)])
-    before = {p: p.read_bytes() for p in settings.storage.registry_dir.rglob("*") if p.is_file() and p.name != ".lock"}
+    before = {
+        p: p.read_bytes()
+        for p in settings.storage.registry_dir.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
     assert publish(settings, old, said[id(old)]) == first == champion(settings)
-    assert before == {p: p.read_bytes() for p in settings.storage.registry_dir.rglob("*") if p.is_file() and p.name != ".lock"}
+    assert before == {
+        p: p.read_bytes()
+        for p in settings.storage.registry_dir.rglob("*")
+        if p.is_file() and p.name != ".lock"
+    }
 
 
 def copy_of(study, tmp_path):
@@ -129,43 +171,70 @@ def test_a_tampered_artifact_is_not_published(settings, old, new, said, tmp_path
     theirs = copy_of(new, tmp_path)
     folder = theirs.candidates["ridge"].folder / "artifact"
     weights = folder / "weights.safetensors"
-    if harm == "flip": weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
-    if harm == "truncate": weights.write_bytes(weights.read_bytes()[:-8])
-    if harm == "remove": weights.unlink()
-    if harm == "add": (folder / "model.pkl").write_bytes(b"\x80\x04.")
-    if harm == "manifest": (folder / "manifest.json").write_text((folder / "manifest.json").read_text().replace('"ridge"', '"zero"'))
+    if harm == "flip":
+        weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    if harm == "truncate":
+        weights.write_bytes(weights.read_bytes()[:-8])
+    if harm == "remove":
+        weights.unlink()
+    if harm == "add":
+        (folder / "model.pkl").write_bytes(b"\x80\x04.")
+    if harm == "manifest":
+        (folder / "manifest.json").write_text(
+            (folder / "manifest.json").read_text().replace('"ridge"', '"zero"')
+        )
     if harm == "swap":  # a signed artifact, but not the one that was judged
         subprocess.run(["rm", "-r", folder], check=True)
         subprocess.run(["cp", "-r", theirs.candidates["reversal"].folder / "artifact", folder], check=True)
-    with pytest.raises(ArtifactRejected): publish(settings, theirs, said[id(new)])
+    with pytest.raises(ArtifactRejected):
+        publish(settings, theirs, said[id(new)])
     assert verified(settings) == first and events(settings) == ["promote"]
     assert {p.name for p in (settings.storage.registry_dir / "versions").iterdir()} == {first.artifact}
 
 
 def test_an_artifact_of_another_installation_is_refused(settings, old, said):
     from stockpredict.models.artifact import ensure_keys
+
     subprocess.run(["rm", "-r", settings.storage.keys_dir], check=True)
     ensure_keys(settings.storage.keys_dir)
-    with pytest.raises(ArtifactRejected): publish(settings, old, said[id(old)])
+    with pytest.raises(ArtifactRejected):
+        publish(settings, old, said[id(old)])
     assert champion_or_none(settings) is None
 
 
-@pytest.mark.parametrize("pointer", ["", "{", "[]", '{"version": 1}', '"x"',
-                                     *(json.dumps(dict(version=1, artifact=a, model="ridge", skill="strong", decision="promote", promoted_at="")) for a in
-                                       ("../../../etc", "/etc/passwd", "ABC", "a" * 65, "a/b", ""))])
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        "",
+        "{",
+        "[]",
+        '{"version": 1}',
+        '"x"',
+        *(
+            json.dumps(
+                dict(version=1, artifact=a, model="ridge", skill="strong", decision="promote", promoted_at="")
+            )
+            for a in ("../../../etc", "/etc/passwd", "ABC", "a" * 65, "a/b", "")
+        ),
+    ],
+)
 def test_a_pointer_that_leads_elsewhere_is_refused_and_repaired_by_a_rollback(settings, old, said, pointer):
     first = publish(settings, old, said[id(old)])
     (settings.storage.registry_dir / "champion.json").write_text(pointer)
-    with pytest.raises(ArtifactRejected, match="rollback"): champion(settings)
-    with pytest.raises(ArtifactRejected): publish(settings, old, said[id(old)])
+    with pytest.raises(ArtifactRejected, match="rollback"):
+        champion(settings)
+    with pytest.raises(ArtifactRejected):
+        publish(settings, old, said[id(old)])
     back = rollback(settings)
     assert back.artifact == first.artifact and verified(settings) == back
 
 
 def test_an_unknown_artifact_is_not_served_by_a_rollback(settings, old, new, said):
     first, second = publish(settings, old, said[id(old)]), publish(settings, new, said[id(new)])
-    for f in (settings.storage.registry_dir / "versions" / first.artifact).iterdir(): f.unlink()
-    with pytest.raises(ArtifactRejected): rollback(settings)
+    for f in (settings.storage.registry_dir / "versions" / first.artifact).iterdir():
+        f.unlink()
+    with pytest.raises(ArtifactRejected):
+        rollback(settings)
     assert verified(settings) == second and events(settings) == ["promote", "promote"]
 
 
@@ -174,23 +243,38 @@ def test_rollback_is_fast_verified_and_remembered(settings, old, new, said):
     begun = time.monotonic()
     back = rollback(settings, why="odd on Mondays")
     assert time.monotonic() - begun < 60
-    assert (back.artifact, back.version, back.decision, back.model) == (first.artifact, 1, "rollback", first.model) and verified(settings) == back
-    assert publish(settings, new, said[id(new)]).artifact == first.artifact, "a machine does not overrule the person who rolled back"
-    assert events(settings) == ["promote", "promote", "rollback", "hold"] and history(settings).why[2] == "odd on Mondays"
-    with pytest.raises(NoChampion): rollback(settings)
+    assert (back.artifact, back.version, back.decision, back.model) == (
+        first.artifact,
+        1,
+        "rollback",
+        first.model,
+    ) and verified(settings) == back
+    assert publish(settings, new, said[id(new)]).artifact == first.artifact, (
+        "a machine does not overrule the person who rolled back"
+    )
+    assert (
+        events(settings) == ["promote", "promote", "rollback", "hold"]
+        and history(settings).why[2] == "odd on Mondays"
+    )
+    with pytest.raises(NoChampion):
+        rollback(settings)
     assert rollback(settings, version=2).artifact == second.artifact
-    with pytest.raises(NoChampion, match="no version 7"): rollback(settings, version=7)
+    with pytest.raises(NoChampion, match="no version 7"):
+        rollback(settings, version=7)
 
 
 def test_nothing_published_says_so(settings):
-    with pytest.raises(NoChampion): champion(settings)
-    with pytest.raises(NoChampion): rollback(settings)
+    with pytest.raises(NoChampion):
+        champion(settings)
+    with pytest.raises(NoChampion):
+        rollback(settings)
     assert len(history(settings)) == 0 and champion_or_none(settings) is None
 
 
 def test_a_torn_line_of_the_history_is_survived(settings, old, new, said):
     publish(settings, old, said[id(old)])
-    with open(settings.storage.registry_dir / "history.jsonl", "a") as f: f.write('{"event": "pro')
+    with open(settings.storage.registry_dir / "history.jsonl", "a") as f:
+        f.write('{"event": "pro')
     assert events(settings) == ["promote"]
     assert publish(settings, new, said[id(new)]).version == 2 and events(settings) == ["promote", "promote"]
 
@@ -198,10 +282,16 @@ def test_a_torn_line_of_the_history_is_survived(settings, old, new, said):
 def test_held_without_a_champion_serves_the_mean_and_says_it_knows_nothing(settings, old, new):
     verdict = replace(decide(old), decision="hold", skill="none", model="mean")
     now = publish(settings, old, verdict)
-    assert (now.model, now.skill, now.decision) == ("mean", "none", "hold") and "no evidence of skill" in now.wording and verified(settings) == now
+    assert (
+        (now.model, now.skill, now.decision) == ("mean", "none", "hold")
+        and "no evidence of skill" in now.wording
+        and verified(settings) == now
+    )
     assert events(settings) == ["baseline"]
     later = publish(settings, new, replace(decide(new), decision="hold", skill="weak", model="mean"))
-    assert later.version == 2 and later.skill == "none", "a baseline is renewed with newer data, and claims no more than before"
+    assert later.version == 2 and later.skill == "none", (
+        "a baseline is renewed with newer data, and claims no more than before"
+    )
 
 
 @pytest.mark.parametrize("decision", ["hold", "suspected-leak"])
@@ -225,26 +315,43 @@ def test_a_promoted_model_replaces_the_baseline(settings, old, new, said):
 
 def test_one_publisher_at_a_time(settings):
     inside, leave = threading.Event(), threading.Event()
+
     def hold():
-        with alone(settings): inside.set(); leave.wait(30)
-    other = threading.Thread(target=hold); other.start(); inside.wait(30)
+        with alone(settings):
+            inside.set()
+            leave.wait(30)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    inside.wait(30)
     try:
-        with pytest.raises(FlowLocked, match="publishing"), alone(settings, wait=.1): pass
-    finally: leave.set(); other.join()
-    with alone(settings, wait=.1): pass
+        with pytest.raises(FlowLocked, match="publishing"), alone(settings, wait=0.1):
+            pass
+    finally:
+        leave.set()
+        other.join()
+    with alone(settings, wait=0.1):
+        pass
 
 
 def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, tmp_path, monkeypatch):
     first, second = publish(settings, old, said[id(old)]), publish(settings, new, said[id(new)])
-    assert first.mlflow == second.mlflow == "pending" and not reconcile(settings) and verified(settings) == second
+    assert (
+        first.mlflow == second.mlflow == "pending"
+        and not reconcile(settings)
+        and verified(settings) == second
+    )
     monkeypatch.undo()
     mine = settings.with_(**{"storage.mlflow_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
 
     calls = []
+
     def dies(settings, client, experiment_id, card):
-        if calls: raise ConnectionError("the server went away")
+        if calls:
+            raise ConnectionError("the server went away")
         calls.append(told(settings, client, experiment_id, card))
         return calls[-1]
+
     told = registry.tell
     monkeypatch.setattr(registry, "tell", dies)
     assert not reconcile(mine), "half of it is not all of it"
@@ -253,15 +360,25 @@ def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, t
     now = champion(mine)
     client, experiment_id = registry.mlflow_client(mine)
     runs = client.search_runs([experiment_id])
-    assert len(runs) == 2 and now.mlflow in {r.info.run_id for r in runs} and {r.info.status for r in runs} == {"FINISHED"}
+    assert (
+        len(runs) == 2
+        and now.mlflow in {r.info.run_id for r in runs}
+        and {r.info.status for r in runs} == {"FINISHED"}
+    )
     assert replace(now, mlflow="pending") == second
     served, other = (client.get_model_version_by_alias("stockpredict", a) for a in ("champion", "challenger"))
     assert served.tags["artifact"] == second.artifact and other.tags["artifact"] == first.artifact
     run = client.get_run(now.mlflow)
     row = next(r for r in said[id(new)].numbers["table"] if r["model"] == "ridge" and r["horizon"] == 1)
-    assert run.data.metrics["ridge/ic_h1"] == row["ic"] and run.data.params["validation.folds"] == "2" and run.data.tags["bars"] == new.lineage["bars"]
+    assert (
+        run.data.metrics["ridge/ic_h1"] == row["ic"]
+        and run.data.params["validation.folds"] == "2"
+        and run.data.tags["bars"] == new.lineage["bars"]
+    )
     copied = {f.path for f in client.list_artifacts(now.mlflow, "model")}
-    assert copied == {f"model/{p.name}" for p in (mine.storage.registry_dir / "versions" / now.artifact).iterdir()}
+    assert copied == {
+        f"model/{p.name}" for p in (mine.storage.registry_dir / "versions" / now.artifact).iterdir()
+    }
 
     rollback(mine)
     assert reconcile(mine)
@@ -273,20 +390,38 @@ def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, t
 def test_reading_and_rolling_back_never_import_mlflow(settings, old, new, said, tmp_path):
     publish(settings, old, said[id(old)])
     publish(settings, new, said[id(new)])
-    code = ("import sys, json; from stockpredict.core.settings import load_settings; from stockpredict.train.registry import champion, history, rollback; "
-            "s = load_settings(overrides=json.loads(sys.argv[1]), environ={}); champion(s); history(s); rollback(s); "
-            "print([m for m in ('mlflow', 'optuna', 'lightning', 'prefect', 'great_expectations', 'papermill') if m in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", code, json.dumps({**SMALL, "storage.home": str(tmp_path)})], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, json; from stockpredict.core.settings import load_settings; from stockpredict.train.registry import champion, history, rollback; "
+        "s = load_settings(overrides=json.loads(sys.argv[1]), environ={}); champion(s); history(s); rollback(s); "
+        "print([m for m in ('mlflow', 'optuna', 'lightning', 'prefect', 'great_expectations', 'papermill') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps({**SMALL, "storage.home": str(tmp_path)})],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip() == "[]" and champion(settings).version == 1
 
 
 def test_no_secret_and_no_place_reaches_mlflow(settings, old, said):
-    card = registry.make_card(settings.with_(**{"serving.redis_url": "redis://:hunter2@host"}), old, said[id(old)], old.candidates["ridge"])
+    card = registry.make_card(
+        settings.with_(**{"serving.redis_url": "redis://:hunter2@host"}),
+        old,
+        said[id(old)],
+        old.candidates["ridge"],
+    )
     text = json.dumps(card)
-    assert "hunter2" not in text and str(settings.storage.home_dir) not in text and not any(k.startswith(("storage", "serving")) for k in card["params"])
+    assert (
+        "hunter2" not in text
+        and str(settings.storage.home_dir) not in text
+        and not any(k.startswith(("storage", "serving")) for k in card["params"])
+    )
 
 
 def test_the_registry_is_written_for_its_owner_and_readers(settings, old, said):
     publish(settings, old, said[id(old)])
     path = Path(settings.storage.registry_dir) / "champion.json"
-    assert os.access(path, os.R_OK) and json.loads(path.read_text())["artifact"] == champion(settings).artifact
+    assert (
+        os.access(path, os.R_OK) and json.loads(path.read_text())["artifact"] == champion(settings).artifact
+    )

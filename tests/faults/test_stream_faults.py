@@ -1,4 +1,5 @@
 "The live path under kill -9, and with a Redis that is away, slow, full, emptied, locked or not what it should be."
+
 import json
 import os
 import signal
@@ -24,15 +25,18 @@ from stockpredict.stream.monitor import status
 
 
 @pytest.fixture(scope="module")
-def market(): return sample_bars(tickers=3, sessions=30)
+def market():
+    return sample_bars(tickers=3, sessions=30)
 
 
 @pytest.fixture
-def settings(tmp_path, server): return live_settings(tmp_path / "home", server.url)
+def settings(tmp_path, server):
+    return live_settings(tmp_path / "home", server.url)
 
 
 def count(settings):
-    with Lake(settings.storage, read_only=True) as lake: return len(lake.bars())
+    with Lake(settings.storage, read_only=True) as lake:
+        return len(lake.bars())
 
 
 # ---- kill -9
@@ -41,26 +45,60 @@ def count(settings):
 @pytest.mark.slow
 def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "GX_ANALYTICS_ENABLED": "false"}
-    out = subprocess.run([sys.executable, Path(__file__).with_name("stream_nursery.py"), tmp_path], capture_output=True, text=True, env=env, timeout=540)
+    out = subprocess.run(
+        [sys.executable, Path(__file__).with_name("stream_nursery.py"), tmp_path],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=540,
+    )
     assert out.returncode == 0, out.stderr[-3000:]
     said = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
     calm, steps, ends = said[0]["calm"], said[0]["steps"], [x for x in said if "k" in x]
-    assert {"taken", "decoded", "inspected", "begun", "bars written", "committed", "lake stored", "live written", "live committed", "stored",
-            "acknowledged", "session stored"} <= set(steps)
-    assert calm["pending"] == 0 and calm["quarantine"] == 1 and [x["message"] for x in calm["letters"]] == [61] and calm["bars"] > 80
-    assert len(ends) >= len(set(steps)) and [x["step"] for x in said if "step" in x] == [steps[x["k"] - 1] for x in ends]
-    for x in ends: assert (x["code"], x["healed"]) == (-9, calm), (steps[x["k"] - 1], x, calm)
+    assert {
+        "taken",
+        "decoded",
+        "inspected",
+        "begun",
+        "bars written",
+        "committed",
+        "lake stored",
+        "live written",
+        "live committed",
+        "stored",
+        "acknowledged",
+        "session stored",
+    } <= set(steps)
+    assert (
+        calm["pending"] == 0
+        and calm["quarantine"] == 1
+        and [x["message"] for x in calm["letters"]] == [61]
+        and calm["bars"] > 80
+    )
+    assert len(ends) >= len(set(steps)) and [x["step"] for x in said if "step" in x] == [
+        steps[x["k"] - 1] for x in ends
+    ]
+    for x in ends:
+        assert (x["code"], x["healed"]) == (-9, calm), (steps[x["k"] - 1], x, calm)
 
 
 def test_the_unfinished_of_a_dead_consumer_are_taken_over(settings, market):
     patient = settings.with_(**{"stream.claim_after": 1})
     publish(patient, market.tail(20))
-    dead = subprocess.run([sys.executable, "-c", f"""
+    dead = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
 import os, signal
 from live_redis import live_settings
 from stockpredict.stream.queue import Stream
 s = Stream(live_settings({str(patient.storage.home)!r}, {patient.stream.redis_url!r}))
-s.take('elsewhere-1'); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, timeout=60)
+s.take('elsewhere-1'); os.kill(os.getpid(), signal.SIGKILL)""",
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=60,
+    )
     assert dead.returncode == -signal.SIGKILL
     assert status(patient)["groups"][0]["pending"] == 20
     did = consume(patient, seconds=2.5)
@@ -71,33 +109,53 @@ def test_two_consumers_share_one_group_and_the_lake(settings, market):
     with Stream(settings) as s:
         s.join()
         did = []
-        threads = [threading.Thread(target=lambda: did.append(consume(settings.with_(**{"stream.batch": 15, "stream.wait": 30}), idle=1.))) for _ in range(2)]
-        for t in threads: t.start()
-        for part in np.array_split(np.arange(len(market)), 8): publish(settings, market.iloc[part])
-        for t in threads: t.join()
-        assert sum(d.messages for d in did) == len(market) == count(settings) and all(d.lost == 0 for d in did)
+        threads = [
+            threading.Thread(
+                target=lambda: did.append(
+                    consume(settings.with_(**{"stream.batch": 15, "stream.wait": 30}), idle=1.0)
+                )
+            )
+            for _ in range(2)
+        ]
+        for t in threads:
+            t.start()
+        for part in np.array_split(np.arange(len(market)), 8):
+            publish(settings, market.iloc[part])
+        for t in threads:
+            t.join()
+        assert sum(d.messages for d in did) == len(market) == count(settings) and all(
+            d.lost == 0 for d in did
+        )
         assert s.state()["groups"][0]["pending"] == 0
 
 
 def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_not(settings, market):
     publish(settings, market.tail(10))
-    with Consumer(settings) as c: c.stream.take(c.name)
+    with Consumer(settings) as c:
+        c.stream.take(c.name)
     deadly = 4
 
-    class Killed(BaseException): pass
+    class Killed(BaseException):
+        pass
 
     def reader():
         with Consumer(settings) as c:
             store = c.store
 
             def dies(entries, *more):
-                if any(e.offset == deadly for e in entries) and not (more and len(more) > 1 and more[1]): raise Killed
+                if any(e.offset == deadly for e in entries) and not (more and len(more) > 1 and more[1]):
+                    raise Killed
                 return store(entries, *more)
+
             c.store = dies
-            return c.go(idle=.02)
+            return c.go(idle=0.02)
+
     for _ in range(TRIES + 3):
-        try: reader(); break
-        except Killed: pass
+        try:
+            reader()
+            break
+        except Killed:
+            pass
     assert letters(settings).offset.tolist() == [deadly] and "never finished" in letters(settings).reason[0]
     assert count(settings) == 9 and status(settings)["groups"][0]["pending"] == 0
 
@@ -106,35 +164,57 @@ def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_no
 
 
 def test_a_reader_who_never_lets_go_does_not_keep_a_commit_waiting(settings, market):
-    publish(settings, market.head(30)); consume(settings, idle=.02)
+    publish(settings, market.head(30))
+    consume(settings, idle=0.02)
     look = f"""
 import sqlite3, sys
-reader = sqlite3.connect({str(settings.storage.lake_dir / 'catalog.sqlite')!r}, isolation_level=None)
+reader = sqlite3.connect({str(settings.storage.lake_dir / "catalog.sqlite")!r}, isolation_level=None)
 reader.execute("BEGIN")
 ask = lambda: print(*reader.execute("SELECT count(*) FROM ducklake_snapshot").fetchone(), flush=True)
 ask(); sys.stdin.readline(); ask()"""
-    with Consumer(settings) as c, subprocess.Popen([sys.executable, "-c", look], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+    with (
+        Consumer(settings) as c,
+        subprocess.Popen(
+            [sys.executable, "-c", look], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as reader,
+    ):
         before = reader.stdout.readline()
         publish(settings, market.tail(60))
-        assert c.go(idle=.02).lake_new == 60 and count(settings) == 90
+        assert c.go(idle=0.02).lake_new == 60 and count(settings) == 90
         assert before and reader.communicate("\n")[0] == before, "and sees what it saw"
 
 
 def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_kill(settings, market):
     publish(settings, market.head(30))
     catalog = settings.storage.lake_dir / "catalog.sqlite"
-    plain = lambda: catalog.read_bytes()[18:20] == b"\1\1" and list(catalog.parent.glob("catalog.sqlite*")) == [catalog]
-    with Consumer(settings) as c: c.go(idle=.02); assert not plain()
+
+    def plain():
+        return catalog.read_bytes()[18:20] == b"\1\1" and list(catalog.parent.glob("catalog.sqlite*")) == [
+            catalog
+        ]
+
+    with Consumer(settings) as c:
+        c.go(idle=0.02)
+        assert not plain()
     assert plain()
     publish(settings, market.iloc[30:60])
-    dead = subprocess.run([sys.executable, "-c", f"""
+    dead = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
 import os, signal
 from live_redis import live_settings
 from stockpredict.stream.consumer import Consumer
 c = Consumer(live_settings({str(settings.storage.home)!r}, {settings.stream.redis_url!r}))
-c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}, timeout=120)
+c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)""",
+        ],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        timeout=120,
+    )
     assert dead.returncode == -signal.SIGKILL and not plain() and count(settings) == 60
-    with Lake(settings.storage): pass
+    with Lake(settings.storage):
+        pass
     assert plain() and count(settings) == 60
 
 
@@ -142,17 +222,25 @@ c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)"""], env=os.environ | {"PYT
 
 
 def test_redis_away_at_the_start_is_a_sentence_in_bounded_time(tmp_path, market):
-    gone = live_settings(tmp_path / "home", "redis://127.0.0.1:1/0", **{"stream.wait": .5})
-    for work in (lambda: publish(gone, market.tail(1)), lambda: consume(gone, idle=.1), lambda: status(gone)):
+    gone = live_settings(tmp_path / "home", "redis://127.0.0.1:1/0", **{"stream.wait": 0.5})
+    for work in (
+        lambda: publish(gone, market.tail(1)),
+        lambda: consume(gone, idle=0.1),
+        lambda: status(gone),
+    ):
         began = time.monotonic()
-        with pytest.raises(StreamUnavailable, match=r"Redis at 127\.0\.0\.1:1/0 does not answer"): work()
+        with pytest.raises(StreamUnavailable, match=r"Redis at 127\.0\.0\.1:1/0 does not answer"):
+            work()
         assert time.monotonic() - began < 10
-    with Lake(gone.storage) as lake: assert lake.source_names() == []
+    with Lake(gone.storage) as lake:
+        assert lake.source_names() == []
 
 
 def test_an_address_that_is_none_and_a_password_are_said_at_once_and_not_repeated(tmp_path):
-    with pytest.raises(SettingsError, match="redis_url is no address"): Stream(live_settings(tmp_path, "http://somewhere"))
-    with pytest.raises(StreamUnavailable) as e: Stream(live_settings(tmp_path, "redis://me:s3cret@127.0.0.1:1/0", **{"stream.wait": 0}))
+    with pytest.raises(SettingsError, match="redis_url is no address"):
+        Stream(live_settings(tmp_path, "http://somewhere"))
+    with pytest.raises(StreamUnavailable) as e:
+        Stream(live_settings(tmp_path, "redis://me:s3cret@127.0.0.1:1/0", **{"stream.wait": 0}))
     assert "s3cret" not in str(e.value)
 
 
@@ -161,19 +249,32 @@ def test_a_wrong_password_is_no_reason_to_wait(tmp_path):
     server.start(password="right")
     try:
         began = time.monotonic()
-        with pytest.raises(StreamUnavailable, match="refused us"): Stream(live_settings(tmp_path / "home", server.url, **{"stream.wait": 30}))
+        with pytest.raises(StreamUnavailable, match="refused us"):
+            Stream(live_settings(tmp_path / "home", server.url, **{"stream.wait": 30}))
         assert time.monotonic() - began < 10
-    finally: server.kill()
+    finally:
+        server.kill()
 
 
 def test_redis_killed_midway_is_waited_for_and_nothing_acknowledged_is_lost(settings, server, market):
     patient, said = settings.with_(**{"stream.wait": 30, "stream.batch": 10}), []
-    sent = threading.Thread(target=lambda: [publish(patient, market.iloc[i:i + 5], tell=said.append) or time.sleep(.02) for i in range(0, len(market), 5)])
+    sent = threading.Thread(
+        target=lambda: [
+            publish(patient, market.iloc[i : i + 5], tell=said.append) or time.sleep(0.02)
+            for i in range(0, len(market), 5)
+        ]
+    )
     got = []
-    reading = threading.Thread(target=lambda: got.append(consume(patient, idle=2., tell=said.append)))
-    reading.start(); sent.start()
-    while sent.is_alive() and not said: server.kill(); time.sleep(.3); server.start(); time.sleep(.5)
-    sent.join(); reading.join()
+    reading = threading.Thread(target=lambda: got.append(consume(patient, idle=2.0, tell=said.append)))
+    reading.start()
+    sent.start()
+    while sent.is_alive() and not said:
+        server.kill()
+        time.sleep(0.3)
+        server.start()
+        time.sleep(0.5)
+    sent.join()
+    reading.join()
     assert count(patient) == len(market) and got[0].emptied == 0 and got[0].lost == 0
     assert any("does not answer" in s and "Waiting" in s for s in said)
 
@@ -183,19 +284,26 @@ def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path,
     with Stream(s) as stream:
         stream.publish(messages(market.tail(30)))
         pid = stream.client.info("server")["process_id"]
-        assert stream.client.config_get("appendfsync") == {"appendfsync": "always"}, "with everysec it answers before it has written when the disk is slow"
+        assert stream.client.config_get("appendfsync") == {"appendfsync": "always"}, (
+            "with everysec it answers before it has written when the disk is slow"
+        )
         os.kill(pid, signal.SIGKILL)
         assert stream.publish(messages(market.head(3))) == 33
         assert stream.client.info("server")["process_id"] != pid
-        assert consume(s, idle=.05).lake_new == 33
+        assert consume(s, idle=0.05).lake_new == 33
         last = stream.client.info("server")["process_id"]
     for _ in range(100):
-        try: os.kill(last, 0)
-        except ProcessLookupError: break
-        if Path(f"/proc/{last}/stat").exists() and Path(f"/proc/{last}/stat").read_text().split()[2] == "Z": break
-        time.sleep(.02)
-    else: raise AssertionError("the last one to leave did not stop the server")
-    with Stream(s) as stream: assert stream.span()[1].offset == 33, "what was sent outlives the server"
+        try:
+            os.kill(last, 0)
+        except ProcessLookupError:
+            break
+        if Path(f"/proc/{last}/stat").exists() and Path(f"/proc/{last}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.02)
+    else:
+        raise AssertionError("the last one to leave did not stop the server")
+    with Stream(s) as stream:
+        assert stream.span()[1].offset == 33, "what was sent outlives the server"
 
 
 def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):
@@ -204,29 +312,41 @@ def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):
     try:
         began = time.monotonic()
         with pytest.raises(StreamUnavailable, match="does not answer"):
-            Stream(live_settings(tmp_path, f"redis://127.0.0.1:{listener.getsockname()[1]}/0", **{"stream.wait": 1}))
+            Stream(
+                live_settings(
+                    tmp_path, f"redis://127.0.0.1:{listener.getsockname()[1]}/0", **{"stream.wait": 1}
+                )
+            )
         assert time.monotonic() - began < 15
-    finally: listener.close()
+    finally:
+        listener.close()
 
 
 def test_redis_without_memory_refuses_the_sender_and_still_serves_the_reader(settings, server, market):
     publish(settings, market.tail(50))
-    with Stream(settings) as s: s.join() # the reader was there before
-    server.client.config_set("maxmemory-policy", "noeviction"); server.client.config_set("maxmemory", "1")
-    with pytest.raises(StreamFull, match="no memory left"): publish(settings.with_(**{"stream.wait": .3}), market)
-    assert consume(settings, idle=.05).lake_new == 50 and status(settings)["groups"][0]["pending"] == 0
+    with Stream(settings) as s:
+        s.join()  # the reader was there before
+    server.client.config_set("maxmemory-policy", "noeviction")
+    server.client.config_set("maxmemory", "1")
+    with pytest.raises(StreamFull, match="no memory left"):
+        publish(settings.with_(**{"stream.wait": 0.3}), market)
+    assert consume(settings, idle=0.05).lake_new == 50 and status(settings)["groups"][0]["pending"] == 0
     server.client.config_set("maxmemory", "0")
-    publish(settings, market); consume(settings, idle=.05)
+    publish(settings, market)
+    consume(settings, idle=0.05)
     assert count(settings) == len(market)
 
 
 def test_a_redis_that_may_evict_or_forget_is_pointed_out(settings, server):
-    for name, value in {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}.items(): server.client.config_set(name, value)
+    for name, value in {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}.items():
+        server.client.config_set(name, value)
     said = " ".join(status(settings)["warnings"])
     assert "allkeys-lru" in said and "noeviction" in said and "appendonly" in said
 
 
-def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_does_not_tell_is_believed(settings, server):
+def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_does_not_tell_is_believed(
+    settings, server
+):
     assert status(settings)["warnings"] == []
     server.client.config_set("appendfsync", "everysec")
     assert "appendfsync always" in " ".join(status(settings)["warnings"])
@@ -236,8 +356,9 @@ def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_
 
 def test_a_key_of_another_type_is_left_alone(settings, server, market):
     server.client.lpush("stockpredict:live", "somebody else's")
-    for work in (lambda: publish(settings, market.tail(1)), lambda: consume(settings, idle=.05)):
-        with pytest.raises(StreamUnavailable, match="holds something else"): work()
+    for work in (lambda: publish(settings, market.tail(1)), lambda: consume(settings, idle=0.05)):
+        with pytest.raises(StreamUnavailable, match="holds something else"):
+            work()
     assert server.client.lrange("stockpredict:live", 0, -1) == [b"somebody else's"]
 
 
@@ -249,11 +370,18 @@ def test_emptied_between_two_batches(settings, server, market):
         reading.start()
         s.publish(messages(market.head(20)))
         until = time.monotonic() + 30
-        while not (g := s.state()["groups"]) or g[0]["unread"] + g[0]["pending"]: assert time.monotonic() < until; time.sleep(.05)
-        time.sleep(1.1); server.client.flushall()
+        while not (g := s.state()["groups"]) or g[0]["unread"] + g[0]["pending"]:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1.1)
+        server.client.flushall()
         s.publish(messages(market.tail(20)))
-        while not said: assert time.monotonic() < until; time.sleep(.05)
-        time.sleep(.5); stop.set(); reading.join()
+        while not said:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(0.5)
+        stop.set()
+        reading.join()
     assert count(settings) == 40 and "Redis was emptied" in said[0]
 
 
@@ -265,11 +393,16 @@ def test_while_another_process_writes_to_the_lake_messages_wait(settings, market
 
     def hold():
         with Lake(settings.storage) as lake, lake.writer():
-            ready.set(); until = time.monotonic() + 60
-            while not said and time.monotonic() < until: time.sleep(.05)
-    thread = threading.Thread(target=hold); thread.start(); ready.wait(30)
+            ready.set()
+            until = time.monotonic() + 60
+            while not said and time.monotonic() < until:
+                time.sleep(0.05)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    ready.wait(30)
     publish(settings, market.tail(10))
-    did = consume(settings.with_(**{"stream.wait": .3}), idle=.05, tell=said.append)
+    did = consume(settings.with_(**{"stream.wait": 0.3}), idle=0.05, tell=said.append)
     thread.join()
     assert did.lake_new == 10 and count(settings) == 10 and "has been writing to the lake" in said[0]
 
@@ -278,22 +411,30 @@ def test_a_lake_that_cannot_write_stops_the_consumer_and_acknowledges_nothing(se
     publish(settings, market.tail(10))
 
     def full(step):
-        if step == "decoded": raise LakeUnavailable("There is no space left on the disk.", "Free some.")
-    for _ in range(TRIES + 2): # restarted again and again by a supervisor: not the messages' fault
-        with pytest.raises(LakeUnavailable, match="no space left"): consume(settings.with_(**{"stream.wait": .2}), idle=.05, on_step=full)
+        if step == "decoded":
+            raise LakeUnavailable("There is no space left on the disk.", "Free some.")
+
+    for _ in range(TRIES + 2):  # restarted again and again by a supervisor: not the messages' fault
+        with pytest.raises(LakeUnavailable, match="no space left"):
+            consume(settings.with_(**{"stream.wait": 0.2}), idle=0.05, on_step=full)
     assert status(settings)["groups"][0]["pending"] == 10 and count(settings) == 0
-    assert consume(settings, idle=.05).lake_new == 10 and len(letters(settings)) == 0
+    assert consume(settings, idle=0.05).lake_new == 10 and len(letters(settings)) == 0
 
 
 def test_a_damaged_live_table_is_named(settings, market):
     publish(settings, market.tail(10))
-    with Live(settings.storage) as live: path = live.path
+    with Live(settings.storage) as live:
+        path = live.path
     path.write_bytes(b"this is no database" * 500)
-    for name in ("-wal", "-shm"): path.with_name(path.name + name).unlink(missing_ok=True)
-    with pytest.raises(LakeUnavailable, match=r"live table live\.sqlite cannot be used.*file is not a database") as e: consume(settings, idle=.05)
+    for name in ("-wal", "-shm"):
+        path.with_name(path.name + name).unlink(missing_ok=True)
+    with pytest.raises(
+        LakeUnavailable, match=r"live table live\.sqlite cannot be used.*file is not a database"
+    ) as e:
+        consume(settings, idle=0.05)
     assert "remove it" in e.value.fix
     path.unlink()
-    assert consume(settings, idle=.05).lake_new == 10
+    assert consume(settings, idle=0.05).lake_new == 10
 
 
 def test_asked_to_stop_a_consumer_ends_its_batch(tmp_path, server, market):
@@ -302,8 +443,11 @@ def test_asked_to_stop_a_consumer_ends_its_batch(tmp_path, server, market):
     child, until = consumer_process(s), time.monotonic() + 240
     while not (g := status(s)["groups"]) or g[0]["unread"] + g[0]["pending"]:
         assert child.poll() is None and time.monotonic() < until, child.communicate(timeout=1)
-        time.sleep(.1)
+        time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=120)
-    assert child.returncode == 0 and json.loads(out)["lake_new"] == len(market) and "Traceback" not in err, (out, err)
+    assert child.returncode == 0 and json.loads(out)["lake_new"] == len(market) and "Traceback" not in err, (
+        out,
+        err,
+    )
     assert pd.Series(json.loads(out)).lost == 0 and count(s) == len(market)

@@ -1,4 +1,5 @@
 """The whole path on markets whose answer is known, and on real prices: one command each."""
+
 import json
 import subprocess
 import sys
@@ -11,8 +12,12 @@ from stockpredict.ops.pipeline import SMALL
 
 def retrain(root, place, **changes):
     "What `stockpredict retrain --json` says in a home of its own."
-    changes = SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")} | changes
-    asked = [x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")]
+    changes = (
+        SMALL | {"storage.home": str(place / "home"), "storage.reports": str(place / "reports")} | changes
+    )
+    asked = [
+        x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")
+    ]
     command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", "--no-pages", *asked]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -26,20 +31,54 @@ def verdict(place):
 @pytest.mark.parametrize("kind, decision", [("null", "hold"), ("planted", "promote")])
 def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, self_tested, kind, decision):
     self_tested(tmp_path / "home")
-    retrain(root, tmp_path, **{"simulated.kind": kind, "simulated.tickers": 60, "simulated.sessions": 1500, "validation.first_train": 600})
+    retrain(
+        root,
+        tmp_path,
+        **{
+            "simulated.kind": kind,
+            "simulated.tickers": 60,
+            "simulated.sessions": 1500,
+            "validation.first_train": 600,
+        },
+    )
     said = verdict(tmp_path)
     assert said["decision"] == decision, said["reasons"]
     if kind == "planted":
         row = next(r for r in said["numbers"]["table"] if r["model"] == said["model"] and r["horizon"] == 1)
-        assert row["ic_low"] <= .05 <= row["ic_high"]
+        assert row["ic_low"] <= 0.05 <= row["ic_high"]
 
 
 def test_real_prices_from_a_file(root, tmp_path, shared, self_tested):
     self_tested(tmp_path / "home")
     whole = pd.read_parquet(shared / "us_daily_2015_2020.parquet")
-    names = ["AAPL", "AMZN", "BA", "CAT", "CBS", "CVX", "DIS", "GE", "IBM", "JNJ", "JPM", "KO", "MSFT", "PFE", "WMT", "XOM"]
+    names = [
+        "AAPL",
+        "AMZN",
+        "BA",
+        "CAT",
+        "CBS",
+        "CVX",
+        "DIS",
+        "GE",
+        "IBM",
+        "JNJ",
+        "JPM",
+        "KO",
+        "MSFT",
+        "PFE",
+        "WMT",
+        "XOM",
+    ]
     whole[whole.ticker.isin(names)].to_parquet(tmp_path / "prices.parquet")
-    retrain(root, tmp_path, **{"data.source": "files", "data.files_path": str(tmp_path / "prices.parquet"), "validation.first_train": 600})
+    retrain(
+        root,
+        tmp_path,
+        **{
+            "data.source": "files",
+            "data.files_path": str(tmp_path / "prices.parquet"),
+            "validation.first_train": 600,
+        },
+    )
     said = verdict(tmp_path)
     assert said["decision"] == "hold" and said["model"] == "mean"
     bad = json.loads(next((tmp_path / "home" / "work").glob("*/work.json")).read_text())["ingested"]

@@ -1,4 +1,5 @@
 """The steps: once per question, one at a time, and never after a lie."""
+
 import json
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from stockpredict.ops import pipeline, study as work
 
 @pytest.fixture
 def settings(tmp_path):
-    return load_settings(overrides=pipeline.SMALL | {"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports")})
+    return load_settings(
+        overrides=pipeline.SMALL
+        | {"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports")}
+    )
 
 
 def ingested(last="2022-12-30", fingerprint="abc"):
@@ -23,14 +27,20 @@ def ingested(last="2022-12-30", fingerprint="abc"):
 def test_the_same_question_has_the_same_folder_and_another_has_another(settings):
     first = work.open_work(settings, ingested())
     assert work.open_work(settings, ingested()) == first
-    others = {work.open_work(settings, ingested(fingerprint="def")), work.open_work(settings.with_(**{"models.seed": 8}), ingested()),
-              work.open_work(settings, ingested(), "2022-06-30")}
+    others = {
+        work.open_work(settings, ingested(fingerprint="def")),
+        work.open_work(settings.with_(**{"models.seed": 8}), ingested()),
+        work.open_work(settings, ingested(), "2022-06-30"),
+    }
     assert len(others | {first}) == 4
 
 
 def test_the_folder_keeps_settings_but_no_secret(settings, monkeypatch):
     monkeypatch.setenv("STOCKPREDICT_SERVING__REDIS_URL", "redis://:hunter2@cache:6379")
-    mine = load_settings(overrides=pipeline.SMALL | {"storage.home": settings.storage.home, "storage.reports": settings.storage.reports})
+    mine = load_settings(
+        overrides=pipeline.SMALL
+        | {"storage.home": settings.storage.home, "storage.reports": settings.storage.reports}
+    )
     folder = work.open_work(mine, ingested())
     assert "hunter2" not in (work.Path(folder) / "work.json").read_text()
     read = work.load_work(folder).settings
@@ -52,6 +62,7 @@ def test_a_step_whose_result_is_unreadable_is_done_again(settings, text):
     def count(w):
         calls.append(w.day)
         return {"n": len(calls)}
+
     count(folder)
     (folder / "steps" / "count.json").write_text(text)
     assert count(folder) == {"n": 2} == count(folder)
@@ -61,8 +72,11 @@ def test_a_step_that_fails_leaves_nothing(settings):
     folder = work.Path(work.open_work(settings, ingested()))
 
     @work.once
-    def broken(w): raise ValueError("no")
-    with pytest.raises(ValueError): broken(folder)
+    def broken(w):
+        raise ValueError("no")
+
+    with pytest.raises(ValueError):
+        broken(folder)
     assert work.done(folder, "broken") is None
 
 
@@ -78,8 +92,10 @@ def test_a_page_that_was_deleted_is_written_anew(settings, tmp_path):
 
 
 def test_what_is_no_work_folder_is_said_to_be_none(settings, tmp_path):
-    with pytest.raises(RunError, match="not a work folder"): work.load_work(tmp_path)
-    with pytest.raises(NotFound, match="trained and judged"): work.newest(settings)
+    with pytest.raises(RunError, match="not a work folder"):
+        work.load_work(tmp_path)
+    with pytest.raises(NotFound, match="trained and judged"):
+        work.newest(settings)
 
 
 HOLD = """
@@ -92,24 +108,42 @@ with alone(load_settings(overrides={"storage.home": sys.argv[1]}), "the nightly 
 
 
 def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settings):
-    held = subprocess.Popen([sys.executable, "-c", HOLD, settings.storage.home], stdout=subprocess.PIPE, text=True)
+    held = subprocess.Popen(
+        [sys.executable, "-c", HOLD, settings.storage.home], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert held.stdout.readline().strip() == "held"
-        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {held.pid}"), work.alone(settings): pass
+        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {held.pid}"), work.alone(settings):
+            pass
     finally:
-        held.kill(); held.wait(); held.stdout.close()
-    with work.alone(settings): pass
+        held.kill()
+        held.wait()
+        held.stdout.close()
+    with work.alone(settings):
+        pass
 
 
-@pytest.mark.parametrize("every, day, due", [
-    ("daily", "2026-04-01", True), ("daily", "2026-04-03", False), ("daily", "2026-04-04", False),   # Good Friday, Saturday
-    ("weekly", "2026-04-01", False), ("weekly", "2026-04-02", True), ("weekly", "2026-04-10", True),
-    ("monthly", "2026-04-30", True), ("monthly", "2026-04-29", False), ("monthly", "2026-05-29", True), ("never", "2026-04-02", False),
-])
+@pytest.mark.parametrize(
+    "every, day, due",
+    [
+        ("daily", "2026-04-01", True),
+        ("daily", "2026-04-03", False),
+        ("daily", "2026-04-04", False),  # Good Friday, Saturday
+        ("weekly", "2026-04-01", False),
+        ("weekly", "2026-04-02", True),
+        ("weekly", "2026-04-10", True),
+        ("monthly", "2026-04-30", True),
+        ("monthly", "2026-04-29", False),
+        ("monthly", "2026-05-29", True),
+        ("never", "2026-04-02", False),
+    ],
+)
 def test_the_calendar_decides_when_it_is_time(settings, every, day, due):
     said = pipeline.due(settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC"))
     assert (said == "") == due, said
 
 
 def test_before_the_close_it_is_not_time(settings):
-    assert pipeline.due(settings.with_(**{"schedule.retrain": "daily"}), pd.Timestamp("2026-04-01T15:00", tz="UTC"))
+    assert pipeline.due(
+        settings.with_(**{"schedule.retrain": "daily"}), pd.Timestamp("2026-04-01T15:00", tz="UTC")
+    )

@@ -1,4 +1,5 @@
 """The Prefect flow: the same story, no overlap, skipped on closed days, and nothing done twice."""
+
 import ast
 import importlib.util
 import os
@@ -27,7 +28,10 @@ def flow(root):
 def test_the_flow_tells_the_same_story_as_the_pipeline(root):
     tree = ast.parse((root / "flows" / "retrain.py").read_text())
     told = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "retrain")
-    calls = sorted((n for n in ast.walk(told) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)), key=lambda n: n.lineno)
+    calls = sorted(
+        (n for n in ast.walk(told) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)),
+        key=lambda n: n.lineno,
+    )
     names = [n.args[1].value if n.func.id == "page" else n.func.id for n in calls]
     story = [s if isinstance(s, str) else s.__name__ for s in pipeline.STORY]
     assert [n for n in names if n in story or n == "ingest"] == ["ingest", *story]
@@ -35,14 +39,22 @@ def test_the_flow_tells_the_same_story_as_the_pipeline(root):
 
 def test_nothing_is_cached_and_only_the_source_is_tried_again(flow):
     from prefect.cache_policies import NO_CACHE
+
     steps = [flow.features, flow.train, flow.self_test, flow.judge, flow.publish, flow.refresh, flow.page]
     assert all(s.cache_policy == NO_CACHE and s.retries == 0 for s in steps)
     assert flow.ingest.cache_policy == NO_CACHE and flow.ingest.retries == 2
 
 
 def test_a_second_flow_is_refused(flow, tmp_path):
-    mine = {"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports"), "data.source": "simulated"}
-    with work.alone(load_settings(overrides=mine), "the nightly run"), pytest.raises(FlowLocked, match="nightly"):
+    mine = {
+        "storage.home": str(tmp_path / "home"),
+        "storage.reports": str(tmp_path / "reports"),
+        "data.source": "simulated",
+    }
+    with (
+        work.alone(load_settings(overrides=mine), "the nightly run"),
+        pytest.raises(FlowLocked, match="nightly"),
+    ):
         flow.retrain.fn("", mine)
 
 
@@ -72,7 +84,11 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
     command = [sys.executable, root / "flows" / "retrain.py", *finished_alone["asked"]]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert finished_alone["said"]["sentence"] in done.stdout and "stockpredict serve" in done.stdout and "index.html" in done.stdout
+    assert (
+        finished_alone["said"]["sentence"] in done.stdout
+        and "stockpredict serve" in done.stdout
+        and "index.html" in done.stdout
+    )
     assert history.read_text() == before
     assert "Traceback" not in done.stderr
 
@@ -80,6 +96,12 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
 @pytest.mark.slow
 def test_a_wrong_setting_is_a_sentence(root, tmp_path):
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    done = subprocess.run([sys.executable, root / "flows" / "retrain.py", "--set", "data.sorce=x"], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, root / "flows" / "retrain.py", "--set", "data.sorce=x"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 2 and "Did you mean source?" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""

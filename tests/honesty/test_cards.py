@@ -1,4 +1,5 @@
 "Every feature that is registered has a card that says all there is to say, and one page holds them all."
+
 import hashlib
 import re
 from base64 import b64decode
@@ -17,14 +18,20 @@ from stockpredict.ops.reports import POLICY
 
 
 @pytest.fixture(scope="module")
-def page(): return handbook()
+def page():
+    return handbook()
 
 
 def test_every_feature_says_what_it_is_and_where_it_is_from():
     rows = table()
     wordy = rows.formula.str.split().str.len()
-    for what, wrong in {"formula": wordy < 2, "group": rows.group.str.len() < 3, "source": rows.source.str.len() < 4,
-                        "look-back": rows.look_back < 1, "fields": rows.fields == ""}.items():
+    for what, wrong in {
+        "formula": wordy < 2,
+        "group": rows.group.str.len() < 3,
+        "source": rows.source.str.len() < 4,
+        "look-back": rows.look_back < 1,
+        "fields": rows.fields == "",
+    }.items():
         assert not wrong.any(), f"no {what}: {rows.index[wrong].tolist()[:10]}"
     assert rows.index.is_unique and len(rows) >= 300
 
@@ -40,10 +47,16 @@ def test_the_page_holds_a_card_for_every_feature_with_two_pictures(page):
 
 
 def test_the_page_needs_nobody_else_and_runs_only_its_own_script(page):
-    assert len(page) < 6e6 and not re.findall(r'(?:src|href)="(?:https?:)?//', page) and page.count("<script>") == 1
+    assert (
+        len(page) < 6e6
+        and not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+        and page.count("<script>") == 1
+    )
     script = re.search(r"<script>(.*?)</script>", page, re.S)[1]
     allowed = re.search(r"script-src 'sha256-([^']+)'", page)[1]
-    assert script == FIND and hashlib.sha256(script.encode()).digest() == b64decode(allowed) and POLICY in page
+    assert (
+        script == FIND and hashlib.sha256(script.encode()).digest() == b64decode(allowed) and POLICY in page
+    )
 
 
 def test_a_page_of_a_feature_named_by_an_attacker_stays_text():
@@ -53,6 +66,7 @@ def test_a_page_of_a_feature_named_by_an_attacker_stays_text():
     def sketch(bars):
         "A <img src=x onerror=alert(1)> in the formula."
         return bars.returns
+
     assert not re.search(r"<(script|img|b)\b", card(pad["sketch"]))
 
 
@@ -62,15 +76,29 @@ def test_a_feature_that_peeks_has_no_card():
     def hindsight(bars):
         "Distance from the mean of all history."
         return bars.close / float(bars.close.values.nanmean()) - 1
-    with pytest.raises(SeesFuture): card(Feature(hindsight, group="trend", source="a test"))
+
+    with pytest.raises(SeesFuture):
+        card(Feature(hindsight, group="trend", source="a test"))
 
 
 def test_the_one_liners_of_the_readme_work():
     sample = sample_panel()
     axes = rsi.on(sample).plot()
-    assert len(axes.lines) == 3 and rsi.on(sample).lookback == features["rsi_14"].lookback < rsi.on(sample, 28).lookback
-    long = pd.DataFrame(dict(ticker="AAA", event_time=sample.sessions.tz_localize("UTC"), close=sample.close.frame().iloc[:, 0].to_numpy()))
-    pd.testing.assert_series_equal(rsi.on(long).frame()["AAA"], rsi.on(sample).frame().iloc[:, 0], check_names=False, check_freq=False)
+    assert (
+        len(axes.lines) == 3
+        and rsi.on(sample).lookback == features["rsi_14"].lookback < rsi.on(sample, 28).lookback
+    )
+    long = pd.DataFrame(
+        dict(
+            ticker="AAA",
+            event_time=sample.sessions.tz_localize("UTC"),
+            close=sample.close.frame().iloc[:, 0].to_numpy(),
+        )
+    )
+    pd.testing.assert_series_equal(
+        rsi.on(long).frame()["AAA"], rsi.on(sample).frame().iloc[:, 0], check_names=False, check_freq=False
+    )
     assert len(search("VOLATILITY")) > 10 and search("no such thing").empty
-    assert ic(rsi).value == ic(rsi.on(sample)).value == ic("rsi_14").value and abs(ic("rsi_14").value) < .1
-    with pytest.raises(UnknownName, match="rsi_14"): features["rsi_15"]
+    assert ic(rsi).value == ic(rsi.on(sample)).value == ic("rsi_14").value and abs(ic("rsi_14").value) < 0.1
+    with pytest.raises(UnknownName, match="rsi_14"):
+        features["rsi_15"]

@@ -1,4 +1,5 @@
 """Labels that touch a doubtful bar are blank; all others keep their value to the last bit."""
+
 import pytest
 import torch
 
@@ -17,22 +18,23 @@ def bars():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_it_agrees_with_a_loop_over_every_bar_on_the_way(bars, delay, seed):
     labels = make_labels(Panel.from_bars(bars), (1, 3, 10), entry_delay=delay)
-    wrong = torch.rand(labels.y.shape[:2], generator=torch.Generator().manual_seed(seed)) < .03
+    wrong = torch.rand(labels.y.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.03
     want = labels.y.clone()
     for t in range(want.shape[0]):
         for n in range(want.shape[1]):
             for k, h in enumerate(labels.horizons):
-                if wrong[t + delay:t + delay + h + 1, n].any(): want[t, n, k] = float("nan")
+                if wrong[t + delay : t + delay + h + 1, n].any():
+                    want[t, n, k] = float("nan")
     got = without_doubt(labels.y, wrong, labels.horizons, delay)
-    assert torch.equal(got.nan_to_num(9.), want.nan_to_num(9.)) and torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.nan_to_num(9.0), want.nan_to_num(9.0)) and torch.equal(got.isnan(), want.isnan())
     assert wrong.any() and got.isnan().sum() > labels.y.isnan().sum()
 
 
 def test_a_healthy_market_loses_next_to_nothing(bars):
-    assert doubtful(Panel.from_bars(bars)).float().mean() < .002
+    assert doubtful(Panel.from_bars(bars)).float().mean() < 0.002
 
 
-@pytest.mark.parametrize("factor", [100, .01, 20])
+@pytest.mark.parametrize("factor", [100, 0.01, 20])
 def test_a_wild_price_is_not_learned_from(bars, factor):
     hurt = bars.copy()
     at = hurt.index[hurt.ticker == hurt.ticker.unique()[2]][90]

@@ -1,4 +1,5 @@
 """No training label may meet a test: by arithmetic, against skfolio, and by scrambling real prices."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +13,17 @@ from stockpredict.evaluate.labels import forward_returns, make_labels
 from stockpredict.evaluate.splits import Fold, leaking, overlaps, purged_tail, walk_forward
 from stockpredict.algebra.panel import Panel
 
-plans = st.fixed_dictionaries(dict(
-    n_sessions=st.integers(1, 3000), horizon_max=st.integers(1, 30), entry_delay=st.integers(0, 4), folds=st.integers(1, 12),
-    first_train=st.integers(1, 1000), embargo=st.integers(0, 30), min_test=st.integers(1, 40)))
+plans = st.fixed_dictionaries(
+    dict(
+        n_sessions=st.integers(1, 3000),
+        horizon_max=st.integers(1, 30),
+        entry_delay=st.integers(0, 4),
+        folds=st.integers(1, 12),
+        first_train=st.integers(1, 1000),
+        embargo=st.integers(0, 30),
+        min_test=st.integers(1, 40),
+    )
+)
 
 
 def windows_meet(train, test, reach):
@@ -26,7 +35,8 @@ def windows_meet(train, test, reach):
 @settings(max_examples=300, deadline=None)
 @given(plans)
 def test_no_training_label_meets_a_test(plan):
-    try: folds = walk_forward(**plan)
+    try:
+        folds = walk_forward(**plan)
     except NotEnoughSessions as e:
         assert plan["n_sessions"] < e.context["need"] and str(e.context["need"]) in str(e)
         return
@@ -35,24 +45,39 @@ def test_no_training_label_meets_a_test(plan):
     for f in folds:
         assert overlaps(f) == 0 and f.train_start == 0 < f.train_stop
         last = f.train_stop - 1
-        assert last + reach <= f.test_start - 1 - plan["embargo"]          # the rule
-        assert last + 1 + reach > f.test_start - 1 - plan["embargo"]       # and not one session wasted
-        assert len(f.test) >= plan["min_test"] or len(f.test) >= (plan["n_sessions"] - folds[0].test_start) // plan["folds"]
+        assert last + reach <= f.test_start - 1 - plan["embargo"]  # the rule
+        assert last + 1 + reach > f.test_start - 1 - plan["embargo"]  # and not one session wasted
+        assert (
+            len(f.test) >= plan["min_test"]
+            or len(f.test) >= (plan["n_sessions"] - folds[0].test_start) // plan["folds"]
+        )
         assert not windows_meet(range(max(0, last - 40), last + 1), f.test[:40], reach)
-    assert [f.test_start for f in folds[1:]] == [f.test_stop for f in folds[:-1]] and folds[-1].test_stop == plan["n_sessions"]
+    assert [f.test_start for f in folds[1:]] == [f.test_stop for f in folds[:-1]] and folds[
+        -1
+    ].test_stop == plan["n_sessions"]
 
 
 @settings(max_examples=200, deadline=None)
 @given(plans)
 def test_the_number_that_is_asked_for_suffices(plan):
-    try: walk_forward(**plan)
-    except NotEnoughSessions as e: walk_forward(**plan | {"n_sessions": e.context["need"]})
+    try:
+        walk_forward(**plan)
+    except NotEnoughSessions as e:
+        walk_forward(**plan | {"n_sessions": e.context["need"]})
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 500), st.integers(1, 1500), st.integers(1, 25), st.integers(0, 3), st.floats(.01, .9), st.integers(0, 20))
+@given(
+    st.integers(0, 500),
+    st.integers(1, 1500),
+    st.integers(1, 25),
+    st.integers(0, 3),
+    st.floats(0.01, 0.9),
+    st.integers(0, 20),
+)
 def test_the_inner_cut_is_purged_too(start, length, horizon, delay, share, embargo):
-    try: f = purged_tail(start, start + length, horizon, delay, share, embargo)
+    try:
+        f = purged_tail(start, start + length, horizon, delay, share, embargo)
     except NotEnoughSessions as e:
         assert length < e.context["need"]
         purged_tail(start, start + e.context["need"], horizon, delay, share, embargo)
@@ -62,7 +87,9 @@ def test_the_inner_cut_is_purged_too(start, length, horizon, delay, share, embar
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(0, 60), max_size=12), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 8))
+@given(
+    st.lists(st.integers(0, 60), max_size=12), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 8)
+)
 def test_leaks_are_counted_by_the_definition(train, test, reach):
     assert leaking(train, test, reach) == sum(windows_meet([t], test, reach) for t in train)
 
@@ -78,22 +105,41 @@ def test_mutants_without_a_purge_or_with_one_session_too_few_are_caught():
 def test_skfolio_purges_the_same_rows(horizon, embargo, folds):
     "skfolio counts positions: its purge is our reach plus embargo."
     from skfolio.model_selection import WalkForward
+
     gap, size, train = horizon + 1 + embargo, 60, 200
     n = train + gap + folds * size
-    theirs = list(WalkForward(train_size=train, test_size=size, purged_size=gap, expand_train=True).split(np.zeros((n, 2))))
+    theirs = list(
+        WalkForward(train_size=train, test_size=size, purged_size=gap, expand_train=True).split(
+            np.zeros((n, 2))
+        )
+    )
     ours = walk_forward(n, horizon, folds=folds, first_train=train, embargo=embargo)
     assert [(list(f.train), list(f.test)) for f in ours] == [(a.tolist(), b.tolist()) for a, b in theirs]
 
 
-@pytest.mark.parametrize("bad", [dict(horizon_max=0), dict(folds=0), dict(first_train=0), dict(min_test=0), dict(embargo=-1), dict(entry_delay=-1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(horizon_max=0),
+        dict(folds=0),
+        dict(first_train=0),
+        dict(min_test=0),
+        dict(embargo=-1),
+        dict(entry_delay=-1),
+    ],
+)
 def test_nonsense_is_refused(bad):
-    with pytest.raises(EvaluateError): walk_forward(**dict(n_sessions=2000, horizon_max=5) | bad)
+    with pytest.raises(EvaluateError):
+        walk_forward(**dict(n_sessions=2000, horizon_max=5) | bad)
 
 
-# --- labels -----------------------------------------------------------------------------------------------------------
+# --- labels
+# -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
-def panel(): return Panel.from_bars(sample_bars())
+def panel():
+    return Panel.from_bars(sample_bars())
 
 
 def test_a_label_is_the_return_between_its_two_closes(panel):
@@ -103,8 +149,9 @@ def test_a_label_is_the_return_between_its_two_closes(panel):
             end = labels.end_index(t, h)
             assert end == t + 2 + h
             np.testing.assert_allclose(labels.y[t, :, k], close[end] / close[t + 2] - 1, rtol=1e-4, atol=1e-7)
-        assert labels.y[len(panel) - 2 - h:, :, k].isnan().all()
-    with pytest.raises(UnknownHorizon): labels.end_index(0, 2)
+        assert labels.y[len(panel) - 2 - h :, :, k].isnan().all()
+    with pytest.raises(UnknownHorizon):
+        labels.end_index(0, 2)
 
 
 @pytest.mark.parametrize("horizon, delay", [(1, 0), (1, 1), (5, 1), (5, 3)])
@@ -116,18 +163,22 @@ def test_only_the_two_closes_matter(panel, horizon, delay):
     other[[t + delay, t + delay + horizon]] = close[[t + delay, t + delay + horizon]]
     assert torch.equal(forward_returns(other, horizon, delay)[t].nan_to_num(-9), base.nan_to_num(-9))
     for end in (t + delay, t + delay + horizon):
-        moved = close.clone(); moved[end] *= 1.1
+        moved = close.clone()
+        moved[end] *= 1.1
         assert not torch.isclose(forward_returns(moved, horizon, delay)[t], base).any()
 
 
 def test_a_missing_bar_is_never_a_zero_return(panel):
-    close = panel.close.values.clone(); close[70, 0] = float("nan")
+    close = panel.close.values.clone()
+    close[70, 0] = float("nan")
     y = forward_returns(close, 5)
     assert y[64, 0].isnan() and y[69, 0].isnan() and y[66, 0].isfinite()
-    gone = panel.close.values.clone(); gone[100:, 1] = float("nan")              # delisted
+    gone = panel.close.values.clone()
+    gone[100:, 1] = float("nan")  # delisted
     assert forward_returns(gone, 5)[94:, 1].isnan().all()
     assert not (forward_returns(gone, 5)[:, 1] == 0).any()
-    zero = panel.close.values.clone(); zero[80, 2] = 0.                           # no price at all
+    zero = panel.close.values.clone()
+    zero[80, 2] = 0.0  # no price at all
     assert forward_returns(zero, 1)[79, 2].isnan()
 
 
@@ -141,8 +192,13 @@ def test_demeaned_labels_sum_to_nothing_and_keep_their_order(panel):
 
 
 def test_the_table_dates_every_outcome(panel):
-    labels = make_labels(panel, [1, 5]); rows = labels.to_frame()
-    assert len(rows) == int(labels.y.isfinite().sum()) and rows.outcome.notna().all() and (rows.known > rows.session).all()
+    labels = make_labels(panel, [1, 5])
+    rows = labels.to_frame()
+    assert (
+        len(rows) == int(labels.y.isfinite().sum())
+        and rows.outcome.notna().all()
+        and (rows.known > rows.session).all()
+    )
     at = {s: i for i, s in enumerate(panel.sessions)}
     assert (rows.known.map(at) - rows.session.map(at) == rows.horizon + 1).all()
 
@@ -151,21 +207,27 @@ def test_what_is_trained_on_cannot_have_seen_the_test(panel):
     "The whole promise at once: scramble every bar from the first test session on, and no training label moves."
     labels = make_labels(panel, [1, 5])
     for fold in walk_forward(len(panel), 5, folds=3, first_train=150, embargo=0):
-        close = panel.close.values.clone(); close[fold.test_start:] = torch.rand_like(close[fold.test_start:])
+        close = panel.close.values.clone()
+        close[fold.test_start :] = torch.rand_like(close[fold.test_start :])
         for k, h in enumerate((1, 5)):
             again = forward_returns(close, h)
-            assert torch.equal(again[:fold.train_stop].nan_to_num(-9), labels.y[:fold.train_stop, :, k].nan_to_num(-9))
+            assert torch.equal(
+                again[: fold.train_stop].nan_to_num(-9), labels.y[: fold.train_stop, :, k].nan_to_num(-9)
+            )
         leaky = forward_returns(close, 5)[fold.train_stop].nan_to_num(-9)
-        assert not torch.equal(leaky, labels[5][fold.train_stop].nan_to_num(-9))   # one more row would have
+        assert not torch.equal(leaky, labels[5][fold.train_stop].nan_to_num(-9))  # one more row would have
 
 
 def test_labels_of_a_shorter_history_are_the_same(panel):
     "Cutting the future off removes labels and changes none."
     full, cut = make_labels(panel, [1, 5]), make_labels(panel.until(panel.sessions[199]), [1, 5])
     for k, h in enumerate((1, 5)):
-        assert torch.equal(full.y[:199 - h, :, k].nan_to_num(-9), cut.y[:199 - h, :, k].nan_to_num(-9))
-        assert cut.y[199 - h:, :, k].isnan().all()
+        assert torch.equal(full.y[: 199 - h, :, k].nan_to_num(-9), cut.y[: 199 - h, :, k].nan_to_num(-9))
+        assert cut.y[199 - h :, :, k].isnan().all()
 
 
 def test_the_repr_tells_the_share_that_is_known(panel):
-    assert "entry delay 1" in repr(make_labels(panel, [1])) and pd.Timestamp(make_labels(panel, [1]).sessions[0]) == panel.sessions[0]
+    assert (
+        "entry delay 1" in repr(make_labels(panel, [1]))
+        and pd.Timestamp(make_labels(panel, [1]).sessions[0]) == panel.sessions[0]
+    )

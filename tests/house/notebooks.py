@@ -1,4 +1,5 @@
 """Reading the notebooks of a tree, for the laws of the house."""
+
 import ast
 import json
 import re
@@ -13,6 +14,7 @@ NUMBERED = re.compile(r"^(\d\d)_(\w+)$")
 @dataclass
 class NotebookFile:
     "One notebook of `nbs/`, as the laws see it."
+
     path: Path
     nbs: Path
     cells: list = field(repr=False, default_factory=list)
@@ -38,7 +40,12 @@ class NotebookFile:
 
     @property
     def default_exp(self) -> str | None:
-        found = [m[1] for c in self.code() for m in [re.search(r"^#\|\s*default_exp\s+(\S+)", source(c), re.M)] if m]
+        found = [
+            m[1]
+            for c in self.code()
+            for m in [re.search(r"^#\|\s*default_exp\s+(\S+)", source(c), re.M)]
+            if m
+        ]
         return found[0] if len(found) == 1 else None if not found else "twice"
 
     def code(self) -> list:
@@ -72,11 +79,15 @@ def source(cell) -> str:
 
 def plain(cell) -> str:
     "The cell's Python without shell escapes and magics."
-    return "\n".join("pass" if line.lstrip().startswith(("!", "%")) else line for line in source(cell).split("\n"))
+    return "\n".join(
+        "pass" if line.lstrip().startswith(("!", "%")) else line for line in source(cell).split("\n")
+    )
 
 
 def read_all(nbs: Path) -> list[NotebookFile]:
-    paths = sorted(p for p in nbs.rglob("*.ipynb") if not any(s.startswith((".", "_")) for s in p.relative_to(nbs).parts))
+    paths = sorted(
+        p for p in nbs.rglob("*.ipynb") if not any(s.startswith((".", "_")) for s in p.relative_to(nbs).parts)
+    )
     return [NotebookFile.read(p, nbs) for p in paths]
 
 

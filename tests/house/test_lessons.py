@@ -1,4 +1,5 @@
 """`make notebooks`: each notebook in a process of its own, and none that fails is overlooked."""
+
 import importlib.util
 import json
 
@@ -22,27 +23,43 @@ def shelf(root, tmp_path):
     kernel = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
 
     def put(name, code):
-        cell = {"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": [code]}
+        cell = {
+            "cell_type": "code",
+            "execution_count": None,
+            "id": "a",
+            "metadata": {},
+            "outputs": [],
+            "source": [code],
+        }
         book = place / name
         book.parent.mkdir(exist_ok=True)
         book.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
         return book
+
     return put
 
 
 def test_one_that_fails_or_dies_is_named_and_what_one_registers_the_next_does_not_meet(lessons, shelf):
     leaves = "import fastcore; assert not hasattr(fastcore, 'left'); fastcore.left = True"
-    codes = {"00_leaves": leaves, "01_finds": leaves, "02_wrong": "assert 1 == 2", "03_dies": "import os; os._exit(7)",
-             "04_killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"}
+    codes = {
+        "00_leaves": leaves,
+        "01_finds": leaves,
+        "02_wrong": "assert 1 == 2",
+        "03_dies": "import os; os._exit(7)",
+        "04_killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    }
     books = [shelf(f"{name}.ipynb", code) for name, code in codes.items()]
     assert [status for _, _, status in lessons.run_all(books, 1)] == [0, 0, 1, 7, -9]
 
 
-def test_templates_are_left_out_wherever_the_project_stands_and_nothing_found_is_no_success(lessons, shelf, monkeypatch):
+def test_templates_are_left_out_wherever_the_project_stands_and_nothing_found_is_no_success(
+    lessons, shelf, monkeypatch
+):
     book = shelf("core/00_one.ipynb", "1")
     here = book.parents[1]
     shelf("runs/r10_one.ipynb", "1")
     assert lessons.found([], here) == [book]
     monkeypatch.setattr(lessons, "LIBRARIES", ())
     monkeypatch.setattr(lessons, "found", lambda paths: [])
-    with pytest.raises(SystemExit, match="no notebook"): lessons.main(["nowhere"])
+    with pytest.raises(SystemExit, match="no notebook"):
+        lessons.main(["nowhere"])

@@ -1,4 +1,5 @@
 """The page: safe, self-contained, small; the index: complete and escaped."""
+
 import json
 import re
 
@@ -19,17 +20,37 @@ def book(*cells):
     return nbf.new_notebook(cells=[nbf.new_markdown_cell("# Title\n\n> what it is"), *cells])
 
 
-@pytest.mark.parametrize("html", [
-    "<script>1</script>", "<SCRIPT src='https://e.example/x.js'></SCRIPT>", "<script>unclosed", "<style>body{display:none}</style>",
-    "<iframe src='https://e.example'></iframe>", "<img src='https://e.example/p.png'>", "<img src=//e.example/p.png>", "<a href=\"javascript:go()\">x</a>",
-    "<p onclick='go()'>x</p>", "<p onclick=go()>x</p>", "<meta http-equiv=refresh content='0;url=https://e.example'>", "<base href='https://e.example'>",
-    "<link rel=stylesheet href='https://e.example/s.css'>", "<form action='https://e.example'><input></form>", "<object data='https://e.example'></object>",
-])
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<script>1</script>",
+        "<SCRIPT src='https://e.example/x.js'></SCRIPT>",
+        "<script>unclosed",
+        "<style>body{display:none}</style>",
+        "<iframe src='https://e.example'></iframe>",
+        "<img src='https://e.example/p.png'>",
+        "<img src=//e.example/p.png>",
+        '<a href="javascript:go()">x</a>',
+        "<p onclick='go()'>x</p>",
+        "<p onclick=go()>x</p>",
+        "<meta http-equiv=refresh content='0;url=https://e.example'>",
+        "<base href='https://e.example'>",
+        "<link rel=stylesheet href='https://e.example/s.css'>",
+        "<form action='https://e.example'><input></form>",
+        "<object data='https://e.example'></object>",
+    ],
+)
 def test_nothing_that_runs_or_loads_survives_in_an_output(html):
-    page = reports.page("t", reports.body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))))
+    page = reports.page(
+        "t",
+        reports.body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))),
+    )
     inside = page.split("<main", 1)[1].split("</main>")[0]
     assert "kept" in inside
-    assert not re.search(r"(?i)<\s*(script|iframe|object|embed|link|meta|base|form|input|style)\b|\son\w+\s*=|javascript:|e\.example", inside)
+    assert not re.search(
+        r"(?i)<\s*(script|iframe|object|embed|link|meta|base|form|input|style)\b|\son\w+\s*=|javascript:|e\.example",
+        inside,
+    )
 
 
 def test_the_policy_stands_before_everything_and_allows_no_script():
@@ -41,18 +62,32 @@ def test_the_policy_stands_before_everything_and_allows_no_script():
 
 def test_every_fragment_escapes_what_it_is_given():
     frame = pd.DataFrame({EVIL: [EVIL], "n": [1.5]})
-    made = [reports.table(frame, caption=EVIL), reports.tiles({EVIL: (EVIL, EVIL)}), reports.verdict_box(EVIL, EVIL, [EVIL]),
-            reports.pill(EVIL), reports.bullets([EVIL]), reports.banner(EVIL, [EVIL])]
+    made = [
+        reports.table(frame, caption=EVIL),
+        reports.tiles({EVIL: (EVIL, EVIL)}),
+        reports.verdict_box(EVIL, EVIL, [EVIL]),
+        reports.pill(EVIL),
+        reports.bullets([EVIL]),
+        reports.banner(EVIL, [EVIL]),
+    ]
     assert all("<script" not in f.html and "<img" not in f.html for f in made)
 
 
 def test_hidden_cells_and_directives_do_not_reach_the_reader():
-    page = reports.body(book(nbf.new_code_cell("#| hide\nsecret = 1"), nbf.new_code_cell("#| export\nvisible = 2", outputs=[shown(**{"text/plain": "two"})])))
+    page = reports.body(
+        book(
+            nbf.new_code_cell("#| hide\nsecret = 1"),
+            nbf.new_code_cell("#| export\nvisible = 2", outputs=[shown(**{"text/plain": "two"})]),
+        )
+    )
     assert "secret" not in page and "#|" not in page and "visible" in page and "two" in page
 
 
 def test_code_is_folded_and_an_image_has_words():
-    cells = [nbf.new_markdown_cell("## Skill"), nbf.new_code_cell("plot()", outputs=[shown(**{"image/png": "iVBORw0KGgo="})])]
+    cells = [
+        nbf.new_markdown_cell("## Skill"),
+        nbf.new_code_cell("plot()", outputs=[shown(**{"image/png": "iVBORw0KGgo="})]),
+    ]
     page = reports.body(book(*cells))
     assert '<details class="code"' in page and 'alt="Skill"' in page
 
@@ -71,7 +106,11 @@ def test_missing_values_are_a_dash_and_numbers_follow_their_format():
 def run_folder(root, name, **said):
     folder = root / "2022-12-30" / name
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | said))
+    (folder / "result.json").write_text(
+        json.dumps(
+            {"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | said
+        )
+    )
 
 
 def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
@@ -89,6 +128,7 @@ def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
 
 def test_the_index_leads_to_the_page_of_features_once_it_is_there(tmp_path):
     from stockpredict.ops.handbook import write_handbook
+
     run_folder(tmp_path, "a")
     link = f'<a href="{reports.CATALOGUE}">'
     assert link not in reports.write_index(tmp_path).read_text(), "a link that leads nowhere"

@@ -1,4 +1,5 @@
 """A run: strict at the door, whole on disk, readable when it fails."""
+
 import json
 import threading
 import time
@@ -16,12 +17,26 @@ FINISH = "from stockpredict.ops.runs import finish\nfinish({'headline': {'seen':
 
 @pytest.fixture
 def settings(tmp_path):
-    return load_settings(overrides={"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports"), "models.seed": 99})
+    return load_settings(
+        overrides={
+            "storage.home": str(tmp_path / "home"),
+            "storage.reports": str(tmp_path / "reports"),
+            "models.seed": 99,
+        }
+    )
 
 
-def template(folder, *cells, parameters="word: str = 'default'  # to be shown\nnumber: int = 3", tags=("parameters",), name="r01_try"):
+def template(
+    folder,
+    *cells,
+    parameters="word: str = 'default'  # to be shown\nnumber: int = 3",
+    tags=("parameters",),
+    name="r01_try",
+):
     code = [nbf.new_code_cell(parameters, metadata={"tags": list(tags)}), *map(nbf.new_code_cell, cells)]
-    nbformat.write(nbf.new_notebook(cells=[nbf.new_markdown_cell("# Try\n\n> it"), *code]), folder / f"{name}.ipynb")
+    nbformat.write(
+        nbf.new_notebook(cells=[nbf.new_markdown_cell("# Try\n\n> it"), *code]), folder / f"{name}.ipynb"
+    )
     return name
 
 
@@ -29,23 +44,51 @@ def left_behind(settings):
     return [p for p in settings.storage.reports_dir.glob("*/*") if p.name != "index.html"]
 
 
-WORDS = ["plain", "it's \"quoted\"", "'; import os; os.system('touch hacked'); '", "back\\slash \n new line", "{braces} %s ${HOME}", "ünï ✓ 雪",
-         "__import__('os').getpid()", '"""', "#| hide", ""]
+WORDS = [
+    "plain",
+    'it\'s "quoted"',
+    "'; import os; os.system('touch hacked'); '",
+    "back\\slash \n new line",
+    "{braces} %s ${HOME}",
+    "ünï ✓ 雪",
+    "__import__('os').getpid()",
+    '"""',
+    "#| hide",
+    "",
+]
 
 
 def test_values_arrive_as_they_were_given_and_are_never_run(tmp_path, settings):
-    name = template(tmp_path, "from stockpredict.ops.runs import finish\nfinish({'words': words, 'table': table})",
-                    parameters="words: list[str] = []\ntable: dict[str, str] = {}")
-    done = runs.run(name, {"words": WORDS, "table": {w: w for w in WORDS}}, settings=settings, as_of="2022-12-30", folder=tmp_path)
+    name = template(
+        tmp_path,
+        "from stockpredict.ops.runs import finish\nfinish({'words': words, 'table': table})",
+        parameters="words: list[str] = []\ntable: dict[str, str] = {}",
+    )
+    done = runs.run(
+        name,
+        {"words": WORDS, "table": {w: w for w in WORDS}},
+        settings=settings,
+        as_of="2022-12-30",
+        folder=tmp_path,
+    )
     assert done.result["words"] == WORDS and done.result["table"] == {w: w for w in WORDS}
     assert not (tmp_path / "hacked").exists()
 
 
-@pytest.mark.parametrize("given, said", [
-    ({"wort": "x"}, "did you mean word"), ({"word": 5}, "word must be str"), ({"number": True}, "number must be int"), ({"number": "3"}, "number must be int"),
-    ({"word": float("nan")}, "plain data"), ({"word": b"bytes"}, "plain data"), ({"word": object()}, "plain data"),
-    ({"word": "redis://:hunter2@cache:6379/0"}, "environment"), ({"word": "x" * 200_000}, "hand over a path"),
-])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"wort": "x"}, "did you mean word"),
+        ({"word": 5}, "word must be str"),
+        ({"number": True}, "number must be int"),
+        ({"number": "3"}, "number must be int"),
+        ({"word": float("nan")}, "plain data"),
+        ({"word": b"bytes"}, "plain data"),
+        ({"word": object()}, "plain data"),
+        ({"word": "redis://:hunter2@cache:6379/0"}, "environment"),
+        ({"word": "x" * 200_000}, "hand over a path"),
+    ],
+)
 def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, settings, given, said):
     with pytest.raises(ParameterRefused, match=said) as refused:
         runs.run(template(tmp_path, FINISH), given, settings=settings, folder=tmp_path)
@@ -68,18 +111,28 @@ def test_a_name_is_a_name_and_not_a_path(tmp_path, settings, name):
 
 
 def test_the_kernel_sees_the_settings_of_the_caller(tmp_path, settings):
-    cells = "from stockpredict.core.settings import load_settings\nfrom stockpredict.ops.runs import finish\n" \
-            "s = load_settings(settings_path or None, overrides)\nfinish({'hash': s.hash, 'home': str(s.storage.home_dir), 'as_of': as_of})"
-    name = template(tmp_path, cells, parameters="settings_path: str = ''\noverrides: dict = {}\nas_of: str = ''")
+    cells = (
+        "from stockpredict.core.settings import load_settings\nfrom stockpredict.ops.runs import finish\n"
+        "s = load_settings(settings_path or None, overrides)\nfinish({'hash': s.hash, 'home': str(s.storage.home_dir), 'as_of': as_of})"
+    )
+    name = template(
+        tmp_path, cells, parameters="settings_path: str = ''\noverrides: dict = {}\nas_of: str = ''"
+    )
     said = runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path).result
-    assert (said["hash"], said["home"], said["as_of"]) == (settings.hash, str(settings.storage.home_dir), "2022-12-30")
+    assert (said["hash"], said["home"], said["as_of"]) == (
+        settings.hash,
+        str(settings.storage.home_dir),
+        "2022-12-30",
+    )
 
 
 def test_an_override_beats_the_environment_in_the_kernel_too(tmp_path, settings, monkeypatch):
     monkeypatch.setenv("STOCKPREDICT_MODELS__SEED", "5")
     mine = load_settings(overrides={"storage.reports": settings.storage.reports, "models.seed": 7})
-    cells = "from stockpredict.core.settings import load_settings\nfrom stockpredict.ops.runs import finish\n" \
-            "finish({'seed': load_settings(settings_path or None, overrides).models.seed})"
+    cells = (
+        "from stockpredict.core.settings import load_settings\nfrom stockpredict.ops.runs import finish\n"
+        "finish({'seed': load_settings(settings_path or None, overrides).models.seed})"
+    )
     name = template(tmp_path, cells, parameters="settings_path: str = ''\noverrides: dict = {}")
     assert runs.run(name, settings=mine, folder=tmp_path).result["seed"] == 7
 
@@ -95,7 +148,10 @@ def test_a_complete_run_leaves_three_files_and_lineage(tmp_path, settings):
 
 
 def test_two_runs_of_one_day_say_the_same_under_two_names(tmp_path, settings):
-    first, second = (runs.run(template(tmp_path, FINISH), settings=settings, as_of="2022-12-30", folder=tmp_path) for _ in range(2))
+    first, second = (
+        runs.run(template(tmp_path, FINISH), settings=settings, as_of="2022-12-30", folder=tmp_path)
+        for _ in range(2)
+    )
     assert first.result == second.result and first.dir != second.dir
 
 
@@ -103,7 +159,9 @@ def test_a_failing_run_is_kept_and_named(tmp_path, settings):
     name = template(tmp_path, "print('shown-first')", "import sys\n1 / 0", "print('never')")
     with pytest.raises(RunFailed, match=r"code cell 3 of 4.*division by zero") as failed:
         runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path)
-    assert "\x1b" not in str(failed.value) and not any("\x1b" in line for line in failed.value.context["lines"])
+    assert "\x1b" not in str(failed.value) and not any(
+        "\x1b" in line for line in failed.value.context["lines"]
+    )
     folder = left_behind(settings)[0]
     said, page = json.loads((folder / "result.json").read_text()), (folder / "page.html").read_text()
     assert said["status"] == "failed" and "ZeroDivisionError" in said["error"]["message"]
@@ -122,27 +180,44 @@ def test_a_cell_that_never_ends_is_stopped_for_all_cells_together(tmp_path, sett
 
 def test_a_kernel_that_dies_is_a_failure_with_a_page(tmp_path, settings):
     with pytest.raises(RunFailed, match="died"):
-        runs.run(template(tmp_path, "print('so far')", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"), settings=settings, folder=tmp_path)
+        runs.run(
+            template(tmp_path, "print('so far')", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"),
+            settings=settings,
+            folder=tmp_path,
+        )
     assert "so far" in (left_behind(settings)[0] / "page.html").read_text()
 
 
 def test_a_cell_that_prints_without_end_is_stopped(tmp_path, settings):
     started = time.monotonic()
     with pytest.raises(RunFailed, match="printed without end"):
-        runs.run(template(tmp_path, "while True: print('x' * 100_000)"), settings=settings, folder=tmp_path, timeout=120)
+        runs.run(
+            template(tmp_path, "while True: print('x' * 100_000)"),
+            settings=settings,
+            folder=tmp_path,
+            timeout=120,
+        )
     folder = left_behind(settings)[0]
     assert time.monotonic() - started < 100
-    assert (folder / "notebook.ipynb").stat().st_size < 30_000_000 and (folder / "page.html").stat().st_size < 200_000
+    assert (folder / "notebook.ipynb").stat().st_size < 30_000_000 and (
+        folder / "page.html"
+    ).stat().st_size < 200_000
 
 
 def test_nothing_is_visible_before_it_is_complete(tmp_path, settings):
     "While the kernel works, the reports folder shows no run."
     name, seen = template(tmp_path, "import time\ntime.sleep(2)", FINISH), []
-    work = threading.Thread(target=lambda: runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path))
+    work = threading.Thread(
+        target=lambda: runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path)
+    )
     work.start()
     while work.is_alive():
-        seen += [sorted(x.name for x in p.iterdir()) for p in settings.storage.reports_dir.glob("*/[!.]*") if p.is_dir()]
-        time.sleep(.05)
+        seen += [
+            sorted(x.name for x in p.iterdir())
+            for p in settings.storage.reports_dir.glob("*/[!.]*")
+            if p.is_dir()
+        ]
+        time.sleep(0.05)
     assert all(files == ["notebook.ipynb", "page.html", "result.json"] for files in seen)
     assert len(left_behind(settings)) == 1
 
@@ -150,21 +225,28 @@ def test_nothing_is_visible_before_it_is_complete(tmp_path, settings):
 def test_declared_parameters_are_read_and_not_run():
     found = runs.cell_parameters("a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os")
     assert [(p.name, p.kind, p.default, p.doc) for p in found.values()] == [
-        ("a", "int", 1, "first"), ("b", "str", "x", ""), ("c", "list[str]", ["#no"], "a list")]
+        ("a", "int", 1, "first"),
+        ("b", "str", "x", ""),
+        ("c", "list[str]", ["#no"], "a list"),
+    ]
     with pytest.raises(ValueError, match="malformed"):
         runs.cell_parameters("a = __import__('os').getpid()")
 
 
 def test_what_a_killed_run_left_is_swept_away_a_day_later(tmp_path, settings):
     import os
+
     old, young = (settings.storage.reports_dir / "2022-12-30" / f".{n}.tmp" for n in ("old", "young"))
-    for p in (old, young): p.mkdir(parents=True)
+    for p in (old, young):
+        p.mkdir(parents=True)
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     runs.sweep(settings.storage.reports_dir)
     assert young.exists() and not old.exists()
 
 
 def test_headline_numbers_keep_their_order(tmp_path, settings):
-    template(tmp_path, "from stockpredict.ops.runs import finish\nfinish({'headline': {'z': 1, 'a': 2, 'm': 3}})")
+    template(
+        tmp_path, "from stockpredict.ops.runs import finish\nfinish({'headline': {'z': 1, 'a': 2, 'm': 3}})"
+    )
     runs.run("r01_try", settings=settings, as_of="2022-12-30", folder=tmp_path)
     assert "z 1, a 2, m 3" in (settings.storage.reports_dir / "index.html").read_text()

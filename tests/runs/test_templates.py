@@ -1,4 +1,5 @@
 """Every run notebook through Papermill: on a finished work, and on its own tiny defaults."""
+
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ COMMON = {"settings_path": "str", "overrides": "dict", "workdir": "str", "as_of"
 
 def test_there_are_run_notebooks_and_the_story_names_them():
     from stockpredict.ops.pipeline import STORY
+
     assert [s for s in STORY if isinstance(s, str)] == NAMES
 
 
@@ -28,7 +30,8 @@ def test_the_parameters_are_typed_explained_and_common(name):
 def test_the_page_of_a_finished_work_is_whole(finished, name):
     page = next(p for p in finished["said"]["pages"] if p["name"] == name)
     assert page["error"] == ""
-    html, said = Path(page["html"]).read_text(), json.loads(Path(page["html"]).with_name("result.json").read_text())
+    html = Path(page["html"]).read_text()
+    said = json.loads(Path(page["html"]).with_name("result.json").read_text())
     assert said["status"] == "complete" and said["result"]["headline"]
     assert len(html) < 5_000_000
     assert not re.search(r"<script|<iframe|(?:src|href)=[\"']?(?:https?:)?//", html)
@@ -40,15 +43,38 @@ def test_the_page_of_a_finished_work_is_whole(finished, name):
 def test_the_validation_report_shows_what_a_sceptic_looks_for(finished):
     page = next(p for p in finished["said"]["pages"] if p["name"] == "r40_validate")
     html = Path(page["html"]).read_text()
-    asked = ["95 % interval", "p corr.", "majority", "R² OS", "p (CW)", "pinball skill", "p (DM)", "90 % held", "net Sharpe", "DSR", "models tried",
-             "mean", "QLIKE", "missed more often", "set aside", "planted", "commit", "seed", "settings", finished["said"]["sentence"]]
+    asked = [
+        "95 % interval",
+        "p corr.",
+        "majority",
+        "R² OS",
+        "p (CW)",
+        "pinball skill",
+        "p (DM)",
+        "90 % held",
+        "net Sharpe",
+        "DSR",
+        "models tried",
+        "mean",
+        "QLIKE",
+        "missed more often",
+        "set aside",
+        "planted",
+        "commit",
+        "seed",
+        "settings",
+        finished["said"]["sentence"],
+    ]
     assert [word for word in asked if word not in html] == []
 
 
 @pytest.mark.slow
 def test_a_page_where_nothing_was_ever_done_makes_its_own_small_work(tmp_path):
     from stockpredict.core.settings import load_settings
-    mine = load_settings(overrides={"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports")})
+
+    mine = load_settings(
+        overrides={"storage.home": str(tmp_path / "home"), "storage.reports": str(tmp_path / "reports")}
+    )
     done = runs.run("r50_predict", settings=mine, as_of="2022-12-30")
     assert done.result["headline"]["tickers"] == 16 and not (tmp_path / "home").exists()
 
@@ -57,5 +83,7 @@ def test_a_page_where_nothing_was_ever_done_makes_its_own_small_work(tmp_path):
 def test_without_a_work_folder_it_takes_the_newest_and_says_the_same_on_a_new_page(finished_alone):
     page = next(p for p in finished_alone["said"]["pages"] if p["name"] == "r50_predict")
     first = json.loads(Path(page["html"]).with_name("result.json").read_text())
-    again = runs.run("r50_predict", settings=finished_alone["settings"], as_of=finished_alone["said"]["as_of"])
+    again = runs.run(
+        "r50_predict", settings=finished_alone["settings"], as_of=finished_alone["said"]["as_of"]
+    )
     assert again.result == first["result"] and again.dir.name != first["run_id"]

@@ -1,4 +1,5 @@
 """A small real champion: a simulated market in a lake, a fitted model in a signed artifact, a pointer to it."""
+
 import asyncio
 import contextlib
 import json
@@ -17,12 +18,19 @@ HORIZONS = (1, 5)
 
 def build_settings(home, **more):
     from stockpredict.core.settings import load_settings
-    base = {"storage.home": str(home), "storage.reports": str(Path(home) / "reports"), "data.source": "simulated", "serving.device": "cpu"}
+
+    base = {
+        "storage.home": str(home),
+        "storage.reports": str(Path(home) / "reports"),
+        "data.source": "simulated",
+        "serving.device": "cpu",
+    }
     return load_settings(None, base | more, environ={})
 
 
 def fill_lake(settings, bars):
     from stockpredict.lake.lake import Lake
+
     with Lake(settings.storage) as lake:
         lake.append(bars)
 
@@ -35,14 +43,18 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import Dataset, make_model
+
     with Lake(settings.storage, read_only=True) as lake:
         panel = Panel.from_bars(lake.bars(), get_calendar())
     spec, registry = Spec(tuple(features)), settings.storage.registry_dir
     model = make_model(name, seed=seed).fit(Dataset.from_panel(panel, spec, HORIZONS))
     key = ensure_keys(settings.storage.keys_dir).private
-    part = save_artifact(model, spec, registry / "versions" / f".new{version}", {"entry_delay": 1, "seed": seed}, key)
+    part = save_artifact(
+        model, spec, registry / "versions" / f".new{version}", {"entry_delay": 1, "seed": seed}, key
+    )
     place = part.with_name(artifact_hash(part))
-    if not place.exists(): part.rename(place)
+    if not place.exists():
+        part.rename(place)
     point(settings, place.name, version, skill)
     return place
 
@@ -50,19 +62,31 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
 def point(settings, artifact, version=1, skill="none"):
     "Swap the champion pointer, atomically."
     path = settings.storage.registry_dir / "champion.json"
-    entry = {"version": version, "artifact": artifact, "skill": skill, "decision": "hold", "promoted_at": f"2026-01-01T00:00:{version:02d}+00:00"}
+    entry = {
+        "version": version,
+        "artifact": artifact,
+        "skill": skill,
+        "decision": "hold",
+        "promoted_at": f"2026-01-01T00:00:{version:02d}+00:00",
+    }
     path.with_suffix(".tmp").write_text(json.dumps(entry))
     os.replace(path.with_suffix(".tmp"), path)
-    with open(path.with_name("history.jsonl"), "a") as f: f.write(json.dumps({"event": "promote"} | entry) + "\n")
+    with open(path.with_name("history.jsonl"), "a") as f:
+        f.write(json.dumps({"event": "promote"} | entry) + "\n")
 
 
 @pytest.fixture(scope="session")
 def market():
     "Fourteen tickers; one is halted for the last three sessions, one was delisted long ago."
     from stockpredict.sources.simulate import simulate
+
     bars = simulate("realistic", tickers=14, sessions=380, seed=4).bars
-    halted = (bars.ticker == "SIM05") & (bars.event_time > bars.event_time.drop_duplicates().nlargest(4).min())
-    delisted = (bars.ticker == "SIM06") & (bars.event_time > bars.event_time.min() + (bars.event_time.max() - bars.event_time.min()) / 4)
+    halted = (bars.ticker == "SIM05") & (
+        bars.event_time > bars.event_time.drop_duplicates().nlargest(4).min()
+    )
+    delisted = (bars.ticker == "SIM06") & (
+        bars.event_time > bars.event_time.min() + (bars.event_time.max() - bars.event_time.min()) / 4
+    )
     return bars[~halted & ~delisted].reset_index(drop=True)
 
 
@@ -70,6 +94,7 @@ def market():
 def template(tmp_path_factory, market):
     "Built once: lake, champion, table."
     from stockpredict.serve.answer_table import refresh
+
     settings = build_settings(tmp_path_factory.mktemp("served"))
     fill_lake(settings, market)
     publish(settings)
@@ -81,6 +106,7 @@ def template(tmp_path_factory, market):
 def settings(template, tmp_path):
     "A copy that a test may break."
     import shutil
+
     home = tmp_path / "home"
     shutil.copytree(template.storage.home_dir, home)
     return build_settings(home)
@@ -88,16 +114,21 @@ def settings(template, tmp_path):
 
 class Served:
     "An application and a client for it, in one event loop with its housekeeping on or off."
+
     def __init__(self, settings, house=False, **kw):
         from stockpredict.serve.app import create_app
+
         self.app, self.house = create_app(settings, **kw), house
         self.service = self.app.state.service
 
     async def __aenter__(self):
         self.stack = contextlib.AsyncExitStack()
-        if self.house: await self.stack.enter_async_context(self.app.router.lifespan_context(self.app))
+        if self.house:
+            await self.stack.enter_async_context(self.app.router.lifespan_context(self.app))
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        client = await self.stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://service"))
+        client = await self.stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://service")
+        )
         client.service = self.service
         return client
 
@@ -106,11 +137,13 @@ class Served:
 
 
 @pytest.fixture
-def served(): return Served
+def served():
+    return Served
 
 
 @pytest.fixture
-def run(): return asyncio.run
+def run():
+    return asyncio.run
 
 
 def free_port() -> int:
@@ -126,19 +159,42 @@ def uvicorn_process(settings, tmp_path, *args):
     ini.write_text(settings.to_ini())
     env = os.environ | {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
     started = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "uvicorn", "--factory", "stockpredict.serve.app:app_factory", "--port", str(port),
-        "--log-level", "warning", "--no-access-log", *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "stockpredict.serve.app:app_factory",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+            "--no-access-log",
+            *args,
+        ],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         while True:
-            try: httpx.get(url + "/health", timeout=2); break
+            try:
+                httpx.get(url + "/health", timeout=2)
+                break
             except httpx.HTTPError:
-                if process.poll() is not None: raise AssertionError(process.stdout.read().decode()) from None
-                if time.monotonic() - started > 60: raise
-                time.sleep(.05)
+                if process.poll() is not None:
+                    raise AssertionError(process.stdout.read().decode()) from None
+                if time.monotonic() - started > 60:
+                    raise
+                time.sleep(0.05)
         yield process, url, time.monotonic() - started
     finally:
         if process.poll() is None:
             process.terminate()
-            try: process.wait(40)
-            except subprocess.TimeoutExpired: process.kill(); process.wait()
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

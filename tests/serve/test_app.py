@@ -1,4 +1,5 @@
 """The service over ASGI: answers, refusals, headers, degradation. No port, no network."""
+
 import asyncio
 import json
 import re
@@ -18,6 +19,7 @@ def get(served, settings, *paths, headers=None, method="GET", **kw):
     async def go():
         async with served(settings, **kw) as client:
             return [await client.request(method, p, headers=headers) for p in paths]
+
     told = asyncio.run(go())
     return told[0] if len(told) == 1 else told
 
@@ -28,7 +30,9 @@ def problem(response, status, code):
     told = response.json()
     assert told["success"] is False and told["data"] is None
     error = told["error"]
-    assert {"type", "title", "status", "detail", "instance", "code", "message", "fix", "timestamp"} <= set(error)
+    assert {"type", "title", "status", "detail", "instance", "code", "message", "fix", "timestamp"} <= set(
+        error
+    )
     assert (error["code"], error["status"]) == (code, status) and error["detail"]
     assert told["metadata"]["request_id"] == response.headers["x-request-id"]
     return error
@@ -39,7 +43,12 @@ def test_one_ticker(served, template, fast):
     one, many = get(served, template, "/v1/predictions/SIM00?horizon=1", "/v1/predictions/SIM00", fast=fast)
     told = Envelope[Prediction].model_validate_json(one.content)
     assert one.json()["data"]["disclaimer"] == "Research output, not investment advice."
-    assert told.success and told.data.horizon == 1 and told.data.staleness.state == "stale" and not told.data.stale_model
+    assert (
+        told.success
+        and told.data.horizon == 1
+        and told.data.staleness.state == "stale"
+        and not told.data.stale_model
+    )
     assert told.metadata.version == "v1" and told.metadata.request_id == one.headers["x-request-id"]
     both = Envelope[list[Prediction]].model_validate_json(many.content).data
     assert [p.horizon for p in both] == [1, 5] and both[0] == told.data
@@ -49,10 +58,19 @@ def test_fast_path_and_router_give_the_same_bytes_and_headers(served, template):
     tickers = Table.open(template.storage.serving_dir / TABLE).tickers
     paths = [f"/v1/predictions/{t}{q}" for t in tickers for q in ("", "?horizon=1", "?horizon=5")]
     for _ in range(3):
-        fast, slow = (get(served, template, *paths, headers={"x-request-id": "same"}, fast=f) for f in (True, False))
-        def plain(told): return [(r.status_code, re.sub(rb'"timestamp":"[^"]+"', b"", r.content), sorted(r.headers.items())) for r in told]
+        fast, slow = (
+            get(served, template, *paths, headers={"x-request-id": "same"}, fast=f) for f in (True, False)
+        )
+
+        def plain(told):
+            return [
+                (r.status_code, re.sub(rb'"timestamp":"[^"]+"', b"", r.content), sorted(r.headers.items()))
+                for r in told
+            ]
+
         assert plain(fast) == plain(slow)
-        if [r.content for r in fast] == [r.content for r in slow]: return   # also the second was the same
+        if [r.content for r in fast] == [r.content for r in slow]:
+            return  # also the second was the same
     raise AssertionError("never within one second")
 
 
@@ -63,13 +81,17 @@ def test_the_fast_path_is_really_taken(served, template):
             client.service.quick.clear()
             client.service.files.look = lambda: None
             return await client.get("/v1/predictions/SIM00?horizon=1")
+
     assert asyncio.run(go()).status_code == 200
+
     async def poisoned():
         async with served(template) as client:
             client.service.tick()
             for key, (body, one) in list(client.service.quick.items()):
-                if one: client.service.quick[key] = (body.replace(b"SIM", b"XIM"), one)
+                if one:
+                    client.service.quick[key] = (body.replace(b"SIM", b"XIM"), one)
             return await client.get("/v1/predictions/SIM00?horizon=1")
+
     assert asyncio.run(poisoned()).json()["data"]["ticker"] == "XIM00"
 
 
@@ -84,17 +106,43 @@ def test_unknown_ticker_names_near_ones(served, template):
 
 
 def test_known_ticker_without_a_current_bar_says_so(served, template):
-    assert "last is of" in problem(get(served, template, "/v1/predictions/SIM05"), 404, "unknown-ticker")["message"]
-    assert "last is of" in problem(get(served, template, "/v1/predictions/SIM06"), 404, "unknown-ticker")["message"]
+    assert (
+        "last is of"
+        in problem(get(served, template, "/v1/predictions/SIM05"), 404, "unknown-ticker")["message"]
+    )
+    assert (
+        "last is of"
+        in problem(get(served, template, "/v1/predictions/SIM06"), 404, "unknown-ticker")["message"]
+    )
 
 
 def test_unknown_horizon_names_the_trained_ones(served, template):
-    for path in ("/v1/predictions/SIM00?horizon=2", "/v1/predictions?horizon=2", "/v1/predictions/SIM00?horizon=-1"):
+    for path in (
+        "/v1/predictions/SIM00?horizon=2",
+        "/v1/predictions?horizon=2",
+        "/v1/predictions/SIM00?horizon=-1",
+    ):
         assert "1, 5" in problem(get(served, template, path), 404, "unknown-horizon")["fix"]
 
 
-ATTACKS = ["';DROP TABLE bars;--", "%00", "A" * 10_000, "../../etc/passwd", "..%2f..%2fetc%2fpasswd", "\u0410APL", "AAPL%0d%0aX-Evil:1", " ",
-    "<script>alert(1)</script>", "${jndi:ldap://x}", "%F0%9F%92%A9", "\uff21\uff21\uff30\uff2c", "%2e%2e", "{{7*7}}", "=cmd|' /C calc'!A0", "A%20B"]
+ATTACKS = [
+    "';DROP TABLE bars;--",
+    "%00",
+    "A" * 10_000,
+    "../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "\u0410APL",
+    "AAPL%0d%0aX-Evil:1",
+    " ",
+    "<script>alert(1)</script>",
+    "${jndi:ldap://x}",
+    "%F0%9F%92%A9",
+    "\uff21\uff21\uff30\uff2c",
+    "%2e%2e",
+    "{{7*7}}",
+    "=cmd|' /C calc'!A0",
+    "A%20B",
+]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -103,13 +151,24 @@ def test_attacks_as_tickers_are_refused_as_data(served, template, attack):
     assert told.status_code in (404, 422), told.text
     assert told.json()["success"] is False and len(told.content) < 2500
     assert "x-evil" not in told.headers
-    assert told.headers["content-type"] == "application/problem+json" and told.headers["x-content-type-options"] == "nosniff"
+    assert (
+        told.headers["content-type"] == "application/problem+json"
+        and told.headers["x-content-type-options"] == "nosniff"
+    )
 
 
-@pytest.mark.parametrize("path,status,code", [
-    ("/v1/predictions/SIM00?horizon=abc", 422, "request-invalid"), ("/v1/predictions?limit=0", 422, "request-invalid"),
-    ("/v1/predictions?limit=5000", 422, "request-invalid"), ("/nowhere", 404, "not-found"), ("/v1/predictions?tickers=SIM00,NOPE", 404, "unknown-ticker"),
-    ("/v1/predictions?tickers=SIM00,';--", 422, "request-invalid"), ("/v1/predictions?cursor=" + "A" * 99, 422, "request-invalid")])
+@pytest.mark.parametrize(
+    "path,status,code",
+    [
+        ("/v1/predictions/SIM00?horizon=abc", 422, "request-invalid"),
+        ("/v1/predictions?limit=0", 422, "request-invalid"),
+        ("/v1/predictions?limit=5000", 422, "request-invalid"),
+        ("/nowhere", 404, "not-found"),
+        ("/v1/predictions?tickers=SIM00,NOPE", 404, "unknown-ticker"),
+        ("/v1/predictions?tickers=SIM00,';--", 422, "request-invalid"),
+        ("/v1/predictions?cursor=" + "A" * 99, 422, "request-invalid"),
+    ],
+)
 def test_refusals(served, template, path, status, code):
     problem(get(served, template, path), status, code)
 
@@ -122,7 +181,9 @@ def test_wrong_method(served, template):
 
 def test_old_data_is_trouble_unless_the_source_is_historical(served, template, tmp_path):
     for source, state in (("simulated", "historical"), ("files", "trouble")):
-        told = get(served, template.with_(**{"data.source": source, "data.files_path": str(tmp_path)}), "/health")
+        told = get(
+            served, template.with_(**{"data.source": source, "data.files_path": str(tmp_path)}), "/health"
+        )
         assert told.status_code == 200 and told.json()["components"]["data"]["status"] == state
         assert ("data" in told.json()["trouble"]) is (state == "trouble")
 
@@ -132,10 +193,14 @@ def test_pages_of_the_list_cover_everything_once(served, template):
         seen, cursor = [], ""
         async with served(template) as client:
             while True:
-                told = (await client.get("/v1/predictions", params={"horizon": 1, "limit": 5, "cursor": cursor})).json()
+                told = (
+                    await client.get("/v1/predictions", params={"horizon": 1, "limit": 5, "cursor": cursor})
+                ).json()
                 seen += [p["ticker"] for p in told["data"]]
                 assert told["metadata"]["count"] == len(told["data"]) <= 5
-                if not (cursor := told["metadata"].get("next_cursor")): return seen
+                if not (cursor := told["metadata"].get("next_cursor")):
+                    return seen
+
     assert asyncio.run(go()) == Table.open(template.storage.serving_dir / TABLE).tickers
 
 
@@ -146,19 +211,29 @@ def test_chosen_tickers(served, template):
 
 def test_unchanged_costs_no_body(served, template):
     tag = get(served, template, "/v1/predictions/SIM00?horizon=1").headers["etag"]
-    for path in ("/v1/predictions/SIM00?horizon=1", "/v1/predictions/sim00?horizon=1", "/v1/predictions?tickers=SIM00"):
+    for path in (
+        "/v1/predictions/SIM00?horizon=1",
+        "/v1/predictions/sim00?horizon=1",
+        "/v1/predictions?tickers=SIM00",
+    ):
         again = get(served, template, path, headers={"if-none-match": tag})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-    assert get(served, template, "/v1/predictions/SIM00", headers={"if-none-match": 'W/"other"'}).status_code == 200
+    assert (
+        get(served, template, "/v1/predictions/SIM00", headers={"if-none-match": 'W/"other"'}).status_code
+        == 200
+    )
 
 
 def test_the_tag_changes_with_the_table(served, settings):
     before = get(served, settings, "/v1/predictions/SIM00").headers["etag"]
-    publish(settings, "ridge", 2); refresh(settings)
+    publish(settings, "ridge", 2)
+    refresh(settings)
     assert get(served, settings, "/v1/predictions/SIM00").headers["etag"] != before
 
 
-@pytest.mark.parametrize("given,kept", [("order-17_a.b", True), ("x" * 65, False), ("a b", False), ('a"b', False), ("", False)])
+@pytest.mark.parametrize(
+    "given,kept", [("order-17_a.b", True), ("x" * 65, False), ("a b", False), ('a"b', False), ("", False)]
+)
 def test_request_ids(served, template, given, kept):
     told = get(served, template, "/v1/predictions/SIM00", headers={"x-request-id": given})
     rid = told.headers["x-request-id"]
@@ -166,9 +241,26 @@ def test_request_ids(served, template, given, kept):
 
 
 def test_every_answer_carries_the_security_headers(served, template):
-    for r in get(served, template, "/", "/docs", "/health", "/metrics", "/v1/predictions/SIM00", "/nowhere", "/reports/x", "/assets/page.js", "/openapi.json"):
-        assert r.headers["x-content-type-options"] == "nosniff" and r.headers["referrer-policy"] == "no-referrer"
-        assert "default-src 'none'" in r.headers["content-security-policy"] and "unsafe" not in r.headers["content-security-policy"]
+    for r in get(
+        served,
+        template,
+        "/",
+        "/docs",
+        "/health",
+        "/metrics",
+        "/v1/predictions/SIM00",
+        "/nowhere",
+        "/reports/x",
+        "/assets/page.js",
+        "/openapi.json",
+    ):
+        assert (
+            r.headers["x-content-type-options"] == "nosniff" and r.headers["referrer-policy"] == "no-referrer"
+        )
+        assert (
+            "default-src 'none'" in r.headers["content-security-policy"]
+            and "unsafe" not in r.headers["content-security-policy"]
+        )
         assert r.headers["x-request-id"]
 
 
@@ -185,34 +277,49 @@ def test_a_new_table_is_served_without_a_restart(served, settings):
     async def go():
         async with served(settings) as client:
             first = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]["name"]
-            publish(settings, "ridge", 2, "weak"); refresh(settings)
+            publish(settings, "ridge", 2, "weak")
+            refresh(settings)
             until = time.monotonic() + 5
             while time.monotonic() < until:
                 told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]
-                if told["name"] != first: return first, told
-                await asyncio.sleep(.1)
+                if told["name"] != first:
+                    return first, told
+                await asyncio.sleep(0.1)
+
     first, then = asyncio.run(go())
-    assert first == "mean" and then["name"] == "ridge" and then["skill"] == "weak" and "eak evidence" in then["verdict"]
+    assert (
+        first == "mean"
+        and then["name"] == "ridge"
+        and then["skill"] == "weak"
+        and "eak evidence" in then["verdict"]
+    )
 
 
 def test_without_a_table_everything_says_what_to_do(served, settings):
-    for f in settings.storage.serving_dir.iterdir(): f.unlink()
-    one, many, health, front, docs, metrics = get(served, settings, "/v1/predictions/SIM00", "/v1/predictions", "/health", "/", "/docs", "/metrics")
-    for r in (one, many): assert "stockpredict predict" in problem(r, 503, "not-ready")["fix"] and r.headers["retry-after"]
+    for f in settings.storage.serving_dir.iterdir():
+        f.unlink()
+    one, many, health, front, docs, metrics = get(
+        served, settings, "/v1/predictions/SIM00", "/v1/predictions", "/health", "/", "/docs", "/metrics"
+    )
+    for r in (one, many):
+        assert "stockpredict predict" in problem(r, 503, "not-ready")["fix"] and r.headers["retry-after"]
     assert health.status_code == 503 and health.json()["status"] == "down"
     assert "stockpredict predict" in front.text and docs.status_code == metrics.status_code == 200
 
 
 def test_a_moved_pointer_heals_by_itself(served, settings):
     "Housekeeping notices the new champion and writes its table."
+
     async def go():
         async with served(settings, house=True) as client:
             publish(settings, "ridge", 2, "strong")
             until = time.monotonic() + 60
             while time.monotonic() < until:
                 told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
-                if told["model"]["name"] == "ridge" and not told["stale_model"]: return True
-                await asyncio.sleep(.2)
+                if told["model"]["name"] == "ridge" and not told["stale_model"]:
+                    return True
+                await asyncio.sleep(0.2)
+
     assert asyncio.run(go())
 
 
@@ -225,58 +332,110 @@ def test_a_refused_champion_is_flagged_and_the_old_answers_stay(served, settings
             while time.monotonic() < until:
                 told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
                 assert told["model"]["name"] == "mean"
-                if told["stale_model"]: break
-                await asyncio.sleep(.2)
+                if told["stale_model"]:
+                    break
+                await asyncio.sleep(0.2)
             return told, (await client.get("/health")).json(), (await client.get("/metrics")).text
+
     told, health, metrics = asyncio.run(go())
-    assert told["stale_model"] and health["status"] == "degraded" and "refused" in health["components"]["model"]["reason"]
+    assert (
+        told["stale_model"]
+        and health["status"] == "degraded"
+        and "refused" in health["components"]["model"]["reason"]
+    )
     assert "stockpredict_stale_model 1.0" in metrics
 
 
 def test_a_lost_lake_and_registry_do_not_reach_stored_answers(served, settings):
     import shutil
-    shutil.rmtree(settings.storage.lake_dir); shutil.rmtree(settings.storage.registry_dir)
+
+    shutil.rmtree(settings.storage.lake_dir)
+    shutil.rmtree(settings.storage.registry_dir)
+
     async def go():
         async with served(settings, house=True) as client:
             await asyncio.sleep(2)
             return await client.get("/v1/predictions/SIM00"), (await client.get("/health")).json()
+
     told, health = asyncio.run(go())
-    assert told.status_code == 200 and health["status"] == "degraded" and {"lake", "model"} <= set(health["trouble"])
+    assert (
+        told.status_code == 200
+        and health["status"] == "degraded"
+        and {"lake", "model"} <= set(health["trouble"])
+    )
 
 
 def what_if(served, settings, *bodies, **kw):
     async def go():
         async with served(settings, **kw) as client:
-            return [await client.post("/v1/predict", **({"content": b} if isinstance(b, bytes) else {"json": b})) for b in bodies]
+            return [
+                await client.post("/v1/predict", **({"content": b} if isinstance(b, bytes) else {"json": b}))
+                for b in bodies
+            ]
+
     return asyncio.run(go())
 
 
 @pytest.fixture(scope="module")
 def history(template):
     from stockpredict.serve.engine import Engine
+
     return [{**b, "date": str(b["date"])} for b in own_bars(Engine(template), "SIM01")]
 
 
 def test_own_bars_get_the_stored_answer_when_they_are_the_stored_bars(served, template, history):
-    one, many = what_if(served, template, {"ticker": "SIM01", "bars": history, "horizon": 5}, {"ticker": "SIM01", "bars": history})
+    one, many = what_if(
+        served,
+        template,
+        {"ticker": "SIM01", "bars": history, "horizon": 5},
+        {"ticker": "SIM01", "bars": history},
+    )
     told = Envelope[Prediction].model_validate_json(one.content).data
-    stored = Envelope[Prediction].model_validate(get(served, template, "/v1/predictions/SIM01?horizon=5").json()).data
+    stored = (
+        Envelope[Prediction]
+        .model_validate(get(served, template, "/v1/predictions/SIM01?horizon=5").json())
+        .data
+    )
     assert told.source == "caller" and told.model_copy(update={"source": "lake"}) == stored
     assert [p["horizon"] for p in many.json()["data"]] == [1, 5]
     assert one.headers["cache-control"] == "no-store"
 
 
 def test_a_different_history_gets_a_different_answer(served, template, history):
-    wild = [{**b, "close": b["close"] * (1 + .2 * (i % 2))} for i, b in enumerate(history[-60:-1])] + [history[-1]]
+    wild = [{**b, "close": b["close"] * (1 + 0.2 * (i % 2))} for i, b in enumerate(history[-60:-1])] + [
+        history[-1]
+    ]
     wild = [{"date": b["date"], "close": b["close"]} for b in wild]
     calm, told = what_if(served, template, {"bars": history, "horizon": 1}, {"bars": wild, "horizon": 1})
     assert told.json()["data"]["volatility"]["daily"] > 3 * calm.json()["data"]["volatility"]["daily"]
 
 
-BODIES = [b"", b"[]", b"null", b"{", b'{"bars":[]}', b'{"bars":"x"}', b"[" * 100_000, b'{"bars":' + b"[" * 50_000, b"\x1f\x8b\x08\x00", b"\xff\xfe\x00",
-    b'{"ticker":"' + b"A" * 5000 + b'","bars":[]}', b'{"__class__":"os.system","bars":[]}']
-BODIES += [b'{"bars":[{"date":"2016-07-05","close":1},{"date":%b}]}' % bar for bar in (b'"2016-07-06","close":NaN', b'"2016-07-06","close":1e999',
-    b'"2016-07-06","close":-1', b'"2016-07-06","close":"a"', b'"x","close":1', b'"2016-07-06","close":1,"evil":1', b'"2016-07-06"')]
+BODIES = [
+    b"",
+    b"[]",
+    b"null",
+    b"{",
+    b'{"bars":[]}',
+    b'{"bars":"x"}',
+    b"[" * 100_000,
+    b'{"bars":' + b"[" * 50_000,
+    b"\x1f\x8b\x08\x00",
+    b"\xff\xfe\x00",
+    b'{"ticker":"' + b"A" * 5000 + b'","bars":[]}',
+    b'{"__class__":"os.system","bars":[]}',
+]
+BODIES += [
+    b'{"bars":[{"date":"2016-07-05","close":1},{"date":%b}]}' % bar
+    for bar in (
+        b'"2016-07-06","close":NaN',
+        b'"2016-07-06","close":1e999',
+        b'"2016-07-06","close":-1',
+        b'"2016-07-06","close":"a"',
+        b'"x","close":1',
+        b'"2016-07-06","close":1,"evil":1',
+        b'"2016-07-06"',
+    )
+]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
@@ -286,30 +445,45 @@ def test_bodies_that_are_no_request(served, template, body):
 
 def test_body_limits(served, template):
     async def chunks():
-        for _ in range(40): yield b" " * 65536
+        for _ in range(40):
+            yield b" " * 65536
+
     async def go():
         async with served(template) as client:
             long = await client.post("/v1/predict", content=b" " * (1 << 20) + b"x")
             stream = await client.post("/v1/predict", content=chunks())
             packed = await client.post("/v1/predict", content=b"x", headers={"content-encoding": "gzip"})
-            many = await client.post("/v1/predict", content=json.dumps({"bars": [{"date": "2016-07-06", "close": 1}] * 5001}))
+            many = await client.post(
+                "/v1/predict", content=json.dumps({"bars": [{"date": "2016-07-06", "close": 1}] * 5001})
+            )
             return long, stream, packed, many
+
     long, stream, packed, many = asyncio.run(go())
-    problem(long, 413, "body-too-large"); problem(stream, 413, "body-too-large")
-    problem(packed, 422, "request-invalid"); problem(many, 422, "request-invalid")
+    problem(long, 413, "body-too-large")
+    problem(stream, 413, "body-too-large")
+    problem(packed, 422, "request-invalid")
+    problem(many, 422, "request-invalid")
 
 
 def test_what_if_errors_name_the_reason(served, template, history):
-    asked = {"bars": history[:-1]}, {"bars": history, "horizon": 3}, {"bars": history[-4:]}, {"bars": history, "ticker": "';--"}
+    asked = (
+        {"bars": history[:-1]},
+        {"bars": history, "horizon": 3},
+        {"bars": history[-4:]},
+        {"bars": history, "ticker": "';--"},
+    )
     late, horizon, short, name = what_if(served, template, *asked)
     assert "newest" in problem(late, 422, "bars-invalid")["message"]
     assert "1, 5" in problem(horizon, 404, "unknown-horizon")["fix"]
-    problem(short, 422, "not-enough-history"); problem(name, 422, "bars-invalid")
+    problem(short, 422, "not-enough-history")
+    problem(name, 422, "bars-invalid")
 
 
 def test_full_queue_says_when_to_return(served, template, history):
     import threading
+
     gate = threading.Event()
+
     async def go():
         async with served(template.with_(**{"serving.max_queue": 2})) as client:
             service = client.service
@@ -318,15 +492,19 @@ def test_full_queue_says_when_to_return(served, template, history):
             service.batcher.run = lambda asks: (gate.wait(20), real(asks))[1]
             body = {"bars": history, "horizon": 1}
             first = asyncio.create_task(client.post("/v1/predict", json=body))
-            while service.batcher.task is None or service.batcher.queue: await asyncio.sleep(.01)
+            while service.batcher.task is None or service.batcher.queue:
+                await asyncio.sleep(0.01)
             rest = [asyncio.create_task(client.post("/v1/predict", json=body)) for _ in range(2)]
-            while len(service.batcher.queue) < 2: await asyncio.sleep(.01)
+            while len(service.batcher.queue) < 2:
+                await asyncio.sleep(0.01)
             full = await client.post("/v1/predict", json=body)
-            read = await client.get("/v1/predictions/SIM00")     # reading goes on meanwhile
+            read = await client.get("/v1/predictions/SIM00")  # reading goes on meanwhile
             gate.set()
             return full, read, [await first] + [await r for r in rest], (await client.get("/metrics")).text
+
     full, read, told, metrics = asyncio.run(go())
-    problem(full, 503, "queue-full"); assert full.headers["retry-after"] == "1" and read.status_code == 200
+    problem(full, 503, "queue-full")
+    assert full.headers["retry-after"] == "1" and read.status_code == 200
     assert {r.status_code for r in told} == {200} and len({orjson.dumps(r.json()["data"]) for r in told}) == 1
     assert "stockpredict_whatif_batch_size_count 2.0" in metrics
 
@@ -337,7 +515,10 @@ def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history)
             await asyncio.to_thread(client.service.load_engine)
             model = client.service.engine.model
             model.weights = {k: v * float("inf") for k, v in model.weights.items()}
-            return await client.post("/v1/predict", json={"bars": history}), (await client.get("/metrics")).text
+            return await client.post("/v1/predict", json={"bars": history}), (
+                await client.get("/metrics")
+            ).text
+
     told, metrics = asyncio.run(go())
     problem(told, 503, "model-output-invalid")
     assert 'stockpredict_refusals_total{code="model-output-invalid"} 1.0' in metrics
@@ -345,7 +526,7 @@ def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history)
 
 def test_without_a_model_own_bars_are_refused_with_the_reason(served, settings, history):
     (settings.storage.registry_dir / "champion.json").unlink()
-    told, = what_if(served, settings, {"bars": history})
+    (told,) = what_if(served, settings, {"bars": history})
     assert "No model has been published" in problem(told, 503, "not-ready")["message"]
 
 
@@ -358,14 +539,33 @@ def test_models_and_history(served, settings):
 def test_metrics_are_labelled_by_route_and_not_by_path(served, template):
     async def go():
         async with served(template) as client:
-            for path in ("/v1/predictions/SIM00?horizon=1", "/v1/predictions/sim01", "/v1/predictions/NOPE", "/secret-path-1", "/reports/a", "/v1/models"):
+            for path in (
+                "/v1/predictions/SIM00?horizon=1",
+                "/v1/predictions/sim01",
+                "/v1/predictions/NOPE",
+                "/secret-path-1",
+                "/reports/a",
+                "/v1/models",
+            ):
                 await client.get(path)
             return (await client.get("/metrics")).text
+
     from prometheus_client.parser import text_string_to_metric_families
+
     families = {f.name: f for f in text_string_to_metric_families(asyncio.run(go()))}
-    counted = {(s.labels["route"], s.labels["status"]): s.value for s in families["stockpredict_request_seconds"].samples if s.name.endswith("_count")}
+    counted = {
+        (s.labels["route"], s.labels["status"]): s.value
+        for s in families["stockpredict_request_seconds"].samples
+        if s.name.endswith("_count")
+    }
     one = "/v1/predictions/{ticker}"
-    assert counted == {(one, "200"): 2, (one, "404"): 1, ("unmatched", "404"): 1, ("/reports", "404"): 1, ("/v1/models", "200"): 1}
+    assert counted == {
+        (one, "200"): 2,
+        (one, "404"): 1,
+        ("unmatched", "404"): 1,
+        ("/reports", "404"): 1,
+        ("/v1/models", "200"): 1,
+    }
     assert families["stockpredict_table_rows"].samples[0].value > 0
 
 
@@ -374,6 +574,7 @@ def test_an_unforeseen_failure_is_an_answer_with_an_id_and_no_trace(served, temp
         async with served(template) as client:
             client.service.health = lambda: 1 / 0
             return await client.get("/health", headers={"x-request-id": "find-me"})
+
     told = asyncio.run(go())
     problem(told, 500, "stockpredict-error")
     assert "ZeroDivision" not in told.text
@@ -384,11 +585,19 @@ def test_an_unforeseen_failure_is_an_answer_with_an_id_and_no_trace(served, temp
 @pytest.mark.parametrize("level,lines", [("warning", 0), ("info", 2)])
 def test_access_log_is_json_and_quiet_by_default(served, template, capsys, level, lines):
     headers = {"x-request-id": "r-1", "authorization": "Bearer secret"}
-    get(served, template, "/v1/predictions/SIM00?horizon=1", "/v1/predictions/x%0d%0ay", headers=headers, log_level=level)
+    get(
+        served,
+        template,
+        "/v1/predictions/SIM00?horizon=1",
+        "/v1/predictions/x%0d%0ay",
+        headers=headers,
+        log_level=level,
+    )
     out = capsys.readouterr().err
     told = [orjson.loads(x) for x in out.splitlines()]
     assert len(told) == lines and "secret" not in out
-    for line in told: assert line["event"] == "request" and line["request_id"] == "r-1" and line["ms"] >= 0
+    for line in told:
+        assert line["event"] == "request" and line["request_id"] == "r-1" and line["ms"] >= 0
 
 
 def test_reports_stay_in_their_folder(served, settings):
@@ -398,13 +607,28 @@ def test_reports_stay_in_their_folder(served, settings):
     (reports / "2026" / "run" / "page.html").write_text("<script>alert(1)</script>")
     (reports / ".hidden").write_text("no")
     (reports / "leak").symlink_to(settings.storage.keys_dir)
-    index, page, *refused = get(served, settings, "/reports/", "/reports/2026/run/page.html", "/reports/../home/keys/signing.key",
-        "/reports/%2e%2e/home/keys/signing.key", "/reports/..%2fhome%2fkeys%2fsigning.key", "/reports/leak/signing.key", "/reports/.hidden",
-        "/reports/%00", "/reports/" + "a" * 5000, "/reports/2026%5c..%5c..")
+    index, page, *refused = get(
+        served,
+        settings,
+        "/reports/",
+        "/reports/2026/run/page.html",
+        "/reports/../home/keys/signing.key",
+        "/reports/%2e%2e/home/keys/signing.key",
+        "/reports/..%2fhome%2fkeys%2fsigning.key",
+        "/reports/leak/signing.key",
+        "/reports/.hidden",
+        "/reports/%00",
+        "/reports/" + "a" * 5000,
+        "/reports/2026%5c..%5c..",
+    )
     assert "All reports" in index.text and page.status_code == 200
     for r in (index, page):
-        assert "default-src 'none'" in r.headers["content-security-policy"] and "script-src" not in r.headers["content-security-policy"]
-    for r in refused: assert problem(r, 404, "not-found")
+        assert (
+            "default-src 'none'" in r.headers["content-security-policy"]
+            and "script-src" not in r.headers["content-security-policy"]
+        )
+    for r in refused:
+        assert problem(r, 404, "not-found")
 
 
 def test_pages_are_complete_without_a_network(served, template):
@@ -422,18 +646,29 @@ def test_pages_are_complete_without_a_network(served, template):
 def test_every_example_of_the_reference_page_works(served, template):
     "What the forms are filled with, sent as the script would send it."
     import html
+
     async def go():
         async with served(template) as client:
             page = (await client.get("/docs")).text
             seen = {}
-            for verb, path, inner in re.findall(r'<form data-verb="(\w+)" data-path="([^"]+)">(.*?)</form>', page, re.S):
+            for verb, path, inner in re.findall(
+                r'<form data-verb="(\w+)" data-path="([^"]+)">(.*?)</form>', page, re.S
+            ):
                 boxes = re.findall(r'<input name="(\w+)" data-in="(\w+)" value="([^"]*)"', inner)
                 body = re.search(r"<textarea[^>]*>(.*?)</textarea>", inner, re.S)
                 for name, where, value in boxes:
-                    if where == "path": path = path.replace("{" + name + "}", html.unescape(value))
-                query = {name: html.unescape(value) for name, where, value in boxes if where == "query" and value}
-                seen[path] = (await client.request(verb, path, params=query, content=html.unescape(body[1]) if body else None)).status_code
+                    if where == "path":
+                        path = path.replace("{" + name + "}", html.unescape(value))
+                query = {
+                    name: html.unescape(value) for name, where, value in boxes if where == "query" and value
+                }
+                seen[path] = (
+                    await client.request(
+                        verb, path, params=query, content=html.unescape(body[1]) if body else None
+                    )
+                ).status_code
             return seen
+
     seen = asyncio.run(go())
     assert len(seen) == 6 and set(seen.values()) == {200}, seen
 
@@ -443,15 +678,28 @@ def test_the_openapi_schema_is_whole(served, template):
     names = set(told["components"]["schemas"])
     used = set(re.findall(r'"#/components/schemas/([^"]+)"', orjson.dumps(told).decode()))
     assert used <= names and {"Prediction", "WhatIf", "WhatIfBar"} <= names
-    assert set(told["paths"]) == {"/v1/predictions/{ticker}", "/v1/predictions", "/v1/predict", "/v1/models", "/health", "/metrics"}
+    assert set(told["paths"]) == {
+        "/v1/predictions/{ticker}",
+        "/v1/predictions",
+        "/v1/predict",
+        "/v1/models",
+        "/health",
+        "/metrics",
+    }
     assert all(op["summary"] and op["operationId"] for ops in told["paths"].values() for op in ops.values())
 
 
 def test_two_applications_do_not_mix(served, template, settings):
-    publish(settings, "ridge", 2); refresh(settings)
+    publish(settings, "ridge", 2)
+    refresh(settings)
+
     async def go():
         async with served(template) as a, served(settings) as b:
-            return [(await c.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]["name"] for c in (a, b)], (await b.get("/metrics")).text
+            return [
+                (await c.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]["name"]
+                for c in (a, b)
+            ], (await b.get("/metrics")).text
+
     names, metrics = asyncio.run(go())
     assert names == ["mean", "ridge"]
     assert 'route="/v1/predictions/{ticker}",status="200"} 1.0' in metrics

@@ -1,4 +1,5 @@
 """The engine: only what was signed, only finite numbers, the same numbers as the full history."""
+
 import asyncio
 import json
 import shutil
@@ -8,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion, NotEnoughHistory, QueueFull, UnknownHorizon
+from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
+from stockpredict.core.errors import NotEnoughHistory, QueueFull, UnknownHorizon
 from stockpredict.serve.engine import Batcher, Engine, champion_pointer
 from stockpredict.serve.schemas import WhatIf
 
@@ -16,46 +18,84 @@ from .conftest import point, publish
 
 
 @pytest.fixture(scope="module")
-def engine(template): return Engine(template)
+def engine(template):
+    return Engine(template)
 
 
 def own_bars(engine, ticker, **change):
     rows = engine.window().bars[engine.window().bars.ticker == ticker]
     keep = ["close", "open", "high", "low", "volume"]
-    return [{"date": t.date(), **{k: v for k, v in zip(keep, row, strict=True) if v == v}}
-        for t, row in zip(rows.event_time, rows[keep].itertuples(index=False), strict=True)]
+    return [
+        {"date": t.date(), **{k: v for k, v in zip(keep, row, strict=True) if v == v}}
+        for t, row in zip(rows.event_time, rows[keep].itertuples(index=False), strict=True)
+    ]
 
 
-@pytest.mark.parametrize("entry", ["", "[]", "{}", "null", '{"version":1}', '{"version":"x","artifact":"aaaaaaaa"}',
-    '{"version":1,"artifact":"../../../etc"}', '{"version":1,"artifact":"/etc"}', '{"version":1,"artifact":"AAAAAAAA"}',
-    '{"version":1,"artifact":"aaaaaaaa","skill":"superb"}', '{"version":1,"artifact":"aaaaaaaa\\u0000"}', "\x80\x04."])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"version":1}',
+        '{"version":"x","artifact":"aaaaaaaa"}',
+        '{"version":1,"artifact":"../../../etc"}',
+        '{"version":1,"artifact":"/etc"}',
+        '{"version":1,"artifact":"AAAAAAAA"}',
+        '{"version":1,"artifact":"aaaaaaaa","skill":"superb"}',
+        '{"version":1,"artifact":"aaaaaaaa\\u0000"}',
+        "\x80\x04.",
+    ],
+)
 def test_a_pointer_that_is_not_ours_is_refused(settings, entry):
     (settings.storage.registry_dir / "champion.json").write_text(entry, encoding="latin1")
-    with pytest.raises(ArtifactRejected): champion_pointer(settings)
+    with pytest.raises(ArtifactRejected):
+        champion_pointer(settings)
 
 
 def test_no_champion_says_what_to_run(settings):
     (settings.storage.registry_dir / "champion.json").unlink()
-    with pytest.raises(NoChampion, match="stockpredict train"): Engine(settings)
+    with pytest.raises(NoChampion, match="stockpredict train"):
+        Engine(settings)
 
 
 def test_an_unknown_artifact_is_refused(settings):
     point(settings, "ab" * 32, 9)
-    with pytest.raises(ArtifactRejected): Engine(settings)
+    with pytest.raises(ArtifactRejected):
+        Engine(settings)
 
 
-def damage_signature(place, settings): (place / "signature.json").write_text("{}")
-def damage_weights(place, settings): (place / "weights.safetensors").write_bytes((place / "weights.safetensors").read_bytes()[:-4])
-def add_pickle(place, settings): (place / "model.pkl").write_bytes(b"\x80\x04.")
+def damage_signature(place, settings):
+    (place / "signature.json").write_text("{}")
+
+
+def damage_weights(place, settings):
+    (place / "weights.safetensors").write_bytes((place / "weights.safetensors").read_bytes()[:-4])
+
+
+def add_pickle(place, settings):
+    (place / "model.pkl").write_bytes(b"\x80\x04.")
+
+
 def swap_for_an_older_one(place, settings):
     "A genuine, signed artifact in the folder of another."
     older = champion_of(settings)
-    shutil.rmtree(place); shutil.copytree(older, place)
+    shutil.rmtree(place)
+    shutil.copytree(older, place)
+
+
 def sign_with_another_key(place, settings):
     from stockpredict.models.artifact import ensure_keys
+
     seal = json.loads((place / "signature.json").read_text())
-    seal["signature"] = ensure_keys(settings.storage.home_dir / "foreign").private.sign((place / "manifest.json").read_bytes()).hex()
+    seal["signature"] = (
+        ensure_keys(settings.storage.home_dir / "foreign")
+        .private.sign((place / "manifest.json").read_bytes())
+        .hex()
+    )
     (place / "signature.json").write_text(json.dumps(seal))
+
 
 def champion_of(settings):
     versions = settings.storage.registry_dir / "versions"
@@ -63,7 +103,9 @@ def champion_of(settings):
     return versions / json.loads(lines[0])["artifact"]
 
 
-@pytest.mark.parametrize("attack", [damage_signature, damage_weights, add_pickle, swap_for_an_older_one, sign_with_another_key])
+@pytest.mark.parametrize(
+    "attack", [damage_signature, damage_weights, add_pickle, swap_for_an_older_one, sign_with_another_key]
+)
 def test_the_last_good_model_stays_when_a_new_one_is_refused(settings, attack):
     engine = Engine(settings)
     before = engine.predict_universe().predictions
@@ -73,12 +115,15 @@ def test_the_last_good_model_stays_when_a_new_one_is_refused(settings, attack):
     assert engine.stale_model and ("refused" in engine.reason or "another artifact" in engine.reason)
     assert engine.predict_universe().predictions == before
     publish_again = publish(settings, "ridge", 3, seed=1)
-    assert engine.reload() is True and not engine.stale_model and engine.pointer.artifact == publish_again.name
+    assert (
+        engine.reload() is True and not engine.stale_model and engine.pointer.artifact == publish_again.name
+    )
 
 
 def test_without_the_public_key_nothing_is_loaded(settings):
     (settings.storage.keys_dir / "signing.pub").unlink()
-    with pytest.raises(ArtifactRejected, match="public key"): Engine(settings)
+    with pytest.raises(ArtifactRejected, match="public key"):
+        Engine(settings)
 
 
 def test_the_newest_bars_give_what_the_full_history_gives(settings):
@@ -86,9 +131,11 @@ def test_the_newest_bars_give_what_the_full_history_gives(settings):
     from stockpredict.lake.lake import Lake
     from stockpredict.catalogue.design_matrix import make_inputs
     from stockpredict.algebra.panel import Panel
+
     publish(settings, "ridge", 2, features=("core",))
     engine = Engine(settings)
-    with Lake(settings.storage, read_only=True) as lake: full = make_inputs(Panel.from_bars(lake.bars(), engine.calendar), engine.spec)
+    with Lake(settings.storage, read_only=True) as lake:
+        full = make_inputs(Panel.from_bars(lake.bars(), engine.calendar), engine.spec)
     window = engine.window()
     at = [full.tickers.index(t) for t in window.inputs.tickers]
     assert len(window.inputs) < len(full)
@@ -99,7 +146,7 @@ def test_the_newest_bars_give_what_the_full_history_gives(settings):
 def test_own_bars_that_equal_the_lakes_give_the_stored_answer(engine):
     stored = {(p["ticker"], p["horizon"]): p for p in engine.predict_universe().predictions}
     for ticker in ("SIM00", "SIM03"):
-        told, = engine.predict_bars([WhatIf(ticker=ticker.lower(), bars=own_bars(engine, ticker))])
+        (told,) = engine.predict_bars([WhatIf(ticker=ticker.lower(), bars=own_bars(engine, ticker))])
         assert [p | {"source": "lake"} for p in told] == [stored[ticker, h] for h in (1, 5)]
 
 
@@ -110,16 +157,21 @@ def test_the_callers_money_is_close_times_volume_as_sent(settings):
     window, bars = engine.window(), own_bars(engine, "SIM03")
     n = window.inputs.tickers.index("SIM03")
     assert "money" in window.panel._fields, "nothing was adjusted in this market, the test is empty"
-    mine = lambda bars: engine.joined(window, WhatIf(ticker="SIM03", bars=bars)).inputs.x[-1, 0]
+
+    def mine(bars):
+        return engine.joined(window, WhatIf(ticker="SIM03", bars=bars)).inputs.x[-1, 0]
+
     torch.testing.assert_close(mine(bars), window.inputs.x[-1, n])
     busier = mine([b | {"volume": 1e3 * b["volume"]} for b in bars])
     there = window.inputs.x[-1]
     assert busier[0] == there[n, 0], "the return is the same"
-    assert busier[1] == there[:, 1].min() < there[n, 1] and busier[2] == there[:, 2].max() > there[n, 2], "the least illiquid, the most traded"
+    assert busier[1] == there[:, 1].min() < there[n, 1] and busier[2] == there[:, 2].max() > there[n, 2], (
+        "the least illiquid, the most traded"
+    )
 
 
 def test_an_answer_does_not_depend_on_who_else_asks(engine):
-    asks = [WhatIf(ticker=f"MINE{i}", bars=own_bars(engine, f"SIM0{i}")[-200 + i:]) for i in range(4)]
+    asks = [WhatIf(ticker=f"MINE{i}", bars=own_bars(engine, f"SIM0{i}")[-200 + i :]) for i in range(4)]
     together = engine.predict_bars(asks)
     assert together == [engine.predict_bars([a])[0] for a in asks]
 
@@ -132,23 +184,32 @@ def test_order_of_bars_does_not_matter(engine):
 
 def bad_requests(bars):
     import datetime
+
     last = bars[-1]
     yield "newest", bars[:-1]
     yield "not sessions", [*bars, {"date": datetime.date(2016, 7, 4), "close": 1.0}]
     yield "twice", [*bars, last]
-    yield "low and high", [*bars[:-1], last | {"high": last["close"] * .5}]
+    yield "low and high", [*bars[:-1], last | {"high": last["close"] * 0.5}]
     yield "newest", [*bars, {"date": datetime.date(2016, 7, 8), "close": 1.0}]
 
 
 def test_histories_that_cannot_be_are_refused_with_the_reason(engine):
     for word, bars in bad_requests(own_bars(engine, "SIM01")):
-        told, = engine.predict_bars([WhatIf(bars=bars)])
+        (told,) = engine.predict_bars([WhatIf(bars=bars)])
         assert isinstance(told, BarsInvalid) and word in told.problem, (word, told)
 
 
 def test_one_refusal_does_not_spoil_the_batch(engine):
     bars = own_bars(engine, "SIM01")
-    told = engine.predict_bars([WhatIf(bars=bars), WhatIf(bars=bars[:-1]), WhatIf(bars=bars, horizon=7), WhatIf(bars=bars[-5:]), WhatIf(bars=bars)])
+    told = engine.predict_bars(
+        [
+            WhatIf(bars=bars),
+            WhatIf(bars=bars[:-1]),
+            WhatIf(bars=bars, horizon=7),
+            WhatIf(bars=bars[-5:]),
+            WhatIf(bars=bars),
+        ]
+    )
     assert [type(t) for t in told[1:4]] == [BarsInvalid, UnknownHorizon, NotEnoughHistory]
     assert told[0] == told[4]
 
@@ -156,68 +217,92 @@ def test_one_refusal_does_not_spoil_the_batch(engine):
 def test_not_finite_is_an_error_and_not_a_number(settings):
     engine = Engine(settings)
     engine.model.weights = {k: v * float("nan") for k, v in engine.model.weights.items()}
-    with pytest.raises(ModelOutputInvalid): engine.predict_universe()
+    with pytest.raises(ModelOutputInvalid):
+        engine.predict_universe()
     bars = own_bars(engine, "SIM01")
-    with pytest.raises(ModelOutputInvalid): engine.predict_bars([WhatIf(bars=bars)])
+    with pytest.raises(ModelOutputInvalid):
+        engine.predict_bars([WhatIf(bars=bars)])
 
 
 def test_a_lost_gpu_costs_speed_only(settings, monkeypatch):
     engine = Engine(settings)
     expected = engine.predict_universe().predictions
     engine.device, real = "cuda", type(engine.model).predict
+
     def failing(self, inputs, start=0, stop=None):
-        if self.device == "cuda": raise RuntimeError("CUDA error: out of memory")
+        if self.device == "cuda":
+            raise RuntimeError("CUDA error: out of memory")
         return real(self, inputs, start, stop)
+
     monkeypatch.setattr(type(engine.model), "predict", failing)
-    monkeypatch.setattr(type(engine.model), "to", lambda self, device: setattr(self, "device", device) or self)
+    monkeypatch.setattr(
+        type(engine.model), "to", lambda self, device: setattr(self, "device", device) or self
+    )
     monkeypatch.setattr("stockpredict.catalogue.design_matrix.Inputs.to", lambda self, device: self)
     assert engine.predict_universe().predictions == expected and engine.device == "cpu"
 
 
 def test_a_model_that_fails_is_a_refusal(settings, monkeypatch):
     engine = Engine(settings)
-    def failing(*args): raise RuntimeError("shape mismatch")
+
+    def failing(*args):
+        raise RuntimeError("shape mismatch")
+
     monkeypatch.setattr(type(engine.model), "predict", failing)
-    with pytest.raises(ModelOutputInvalid, match="shape mismatch"): engine.predict_universe()
+    with pytest.raises(ModelOutputInvalid, match="shape mismatch"):
+        engine.predict_universe()
 
 
 @pytest.mark.gpu
 def test_gpu_and_cpu_agree(settings):
-    if not torch.cuda.is_available(): pytest.skip("There is no GPU here.")
+    if not torch.cuda.is_available():
+        pytest.skip("There is no GPU here.")
     publish(settings, "ridge", 2)
-    on = {device: Engine(settings.with_(**{"serving.device": device})).predict_universe().frame() for device in ("cpu", "cuda")}
+    on = {
+        device: Engine(settings.with_(**{"serving.device": device})).predict_universe().frame()
+        for device in ("cpu", "cuda")
+    }
     numbers = on["cpu"].select_dtypes("number").columns
     pd.testing.assert_frame_equal(on["cpu"][numbers], on["cuda"][numbers], atol=1e-5)
 
 
 def test_a_batch_is_what_was_queued(run):
     gate, seen = threading.Event(), []
+
     def work(asks):
-        seen.append(list(asks)); gate.wait(10)
+        seen.append(list(asks))
+        gate.wait(10)
         return [a * 10 for a in asks]
+
     async def go():
         batcher = Batcher(work, limit=5, most=3)
         first = asyncio.create_task(batcher.submit(0))
-        while not seen: await asyncio.sleep(.001)
+        while not seen:
+            await asyncio.sleep(0.001)
         rest = [asyncio.create_task(batcher.submit(i)) for i in range(1, 6)]
-        await asyncio.sleep(.01)
-        with pytest.raises(QueueFull) as full: await batcher.submit(9)
+        await asyncio.sleep(0.01)
+        with pytest.raises(QueueFull) as full:
+            await batcher.submit(9)
         assert full.value.status == 503 and full.value.context["retry_after"] > 0
         rest[1].cancel()
         gate.set()
         told = [await first] + [await r for i, r in enumerate(rest) if i != 1]
         return told
+
     assert run(go()) == [0, 10, 30, 40, 50]
     assert seen == [[0], [1, 3], [4, 5]]
 
 
 def test_a_crash_in_a_batch_reaches_every_caller_and_the_next_batch_runs(run):
     def work(asks):
-        if "bad" in asks: raise ValueError("boom")
+        if "bad" in asks:
+            raise ValueError("boom")
         return asks
+
     async def go():
         batcher = Batcher(work)
         told = await asyncio.gather(*(batcher.submit(a) for a in ("bad", "x")), return_exceptions=True)
         return [type(t).__name__ for t in told], await batcher.submit("good")
+
     failed, good = run(go())
     assert "ValueError" in failed and good == "good"

@@ -1,8 +1,21 @@
 """The service does not drag the workshop along, and is quick to start."""
+
 import subprocess
 import sys
 
-HEAVY = ["lightning", "pytorch_lightning", "optuna", "prefect", "papermill", "great_expectations", "mlflow", "sklearn", "matplotlib", "skfolio", "statsmodels"]
+HEAVY = [
+    "lightning",
+    "pytorch_lightning",
+    "optuna",
+    "prefect",
+    "papermill",
+    "great_expectations",
+    "mlflow",
+    "sklearn",
+    "matplotlib",
+    "skfolio",
+    "statsmodels",
+]
 
 SCRIPT = """
 import asyncio, sys, httpx
@@ -25,10 +38,22 @@ def test_serving_imports_nothing_of_the_workshop(template, tmp_path):
     "Reading needs neither torch nor the lake; asking what-if loads those, and still nothing of training."
     ini = tmp_path / "settings.ini"
     ini.write_text(template.to_ini())
-    told = subprocess.run([sys.executable, "-c", SCRIPT.format(ini=str(ini), heavy=HEAVY)], capture_output=True, text=True, timeout=120)
-    assert told.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], told.stdout + told.stderr[-3000:]
+    told = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(ini=str(ini), heavy=HEAVY)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], (
+        told.stdout + told.stderr[-3000:]
+    )
 
 
 def test_the_client_needs_only_types():
     code = "import sys, stockpredict.serve.client; print([m for m in ('torch', 'pandas', 'duckdb', 'fastapi') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,5 @@
 """A real server process on a spare loopback port."""
+
 import concurrent.futures as cf
 import signal
 import socket
@@ -16,7 +17,8 @@ from .conftest import free_port, uvicorn_process
 
 @pytest.fixture(scope="module")
 def server(template, tmp_path_factory):
-    with uvicorn_process(template, tmp_path_factory.mktemp("server")) as told: yield told
+    with uvicorn_process(template, tmp_path_factory.mktemp("server")) as told:
+        yield told
 
 
 def test_ready_within_five_seconds(server):
@@ -27,9 +29,10 @@ def slowness() -> float:
     "How many times slower than a quiet machine this one imports pandas now; at least 1."
     import subprocess
     import sys
+
     start = time.monotonic()
     subprocess.run([sys.executable, "-c", "import pandas"], check=True)
-    return max(1., (time.monotonic() - start) / .7)
+    return max(1.0, (time.monotonic() - start) / 0.7)
 
 
 def test_the_client_reads_and_asks(server):
@@ -39,15 +42,19 @@ def test_the_client_reads_and_asks(server):
         everyone = client.universe(horizon=5)
         assert len(everyone) == len({p.ticker for p in everyone}) > 5
         assert client.models()["champion"]["version"] == 1
-        with pytest.raises(UnknownTicker, match="Did you mean"): client.predict("SIM0")
-        with pytest.raises(UnknownHorizon, match="1, 5"): client.predict("SIM00", horizon=2)
-        with pytest.raises(RequestInvalid): client.predict("';DROP TABLE")
+        with pytest.raises(UnknownTicker, match="Did you mean"):
+            client.predict("SIM0")
+        with pytest.raises(UnknownHorizon, match="1, 5"):
+            client.predict("SIM00", horizon=2)
+        with pytest.raises(RequestInvalid):
+            client.predict("';DROP TABLE")
 
 
 def test_the_client_asks_what_if_from_a_frame(server, template):
     import pandas as pd
 
     from stockpredict.serve.engine import Engine
+
     engine = Engine(template)
     bars = engine.window().bars
     mine = bars[bars.ticker == "SIM01"]
@@ -55,45 +62,75 @@ def test_the_client_asks_what_if_from_a_frame(server, template):
     with Client(server[1]) as client:
         stored, told = client.predict("SIM01", horizon=1), client.what_if(frame, ticker="SIM01", horizon=1)
         assert told.quantiles == stored.quantiles and told.source == "caller"
-        indexed = pd.DataFrame({"close": mine.close.to_numpy()}, index=pd.DatetimeIndex(mine.event_time.dt.date))
+        indexed = pd.DataFrame(
+            {"close": mine.close.to_numpy()}, index=pd.DatetimeIndex(mine.event_time.dt.date)
+        )
         assert [p.horizon for p in client.what_if(indexed)] == [1, 5]
 
 
 def test_a_service_that_is_not_there(server):
-    with pytest.raises(Unreachable, match="stockpredict serve"): Client(f"http://127.0.0.1:{free_port()}").predict("AAPL")
+    with pytest.raises(Unreachable, match="stockpredict serve"):
+        Client(f"http://127.0.0.1:{free_port()}").predict("AAPL")
 
 
 def test_the_client_waits_as_told_and_gives_up_in_time():
     seen = []
+
     def answer(request):
         seen.append(time.monotonic())
         error = {"code": "not-ready", "message": "No.", "fix": "Wait."}
-        return httpx.Response(503, headers={"retry-after": "0" if len(seen) < 3 else "99"}, json={"error": error})
-    with pytest.raises(NotReady): Client("http://x", transport=httpx.MockTransport(answer)).predict("AAPL")
+        return httpx.Response(
+            503, headers={"retry-after": "0" if len(seen) < 3 else "99"}, json={"error": error}
+        )
+
+    with pytest.raises(NotReady):
+        Client("http://x", transport=httpx.MockTransport(answer)).predict("AAPL")
     assert len(seen) == 3
     with pytest.raises(Exception, match="not the prediction service"):
-        Client("http://x", transport=httpx.MockTransport(lambda r: httpx.Response(404, text="<html>"))).predict("AAPL")
+        Client(
+            "http://x", transport=httpx.MockTransport(lambda r: httpx.Response(404, text="<html>"))
+        ).predict("AAPL")
 
 
 def test_many_readers_at_once(server):
     def read(i):
         with httpx.Client(base_url=server[1]) as c:
-            ask = lambda rid: c.get(f"/v1/predictions/SIM0{i % 5}?horizon=1", headers={"x-request-id": rid}).json()["metadata"]["request_id"] == rid
+
+            def ask(rid):
+                return (
+                    c.get(f"/v1/predictions/SIM0{i % 5}?horizon=1", headers={"x-request-id": rid}).json()[
+                        "metadata"
+                    ]["request_id"]
+                    == rid
+                )
+
             return {ask(f"r{i}-{k}") for k in range(50)}
-    with cf.ThreadPoolExecutor(8) as pool: assert set.union(*pool.map(read, range(16))) == {True}
+
+    with cf.ThreadPoolExecutor(8) as pool:
+        assert set.union(*pool.map(read, range(16))) == {True}
 
 
 def raw_request(url, data: bytes) -> bytes:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 5) as s:
-        s.sendall(data); s.settimeout(5)
+        s.sendall(data)
+        s.settimeout(5)
         told = b""
-        while part := s.recv(65536): told += part
+        while part := s.recv(65536):
+            told += part
         return told
 
 
-@pytest.mark.parametrize("path", ["/reports/../../../../etc/passwd", "/reports/%2e%2e/%2e%2e/etc/passwd", "/v1/predictions/..%2f..%2fetc",
-    "//etc/passwd", "/assets/../settings.ini"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/reports/../../../../etc/passwd",
+        "/reports/%2e%2e/%2e%2e/etc/passwd",
+        "/v1/predictions/..%2f..%2fetc",
+        "//etc/passwd",
+        "/assets/../settings.ini",
+    ],
+)
 def test_raw_paths_a_polite_client_would_not_send(server, path):
     told = raw_request(server[1], f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert told.split(b" ", 2)[1] in (b"404", b"422") and b"root:" not in told and b"[storage]" not in told
@@ -102,8 +139,10 @@ def test_raw_paths_a_polite_client_would_not_send(server, path):
 def test_broken_http_is_refused_and_the_server_lives(server):
     smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\nGET /"
     for junk in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", smuggled):
-        try: told = raw_request(server[1], junk)
-        except TimeoutError: continue
+        try:
+            told = raw_request(server[1], junk)
+        except TimeoutError:
+            continue
         assert b" 200 " not in told.split(b"\r\n")[0] or told.count(b"HTTP/1.1") == 1
     assert httpx.get(server[1] + "/health").status_code == 200
 
@@ -112,26 +151,35 @@ def test_told_to_stop_under_load_it_finishes_what_it_began(template, tmp_path):
     "SIGTERM while eight readers are busy: no 5xx, no broken answer, gone within 30 s."
     with uvicorn_process(template, tmp_path) as (process, url, _):
         bad, good, stop = [], [], threading.Event()
+
         def read():
             while not stop.is_set():
                 try:
                     with httpx.Client(base_url=url) as c:
                         for _ in range(20):
                             r = c.get("/v1/predictions/SIM00?horizon=1")
-                            (good if r.status_code == 200 and r.json()["success"] else bad).append(r.status_code)
-                except httpx.ConnectError: return
-                except httpx.TransportError as error:
-                    if process.poll() is None and not stopping: bad.append(repr(error))
+                            (good if r.status_code == 200 and r.json()["success"] else bad).append(
+                                r.status_code
+                            )
+                except httpx.ConnectError:
                     return
+                except httpx.TransportError as error:
+                    if process.poll() is None and not stopping:
+                        bad.append(repr(error))
+                    return
+
         stopping = False
         readers = [threading.Thread(target=read) for _ in range(8)]
-        for r in readers: r.start()
-        while len(good) < 200: time.sleep(.01)
+        for r in readers:
+            r.start()
+        while len(good) < 200:
+            time.sleep(0.01)
         stopping, start = True, time.monotonic()
         process.send_signal(signal.SIGTERM)
         process.wait(30)
         stop.set()
-        for r in readers: r.join(20)
+        for r in readers:
+            r.join(20)
         assert bad == [] and time.monotonic() - start < 30
 
 
@@ -144,5 +192,6 @@ def test_two_workers_share_one_table(template, tmp_path):
 
 def test_a_taken_port_is_a_sentence(template):
     from stockpredict.serve.app import serve
+
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(NotReady, match=r"serving\.port"):
         serve(template.with_(**{"serving.port": taken.getsockname()[1]}))

@@ -1,4 +1,5 @@
 """The table of answers: whole or not there, followed, shared, idempotent."""
+
 import dataclasses
 import os
 import signal
@@ -14,24 +15,14 @@ from hypothesis import strategies as st
 
 from stockpredict.core.errors import ArtifactRejected, NotReady, UnknownHorizon, UnknownTicker
 from stockpredict.serve.schemas import Prediction
-from stockpredict.serve.answer_table import (
-    PREVIOUS,
-    TABLE,
-    Table,
-    TableFile,
-    pack,
-    refresh,
-    rollback_table,
-    signer,
-    staleness,
-    table_key,
-    verifier,
-    write_table,
-)
+from stockpredict.serve.answer_table import PREVIOUS, TABLE, Table, TableFile, pack, refresh, rollback_table
+from stockpredict.serve.answer_table import signer, staleness, table_key, verifier, write_table
 
 from .conftest import fill_lake, publish
 
-BODIES = {(t, h): orjson.dumps({"ticker": t, "horizon": h})[:-1] for t in ("AAPL", "KO", "MSFT") for h in (1, 5)}
+BODIES = {
+    (t, h): orjson.dumps({"ticker": t, "horizon": h})[:-1] for t in ("AAPL", "KO", "MSFT") for h in (1, 5)
+}
 RAW = pack({"key": "k"}, BODIES)
 
 
@@ -39,22 +30,26 @@ RAW = pack({"key": "k"}, BODIES)
 @rules(max_examples=300, deadline=None)
 def test_a_changed_byte_never_gives_an_answer(at, flip):
     "Any changed byte is refused, except inside the signature, which only a networked reader checks."
-    raw = bytearray(RAW); raw[at] ^= flip
+    raw = bytearray(RAW)
+    raw[at] ^= flip
     if 40 <= at < 104:
         assert Table(bytes(raw)).rows == Table(RAW).rows
     else:
-        with pytest.raises(NotReady): Table(bytes(raw))
+        with pytest.raises(NotReady):
+            Table(bytes(raw))
 
 
 @given(st.integers(0, len(RAW) - 1))
 @rules(max_examples=100, deadline=None)
 def test_a_cut_file_is_refused(length):
-    with pytest.raises(NotReady): Table(RAW[:length])
+    with pytest.raises(NotReady):
+        Table(RAW[:length])
 
 
 @pytest.mark.parametrize("junk", [b"", b"SPTABLE1", b"{}", b"\x80\x04.", RAW + b"x", b"SPTABLE2" + RAW[8:]])
 def test_junk_is_refused(junk):
-    with pytest.raises(NotReady): Table(junk)
+    with pytest.raises(NotReady):
+        Table(junk)
 
 
 def test_same_content_same_bytes_in_any_order():
@@ -62,11 +57,16 @@ def test_same_content_same_bytes_in_any_order():
 
 
 def test_lookup_and_its_refusals():
-    table = Table(pack({"key": "k", "decision_session": "2022-12-27", "absent": {"OLD": "2020-01-02"}}, BODIES))
+    table = Table(
+        pack({"key": "k", "decision_session": "2022-12-27", "absent": {"OLD": "2020-01-02"}}, BODIES)
+    )
     assert [orjson.loads(b + b"}")["horizon"] for b in table.get("KO")] == [1, 5]
-    with pytest.raises(UnknownHorizon, match="1, 5"): table.get("KO", 2)
-    with pytest.raises(UnknownTicker, match="MSFT"): table.get("MSTF")
-    with pytest.raises(UnknownTicker, match="2020-01-02"): table.get("OLD")
+    with pytest.raises(UnknownHorizon, match="1, 5"):
+        table.get("KO", 2)
+    with pytest.raises(UnknownTicker, match="MSFT"):
+        table.get("MSTF")
+    with pytest.raises(UnknownTicker, match="2020-01-02"):
+        table.get("OLD")
 
 
 def test_every_stored_answer_is_a_whole_prediction(template):
@@ -83,6 +83,7 @@ def test_every_stored_answer_is_a_whole_prediction(template):
 
 def test_dates_come_from_the_calendar(template):
     from stockpredict.core.calendar import get_calendar
+
     cal, table = get_calendar(), Table.open(template.storage.serving_dir / TABLE)
     p = orjson.loads(table.get(table.tickers[0], 5)[0] + b"}")
     assert p["entry_session"] == str(cal.offset(p["decision_session"], 1).date())
@@ -93,11 +94,15 @@ def test_dates_come_from_the_calendar(template):
 
 def test_last_close_is_the_lakes(template):
     from stockpredict.lake.lake import Lake
-    with Lake(template.storage, read_only=True) as lake: bars = lake.bars(adjusted=False)
+
+    with Lake(template.storage, read_only=True) as lake:
+        bars = lake.bars(adjusted=False)
     newest = bars[bars.event_time == bars.event_time.max()].set_index("ticker").close
     table = Table.open(template.storage.serving_dir / TABLE)
     for ticker in table.tickers:
-        assert orjson.loads(table.get(ticker, 1)[0] + b"}")["last_close"] == pytest.approx(newest[ticker], rel=1e-6)
+        assert orjson.loads(table.get(ticker, 1)[0] + b"}")["last_close"] == pytest.approx(
+            newest[ticker], rel=1e-6
+        )
 
 
 def test_tickers_without_a_bar_are_named_and_not_answered(template, market):
@@ -119,14 +124,21 @@ def test_refresh_twice_changes_nothing(settings):
 
 def test_a_new_model_and_new_bars_each_change_the_key(settings, market):
     keys = [refresh(settings).key]
-    publish(settings, "ridge", 2); keys.append(refresh(settings).key)
+    publish(settings, "ridge", 2)
+    keys.append(refresh(settings).key)
     last = market[market.event_time == market.event_time.max()].copy()
-    last["close"] *= 1.01; last["high"] = last[["high", "close"]].max(axis=1)
+    last["close"] *= 1.01
+    last["high"] = last[["high", "close"]].max(axis=1)
     last["known_at"] = last.known_at + __import__("pandas").Timedelta(days=1)
-    fill_lake(settings, last.drop(columns="adj_close", errors="ignore")); keys.append(refresh(settings).key)
+    fill_lake(settings, last.drop(columns="adj_close", errors="ignore"))
+    keys.append(refresh(settings).key)
     assert len(set(keys)) == 3
     assert Table.open(settings.storage.serving_dir / PREVIOUS).key == keys[1]
-    assert rollback_table(settings.storage.serving_dir).key == keys[1] == Table.open(settings.storage.serving_dir / TABLE).key
+    assert (
+        rollback_table(settings.storage.serving_dir).key
+        == keys[1]
+        == Table.open(settings.storage.serving_dir / TABLE).key
+    )
 
 
 def test_a_damaged_table_is_written_anew(settings):
@@ -138,15 +150,18 @@ def test_a_refused_model_leaves_the_table(settings):
     before = (settings.storage.serving_dir / TABLE).read_bytes()
     place = publish(settings, "ridge", 2)
     (place / "state.json").write_bytes((place / "state.json").read_bytes() + b" ")
-    with pytest.raises(ArtifactRejected): refresh(settings)
+    with pytest.raises(ArtifactRejected):
+        refresh(settings)
     assert (settings.storage.serving_dir / TABLE).read_bytes() == before
 
 
 def test_overwriting_the_file_in_place_does_not_reach_a_reader(settings):
     "A mapped file would change under the reader, or kill it."
     follow = TableFile(settings.storage.serving_dir, every=0)
-    table = follow.current(); answers = dict(table.rows)
-    with open(follow.path, "r+b") as f: f.truncate(10)
+    table = follow.current()
+    answers = dict(table.rows)
+    with open(follow.path, "r+b") as f:
+        f.truncate(10)
     follow.look()
     assert follow.current() is table and table.rows == answers and "damaged" in follow.problem
     write_table(pack({"key": "next"}, BODIES), settings.storage.serving_dir)
@@ -163,12 +178,16 @@ def test_starts_from_the_table_before_when_the_newest_is_damaged(settings):
 def test_only_our_signature_is_believed(settings, tmp_path):
     raw = (settings.storage.serving_dir / TABLE).read_bytes()
     assert Table(raw, verifier(settings)).tickers
-    with pytest.raises(ArtifactRejected): Table(RAW, verifier(settings))
+    with pytest.raises(ArtifactRejected):
+        Table(RAW, verifier(settings))
     from .conftest import build_settings
+
     other = build_settings(tmp_path / "other")
     from stockpredict.models.artifact import ensure_keys
+
     ensure_keys(other.storage.keys_dir)
-    with pytest.raises(ArtifactRejected): Table(pack({"key": "k"}, BODIES, signer(other)), verifier(settings))
+    with pytest.raises(ArtifactRejected):
+        Table(pack({"key": "k"}, BODIES, signer(other)), verifier(settings))
 
 
 def test_without_the_private_key_tables_go_unsigned(settings):
@@ -194,8 +213,10 @@ def test_killed_while_writing_leaves_a_whole_table(tmp_path):
     for _ in range(4):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
         assert writer.stdout.readline() == b"ready\n"
-        time.sleep(.15)
-        os.kill(writer.pid, signal.SIGKILL); writer.wait(); writer.stdout.close()
+        time.sleep(0.15)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
         assert len(Table.open(tmp_path / TABLE).rows) == 2000
 
 
