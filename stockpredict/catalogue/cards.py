@@ -103,12 +103,14 @@ def picture(
     "A line and a histogram, side by side, in the colour of the text around them."
     x = values.cpu().numpy()
     one, (bars, said) = x[-last:, int(np.isfinite(x[-last:]).sum(0).argmax())], distribution(x)
+
     def svg(kind, path, said):
         return (
             f'<svg class="{kind}" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
             f'preserveAspectRatio="none" role="img" aria-label="{escape(said)}">'
             f'<path d="{path}" {"fill" if kind == "bars" else "fill=none stroke"}="currentColor"/></svg>'
         )
+
     return svg("line", line_path(one), "one ticker, the last year") + svg("bars", bars, f"all values: {said}")
 
 # %% ../../nbs/catalogue/60_cards.ipynb #f2ace53d

@@ -42,8 +42,10 @@ def proof_panel(
 ) -> Panel:  # six tickers
     "A small market with halts, listings, delistings and holes, the same on every machine."
     noise = torch.Generator().manual_seed(11)
+
     def draw():
         return torch.randn(sessions, 6, generator=noise)
+
     close = 50 * (0.002 + 0.02 * draw()).cumsum(0).clamp(-2, 2).exp()
     open_, wide = close * (0.01 * draw()).exp(), (0.01 * draw().abs()).exp()
     x = dict(

@@ -7,7 +7,7 @@ __all__ = ['VALUE_FLOORS', 'PARTS', 'kinds_of', 'fact_tables', 'code_behind', 'c
            'features']
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #126361ed
-import ast, hashlib, json, math, os, re, sys, threading, time
+import ast, hashlib, json, math, os, sys, threading, time
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -51,7 +51,9 @@ VALUE_FLOORS = ("algebra", "catalogue", "features")  # the folders whose code de
 def _built_on(path, changed):  # files of these floors, or of its own folder, that a module imports
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not (node.level or node.module.startswith("stockpredict.")):
+        if not isinstance(node, ast.ImportFrom) or not (
+            node.level or node.module.startswith("stockpredict.")
+        ):
             continue
         parts = (node.module or "").split(".")[not node.level :]
         home = path.parents[node.level - 1 if node.level else 1].joinpath(*filter(None, parts))

@@ -156,8 +156,10 @@ def pairs(
     "Names and values, one a line."
     if json_:
         return as_json(said)
+
     def number(v):
         return isinstance(v, int) and not isinstance(v, bool)
+
     out("\n".join(f"{k.replace('_', ' '):14} {f'{v:,}' if number(v) else v}" for k, v in said.items()))
 
 # %% ../../nbs/cli/00_console.ipynb #2e795ea8

@@ -8,7 +8,8 @@ __all__ = ['places', 'flagged_bars', 'flag_months', 'ages', 'restatements']
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #3c713be7
 import numpy as np, pandas as pd
 from ..core.calendar import get_calendar
-from .plots import BLUE, GREY, ORANGE, RED, drawn
+from ..core.figures import BLUE, GREY, ORANGE, RED
+from .plots import drawn
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #469c5703
 def places(
@@ -36,7 +37,6 @@ def flagged_bars(
     around: int = 25,  # bars to either side
 ):
     "Small pictures: range and close of a ticker around flagged bars."
-    import matplotlib.pyplot as plt
 
     rows = places(flags).head(most)
     wide = min(3, max(1, len(rows)))
@@ -67,7 +67,6 @@ def flag_months(
     sessions,  # dates, first to last
 ):
     "Flags by kind and month."
-    import matplotlib.pyplot as plt
 
     months = pd.DatetimeIndex(sessions).to_period("M")
     all_months = pd.period_range(months.min(), months.max(), freq="M")
@@ -93,7 +92,6 @@ def ages(
     state: pd.DataFrame,  # from `freshness`: age, in sessions
 ):
     "How many tickers' newest bar is how old."
-    import matplotlib.pyplot as plt
 
     edges = [0, 1, 2, 6, 21, 64, 253, np.inf]
     names = ["0", "1", "2–5", "6–20", "21–63", "64–252", "over 252"]
@@ -117,7 +115,6 @@ def restatements(
     changed: pd.DataFrame,  # ticker, event_time, change (relative)
 ):
     "Every restated close: when, and by how much."
-    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 1.9))
     ax.plot(changed.event_time, 1e4 * changed.change, ".", ms=3, color=BLUE, alpha=0.6)

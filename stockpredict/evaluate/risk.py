@@ -40,8 +40,10 @@ def sharpe(
     n, none = len(r), float("nan")
     if n < 20 or r.std() < 1e-15:
         return Estimate(none, none, none, none, none, none, n)
+
     def ratio(x):
         return x.mean(-1) / x.std(-1, ddof=1) * np.sqrt(periods)
+
     value = float(ratio(r))
     again = ratio(r[stationary_bootstrap(n, draws, block or n ** (1 / 3), seed)])
     se, (low, high) = float(again.std(ddof=1)), np.quantile(again, [0.025, 0.975])

@@ -59,6 +59,7 @@ def known_bars(
 def _variation(g, r):  # per session: variance, its halves, what is left without jumps, skewness and kurtosis
     def add(x):
         return x.groupby(g).sum()
+
     n, square = r.groupby(g).count(), add(r**2)
     neighbours = r.abs() * r.abs().groupby(g).shift(1)
     return dict(

@@ -138,6 +138,7 @@ def group_mean(
     v = v.masked_fill(~there, 0.0)
     digits = 42 - torch.frexp(v.abs().amax(1, keepdim=True)).exponent
     slot = code.clamp(min=0)
+
     def add(what):
         return (
             torch.zeros(len(v), many, dtype=torch.int64, device=v.device)
@@ -145,6 +146,7 @@ def group_mean(
             .gather(1, slot)
             .double()
         )
+
     mean = torch.ldexp(add(torch.ldexp(v, digits).round().long()), -digits) / add(there.long())
     return _joined(mean.masked_fill(~there, math.nan), x, group)
 

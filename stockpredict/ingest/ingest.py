@@ -368,6 +368,7 @@ def _insist(source, lake):  # when nobody said anything usable, say so
 def _report(lake, source, settings, wanted, done, now):
     def total(name):
         return sum(getattr(d, name) for d, _, _ in done)
+
     last, qualities, sessions = done[-1][0], [q for _, q, _ in done], lake.sessions(source.id)
     again = sorted({t for _, _, tickers in done for t in tickers})
     return IngestReport(

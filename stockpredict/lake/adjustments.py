@@ -94,8 +94,10 @@ def split_like(
     "Is it a split rather than a cash payment? Splits are large, round ratios: 1/2, 1/3, 2/3 … or 2, 3 … in reverse."
     factor = np.asarray(factor, dtype=float)
     small = np.minimum(factor, 1 / factor)
+
     def near(target):
         return np.abs(small / target - 1) < 2e-3
+
     return near(2 / 3) | ((small < 0.51) & (np.abs(1 / small / np.round(1 / small) - 1) < 2e-3))
 
 # %% ../../nbs/lake/40_adjustments.ipynb #4cdff21c
@@ -118,13 +120,17 @@ def adjust(
     if not len(factors) or not len(bars):
         return bars.assign(money=money)
     names = pd.Index(factors.ticker.unique())
+
     def seconds(f):
         return f.event_time.astype("datetime64[s, UTC]").astype("int64").to_numpy()
+
     late = factors[::-1]
+
     def after(values):
         return np.append(
             values.groupby(late.ticker).cumprod()[::-1].to_numpy(), 1.0
         )  # product from a factor to the end of its ticker
+
     code = names.get_indexer(factors.ticker)
     scale, shares = after(late.factor), after(late.factor.where(split_like(late.factor), 1.0))
     mine = names.get_indexer(bars.ticker)
@@ -147,8 +153,10 @@ def anchored(
     if not len(factors) or not len(bars):
         return bars.assign(money=money)
     split = factors.factor.where(split_like(factors.factor), 1.0)
+
     def along(x):
         return x.groupby(factors.ticker).cumprod()
+
     steps = factors[["ticker"]].assign(
         event_time=factors.event_time.astype(bars.event_time.dtype),
         price=along(1 / factors.factor),

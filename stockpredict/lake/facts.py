@@ -44,8 +44,10 @@ def fact_table(
     sentence: str,  # what a row says
 ) -> FactTable:  # registered in FACTS
     "Declare a table with two times; it is created when the first row comes."
+
     def split(text):
         return {c.split()[0]: [*c.split(), "TIMESTAMPTZ"][1] for c in text.split(",")}
+
     if not (name.isidentifier() and name.islower()):
         raise DataError(f"'{name}' cannot name a table.", "Use lower-case letters, digits and underscores.")
     made = FactTable(name, split(key), split(values), sentence)
@@ -401,8 +403,10 @@ def as_learned(
     spells: pd.DataFrame,  # columns event_time, until and the rest of the key
 ) -> pd.DataFrame:  # the spells as they became known, with known_at
     "Spells with hindsight taken out: the end of each is known from its end on."
+
     def utc(c):
         return pd.to_datetime(spells[c], utc=True).astype("datetime64[us, UTC]")
+
     whole = spells.assign(event_time=utc("event_time"), until=utc("until"))
     opened = whole.assign(
         known_at=whole.event_time, until=pd.Series(pd.NaT, index=whole.index, dtype=whole.until.dtype)

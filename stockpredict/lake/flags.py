@@ -73,8 +73,10 @@ def flag_changes(
     new, back = both[both._merge == "left_only"], both[(both._merge == "both") & both.withdrawn.eq(True)]
     there = pd.MultiIndex.from_frame(held[_KEY]).isin(pd.MultiIndex.from_frame(found[_KEY]))
     lost = held[~held.withdrawn.astype("bool") & judged & ~there]
+
     def after(known):
         return (known + pd.Timedelta(microseconds=1)).clip(lower=now)
+
     parts = [
         new.assign(withdrawn=False),
         back.assign(withdrawn=False, known_at=after(back.known_at_held)),

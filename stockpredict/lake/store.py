@@ -97,6 +97,7 @@ def connect(
 def _s3_secret():
     def env(name, default=""):
         return os.environ.get(name, default).replace("'", "''")
+
     url = env("AWS_ENDPOINT_URL")
     where = (
         f", ENDPOINT '{url.split('://')[-1]}', URL_STYLE 'path', USE_SSL {str(url.startswith('https')).lower()}"

@@ -245,10 +245,12 @@ class Mean(LocationScale):
         "The mean of each ticker less the mean of all, in units of volatility."
         t, n = data.rows()
         u, order = data.standardised()[t, n].double(), data.order()
+
         def total(v):
-            return torch.zeros(
-                    len(order), len(self.horizons), dtype=v.dtype, device=v.device
-                ).index_add(0, n, v)
+            return torch.zeros(len(order), len(self.horizons), dtype=v.dtype, device=v.device).index_add(
+                0, n, v
+            )
+
         own = total((u - u.nanmean(0)).nan_to_num(0)) / (total(u.isfinite().double()) + self.prior)
         self.notes["tickers"] = [data.inputs.tickers[i] for i in order]
         self.weights["own"] = own.float().cpu()[order]

@@ -206,14 +206,16 @@ class Lstm(LocationScale):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = self.fresh().to(self.device)
+
             def part(d, **kw):
                 return Batches(
-                            marked(d.inputs, self.device),
-                            d.relative().to(self.device),
-                            d.rows(self.sequence),
-                            self.sequence,
-                            **kw,
-                        )
+                    marked(d.inputs, self.device),
+                    d.relative().to(self.device),
+                    d.rows(self.sequence),
+                    self.sequence,
+                    **kw,
+                )
+
             self.notes["loss"] = train_net(
                 self.net,
                 part(head, seed=self.seed, most=self.rows),

@@ -67,10 +67,13 @@ def groups(
     chosen: list[Feature],  # any
 ) -> dict[str, list[Feature]]:  # by name of the group
     "The features of each group, both in the order of the alphabet, numbers by their size; Alpha158 and Alpha360 come last."
+
     def size(f):
         return [(int(w), "") if w.isdigit() else (-1, w) for w in f.name.split("_")]
+
     def late(f):
         return any(s.startswith("alpha") for s in f.sets)
+
     found = {}
     for f in sorted(chosen, key=lambda f: (f.group, late(f), size(f))):
         found.setdefault(f.group, []).append(f)
@@ -83,8 +86,10 @@ def handbook(
     "The page with every card."
     chosen = as_features(names)
     values = shown(chosen)
+
     def cut(fs):
         return "".join(card(f, values[f]) for f in fs)
+
     parts = "".join(
         f'<section class="group"><h2>{escape(g)} ({len(fs)})</h2><div class="cards">{cut(fs)}</div></section>'
         for g, fs in groups(chosen).items()

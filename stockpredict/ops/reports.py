@@ -397,7 +397,7 @@ def quick_formats():
         return
     sys.modules["rfc3987_syntax"] = None
     try:
-        import jsonschema
+        import jsonschema  # noqa: F401
     finally:
         del sys.modules["rfc3987_syntax"]
 

@@ -71,11 +71,13 @@ def inspect_intraday(
     left = bars[~same & ~wrong]
     masks[CONFLICT.name] = np.isin(np.arange(len(bars)), left.index[left.duplicated(key, keep=False)])
     wrong = wrong | masks[CONFLICT.name]
+
     def named(hit):
         return [
             f"{t} {d}"
             for t, d in zip(bars.ticker[hit][:5], at[hit][:5].dt.strftime("%Y-%m-%d %H:%M").fillna("no time"))
         ]
+
     checks = [
         dict(
             rule=r.name,

@@ -442,15 +442,14 @@ def health(self: Service) -> dict:
     "The state of every part."
     self.tick()
     t, storage = self.table, self.settings.storage
+
     def part(which, /, **known):
-        return (
-            known
-            | (
-                {"status": "trouble", "reason": self.trouble[which]}
-                if which in self.trouble
-                else {"status": "ok"}
-            )
+        return known | (
+            {"status": "trouble", "reason": self.trouble[which]}
+            if which in self.trouble
+            else {"status": "ok"}
         )
+
     place = next(
         p for p in (storage.serving_dir.absolute(), *storage.serving_dir.absolute().parents) if p.exists()
     )
@@ -615,10 +614,9 @@ def front(self: Service) -> bytes:
 def pages(app: FastAPI, service: Service):
     "Routes for a browser."
     policy = b"content-security-policy", PAGE_CSP.encode()
+
     def page(body, kind=b"text/html; charset=utf-8"):
-        return Answer(
-            200, [(b"content-type", kind), REVALIDATE, policy], body
-        )
+        return Answer(200, [(b"content-type", kind), REVALIDATE, policy], body)
 
     @app.get("/", include_in_schema=False)
     async def front():

@@ -182,6 +182,8 @@ def as_rows(
         return bars
     frame = bars if "date" in bars else bars.reset_index(names="date")
     keep = [c for c in ("date", "open", "high", "low", "close", "volume") if c in frame]
+
     def plain(v):
         return str(v.date()) if hasattr(v, "date") else str(v) if isinstance(v, date) else v
+
     return [{k: plain(v) for k, v in row.items() if v == v} for row in frame[keep].to_dict("records")]

@@ -61,8 +61,10 @@ def champion_pointer(
             "The champion pointer is not readable.",
             "Run `stockpredict rollback` to point at the version before.",
         ) from None
+
     def said(key, default=""):
         return str(raw.get(key, default))
+
     try:
         found = Pointer(
             int(raw["version"]),
@@ -316,10 +318,10 @@ class Answers:
     def frame(self) -> pd.DataFrame:
         "One row per ticker and horizon."
         keep = "ticker horizon decision_session entry_session target_session last_close expected p_up".split()
+
         def levels(p):
-            return {
-                    f"q{round(float(level) * 100):02d}": value for level, value in p["quantiles"].items()
-                }
+            return {f"q{round(float(level) * 100):02d}": value for level, value in p["quantiles"].items()}
+
         return pd.DataFrame(
             [
                 {k: p[k] for k in keep} | levels(p) | {"volatility": p["volatility"]["daily"]}
@@ -530,8 +532,10 @@ def column(inputs: Inputs, n: int) -> Inputs:
 
 def side_by_side(parts: list[Inputs]) -> Inputs:
     "Inputs of one ticker each as columns of one table."
+
     def cat(name):
         return torch.cat([getattr(p, name) for p in parts], 1)
+
     return replace(
         parts[0],
         x=cat("x"),

@@ -55,8 +55,10 @@ class Meters:
             registry=r,
             buckets=(1, 2, 4, 8, 16, 32, 64),
         )
+
         def gauge(name, text):
             return Gauge(f"stockpredict_{name}", text, registry=r)
+
         self.age = gauge("table_age_sessions", "Sessions closed since the decision session.")
         self.rows = gauge("table_rows", "Stored answers.")
         self.stale_model = gauge("stale_model", "1 while a newer model is refused.")

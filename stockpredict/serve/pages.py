@@ -21,13 +21,15 @@ def strip(
     width: int = 280,  # pixels
 ) -> str:
     "One forecast as an inline SVG."
+
     def x(r):
         return round(width / 2 * (1 + max(-1.0, min(1.0, r / span))), 1)
+
     low, q1, mid, q3, high = map(x, quantiles)
+
     def bar(a, b, kind, h):
-        return (
-            f'<rect class="{kind}" x="{a}" y="{9 - h / 2}" width="{max(b - a, 0.5):.1f}" height="{h}" rx="1.5"/>'
-        )
+        return f'<rect class="{kind}" x="{a}" y="{9 - h / 2}" width="{max(b - a, 0.5):.1f}" height="{h}" rx="1.5"/>'
+
     return (
         f'<svg class="strip" viewBox="0 0 {width} 18" width="{width}" height="18" role="img" '
         f'aria-label="90 % range {quantiles[0]:+.1%} to {quantiles[4]:+.1%}, median {quantiles[2]:+.2%}" xmlns="http://www.w3.org/2000/svg">'
@@ -182,11 +184,13 @@ def front_page(
 # %% ../../nbs/serve/50_pages.ipynb #f8b08222
 def _fields(operation: dict, example: dict) -> str:
     "A labelled box for every parameter, filled with something that works."
+
     def box(p):
         return (
             f'<label><b>{escape(p["name"])}</b><input name="{escape(p["name"], True)}" data-in="{p["in"]}" '
             f'value="{escape(str(example.get(p["name"], "")), True)}"><span>{_code(p.get("description", ""))}</span></label>'
         )
+
     text = ""
     if "requestBody" in operation:
         text = f'<textarea name="body" aria-label="request body" spellcheck="false">{escape(orjson.dumps(example["body"]).decode())}</textarea>'
@@ -248,8 +252,10 @@ def field_table(
     schema: dict,  # JSON schema of one type
 ) -> str:
     "Names and meanings of the fields of a type."
+
     def kind(f):
         return f.get("type") or f.get("$ref", "").rsplit("/", 1)[-1] or "value"
+
     rows = "".join(
         f"<tr><td><code>{escape(name)}</code></td><td>{escape(kind(f))}</td><td>{_code(f.get('description', ''))}</td></tr>"
         for name, f in schema["properties"].items()

@@ -137,10 +137,11 @@ class Indices(Source):
     def table(self):
         def one(ticker, name):
             return (
-                    pd.read_csv(bundled("arch", "data", name, f"{name}.csv.gz"))
-                    .drop(columns="Adj Close")
-                    .assign(ticker=ticker, Date=lambda f: pd.to_datetime(f.Date, format="%m/%d/%Y"))
-                )
+                pd.read_csv(bundled("arch", "data", name, f"{name}.csv.gz"))
+                .drop(columns="Adj Close")
+                .assign(ticker=ticker, Date=lambda f: pd.to_datetime(f.Date, format="%m/%d/%Y"))
+            )
+
         return pd.concat([one("SPX", "sp500"), one("IXIC", "nasdaq")], ignore_index=True)
 
 # %% ../../nbs/sources/30_source.ipynb #bab019f8

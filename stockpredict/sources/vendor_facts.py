@@ -238,8 +238,10 @@ def _tiingo_actions(body, ticker):
 def _yahoo_actions(body, ticker):
     vendors["yahoo"]().read(body, ticker)  # says why when there is no chart
     events = parse_json("yahoo", body)["chart"]["result"][0].get("events") or {}
+
     def day(e):
         return str(pd.Timestamp(e["date"], unit="s", tz="America/New_York").date())
+
     return [("dividend", day(e), e["amount"], "") for e in events.get("dividends", {}).values()] + [
         ("split", day(e), e["numerator"] / e["denominator"], "") for e in events.get("splits", {}).values()
     ]
@@ -320,10 +322,10 @@ def fundamentals(
 ) -> pd.DataFrame:  # ticker, item, form, event_time, known_at, value, amended
     "Statements from Alpha Vantage, known when the earnings were reported; four requests."
     shop, heard = vendors["alphavantage"](), now or pd.Timestamp.now("UTC")
+
     def ask(function):
-        return ask_vendor(
-            settings, shop, "/query", ("function", function), ("symbol", shop.symbol(ticker))
-        )
+        return ask_vendor(settings, shop, "/query", ("function", function), ("symbol", shop.symbol(ticker)))
+
     reported = read_reported(ask("EARNINGS"))
     return pd.concat(
         [read_statements(ask(s), ticker, heard, reported) for s in statements], ignore_index=True

@@ -208,10 +208,12 @@ def hours(
     known = pd.DatetimeIndex(days.dropna().unique())
     close = pd.Series(calendar.closes(known), known)
     opens = pd.Series(calendar._opens[calendar._at(known)], known)
+
     def us(s):
         return (
             pd.Series(days).map(s.astype("datetime64[us, UTC]").astype("int64")).astype("float64").to_numpy()
         )
+
     return pd.DataFrame(dict(open_us=us(opens), close_us=us(close)))
 
 

@@ -43,8 +43,10 @@ def status(
             .set_index("kind")
             .to_dict("index")
         )
+
         def one(query):
             return int(live.con.execute(query).fetchone()[0] or 0)
+
         fresh = max([waiting, *(d["p99"] for d in delays.values())]) if delays or waiting else None
         return said | dict(
             freshness_s=fresh,
@@ -80,8 +82,10 @@ def vitals(
                     (int(window * 1e6),),
                 )
             }
+
             def one(query):
                 return int(con.execute(query).fetchone()[0] or 0)
+
             return dict(
                 newest=newest | (dict(message=message) if message else {}),
                 delays=delays,

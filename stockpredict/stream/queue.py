@@ -427,10 +427,12 @@ def take(
     count: int | None = None,  # at most; None = [stream] batch
 ) -> tuple[str, list[Entry]]:  # what the group had reached, and the next messages
     "The next messages of the group; waits `[stream] block_ms` when there are none."
+
     def ask():
         return self.run(
             self._take, keys=[self.key, self.lost], args=[self.set.group, consumer, count or self.set.batch]
         )
+
     if not (answer := ask()):
         self.join()
         answer = ask()
@@ -590,8 +592,10 @@ def state(self: Stream) -> dict:  # server, kept, first, last, groups, warnings
     "What the stream holds and who is behind."
     ends, info = self.span(), self.run(self.client.info)
     groups = self.run(self.client.xinfo_groups, self.key) if self.run(self.client.exists, self.key) else []
+
     def number(id):
         return int(id.split(b"-")[0])
+
     newest = ends[1].offset if ends else 0
     lost = self.run(self.client.hgetall, self.lost)
     rows = [

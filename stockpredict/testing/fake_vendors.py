@@ -91,8 +91,10 @@ def yahoo_body(ticker: str, g: pd.DataFrame | None, query: dict) -> tuple[int, s
         for i in np.flatnonzero(splits)
     }
     r, at = _restated(g), opened.between(first, last)
+
     def narrow(c):
         return r[c][at].map(lambda x: float(np.float32(x))).tolist()
+
     quotes = {c: narrow(c) for c in PRICES} | dict(volume=r.volume[at].tolist())
     meta = dict(
         currency="USD",
