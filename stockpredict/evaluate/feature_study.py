@@ -295,6 +295,7 @@ def plot(
     most: int = 30,  # features drawn, the strongest
 ):  # matplotlib figure
     "Mean rank IC of each feature with its interval; filled = stands after Benjamini-Hochberg."
+    import matplotlib.pyplot as plt
 
     h = self.table.index.get_level_values(1)[0] if horizon is None else horizon
     t = self.table.xs(h, level=1).dropna(subset="p")

@@ -44,6 +44,7 @@ def verdict_strip(
     reasons: list[str],  # sentences, the weightiest first
 ):
     "The decision in words on a coloured band, with its reasons."
+    import matplotlib.pyplot as plt
 
     lines = [textwrap.wrap(r, 80) for r in list(reasons)[:4]]
     height = max(1.1, 0.34 + 0.19 * sum(map(len, lines)))
@@ -87,6 +88,7 @@ def skill_plot(
     baselines=(),  # rows that are baselines, drawn in grey
 ):
     "Candidates against each other and against zero, with their error bars and numbers."
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 0.7 + 0.27 * len(table)))
     for k, (name, r) in enumerate(table.iterrows()):
@@ -118,6 +120,7 @@ def cumulative_ic(
     title: str = "Cumulative rank IC: a steady slope is skill that lasts",  # what the picture shows
 ):
     "Running sum of the rank IC of each candidate."
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 3))
     totals = {name: ic.fillna(0).cumsum() for name, ic in ics.items()}
@@ -142,6 +145,7 @@ def ic_years(
     title: str = "Mean rank IC by year, 95 % interval",  # what the picture shows
 ):
     "Bars by year with their intervals; a bar whose interval crosses zero is pale."
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 2.6))
     sure = (table.low > 0) | (table.high < 0)
@@ -169,6 +173,7 @@ def ic_months(
     title: str = "Mean rank IC by month",  # what the picture shows
 ):
     "Year by month heat map of the mean rank IC."
+    import matplotlib.pyplot as plt
 
     grid = ic.groupby([ic.index.year, ic.index.month]).mean().unstack().reindex(columns=range(1, 13))
     fig, ax = plt.subplots(figsize=(8, 0.8 + 0.24 * len(grid)))
@@ -224,6 +229,7 @@ def group_bars(
     title: str = "",  # what the picture shows; by default top minus bottom in words
 ):
     "Mean outcome by score group in basis points, low scores left, with 95 % intervals."
+    import matplotlib.pyplot as plt
 
     bars, gap = 1e4 * table.iloc[:-1], 1e4 * table.iloc[-1]
     fig, ax = plt.subplots(figsize=(8, 2.6))
@@ -254,6 +260,7 @@ def equity_plot(
     title: str = "Wealth of one unit, log scale",  # what the picture shows
 ):
     "Wealth on a log scale above the drawdown after costs."
+    import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     fig, (ax, below) = plt.subplots(2, 1, figsize=(8, 3.6), sharex=True, height_ratios=[3, 1])
@@ -285,6 +292,7 @@ def surface_plot(
     title: str = "Net Sharpe ratio by cost (bp) and delay (sessions)",  # what the picture shows
 ):
     "Annotated heat map of a cost and delay surface."
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 0.9 + 0.3 * len(table)))
     values = table.to_numpy(float)
@@ -308,6 +316,7 @@ def calibration_plot(
     title: str = "",  # what the picture shows
 ):
     "PIT histogram, coverage by level, and reliability of P(up), side by side."
+    import matplotlib.pyplot as plt
 
     fig, (a, b, c) = plt.subplots(1, 3, figsize=(8, 2.7))
     width = pit.stop - pit.start
@@ -347,6 +356,7 @@ def volatility_plot(
     title: str = "Volatility: forecast against realised",  # what the picture shows
 ):
     "Realised against forecast volatility by group of forecast, with 95 % intervals."
+    import matplotlib.pyplot as plt
 
     f, r = pair(forecast, y)
     cuts = np.nanquantile(f, np.linspace(0, 1, groups + 1))
@@ -373,6 +383,7 @@ def coverage_map(
     title: str = "Share of sessions with a bar, by month",  # what the picture shows
 ):
     "Ticker by month heat map of how many sessions have a bar."
+    import matplotlib.pyplot as plt
 
     seen = np.asarray(present.cpu() if hasattr(present, "cpu") else present, float)
     grid = pd.DataFrame(seen, pd.DatetimeIndex(sessions), list(tickers)).resample("MS").mean().T
@@ -398,6 +409,7 @@ def fan_chart(
     title: str = "",  # what the picture shows
 ):
     "Recent closes and the forecast distribution of the coming ones."
+    import matplotlib.pyplot as plt
 
     closes, q = np.asarray(closes, float), np.asarray(quantiles, float)
     fig, ax = plt.subplots(figsize=(8, 3))
@@ -428,6 +440,7 @@ def self_test_strip(
     title: str = "Self-test: mean rank IC on markets with a known answer",  # what the picture shows
 ):
     "One panel per test market: the range the answer had to fall in, and the answer."
+    import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, len(table), figsize=(8, 1.6), squeeze=False)
     for ax, (name, r) in zip(axes[0], table.iterrows(), strict=True):

@@ -37,6 +37,7 @@ def flagged_bars(
     around: int = 25,  # bars to either side
 ):
     "Small pictures: range and close of a ticker around flagged bars."
+    import matplotlib.pyplot as plt
 
     rows = places(flags).head(most)
     wide = min(3, max(1, len(rows)))
@@ -67,6 +68,7 @@ def flag_months(
     sessions,  # dates, first to last
 ):
     "Flags by kind and month."
+    import matplotlib.pyplot as plt
 
     months = pd.DatetimeIndex(sessions).to_period("M")
     all_months = pd.period_range(months.min(), months.max(), freq="M")
@@ -92,6 +94,7 @@ def ages(
     state: pd.DataFrame,  # from `freshness`: age, in sessions
 ):
     "How many tickers' newest bar is how old."
+    import matplotlib.pyplot as plt
 
     edges = [0, 1, 2, 6, 21, 64, 253, np.inf]
     names = ["0", "1", "2–5", "6–20", "21–63", "64–252", "over 252"]
@@ -115,6 +118,7 @@ def restatements(
     changed: pd.DataFrame,  # ticker, event_time, change (relative)
 ):
     "Every restated close: when, and by how much."
+    import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(8, 1.9))
     ax.plot(changed.event_time, 1e4 * changed.change, ".", ms=3, color=BLUE, alpha=0.6)

@@ -42,6 +42,7 @@ def plot_folds(
     folds: list,  # from `walk_forward` or `purged_tail`
 ):
     "Draw training sessions, the labels they reach into, and test sessions, one row a fold."
+    import matplotlib.pyplot as plt
 
     ax = plt.subplots(figsize=(8, 0.9 + 0.35 * len(folds)), layout="constrained")[1]
     for k, f in enumerate(folds):

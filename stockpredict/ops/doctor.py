@@ -70,6 +70,7 @@ class Report(list):
         )
 
     def _repr_html_(self):
+        import pandas as pd
 
         rows = [{"": STATES[f.state][0], "part": f.name, "found": f.found, "what to do": f.fix} for f in self]
         return table(pd.DataFrame(rows, columns=["", "part", "found", "what to do"])).html
@@ -177,6 +178,7 @@ def lake(settings):
         said = f"snapshot {opened.snapshot()}, {len(tickers)} tickers, {len(sessions)} sessions"
     if not len(sessions):
         return warn(f"{said}: empty", "Run `stockpredict ingest`.")
+    import pandas as pd
 
     said += f" to {sessions[-1]:%Y-%m-%d}"
     age = get_calendar(settings.data.calendar).age(sessions[-1], pd.Timestamp.now("UTC"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 EXPORT = re.compile(r"^#\|\s*export[is]?\b", re.M)
+MAGIC = re.compile(r"\s*(?:%%?[a-z]|!)")
 NUMBERED = re.compile(r"^(\d\d)_(\w+)$")
 
 
@@ -79,9 +80,7 @@ def source(cell) -> str:
 
 def plain(cell) -> str:
     "The cell's Python without shell escapes and magics."
-    return "\n".join(
-        "pass" if line.lstrip().startswith(("!", "%")) else line for line in source(cell).split("\n")
-    )
+    return "\n".join("pass" if MAGIC.match(line) else line for line in source(cell).split("\n"))
 
 
 def read_all(nbs: Path) -> list[NotebookFile]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from nbdev.test import nb_test_cells
-from notebooks import EXPORT, read_all
+from notebooks import EXPORT, plain, read_all
 
 NBS = Path(__file__).resolve().parents[2] / "nbs"
 REFERENCE = [nb for nb in read_all(NBS) if nb.default_exp]
@@ -26,7 +26,6 @@ def test_lessons_hold_for_the_module(notebook, monkeypatch):
     for cell in nb_test_cells(notebook.path, skip_flags=["slow", "gpu", "net"]):
         if cell.cell_type != "code" or EXPORT.search(cell.source):
             continue
-        body = "\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith(("%", "!")))
-        exec(compile(body, f"{notebook.name}[{cell.id}]", "exec"), names)
+        exec(compile(plain(cell), f"{notebook.name}[{cell.id}]", "exec"), names)
     plt.close("all")
     assert os.getcwd() == str(notebook.path.parent)
