@@ -4,10 +4,12 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
 
+import kill_points
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,10 +46,38 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
-    "The longest files come first, so that no worker is left alone with one at the end."
+def pytest_addoption(parser):
+    parser.addoption("--all-steps", action="store_true", help="kill at every step there is, not at a few of them")
+    parser.addoption("--kill-seed", default="", help="draw the same kill points again as the run that printed this")
+
+
+def pytest_configure(config):
+    "The workers and the children of the tests inherit the choice through the environment."
+    if hasattr(config, "workerinput"):
+        return
+    os.environ[kill_points.ALL] = "1" if config.getoption("--all-steps") else "0"
+    os.environ[kill_points.SEED] = config.getoption("--kill-seed") or str(secrets.randbelow(10**6))
+
+
+def pytest_report_header():
+    if os.environ[kill_points.ALL] == "1":
+        return "kill points: all of them"
+    return f"kill points: a few, drawn by --kill-seed {os.environ[kill_points.SEED]}; all with --all-steps"
+
+
+def pytest_collection_modifyitems(config, items):
+    "The longest files come first, so that no worker is left alone with one at the end; kill points are drawn."
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    families = {}
+    for item in items:
+        if mark := item.get_closest_marker("kill_points"):
+            families.setdefault((item.nodeid.partition("[")[0], mark.args[0]), []).append(item.nodeid)
+    drawn = {node for (_, most), nodes in families.items() for node in kill_points.sample(nodes, most)}
+    left = [item for item in items if item.get_closest_marker("kill_points") and item.nodeid not in drawn]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

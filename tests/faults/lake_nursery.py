@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from kill_points import sample
+
 from stockpredict.core.settings import Settings
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
@@ -98,35 +101,23 @@ def main(home):
         pass  # the children inherit verified extensions
     forked(lambda: fill_in(home / "seed"))
     for task in (append, add, purge, tidy):
-        k, before, after = 0, forked(lambda: look(home / "seed"))[1], None
-        while True:
-            place = home / f"{task.__name__}{k}"
-            shutil.copytree(home / "seed", place)
-            code, steps = forked(lambda place=place, task=task, k=k: work_on(place, task, k))
-            again, (found, _, healed) = forked(
-                lambda place=place, task=task: (look(place), work_on(place, task, 0), look(place))
-            )
-            if k == 0:
-                after, total = found, len(steps)
-            print(
-                json.dumps(
-                    dict(
-                        task=task.__name__,
-                        k=k,
-                        code=code,
-                        steps=steps,
-                        whole=found in (before, after),
-                        found=found,
-                        again=again,
-                        healed=healed == after,
-                    )
-                ),
-                flush=True,
-            )
-            shutil.rmtree(place)
-            k += 1
-            if k > total:
-                break
+        before = forked(lambda: look(home / "seed"))[1]
+        calm = killed(home, task, 0)
+        after = calm["found"]
+        points = range(1, len(calm["steps"]) + 1)
+        for outcome in (calm, *(killed(home, task, k) for k in sample(points, 4))):
+            whole = outcome["found"] in (before, after)
+            print(json.dumps(outcome | dict(whole=whole, healed=outcome["healed"] == after)), flush=True)
+
+
+def killed(home, task, k):
+    "What one child leaves that is killed at step `k` of a task (0: never), and what the next one makes of it."
+    place = home / f"{task.__name__}{k}"
+    shutil.copytree(home / "seed", place)
+    code, steps = forked(lambda: work_on(place, task, k))
+    again, (left, _, healed) = forked(lambda: (look(place), work_on(place, task, 0), look(place)))
+    shutil.rmtree(place)
+    return dict(task=task.__name__, k=k, code=code, steps=steps, found=left, again=again, healed=healed)
 
 
 if __name__ == "__main__":

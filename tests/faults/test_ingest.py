@@ -117,8 +117,10 @@ def test_killed_at_every_step_it_is_before_or_after_and_heals(tmp_path, market, 
         "diary written",
         "committed",
     } <= set(killed)
-    assert [x["step"] for x in said if "step" in x] == killed
-    assert [x["code"] for x in ends if "k" in x] == [-9] * len(killed) + [0]
+    tried = [x["k"] for x in ends if "k" in x]
+    assert len(tried) >= 6
+    assert [x["step"] for x in said if "step" in x] == [steps[k - 1] for k in tried if k <= len(steps)]
+    assert [x["code"] for x in ends if "k" in x] == [-9 if k <= len(steps) else 0 for k in tried]
     assert (calm["ingests"], calm["quarantine"], calm["adjustments"]) == (
         (1, 1, 0) if phase == 0 else (2, 2, 1)
     )

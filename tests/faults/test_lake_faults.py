@@ -62,7 +62,7 @@ def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path
     )
     assert out.returncode == 0, out.stderr[-2000:]
     said = [json.loads(line) for line in out.stdout.splitlines()]
-    assert {x["task"] for x in said} == {"append", "add", "purge", "tidy"} and len(said) > 20
+    assert {x["task"] for x in said} == {"append", "add", "purge", "tidy"} and len(said) >= 12
     for x in said:
         assert x["code"] == (0 if x["k"] == 0 else -9), x
         assert x["whole"] and x["again"] == 0 and x["healed"], x
