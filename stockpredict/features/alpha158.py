@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['WINDOWS', 'SOURCE', 'TINY', 'PAST', 'ORDER', 'five_windows', 'single', 'alpha_kmid', 'alpha_klen', 'alpha_kmid2',
-           'alpha_ksft', 'alpha_ksft2', 'alpha_kup', 'alpha_kup2', 'alpha_klow', 'alpha_klow2', 'ago', 'priced',
+           'alpha_ksft', 'alpha_ksft2', 'alpha_kup', 'alpha_kup2', 'alpha_klow', 'alpha_klow2', 'lagged', 'past_price',
            'alpha_open', 'alpha_high', 'alpha_low', 'alpha_vwap', 'alpha_close', 'alpha_volume', 'alpha_roc',
            'alpha_ma', 'alpha_std', 'alpha_beta', 'alpha_rsqr', 'alpha_resi', 'alpha_max', 'alpha_min', 'alpha_qtlu',
            'alpha_qtld', 'alpha_rank', 'alpha_rsv', 'alpha_imax', 'alpha_imin', 'alpha_imxd', 'alpha_corr',
-           'alpha_cord', 'alpha_cntp', 'alpha_cntn', 'alpha_cntd', 'gained', 'lost', 'alpha_sump', 'alpha_sumn',
-           'alpha_sumd', 'alpha_vma', 'alpha_vstd', 'alpha_wvma', 'alpha_vsump', 'alpha_vsumn', 'alpha_vsumd',
-           'alpha_names']
+           'alpha_cord', 'alpha_cntp', 'alpha_cntn', 'alpha_cntd', 'rise_share', 'fall_share', 'alpha_sump',
+           'alpha_sumn', 'alpha_sumd', 'alpha_vma', 'alpha_vstd', 'alpha_wvma', 'alpha_vsump', 'alpha_vsumn',
+           'alpha_vsumd', 'alpha_names']
 
 # %% ../../nbs/features/90_alpha158.ipynb #1f441eea
 from ..catalogue.feature import SETS, feature
 from ..algebra.panel import Panel
-from .price import typical
+from .price import typical_price
 from ..algebra.series import Series
 
 # %% ../../nbs/features/90_alpha158.ipynb #0d418bd1
@@ -93,51 +93,51 @@ def alpha_klow2(bars: Panel) -> Series:
 PAST = range(60)  # bars ago
 
 
-def ago(x: Series, n: int) -> Series:  # 0 = the current bar
+def lagged(x: Series, n: int) -> Series:  # 0 = the current bar
     "The value `n` bars ago."
     return x.lag(n) if n else x
 
 
-def priced(func):  # decorator
+def past_price(func):  # decorator
     "A price of Alpha360 for each of the last sixty bars, the newest also in Alpha158."
     feature(group="price", n=list(PAST[:1]), source=SOURCE, sets=("alpha158", "alpha360"))(func)
     return feature(group="price", n=list(PAST[1:]), source=SOURCE, sets=("alpha360",))(func)
 
 # %% ../../nbs/features/90_alpha158.ipynb #9c222dd3
-@priced
+@past_price
 def alpha_open(bars: Panel, n: int) -> Series:
     "open n bars ago / close"
-    return ago(bars.open, n) / bars.close
+    return lagged(bars.open, n) / bars.close
 
 
-@priced
+@past_price
 def alpha_high(bars: Panel, n: int) -> Series:
     "high n bars ago / close"
-    return ago(bars.high, n) / bars.close
+    return lagged(bars.high, n) / bars.close
 
 
-@priced
+@past_price
 def alpha_low(bars: Panel, n: int) -> Series:
     "low n bars ago / close"
-    return ago(bars.low, n) / bars.close
+    return lagged(bars.low, n) / bars.close
 
 
-@priced
+@past_price
 def alpha_vwap(bars: Panel, n: int) -> Series:
     "typical price (high + low + close) / 3 n bars ago / close"
-    return ago(typical(bars), n) / bars.close
+    return lagged(typical_price(bars), n) / bars.close
 
 
 @feature(group="price", n=list(PAST), source=SOURCE, sets=("alpha360",))
 def alpha_close(bars: Panel, n: int) -> Series:
     "close n bars ago / close"
-    return ago(bars.close, n) / bars.close
+    return lagged(bars.close, n) / bars.close
 
 
 @feature(group="attention", n=list(PAST), source=SOURCE, sets=("alpha360",))
 def alpha_volume(bars: Panel, n: int) -> Series:
     "volume n bars ago / volume"
-    return ago(bars.volume, n) / (bars.volume + TINY)
+    return lagged(bars.volume, n) / (bars.volume + TINY)
 
 # %% ../../nbs/features/90_alpha158.ipynb #8b0b7ee1
 @five_windows("momentum")
@@ -261,13 +261,13 @@ def alpha_cntd(bars: Panel, n: int) -> Series:
     return (bars.close > bars.close.lag(1)).mean(n) - (bars.close < bars.close.lag(1)).mean(n)
 
 # %% ../../nbs/features/90_alpha158.ipynb #2bcb3a75
-def gained(x: Series, n: int) -> Series:  # between 0 and 1
+def rise_share(x: Series, n: int) -> Series:  # between 0 and 1
     "Sum of the rises of `n` bars, as a share of all movement."
     move = x.diff()
     return move.clip(low=0.0).sum(n) / (move.abs().sum(n) + TINY)
 
 
-def lost(x: Series, n: int) -> Series:  # between 0 and 1
+def fall_share(x: Series, n: int) -> Series:  # between 0 and 1
     "Sum of the falls of `n` bars, as a share of all movement."
     move = x.diff()
     return (-move).clip(low=0.0).sum(n) / (move.abs().sum(n) + TINY)
@@ -276,19 +276,19 @@ def lost(x: Series, n: int) -> Series:  # between 0 and 1
 @five_windows("oscillator")
 def alpha_sump(bars: Panel, n: int) -> Series:
     "sum of rises / sum of |changes| of n closes"
-    return gained(bars.close, n)
+    return rise_share(bars.close, n)
 
 
 @five_windows("oscillator")
 def alpha_sumn(bars: Panel, n: int) -> Series:
     "sum of falls / sum of |changes| of n closes"
-    return lost(bars.close, n)
+    return fall_share(bars.close, n)
 
 
 @five_windows("oscillator")
 def alpha_sumd(bars: Panel, n: int) -> Series:
     "(sum of rises - sum of falls) / sum of |changes| of n closes"
-    return gained(bars.close, n) - lost(bars.close, n)
+    return rise_share(bars.close, n) - fall_share(bars.close, n)
 
 # %% ../../nbs/features/90_alpha158.ipynb #0219c74c
 @five_windows("attention")
@@ -313,19 +313,19 @@ def alpha_wvma(bars: Panel, n: int) -> Series:
 @five_windows("attention")
 def alpha_vsump(bars: Panel, n: int) -> Series:
     "sum of rises / sum of |changes| of n volumes"
-    return gained(bars.volume, n)
+    return rise_share(bars.volume, n)
 
 
 @five_windows("attention")
 def alpha_vsumn(bars: Panel, n: int) -> Series:
     "sum of falls / sum of |changes| of n volumes"
-    return lost(bars.volume, n)
+    return fall_share(bars.volume, n)
 
 
 @five_windows("attention")
 def alpha_vsumd(bars: Panel, n: int) -> Series:
     "(sum of rises - sum of falls) / sum of |changes| of n volumes"
-    return gained(bars.volume, n) - lost(bars.volume, n)
+    return rise_share(bars.volume, n) - fall_share(bars.volume, n)
 
 # %% ../../nbs/features/90_alpha158.ipynb #4ee7cff2
 ORDER = dict(

@@ -9,8 +9,8 @@ __all__ = ['MACRO', 'TOO_OLD', 'macro_fields', 'term_spread', 'credit_spread', '
 # %% ../../nbs/features/60_macro.ipynb #efa88fa3
 import pandas as pd
 from ..catalogue.feature import feature
-from ..catalogue.point_in_time import as_known, fact, join
-from .market import against_year
+from ..catalogue.point_in_time import as_known, fact_series, fact_join
+from .market import year_zscore
 from ..algebra.panel import Panel
 from ..algebra.series import Series
 
@@ -31,7 +31,7 @@ def macro_fields(
     }
 
 
-@join("macro", MACRO, "macro", everybody=True)
+@fact_join("macro", MACRO, "macro", everybody=True)
 def _macro_facts(asked):
     return macro_fields(asked.read("macro", series=list(MACRO.values())), asked.at)
 
@@ -43,40 +43,40 @@ def _macro(source, n=None):
 @_macro("Estrella and Hardouvelis (1991)")
 def term_spread(bars: Panel) -> Series:
     "Ten-year less two-year yield, percentage points"
-    return fact(bars, "yield_10y") - fact(bars, "yield_2y")
+    return fact_series(bars, "yield_10y") - fact_series(bars, "yield_2y")
 
 
 @_macro("Fama and French (1989)")
 def credit_spread(bars: Panel) -> Series:
     "Yield of low-grade corporate bonds over treasuries, against its past year"
-    return against_year(fact(bars, "credit_yield_spread"))
+    return year_zscore(fact_series(bars, "credit_yield_spread"))
 
 
 @_macro("-", n=[21, 63])
 def rate_change(bars: Panel, n: int) -> Series:
     "Change of the ten-year yield over n bars, percentage points"
-    return fact(bars, "yield_10y").diff(n)
+    return fact_series(bars, "yield_10y").diff(n)
 
 # %% ../../nbs/features/60_macro.ipynb #0c8ad1a5
 @_macro("Whaley (2000)")
 def vix_level(bars: Panel) -> Series:
     "Logarithm of the VIX, against its past year"
-    return against_year(fact(bars, "vix").log())
+    return year_zscore(fact_series(bars, "vix").log())
 
 
 @_macro("-", n=[5, 21])
 def vix_change(bars: Panel, n: int) -> Series:
     "Change of the logarithm of the VIX over n bars"
-    return fact(bars, "vix").log().diff(n)
+    return fact_series(bars, "vix").log().diff(n)
 
 
 @_macro("Johnson (2017)")
 def vix_term(bars: Panel) -> Series:
     "VIX / its three-month sibling - 1: above zero when fear is of now"
-    return fact(bars, "vix") / fact(bars, "vix_3m") - 1
+    return fact_series(bars, "vix") / fact_series(bars, "vix_3m") - 1
 
 
 @_macro("Bollerslev, Tauchen and Zhou (2009)")
 def variance_premium(bars: Panel) -> Series:
     "Squared VIX less the realised variance of the market over 21 bars, both a year, in percent"
-    return fact(bars, "vix") ** 2 / 100 - (bars.market**2).mean(21) * 25200.0
+    return fact_series(bars, "vix") ** 2 / 100 - (bars.market**2).mean(21) * 25200.0

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['chl_spread', 'fht_spread', 'spread_change', 'kyle_lambda', 'invariance', 'volume_reversal', 'unusual_volume',
-           'volume_continuation', 'bought', 'bulk_imbalance', 'vpin', 'volume_focus', 'range_elasticity', 'sign_run',
-           'shares_below', 'heaviest', 'profile_tensors', 'volume_below', 'point_of_control', 'profile_place']
+           'volume_continuation', 'bulk_buy_share', 'bulk_imbalance', 'vpin', 'volume_focus', 'range_elasticity',
+           'sign_run', 'volume_share_below', 'heaviest_slice', 'profile_tensors', 'volume_below', 'point_of_control',
+           'profile_place']
 
 # %% ../../nbs/features/55_microstructure.ipynb #8e7005bc
 import math
 import numpy as np
 import torch
 from ..catalogue.feature import technical
-from .relative import on_two, over, regressed
-from ..algebra.numba_kernels import blank, compiled
+from .relative import two_factor_products, window_products, two_factor_regression
+from ..algebra.numba_kernels import nan_headed, compiled
 from ..algebra.panel import Panel
-from .price import typical
+from .price import typical_price
 from .range import corwin_schultz, roll_spread
 from ..algebra.series import Series
 
@@ -32,8 +33,8 @@ def chl_spread(bars: Panel, n: int) -> Series:
 
 
 def _quantile(zeros, n):  # of the normal distribution at (1 + share) / 2, for the counts 0 to n
-    table = torch.special.ndtri((1 + torch.arange(n + 1, dtype=torch.float64) / n) / 2).to(zeros.device)
-    return table[(zeros * n).round().nan_to_num(0.0).long()].to(zeros.dtype) + 0 * zeros
+    feature_table = torch.special.ndtri((1 + torch.arange(n + 1, dtype=torch.float64) / n) / 2).to(zeros.device)
+    return feature_table[(zeros * n).round().nan_to_num(0.0).long()].to(zeros.dtype) + 0 * zeros
 
 
 @technical("liquidity", [120], "Fong, Holden and Trzcinka (2017)")
@@ -72,8 +73,8 @@ def volume_reversal(bars: Panel, n: int) -> Series:
     v = volume / its mean of 20 with the sign of the return above the market"""
     ahead = bars.returns - bars.market
     push = ahead.sign() * bars.volume / bars.volume.mean(20)
-    return over(
-        n, on_two, regressed(n, _second_slope), ahead, bars.returns.lag(1), push.lag(1), ask=5
+    return window_products(
+        n, two_factor_products, two_factor_regression(n, _second_slope), ahead, bars.returns.lag(1), push.lag(1), ask=5
     ) / bars.returns.std(n)
 
 
@@ -87,10 +88,10 @@ def volume_continuation(bars: Panel, n: int) -> Series:
     "Slope over n of a return on r * v of the bar before, r held fixed; v = log(volume / its mean of 20)"
     r = bars.returns
     loud = r * unusual_volume(bars, 20)
-    return over(n, on_two, regressed(n, _second_slope), r, r.lag(1), loud.lag(1), ask=5)
+    return window_products(n, two_factor_products, two_factor_regression(n, _second_slope), r, r.lag(1), loud.lag(1), ask=5)
 
 # %% ../../nbs/features/55_microstructure.ipynb #34d00c2c
-def bought(bars: Panel) -> Series:  # -1 all sold … +1 all bought
+def bulk_buy_share(bars: Panel) -> Series:  # -1 all sold … +1 all bought
     "2 Phi(z) - 1 with z = return / standard deviation of 60 returns; Phi by tanh(0.79788 z + 0.035677 z^3)"
     z = (bars.returns / bars.returns.std(60)).clip(-6.0, 6.0)
     return (z * 0.79788456 + z**3 * 0.03567741).tanh()
@@ -99,13 +100,13 @@ def bought(bars: Panel) -> Series:  # -1 all sold … +1 all bought
 @technical("pressure", [5, 20, 60], "Easley, Lopez de Prado and O'Hara (2012)")
 def bulk_imbalance(bars: Panel, n: int) -> Series:
     "Sum of volume * (bought - sold share) / sum of volume over n; shares by the return in units of its 60-bar volatility"
-    return (bars.volume * bought(bars)).sum(n) / bars.volume.sum(n)
+    return (bars.volume * bulk_buy_share(bars)).sum(n) / bars.volume.sum(n)
 
 
 @technical("pressure", [20, 50], "Easley, Lopez de Prado and O'Hara (2012)")
 def vpin(bars: Panel, n: int) -> Series:
     "Sum of volume * |bought - sold share| / sum of volume over n"
-    return (bars.volume * bought(bars).abs()).sum(n) / bars.volume.sum(n)
+    return (bars.volume * bulk_buy_share(bars).abs()).sum(n) / bars.volume.sum(n)
 
 
 @technical("attention", [20, 60], "Hirschman (1964), of volume")
@@ -129,10 +130,10 @@ def sign_run(bars: Panel, n: int) -> Series:
 
 # %% ../../nbs/features/55_microstructure.ipynb #53735167
 @compiled
-def shares_below(price, weight, close, n):
+def volume_share_below(price, weight, close, n):
     "Of `n` bars: share of the weight below the close."
     rows, size = price.shape
-    out, zero, half = blank(rows, size, n), np.float32(0), np.float32(0.5)
+    out, zero, half = nan_headed(rows, size, n), np.float32(0), np.float32(0.5)
     total, below = np.empty(size, np.float32), np.empty(size, np.float32)
     for t in range(n - 1, rows):
         now = close[t]
@@ -150,10 +151,10 @@ def shares_below(price, weight, close, n):
 
 # %% ../../nbs/features/55_microstructure.ipynb #dd989e91
 @compiled
-def heaviest(price, weight, close, n, bins):
+def heaviest_slice(price, weight, close, n, bins):
     "Of `n` bars: the middle of the heaviest of some equal slices, relative to the close."
     rows, size = price.shape
-    out, heap, at = blank(rows, size, n), np.empty((bins, size)), np.empty(size, np.int64)
+    out, heap, at = nan_headed(rows, size, n), np.empty((bins, size)), np.empty(size, np.int64)
     low = np.empty(size)
     high = np.empty(size)
     hole = np.empty(size)
@@ -218,9 +219,9 @@ def _profile(bars, n, bins):
         if price.is_cuda or price.dtype != torch.float32:
             return profile_tensors(price, weight, close, n, bins)
         arrays = [x.contiguous().numpy() for x in (price, weight, close)]
-        return torch.from_numpy(heaviest(*arrays, n, bins) if bins else shares_below(*arrays, n))
+        return torch.from_numpy(heaviest_slice(*arrays, n, bins) if bins else volume_share_below(*arrays, n))
 
-    return typical(bars)._back(op, n - 1, bars.volume, bars.close, name=f"profile {n} {bins}")
+    return typical_price(bars)._back(op, n - 1, bars.volume, bars.close, name=f"profile {n} {bins}")
 
 # %% ../../nbs/features/55_microstructure.ipynb #ef3d2776
 @technical("stretch", [20, 60], "Grinblatt and Han (2005), volume for turnover")
@@ -251,7 +252,7 @@ def _weighted_deviation(w, wp, wpp):
 @technical("stretch", [20, 60], "Steidlmayer (1984), mean and deviation")
 def profile_place(bars: Panel, n: int) -> Series:
     "(Typical price - volume-weighted mean of n) / volume-weighted standard deviation of n; typical = (high + low + close) / 3"
-    price, weight = typical(bars), bars.volume
-    return (price - (price * weight).sum(n) / weight.sum(n)) / over(
+    price, weight = typical_price(bars), bars.volume
+    return (price - (price * weight).sum(n) / weight.sum(n)) / window_products(
         n, _weights, _weighted_deviation, price, weight, ask=2
     )

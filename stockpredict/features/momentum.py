@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['log_ret', 'acceleration', 'spaced_sum', 'rising_months', 'discreteness', 'up_share', 'sharpe', 'lottery', 'min_ret',
-           'rise', 'since_high', 'since_low', 'night', 'day', 'night_return', 'day_return', 'tug_of_war', 'night_day',
-           'streak', 'row', 'ret_rank', 'rmi', 'imi', 'demarker', 'tsi', 'tii', 'slow_k', 'slow_d', 'kdj_j',
-           'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator', 'bull_power', 'bear_power', 'vigour',
-           'of_range', 'close_location', 'balance_of_power', 'close_place', 'upper_shadow', 'lower_shadow',
-           'heikin_ashi', 'pivot', 'cta']
+           'rise', 'since_high', 'since_low', 'overnight_log_return', 'intraday_log_return', 'night_return',
+           'day_return', 'tug_of_war', 'night_day', 'streak', 'row', 'ret_rank', 'rmi', 'imi', 'demarker', 'tsi', 'tii',
+           'slow_k', 'slow_d', 'kdj_j', 'stoch_rsi', 'fisher', 'cci', 'ultimate', 'awesome', 'accelerator',
+           'bull_power', 'bear_power', 'vigour', 'share_of_range', 'close_location', 'balance_of_power', 'close_place',
+           'upper_shadow', 'lower_shadow', 'heikin_ashi', 'pivot', 'cta']
 
 # %% ../../nbs/features/10_momentum.ipynb #b15e6a9f
 import math
 from ..catalogue.feature import technical
 from ..algebra.panel import Panel
-from .price import drawdown, max_ret, median_price, mom, place, range_, ret, reversal
-from .price import rsi, stochastic, strength, true_range, typical
+from .price import drawdown, max_ret, median_price, mom, range_position, range_, ret, reversal
+from .price import rsi, stochastic, wilder_strength, true_range, typical_price
 from ..algebra.window_statistics import Series
 
 # %% ../../nbs/features/10_momentum.ipynb #3a4e2c1f
@@ -112,12 +112,12 @@ technical("momentum", [120], "George and Hwang (2004)")(drawdown)
 technical("stretch", [252], "Donchian (1960)")(range_)
 
 # %% ../../nbs/features/10_momentum.ipynb #96805605
-def night(bars: Panel) -> Series:
+def overnight_log_return(bars: Panel) -> Series:
     "log(open / last close)"
     return (bars.open / bars.close.lag(1)).log()
 
 
-def day(bars: Panel) -> Series:
+def intraday_log_return(bars: Panel) -> Series:
     "log(close / open)"
     return (bars.close / bars.open).log()
 
@@ -125,25 +125,25 @@ def day(bars: Panel) -> Series:
 @technical("momentum", [5, 21, 63], "Lou, Polk and Skouras (2019)")
 def night_return(bars: Panel, n: int) -> Series:
     "sum of log(open / last close) over n"
-    return night(bars).sum(n)
+    return overnight_log_return(bars).sum(n)
 
 
 @technical("momentum", [5, 21, 63], "Lou, Polk and Skouras (2019)")
 def day_return(bars: Panel, n: int) -> Series:
     "sum of log(close / open) over n"
-    return day(bars).sum(n)
+    return intraday_log_return(bars).sum(n)
 
 
 @technical("reversal", [60], "Akbas, Boehmer, Jiang and Koch (2022)")
 def tug_of_war(bars: Panel, n: int) -> Series:
     "Share of n bars that opened above the last close and closed below the open"
-    return ((night(bars) > 0) * (day(bars) < 0)).mean(n)
+    return ((overnight_log_return(bars) > 0) * (intraday_log_return(bars) < 0)).mean(n)
 
 
 @technical("reversal", [60], "Lou, Polk and Skouras (2019)")
 def night_day(bars: Panel, n: int) -> Series:
     "Correlation of log(open / last close) with log(close / open) over n"
-    return night(bars).corr(day(bars), n)
+    return overnight_log_return(bars).corr(intraday_log_return(bars), n)
 
 # %% ../../nbs/features/10_momentum.ipynb #41d1fbf3
 technical("oscillator", [2, 7, 21, 28], "Wilder (1978)")(rsi)
@@ -173,7 +173,7 @@ def ret_rank(bars: Panel, n: int) -> Series:
 @technical("oscillator", [(20, 5)], "Altman (1993)")
 def rmi(bars: Panel, n: int, k: int) -> Series:
     "Relative strength index of n bars of changes over k bars"
-    return strength(bars.close.diff(k), n)
+    return wilder_strength(bars.close.diff(k), n)
 
 
 @technical("oscillator", [14], "Chande and Kroll (1994)")
@@ -236,14 +236,14 @@ def stoch_rsi(bars: Panel, n: int) -> Series:
 def fisher(bars: Panel, n: int) -> Series:
     "mean with decay .5 of log((1 + v) / (1 - v)), v the mean with decay .67 of 2 * place - 1 of (high + low) / 2 in n"
     half = median_price(bars)
-    v = (2 * place(half, half, half, n) - 1).ewm(decay=0.67).clip(-0.999, 0.999)
+    v = (2 * range_position(half, half, half, n) - 1).ewm(decay=0.67).clip(-0.999, 0.999)
     return ((1 + v) / (1 - v)).log().ewm(decay=0.5)
 
 
 @technical("oscillator", [14, 20], "Lambert (1980)")
 def cci(bars: Panel, n: int) -> Series:
     "(typical price - its mean of n) / (0.015 * its mean absolute deviation of n)"
-    price = typical(bars)
+    price = typical_price(bars)
     return (price - price.mean(n)) / (0.015 * price.deviation(n))
 
 
@@ -293,7 +293,7 @@ def vigour(bars: Panel, n: int) -> Series:
     ).sum(n)
 
 # %% ../../nbs/features/10_momentum.ipynb #fbe3bb2c
-def of_range(bars: Panel, part: Series) -> Series:
+def share_of_range(bars: Panel, part: Series) -> Series:
     "part / (high - low), 0 where high = low"
     wide = bars.high - bars.low
     return (wide > 0).where(part / wide, 0 * part)
@@ -301,13 +301,13 @@ def of_range(bars: Panel, part: Series) -> Series:
 
 def close_location(bars: Panel) -> Series:
     "((close - low) - (high - close)) / (high - low), 0 where high = low"
-    return of_range(bars, 2 * bars.close - bars.high - bars.low)
+    return share_of_range(bars, 2 * bars.close - bars.high - bars.low)
 
 
 @technical("pressure", [14], "Livshin (2001)")
 def balance_of_power(bars: Panel, n: int) -> Series:
     "mean of (close - open) / (high - low) over n, 0 where high = low"
-    return of_range(bars, bars.close - bars.open).mean(n)
+    return share_of_range(bars, bars.close - bars.open).mean(n)
 
 
 @technical("pressure", [5, 20], "Chaikin (1980s)")
@@ -319,13 +319,13 @@ def close_place(bars: Panel, n: int) -> Series:
 @technical("pressure", [20], "Nison (1991)")
 def upper_shadow(bars: Panel, n: int) -> Series:
     "mean of (high - max(open, close)) / (high - low) over n, 0 where high = low"
-    return of_range(bars, bars.high - bars.open.maximum(bars.close)).mean(n)
+    return share_of_range(bars, bars.high - bars.open.maximum(bars.close)).mean(n)
 
 
 @technical("pressure", [20], "Nison (1991)")
 def lower_shadow(bars: Panel, n: int) -> Series:
     "mean of (min(open, close) - low) / (high - low) over n, 0 where high = low"
-    return of_range(bars, bars.open.minimum(bars.close) - bars.low).mean(n)
+    return share_of_range(bars, bars.open.minimum(bars.close) - bars.low).mean(n)
 
 
 @technical("oscillator", None, "Valcu (2004)")

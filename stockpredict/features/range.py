@@ -8,7 +8,7 @@ __all__ = ['rogers_satchell', 'yang_zhang', 'roll_spread', 'corwin_schultz', 'wi
 # %% ../../nbs/features/35_range.ipynb #f2c61c9b
 import math
 from ..catalogue.feature import technical
-from .momentum import day, night
+from .momentum import intraday_log_return, overnight_log_return
 from ..algebra.panel import Panel
 from ..algebra.series import Series
 
@@ -32,7 +32,7 @@ def yang_zhang(bars: Panel, n: int) -> Series:
     "sqrt(variance of nights + k variance of days + (1 - k) Rogers-Satchell), k = .34 / (1.34 + (n+1)/(n-1))"
     k = 0.34 / (1.34 + (n + 1) / (n - 1))
     return (
-        (night(bars).var(n) + k * day(bars).var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.0).sqrt()
+        (overnight_log_return(bars).var(n) + k * intraday_log_return(bars).var(n) + (1 - k) * _drift_free(bars).mean(n)).clip(low=0.0).sqrt()
     )
 
 # %% ../../nbs/features/35_range.ipynb #2f6349ae

@@ -7,13 +7,13 @@ __all__ = ['ewma_vol', 'vol_ratio', 'vol_slope', 'vol_of_vol', 'vol_z', 'day_ran
            'chaikin_vol', 'bounce', 'range_side', 'band_width', 'squeeze', 'squeeze_keltner', 'upside_vol',
            'signed_variation', 'jump_share', 'relative_vol', 'leverage_effect', 'night_vol', 'day_vol', 'night_part',
            'value_at_risk', 'shortfall', 'tail_weight', 'tail_ratio', 'quartile_vol', 'kurtosis', 'outliers',
-           'since_shock', 'worst_fall', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'self_correlation', 'autocorr_at',
-           'clustering']
+           'since_shock', 'worst_fall', 'ulcer', 'pain', 'variance_ratio', 'hurst', 'window_autocorrelation',
+           'autocorr_at', 'clustering']
 
 # %% ../../nbs/features/15_volatility.ipynb #7fa3f004
 import math
 from ..catalogue.feature import technical
-from .momentum import day, night
+from .momentum import intraday_log_return, overnight_log_return
 from ..algebra.panel import Panel
 from .price import atr, bollinger, downside_vol, drawdown, garman_klass, parkinson, skew
 from .price import standard_score, true_range, vol
@@ -167,20 +167,20 @@ def leverage_effect(bars: Panel, n: int) -> Series:
 @technical("volatility", [20, 60], "Yang and Zhang (2000)")
 def night_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of n log(open / last close)"
-    return night(bars).std(n)
+    return overnight_log_return(bars).std(n)
 
 
 @technical("volatility", [20, 60], "Yang and Zhang (2000)")
 def day_vol(bars: Panel, n: int) -> Series:
     "Standard deviation of n log(close / open)"
-    return day(bars).std(n)
+    return intraday_log_return(bars).std(n)
 
 
 @technical("volatility", [60], "Yang and Zhang (2000)")
 def night_part(bars: Panel, n: int) -> Series:
     "variance of n nights / (variance of nights + variance of days)"
-    dark = night(bars).var(n)
-    return dark / (dark + day(bars).var(n))
+    dark = overnight_log_return(bars).var(n)
+    return dark / (dark + intraday_log_return(bars).var(n))
 
 # %% ../../nbs/features/15_volatility.ipynb #67d3e6f2
 @technical("volatility", [60, 120], "RiskMetrics (1996)")
@@ -265,7 +265,7 @@ def hurst(bars: Panel, n: int) -> Series:
     return (log.diff(16).abs().mean(n) / log.diff().abs().mean(n)).log() / math.log(16)
 
 
-def self_correlation(x: Series, k: int, n: int) -> Series:
+def window_autocorrelation(x: Series, k: int, n: int) -> Series:
     "(mean of x * x k bars before - product of their means) / variance of x, over n; undefined where x hardly varies"
     joint = (x * x.lag(k)).mean(n) - x.mean(n) * x.mean(n).lag(k)
     spread = x.var(n) * ((n - 1) / n)
@@ -275,10 +275,10 @@ def self_correlation(x: Series, k: int, n: int) -> Series:
 @technical("memory", [(1, 60), (2, 60), (3, 60), (4, 60), (5, 60)], "Lo and MacKinlay (1990)")
 def autocorr_at(bars: Panel, k: int, n: int) -> Series:
     "(mean of r * r k bars before - product of their means) / variance of r, over n one-bar returns r"
-    return self_correlation(bars.returns, k, n)
+    return window_autocorrelation(bars.returns, k, n)
 
 
 @technical("memory", [(1, 60), (2, 60), (3, 60), (4, 60), (5, 60)], "Engle (1982)")
 def clustering(bars: Panel, k: int, n: int) -> Series:
     "(mean of s * s k bars before - product of their means) / variance of s, over n squared returns s"
-    return self_correlation(bars.returns**2, k, n)
+    return window_autocorrelation(bars.returns**2, k, n)

@@ -9,7 +9,7 @@ __all__ = ['volume_ratio', 'amihud', 'obv_slope', 'cmf', 'money_flow', 'vwap_dis
 from ..catalogue.feature import feature
 from .momentum import close_location
 from ..algebra.panel import Panel
-from .price import typical
+from .price import typical_price
 from ..algebra.series import Series
 
 # %% ../../nbs/features/20_volume.ipynb #7d38b4f3
@@ -42,7 +42,7 @@ def cmf(bars: Panel, n: int) -> Series:
 @feature(group="pressure", n=[14], source="Quong and Soudack (1989)")
 def money_flow(bars: Panel, n: int) -> Series:
     "100 * money on rising bars / money on rising and falling bars, over n bars"
-    middle = typical(bars)
+    middle = typical_price(bars)
     money, step = middle * bars.volume, middle.diff()
     up, down = ((step > 0) * money).sum(n), ((step < 0) * money).sum(n)
     return 100 * up / (up + down)
@@ -51,4 +51,4 @@ def money_flow(bars: Panel, n: int) -> Series:
 @feature(group="stretch", n=[20], source="Berkowitz, Logue and Noser (1988)")
 def vwap_distance(bars: Panel, n: int) -> Series:
     "close / volume-weighted typical price of n bars - 1"
-    return bars.close / ((typical(bars) * bars.volume).sum(n) / bars.volume.sum(n)) - 1
+    return bars.close / ((typical_price(bars) * bars.volume).sum(n) / bars.volume.sum(n)) - 1

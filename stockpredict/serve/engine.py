@@ -26,8 +26,8 @@ from ..core.errors import NotEnoughHistory, NotReady, QueueFull, StockpredictErr
 from ..core.settings import Settings
 from ..sources.bars import canonical_ticker
 from ..lake.lake import Lake
-from ..catalogue.point_in_time import fields_of, refuse_lacking, with_facts
-from ..features.membership import MEMBER, of_members
+from ..catalogue.point_in_time import fact_fields, require_facts, with_facts
+from ..features.membership import MEMBER, restrict_to_members
 from ..catalogue.design_matrix import Inputs, make_inputs
 from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import Artifact, load_artifact, public_key
@@ -205,7 +205,7 @@ def inputs(
     panel: Panel,  # bars that reach back far enough
 ) -> Inputs:
     "Features of the newest sessions, no further back than a forecast needs; usable for members only where the model is of an index."
-    return of_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
+    return restrict_to_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
 
 # %% ../../nbs/serve/20_engine.ipynb #77c23004
 @patch
@@ -216,7 +216,7 @@ def known(self: Engine, panel: Panel, lake, snapshot) -> Panel:
     made = with_facts(
         panel, lake, self.calendar, needs, index=index, snapshot=snapshot, source=lake.source(snapshot)
     )
-    refuse_lacking(made, needs)
+    require_facts(made, needs)
     return made
 
 
@@ -444,7 +444,7 @@ def beside(
     "The facts with the caller's ticker among them: its own when it is held, else those about the market; price and money are the caller's."
     close, volume = (mine[FIELDS.index(f)] for f in ("close", "volume"))
     own = dict(raw_close=close, money=close * volume)
-    market, made = fields_of(market=True) if set(panel._fields) - set(FIELDS) else {}, {}
+    market, made = fact_fields(market=True) if set(panel._fields) - set(FIELDS) else {}, {}
     for f, x in panel._fields.items():
         if f in FIELDS:
             continue

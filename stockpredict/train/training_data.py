@@ -11,9 +11,9 @@ from ..core.errors import FactsMissing
 from ..core.settings import Settings
 from ..lake.lake import Lake
 from ..sources.source import make_source
-from ..catalogue.feature import resolve
-from ..catalogue.point_in_time import how_to_gather, lacking, with_facts
-from ..features.membership import MEMBER, of_members
+from ..catalogue.feature import resolve_names
+from ..catalogue.point_in_time import ingest_hint, missing_facts, with_facts
+from ..features.membership import MEMBER, restrict_to_members
 from ..catalogue.design_matrix import Spec
 from ..algebra.panel import Panel
 from ..models.contract import Dataset
@@ -43,7 +43,7 @@ def with_needs(
     if settings.data.index and not made.has(MEMBER):
         raise FactsMissing(
             f"The lake knows no member of the index {settings.data.index} among these {len(panel.tickers)} tickers.",
-            how_to_gather([MEMBER]),
+            ingest_hint([MEMBER]),
         )
     return made
 
@@ -54,12 +54,12 @@ def left_out(
     spec: Spec,  # from `covered_spec`
 ) -> str:
     "What is not used because of facts that nobody knows; empty when nothing is amiss."
-    names = [n for n in resolve(settings.features.names) if n not in spec.names and Spec(n).needs]
+    names = [n for n in resolve_names(settings.features.names) if n not in spec.names and Spec(n).needs]
     if not names:
         return ""
-    gone = lacking(panel, Spec(names).needs, slice(None))
+    gone = missing_facts(panel, Spec(names).needs, slice(None))
     why = f"the lake knows nothing of {', '.join(gone)}" if gone else "their facts start too late"
-    return f"{len(names)} features of facts are left out, {', '.join(names[:6])}{' …' * (len(names) > 6)}: {why}. {how_to_gather(gone) if gone else ''}".strip()
+    return f"{len(names)} features of facts are left out, {', '.join(names[:6])}{' …' * (len(names) > 6)}: {why}. {ingest_hint(gone) if gone else ''}".strip()
 
 # %% ../../nbs/train/10_training_data.ipynb #2bf9c152
 def study_data(
@@ -72,6 +72,6 @@ def study_data(
     data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
     if not index:
         return data
-    data.inputs = of_members(data.inputs, panel, index)
+    data.inputs = restrict_to_members(data.inputs, panel, index)
     data.y[~panel._fields[MEMBER].isfinite()] = float("nan")
     return data
