@@ -99,9 +99,9 @@ def shared() -> Path:
 @pytest.fixture
 def standin(market):
     "A server on loopback that sells the market of the test file."
-    from stockpredict.testing.fake_vendors import StandIn
+    from stockpredict.testing.fake_vendors import FakeVendors
 
-    with StandIn(market) as s:
+    with FakeVendors(market) as s:
         yield s
 
 

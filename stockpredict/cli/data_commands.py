@@ -414,7 +414,7 @@ def quality_check(
 ):
     "Pass bars through the gate and store nothing."
     from stockpredict.ingest.ingest import load_bars
-    from stockpredict.quality.gate import inspect
+    from stockpredict.quality.gate import inspect_bars
     from stockpredict.sources.source import make_source
 
     data = ctx.obj.data
@@ -423,7 +423,7 @@ def quality_check(
         if file
         else load_bars(ctx.obj, adjusted=False)
     )
-    found = inspect(bars, data.calendar, data.quarantine_limit)
+    found = inspect_bars(bars, data.calendar, data.quarantine_limit)
     table = found.table().reset_index()
     if json_:
         as_json(
@@ -698,9 +698,9 @@ def standin(
     seed: Annotated[int, typer.Option(help="Of the market and of chance.")] = 1,
 ):
     "Speak like several vendors on this machine, and fail on command, until Ctrl-C."
-    from stockpredict.testing.fake_vendors import main
+    from stockpredict.testing.fake_vendors import run_fake_vendors
 
-    main(
+    run_fake_vendors(
         port,
         folder,
         [f for given in faults or [] for f in given.split(",") if f],

@@ -255,11 +255,11 @@ def features(
     json_: Json = False,
 ):
     "Every feature: what it is, how far it looks back, where it is from."
-    from stockpredict.catalogue.feature import search, table
+    from stockpredict.catalogue.feature import search_features, feature_table
 
     if html:
         return _handbook(load(settings, set_))
-    frame = search(word) if word else table()
+    frame = search_features(word) if word else feature_table()
     if group:
         frame = frame[frame.group == group]
     if not len(frame):
@@ -284,15 +284,15 @@ def report_features(ctx: typer.Context):
 # %% ../../nbs/cli/20_main.ipynb #ad02a19a
 def _unfound(word, group):  # the refusal of a search without an answer
     from stockpredict.core.errors import UnknownName, did_you_mean, near
-    from stockpredict.catalogue.feature import search, table
+    from stockpredict.catalogue.feature import search_features, feature_table
 
-    rows, every = table(), " `stockpredict features` lists them all."
+    rows, every = feature_table(), " `stockpredict features` lists them all."
     groups = sorted(set(rows.group))
     if group not in ("", *groups):
         return UnknownName(
             f"There is no group of features called '{group[:60]}'.", did_you_mean(group, groups) + every
         )
-    if group and len(found := search(word)):
+    if group and len(found := search_features(word)):
         return UnknownName(
             f"No feature of the group {group} mentions '{word[:60]}'.",
             f"It is found in {', '.join(sorted(set(found.group)))}: name one of these groups, or leave --group away.",

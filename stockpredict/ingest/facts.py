@@ -14,7 +14,7 @@ import pandas as pd
 from ..core.errors import DataError, StockpredictError
 from ..lake.lake import Lake
 from ..sources.source import make_source
-from ..sources.vendor_facts import constituents, end_of_day, fundamentals, macro, news
+from ..sources.vendor_facts import fetch_constituents, end_of_day, fetch_fundamentals, fetch_macro, fetch_news
 
 # %% ../../nbs/ingest/30_facts.ipynb #dbe4bc99
 @dataclass(frozen=True)
@@ -59,16 +59,16 @@ def wishes(
             Wish(
                 "macro",
                 s,
-                lambda s=s: macro(settings, s, now=now, since=newest(settings, "macro", series=s)),
+                lambda s=s: fetch_macro(settings, s, now=now, since=newest(settings, "macro", series=s)),
                 "fred",
             )
             for s in series
         ),
         *(
-            Wish("fundamentals", t, lambda t=t: fundamentals(settings, t, now=now), "alphavantage", "30D")
+            Wish("fundamentals", t, lambda t=t: fetch_fundamentals(settings, t, now=now), "alphavantage", "30D")
             for t in reports
         ),
-        *(Wish("news", t, lambda t=t: news(settings, t, vendor), vendor) for t in headlines),
+        *(Wish("news", t, lambda t=t: fetch_news(settings, t, vendor), vendor) for t in headlines),
     ]
 
 # %% ../../nbs/ingest/30_facts.ipynb #269d1419
@@ -111,7 +111,7 @@ def listed_members(
     now=None,  # an instant; None = the clock
 ) -> pd.DataFrame:  # index_name, ticker, event_time, until, known_at
     "What today's list of members changes."
-    heard, told = _heard(now), constituents(settings, index)
+    heard, told = _heard(now), fetch_constituents(settings, index)
     held = _held(settings, "members", index_name=index)
     inside = held[held.until.isna()] if len(held) else pd.DataFrame(columns=["ticker", "event_time"])
     if 2 * len(told) < inside.ticker.nunique():
@@ -143,7 +143,7 @@ def listed_sectors(
     now=None,  # an instant; None = the clock
 ) -> pd.DataFrame:  # ticker, event_time, known_at, sector, industry
     "Sectors of the members that differ from what is held."
-    heard, told = _heard(now), constituents(settings, index)[["ticker", "sector", "industry"]]
+    heard, told = _heard(now), fetch_constituents(settings, index)[["ticker", "sector", "industry"]]
     held = _held(settings, "sectors", ticker=told.ticker.tolist())
     if len(held):
         last = held.sort_values("event_time").drop_duplicates("ticker", keep="last")[

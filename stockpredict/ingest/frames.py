@@ -13,7 +13,7 @@ from ..core.errors import BarsInvalid
 from ..core.settings import load_settings
 from ..sources.bars import tidy_bars
 from ..lake.lake import Lake
-from ..quality.gate import inspect
+from ..quality.gate import inspect_bars
 
 # %% ../../nbs/ingest/20_frames.ipynb #0885f3b4
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
@@ -58,7 +58,7 @@ def add_frame(
     if not len(bars):
         raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
     now = now.tz_localize("UTC") if now.tz is None else now
-    quality = inspect(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
+    quality = inspect_bars(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     with Lake(settings.storage) as lake, lake.writer(wait):
         done = lake.append(
             quality.good, quality.bad, now, str(bars.event_time.min().date()), len(frame), flags=quality.flags

@@ -15,11 +15,11 @@ from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDr
 from ..core.errors import SourceUnavailable, UnknownTicker, did_you_mean
 from ..sources.bars import canonical_ticker
 from ..quality.reconcile import on_traded_scale
-from ..lake.lake import Appended, Lake
-from ..quality.gate import FEW, NOT_YET, inspect
+from ..lake.lake import BarsAppended, Lake
+from ..quality.gate import LISTED_ROWS, NOT_YET, inspect_bars
 from .rescan import search_again
 from ..sources.source import make_source, universe
-from ..sources.vendors import dead_letters, ledger_of
+from ..sources.vendors import dead_letters, vendor_ledger
 
 # %% ../../nbs/ingest/10_ingest.ipynb #be7e23f5
 def coverage(
@@ -201,7 +201,7 @@ def _held(lake, source, bars):  # the months before a batch, adjusted closes bes
 
 
 def _judge(lake, source, settings, bars, now):  # the gate
-    return inspect(
+    return inspect_bars(
         bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars)
     )
 
@@ -225,7 +225,7 @@ def _rotten(quality):  # tickers that would have the whole portion refused, when
     bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
     rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
     return (
-        sorted(bad.index[bad > (rows * quality.limit).clip(lower=FEW if quality.limit else 0)])
+        sorted(bad.index[bad > (rows * quality.limit).clip(lower=LISTED_ROWS if quality.limit else 0)])
         if quality.refused
         else []
     )
@@ -269,7 +269,7 @@ def _portion(
     if len(bars):
         done = lake.append(good, bad, now, asked_from, len(bars), flags=flags)
     else:
-        done = Appended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
+        done = BarsAppended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
     if source.remote:
         source.reject(strange, "rescaled", "about a hundred times dearer or cheaper than what is held.")
         source.settle(now)
@@ -443,7 +443,7 @@ def drop_letters(
             did_you_mean(strange[0], sorted(set(found.ticker))),
         )
     for whose, mine in gone.groupby("source"):
-        ledger_of(settings).remove(whose, mine.ticker.tolist())
+        vendor_ledger(settings).remove(whose, mine.ticker.tolist())
     return sorted(set(gone.ticker))
 
 # %% ../../nbs/ingest/10_ingest.ipynb #54935499

@@ -16,9 +16,9 @@ from ..core.settings import load_settings
 from ..sources.bars import canonical_ticker
 from .frames import NAME
 from ..quality.intraday_gate import inspect_intraday
-from ..sources.vendor_intraday import INTRADAY, Intraday, tidy_intraday
+from ..sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, tidy_intraday
 from ..lake.lake import Lake
-from ..sources.intraday_simulation import minutes
+from ..sources.intraday_simulation import interval_minutes
 
 # %% ../../nbs/ingest/40_intraday.ipynb #230876ba
 @patch
@@ -41,7 +41,7 @@ def intraday(
     found = self.facts(
         "intraday", as_of, start, end, snapshot, source, interval=f"{minutes(every)}min", **some
     )
-    return found[INTRADAY].sort_values(["ticker", "event_time"], ignore_index=True)
+    return found[INTRADAY_COLUMNS].sort_values(["ticker", "event_time"], ignore_index=True)
 
 # %% ../../nbs/ingest/40_intraday.ipynb #5777a81e
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def ingest_intraday(
 ) -> IntradayReport:
     "Bring the intraday bars of some tickers up to date."
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
-    source, calendar = Intraday(settings, every), get_calendar(settings.data.calendar)
+    source, calendar = IntradayChain(settings, every), get_calendar(settings.data.calendar)
     wanted = list(dict.fromkeys(canonical_ticker(t) for t in (tickers or settings.data.universe)))
     if not wanted:
         raise EmptyUniverse(
@@ -199,6 +199,6 @@ def ingest_intraday(
             "The requests wait as dead letters; run it again when the vendors are well.",
             failures=failed[:20],
         )
-    report = _store(settings, source.id, bars.reindex(columns=INTRADAY), source.every, now, wait, **more)
+    report = _store(settings, source.id, bars.reindex(columns=INTRADAY_COLUMNS), source.every, now, wait, **more)
     source.settle(now)
     return report

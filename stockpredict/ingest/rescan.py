@@ -8,7 +8,7 @@ __all__ = ['search_again', 'stored_flags']
 # %% ../../nbs/ingest/00_rescan.ipynb #32d01bc7
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
-from ..quality.corporate_actions import ALL
+from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.detectors import find_flags
 from ..lake.lake import Lake
 from ..sources.source import make_source
@@ -32,7 +32,7 @@ def search_again(
     parts, changed = [g.ticker.tolist() for _, g in size.groupby((size.n.cumsum() - size.n) // most)], 0
     for tickers in parts:
         raw, whole = (lake.bars(tickers, adjusted=how, source=source) for how in (False, True))
-        found = find_flags(raw.assign(adj_close=whole.close), calendar, detectors=ALL)
+        found = find_flags(raw.assign(adj_close=whole.close), calendar, detectors=ALL_DETECTORS)
         changed += lake.replace_flags(found, source, tickers, now, last=tickers is parts[-1])
         if say:
             say(f"{tickers[0]} to {tickers[-1]}: {len(found):,} flags")

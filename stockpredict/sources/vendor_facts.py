@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEWS', 'REFUSED', 'FRED', 'INDICES', 'end_of_day', 'read_macro', 'read_reported', 'read_statements', 'read_news',
-           'read_actions', 'ask_vendor', 'macro', 'fundamentals', 'news', 'read_constituents', 'constituents']
+           'read_actions', 'ask_vendor', 'fetch_macro', 'fetch_fundamentals', 'fetch_news', 'read_constituents',
+           'fetch_constituents']
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #99e05561
 import hashlib
@@ -12,7 +13,7 @@ import pandas as pd
 from ..core.errors import DataError
 from ..core.http import Ask, Budget, Key, Polite, run_async, vendor_error
 from .bars import canonical_ticker
-from .vendors import Vendor, alphavantage_refusal, ledger_of, lost_columns, parse_csv
+from .vendors import VendorAdapter, alphavantage_refusal, vendor_ledger, require_columns, parse_csv
 from .vendors import parse_json, vendors
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #1108f209
@@ -44,7 +45,7 @@ def read_macro(
     rows = pd.DataFrame(
         said["observations"], columns=None if said["observations"] else ["date", "realtime_start", "value"]
     )
-    lost_columns("fred", rows, ["date", "realtime_start", "value"], ["realtime_end"])
+    require_columns("fred", rows, ["date", "realtime_start", "value"], ["realtime_end"])
     value = pd.to_numeric(rows["value"].where(rows["value"] != "."), errors="coerce").astype(float)
     event = pd.to_datetime(rows["date"], utc=True).astype("datetime64[us, UTC]")
     made = pd.DataFrame(
@@ -152,7 +153,7 @@ def read_news(
     headline, publisher, url, published, found, tickers = NEWS[vendor]
     out = []
     for r in rows:
-        lost_columns(vendor, r, [headline, url, published, tickers])
+        require_columns(vendor, r, [headline, url, published, tickers])
         named = (
             [r[tickers]]
             if isinstance(r[tickers], str)
@@ -205,7 +206,7 @@ def _alphavantage_actions(body, ticker):
     table = parse_csv("alphavantage", body)
     if "split_factor" in table:
         return [("split", r.effective_date, r.split_factor, "") for r in table.itertuples()]
-    lost_columns(
+    require_columns(
         "alphavantage",
         table,
         ["ex_dividend_date", "amount", "declaration_date"],
@@ -225,7 +226,7 @@ def _tiingo_actions(body, ticker):
     table = (
         pd.DataFrame(parse_json("tiingo", body)) if body.lstrip()[:1] == b"[" else parse_csv("tiingo", body)
     )
-    lost_columns("tiingo", table, ["date", "divCash", "splitFactor"])
+    require_columns("tiingo", table, ["date", "divCash", "splitFactor"])
     kinds = (("dividend", "divCash", 0), ("split", "splitFactor", 1))
     return [
         (kind, r["date"][:10], r[c], "")
@@ -247,7 +248,7 @@ def _yahoo_actions(body, ticker):
     ]
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #3a7b8dcb
-FRED = Vendor()
+FRED = VendorAdapter()
 FRED.name = "fred"
 FRED.base = "https://api.stlouisfed.org"
 FRED.key = Key("FRED_API_KEY", param="api_key")
@@ -256,7 +257,7 @@ FRED.budget = Budget(2, 5_000)
 
 def ask_vendor(
     settings,  # all settings
-    vendor: Vendor,  # whom
+    vendor: VendorAdapter,  # whom
     path: str,  # after the vendor's address
     *params,  # pairs for the query
 ) -> bytes:  # the answer, looked at from outside only
@@ -268,7 +269,7 @@ def ask_vendor(
             "bad-key", vendor.name, f"There is no key for {vendor.name}: {vendor.key.env} is not set."
         )
     client = Polite(
-        ledger_of(settings),
+        vendor_ledger(settings),
         {vendor.name: vendor.budget},
         wish.deadline,
         wish.retries,
@@ -285,7 +286,7 @@ def ask_vendor(
     return run_async(work())
 
 
-def macro(
+def fetch_macro(
     settings,  # all settings
     series: str,  # id at FRED, such as GDP or UNRATE
     start: str = "",  # first observation, YYYY-MM-DD
@@ -314,7 +315,7 @@ def macro(
     return pd.concat(parts, ignore_index=True) if parts else read_macro(b'{"observations": []}', series)
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #6b849bca
-def fundamentals(
+def fetch_fundamentals(
     settings,  # all settings
     ticker: str,  # canonical
     statements: tuple = ("INCOME_STATEMENT", "BALANCE_SHEET", "CASH_FLOW"),  # names at Alpha Vantage
@@ -332,7 +333,7 @@ def fundamentals(
     )
 
 
-def news(
+def fetch_news(
     settings,  # all settings
     ticker: str,  # canonical
     vendor: str = "tiingo",  # tiingo, alphavantage or fmp
@@ -360,7 +361,7 @@ def read_constituents(
     if isinstance(said, dict):
         raise _refusal("fmp", said)
     for r in said:
-        lost_columns("fmp", r, ["symbol", "sector", "subSector", "dateFirstAdded"])
+        require_columns("fmp", r, ["symbol", "sector", "subSector", "dateFirstAdded"])
     day = pd.to_datetime(
         [str(r["dateFirstAdded"] or "")[:10] or None for r in said], utc=True, errors="coerce"
     )
@@ -373,7 +374,7 @@ def read_constituents(
     return pd.DataFrame(made).drop_duplicates("ticker").sort_values("ticker", ignore_index=True)
 
 
-def constituents(
+def fetch_constituents(
     settings,  # all settings
     index: str,  # a key of `INDICES`
 ) -> pd.DataFrame:  # ticker, event_time, sector, industry

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import FileMissing
-from ..quality.corporate_actions import ALL
-from .corruption import FAULTS, corrupt, healthy_market
+from ..quality.corporate_actions import ALL_DETECTORS
+from .corruption import CORRUPTIONS, corrupt, healthy_market
 from ..quality.detectors import find_flags
-from ..quality.gate import Quality, inspect
+from ..quality.gate import GateResult, inspect_bars
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #384725f7
 def findings(
-    quality: Quality,  # what the gate found
+    quality: GateResult,  # what the gate found
     bars: pd.DataFrame,  # what it was given
 ) -> pd.DataFrame:  # ticker, event_time, finding
     "Every reason, dropped copy and flag, one row each."
@@ -88,8 +88,8 @@ def score(
     on = on.assign(fault=events.fault.to_numpy()[on.event])
     rows = []
     for name, mine in events.groupby("fault", sort=False):
-        fits = on[(on.fault == name) & on.finding.isin(FAULTS[name].signs)]
-        alarms = told[told.finding.isin(FAULTS[name].signs)]
+        fits = on[(on.fault == name) & on.finding.isin(CORRUPTIONS[name].signs)]
+        alarms = told[told.finding.isin(CORRUPTIONS[name].signs)]
         rows.append(
             dict(
                 fault=name,
@@ -126,9 +126,9 @@ def measure_detection(
     bars = healthy_market(tickers, sessions, seed)
     damaged, events = corrupt(bars, each=each, seed=seed)
     times = pd.DatetimeIndex(sorted(bars.event_time.unique()))
-    told = assign(findings(inspect(damaged, now=now), damaged), events, times)
+    told = assign(findings(inspect_bars(damaged, now=now), damaged), events, times)
     table, matrix = score(events, told)
-    return Detection(table, matrix, len(damaged), len(findings(inspect(bars, now=now), bars)))
+    return Detection(table, matrix, len(damaged), len(findings(inspect_bars(bars, now=now), bars)))
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #13c2fb52
 @patch
@@ -177,7 +177,7 @@ def _repr_html_(self: Detection):
 _SPLIT = ("split missing", "split misplaced", "spike", "unit changed")
 _UNIT = ("unit changed", "unit error")
 _PAID = tuple(
-    d.name for d in ALL if d.name not in {"split misplaced"} and d.look.__module__.endswith("actions")
+    d.name for d in ALL_DETECTORS if d.name not in {"split misplaced"} and d.look.__module__.endswith("actions")
 )
 FAMILIES = {
     "100x-error": _UNIT,
@@ -228,7 +228,7 @@ def recorded_cases(
         fixed = path.with_name(f"{path.stem}-fixed.csv")
 
         def flagged(p):
-            return find_flags(recorded_case(p), "XLON", detectors=ALL).flag.value_counts()
+            return find_flags(recorded_case(p), "XLON", detectors=ALL_DETECTORS).flag.value_counts()
 
         mine = flagged(path)
         fits = mine[mine.index.isin(FAMILIES.get(family, ()))]

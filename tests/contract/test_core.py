@@ -19,7 +19,7 @@ from stockpredict.core.errors import SettingsError, StockpredictError, UnknownNa
 from stockpredict.core.errors import near
 from stockpredict.core.registry import Registry, load_all
 from stockpredict.core.settings import Settings, load_settings, pairs
-from stockpredict.sources.bars import BAR_COLUMNS, canonical_ticker, empty_bars, numbers, tidy_bars, wide
+from stockpredict.sources.bars import BAR_COLUMNS, canonical_ticker, empty_bars, parse_numbers, tidy_bars, wide
 
 
 def problems(**kw):
@@ -592,5 +592,5 @@ def test_tidying_is_idempotent_and_wide_shows_it():
 
 
 def test_numbers_tell_absent_from_unreadable():
-    assert numbers([1, "2.5", " 3 ", "", None, "-", "null"], "close").tolist()[:3] == [1, 2.5, 3]
-    assert numbers([1, 2, "x"], "close").tolist() == [1, 2, -np.inf]
+    assert parse_numbers([1, "2.5", " 3 ", "", None, "-", "null"], "close").tolist()[:3] == [1, 2.5, 3]
+    assert parse_numbers([1, 2, "x"], "close").tolist() == [1, 2, -np.inf]

@@ -13,8 +13,8 @@ from stockpredict.ingest.facts import scheduled, wishes
 from stockpredict.lake.lake import Lake
 from stockpredict.lake.reference_files import read_sectors
 from stockpredict.sources.simulate import simulate
-from stockpredict.testing.fake_vendors import StandIn
-from stockpredict.sources.vendor_facts import constituents, read_constituents
+from stockpredict.testing.fake_vendors import FakeVendors
+from stockpredict.sources.vendor_facts import fetch_constituents, read_constituents
 
 MORNING, EVENING, NEXT = "2024-03-04T14:00Z", "2024-03-04T23:00Z", "2024-03-05T23:00Z"
 
@@ -65,7 +65,7 @@ class Vendors:
 @pytest.fixture
 def world(tmp_path):
     said = Vendors()
-    with StandIn() as shop:
+    with FakeVendors() as shop:
         shop.teach("fred", r"/fred/series/observations", said.fred, lambda q: q["series_id"])
         shop.teach("fmp", r"/stable/sp500-constituent", said.fmp, lambda q: "SP500")
         shop.teach("tiingo", r"/tiingo/news", said.news, lambda q: q["tickers"])
@@ -275,7 +275,7 @@ def test_wishes_of_ones_own_and_lists_nobody_sells(world):
     settings, _, _ = world
     assert [w.table for w in wishes(settings, ["A"], ["B"], ["C"])] == ["macro", "fundamentals", "news"]
     with pytest.raises(DataError, match="nikkei"):
-        constituents(settings, "nikkei")
+        fetch_constituents(settings, "nikkei")
     done = gather(
         settings,
         scheduled(settings.with_(**{"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False})),

@@ -15,14 +15,14 @@ from stockpredict.core.errors import SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import drop_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
-from stockpredict.sources.vendor_intraday import INTRADAY, Intraday, fetch_intraday, instants, shops
+from stockpredict.sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, fetch_intraday, instants, intraday_vendors
 from stockpredict.sources.vendor_intraday import tidy_intraday
 from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
 from stockpredict.lake.lake import Lake
-from stockpredict.sources.intraday_simulation import within
-from stockpredict.testing.vendor_contract import keeps_promises
+from stockpredict.sources.intraday_simulation import simulate_intraday
+from stockpredict.testing.vendor_contract import check_vendor_adapter
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.testing.fake_vendors import StandIn, goods, recent_market
+from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market
 from stockpredict.sources.vendors import dead_letters
 
 CAL = get_calendar()
@@ -50,7 +50,7 @@ def settings_for(place, shop=None, **more):
 def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
     place = shared / "api_fixtures"
     found = tidy_intraday(
-        shops["tiingo"]()
+        intraday_vendors["tiingo"]()
         .read((place / "tiingo/intraday_price.json").read_bytes(), "GOOGL")
         .assign(ticker="GOOGL"),
         "t",
@@ -64,7 +64,7 @@ def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
     )
     assert found.close[0] == 1061.91 and found.volume.isna().all() and len(inspect_intraday(found).good) == 13
     body = (place / "alphavantage/time_series__TIME_SERIES_INTRADAY_3dbdcdc7.csv").read_bytes()
-    evening = tidy_intraday(shops["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min")
+    evening = tidy_intraday(intraday_vendors["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min")
     judged = inspect_intraday(evening, limit=1)
     assert len(evening) == 100 and str(evening.event_time.max()) == "2026-05-16 00:00:00+00:00"
     assert set(judged.bad.reason) == {"no session"} and judged.good.event_time.max() <= CAL.close(
@@ -77,10 +77,10 @@ def test_an_intraday_vendor_keeps_the_promises_of_every_vendor(name):
     bars = sample_bars(tickers=1, sessions=150)
 
     def sold(month):
-        mine = goods(month)[month.ticker.iloc[0]].tail(22)
-        return within(mine.assign(ticker=month.ticker.iloc[0]), "30min").close
+        mine = vendor_histories(month)[month.ticker.iloc[0]].tail(22)
+        return simulate_intraday(mine.assign(ticker=month.ticker.iloc[0]), "30min").close
 
-    told = keeps_promises(name, bars, make=lambda s: Intraday(s, "30min"), sold=sold)
+    told = check_vendor_adapter(name, bars, make=lambda s: IntradayChain(s, "30min"), sold=sold)
     assert told.kept.all(), told[~told.kept][["promise", "what"]].to_string()
 
 
@@ -90,7 +90,7 @@ def test_real_five_minute_bars_pass_and_come_back_to_the_last_digit(shared, tmp_
     s = settings_for(tmp_path)
     report = add_intraday(raw, "ibkr", "5min", s)
     back = load_intraday(s, ["AAPL", "SPY"], "2024-07-03", "2024-07-03")
-    assert report.rows_new == len(raw) and report.rows_quarantined == 0 and list(back.columns) == INTRADAY
+    assert report.rows_new == len(raw) and report.rows_quarantined == 0 and list(back.columns) == INTRADAY_COLUMNS
     assert back.groupby("ticker").size().tolist() == [42, 42] and back.event_time.max() == CAL.close(
         "2024-07-03"
     )
@@ -126,7 +126,7 @@ def test_times_of_any_kind_are_read_or_refused_with_a_sentence():
 
 
 def test_the_gate_knows_hours_half_days_weekends_the_future_and_second_opinions():
-    bars = tidy_intraday(within(sample_bars(tickers=2, sessions=6)), "x", stamps="end")
+    bars = tidy_intraday(simulate_intraday(sample_bars(tickers=2, sessions=6)), "x", stamps="end")
     bad = {"close": -1.0, "high": 0.0, "volume": -5.0, "event_time": pd.Timestamp("2019-06-08T15:00Z")}
     for k, (column, value) in enumerate(bad.items()):
         hurt = bars.copy()
@@ -147,7 +147,7 @@ def test_the_gate_knows_hours_half_days_weekends_the_future_and_second_opinions(
 
 
 def test_a_correction_is_a_version_and_the_past_stays(tmp_path):
-    mine, s = within(sample_bars(tickers=1, sessions=3), "30min"), settings_for(tmp_path)
+    mine, s = simulate_intraday(sample_bars(tickers=1, sessions=3), "30min"), settings_for(tmp_path)
     add_intraday(mine, "m", "30min", s, stamps="end", now="2024-01-01T00:00Z")
     mine.loc[4, "close"] = (mine.high[4] + mine.low[4]) / 2
     done = add_intraday(mine, "m", "30min", s, stamps="end", now="2024-01-02T00:00Z")
@@ -163,7 +163,7 @@ def test_a_correction_is_a_version_and_the_past_stays(tmp_path):
 
 def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_path):
     names = sorted(market.ticker.unique())
-    with StandIn(market) as shop:
+    with FakeVendors(market) as shop:
         s = settings_for(tmp_path, shop, **{"data.universe": names})
         shop.fault("bad-symbol", 9, ticker=names[1])
         first = ingest_intraday(s, every="30min")
@@ -220,7 +220,7 @@ def test_the_command_brings_minutes_and_throws_letters_away(market, tmp_path):
         assert out.returncode == 0, out.stderr[-2000:]
         return out.stdout
 
-    with StandIn(market) as shop:
+    with FakeVendors(market) as shop:
         asked = [
             x
             for k, v in {"storage.home": tmp_path, "sources.base_urls": f"all={shop.url}"}.items()

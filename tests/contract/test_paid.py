@@ -9,15 +9,15 @@ import pytest
 
 from stockpredict.core.errors import BarsInvalid, StockpredictError, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.quality.corporate_actions import ALL
-from stockpredict.lake.adjustments import stated_splits
-from stockpredict.sources.bars import OPTIONAL, tidy_bars
+from stockpredict.quality.corporate_actions import ALL_DETECTORS
+from stockpredict.lake.adjustments import split_factors
+from stockpredict.sources.bars import OPTIONAL_COLUMNS, tidy_bars
 from stockpredict.quality.detectors import find_flags
 from stockpredict.ingest.ingest import drop_letters, ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.testing.fake_vendors import StandIn
-from stockpredict.sources.vendors import dead_letters, ledger_of, vendors
+from stockpredict.testing.fake_vendors import FakeVendors
+from stockpredict.sources.vendors import dead_letters, vendor_ledger, vendors
 
 
 def read(shared, name, pattern, ticker):
@@ -46,7 +46,7 @@ def test_real_answers_keep_what_was_paid_and_the_factors_agree_with_it(
         bars = read(shared, name, pattern, ticker)
     except StopIteration:
         pytest.skip(f"No answer about {ticker} was recorded from {name} with this address.")
-    assert {"dividend", "split"} <= set(bars) and set(bars.columns[9:]) <= set(OPTIONAL)
+    assert {"dividend", "split"} <= set(bars) and set(bars.columns[9:]) <= set(OPTIONAL_COLUMNS)
     events = bars[(bars.dividend > 0) | ((bars.split > 0) & (bars.split != 1))]
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
         lake.append(bars, now="2026-06-01T00:00Z")
@@ -57,7 +57,7 @@ def test_real_answers_keep_what_was_paid_and_the_factors_agree_with_it(
             continue
         expected = (1 - e.dividend / before[e.Index]) / (e.split if e.split > 0 else 1.0)
         assert factors.get(e.event_time, 1.0) == pytest.approx(expected, abs=2e-3), e
-    assert not set(find_flags(bars, detectors=ALL).flag) & {
+    assert not set(find_flags(bars, detectors=ALL_DETECTORS).flag) & {
         "dividend left out",
         "dividend times 100",
         "adjusted twice",
@@ -83,7 +83,7 @@ def test_optional_columns_of_any_name_are_kept_and_none_is_made_up():
         and np.isnan(bars.capital_gain[0])
         and bars.capital_gain[1] == 0.1
     )
-    assert not set(OPTIONAL) & set(tidy_bars(frame[["Date", "Symbol", "Close"]], source="x"))
+    assert not set(OPTIONAL_COLUMNS) & set(tidy_bars(frame[["Date", "Symbol", "Close"]], source="x"))
 
 
 def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path):
@@ -96,9 +96,9 @@ def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path
     divided = bars.copy()
     divided.loc[at, "split"] = 4.0
     assert (
-        stated_splits(raw).factor.tolist() == [0.25]
-        and not len(stated_splits(divided))
-        and not len(stated_splits(bars[:0]))
+        split_factors(raw).factor.tolist() == [0.25]
+        and not len(split_factors(divided))
+        and not len(split_factors(bars[:0]))
     )
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
         lake.append(raw, now="2024-01-01T00:00Z")
@@ -111,7 +111,7 @@ def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path
 def test_a_simulated_market_with_payments_raises_no_doubt_about_them():
     bars = simulate("realistic", tickers=20, sessions=400, seed=5).bars
     told = tidy_bars(bars, source="x")
-    flags = find_flags(told, detectors=ALL)
+    flags = find_flags(told, detectors=ALL_DETECTORS)
     assert {"dividend", "split"} & set(told) == {"dividend", "split"} & set(bars) and (
         flags.flag == "dividend left out"
     ).sum() == 0
@@ -171,7 +171,7 @@ def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
         ("vendors-5min", "BBB", now),
         ("vendors-5min", "CCC", "2020-01-01T00:00:00"),
     ):
-        ledger_of(s).put(source, ticker, "2020-01-02", [dict(reason="timeout")], at)
+        vendor_ledger(s).put(source, ticker, "2020-01-02", [dict(reason="timeout")], at)
     assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(
         AAA=True, OLD=False, BBB=True, CCC=False
     )
@@ -199,7 +199,7 @@ def test_a_vendor_that_divides_its_past_by_a_split_tells_the_same_history(tmp_pa
         }
     )
     for n in (49, 50, 52, 59):
-        with StandIn(whole[whole.event_time <= days[n]]) as shop:
+        with FakeVendors(whole[whole.event_time <= days[n]]) as shop:
             here = s.with_(
                 **{
                     "sources.base_urls": f"all={shop.url}",

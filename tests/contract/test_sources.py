@@ -14,10 +14,10 @@ from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped,
 from stockpredict.core.errors import UnknownName, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
-from stockpredict.quality.gate import FEW, RULES, inspect
+from stockpredict.quality.gate import LISTED_ROWS, RULES, inspect_bars
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.sources.source import Source, make_source, sources, universe
-from stockpredict.testing.fake_vendors import StandIn
+from stockpredict.testing.fake_vendors import FakeVendors
 
 NOW = pd.Timestamp("2024-01-01", tz="UTC")
 
@@ -38,7 +38,7 @@ def test_every_source_keeps_the_contract(tmp_path, name, request):
     sample_bars().drop(columns=["source", "known_at"]).to_csv(tmp_path / "bars.csv", index=False)
     more = dict(simulated__tickers=4, simulated__sessions=60)
     if name == "vendors":
-        standin = StandIn(sample_bars()).start()
+        standin = FakeVendors(sample_bars()).start()
         request.addfinalizer(standin.stop)
         more = dict(
             data__universe=["BBB", "AAA"],
@@ -62,7 +62,7 @@ def test_every_source_keeps_the_contract(tmp_path, name, request):
     some = s.fetch(tickers[:2], middle, middle)
     assert set(some.event_time.dt.strftime("%Y-%m-%d")) == {middle}
     assert len(s.fetch(tickers, "2060-01-01")) == 0 and len(s.fetch([])) == 0
-    quality = inspect(s.fetch(tickers), s.calendar, now=NOW)
+    quality = inspect_bars(s.fetch(tickers), s.calendar, now=NOW)
     assert quality.faulty == 0 and not quality.refused
 
 
@@ -269,7 +269,7 @@ CAL = get_calendar()
 
 
 def gate(frame, **how):
-    return inspect(frame, CAL, **({"now": NOW} | how))
+    return inspect_bars(frame, CAL, **({"now": NOW} | how))
 
 
 WOUNDS = [
@@ -426,8 +426,8 @@ def test_when_a_batch_is_refused():
     assert not gate(zero(28)).refused and gate(zero(29)).refused and gate(zero(1), limit=0).refused
     few = bars.iloc[:20]
     assert (
-        not gate(zero(FEW, few)).refused
-        and gate(zero(FEW + 1, few)).refused
+        not gate(zero(LISTED_ROWS, few)).refused
+        and gate(zero(LISTED_ROWS + 1, few)).refused
         and gate(zero(1, few[:1])).refused
     )
     with pytest.raises(
@@ -474,7 +474,7 @@ def test_vendor_errors_of_the_shared_cases_are_at_least_remarked(shared):
                 )
             )
             return (
-                inspect(bars.sort_values("event_time", ignore_index=True), london, now=NOW)
+                inspect_bars(bars.sort_values("event_time", ignore_index=True), london, now=NOW)
                 .table()
                 .failed["unit changed"]
             )

@@ -22,12 +22,12 @@ from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.ingest.ingest import ingest, load_bars, portions
 from stockpredict.lake.lake import Lake
-from stockpredict.testing.vendor_contract import PROMISES, keeps_promises
+from stockpredict.testing.vendor_contract import VENDOR_CHECKS, check_vendor_adapter
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.testing.fake_vendors import StandIn, goods, recent_market, splits_of
-from stockpredict.sources.vendor_facts import fundamentals, macro, news, read_actions, read_macro, read_news
+from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market, infer_splits
+from stockpredict.sources.vendor_facts import fetch_fundamentals, fetch_macro, fetch_news, read_actions, read_macro, read_news
 from stockpredict.sources.vendor_facts import read_reported, read_statements
-from stockpredict.sources.vendors import Vendors, answers, consensus, dead_letters, vendors
+from stockpredict.sources.vendors import VendorChain, vendor_answers, consensus, dead_letters, vendors
 
 NOW = "2020-03-11T12:00Z"
 CALENDAR = get_calendar()
@@ -190,7 +190,7 @@ def test_recorded_errors_have_reasons(shared):
 
 
 def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
-    with StandIn(folder=shared / "api_fixtures") as recordings:
+    with FakeVendors(folder=shared / "api_fixtures") as recordings:
 
         def ask(vendor, ticker, start, end):
             s = Settings().with_(
@@ -203,7 +203,7 @@ def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
                     "sources.retries": 0,
                 }
             )
-            source = Vendors(s)
+            source = VendorChain(s)
             return source.fetch([ticker], start, end), source
 
         bars, source = ask("yahoo", "AAPL", "2020-08-31", "2020-11-06")
@@ -227,29 +227,29 @@ def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
 
 
 def test_the_chain_is_a_source_like_any_other(given, standin):
-    s = Vendors(given())
+    s = VendorChain(given())
     bars = s.fetch(["BBB", "AAA"], "2019-05-01", "2019-06-28")
     assert bars.ticker.drop_duplicates().tolist() == ["AAA", "BBB"], (
         "in the order of tickers, whoever answered first"
     )
     assert (
         set(bars.source) == {"vendors-standin"}
-        and Vendors(given(sources__base_urls="tiingo=https://my.proxy")).id == "vendors"
+        and VendorChain(given(sources__base_urls="tiingo=https://my.proxy")).id == "vendors"
     )
     with pytest.raises(EmptyUniverse, match=r"\[data\] universe"):
-        Vendors(given(data__universe=[])).tickers()
+        VendorChain(given(data__universe=[])).tickers()
     with pytest.raises(UnknownName, match="Did you mean yahoo"):
-        Vendors(given(sources__chain=["yaho"]))
+        VendorChain(given(sources__chain=["yaho"]))
 
 
 @pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage", "alphavantage_adjusted"])
 def test_the_stand_in_and_the_adapters_agree(tmp_path, vendor):
     "The same market from every vendor, splits included."
     market = recent_market(12, 90, seed=4)
-    shelf = goods(market)
+    shelf = vendor_histories(market)
     split = next(t for t, g in shelf.items() if g.later.max() != 1)
-    with StandIn(market) as s:
-        source = Vendors(
+    with FakeVendors(market) as s:
+        source = VendorChain(
             Settings().with_(
                 **{
                     "storage.home": str(tmp_path),
@@ -275,7 +275,7 @@ def test_splits_are_found_where_the_simulation_put_them():
     found = {
         (t, str(CALENDAR.day_of([at])[0].date()), round(r, 6))
         for t, b in made.bars.groupby("ticker")
-        for at, r in splits_of(b.reset_index(drop=True)).items()
+        for at, r in infer_splits(b.reset_index(drop=True)).items()
     }
     assert (
         found == {(x["ticker"], x["session"], x["ratio"]) for x in made.truth["splits"]} and len(found) >= 4
@@ -294,20 +294,20 @@ def test_a_fallback_continues_one_history(given, standin):
         and later.failed == []
     )
     assert later.troubles == {"yahoo: server-error": 2}, "a failure that cost nothing is told all the same"
-    assert answers(s).vendor.tolist() == ["yahoo", "yahoo", "tiingo", "tiingo"]
+    assert vendor_answers(s).vendor.tolist() == ["yahoo", "yahoo", "tiingo", "tiingo"]
     assert load_bars(s).groupby("ticker").size().to_dict() == {"AAA": 296, "BBB": 299}
 
 
 def test_second_opinions_are_compared(given, standin):
     standin.fault("hundred", vendor="yahoo", ticker="AAA")
-    s = Vendors(given(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))
+    s = VendorChain(given(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))
     bars = s.fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
     assert (
         {d["used"] for d in s.differ} == {"tiingo"}
         and {d["ticker"] for d in s.differ} == {"AAA"}
         and len(s.differ) == 22
     )
-    plain = Vendors(given(sources__chain=["tiingo"])).fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
+    plain = VendorChain(given(sources__chain=["tiingo"])).fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
     pd.testing.assert_frame_equal(bars[["ticker", "close"]], plain[["ticker", "close"]])
 
     def frame(closes):
@@ -516,9 +516,9 @@ def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, p
     if fault:
         standin.fault(fault, 9)
     sent = []
-    plain = StandIn.answer
+    plain = FakeVendors.answer
     monkeypatch.setattr(
-        StandIn,
+        FakeVendors,
         "answer",
         lambda self, path, query, wish="": sent.append(query) or plain(self, path, query, wish),
     )
@@ -558,7 +558,7 @@ async def several_read(client, ask, read):
 
 def test_a_missing_key_costs_no_request(tmp_path, monkeypatch):
     monkeypatch.delenv("FMP_API_KEY", raising=False)
-    s = Vendors(
+    s = VendorChain(
         Settings().with_(
             **{"storage.home": str(tmp_path), "data.universe": ["AAA"], "sources.chain": ["fmp"]}
         )
@@ -615,14 +615,14 @@ def test_the_stand_in_takes_orders_over_http_and_remembers(standin):
     with pytest.raises(ParameterRefused, match="Did you mean"):
         standin.fault("htlm")
     with pytest.raises(PortTaken):
-        StandIn(port=standin.port).start()
+        FakeVendors(port=standin.port).start()
 
 
 def test_chance_is_seeded(market):
     few = market.tail(3)
 
     def drawn(seed):
-        s = StandIn(few, seed=seed).fault("500", 99, share=0.3)
+        s = FakeVendors(few, seed=seed).fault("500", 99, share=0.3)
         return [s.answer("/tiingo/daily/EEE/prices", {})[0] for _ in range(40)]
 
     assert drawn(1) == drawn(1) != drawn(2) and 3 < drawn(1).count(500) < 25
@@ -660,7 +660,7 @@ def test_dead_letters_are_a_frame_even_when_there_are_none(tmp_path):
         "failures",
         "wanted",
     ] and not len(dead_letters(s))
-    assert list(answers(s).columns)[:3] == ["source", "ticker", "vendor"]
+    assert list(vendor_answers(s).columns)[:3] == ["source", "ticker", "vendor"]
 
 
 # ---- macro, fundamentals, news, corporate actions
@@ -789,7 +789,7 @@ def test_splits_and_dividends_of_four_vendors(shared):
 
 def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkeypatch):
     monkeypatch.delenv("FRED_API_KEY", raising=False)
-    with StandIn(folder=shared / "api_fixtures") as recordings:
+    with FakeVendors(folder=shared / "api_fixtures") as recordings:
         s = Settings().with_(
             **{
                 "storage.home": str(tmp_path / "h"),
@@ -797,12 +797,12 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
                 "sources.retries": 0,
             }
         )
-        gdp = macro(s, "GDP")
-        said = fundamentals(s, "IBM", ("BALANCE_SHEET",), now=pd.Timestamp("2026-05-17T12:00Z"))
-        told = news(s, "AAPL", "alphavantage")
+        gdp = fetch_macro(s, "GDP")
+        said = fetch_fundamentals(s, "IBM", ("BALANCE_SHEET",), now=pd.Timestamp("2026-05-17T12:00Z"))
+        told = fetch_news(s, "AAPL", "alphavantage")
         recordings.fault("throttled")
         with pytest.raises(VendorFailed) as e:
-            fundamentals(s, "IBM")
+            fetch_fundamentals(s, "IBM")
         assert e.value.context["reason"] == "throttled"
         assert {r["vendor"] for r in recordings.requests} == {"fred", "alphavantage"}
     with Lake(s.storage) as lake:
@@ -810,7 +810,7 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
             assert lake.add(table, frame, source="x").rows_new > 0
             assert lake.add(table, frame, source="x").rows_new == 0, "said before, not stored again"
     with pytest.raises(VendorFailed, match="FRED_API_KEY is not set"):
-        macro(s.with_(**{"sources.base_urls": {}}), "GDP")
+        fetch_macro(s.with_(**{"sources.base_urls": {}}), "GDP")
 
 
 # ---- the promises of an adapter
@@ -818,8 +818,8 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
 
 @pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage"])
 def test_every_adapter_keeps_its_promises(vendor, market):
-    kept = keeps_promises(vendor, market[market.ticker == "AAA"])
-    assert kept[~kept.kept].to_dict("records") == [] and len(kept) == len(PROMISES) + 6
+    kept = check_vendor_adapter(vendor, market[market.ticker == "AAA"])
+    assert kept[~kept.kept].to_dict("records") == [] and len(kept) == len(VENDOR_CHECKS) + 6
 
 
 def test_the_guide_adds_a_vendor_in_under_forty_lines(root):

@@ -14,10 +14,10 @@ import pytest
 from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, SourceUnavailable
 from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
-from stockpredict.quality.gate import inspect
+from stockpredict.quality.gate import inspect_bars
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.testing.fake_vendors import StandIn
-from stockpredict.sources.vendors import Vendors, dead_letters, vendors
+from stockpredict.testing.fake_vendors import FakeVendors
+from stockpredict.sources.vendors import VendorChain, dead_letters, vendors
 
 NOW = "2020-03-11T12:00Z"
 START, END = "2020-01-02", "2020-03-10"
@@ -58,7 +58,7 @@ class Clock:
 
 def quick(settings):
     "A source whose pauses cost no time; what it slept is noted."
-    source = Vendors(settings)
+    source = VendorChain(settings)
     source.polite.clock = clock = Clock()
     source.polite.sleep = clock.sleep
     return source, clock
@@ -250,14 +250,14 @@ def test_case_7_rows_with_reasons_reach_the_quarantine(given, standin):
 
 def test_a_rotten_ticker_does_not_keep_the_others_out(given, standin):
     "One ticker of three whose every row is impossible is refused by itself."
-    plain = StandIn.answer
+    plain = FakeVendors.answer
 
     def rotten(self, path, query, wish=""):
         status, headers, body, fault = plain(self, path, query, wish)
         return status, headers, body.replace(b",1", b",-1") if "/BBB/" in path else body, fault
 
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(StandIn, "answer", rotten)
+        m.setattr(FakeVendors, "answer", rotten)
         report = ingest(given(), NOW)
         assert (
             report.tickers == 2
@@ -314,7 +314,7 @@ def test_case_9_a_session_that_is_still_open_is_no_bar_yet(given, standin, marke
 )
 def test_case_18_what_is_no_ticker_is_never_sent(given, standin, bad):
     with pytest.raises(BarsInvalid, match="is no ticker"):
-        Vendors(given()).fetch([bad], START, END)
+        VendorChain(given()).fetch([bad], START, END)
     assert standin.requests == []
 
 
@@ -457,7 +457,7 @@ def test_every_request_failed_once_in_turn_converges(given, standin, tmp_path):
     more = dict(sources__retries=0, sources__at_once=1, data__universe=["AAA", "BBB"])
     healed, k = [], 0
     while True:
-        s, plain, seen = given(storage__home=str(tmp_path / f"k{k}"), **more), StandIn._next_fault, []
+        s, plain, seen = given(storage__home=str(tmp_path / f"k{k}"), **more), FakeVendors._next_fault, []
 
         def kth(self, vendor, ticker, plain=plain, seen=seen, k=k):
             seen.append(ticker)
@@ -466,7 +466,7 @@ def test_every_request_failed_once_in_turn_converges(given, standin, tmp_path):
             return plain(self, vendor, ticker)
 
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(StandIn, "_next_fault", kth)
+            m.setattr(FakeVendors, "_next_fault", kth)
             report = ingest(s, NOW)
         if not report.failed:
             break
@@ -495,5 +495,5 @@ def test_with_nobody_there_the_lake_is_the_last_resort_and_says_so(given, standi
 
 def test_provisional_and_bad_rows_of_a_vendor_pass_the_same_gate_as_files(given, standin):
     source, _ = quick(given())
-    quality = inspect(fetched(source, ["AAA", "BBB"]), now="2020-03-06T16:00Z")
+    quality = inspect_bars(fetched(source, ["AAA", "BBB"]), now="2020-03-06T16:00Z")
     assert quality.faulty == 0 and set(quality.bad.reason) == {"not closed yet"} and len(quality.bad) == 2 * 3

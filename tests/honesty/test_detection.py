@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.testing.corruption import FAULTS
+from stockpredict.testing.corruption import CORRUPTIONS
 from stockpredict.quality.detectors import find_flags
 from stockpredict.testing.detector_benchmark import measure_detection, recorded_cases
-from stockpredict.quality.gate import inspect
+from stockpredict.quality.gate import inspect_bars
 
 NOW = pd.Timestamp("2026-09-01", tz="UTC")
 
 # Of ten wounds each in the market of seed 1; measured: all ten, but nine of the shifted dates and eight of
 # the splits left out.
-FLOORS = {name: 9 for name in FAULTS} | {
+FLOORS = {name: 9 for name in CORRUPTIONS} | {
     "dates off by one": 7,
     "split left out": 7,
     "reverse split left out": 8,
@@ -27,7 +27,7 @@ def measured():
     return measure_detection(each=10, tickers=100, sessions=500, seed=1)
 
 
-@pytest.mark.parametrize("name", [n for n in FAULTS if n not in MISSED])
+@pytest.mark.parametrize("name", [n for n in CORRUPTIONS if n not in MISSED])
 def test_recall_and_precision_hold_their_floors(measured, name):
     row = measured.table.loc[name]
     assert row.events == 10 and row.found >= FLOORS[name], f"{row.found} of {row.events} found"
@@ -90,7 +90,7 @@ def judged(path, names=None):
     bars = tidy_bars(
         frame.rename(columns={"as_of": "known_at"}) if "as_of" in frame else frame, source="recorded"
     )
-    return bars, inspect(bars, now=NOW, limit=0.9)
+    return bars, inspect_bars(bars, now=NOW, limit=0.9)
 
 
 def said_of(quality, ticker, day):

@@ -12,9 +12,9 @@ from stockpredict.core.errors import BarsInvalid
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.intraday import add_intraday, load_intraday
 from stockpredict.lake.lake import Lake
-from stockpredict.sources.intraday_simulation import ends
-from stockpredict.catalogue.feature import Feature, features, prove, values
-from stockpredict.catalogue.point_in_time import attach, decision_times, with_facts
+from stockpredict.sources.intraday_simulation import bar_ends
+from stockpredict.catalogue.feature import Feature, FEATURES, prove, feature_values
+from stockpredict.catalogue.point_in_time import attach_fields, decision_times, with_facts
 from stockpredict.features.intraday import intraday_fields, value_area
 from stockpredict.algebra.panel import Panel
 
@@ -26,7 +26,7 @@ MINUTE = pd.Timedelta("1min")
 
 def short_bars(seed=1, every="5min") -> pd.DataFrame:
     "A random walk in short bars, known five seconds after they end; some are lacking, some came late, some were corrected."
-    rng, at = np.random.default_rng(seed), ends(NYSE, DAYS, every)
+    rng, at = np.random.default_rng(seed), bar_ends(NYSE, DAYS, every)
     parts = []
     for t in TICKERS:
         close = 50 * np.exp(np.cumsum(0.001 * rng.standard_t(4, len(at))))
@@ -222,9 +222,9 @@ def test_flat_prices_and_no_volume_are_defined_or_empty_never_infinite():
         and np.isnan(got["intra_vwap"]).all()
         and np.isnan(got["intra_control"]).all()
     )
-    full = attach(panel_of(), got)
+    full = attach_fields(panel_of(), got)
     for name in MINE:
-        assert not values(features[name], full).isinf().any()
+        assert not feature_values(FEATURES[name], full).isinf().any()
 
 
 def test_a_column_that_is_missing_is_named():
@@ -240,7 +240,7 @@ def test_the_value_area_holds_what_it_says():
         assert a == z or min(h[a + 1 : z + 1].sum(), h[a:z].sum()) < 0.7 * h.sum()
 
 
-MINE = [n for n, f in features.items() if f.func.__module__.endswith(".intraday")]
+MINE = [n for n, f in FEATURES.items() if f.func.__module__.endswith(".intraday")]
 
 
 def test_features_on_fields_equal_pandas():
@@ -251,7 +251,7 @@ def test_features_on_fields_equal_pandas():
     }
     got["intra_value_high"] += 1 + got["intra_value_low"]
     got["intra_bipower"] *= 0.9
-    full = attach(
+    full = attach_fields(
         Panel({"close": torch.tensor(got["intra_close"].to_numpy()).float()}, days, TICKERS),
         {k: x.to_numpy() for k, x in got.items()},
     )
@@ -282,26 +282,26 @@ def test_features_on_fields_equal_pandas():
         value_shift_5=np.log(middle / middle.shift(5)) / (f("variance", 5) * 5) ** 0.5,
         value_width_20=np.log(wide / wide.rolling(20).mean()),
     )
-    assert {features[n].func for n in MINE} == {features[n].func for n in want}
+    assert {FEATURES[n].func for n in MINE} == {FEATURES[n].func for n in want}
     for name, x in want.items():
-        ours = values(features[name], full).numpy()
+        ours = feature_values(FEATURES[name], full).numpy()
         assert np.isfinite(ours).any(), name
         np.testing.assert_allclose(ours, x.to_numpy(), rtol=2e-3, atol=2e-4, err_msg=name)
 
 
 def test_features_are_proven_and_silent_without_fields():
     for name in MINE:
-        assert prove(features[name]).proven
-        assert values(features[name], panel_of()).isnan().all()
+        assert prove(FEATURES[name]).proven
+        assert feature_values(FEATURES[name], panel_of()).isnan().all()
 
 
 def test_a_field_that_looks_one_session_ahead_is_caught():
     from stockpredict.core.errors import SeesFuture
-    from stockpredict.catalogue.point_in_time import fact
+    from stockpredict.catalogue.point_in_time import fact_series
 
     def peek(b):
         return type(b.close)(
-            fact(b, "intra_variance").values.roll(-1, 0), b.grid, fields={"close", "intra_variance"}
+            fact_series(b, "intra_variance").values.roll(-1, 0), b.grid, fields={"close", "intra_variance"}
         )
 
     with pytest.raises(SeesFuture):
