@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import ColumnsUnmapped, DataError, FileMissing, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.lake.facts import FACTS, as_learned, fact_table
+from stockpredict.lake.facts import FACTS, spells_as_known, fact_table
 from stockpredict.lake.lake import Lake
-from stockpredict.quality.gate import inspect
-from stockpredict.lake.reference_files import published_times, read_archive, read_factors, read_headlines
+from stockpredict.quality.gate import inspect_bars
+from stockpredict.lake.reference_files import publication_times, read_archive, read_factors, read_headlines
 from stockpredict.lake.reference_files import read_macro, read_members, read_reports, read_spells, read_table
 
 COUNT = itertools.count()
@@ -227,7 +227,7 @@ def test_files_and_columns_that_are_not_there(tmp_path):
 def test_spells_learn_their_end_when_it_comes(lake):
     lake.add(
         "members",
-        as_learned(
+        spells_as_known(
             pd.DataFrame(
                 dict(
                     index_name="tiny",
@@ -253,7 +253,7 @@ def raw(shared, tmp_path_factory):
     files = pd.read_parquet(path)
     with Lake(Settings().with_(**{"storage.home": str(tmp_path_factory.mktemp("raw"))}).storage) as lake:
         spells = read_spells(shared / "reference" / "lean_map_files.csv")
-        failed = as_learned(
+        failed = spells_as_known(
             pd.DataFrame(
                 dict(
                     security="WASHINGTON MUTUAL", ticker="WM", event_time=["1998-01-02"], until=["2008-09-29"]
@@ -347,7 +347,7 @@ def test_archives_restate_are_resent_and_may_be_empty(shared, tmp_path):
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
         held = [read_archive(feed / f"{d}.tar.gz") for d in ("20160509", "20160510", "20160511")]
         for i, (bars, reports) in enumerate(held):
-            good = inspect(bars, now="2016-06-01T00:00Z").raise_if_refused().good if i == 0 else bars
+            good = inspect_bars(bars, now="2016-06-01T00:00Z").raise_if_refused().good if i == 0 else bars
             done = lake.append(good, now=f"2016-05-{12 + i}T00:00Z")
             assert done.rows_new > 6000 and lake.append(good, now="2016-05-20T00:00Z").batch == "", (
                 "an archive sent again changes nothing"
@@ -390,7 +390,7 @@ def test_restated_sessions_reproduce_a_vendors_adjustment(shared, tmp_path):
     ).drop(columns="as_of")
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
         done = lake.append(
-            inspect(tidy_bars(sent, source="archive"), limit=0.05, now="2017-06-01T00:00Z").good,
+            inspect_bars(tidy_bars(sent, source="archive"), limit=0.05, now="2017-06-01T00:00Z").good,
             now="2017-06-01T00:00Z",
         )
         assert done.adjustments >= 4 * len(names) - 3
@@ -464,8 +464,8 @@ def test_headlines_are_known_when_their_day_is_over_and_repeats_are_one(shared, 
 def test_undated_headlines_are_refused():
     for text in ("soon", "", "nan"):
         with pytest.raises(DataError):
-            published_times([text])
-    hours, days = published_times(["3 HOURS AGO", "2 days ago"], scraped="2024-01-26T12:00Z").itertuples(
+            publication_times([text])
+    hours, days = publication_times(["3 HOURS AGO", "2 days ago"], scraped="2024-01-26T12:00Z").itertuples(
         index=False
     )
     assert hours.event_time == hours.known_at == day(

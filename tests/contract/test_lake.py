@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import BarsInvalid, DataError, LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
-from stockpredict.lake.adjustments import NOISE, adjust, price_factors, split_like
+from stockpredict.lake.adjustments import FACTOR_NOISE, adjust, price_factors, is_split
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.lake.store import extension, moment
+from stockpredict.lake.store import extension_path, moment
 
 COUNT = itertools.count()
 DAY = pd.Timedelta(days=1)
@@ -223,11 +223,11 @@ def test_factors_of_splits_and_dividends_and_what_they_do(lake):
 
 def test_rounding_is_no_dividend_and_a_revoked_split_is_taken_back(lake):
     s, raw = "revoked", [100.0, 101, 102, 103]
-    lake.append(adjusted_rows(s, raw, [0.5, 0.5 * (1 + NOISE / 2), 1, 1]), now="2024-01-01")
-    assert np.allclose(closes(lake, s), [50, 50.5, 102, 103], rtol=NOISE)
+    lake.append(adjusted_rows(s, raw, [0.5, 0.5 * (1 + FACTOR_NOISE / 2), 1, 1]), now="2024-01-01")
+    assert np.allclose(closes(lake, s), [50, 50.5, 102, 103], rtol=FACTOR_NOISE)
     done = lake.append(adjusted_rows(s, raw, 1.0), now="2024-02-01")
     assert done.adjustments == 1 and closes(lake, s) == raw
-    assert np.allclose(closes(lake, s, as_of="2024-01-15"), [50, 50.5, 102, 103], rtol=NOISE)
+    assert np.allclose(closes(lake, s, as_of="2024-01-15"), [50, 50.5, 102, 103], rtol=FACTOR_NOISE)
     assert lake.append(adjusted_rows(s, raw, 1.0), now="2024-03-01").batch == ""
 
 
@@ -262,8 +262,8 @@ def test_adjustment_agrees_with_a_loop():
 
 
 def test_which_factors_are_splits():
-    assert split_like([0.5, 1 / 3, 2 / 3, 0.25, 0.1, 1 / 7, 2, 3, 10, 1 / 50]).all()
-    assert not split_like([1, 0.99, 0.9, 0.8, 0.75, 0.7, 0.6, 0.45, 1.1]).any()
+    assert is_split([0.5, 1 / 3, 2 / 3, 0.25, 0.1, 1 / 7, 2, 3, 10, 1 / 50]).all()
+    assert not is_split([1, 0.99, 0.9, 0.8, 0.75, 0.7, 0.6, 0.45, 1.1]).any()
 
 
 def test_archives_that_restate_only_the_session_before_an_event():
@@ -395,9 +395,9 @@ def test_moments():
 
 
 def test_extensions_come_from_wheels_only(monkeypatch):
-    assert extension("ducklake").exists()
+    assert extension_path("ducklake").exists()
     with pytest.raises(LakeUnavailable, match="pip install duckdb-extension-no-such"):
-        extension("no_such")
+        extension_path("no_such")
 
 
 def test_opening_a_lake_imports_nothing_heavy():
