@@ -88,7 +88,7 @@ def ours(x, which):
     import pandas as pd
     import torch
 
-    from stockpredict.catalogue.feature import Feature, compute, features, in_turn, resolve
+    from stockpredict.catalogue.feature import Feature, compute, FEATURES, compute_each, resolve_names
     from stockpredict.algebra.panel import Panel
 
     panel = Panel(
@@ -114,11 +114,11 @@ def ours(x, which):
     )
     for name, f in fourteen.items():
         f.__name__ = name
-    most = [n for n in resolve([*MOST, "all"]) if features[n].fields <= set(FIELDS)][:300]
+    most = [n for n in resolve_names([*MOST, "all"]) if FEATURES[n].fields <= set(FIELDS)][:300]
     names = [Feature(f) for f in fourteen.values()] if which == "14" else most if which == "most" else which
     if which == "all":
         return lambda: [
-            f.name for f, _ in in_turn(panel, names, 64)
+            f.name for f, _ in compute_each(panel, names, 64)
         ]  # in slices: the whole would not fit everywhere
     return lambda: compute(panel, names)
 

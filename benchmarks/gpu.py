@@ -13,7 +13,7 @@ import time
 import torch
 from latest import market
 
-from stockpredict.catalogue.feature import compute, in_turn
+from stockpredict.catalogue.feature import compute, compute_each
 
 
 def bandwidth(size: int = 1 << 30, rounds: int = 10) -> float:  # bytes a second, read and write
@@ -63,7 +63,7 @@ def main():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         begin, count = time.perf_counter(), 0
-        for _f, _x in in_turn(panel, names, 32):
+        for _f, _x in compute_each(panel, names, 32):
             count += 1
         torch.cuda.synchronize()
         took.append(time.perf_counter() - begin)

@@ -21,7 +21,7 @@ import torch
 from stockpredict.catalogue.feature import SETS, as_features, compute
 from stockpredict.catalogue.latest import latest
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
-from stockpredict.algebra.panel import FIELDS, Panel, same
+from stockpredict.algebra.panel import FIELDS, Panel, equal_with_nan
 from stockpredict.catalogue.feature_store import _part
 
 CEILING = 3.0  # CPU seconds
@@ -114,7 +114,7 @@ def main():
         few = panel.select(panel.tickers[::20])
         cpu, wall, _, whole = timed(lambda p=few: compute(p, every), 0)
         now = latest(few, every)
-        equal = sum(same(now[f], whole[f.name][-1:]) for f in every)
+        equal = sum(equal_with_nan(now[f], whole[f.name][-1:]) for f in every)
         print(
             f"{'':24}{'all of history again':>36}{cpu * 20:8.1f}{wall * 20:8.1f}   from {len(few.tickers)} tickers; "
             f"{equal} of {len(every)} features have the same newest values to the last bit",

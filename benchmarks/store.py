@@ -57,7 +57,7 @@ def main():
     from stockpredict.lake.lake import Lake
     from stockpredict.sources.source import make_source
     from stockpredict.catalogue.feature import compute, proof_panel
-    from stockpredict.catalogue.online_store import Online
+    from stockpredict.catalogue.online_store import OnlineStore
     from stockpredict.catalogue.feature_store import FeatureStore
 
     with tempfile.TemporaryDirectory() as home:
@@ -97,7 +97,7 @@ def main():
         print(f"read all          {timed(store.frame)[0] * 1000:9.1f} ms  {done.rows:,} rows as a frame")
         few = timed(lambda: store.frame(source.tickers()[:5]))
         print(f"read 5 tickers    {few[0] * 1000:9.1f} ms  {len(few[1]):,} rows\n")
-        with Online(store) as online:
+        with OnlineStore(store) as online:
             miss, value = timed(lambda: online.get(source.tickers()[0]))
             print(
                 f"first miss        {miss * 1000:9.1f} ms  server started, {value.origin}, all {args.tickers} tickers filled"

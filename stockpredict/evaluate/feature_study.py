@@ -14,7 +14,7 @@ from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
 from ..catalogue.cards import sample_panel
-from ..catalogue.feature import Feature, features, proven_values, resolve
+from ..catalogue.feature import Feature, FEATURES, compute_one, resolve_names
 from ..algebra.panel import Panel
 from ..algebra.series import Series
 
@@ -34,9 +34,9 @@ def feature_values(
             )
         return feature.values.cpu().numpy()
     if isinstance(feature, str):
-        feature = features[feature]
+        feature = FEATURES[feature]
     if isinstance(feature, Feature):
-        return proven_values(feature, panel).cpu().numpy()
+        return compute_one(feature, panel).cpu().numpy()
     return np.asarray(feature, float)
 
 
@@ -181,7 +181,7 @@ def study(
             f"There are {len(panel)} sessions up to {until}.",
             "A study needs at least 60; end the training period later.",
         )
-    named = names if isinstance(names, dict) else {getattr(n, "name", n): n for n in resolve(names)}
+    named = names if isinstance(names, dict) else {getattr(n, "name", n): n for n in resolve_names(names)}
     outcomes = {h: forward_returns(panel.close.values, h, entry_delay).cpu().numpy() for h in horizons}
     rows, years, ranks = {}, {}, []
     at = np.unique(np.linspace(0, len(panel) - 1, min(sampled, len(panel))).astype(int))

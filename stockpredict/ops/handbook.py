@@ -9,7 +9,7 @@ __all__ = ['LOOKS', 'FIND', 'hash_of', 'groups', 'handbook', 'write_handbook']
 import base64, hashlib
 from html import escape
 from pathlib import Path
-from ..catalogue.cards import card, shown
+from ..catalogue.cards import card, card_values
 from ..catalogue.feature import Feature, as_features
 from .reports import CATALOGUE, POLICY, page, write_index, write_text
 
@@ -85,7 +85,7 @@ def handbook(
 ) -> str:  # HTML
     "The page with every card."
     chosen = as_features(names)
-    values = shown(chosen)
+    values = card_values(chosen)
 
     def cut(fs):
         return "".join(card(f, values[f]) for f in fs)

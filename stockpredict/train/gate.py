@@ -26,7 +26,7 @@ from ..evaluate.metrics import clark_west, coverage, diebold_mariano, hac_mean, 
 from ..evaluate.metrics import ic_summary, majority_rate, pesaran_timmermann, pinball, r2_oos
 from ..evaluate.metrics import rank_ic, skill_score
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
-from ..catalogue.feature import resolve
+from ..catalogue.feature import resolve_names
 from ..catalogue.design_matrix import Spec
 from ..algebra.panel import Panel
 from ..models.contract import Dataset
@@ -45,7 +45,7 @@ def market_study(
     v = settings.validation
     bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=0.05, seed=seed).bars
     panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar("XNYS"))
-    names = [n for n in resolve(settings.features.names) if not Spec(n).needs] or [
+    names = [n for n in resolve_names(settings.features.names) if not Spec(n).needs] or [
         "core"
     ]  # of a simulated market no facts are known
     spec = covered_spec(
@@ -566,7 +566,7 @@ def small_settings(
 ) -> Settings:
     "The same features, horizons, delay and costs on a small scale, with two quick models; markets of its own, so no data source matters."
     own = {part: getattr(Settings(), part) for part in ("data", "simulated", "sources")}
-    names = list(dict.fromkeys([*resolve(settings.features.names), "mom_5"]))
+    names = list(dict.fromkeys([*resolve_names(settings.features.names), "mom_5"]))
     return settings.model_copy(update=own).with_(
         **{
             "features.names": names,

@@ -28,8 +28,8 @@ from ..ingest.rescan import stored_flags
 from ..evaluate.label_mask import doubtful, without_doubt
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, walk_forward
-from ..catalogue.feature import resolve
-from ..catalogue.point_in_time import how_to_gather, lacking
+from ..catalogue.feature import resolve_names
+from ..catalogue.point_in_time import ingest_hint, missing_facts
 from ..catalogue.design_matrix import Spec
 from ..algebra.panel import FIELDS, Panel
 from ..models.artifact import artifact_hash, ensure_keys, git_commit, save_artifact, versions
@@ -47,15 +47,15 @@ def covered_spec(
     "The features asked for, less those the first `stop` sessions can hardly fill."
     from stockpredict.catalogue.design_matrix import make_inputs
 
-    names = resolve(settings.features.names)
+    names = resolve_names(settings.features.names)
     share = make_inputs(panel.first(stop), Spec(names, settings.features.normalise)).coverage
     kept = [n for n, s in zip(names, share.tolist(), strict=True) if s >= least]
     if kept:
         return Spec(kept, settings.features.normalise)
-    if gone := lacking(panel, Spec(names).needs, slice(0, stop)):
+    if gone := missing_facts(panel, Spec(names).needs, slice(0, stop)):
         raise FactsMissing(
             f"None of the {len(names)} features can be computed; the lake knows nothing of {', '.join(gone)}.",
-            how_to_gather(gone),
+            ingest_hint(gone),
             fields=gone,
         )
     raise NotEnoughHistory(

@@ -10,7 +10,7 @@ from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence
 from stockpredict.evaluate.feature_study import redundancy, study
-from stockpredict.algebra.panel import Panel, scramble
+from stockpredict.algebra.panel import Panel, scramble_future
 
 NAMES = [
     "ret_1",
@@ -103,7 +103,7 @@ def test_ic_takes_names_series_and_arrays(planted):
 
 def test_nothing_after_the_training_period_is_looked_at(planted, found):
     "Scramble all that follows `until`: the study is the same, to the last digit of its verdicts."
-    other = study(scramble(planted, 559), NAMES, until=planted.sessions[559])
+    other = study(scramble_future(planted, 559), NAMES, until=planted.sessions[559])
     pd.testing.assert_frame_equal(other.table, found.table, check_exact=True)
     pd.testing.assert_frame_equal(other.alike, found.alike, check_exact=True)
     assert other.select() == found.select() and other.until == planted.sessions[559]

@@ -22,8 +22,8 @@ from stockpredict.sources.simulate import simulate
 from stockpredict.sources.source import make_source
 from stockpredict.catalogue import online_store as on
 from stockpredict.catalogue.feature import compute
-from stockpredict.catalogue.online_store import Online, good_until, unseal
-from stockpredict.algebra.panel import Panel, same
+from stockpredict.catalogue.online_store import OnlineStore, fresh_until, unseal
+from stockpredict.algebra.panel import Panel, equal_with_nan
 from stockpredict.catalogue.feature_store import FeatureStore, features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]
@@ -156,7 +156,7 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
         equal(now[now.event_time <= previous.event_time.iloc[0]].reset_index(drop=True), before)
         panel = store.panel(store.lake.snapshot())
         learned = Panel.from_bars(store.lake.bars(source=store.source), store.calendar)
-        assert same(panel.money.values, learned.money.values), "the store and the training know another money"
+        assert equal_with_nan(panel.money.values, learned.money.values), "the store and the training know another money"
         product = (learned.close * learned.volume).values
         assert not torch.allclose(product[:-1, 0], learned.money.values[:-1, 0], rtol=1e-3), (
             "nothing was paid, the test is empty"
@@ -264,7 +264,7 @@ def live(settings, server):
 
 @pytest.fixture
 def online(live):
-    with Online(FeatureStore(live, NAMES)) as o:
+    with OnlineStore(FeatureStore(live, NAMES)) as o:
         yield o
 
 
@@ -287,7 +287,7 @@ def test_a_miss_is_computed_and_filled_for_everybody(online, server, live):
     assert online.counts == dict(redis=len(table), memory=0, computed=1, refused=0)
     got = online.latest()
     assert np.array_equal(got[NAMES].to_numpy("f4"), table[NAMES].to_numpy("f4"), equal_nan=True)
-    with Online(FeatureStore(live, NAMES)) as other:
+    with OnlineStore(FeatureStore(live, NAMES)) as other:
         assert right(other.get("SIM03"), table).origin == "redis"
     with pytest.raises(UnknownTicker):
         online.get("NOBODY")
@@ -335,7 +335,7 @@ def test_losing_redis_changes_no_answer(online, server, live, how):
     began = time.monotonic()
     assert {right(online.get(t), table).origin for t in table.index[:10]} <= {"memory", "redis"}
     assert time.monotonic() - began < 5
-    with Online(FeatureStore(live, NAMES)) as fresh:
+    with OnlineStore(FeatureStore(live, NAMES)) as fresh:
         right(fresh.get("SIM02"), table)
 
 
@@ -347,7 +347,7 @@ def test_a_redis_that_hangs_costs_one_timeout(settings):
         hung = settings.with_(
             **{"store.redis_url": f"redis://127.0.0.1:{trap.getsockname()[1]}/0", "store.timeout_ms": 50}
         )
-        with Online(FeatureStore(hung, NAMES), pause=60.0) as o:
+        with OnlineStore(FeatureStore(hung, NAMES), pause=60.0) as o:
             right(o.get("SIM01"), table)
             began = time.monotonic()
             for _ in range(200):
@@ -357,7 +357,7 @@ def test_a_redis_that_hangs_costs_one_timeout(settings):
 
 
 def test_redis_is_taken_up_again_when_it_comes_back(live, server):
-    with Online(FeatureStore(live, NAMES), pause=0.05) as o:
+    with OnlineStore(FeatureStore(live, NAMES), pause=0.05) as o:
         server.kill()
         o.get("SIM01")
         server.start()
@@ -440,7 +440,7 @@ def test_a_dead_lock_holder_holds_up_nobody_for_long(online, server, live):
 
 
 def test_a_new_session_is_seen_and_the_old_value_is_not(live, server, whole):
-    with Online(FeatureStore(live, NAMES), every=0.0) as o:
+    with OnlineStore(FeatureStore(live, NAMES), every=0.0) as o:
         old = o.get("SIM01")
         append(live, cut(whole, 400, 401))
         new = o.get("SIM01")
@@ -451,27 +451,27 @@ def test_a_new_session_is_seen_and_the_old_value_is_not(live, server, whole):
 def test_values_live_until_the_next_session_can_be_known(live, server):
     day = pd.Timestamp(truth(live).attrs["session"])
     store = FeatureStore(live, NAMES)
-    until = good_until(store.calendar, day, 15)
+    until = fresh_until(store.calendar, day, 15)
     assert until == store.calendar.close(store.calendar.offset(day, 1)).timestamp() + 900
     for now, word in ((until - 1, "ok"), (until, "stale")):
-        with Online(FeatureStore(live, NAMES), clock=lambda now=now: now) as o:
+        with OnlineStore(FeatureStore(live, NAMES), clock=lambda now=now: now) as o:
             assert o.get("SIM01").freshness == word
     server.client.flushall()
-    with Online(FeatureStore(live, NAMES), clock=lambda: until - 7200) as o:
+    with OnlineStore(FeatureStore(live, NAMES), clock=lambda: until - 7200) as o:
         o.get("SIM01")
         assert 7195 <= server.client.ttl(o.key(o.snapshot(), "SIM01")) <= 7201
     # a Friday's value outlives the weekend; the day before Thanksgiving, the next close is a half-day's
     assert (
-        good_until(store.calendar, "2019-11-27", 0) == pd.Timestamp("2019-11-29 18:00", tz="UTC").timestamp()
+        fresh_until(store.calendar, "2019-11-27", 0) == pd.Timestamp("2019-11-29 18:00", tz="UTC").timestamp()
     )
     assert (
-        good_until(store.calendar, "2019-11-22", 0) == pd.Timestamp("2019-11-25 21:00", tz="UTC").timestamp()
+        fresh_until(store.calendar, "2019-11-22", 0) == pd.Timestamp("2019-11-25 21:00", tz="UTC").timestamp()
     )
 
 
 def test_a_ticker_without_a_bar_is_missing_and_says_so(live, server, whole):
     append(live, cut(whole, 400, 401)[lambda f: f.ticker != "SIM01"])
-    with Online(FeatureStore(live, NAMES), clock=lambda: 0.0) as o:
+    with OnlineStore(FeatureStore(live, NAMES), clock=lambda: 0.0) as o:
         for _ in range(2):
             assert (v := o.get("SIM01")).freshness == "missing" and np.isnan(v.values).all()
         assert v.origin == "redis" and o.latest(["SIM01", "SIM02"]).freshness.tolist() == ["missing", "ok"]
@@ -479,7 +479,7 @@ def test_a_ticker_without_a_bar_is_missing_and_says_so(live, server, whole):
 
 def test_the_embedded_server_serves_as_well(settings):
     table = truth(settings)
-    with Online(FeatureStore(settings, NAMES)) as a, Online(FeatureStore(settings, NAMES)) as b:
+    with OnlineStore(FeatureStore(settings, NAMES)) as a, OnlineStore(FeatureStore(settings, NAMES)) as b:
         assert (
             right(a.get("SIM01"), table).origin == "computed"
             and right(b.get("SIM01"), table).origin == "redis"
@@ -592,7 +592,7 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
 
 
 def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("stockpredict.catalogue.feature_store.PARTS", 4)
+    monkeypatch.setattr("stockpredict.catalogue.feature_store.MAX_PARTS", 4)
     with FeatureStore(settings, ["mom_21", "vol_20"]) as store:
         store.materialise()
         for a in range(400, 406):

@@ -11,7 +11,7 @@ from stockpredict.core.errors import SeesFuture, UnknownName
 from stockpredict.core.registry import Registry
 from stockpredict.evaluate.feature_study import ic
 from stockpredict.catalogue.cards import card, sample_panel
-from stockpredict.catalogue.feature import feature, features, search, table
+from stockpredict.catalogue.feature import feature, FEATURES, search_features, feature_table
 from stockpredict.features.price import rsi
 from stockpredict.ops.handbook import FIND, handbook
 from stockpredict.ops.reports import POLICY
@@ -23,7 +23,7 @@ def page():
 
 
 def test_every_feature_says_what_it_is_and_where_it_is_from():
-    rows = table()
+    rows = feature_table()
     wordy = rows.formula.str.split().str.len()
     for what, wrong in {
         "formula": wordy < 2,
@@ -38,9 +38,9 @@ def test_every_feature_says_what_it_is_and_where_it_is_from():
 
 def test_the_page_holds_a_card_for_every_feature_with_two_pictures(page):
     cards = dict(re.findall(r'<article class="card" id="([^"]+)">(.*?)</article>', page, re.S))
-    assert sorted(cards) == sorted(table().index)
+    assert sorted(cards) == sorted(feature_table().index)
     for name, body in cards.items():
-        f = features[name]
+        f = FEATURES[name]
         assert len(re.findall(r'<path d="M[^"]+"', body)) == 2, f"{name} has nothing to show"
         assert f"looks back</dt><dd>{f.lookback} bars" in body and f.proven and "cut off" in body, name
         assert f"def {f.func.__name__}(bars" in body, f"{name} does not show how it is written"
@@ -86,7 +86,7 @@ def test_the_one_liners_of_the_readme_work():
     axes = rsi.on(sample).plot()
     assert (
         len(axes.lines) == 3
-        and rsi.on(sample).lookback == features["rsi_14"].lookback < rsi.on(sample, 28).lookback
+        and rsi.on(sample).lookback == FEATURES["rsi_14"].lookback < rsi.on(sample, 28).lookback
     )
     long = pd.DataFrame(
         dict(
@@ -98,7 +98,7 @@ def test_the_one_liners_of_the_readme_work():
     pd.testing.assert_series_equal(
         rsi.on(long).frame()["AAA"], rsi.on(sample).frame().iloc[:, 0], check_names=False, check_freq=False
     )
-    assert len(search("VOLATILITY")) > 10 and search("no such thing").empty
+    assert len(search_features("VOLATILITY")) > 10 and search_features("no such thing").empty
     assert ic(rsi).value == ic(rsi.on(sample)).value == ic("rsi_14").value and abs(ic("rsi_14").value) < 0.1
     with pytest.raises(UnknownName, match="rsi_14"):
-        features["rsi_15"]
+        FEATURES["rsi_15"]

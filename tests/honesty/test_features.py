@@ -10,10 +10,10 @@ import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.registry import Registry
-from stockpredict.catalogue.feature import SETS, Feature, compute, covered, feature, features, fill
-from stockpredict.catalogue.feature import proof_panel, prove, resolve, search, table
+from stockpredict.catalogue.feature import SETS, Feature, compute, defined_features, feature, FEATURES, fill_features
+from stockpredict.catalogue.feature import proof_panel, prove, resolve_names, search_features, feature_table
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
-from stockpredict.algebra.panel import FIELDS, Panel, Series, same, scramble
+from stockpredict.algebra.panel import FIELDS, Panel, Series, equal_with_nan, scramble_future
 
 
 def random_panel(
@@ -62,26 +62,26 @@ def random_panel(
     )
 
 
-NAMES = features.names()
-BESIDE = frozenset().union(*(features[n].fields for n in NAMES)) - set(FIELDS)
+NAMES = FEATURES.names()
+BESIDE = frozenset().union(*(FEATURES[n].fields for n in NAMES)) - set(FIELDS)
 # what models are trained on by default is examined member by member; of every other function its longest
 # window, and of the
 # families of Alpha158 and Alpha360 the shortest and the longest member; the rest passes the automatic proof
 # below
-LONGEST = {features[n].func: n for n in sorted(NAMES, key=lambda n: features[n].lookback)}
-ALPHA = {n for n in NAMES if any(s.startswith("alpha") for s in features[n].sets)}
+LONGEST = {FEATURES[n].func: n for n in sorted(NAMES, key=lambda n: FEATURES[n].lookback)}
+ALPHA = {n for n in NAMES if any(s.startswith("alpha") for s in FEATURES[n].sets)}
 THOROUGH = [
     n
     for n in NAMES
     if (
-        features[n].args in ((), (0,), (5,), (59,), (60,))
+        FEATURES[n].args in ((), (0,), (5,), (59,), (60,))
         if n in ALPHA
-        else not features[n].sets or n in LONGEST.values()
+        else not FEATURES[n].sets or n in LONGEST.values()
     )
 ]
 
 EACH = list(
-    {f.func: n for n, f in reversed(features.items())}.values()
+    {f.func: n for n, f in reversed(FEATURES.items())}.values()
 )  # every function with one of its windows, where each feature alone was examined already
 
 
@@ -89,35 +89,35 @@ def test_there_is_a_catalogue_to_prove():
     assert len(NAMES) >= 40 and len(SETS["core"]) >= 20 and set(SETS["all"]) == set(NAMES)
     assert set().union(*(SETS[s] for s in SETS if s != "all")) == set(NAMES)
     for s in ("core", "ohlcv", "market"):
-        assert not any(features[n].sets for n in SETS[s])
-    assert len(BESIDE) >= 12 and {n for n in NAMES if features[n].fields & BESIDE} == set(SETS["facts"]), (
+        assert not any(FEATURES[n].sets for n in SETS[s])
+    assert len(BESIDE) >= 12 and {n for n in NAMES if FEATURES[n].fields & BESIDE} == set(SETS["facts"]), (
         "who needs facts stands in the set, and nobody else"
     )
-    assert all(features[n].fields == {"close"} for n in SETS["core"])
+    assert all(FEATURES[n].fields == {"close"} for n in SETS["core"])
 
 
 @lru_cache
 def stage(gaps: bool, also: frozenset) -> tuple:
     "A market, what it might have become after some sessions, and what was known of it at others; built once for all features."
     panel = random_panel(3, gaps=gaps, also=also)
-    futures = [(t, other) for t in (251, 349, 512) for other in (panel.first(t + 1), scramble(panel, t))]
+    futures = [(t, other) for t in (251, 349, 512) for other in (panel.first(t + 1), scramble_future(panel, t))]
     return panel, futures, [panel.first(stop) for stop in (116, 300, 501, len(panel) - 1, len(panel))]
 
 
 @pytest.mark.parametrize("name", THOROUGH)
 def test_every_feature_is_causal_and_its_look_back_suffices(name):
     "Cut off, scrambled and truncated, at listings, halts, holes and at random sessions of a larger market."
-    f, defined = features[name], False
+    f, defined = FEATURES[name], False
     prove(f)
     for gaps in (True, False):
         panel, futures, pasts = stage(gaps, f.fields & BESIDE)
         whole = f(panel).values
         defined |= not whole.isnan().all()
         for t, other in futures:
-            assert same(whole[: t + 1], f(other).values[: t + 1]), f"{name} sees what follows row {t}"
+            assert equal_with_nan(whole[: t + 1], f(other).values[: t + 1]), f"{name} sees what follows row {t}"
         for past in pasts:
             short = f(past.tail(f.lookback, f.crossings)).values
-            assert same(short[-1], whole[len(past) - 1]), (
+            assert equal_with_nan(short[-1], whole[len(past) - 1]), (
                 f"{name}: the tail of {f.lookback} bars gives another value at row {len(past) - 1}"
             )
     assert defined, f"{name} is never defined, the proof would be empty"
@@ -142,14 +142,14 @@ def alone(also: frozenset) -> tuple:
 @pytest.mark.parametrize("name", THOROUGH)
 def test_a_halt_is_not_a_bar(name):
     "On its own, a ticker with gaps has the same values as its bars written without the gaps."
-    f = features[name]
+    f = FEATURES[name]
     panel, single = alone(f.fields & BESIDE)
     out = f(panel).values
     assert out[~panel.present].isnan().all(), "a value where there was no bar"
     if f.crossings:
         return
     for i, other in single.items():
-        assert same(f(other).values[:, 0], out[panel.present[:, i], i])
+        assert equal_with_nan(f(other).values[:, 0], out[panel.present[:, i], i])
 
 
 # --- leaks: each of these is a mistake seen in published notebooks
@@ -216,10 +216,10 @@ def mutant(request):
     f = Feature(MUTANTS[request.param], group="mutant")
     f.func.__name__ = "mutant_" + request.param.replace(" ", "_").replace(",", "").replace("-", "_")
     f.func.__doc__ = request.param
-    features.add(f.name, f)
+    FEATURES.add(f.name, f)
     yield f
-    features._parts.pop(f.name)
-    features._meta.pop(f.name)
+    FEATURES._parts.pop(f.name)
+    FEATURES._meta.pop(f.name)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, indirect=True)
@@ -233,7 +233,7 @@ def test_a_leak_reaches_neither_values_nor_a_model(mutant):
     panel = random_panel(1, sessions=300)
     for door in (
         lambda: compute(panel, [mutant.name]),
-        lambda: covered(panel, [mutant.name]),
+        lambda: defined_features(panel, [mutant.name]),
         lambda: make_inputs(panel, Spec([mutant.name])),
     ):
         with pytest.raises((SeesFuture, NotEnoughHistory)):
@@ -243,7 +243,7 @@ def test_a_leak_reaches_neither_values_nor_a_model(mutant):
 
 def test_the_members_that_are_not_examined_above_pass_the_automatic_proof():
     for name in set(NAMES) - set(THOROUGH):
-        assert prove(features[name]).proven
+        assert prove(FEATURES[name]).proven
 
 
 def neighbours(b):
@@ -296,7 +296,7 @@ def test_a_leak_that_waits_for_a_long_history_is_caught_there():
 def test_features_of_facts_are_proven_with_facts_and_empty_without():
     "The hard market of their proof has every field they ask for, and the values are not all undefined."
     for name in SETS["facts"]:
-        f = features[name]
+        f = FEATURES[name]
         market = proof_panel(640, f.fields - set(FIELDS))
         assert not f(market).values.isnan().all(), f"{name} is never defined, the proof would be empty"
         assert prove(f).proven >= 160
@@ -305,8 +305,8 @@ def test_features_of_facts_are_proven_with_facts_and_empty_without():
         )
         assert f(plain).values.isnan().all(), f"{name} has a value without its fact"
     assert (
-        set(search("rates").index) <= set(NAMES)
-        and table("facts").fields["earnings_yield"] == "eps_diluted, raw_close"
+        set(search_features("rates").index) <= set(NAMES)
+        and feature_table("facts").fields["earnings_yield"] == "eps_diluted, raw_close"
     )
 
 
@@ -326,7 +326,7 @@ def test_reading_values_cannot_change_a_panel():
     panel.close.values.zero_()
     panel.returns.values.zero_()
     panel.close.mean(3).values.zero_()
-    assert same(panel.close.values, before) and not (panel.returns.values.nan_to_num(1.0) == 0).all()
+    assert equal_with_nan(panel.close.values, before) and not (panel.returns.values.nan_to_num(1.0) == 0).all()
 
 
 def test_a_feature_must_stay_on_its_panel():
@@ -343,7 +343,7 @@ def test_a_feature_must_stay_on_its_panel():
 
 
 def same_inputs(a, b) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.present, b.present) and same(a.volatility, b.volatility)
+    return torch.equal(a.x, b.x) and torch.equal(a.present, b.present) and equal_with_nan(a.volatility, b.volatility)
 
 
 @pytest.mark.parametrize("normalise", ["rank", "zscore", "none"])
@@ -355,17 +355,17 @@ def test_inputs_of_the_tail_equal_those_of_the_whole(normalise, gaps):
     for stop in (320, 500, len(panel)):
         live = make_inputs(spec.tail(panel.first(stop)), spec).last(1)
         assert torch.equal(live.x[0], whole.x[stop - 1])
-        assert same(live.volatility[0], whole.volatility[stop - 1])
+        assert equal_with_nan(live.volatility[0], whole.volatility[stop - 1])
 
 
 def test_inputs_do_not_depend_on_the_future_threads_or_the_order_of_tickers():
     spec, panel = Spec(EACH), random_panel(8, also=BESIDE)
     whole = make_inputs(panel, spec)
-    for other in (panel.first(401), scramble(panel, 400)):
+    for other in (panel.first(401), scramble_future(panel, 400)):
         assert same_inputs(make_inputs(other, spec).until(401), whole.until(401))
     order = [3, 0, 8, 5, 1, 2, 7, 4, 6]
     shuffled = make_inputs(panel.select([panel.tickers[i] for i in order]), spec)
-    assert torch.equal(shuffled.x, whole.x[:, order]) and same(
+    assert torch.equal(shuffled.x, whole.x[:, order]) and equal_with_nan(
         shuffled.volatility, whole.volatility[:, order]
     )
     threads = torch.get_num_threads()
@@ -400,21 +400,21 @@ def test_a_source_of_closes_only_leaves_the_rest_empty():
     panel = Panel({"close": full._fields["close"]}, full.sessions, full.tickers)
     result = compute(panel, "all")
     for name in NAMES:
-        assert result[name].isnan().all() == bool(features[name].fields - {"close"})
-    assert set(covered(panel, "all")) == {n for n in NAMES if features[n].fields == {"close"}}
+        assert result[name].isnan().all() == bool(FEATURES[name].fields - {"close"})
+    assert set(defined_features(panel, "all")) == {n for n in NAMES if FEATURES[n].fields == {"close"}}
     inputs = make_inputs(panel, Spec(["rsi_14", "atr_14"]))
     assert inputs.coverage[0] > 0.8 and inputs.coverage[1] == 0 and (inputs.x[:, :, 1] == 0).all()
 
 
 def test_a_young_market_covers_only_short_windows():
     panel = random_panel(6, sessions=100, gaps=False)
-    names = covered(panel, ["ret_1", "mom_252_21", "sma_ratio_200", "vol_20"])
+    names = defined_features(panel, ["ret_1", "mom_252_21", "sma_ratio_200", "vol_20"])
     assert names == ["ret_1", "vol_20"]
 
 
 def test_a_spec_is_data():
     a, b = Spec(["core"]), Spec(list(SETS["core"]))
-    assert a == b and a.hash == b.hash and a.names == tuple(resolve("core"))
+    assert a == b and a.hash == b.hash and a.names == tuple(resolve_names("core"))
     assert Spec(["rsi_14", "vol_20"]).hash != Spec(["vol_20", "rsi_14"]).hash
     assert Spec(["rsi_14"], "zscore").hash != Spec(["rsi_14"]).hash
     with pytest.raises(FeatureError):
@@ -453,8 +453,8 @@ def test_no_feature_is_another_one_under_a_second_name():
         panel.sessions,
         panel.tickers,
     )
-    values = {f: torch.empty_like(panel._fields["close"]) for _, f in features.items()}
-    fill(panel, values)
+    values = {f: torch.empty_like(panel._fields["close"]) for _, f in FEATURES.items()}
+    fill_features(panel, values)
     values = {f.name: x for f, x in values.items()}
     planted = {
         "falling": 50 - 3 * values["rsi_14"],
@@ -468,7 +468,7 @@ def test_no_feature_is_another_one_under_a_second_name():
     )
 
     def family(name):
-        return features[name].func.__name__
+        return FEATURES[name].func.__name__
 
     double = {pair for pair in found if not set(pair) & set(planted) and not set(pair) <= ALPHA}
     assert {
@@ -482,7 +482,7 @@ def test_no_feature_is_another_one_under_a_second_name():
 
 
 def test_the_catalogue_explains_every_feature():
-    rows = table()
+    rows = feature_table()
     assert list(rows.index) == NAMES
     assert (
         (rows.formula.str.len() > 8).all()
@@ -493,10 +493,10 @@ def test_the_catalogue_explains_every_feature():
 
 
 def test_the_catalogue_can_be_searched_and_shows_cards():
-    found = search("VOLATILITY")
+    found = search_features("VOLATILITY")
     assert "vol_20" in found.index and "alpha_std_5" in found.index and "ret_1" not in found.index
-    assert search("Wilder").source.str.contains("Wilder").any() and search("no such (word").empty
-    card = features["amihud_20"]._repr_html_()
+    assert search_features("Wilder").source.str.contains("Wilder").any() and search_features("no such (word").empty
+    card = FEATURES["amihud_20"]._repr_html_()
     assert "Amihud (2002)" in card and "21 bars" in card and "close, volume" in card
     assert "<script>" not in Feature(lambda b: b.close, group="<script>")._repr_html_()
 
@@ -517,7 +517,7 @@ def test_a_panel_refuses_what_it_cannot_mean():
     assert len(one) == 1 and one.sessions[0] == pd.Timestamp("2024-01-02") and not one.has("volume")
     result = compute(one, "all")
     assert all(
-        result[n].isnan().all() for n in NAMES if features[n].lookback > 1 or features[n].fields != {"close"}
+        result[n].isnan().all() for n in NAMES if FEATURES[n].lookback > 1 or FEATURES[n].fields != {"close"}
     )
 
 

@@ -9,11 +9,11 @@ import torch
 from scipy.stats import norm
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.features.calendar import timetables
-from stockpredict.catalogue.feature import SETS, Feature, features, proof_panel, prove, values
-from stockpredict.catalogue.point_in_time import attach
+from stockpredict.features.calendar import session_timetables
+from stockpredict.catalogue.feature import SETS, Feature, FEATURES, proof_panel, prove, feature_values
+from stockpredict.catalogue.point_in_time import attach_fields
 from stockpredict.features.membership import group_mean
-from stockpredict.algebra.panel import FIELDS, Panel, same
+from stockpredict.algebra.panel import FIELDS, Panel, equal_with_nan
 
 SESSIONS, TICKERS = 420, 8
 
@@ -474,7 +474,7 @@ FAMILIES = dict(calendar=CALENDAR, regimes=REGIMES, cross=CROSS, trading=TRADING
 
 def difference(name, panel, theirs) -> str | None:
     "What is wrong with a feature beside its formula; None = nothing."
-    ours, theirs = values(features[name], panel).numpy().astype(float), theirs.to_numpy(float)
+    ours, theirs = feature_values(FEATURES[name], panel).numpy().astype(float), theirs.to_numpy(float)
     theirs = theirs if theirs.ndim == 2 else np.repeat(theirs[:, None], TICKERS, 1)
     theirs = np.where(np.isfinite(theirs), theirs, np.nan)
     both = np.isfinite(ours) & np.isfinite(theirs)
@@ -495,7 +495,7 @@ def difference(name, panel, theirs) -> str | None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_the_formulas_in_float64(family):
     "The same cells are defined, and their values agree to a small part of the feature's own spread; a formula a bar late or 5 % larger is refused."
-    panel, wrong, blind = attach(PANEL, dict(sector=KIND.to_numpy())), [], []
+    panel, wrong, blind = attach_fields(PANEL, dict(sector=KIND.to_numpy())), [], []
     for name, formula in FAMILIES[family].items():
         theirs = formula()
         wrong += filter(None, [difference(name, panel, theirs)])
@@ -510,37 +510,37 @@ def test_features_equal_the_formulas_in_float64(family):
 def test_every_function_of_these_notebooks_has_its_formula():
     "A function that joins the catalogue from here needs an oracle above (those of short bars have their own file)."
     homes = {"calendar", "regime", "relative", "microstructure", "sector"}
-    ours = {f.func.__name__ for n, f in features.items() if f.func.__module__.rpartition(".")[2] in homes}
-    told = {features[n].func.__name__ for family in FAMILIES.values() for n in family}
+    ours = {f.func.__name__ for n, f in FEATURES.items() if f.func.__module__.rpartition(".")[2] in homes}
+    told = {FEATURES[n].func.__name__ for family in FAMILIES.values() for n in family}
     assert len(ours) >= 90 and ours - told == set()
 
 
 MINE = [
     n
-    for n, f in features.items()
+    for n, f in FEATURES.items()
     if f.func.__module__.rpartition(".")[2] in {"calendar", "regime", "relative", "microstructure", "sector"}
 ]
 
 
 def test_nothing_is_ever_infinite_and_a_market_that_stands_still_is_defined_or_empty():
-    still = attach(draw(constant=True), dict(sector=KIND.to_numpy()))
-    holes = attach(proof_panel(480), dict(sector=np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 0.0], (480, 1))))
+    still = attach_fields(draw(constant=True), dict(sector=KIND.to_numpy()))
+    holes = attach_fields(proof_panel(480), dict(sector=np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 0.0], (480, 1))))
     for panel in (still, holes):
         for name in MINE:
-            assert not values(features[name], panel).isinf().any(), name
-    dates = [n for n in SETS["context"] if features[n].group == "calendar"]
-    assert not any(values(features[n], still).isnan().any() for n in dates)
+            assert not feature_values(FEATURES[name], panel).isinf().any(), name
+    dates = [n for n in SETS["context"] if FEATURES[n].group == "calendar"]
+    assert not any(feature_values(FEATURES[n], still).isnan().any() for n in dates)
 
 
 def test_context_is_the_same_for_every_ticker_and_on_one_scale():
     for name in SETS["context"]:
-        x = values(features[name], PANEL)
-        assert not features[name].across and x.nan_to_num(0.0).abs().max() <= 1.0, name
-        assert same(x, x[:, :1].expand_as(x)), name
+        x = feature_values(FEATURES[name], PANEL)
+        assert not FEATURES[name].across and x.nan_to_num(0.0).abs().max() <= 1.0, name
+        assert equal_with_nan(x, x[:, :1].expand_as(x)), name
 
 
 def test_a_closure_that_nobody_had_announced_is_not_foreseen():
-    held, announced = timetables()
+    held, announced = session_timetables()
     assert {"2001-09-11", "2012-10-29", "2018-12-05"} <= set(
         announced.difference(held).strftime("%Y-%m-%d")
     ) and held.isin(announced).all()
@@ -548,14 +548,14 @@ def test_a_closure_that_nobody_had_announced_is_not_foreseen():
         ["2001-09-10", "2001-09-17", "2012-10-26", "2018-12-04", "2018-12-06", "2019-07-03"]
     )
     panel = Panel({"close": torch.ones(len(days), 1)}, days, ["A"])
-    before, after = (values(features[n], panel)[:, 0].tolist() for n in ("pre_holiday", "post_holiday"))
+    before, after = (feature_values(FEATURES[n], panel)[:, 0].tolist() for n in ("pre_holiday", "post_holiday"))
     assert before == [-0.5, -0.5, -0.5, -0.5, -0.5, 0.5] and after == [-0.5, 0.5, -0.5, -0.5, 0.5, -0.5]
-    assert values(features["rest_after"], panel)[0, 0] == -0.5, "a session was due the next morning"
+    assert feature_values(FEATURES["rest_after"], panel)[0, 0] == -0.5, "a session was due the next morning"
 
 
 def test_outside_the_calendar_nothing_is_known():
     panel = Panel({"close": torch.ones(2, 1)}, pd.to_datetime(["1985-03-04", "2090-03-06"]), ["A"])
-    assert values(features["turn_of_month"], panel).isnan().all()
+    assert feature_values(FEATURES["turn_of_month"], panel).isnan().all()
 
 
 def next_session_of_the_panel(b):
@@ -577,18 +577,18 @@ def test_sector_features_are_proven_on_sectors_of_several_members_that_change():
     hard = proof_panel(640)
     moving = np.tile([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], (640, 1))
     moving[300:, 2], moving[:20, 4], moving[600:, 0] = 1.0, math.nan, 1.0
-    panel = attach(hard, dict(sector=moving))
-    for name in (n for n in SETS["facts"] if "sector" in features[n].fields):
-        f = Feature(features[name].func, features[name].args, group="again")
-        assert prove(f, panel).proven == 640 and not values(f, panel).isnan().all()
+    panel = attach_fields(hard, dict(sector=moving))
+    for name in (n for n in SETS["facts"] if "sector" in FEATURES[n].fields):
+        f = Feature(FEATURES[name].func, FEATURES[name].args, group="again")
+        assert prove(f, panel).proven == 640 and not feature_values(f, panel).isnan().all()
 
 
 def test_the_mean_of_a_group_does_not_depend_on_the_order_of_its_members():
-    panel = attach(PANEL, dict(sector=KIND.to_numpy()))
+    panel = attach_fields(PANEL, dict(sector=KIND.to_numpy()))
     order = [6, 1, 4, 0, 7, 2, 5, 3]
     turned = panel.select([panel.tickers[i] for i in order])
 
     def mean_of(p):
         return group_mean(p.returns, type(p.close)(p._fields["sector"], p.grid, fields={"sector"})).values
 
-    assert same(mean_of(panel)[:, order], mean_of(turned))
+    assert equal_with_nan(mean_of(panel)[:, order], mean_of(turned))

@@ -13,14 +13,14 @@ from stockpredict.core.settings import load_settings
 from stockpredict.lake.adjustments import adjust
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
-from stockpredict.catalogue.feature import Feature, as_features, compute, fill, prove
-from stockpredict.catalogue.point_in_time import as_known, attach, decision_times, fact, per_session
+from stockpredict.catalogue.feature import Feature, as_features, compute, fill_features, prove
+from stockpredict.catalogue.point_in_time import as_known, attach_fields, decision_times, fact_series, count_per_session
 from stockpredict.catalogue.point_in_time import with_facts
 from stockpredict.features.fundamentals import report_fields
-from stockpredict.features.membership import by_beta, by_group, member_fields
+from stockpredict.features.membership import neutralise_beta, demean_by_group, member_fields
 from stockpredict.features.macro import macro_fields
 from stockpredict.features.news import news_fields, tone
-from stockpredict.algebra.panel import FIELDS, Panel, same
+from stockpredict.algebra.panel import FIELDS, Panel, equal_with_nan
 from stockpredict.algebra.series import Series
 
 CALENDAR = get_calendar()
@@ -187,7 +187,7 @@ def test_news_of_the_evening_and_the_weekend_count_for_the_next_session(closes):
     known = pd.DatetimeIndex(
         [closes[0], closes[friday], closes[friday] + pd.Timedelta("1s"), closes[friday] + DAY * 2]
     )
-    got = per_session(pd.DataFrame(dict(ticker="SIM00", known_at=known)), closes, ["SIM00"])[:, 0]
+    got = count_per_session(pd.DataFrame(dict(ticker="SIM00", known_at=known)), closes, ["SIM00"])[:, 0]
     assert got[friday] == 1 and got[friday + 1] == 2 and np.isnan(got[0]) and np.nansum(got) == 3
     assert tone(pd.Series(["Profits rise", "Shares plunge on fraud probe", "Annual meeting"])).tolist() == [
         1,
@@ -292,13 +292,13 @@ def test_a_signal_known_two_bars_late_is_worth_less_than_it_seems(panel, closes)
 # --- as features
 
 LEAKS = {
-    "next known value": lambda b: Series(fact(b, "assets").values.roll(-1, 0), b.grid, fields={"assets"}),
-    "full-sample z-score": lambda b: fact(b, "assets") - float(fact(b, "assets").values.nanmean()),
+    "next known value": lambda b: Series(fact_series(b, "assets").values.roll(-1, 0), b.grid, fields={"assets"}),
+    "full-sample z-score": lambda b: fact_series(b, "assets") - float(fact_series(b, "assets").values.nanmean()),
     "back-filled": lambda b: Series(
-        torch.from_numpy(fact(b, "assets").frame().bfill().to_numpy(copy=True)), b.grid, fields={"assets"}
+        torch.from_numpy(fact_series(b, "assets").frame().bfill().to_numpy(copy=True)), b.grid, fields={"assets"}
     ),
     "last value of all": lambda b: (
-        fact(b, "assets") / float(fact(b, "assets").values[-1].nan_to_num(1.0).mean())
+        fact_series(b, "assets") / float(fact_series(b, "assets").values[-1].nan_to_num(1.0).mean())
     ),
 }
 
@@ -314,9 +314,9 @@ def test_a_feature_of_facts_that_peeks_is_refused(name):
 def test_by_group_and_by_beta_leave_nothing_of_either(panel):
     sector = np.tile(np.arange(12) % 3, (len(panel), 1)).astype(float)
     sector[:, 11] = np.nan
-    with_sector = attach(panel, dict(sector=sector))
+    with_sector = attach_fields(panel, dict(sector=sector))
     x = with_sector.close.pct_change(21)
-    got, frame = by_group(x, fact(with_sector, "sector")), x.frame()
+    got, frame = demean_by_group(x, fact_series(with_sector, "sector")), x.frame()
     for k in range(3):
         mine = [i for i in range(11) if i % 3 == k]
         want = frame.iloc[:, mine].sub(frame.iloc[:, mine].mean(axis=1), axis=0)
@@ -327,7 +327,7 @@ def test_by_group_and_by_beta_leave_nothing_of_either(panel):
         and got.lookback == x.lookback
     )
     beta = panel.returns.beta(panel.market, 60)
-    left, b = by_beta(panel.returns, beta).values.double(), beta.values.double()
+    left, b = neutralise_beta(panel.returns, beta).values.double(), beta.values.double()
     b = b.masked_fill(left.isnan(), torch.nan)
     b = b - b.nanmean(1, keepdim=True)
     scale = panel.returns.values.double().abs().nanmean() * b.abs().nanmean()
@@ -374,7 +374,7 @@ def test_a_payment_to_come_changes_no_feature():
     facts["sector"] = np.tile(np.arange(8.0) % 3, (540, 1))
     found = [{f: torch.empty_like(then.close.values) for f in chosen} for _ in range(2)]
     for panel, out in zip((then, now), found, strict=True):
-        fill(attach(panel, facts), out)
+        fill_features(attach_fields(panel, facts), out)
     moved = set()
     for f in chosen:
         a, b = (x[f].masked_fill(~x[f].isfinite(), torch.nan) for x in found)
@@ -406,10 +406,10 @@ def test_money_is_what_was_published():
         "nothing was adjusted, the test is empty"
     )
     cut = panel.select(panel.tickers[::-1]).last(30).until(panel.sessions[-5])
-    assert same(cut.money.values, panel.money.values[-30:-4].flip(1))
-    assert all(same(part.money.values, panel.money.values[:, at : at + 4]) for at, part in panel.blocks(4))
+    assert equal_with_nan(cut.money.values, panel.money.values[-30:-4].flip(1))
+    assert all(equal_with_nan(part.money.values, panel.money.values[:, at : at + 4]) for at, part in panel.blocks(4))
     own = Panel.from_bars(market.assign(money=7.0), CALENDAR).money.values
-    assert same(own, want.values * 0 + 7.0) and same(
+    assert equal_with_nan(own, want.values * 0 + 7.0) and equal_with_nan(
         Panel.from_bars(adjust(market.assign(money=7.0), payments(market)[0]), CALENDAR).money.values, own
     )
     assert Panel.from_bars(market.drop(columns="volume").assign(money=7.0)).money.values.isnan().all(), (
@@ -447,7 +447,7 @@ def test_the_lake_as_of_a_day_gives_the_panel_of_that_day(tmp_path, rows):
         "too few features are defined, the test is empty"
     )
     for name in then:
-        assert same(then[name], now[name]), f"{name} changed when later facts came"
+        assert equal_with_nan(then[name], now[name]), f"{name} changed when later facts came"
 
 
 # --- recorded reports and rates

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stockpredict.features.alpha158 import WINDOWS, alpha_names
-from stockpredict.catalogue.feature import SETS, compute, features
+from stockpredict.catalogue.feature import SETS, compute, FEATURES
 from stockpredict.algebra.panel import Panel
 
 
@@ -171,4 +171,4 @@ def test_the_sets_stay_apart_from_what_models_are_trained_on_by_default():
         set(SETS["core"]) | set(SETS["ohlcv"]) | set(SETS["market"])
     )
     assert alpha <= set(SETS["all"])
-    assert all(features[name].lookback <= 61 for name in alpha)
+    assert all(FEATURES[name].lookback <= 61 for name in alpha)

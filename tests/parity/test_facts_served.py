@@ -11,11 +11,11 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FactsMissing
 from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
-from stockpredict.catalogue.feature import SETS, features
-from stockpredict.catalogue.point_in_time import fields_of, joins, lacking, with_facts
+from stockpredict.catalogue.feature import SETS, FEATURES
+from stockpredict.catalogue.point_in_time import fact_fields, FACT_JOINS, missing_facts, with_facts
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS
-from stockpredict.catalogue.feature_store import kinds_of
+from stockpredict.catalogue.feature_store import fact_kinds
 from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
 from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine
@@ -37,8 +37,8 @@ GIVEN = {
 FACTS = [
     n
     for n in SETS["facts"]
-    if features[n].fields <= set(FIELDS) | set(fields_of())
-    and {joins.meta(k)["table"] for k in kinds_of(features[n].fields)} <= GIVEN
+    if FEATURES[n].fields <= set(FIELDS) | set(fact_fields())
+    and {FACT_JOINS.meta(k)["table"] for k in fact_kinds(FEATURES[n].fields)} <= GIVEN
     and n != "asset_growth"
 ]  # which looks back further than the first fold
 NEEDS = Spec(FACTS).needs
@@ -189,7 +189,7 @@ def publish(settings, panel, spec, version=1, name="ridge", **manifest):
 def test_every_field_of_the_catalogue_can_be_given_and_is_here(settings):
     panel, _ = study_panel(settings)
     wanted = set(NEEDS)
-    assert wanted <= set(fields_of()) and wanted <= set(panel._fields) and not lacking(panel, wanted)
+    assert wanted <= set(fact_fields()) and wanted <= set(panel._fields) and not missing_facts(panel, wanted)
     assert len(FACTS) >= 20 and covered_spec(settings, panel, 360).names == Spec(NAMES).names, (
         "some feature is not covered, the test is weaker than it says"
     )
@@ -218,7 +218,7 @@ def test_windows_of_any_length_hold_the_facts_of_all_of_history(settings):
     with Lake(settings.storage, read_only=True) as lake:
         for n in (30, 77, 301):
             bare = type(panel)(
-                {k: v for k, v in panel.last(n)._fields.items() if k not in fields_of()},
+                {k: v for k, v in panel.last(n)._fields.items() if k not in fact_fields()},
                 panel.sessions[-n:],
                 panel.tickers,
             )

@@ -10,8 +10,8 @@ import torch
 from stockpredict.algebra import kernels as K
 from stockpredict.features import relative as cross, microstructure
 from stockpredict.algebra import numba_kernels as loops, latest_kernels as newest, order_statistics as order
-from stockpredict.catalogue.feature import compute, features, fill, room
-from stockpredict.algebra.panel import Panel, same
+from stockpredict.catalogue.feature import compute, FEATURES, fill_features, empty_tensor
+from stockpredict.algebra.panel import Panel, equal_with_nan
 
 
 def market(sessions: int = 900, tickers: int = 4, dtype=torch.float64, seed: int = 2) -> Panel:
@@ -233,7 +233,7 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
         "williams",
         "aroon",
     }  # one window each is tested above
-    for n in features.names():
+    for n in FEATURES.names():
         if n.rpartition("_")[0] in families:
             twins[n] = n
     here = (
@@ -244,7 +244,7 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
     )  # the other notebooks have files of their own, and what they list again too
     mine = {
         n
-        for n, f in features.items()
+        for n, f in FEATURES.items()
         if f.func.__module__.endswith(here) and (not f.sets or f.func.__module__.endswith(".range"))
     }
     assert len(mine) > 60 and mine <= talib | set(PANDAS) | set(twins) | own_test
@@ -269,15 +269,15 @@ def test_the_weather_features_equal_pandas():
 def test_single_precision_is_precise_enough():
     "float32 panels, the default, against float64 ones: the error is far below what a rank notices."
     names = [
-        n for n, f in features.items() if not n.startswith("alpha_") and all(PANEL.has(x) for x in f.fields)
+        n for n, f in FEATURES.items() if not n.startswith("alpha_") and all(PANEL.has(x) for x in f.fields)
     ]
     single, wrong = Panel({k: v.float() for k, v in PANEL._fields.items()}, PANEL.sessions, PANEL.tickers), []
     wide, narrow = (
-        {f: room(p._fields["close"]) for f in map(features.__getitem__, names)} for p in (PANEL, single)
+        {f: empty_tensor(p._fields["close"]) for f in map(FEATURES.__getitem__, names)} for p in (PANEL, single)
     )
-    fill(PANEL, wide), fill(single, narrow)
+    fill_features(PANEL, wide), fill_features(single, narrow)
     for name in names:
-        a, b = wide[features[name]], narrow[features[name]].double()
+        a, b = wide[FEATURES[name]], narrow[FEATURES[name]].double()
         if not torch.equal(a.isnan(), b.isnan()):
             wrong.append(f"{name} is undefined elsewhere")
         most = (
@@ -409,10 +409,10 @@ def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
     market = hard_numbers()[:, :1].flip(0) + 3
     market[90], more = hole, hard_numbers()[:, 1:2]
     everyone, apart = market.expand_as(x).contiguous(), torch.cat([market.expand_as(x), more], 1)
-    assert loops.same(everyone.numpy()) and not loops.same(apart.numpy())
+    assert loops.same_for_all(everyone.numpy()) and not loops.same_for_all(apart.numpy())
     for loop in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta):
         for n in (4, 20, 61, 150):
-            assert same(loop(x, everyone, n), loop(torch.cat([x, more], 1), apart, n)[:, :-1]), (
+            assert equal_with_nan(loop(x, everyone, n), loop(torch.cat([x, more], 1), apart, n)[:, :-1]), (
                 loop.__name__,
                 n,
             )
@@ -422,19 +422,19 @@ def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
         0: (cross._some, fell, x, market),
         1: (cross._powers, x, market),
         2: (microstructure._weights, x, fell),
-        3: (cross.on_two, x, market, late),
-        4: (cross.on_two, x, market, late),
-        5: (cross.on_two, x, late, market),
+        3: (cross.two_factor_products, x, market, late),
+        4: (cross.two_factor_products, x, market, late),
+        5: (cross.two_factor_products, x, late, market),
     }
     for ask, (parts, *series) in asked.items():
-        table = np.stack(newest.read(parts, len(series)), 1)
+        table = np.stack(newest.trace_products(parts, len(series)), 1)
         short = np.stack([s.expand_as(x).numpy() for s in series])
         long = np.concatenate([short, np.stack([(more + k).numpy() for k in range(len(series))])], 2)
         for n in (20, 61):
-            assert same(
+            assert equal_with_nan(
                 *(
                     torch.from_numpy(v)
-                    for v in (cross.answers(short, table, n, ask), cross.answers(long, table, n, ask)[:, :-1])
+                    for v in (cross.evaluate_products(short, table, n, ask), cross.evaluate_products(long, table, n, ask)[:, :-1])
                 )
             ), ask
 
@@ -446,7 +446,7 @@ def test_compiled_averages_and_ranks_equal_the_tensor_operations():
         out, wide = loops.exp_mean(x, decay, least), K.exp_mean(x.double(), decay, least)
         assert torch.equal(out.isnan(), wide.isnan())
         torch.testing.assert_close(out.double(), wide, rtol=1e-5, atol=1e-6, equal_nan=True)
-        n = K.memory(decay)
+        n = K.exp_memory(decay)
         if n < 150:
             assert torch.equal(
                 loops.exp_mean(x[150 - n :], decay, least)[-1].nan_to_num(-9.0), out[-1].nan_to_num(-9.0)
@@ -478,7 +478,7 @@ def test_a_loop_is_compiled_even_where_nothing_can_be_stored(tmp_path, monkeypat
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", lambda **options: refusing(**{"cache": False, **options}))
-    again = loops.compiled(loops.settle.func)
+    again = loops.compiled(loops.write_finite.func)
     out = np.zeros((1, 2), np.float32)
     again(np.array([[1.0, np.inf]], np.float32), np.ones((1, 2), bool), out, 0)
     assert asked == [True, False] and out[0, 0] == 1 and np.isnan(out[0, 1])
@@ -519,10 +519,10 @@ def test_cross_sections_equal_pandas_with_ties_and_absences():
 
 
 def test_blocks_change_nothing(monkeypatch):
-    names = features.names()
+    names = FEATURES.names()
     panel = market(400, 7, torch.float32)
     whole = compute(panel, names)
-    monkeypatch.setattr(K, "BLOCK", 800)
+    monkeypatch.setattr(K, "BLOCK_VALUES", 800)
     small = compute(Panel(panel._fields, panel.sessions, panel.tickers), names)
     for name in names:
         assert torch.equal(whole[name].nan_to_num(-9.0), small[name].nan_to_num(-9.0)), name
@@ -544,7 +544,7 @@ def test_logarithms_do_not_depend_on_where_a_value_stands():
 )
 def test_the_gpu_agrees():
     panel = market(600, 40, torch.float32)
-    for name in features.names():
+    for name in FEATURES.names():
         a, b = compute(panel, [name])[name], compute(panel.to("cuda"), [name])[name].cpu()
         assert torch.equal(a.isnan(), b.isnan()), name
         torch.testing.assert_close(

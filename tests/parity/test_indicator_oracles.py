@@ -10,13 +10,13 @@ from test_feature_oracles import each, hard_numbers, market
 
 from stockpredict.core.errors import FeatureError
 from stockpredict.algebra import window_statistics as shapes
-from stockpredict.catalogue.feature import features, fill, room
+from stockpredict.catalogue.feature import FEATURES, fill_features, empty_tensor
 from stockpredict.algebra.panel import FIELDS, Panel
 
 MODULES = {"trend", "momentum", "volatility", "money_flow"}
 MINE = [
     n
-    for n, f in features.items()
+    for n, f in FEATURES.items()
     if "technical" in f.sets and f.func.__module__.rpartition(".")[2] in MODULES | {"price", "volume"}
 ]
 PANEL = market(1000)
@@ -29,8 +29,8 @@ clv, signed = (2 * c - h - lo) / (h - lo), np.sign(c.diff()) * v
 
 def all_of(panel: Panel, names: list = MINE) -> dict:
     "Values of many features, their shared steps computed once."
-    out = {features[n]: room(panel._fields["close"]) for n in names}
-    fill(panel, out)
+    out = {FEATURES[n]: empty_tensor(panel._fields["close"]) for n in names}
+    fill_features(panel, out)
     return {f.name: x for f, x in out.items()}
 
 
@@ -465,7 +465,7 @@ def test_every_feature_equals_its_oracle():
     )
     got, wrong = all_of(PANEL), []
     for name, x in got.items():
-        f, x = features[name], x.numpy()
+        f, x = FEATURES[name], x.numpy()
         want = ORACLES[f.func.__name__.rstrip("_")](*f.args).to_numpy()
         first = [np.isfinite(a).all(1).argmax() for a in (x, want)]
         scale = np.nanstd(want[LATE:])
@@ -477,7 +477,7 @@ def test_every_feature_equals_its_oracle():
         if first[0] > max(first[1], f.lookback):
             wrong.append(f"{name}: starts at bar {first[0]}, the oracle at {first[1]}")
     assert wrong == []
-    assert {features[n].func.__name__.rstrip("_") for n in MINE} == set(ORACLES), (
+    assert {FEATURES[n].func.__name__.rstrip("_") for n in MINE} == set(ORACLES), (
         "an oracle without a feature"
     )
     assert len(MINE) >= 150
@@ -515,7 +515,7 @@ STILL = {
 def test_bad_markets_give_what_is_defined_or_nothing():
     panel, wrong = hard_market(), []
     for name, x in all_of(panel).items():
-        f = features[name]
+        f = FEATURES[name]
         kind, reads_volume = f.func.__name__.rstrip("_"), "volume" in f.fields
         if x.isinf().any() or not x[~panel.present].isnan().all():
             wrong.append(f"{name}: infinite, or a value without a bar")
@@ -554,7 +554,7 @@ def test_nothing_depends_on_the_unit_of_prices_or_volumes():
             a[n], b[n], rtol=1e-6, atol=1e-9 * float(a[n][~a[n].isnan()].abs().max()), equal_nan=True
         )
     }
-    assert {features[n].func.__name__ for n in far} == {"dollar_volume", "amihud"}
+    assert {FEATURES[n].func.__name__ for n in far} == {"dollar_volume", "amihud"}
 
 
 # --- the further words of a series

@@ -8,9 +8,9 @@ import torch
 
 from stockpredict.algebra import kernels as K, numba_kernels as loops, order_statistics as order
 from stockpredict.catalogue.feature import Feature, as_features, compute
-from stockpredict.catalogue.latest import latest, scattered
-from stockpredict.algebra.latest_kernels import centres, way
-from stockpredict.algebra.panel import FIELDS, Panel, same
+from stockpredict.catalogue.latest import latest, scattered_tickers
+from stockpredict.algebra.latest_kernels import section_mean_or_spread, latest_kernel
+from stockpredict.algebra.panel import FIELDS, Panel, equal_with_nan
 
 COLUMNS = [
     "rolling_sum",
@@ -64,7 +64,7 @@ def test_one_window_by_itself_is_the_last_of_many(name):
     loop = getattr(loops, name, None) or getattr(order, name)
     for n in (3, 4, 5, 7, 8, 13, 20, 31, 60, 64, 100, 252):
         long = loop(x, n)[-1:]
-        assert same(loop(x[-n:], n)[-1:], long), f"{name} over {n}"
+        assert equal_with_nan(loop(x[-n:], n)[-1:], long), f"{name} over {n}"
         wide = getattr(K, name)(x[-n:].double(), n)[-1:]
         torch.testing.assert_close(
             long.double(),
@@ -81,13 +81,13 @@ def test_one_window_of_pairs_and_of_fading_weights():
     x[590, 2] = math.nan
     for n in (3, 20, 60, 64, 252):
         for f in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta):
-            assert same(f(x[-n:], y[-n:], n)[-1:], f(x, y, n)[-1:])
+            assert equal_with_nan(f(x[-n:], y[-n:], n)[-1:], f(x, y, n)[-1:])
     for decay in (0.5, 0.9, 0.94, 0.99):
         whole = loops.exp_mean(x, decay, 5)[-1:]
-        for rows in (len(x), K.memory(decay), 2 * K.memory(decay)):
-            assert same(loops.exp_newest(x[-rows:], decay, 5)[-1:], whole)
+        for rows in (len(x), K.exp_memory(decay), 2 * K.exp_memory(decay)):
+            assert equal_with_nan(loops.exp_mean_newest(x[-rows:], decay, 5)[-1:], whole)
         for rows in (2, 7, 40):
-            assert same(loops.exp_newest(x[-rows:], decay, 5)[-1:], loops.exp_mean(x[-rows:], decay, 5)[-1:])
+            assert equal_with_nan(loops.exp_mean_newest(x[-rows:], decay, 5)[-1:], loops.exp_mean(x[-rows:], decay, 5)[-1:])
 
 
 @pytest.mark.parametrize("gaps", [True, False])
@@ -97,9 +97,9 @@ def test_every_feature_of_the_newest_sessions_is_that_of_the_whole_history(gaps)
     whole = compute(panel, names)
     for n in (1, 5):
         got = latest(panel, names, n)
-        wrong = [f.name for f in names if not same(got[f], whole[f.name][-n:])]
+        wrong = [f.name for f in names if not equal_with_nan(got[f], whole[f.name][-n:])]
         assert not wrong, f"{len(wrong)} features differ over {n} sessions: {wrong[:5]}"
-    assert bool(scattered(panel, 300).any()) == gaps
+    assert bool(scattered_tickers(panel, 300).any()) == gaps
 
 
 def test_what_is_missing_or_too_young_is_undefined():
@@ -110,7 +110,7 @@ def test_what_is_missing_or_too_young_is_undefined():
     assert (
         got["atr_14"].isnan().all()
         and got["sma_ratio_200"].isnan().all()
-        and same(got["mom_5"], compute(closes, ["mom_5"])["mom_5"])
+        and equal_with_nan(got["mom_5"], compute(closes, ["mom_5"])["mom_5"])
     )
 
 
@@ -123,7 +123,7 @@ def test_a_step_made_by_hand_takes_the_long_way():
 
     f = Feature(by_hand, group="by hand")
     panel = market()
-    assert f.recipe is None and same(latest(panel, [f])[f], compute(panel, [f])["by_hand"][-1:])
+    assert f.recipe is None and equal_with_nan(latest(panel, [f])[f], compute(panel, [f])["by_hand"][-1:])
 
 
 def test_every_feature_of_the_bars_has_a_recipe():
@@ -141,7 +141,7 @@ def test_a_short_history_and_a_session_without_anybody():
     for panel, some in ((short, names), (empty, [f for f in names if f.crossings])):
         whole = compute(panel, some)
         got = latest(panel, some, 2)
-        wrong = [f.name for f in some if not same(got[f], whole[f.name][-2:])]
+        wrong = [f.name for f in some if not equal_with_nan(got[f], whole[f.name][-2:])]
         assert not wrong, f"{len(wrong)} features differ: {wrong[:5]}"
 
 
@@ -171,13 +171,13 @@ def test_shortcuts_say_what_the_loops_say():
         pair = (x, y) if name in ("corr", "cov", "beta") else (x,)
         for n in (4, 7, 20, 61, 252):
             for rows in (1, 30):
-                got = way(f"{name} {n} ()", n - 1, None)(rows, *(z[-(n + rows - 1) :] for z in pair))
+                got = latest_kernel(f"{name} {n} ()", n - 1, None)(rows, *(z[-(n + rows - 1) :] for z in pair))
                 taken += got is not None
-                assert got is None or same(got, loop(*pair, n)[-rows:]), f"{name} over {n}, {rows} rows"
+                assert got is None or equal_with_nan(got, loop(*pair, n)[-rows:]), f"{name} over {n}, {rows} rows"
     for decay, rows in ((0.5, 1), (0.9, 1), (0.94, 200), (0.99, 1)):
-        got = way(f"ewm {decay} 5", K.memory(decay) - 1, None)(rows, x[-(K.memory(decay) + rows - 1) :])
-        assert got is None or same(got, loops.exp_mean(x, decay, 5)[-rows:])
+        got = latest_kernel(f"ewm {decay} 5", K.exp_memory(decay) - 1, None)(rows, x[-(K.exp_memory(decay) + rows - 1) :])
+        assert got is None or equal_with_nan(got, loops.exp_mean(x, decay, 5)[-rows:])
     assert taken > 60
-    assert same(centres(x), loops.mean_across(x).float()) and same(
-        centres(x, True), loops.spread_across(x)[1].float()
+    assert equal_with_nan(section_mean_or_spread(x), loops.mean_across(x).float()) and equal_with_nan(
+        section_mean_or_spread(x, True), loops.spread_across(x)[1].float()
     )
