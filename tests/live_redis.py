@@ -8,7 +8,7 @@ import time
 import redis
 
 from stockpredict.core.settings import Settings
-from stockpredict.stream.queue import server_binary
+from stockpredict.core.redis import server_binary
 
 
 def spare_port():

@@ -22,8 +22,9 @@ from fastcore.basics import patch
 from filelock import FileLock
 
 from .. import __version__
-from ..core.errors import ArtifactRejected, NotReady, StockpredictError, UnknownHorizon
-from ..core.errors import UnknownTicker, near
+from ..core.errors import ArtifactRejected, NotReady, SettingsError, StockpredictError
+from ..core.errors import UnknownHorizon, UnknownTicker, near
+from ..core.redis import open_redis
 from ..core.settings import Settings
 
 # %% ../../nbs/serve/30_answer_table.ipynb #6492d94c
@@ -331,13 +332,7 @@ def redis_client(
     url: str,  # redis://… or unix://…
 ):
     "A client that gives up quickly."
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
-    return redis.Redis.from_url(
-        url, socket_timeout=1, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)
-    )
+    return open_redis(url, timeout=1, connect_timeout=0.5, setting="[serving] redis_url")
 
 
 def share(
@@ -363,7 +358,7 @@ def _from_redis(error):
     "Is this Redis being away, slow or odd?"
     import redis
 
-    return isinstance(error, redis.RedisError | OSError | ValueError | KeyError | TypeError)
+    return isinstance(error, redis.RedisError | SettingsError | OSError | ValueError | KeyError | TypeError)
 
 # %% ../../nbs/serve/30_answer_table.ipynb #7cc08d20
 SEAL = b"stockpredict table 1\n"
