@@ -6,6 +6,7 @@
 __all__ = ['INK', 'GREY', 'BLUE', 'ORANGE', 'GREEN', 'RED', 'SKY', 'PINK', 'STYLE', 'style', 'set_style', 'flow_chart']
 
 # %% ../../nbs/core/60_figures.ipynb #a0f75835
+import sys
 from contextlib import AbstractContextManager
 from itertools import pairwise
 
@@ -49,16 +50,35 @@ def style() -> AbstractContextManager:
 
     return matplotlib.rc_context(STYLE)
 
+# %% ../../nbs/core/60_figures.ipynb #6c185f1a
+def _small_picture(figure):  # base64 text and the size at which it is shown
+    import base64, io
+    from IPython.core.pylabtools import retina_figure
+    from PIL import Image
+
+    drawn = retina_figure(figure, base64=False)
+    if drawn is None:
+        return None
+    picture = Image.open(io.BytesIO(drawn[0])).convert("RGB")
+    palette, small = picture.quantize(64, dither=Image.Dither.NONE), io.BytesIO()
+    palette.save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode(), drawn[1]
+
 
 def set_style(
-    dpi: int = 72,  # pixels per inch; small, because notebooks keep their pictures
+    dpi: int = 72,  # pixels per inch, doubled by Jupyter for sharp screens
 ):
     "Give the rest of this notebook the house style."
     import matplotlib
     from cycler import cycler
+    from matplotlib.figure import Figure
 
     colours = cycler(color=[BLUE, ORANGE, GREEN, RED, SKY, PINK])
     matplotlib.rcParams.update(STYLE | {"figure.dpi": dpi, "axes.prop_cycle": colours})
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if shell and hasattr(shell, "display_formatter"):
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _small_picture)
 
 # %% ../../nbs/core/60_figures.ipynb #31cd1fde
 def flow_chart(
