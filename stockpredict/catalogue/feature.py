@@ -99,7 +99,7 @@ class Feature:
 
     @property
     def formula(self) -> str:
-        return inspect.cleandoc(self.func.__doc__ or "")
+        return " ".join((self.func.__doc__ or "").split())  # a long formula may take several lines
 
     @cached_property
     def _traits(self) -> tuple[Series, Counter]:
