@@ -9,7 +9,7 @@ __all__ = ['PROOF_CUTS', 'FEATURES', 'SETS', 'NEWEST_BLOCK', 'proof_panel', 'Fea
            'feature_table', 'search_features']
 
 # %% ../../nbs/catalogue/00_feature.ipynb #3aaee31a
-import inspect, math
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
