@@ -219,7 +219,7 @@ def changed_since(
         if any(ask("count(*)", "deletions", t) for t in ("bars", "adjustments")):
             return pd.Timestamp.min
         times = [ask("min(event_time)", "insertions", t) for t in ("bars", "adjustments")]
-        times += [ask("min(known_at)", "insertions", t) for t in fact_tables(self.needs) if self.lake.has(t)]
+        times += [ask("min(known_at)", "insertions", t) for t in fact_tables(self.needs) if self.lake.has_table(t)]
     except LakeUnavailable:
         return pd.Timestamp.min
     times = [t for t in times if not pd.isna(t)]

@@ -70,7 +70,7 @@ def ingest_letters(
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
     from stockpredict.ingest.ingest import drop_letters
-    from stockpredict.sources.vendors import dead_letters
+    from stockpredict.sources.vendor_chain import dead_letters
 
     if drop or stale:
         gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
@@ -255,7 +255,7 @@ def lake_facts(
 ):
     "What else was known: companies, the economy, the news."
     with opened(ctx) as lake:
-        at = lake.number(int(version) if version.isdigit() else version) if version else None
+        at = lake.snapshot_number(int(version) if version.isdigit() else version) if version else None
         show(
             lake.facts(table, as_of or None, snapshot=at, versions=versions),
             json_,

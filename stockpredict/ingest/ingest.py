@@ -19,7 +19,7 @@ from ..lake.lake import BarsAppended, Lake
 from ..quality.gate import LISTED_ROWS, NOT_YET, inspect_bars
 from .rescan import search_again
 from ..sources.source import make_source, universe
-from ..sources.vendors import dead_letters, vendor_ledger
+from ..sources.vendor_chain import dead_letters, vendor_ledger
 
 # %% ../../nbs/ingest/10_ingest.ipynb #be7e23f5
 def coverage(
@@ -309,7 +309,7 @@ def ingest(
         done = _all_portions(lake, source, settings, asks, now, full)
         if source.remote:
             _insist(source, lake)
-        if source.id in lake.source_names() and not lake.judged(source.id):
+        if source.id in lake.source_names() and not lake.flags_complete(source.id):
             search_again(lake, source.id, settings.data.calendar, now)
         return _report(lake, source, settings, wanted, done, now)
 

@@ -140,7 +140,7 @@ def load_intraday(
     )
     with Lake(settings.storage, read_only=True) as lake:
         found = lake.intraday(names, start, end, every, as_of, snapshot, source)
-        if len(found) or lake.has("intraday"):
+        if len(found) or lake.has_table("intraday"):
             return found
     raise LakeUnavailable(
         "The lake holds no intraday bars.",
@@ -169,7 +169,7 @@ def ingest_intraday(
     newest = calendar.last_closed(now)
     first, held = calendar.offset(newest, 1 - max(days, 1)), {}
     with Lake(settings.storage) as lake:  # also made here, when there is none
-        if lake.has("intraday"):
+        if lake.has_table("intraday"):
             query = "SELECT ticker, max(event_time) AS last FROM lake.intraday WHERE source = $source AND interval = $every GROUP BY ticker"
             held = (
                 lake.rows(query, source=source.id, every=source.every).set_index("ticker")["last"].to_dict()

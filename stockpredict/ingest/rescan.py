@@ -48,5 +48,5 @@ def stored_flags(
     "The flags of the configured source, if all its bars were judged."
     source = make_source(settings).id
     with Lake(settings.storage, read_only=True) as lake:
-        if lake.judged(source, snapshot):
+        if lake.flags_complete(source, snapshot):
             return lake.flags(tickers, as_of, snapshot=snapshot, source=source)

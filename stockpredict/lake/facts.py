@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable, UnknownTicker, did_you_mean
-from .store import Store, next_step, to_arrow, first_line, moment, refuse_nul
+from .connection import first_line, next_step
+from .store import Store, to_arrow, moment, refuse_nul
 
 # %% ../../nbs/lake/10_facts.ipynb #5a0fd150
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def add(
             new, again = self._stage_facts(cur, made, rows, received)
             if new + again:
                 self._store_facts(cur, made)
-                self.seal()
+                self.record_checksums()
         except duckdb.Error as e:
             raise LakeUnavailable(
                 f"Nothing was added to {table}: {line(e)}.",
@@ -233,7 +234,7 @@ def _stage_facts(self: FactStore, cur, table, rows, now):  # how many rows are n
     same = " AND ".join(f"h.{c} = b.{c}" for c in key)
     held = (
         f"(SELECT * FROM lake.{table.name} h WHERE EXISTS (FROM facts_in b WHERE {same}))"
-        if self.has(table.name)
+        if self.has_table(table.name)
         else "facts_in WHERE false"
     )
     cur.execute(_NEW.format(key=", ".join(key), values=", ".join(values), held=held), dict(now=now))
@@ -266,14 +267,14 @@ def _store_facts(self: FactStore, cur, table):  # the one transaction
 
 
 @patch
-def has(
+def has_table(
     self: FactStore,
     table: str,  # its name
     snapshot: int | None = None,  # a version of the lake
 ) -> bool:
     "Is there such a table?"
     if snapshot is None and table not in self._have:
-        self._have |= set(self.names())  # tables come, and none goes
+        self._have |= set(self.table_names())  # tables come, and none goes
     if snapshot is None:
         return table in self._have
     try:
@@ -308,8 +309,8 @@ def facts(
         raise DataError(
             f"{table} cannot be searched by {', '.join(strange)}.", did_you_mean(strange[0], list(made.key))
         )
-    snapshot = None if snapshot is None else self.number(snapshot)
-    if not self.has(table, snapshot):
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
+    if not self.has_table(table, snapshot):
         return self.con.execute(
             f"SELECT {', '.join(f'NULL::{t} AS {c}' for c, t in made.columns.items())} WHERE false"
         ).df()
@@ -334,7 +335,7 @@ def facts(
 
 
 @patch
-def number(
+def snapshot_number(
     self: FactStore,
     snapshot: int | str,  # a version of the lake, or the name of a pin
 ) -> int:  # the version

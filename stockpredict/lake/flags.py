@@ -12,7 +12,8 @@ from ..core.errors import LakeUnavailable
 from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.detectors import DETECTORS, FLAGS, no_flags
 from .facts import FACTS, fact_table
-from .store import next_step, to_arrow, first_line
+from .connection import first_line, next_step
+from .store import to_arrow
 from .maintenance import MaintainedStore
 
 # %% ../../nbs/lake/30_flags.ipynb #e0219271
@@ -47,7 +48,7 @@ def flags(
     withdrawn: bool = False,  # those that were taken back, too
 ) -> pd.DataFrame:  # FLAGS and source, and withdrawn if asked for
     "What was known to be odd about the bars."
-    snapshot = None if snapshot is None else self.number(snapshot)
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     some = (
         {}
         if tickers is None
@@ -112,7 +113,7 @@ def _stage_flags(
     if found is None:
         return None
     first = (
-        not self.has("flags")
+        not self.has_table("flags")
         or not cur.execute(
             "SELECT count(*) FROM (FROM lake.flags WHERE source = $s LIMIT 1)", dict(s=source)
         ).fetchone()[0]
@@ -137,13 +138,13 @@ def _write_flags(self: FlagStore, cur):  # inside the transaction of the bars
 
 # %% ../../nbs/lake/30_flags.ipynb #82a5c6c6
 @patch
-def judged(
+def flags_complete(
     self: FlagStore,
     source: str | None = None,  # None = the one ingested last
     snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
 ) -> bool:  # False also while there is nothing of the source
     "Was every batch of a source searched for flags?"
-    snapshot = None if snapshot is None else self.number(snapshot)
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     at = "" if snapshot is None else f" AT (VERSION => {snapshot})"
     diary = self.rows(
         f"SELECT * FROM lake.ingests{at} WHERE source = $source", source=source or self.source(snapshot)
@@ -181,5 +182,5 @@ def replace_flags(
                 f"No flag was stored: {line(e)}.",
                 next_step(e, "Check disk space and rights, then search again."),
             ) from e
-        self.seal()
+        self.record_checksums()
     return n

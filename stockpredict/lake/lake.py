@@ -14,7 +14,8 @@ from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_m
 from .adjustments import FACTOR_NOISE, adjust, price_factors, split_factors
 from ..sources.bars import BAR_COLUMNS
 from .flags import FlagStore
-from .store import FIRST, LAST, next_step, to_arrow, first_line, moment, refuse_nul
+from .connection import first_line, next_step
+from .store import FIRST, LAST, to_arrow, moment, refuse_nul
 
 # %% ../../nbs/lake/50_lake.ipynb #2e6a9603
 _KEY = "ticker VARCHAR, event_time TIMESTAMPTZ, known_at TIMESTAMPTZ"
@@ -35,15 +36,15 @@ class Lake(FlagStore):
 
     BAR_TABLES = BAR_TABLES
 
-    def unreadable(self, error):
+    def read_error(self, error):
         "A failed read as an error of ours, which names the damaged file where there is one."
         bad = (
-            self.damaged().file.tolist()
+            self.damaged_files().file.tolist()
             if "://" not in self.storage.data_url and "snapshot" not in str(error) and self.con
             else []
         )
         if not bad:
-            return super().unreadable(error)
+            return super().read_error(error)
         return LakeUnavailable(
             f"The lake cannot be read: {line(error)}. Damaged is {', '.join(bad[:3])}.",
             "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.",
@@ -115,7 +116,7 @@ def bars(
     pd.DataFrame
 ):  # columns BAR_COLUMNS, and money as published where prices were adjusted; sorted by ticker and event_time
     "Bars as they were known at a point in time."
-    snapshot = None if snapshot is None else self.number(snapshot)
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     source, once, factored = self._diary(source, snapshot)
     params = dict(
         source=source, as_of=moment(as_of, late=True), start=moment(start), end=moment(end, late=True)
@@ -265,7 +266,7 @@ def _change(cur, source, plain):  # what the staged rows do to the sums of bars 
 
 # %% ../../nbs/lake/50_lake.ipynb #72aa8dc0
 @patch
-def sums(
+def row_sums(
     self: Lake,
     source: str,  # id of the source
     snapshot: int | None = None,  # a version of the lake
@@ -276,7 +277,7 @@ def sums(
     try:
         return [_sums(cur, table, current_rows(table, snapshot), **params) for table in _VALUES]
     except duckdb.Error as e:
-        raise self.unreadable(e) from e
+        raise self.read_error(e) from e
 
 
 @patch
@@ -286,8 +287,8 @@ def fingerprint(
     source: str | None = None,  # None = the one ingested last
 ) -> str:  # 16 hex digits
     "Content hash of the current bars and adjustments, independent of order, batches and snapshot numbers."
-    snapshot = None if snapshot is None else self.number(snapshot)
-    return _mark(self.sums(source or self.source(snapshot), snapshot))
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
+    return _mark(self.row_sums(source or self.source(snapshot), snapshot))
 
 
 @patch
@@ -358,7 +359,7 @@ def _commit(
         if flags:
             self._write_flags(cur)
         done = self._note(
-            cur, source, received, asked_from, counts, sums or self.sums(source, cursor=cur), flags
+            cur, source, received, asked_from, counts, sums or self.row_sums(source, cursor=cur), flags
         )
         self.step("diary written")
         cur.execute("COMMIT")
@@ -406,7 +407,7 @@ def append(
                 and self.source() == names[0]
                 and not self._asks_earlier(names[0], asked_from)
             ):
-                return BarsAppended(0, 0, len(bars), 0, 0, self.snapshot(), "", self.mark(names[0]))
+                return BarsAppended(0, 0, len(bars), 0, 0, self.snapshot(), "", self.recorded_fingerprint(names[0]))
             counts = (
                 fetched if fetched is not None else len(bars),
                 new - revised,
@@ -420,12 +421,12 @@ def append(
                 f"Nothing of the batch was stored: {line(e)}.",
                 next_step(e, "Check disk space and rights, then run the ingest again."),
             ) from e
-        self.seal()
+        self.record_checksums()
     return BarsAppended(*counts[1:], factored, self.snapshot(), batch, mark)
 
 # %% ../../nbs/lake/50_lake.ipynb #bb0f5c30
 @patch
-def mark(
+def recorded_fingerprint(
     self: Lake,
     source: str | None = None,  # None = the one ingested last
 ) -> str:  # 16 hex digits, "" while the lake holds nothing of the source
@@ -442,7 +443,7 @@ def verify(self: Lake) -> str:  # the fingerprint, when all is well
     "Read everything and compare it with what was written; damaged files do not pass, and are named."
     self.check_files()
     for source in self.source_names():
-        if (found := self.fingerprint(source=source)) != (expected := self.mark(source)):
+        if (found := self.fingerprint(source=source)) != (expected := self.recorded_fingerprint(source)):
             raise LakeUnavailable(
                 f"The bars of {source} are not what was written: fingerprint {found}, expected {expected}.",
                 "Restore the lake from a backup, or read an earlier snapshot.",
@@ -452,12 +453,12 @@ def verify(self: Lake) -> str:  # the fingerprint, when all is well
 
 
 @patch
-def purged(self: Lake, cursor):
+def after_purge(self: Lake, cursor):
     "After rows were removed by age: a line in the diary with the new fingerprint of each source."
     last = self.source()
     for source in sorted(self.source_names(), key=lambda s: (s == last, s)):
         self._note(
-            cursor, source, pd.Timestamp.now("UTC"), "", (0, 0, 0, 0, 0), self.sums(source, cursor=cursor)
+            cursor, source, pd.Timestamp.now("UTC"), "", (0, 0, 0, 0, 0), self.row_sums(source, cursor=cursor)
         )
 
 # %% ../../nbs/lake/50_lake.ipynb #2493a924
@@ -508,7 +509,7 @@ def history(
     source: str | None = None,  # None = the one ingested last
 ) -> pd.DataFrame:  # bars by time; `ticker` is the one borne on the day
     "Bars of one security over all its tickers."
-    snapshot = None if snapshot is None else self.number(snapshot)
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     spells = self.securities(as_of, snapshot)
     mine = spells[spells.security == security].sort_values("since")
     if not len(mine):

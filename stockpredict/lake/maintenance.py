@@ -12,7 +12,7 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable
 from .facts import FACTS, FactStore
-from .store import next_step, first_line
+from .connection import first_line, next_step
 
 # %% ../../nbs/lake/20_maintenance.ipynb #695cd44e
 class MaintainedStore(FactStore):
@@ -44,7 +44,7 @@ def unpin(
     name: str,  # as it was pinned
 ):
     "Let a version go."
-    self.number(name)  # an unknown name is answered with near ones
+    self.snapshot_number(name)  # an unknown name is answered with near ones
     self.add(
         "pins",
         pd.DataFrame(dict(name=[name], snapshot=[None], reason=["unpinned"])),
@@ -96,7 +96,7 @@ def storage_table(
         .agg(rows=("rows", "sum"), files=("file", "size"), bytes=("bytes", "sum"))
     )
     old = found[found.until.notna()].groupby("table").bytes.sum().rename("old_bytes")
-    return now.join(old, how="outer").reindex(self.names()).fillna(0).astype(int).rename_axis("table")
+    return now.join(old, how="outer").reindex(self.table_names()).fillna(0).astype(int).rename_axis("table")
 
 # %% ../../nbs/lake/20_maintenance.ipynb #016b2ee1
 def _here(lake):
@@ -111,7 +111,7 @@ def _digest(path):
 
 
 @patch
-def seals(self: MaintainedStore) -> dict:  # file name -> checksum
+def checksums(self: MaintainedStore) -> dict:  # file name -> checksum
     "The checksums on record."
     place = self.dir / "files.sha256"
     lines = place.read_text().splitlines() if place.exists() else []
@@ -121,11 +121,11 @@ def seals(self: MaintainedStore) -> dict:  # file name -> checksum
 
 
 @patch
-def seal(self: MaintainedStore):
+def record_checksums(self: MaintainedStore):
     "Record the checksum of each data file that has none yet."
     if (here := _here(self)) is None or not here.exists():
         return
-    known = self.seals()
+    known = self.checksums()
     fresh = [p for p in sorted(here.rglob("*.parquet")) if p.name not in known]
     if not fresh:
         return
@@ -136,11 +136,11 @@ def seal(self: MaintainedStore):
 
 # %% ../../nbs/lake/20_maintenance.ipynb #b24e85d9
 @patch
-def damaged(
+def damaged_files(
     self: MaintainedStore,
 ) -> pd.DataFrame:  # columns table, file, what, intact (last version that does not need it)
     "Data files that are not what was written; empty when all is well."
-    here, known, found = _here(self), self.seals(), []
+    here, known, found = _here(self), self.checksums(), []
     paths = {p.name: p for p in here.rglob("*.parquet")} if here else {}
     for row in self.files().itertuples():
         name = row.file.rsplit("/", 1)[-1]
@@ -170,7 +170,7 @@ def _unreadable_file(self: MaintainedStore, table, path):  # "" when every colum
 @patch
 def check_files(self: MaintainedStore):
     "`LakeUnavailable` when a data file is damaged; it names the file, its table and what is still good."
-    bad = self.damaged()
+    bad = self.damaged_files()
     if not len(bad):
         return
     one = bad.iloc[0]
@@ -192,7 +192,7 @@ def _chore(self: MaintainedStore, statement, **params):  # one CALL of DuckLake 
                 f"The upkeep did not finish: {line(e)}.", next_step(e, "Nothing is lost; try again later.")
             ) from e
         finally:
-            self.seal()
+            self.record_checksums()
 
 
 @patch
@@ -282,9 +282,9 @@ def retain(
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
     todo = []
     if strange := sorted(set(policy) - set(FACTS) - set(self.TABLES)):
-        raise DataError(f"There is no table {strange[0]} to purge.", f"Tables are {', '.join(self.names())}.")
+        raise DataError(f"There is no table {strange[0]} to purge.", f"Tables are {', '.join(self.table_names())}.")
     for table, years in sorted(policy.items()):
-        if not self.has(table):
+        if not self.has_table(table):
             continue
         column, before = "finished" if table == "ingests" else "event_time", now - pd.DateOffset(years=years)
         n = int(
@@ -307,11 +307,11 @@ def _purge(self: MaintainedStore, plan):  # delete, in one transaction
                 cur.execute(
                     f"DELETE FROM lake.{row.table} WHERE {row.column} < $before", dict(before=row.before)
                 )
-            self.purged(cur)
+            self.after_purge(cur)
             self.step("purged")
             cur.execute("COMMIT")
             self.step("purge committed")
-            self.seal()
+            self.record_checksums()
         except duckdb.Error as e:
             raise LakeUnavailable(
                 f"Nothing was purged: {line(e)}.", next_step(e, "Try again later.")
@@ -319,7 +319,7 @@ def _purge(self: MaintainedStore, plan):  # delete, in one transaction
 
 
 @patch
-def purged(
+def after_purge(
     self: MaintainedStore,
     cursor,  # of the transaction that deleted
 ):

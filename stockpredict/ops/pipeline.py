@@ -75,7 +75,7 @@ def facts_mark(
         held = [
             lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist()
             for t in tables
-            if lake.has(t)
+            if lake.has_table(t)
         ]
     return hashlib.sha256(json.dumps([tables, held]).encode()).hexdigest()[:12]
 

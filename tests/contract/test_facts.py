@@ -122,7 +122,7 @@ def test_names_of_tables_cannot_smuggle_sql(lake):
         fact_table("macro", "a VARCHAR", "b DOUBLE", "")
     evil = "'; DROP TABLE macro; --"
     lake.add("macro", gdp(evil, ("2020-02-01", 1.0)))
-    assert lake.facts("macro", series=evil).value.tolist() == [1.0] and "macro" in lake.names()
+    assert lake.facts("macro", series=evil).value.tolist() == [1.0] and "macro" in lake.table_names()
     with pytest.raises(UnknownTicker):
         lake.resolve(evil, "2020-01-01")
 

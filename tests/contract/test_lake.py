@@ -16,7 +16,8 @@ from stockpredict.sources.bars import BAR_COLUMNS, as_bars
 from stockpredict.lake.adjustments import FACTOR_NOISE, adjust, price_factors, is_split
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.lake.store import extension_path, moment
+from stockpredict.lake.connection import extension_path
+from stockpredict.lake.store import moment
 
 COUNT = itertools.count()
 DAY = pd.Timedelta(days=1)
@@ -430,7 +431,7 @@ def test_a_pinned_snapshot_survives_expiry_and_purge_and_the_rest_stays_true(tmp
         lake.retain(dict(bars=1), now=cut + pd.DateOffset(years=1), dry_run=False)
         assert (
             len(lake.bars()) == (bars.event_time >= cut).sum()
-            and lake.verify() == lake.mark() == lake.fingerprint()
+            and lake.verify() == lake.recorded_fingerprint() == lake.fingerprint()
         )
         lake.upkeep(days=0, grace="0s", dry_run=False)
         assert (
@@ -456,7 +457,7 @@ def test_the_diary_carries_what_reading_everything_finds(lake):
             ]
         ).drop_duplicates(["ticker", "event_time", "known_at"])
         done = lake.append(batch, now=f"2024-03-0{i + 1}")
-        assert lake.mark(s) == lake.fingerprint(source=s) and done.fingerprint == lake.mark(s)
+        assert lake.recorded_fingerprint(s) == lake.fingerprint(source=s) and done.fingerprint == lake.recorded_fingerprint(s)
 
 
 def test_a_lake_of_an_earlier_version_gains_its_new_columns(tmp_path):
@@ -469,7 +470,7 @@ def test_a_lake_of_an_earlier_version_gains_its_new_columns(tmp_path):
         changed = bars.assign(close=bars.close * 2, high=bars.high * 2)
         assert (
             lake.append(changed, now="2024-01-02").rows_corrected == len(bars)
-            and lake.verify() == lake.mark()
+            and lake.verify() == lake.recorded_fingerprint()
         )
         assert (
             lake.bars().close.tolist() == changed.close.tolist()

@@ -90,7 +90,7 @@ def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path
         left = lake.clean("0s")
         assert left and len(lake.bars()) == 200, "the dead writer's file is there, and nobody sees it"
         assert lake.clean("0s", dry_run=False) == left and lake.clean("0s") == []
-        assert lake.append(market, now=NOW).rows_new == len(market) - 200 and lake.verify() == lake.mark()
+        assert lake.append(market, now=NOW).rows_new == len(market) - 200 and lake.verify() == lake.recorded_fingerprint()
 
 
 # ---- two writers
@@ -121,7 +121,7 @@ def test_two_writers_who_wait_both_commit_and_nothing_is_lost(tmp_path, market):
     assert failures == []
     with Lake(storage(tmp_path), read_only=True) as lake:
         assert len(lake.bars()) == sum((p.event_time <= sorted(set(p.event_time))[3]).sum() for p in parts)
-        assert lake.rows("SELECT count(*) AS n FROM lake.ingests").n[0] == 8 and lake.verify() == lake.mark()
+        assert lake.rows("SELECT count(*) AS n FROM lake.ingests").n[0] == 8 and lake.verify() == lake.recorded_fingerprint()
 
 
 def test_a_second_writer_is_refused_in_every_verb(tmp_path, market):
@@ -234,9 +234,9 @@ def test_checksums_are_what_sha256sum_reads_and_a_torn_line_is_mended(tmp_path, 
     seals = s.lake_dir / "files.sha256"
     seals.write_text(seals.read_text()[:-40])
     with Lake(s) as lake:
-        known = len(lake.seals())
+        known = len(lake.checksums())
         lake.append(market.assign(source="b"), now=NOW)
-        assert len(lake.seals()) > known + 1, "the torn one is written anew"
+        assert len(lake.checksums()) > known + 1, "the torn one is written anew"
         lake.check_files()
 
 
@@ -312,8 +312,8 @@ def test_hostile_names_are_only_names(tmp_path, market):
                 lake.members(name)
             if name:
                 lake.pin(name, 2)
-                assert lake.number(name) == 2
-        assert lake.verify() == lake.mark() and set(lake.names()) >= {"bars", "ingests", "pins"}
+                assert lake.snapshot_number(name) == 2
+        assert lake.verify() == lake.recorded_fingerprint() and set(lake.table_names()) >= {"bars", "ingests", "pins"}
         assert len(lake.bars(source=market.source.iloc[0])) == len(market)
     strange = [p for p in tmp_path.rglob("*") if "passwd" in p.name or "DROP" in p.name]
     assert strange == []

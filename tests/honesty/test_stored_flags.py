@@ -7,7 +7,7 @@ import torch
 
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.quality.corporate_actions import ALL
+from stockpredict.quality.corporate_actions import ALL_DETECTORS
 from stockpredict.quality.detectors import find_flags
 from stockpredict.ingest.frames import add_frame
 from stockpredict.ingest.ingest import ingest, load_bars
@@ -100,13 +100,13 @@ def test_day_by_day_finds_what_a_search_through_everything_finds_and_never_befor
                 else None
             )
             now, last = days[n] + pd.Timedelta("1h"), n
-            lake.append(batch, now=now, flags=find_flags(batch, held=held, detectors=ALL, before=True))
+            lake.append(batch, now=now, flags=find_flags(batch, held=held, detectors=ALL_DETECTORS, before=True))
         stored = lake.flags()
         history = lake.facts("flags", versions=True)
         raw = lake.bars(adjusted=False)
-        assert lake.judged() and (history.known_at >= history.event_time).all()
+        assert lake.flags_complete() and (history.known_at >= history.event_time).all()
         for t in (days[100], days[101], days[110]):
-            could = find_flags(raw[raw.event_time <= t].assign(adj_close=lambda b: b.close), detectors=ALL)
+            could = find_flags(raw[raw.event_time <= t].assign(adj_close=lambda b: b.close), detectors=ALL_DETECTORS)
             found = lake.flags(as_of=t + pd.Timedelta("2h"))
             assert keys(found[~found.usable.astype(bool)]) <= keys(could), (
                 "no doubt is known before the bars that show it"
@@ -200,7 +200,7 @@ def test_bars_that_nobody_judged_are_searched_once_and_then_read(market, tmp_pat
         lake.con.execute("ALTER TABLE lake.ingests DROP COLUMN flags")
     assert stored_flags(s) is None, "a lake from before flags were kept"
     with Lake(s.storage) as lake:
-        assert search_again(lake, "files") == 0 and lake.judged()
+        assert search_again(lake, "files") == 0 and lake.flags_complete()
     assert "spike" in set(stored_flags(s).flag)
 
 
@@ -217,7 +217,7 @@ def test_bars_and_flags_come_together_or_not_at_all(market, tmp_path, step):
     with pytest.raises(KeyboardInterrupt):
         ingest(s, "2024-01-01T12:00Z", on_step=fail)
     with Lake(s.storage, read_only=True) as lake:
-        assert lake.source_names() == [] and not lake.has("flags")
+        assert lake.source_names() == [] and not lake.has_table("flags")
     ingest(s, "2024-01-01T12:00Z")
     assert len(stored_flags(s)) and stored_flags(s).known_at.notna().all()
 
@@ -237,7 +237,7 @@ def test_the_search_that_fails_changes_nothing(market, tmp_path):
             search_again(lake, "files")
     with Lake(s.storage) as lake:
         assert (
-            not lake.judged("files")
+            not lake.flags_complete("files")
             and len(lake.flags(source="files")) == 0
             and search_again(lake, "files") > 0
         )
@@ -250,7 +250,7 @@ def test_a_frame_of_ones_own_is_judged_too(market, tmp_path):
     s = settings_for(tmp_path)
     add_frame(hurt[["ticker", "event_time", "close"]], "mine", s, now="2024-01-01T12:00Z")
     with Lake(s.storage, read_only=True) as lake:
-        assert lake.judged("mine") and {"spike"} <= set(lake.flags(source="mine").flag)
+        assert lake.flags_complete("mine") and {"spike"} <= set(lake.flags(source="mine").flag)
 
 
 def test_flags_of_real_bars_are_the_same_read_or_searched(shared, tmp_path):
@@ -263,7 +263,7 @@ def test_flags_of_real_bars_are_the_same_read_or_searched(shared, tmp_path):
         bars = lake.bars(source="mine", adjusted=False)
         stored = lake.flags(source="mine")
         assert report.rows_new == len(bars) and (stored.known_at >= stored.event_time).all()
-        whole = find_flags(bars.assign(adj_close=lake.bars(source="mine").close), detectors=ALL)
+        whole = find_flags(bars.assign(adj_close=lake.bars(source="mine").close), detectors=ALL_DETECTORS)
 
         def local(f):
             return keys(
