@@ -1,1 +1,63 @@
+"""From market data to a prediction you can believe, and to a plain answer when there is nothing to believe.
+
+    import stockpredict as sp
+
+    bars = sp.load_bars()                              # daily bars of the market that settings.ini names
+    panel = sp.Panel.from_bars(bars)                   # sessions by tickers; features on it see only the past
+    sp.catalogue.search("volatility")                  # more than a thousand features, each proven
+    sp.features(["AAPL"], "2020-01-01")                # their values, read from the feature store
+
+The names below are loaded when you first use them, so importing the package costs nothing.
+"""
+
+from importlib import import_module
+
 __version__ = "0.1.0"
+__all__ = [
+    "Client",
+    "Dataset",
+    "Forecast",
+    "Lake",
+    "Panel",
+    "Series",
+    "Settings",
+    "Verdict",
+    "add_frame",
+    "backtest",
+    "catalogue",
+    "feature",
+    "features",
+    "load_bars",
+    "load_settings",
+]
+HOMES = {
+    "Client": "serve.client",
+    "Dataset": "models.dataset",
+    "Forecast": "models.forecast",
+    "Lake": "lake.lake",
+    "Panel": "algebra.panel",
+    "Series": "algebra.series",
+    "Settings": "core.settings",
+    "Verdict": "train.gate",
+    "add_frame": "ingest.frames",
+    "backtest": "evaluate.backtest",
+    "feature": "catalogue.feature",
+    "load_bars": "ingest.ingest",
+    "load_settings": "core.settings",
+}
+
+
+def __getattr__(name):
+    "Load a public name, or one of the callable folders `catalogue` and `features`, at its first use."
+    if name in HOMES:
+        value = getattr(import_module(f".{HOMES[name]}", __name__), name)
+    elif name in ("catalogue", "features"):
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"stockpredict has no {name}. It offers: {', '.join(__all__)}.")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
