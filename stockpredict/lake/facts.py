@@ -209,7 +209,7 @@ def add(
                 self.record_checksums()
         except duckdb.Error as e:
             raise LakeUnavailable(
-                f"Nothing was added to {table}: {line(e)}.",
+                f"Nothing was added to {table}: {first_line(e)}.",
                 next_step(e, "Check the types of the columns, then add the rows again."),
             ) from e
     return FactsAdded(table, new, again, len(rows) - new - again, self.snapshot())

@@ -179,7 +179,7 @@ def replace_flags(
             self.step("search committed")
         except duckdb.Error as e:  # closing the cursor rolls back
             raise LakeUnavailable(
-                f"No flag was stored: {line(e)}.",
+                f"No flag was stored: {first_line(e)}.",
                 next_step(e, "Check disk space and rights, then search again."),
             ) from e
         self.record_checksums()

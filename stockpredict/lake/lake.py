@@ -46,7 +46,7 @@ class Lake(FlagStore):
         if not bad:
             return super().read_error(error)
         return LakeUnavailable(
-            f"The lake cannot be read: {line(error)}. Damaged is {', '.join(bad[:3])}.",
+            f"The lake cannot be read: {first_line(error)}. Damaged is {', '.join(bad[:3])}.",
             "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.",
             files=bad,
         )
@@ -127,7 +127,7 @@ def bars(
         else dict(tickers=[tickers] if isinstance(tickers, str) else [str(t) for t in tickers])
     )
     found = self.rows(
-        f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current('bars', snapshot, bool(some), once)}) ORDER BY ticker, event_time",
+        f"SELECT {', '.join(BAR_COLUMNS)} FROM ({current_rows('bars', snapshot, bool(some), once)}) ORDER BY ticker, event_time",
         **params,
         **some,
     )
@@ -135,7 +135,7 @@ def bars(
         return found
     params |= dict(start=FIRST, end=params["as_of"])  # every event between a bar and `as_of` moves its price
     factors = self.rows(
-        f"FROM ({current('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some
+        f"FROM ({current_rows('adjustments', snapshot, bool(some))}) ORDER BY ticker, event_time", **params, **some
     )
     return adjust(found, factors)
 
@@ -418,7 +418,7 @@ def append(
             batch, mark = self._commit(cur, names[0], asked_from, received, counts, plain, flagged)
         except duckdb.Error as e:
             raise LakeUnavailable(
-                f"Nothing of the batch was stored: {line(e)}.",
+                f"Nothing of the batch was stored: {first_line(e)}.",
                 next_step(e, "Check disk space and rights, then run the ingest again."),
             ) from e
         self.record_checksums()
@@ -523,7 +523,7 @@ def history(
         until = LAST if pd.isna(s.until) else s.until
         last = min(moment(end, late=True), until - pd.Timedelta(microseconds=1))
         bars.append(self.bars([s.ticker], max(moment(start), s.since), last, as_of, snapshot, False, source))
-        query = f"SELECT event_time, factor FROM ({current('adjustments', snapshot, True)}) WHERE event_time > $since"
+        query = f"SELECT event_time, factor FROM ({current_rows('adjustments', snapshot, True)}) WHERE event_time > $since"
         factors.append(
             self.rows(
                 query,

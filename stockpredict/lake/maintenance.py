@@ -163,7 +163,7 @@ def _unreadable_file(self: MaintainedStore, table, path):  # "" when every colum
     try:
         self.con.cursor().execute("SELECT bit_xor(hash(t)) FROM read_parquet($p) t", dict(p=where)).fetchone()
     except duckdb.Error as e:
-        return f"cannot be read: {line(e)[:200]}"
+        return f"cannot be read: {first_line(e)[:200]}"
     return ""
 
 
@@ -189,7 +189,7 @@ def _chore(self: MaintainedStore, statement, **params):  # one CALL of DuckLake 
             return self.con.execute(statement, params or None).to_arrow_table().to_pandas()
         except duckdb.Error as e:
             raise LakeUnavailable(
-                f"The upkeep did not finish: {line(e)}.", next_step(e, "Nothing is lost; try again later.")
+                f"The upkeep did not finish: {first_line(e)}.", next_step(e, "Nothing is lost; try again later.")
             ) from e
         finally:
             self.record_checksums()
@@ -314,7 +314,7 @@ def _purge(self: MaintainedStore, plan):  # delete, in one transaction
             self.record_checksums()
         except duckdb.Error as e:
             raise LakeUnavailable(
-                f"Nothing was purged: {line(e)}.", next_step(e, "Try again later.")
+                f"Nothing was purged: {first_line(e)}.", next_step(e, "Try again later.")
             ) from e  # closing the cursor rolls back
 
 
