@@ -26,7 +26,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "catalogue/50_online_store.ipynb": "2026-12-01",
     "cli/10_data_commands.ipynb": "2026-12-01",
     "core/30_settings.ipynb": "2026-12-01",
-    "core/50_http.ipynb": "2026-12-01",
     "evaluate/70_plots.ipynb": "2026-12-01",
     "evaluate/80_quality_plots.ipynb": "2026-12-01",
     "features/45_regime.ipynb": "2026-12-01",
