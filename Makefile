@@ -14,7 +14,7 @@ export MPLBACKEND := agg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run test lint notebooks lab serve up down report bench doctor readme prepare clean
+.PHONY: help env run check test lint notebooks lab serve up down report bench doctor readme prepare clean
 
 help:            ## This list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,15 +36,18 @@ $(READY): pyproject.toml constraints.txt
 run: env         ## Market data to a served prediction, on the offline sample (SOURCE=files|simulated for others)
 	$(BIN)/python flows/retrain.py --source $(SOURCE) $(ARGS)
 
-test: env lint notebooks   ## Everything CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests/house --cov --cov-report=term:skip-covered --cov-fail-under=80
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 --ignore=tests/house tests $(ARGS)
+check: env       ## In a minute: lint, laws, the notebooks you changed and the tests near them
+	$(BIN)/python nbs/check.py
+
+test: env lint notebooks   ## Everything CI runs; ARGS=--all-steps kills at every step there is
+	$(if $(findstring --all-steps,$(ARGS)),OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py --top-to-bottom)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 tests $(ARGS)
 
 lint: env        ## Style and mistakes a machine can see
 	$(BIN)/ruff check .
 
-notebooks: env   ## Run every notebook that defines or teaches, top to bottom, each in a process of its own
-	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py
+notebooks: env   ## Run every lesson against the exported package, each notebook in a process of its own
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py --coverage
 
 lab: env         ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb

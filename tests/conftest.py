@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kill_points
@@ -46,8 +47,12 @@ LONGEST = (
 )
 
 
+STARTED = pytest.StashKey[float]()
+
+
 def pytest_addoption(parser):
     parser.addoption("--all-steps", action="store_true", help="kill at every step there is, not at a few of them")
+    parser.addoption("--seconds", type=float, default=0, help="begin no further test after so many seconds")
     parser.addoption("--kill-seed", default="", help="draw the same kill points again as the run that printed this")
 
 
@@ -57,6 +62,12 @@ def pytest_configure(config):
         return
     os.environ[kill_points.ALL] = "1" if config.getoption("--all-steps") else "0"
     os.environ[kill_points.SEED] = config.getoption("--kill-seed") or str(secrets.randbelow(10**6))
+
+
+def pytest_runtest_setup(item):
+    limit, started = item.config.getoption("--seconds"), item.config.stash.setdefault(STARTED, time.monotonic())
+    if limit and time.monotonic() - started > limit:
+        pytest.skip("No time is left in this quick check; `make test` runs it.")
 
 
 def pytest_report_header():

@@ -1,13 +1,11 @@
 """Bars of minutes: the shape, two vendors and their recorded answers, the gate, the table in the lake, real five-minute bars, the command."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable
@@ -23,7 +21,7 @@ from stockpredict.sources.intraday_simulation import simulate_intraday
 from stockpredict.testing.vendor_contract import check_vendor_adapter
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market
-from stockpredict.sources.vendors import dead_letters
+from stockpredict.sources.vendor_chain import dead_letters
 
 CAL = get_calendar()
 
@@ -209,14 +207,7 @@ def test_the_command_brings_minutes_and_throws_letters_away(market, tmp_path):
     name = sorted(market.ticker.unique())[0]
 
     def run(*words):
-        out = subprocess.run(
-            [sys.executable, "-m", "stockpredict.cli.main", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
+        out = warm.stockpredict(*words, cwd=tmp_path)
         assert out.returncode == 0, out.stderr[-2000:]
         return out.stdout
 

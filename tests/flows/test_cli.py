@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import warm
 
 from stockpredict.core.errors import StockpredictError
 
@@ -13,9 +14,7 @@ CLI = [sys.executable, "-m", "stockpredict.cli.main"]
 
 
 def ask(*words, cwd=None, env=None):
-    return subprocess.run(
-        [*CLI, *map(str, words)], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
-    )
+    return warm.stockpredict(*words, cwd=cwd, env=env, timeout=600)
 
 
 def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):

@@ -1,0 +1,67 @@
+"""Processes for tests that need one of their own, forked from a server that has loaded the libraries.
+
+A new interpreter spends seconds on importing torch, pandas and DuckDB before it does anything. Here that is paid once
+a test worker. What runs in the fork is the same command, with its own folder, environment, output and exit status.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+LIBRARIES = [
+    "duckdb",
+    "exchange_calendars",
+    "great_expectations.expectations",
+    "lightgbm",
+    "matplotlib",
+    "numba",
+    "pandas",
+    "pyarrow.parquet",
+    "rich.table",
+    "scipy.stats",
+    "torch",
+    "typer.testing",
+]
+
+
+@lru_cache(1)
+def _server():
+    "The context of the fork server; it ends with the process that asked for it."
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(LIBRARIES)
+    return server
+
+
+def _work(words, cwd, env, out, err):
+    "What the forked child does: the command `stockpredict WORDS`."
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.argv = ["stockpredict", *words]
+    from stockpredict.cli.main import main
+
+    main()
+
+
+def stockpredict(*words, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+    "Run `stockpredict WORDS` as a process of its own: exit status, standard output and standard error."
+    words = [str(word) for word in words]
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        place = str(cwd or Path.cwd())
+        child = _server().Process(
+            target=_work, args=(words, place, dict(env or os.environ), str(out), str(err))
+        )
+        child.start()
+        child.join(timeout)
+        if child.exitcode is None:
+            child.kill()
+            raise subprocess.TimeoutExpired(words, timeout)
+        texts = [path.read_text() if path.exists() else "" for path in (out, err)]
+        return subprocess.CompletedProcess(words, child.exitcode, *texts)
