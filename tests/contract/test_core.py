@@ -18,7 +18,8 @@ from stockpredict.core.errors import BarsInvalid, CalendarError, ColumnsUnmapped
 from stockpredict.core.errors import SettingsError, StockpredictError, UnknownName, all_errors, did_you_mean
 from stockpredict.core.errors import near
 from stockpredict.core.registry import Registry, load_all
-from stockpredict.core.settings import Settings, load_settings, pairs
+from stockpredict.core.sections import parse_pairs
+from stockpredict.core.settings import Settings, load_settings
 from stockpredict.sources.bars import BAR_COLUMNS, canonical_ticker, empty_bars, parse_numbers, tidy_bars, wide
 
 
@@ -193,7 +194,7 @@ def test_relative_places_start_at_the_settings_file(tmp_path, monkeypatch):
 
 
 def test_pairs_keep_spaces_in_values():
-    assert pairs("a=Adj Close, b=x") == {"a": "Adj Close", "b": "x"} and pairs("") == {}
+    assert parse_pairs("a=Adj Close, b=x") == {"a": "Adj Close", "b": "x"} and parse_pairs("") == {}
 
 
 @pytest.mark.parametrize(
@@ -569,7 +570,7 @@ def test_columns_that_cannot_be_placed_are_refused(frame, columns, part):
 @pytest.mark.parametrize(
     "change, part",
     [
-        (dict(date=["03.07.2019"] * 3), "no dates"),
+        (dict(date=["03.07.2019"] * 3), "cannot be read as dates"),
         (dict(close=["1,5"] * 3), "no numbers"),
         (dict(ticker=["KO", "K O", "<b>"]), "2 of the tickers"),
     ],

@@ -25,7 +25,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "catalogue/40_feature_store.ipynb": "2026-12-01",
     "catalogue/50_online_store.ipynb": "2026-12-01",
     "cli/10_data_commands.ipynb": "2026-12-01",
-    "core/30_settings.ipynb": "2026-12-01",
     "evaluate/70_plots.ipynb": "2026-12-01",
     "evaluate/80_quality_plots.ipynb": "2026-12-01",
     "features/45_regime.ipynb": "2026-12-01",
@@ -50,7 +49,7 @@ BEYOND_THE_WALL: dict[str, str] = {
     "ops/40_doctor.ipynb": "2026-12-01",
     "ops/50_processes.ipynb": "2026-12-01",
     "ops/60_pipeline.ipynb": "2026-12-01",
-    "quality/00_detectors.ipynb": "2026-12-01",
+    
     "quality/10_corporate_actions.ipynb": "2026-12-01",
     "quality/20_gate.ipynb": "2026-12-01",
     "quality/30_intraday_gate.ipynb": "2026-12-01",
