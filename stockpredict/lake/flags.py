@@ -10,8 +10,9 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import LakeUnavailable
 from ..quality.corporate_actions import ALL_DETECTORS
-from ..quality.detectors import DETECTORS, FLAGS, no_flags
-from .facts import FACTS, fact_table
+from ..quality.detectors import DETECTORS
+from ..quality.scan import FLAGS, no_flags
+from .facts import FACT_TABLES, fact_table
 from .connection import first_line, next_step
 from .store import to_arrow
 from .maintenance import MaintainedStore
@@ -25,7 +26,7 @@ fact_table(
 )
 _KEY = ["ticker", "event_time", "flag"]
 NEIGHBOUR_FLAGS = {
-    d.name for d in ALL_DETECTORS if callable(d.waits) or d.waits >= 0
+    d.name for d in ALL_DETECTORS if callable(d.lookahead) or d.lookahead >= 0
 }  # flags that a bar and its neighbours decide
 RESCAN_FLAGS = {
     d.name for d in DETECTORS
@@ -126,12 +127,12 @@ def _stage_flags(
         held, some = self.rows(_BEFORE, cursor=cur, source=source), self.rows(_FOUND, cursor=cur)
         cur.unregister("flags_found")
         rows = flag_changes(some, held, held.anew.astype("bool") & held.flag.isin(NEIGHBOUR_FLAGS), now)
-    return sum(self._stage_facts(cur, FACTS["flags"], rows.assign(source=source), now)) if len(rows) else 0
+    return sum(self._stage_facts(cur, FACT_TABLES["flags"], rows.assign(source=source), now)) if len(rows) else 0
 
 
 @patch
 def _write_flags(self: FlagStore, cur):  # inside the transaction of the bars
-    made = FACTS["flags"].columns
+    made = FACT_TABLES["flags"].columns
     cur.execute(f"CREATE TABLE IF NOT EXISTS lake.flags ({', '.join(f'{c} {t}' for c, t in made.items())})")
     cur.execute(f"INSERT INTO lake.flags SELECT {', '.join(made)} FROM fresh_facts ORDER BY ALL")
     self.step("flags written")
@@ -166,7 +167,7 @@ def replace_flags(
         held = self.facts("flags", source=source, ticker=tickers)
         rows = flag_changes(found, held, held.flag.isin(RESCAN_FLAGS), now).assign(source=source)
         try:
-            n = sum(self._stage_facts(cur, FACTS["flags"], rows, now)) if len(rows) else 0
+            n = sum(self._stage_facts(cur, FACT_TABLES["flags"], rows, now)) if len(rows) else 0
             cur.execute("BEGIN")
             self.step("search begun")
             if n:

@@ -34,7 +34,7 @@ BAR_TABLES = {  # name -> columns
 class Lake(FlagStore):
     "Bars with two times: when they happened, and when they could be known; and the facts beside them."
 
-    BAR_TABLES = BAR_TABLES
+    TABLES = BAR_TABLES
 
     def read_error(self, error):
         "A failed read as an error of ours, which names the damaged file where there is one."

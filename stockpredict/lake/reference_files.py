@@ -14,7 +14,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import ColumnsUnmapped, DataError, FileMissing, did_you_mean
 from .adjustments import factors_from_products
 from ..sources.bars import tidy_bars
-from .facts import spells_as_known
+from .reference_facts import spells_as_known
 
 # %% ../../nbs/lake/60_reference_files.ipynb #8de30a23
 def read_table(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import ColumnsUnmapped, DataError, FileMissing, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.lake.facts import FACTS, spells_as_known, fact_table
+from stockpredict.lake.facts import FACT_TABLES, fact_table
+from stockpredict.lake.reference_facts import spells_as_known
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect_bars
 from stockpredict.lake.reference_files import publication_times, read_archive, read_factors, read_headlines
@@ -131,7 +132,7 @@ def test_a_table_of_ones_own(lake):
     fact_table("ratings_test", "ticker VARCHAR, event_time", "grade VARCHAR", "A grade.")
     try:
         assert lake.facts("ratings_test").empty and list(lake.facts("ratings_test").columns) == list(
-            FACTS["ratings_test"].columns
+            FACT_TABLES["ratings_test"].columns
         )
         lake.add(
             "ratings_test",
@@ -143,7 +144,7 @@ def test_a_table_of_ones_own(lake):
             and lake.facts("ratings_test").grade.item() == "AAA"
         )
     finally:
-        del FACTS["ratings_test"]
+        del FACT_TABLES["ratings_test"]
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
