@@ -22,7 +22,7 @@ from ..core.errors import FeatureError, LakeUnavailable, UnknownTicker, did_you_
 from ..core.settings import Settings, load_settings
 from ..lake.adjustments import adjust_forward
 from ..lake.lake import Lake
-from ..sources.source import make_source
+from ..sources.source import make_source, source_id
 from .feature import as_features, compute_each
 from .point_in_time import FACT_JOINS, with_facts
 from .latest import latest
@@ -111,7 +111,7 @@ class FeatureStore:
         )
         if not self.names:
             raise FeatureError("There is no feature to keep.", "Name at least one feature or set.")
-        self.source, self.calendar = make_source(settings).id, get_calendar(settings.data.calendar)
+        self.source, self.calendar = source_id(settings), get_calendar(settings.data.calendar)
         about, data = self.chosen, settings.data
         self.index = data.index or "sp500"  # whose membership, where a feature asks for it
         self.lookback, self.crossings = max(f.lookback for f in about), max(f.crossings for f in about)

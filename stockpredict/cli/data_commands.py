@@ -215,9 +215,9 @@ def lake_asof(
 ):
     "Bars of a ticker as they were known on a date."
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.sources.source import make_source
+    from stockpredict.sources.source import make_source, source_id
 
-    name, mine = canonical_ticker(ticker), make_source(ctx.obj).id
+    name, mine = canonical_ticker(ticker), source_id(ctx.obj)
     with opened(ctx) as lake:  # without bars of the source that the settings name, those that came last
         found = lake.bars(
             [name],
@@ -415,7 +415,7 @@ def quality_check(
     "Pass bars through the gate and store nothing."
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.quality.gate import inspect_bars
-    from stockpredict.sources.source import make_source
+    from stockpredict.sources.source import make_source, source_id
 
     data = ctx.obj.data
     bars = (
@@ -475,14 +475,14 @@ def quality_flags(
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.ingest.rescan import search_again, stored_flags
-    from stockpredict.sources.source import make_source
+    from stockpredict.sources.source import make_source, source_id
 
     wanted = [canonical_ticker(t) for t in tickers or []]
     if wanted:
         load_bars(ctx.obj, wanted)  # names a ticker that the lake does not hold
     if again:
         with opened(ctx, write=True) as lake:
-            n = search_again(lake, make_source(ctx.obj).id, ctx.obj.data.calendar)
+            n = search_again(lake, source_id(ctx.obj), ctx.obj.data.calendar)
         if not json_:
             out(f"{n:,} flags are new, gone or back.")
     found = stored_flags(ctx.obj, as_of or None, tickers=wanted or None)
@@ -619,7 +619,7 @@ def stream_publish(
 ):
     "Send the bars of a file into the stream."
     from stockpredict.stream.consumer import publish
-    from stockpredict.sources.source import make_source
+    from stockpredict.sources.source import make_source, source_id
 
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
     pairs(dict(sent=len(bars), offset=publish(ctx.obj, bars, span, tell=says)), json_)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 from ..core.errors import DataError, StockpredictError
 from ..lake.lake import Lake
-from ..sources.source import make_source
+from ..sources.source import source_id
 from ..sources.vendor_facts import fetch_constituents, end_of_day, fetch_fundamentals, fetch_macro, fetch_news
 
 # %% ../../nbs/ingest/30_facts.ipynb #dbe4bc99
@@ -170,7 +170,7 @@ def scheduled(
         tickers = settings.data.universe
         if not tickers:
             with Lake(settings.storage, read_only=True) as lake:
-                tickers = lake.tickers(make_source(settings).id)
+                tickers = lake.tickers(source_id(settings))
     kinds = dict(members=listed_members, sectors=listed_sectors)
     lists = [
         Wish(t, i, lambda i=i, f=f: f(settings, i, now), "fmp", "7D")

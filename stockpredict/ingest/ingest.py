@@ -18,7 +18,7 @@ from ..quality.reconcile import on_traded_scale
 from ..lake.lake import BarsAppended, Lake
 from ..quality.gate import LISTED_ROWS, NOT_YET, inspect_bars
 from .rescan import search_again
-from ..sources.source import make_source, universe
+from ..sources.source import make_source, universe, source_id
 from ..sources.vendor_chain import dead_letters, vendor_ledger
 
 # %% ../../nbs/ingest/10_ingest.ipynb #be7e23f5
@@ -202,7 +202,7 @@ def _held(lake, source, bars):  # the months before a batch, adjusted closes bes
 
 def _judge(lake, source, settings, bars, now):  # the gate
     return inspect_bars(
-        bars, settings.data.calendar, settings.data.quarantine_limit, now, held=_held(lake, source.id, bars)
+        bars, settings.data.calendar, settings.data.quarantine_limit, now, stored=_held(lake, source.id, bars)
     )
 
 
@@ -457,7 +457,7 @@ def load_bars(
     snapshot: int | None = None,  # a version of the lake
 ) -> pd.DataFrame:  # bars, sorted by ticker and time
     "Bars of the configured source, as known at a point in time."
-    source, data = make_source(settings).id, settings.data
+    source, data = source_id(settings), settings.data
     wanted = [
         canonical_ticker(t)
         for t in (data.universe if tickers is None else [tickers] if isinstance(tickers, str) else tickers)

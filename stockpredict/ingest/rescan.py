@@ -9,9 +9,9 @@ __all__ = ['search_again', 'stored_flags']
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..quality.corporate_actions import ALL_DETECTORS
-from ..quality.detectors import find_flags
+from ..quality.scan import find_flags
 from ..lake.lake import Lake
-from ..sources.source import make_source
+from ..sources.source import source_id
 
 # %% ../../nbs/ingest/00_rescan.ipynb #cf3592a4
 def search_again(
@@ -46,7 +46,7 @@ def stored_flags(
     tickers: list[str] | None = None,  # None = all
 ) -> pd.DataFrame | None:  # as `lake.flags`; None = not every bar was judged, search for yourself
     "The flags of the configured source, if all its bars were judged."
-    source = make_source(settings).id
+    source = source_id(settings)
     with Lake(settings.storage, read_only=True) as lake:
         if lake.flags_complete(source, snapshot):
             return lake.flags(tickers, as_of, snapshot=snapshot, source=source)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core.errors import FileMissing
 from ..quality.corporate_actions import ALL_DETECTORS
 from .corruption import CORRUPTIONS, corrupt, healthy_market
-from ..quality.detectors import find_flags
+from ..quality.scan import find_flags
 from ..quality.gate import GateResult, inspect_bars
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #384725f7
@@ -177,7 +177,7 @@ def _repr_html_(self: Detection):
 _SPLIT = ("split missing", "split misplaced", "spike", "unit changed")
 _UNIT = ("unit changed", "unit error")
 _PAID = tuple(
-    d.name for d in ALL_DETECTORS if d.name not in {"split misplaced"} and d.look.__module__.endswith("actions")
+    d.name for d in ALL_DETECTORS if d.name not in {"split misplaced"} and d.detect.__module__.endswith("actions")
 )
 FAMILIES = {
     "100x-error": _UNIT,

@@ -12,7 +12,8 @@ import numpy as np, pandas as pd
 from ..core.settings import Settings
 from ..sources.bars import BAR_COLUMNS
 from .fake_vendors import FakeVendors
-from ..sources.vendors import VendorChain, vendors
+from ..sources.vendor_chain import VendorChain
+from ..sources.vendors import vendors
 
 # %% ../../nbs/testing/10_vendor_contract.ipynb #da832f93
 VENDOR_CHECKS = [  # sentence, fault, times, what must come: "bars", "all but the last", or the reasons allowed
@@ -78,7 +79,7 @@ def _trial(
                 }
             )
         )
-        source.polite.rng = _Brief()
+        source.client.rng = _Brief()
         bars = source.fetch([ticker], *DAYS)
         source.queue(pd.Timestamp.now("UTC"))
         return bars, source, source.ledger.path.read_bytes().decode("latin-1")

@@ -10,13 +10,13 @@ from ..core.calendar import get_calendar
 from ..core.errors import FactsMissing
 from ..core.settings import Settings
 from ..lake.lake import Lake
-from ..sources.source import make_source
+from ..sources.source import make_source, source_id
 from ..catalogue.feature import resolve_names
 from ..catalogue.point_in_time import ingest_hint, missing_facts, with_facts
 from ..features.membership import MEMBER, restrict_to_members
 from ..catalogue.design_matrix import Spec
 from ..algebra.panel import Panel
-from ..models.contract import Dataset
+from ..models.dataset import Dataset
 
 # %% ../../nbs/train/10_training_data.ipynb #545b2604
 def with_needs(
@@ -37,7 +37,7 @@ def with_needs(
             needs,
             index=settings.data.index or "sp500",
             snapshot=snapshot,
-            source=make_source(settings).id,
+            source=source_id(settings),
             as_of=as_of,
         )
     if settings.data.index and not made.has(MEMBER):

@@ -280,7 +280,7 @@ def test_wishes_of_ones_own_and_lists_nobody_sells(world):
         settings,
         scheduled(settings.with_(**{"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False})),
     )
-    assert (done.reason != "").all() and "No vendor tells" in done.sentence[0]
+    assert (done.reason != "").all() and "No vendor lists" in done.sentence[0]
 
 
 @pytest.mark.parametrize("index", ["sp500", "nasdaq", "dowjones"])

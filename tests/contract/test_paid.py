@@ -12,12 +12,13 @@ from stockpredict.core.settings import Settings
 from stockpredict.quality.corporate_actions import ALL_DETECTORS
 from stockpredict.lake.adjustments import split_factors
 from stockpredict.sources.bars import OPTIONAL_COLUMNS, tidy_bars
-from stockpredict.quality.detectors import find_flags
+from stockpredict.quality.scan import find_flags
 from stockpredict.ingest.ingest import drop_letters, ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.testing.fake_vendors import FakeVendors
-from stockpredict.sources.vendors import dead_letters, vendor_ledger, vendors
+from stockpredict.sources.vendor_chain import dead_letters, vendor_ledger
+from stockpredict.sources.vendors import vendors
 
 
 def read(shared, name, pattern, ticker):

@@ -128,7 +128,7 @@ def test_unknown_sources_and_tickers_get_near_ones():
         given(data__source="smaple")
     with pytest.raises(UnknownTicker, match=r"APPL.*Did you mean AAPL"):
         universe(Settings().with_(**{"data.universe": ["MSFT", "APPL"]}))
-    with pytest.raises(BarsInvalid, match="is no ticker"):
+    with pytest.raises(BarsInvalid, match="is not a ticker"):
         universe(Settings().with_(**{"data.universe": ["'; DROP"]}))
     assert universe(Settings().with_(**{"data.universe": ["xom", "AAPL"]})) == ["XOM", "AAPL"]
     assert universe(Settings()) == given(data__source="sample").tickers()

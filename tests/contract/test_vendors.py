@@ -16,8 +16,8 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, ParameterRefused, PortTaken, SettingsError, UnknownName
 from stockpredict.core.errors import VendorFailed, VendorThrottled
-from stockpredict.core.http import Ask, Breaker, Budget, Failure, Key, Ledger, Polite, backoff, retry_after
-from stockpredict.core.http import run_async, sniff
+from stockpredict.core.http import VendorRequest, CircuitBreaker, RequestBudget, VendorFailure, ApiKey, RequestLedger, VendorClient, backoff, parse_retry_after
+from stockpredict.core.http import run_async, check_answer
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.ingest.ingest import ingest, load_bars, portions
@@ -27,7 +27,8 @@ from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market, infer_splits
 from stockpredict.sources.vendor_facts import fetch_fundamentals, fetch_macro, fetch_news, read_actions, read_macro, read_news
 from stockpredict.sources.vendor_facts import read_reported, read_statements
-from stockpredict.sources.vendors import VendorChain, vendor_answers, consensus, dead_letters, vendors
+from stockpredict.sources.vendor_chain import VendorChain, vendor_answers, consensus, dead_letters
+from stockpredict.sources.vendors import vendors
 
 NOW = "2020-03-11T12:00Z"
 CALENDAR = get_calendar()
@@ -183,7 +184,7 @@ def test_recorded_errors_have_reasons(shared):
         if row.get("status") == 200:
             continue
         with pytest.raises(VendorFailed) as e:
-            sniff(row["provider"], row["status"], (folder / row["file"]).read_bytes())
+            check_answer(row["provider"], row["status"], (folder / row["file"]).read_bytes())
         assert e.value.context["evidence"] and str(row["status"]) in str(e.value)
         told.setdefault(row["status"], set()).add(e.value.context["reason"])
     assert told == {404: {"bad-symbol"}, 400: {"refused"}, 403: {"plan"}}
@@ -419,12 +420,12 @@ class Clock:
 
 
 def polite(tmp_path, clock, **more):
-    plain = dict(clock=clock, sleep=clock.sleep, deadline=1000.0, budgets={"tiingo": Budget(1, 1000)})
-    return Polite(Ledger(tmp_path / "ledger.sqlite"), **plain | more)
+    plain = dict(clock=clock, sleep=clock.sleep, deadline=1000.0, budgets={"tiingo": RequestBudget(1, 1000)})
+    return VendorClient(RequestLedger(tmp_path / "ledger.sqlite"), **plain | more)
 
 
 def prices(standin, ticker="AAA"):
-    return Ask(
+    return VendorRequest(
         "tiingo",
         f"{standin.url}/tiingo/daily/{ticker}/prices",
         (("format", "csv"), ("startDate", "2019-06-03"), ("endDate", "2019-06-04")),
@@ -446,7 +447,7 @@ def test_the_budget_a_day_survives_a_restart(tmp_path, standin):
     day = [datetime(2026, 1, 5, 23, 59, tzinfo=UTC)]
 
     def make():
-        return polite(tmp_path, Clock(), budgets={"tiingo": Budget(100, 3)}, today=lambda: day[0])
+        return polite(tmp_path, Clock(), budgets={"tiingo": RequestBudget(100, 3)}, today=lambda: day[0])
 
     run_async(several(make(), [prices(standin)] * 2))
     with pytest.raises(VendorThrottled, match="Today's 3 requests to tiingo are spent") as e:
@@ -454,11 +455,11 @@ def test_the_budget_a_day_survives_a_restart(tmp_path, standin):
     assert e.value.context["reason"] == "budget-spent" and len(standin.requests) == 3
     day[0] = datetime(2026, 1, 6, 0, 1, tzinfo=UTC)
     assert len(run_async(several(make(), [prices(standin)] * 3))) == 3
-    assert Ledger(tmp_path / "ledger.sqlite").spent("2026-01-05") == {"tiingo": 3}
+    assert RequestLedger(tmp_path / "ledger.sqlite").spent("2026-01-05") == {"tiingo": 3}
 
 
 def test_two_processes_share_one_budget(tmp_path):
-    code = "import sys; from stockpredict.core.http import Ledger; l = Ledger(sys.argv[1]); print(sum(l.spend('x', 50, 'd') for _ in range(40)))"
+    code = "import sys; from stockpredict.core.http import RequestLedger; l = RequestLedger(sys.argv[1]); print(sum(l.spend('x', 50, 'd') for _ in range(40)))"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "l.sqlite")], stdout=subprocess.PIPE, text=True
@@ -474,18 +475,18 @@ def test_pauses_grow_and_are_drawn_by_chance():
             return 0.5
 
     assert [backoff(n, Half()) for n in (1, 2, 3, 20)] == [0.375, 0.75, 1.5, 22.5]
-    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT", datetime(2015, 10, 21, 7, 27, tzinfo=UTC)) == 60
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT", datetime(2015, 10, 21, 7, 27, tzinfo=UTC)) == 60
     assert (
-        retry_after("-3", datetime.now(UTC))
-        is retry_after("soon", datetime.now(UTC))
-        is retry_after(None, datetime.now(UTC))
+        parse_retry_after("-3", datetime.now(UTC))
+        is parse_retry_after("soon", datetime.now(UTC))
+        is parse_retry_after(None, datetime.now(UTC))
         is None
     )
 
 
 def test_a_breaker_opens_rests_and_probes_once():
     clock = Clock()
-    b = Breaker(clock=clock)
+    b = CircuitBreaker(clock=clock)
     for _ in range(4):
         assert b.allow()
         b.report(False)
@@ -523,7 +524,7 @@ def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, p
         lambda self, path, query, wish="": sent.append(query) or plain(self, path, query, wish),
     )
     ask, client = prices(standin), polite(tmp_path, Clock(), retries=1)
-    ask = Ask(ask.vendor, ask.url, ask.params, Key("TIINGO_API_KEY", **place))
+    ask = VendorRequest(ask.vendor, ask.url, ask.params, ApiKey("TIINGO_API_KEY", **place))
 
     def echo(body):
         raise VendorFailed(

@@ -17,7 +17,8 @@ from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect_bars
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.testing.fake_vendors import FakeVendors
-from stockpredict.sources.vendors import VendorChain, dead_letters, vendors
+from stockpredict.sources.vendor_chain import VendorChain, dead_letters
+from stockpredict.sources.vendors import vendors
 
 NOW = "2020-03-11T12:00Z"
 START, END = "2020-01-02", "2020-03-10"
@@ -59,8 +60,8 @@ class Clock:
 def quick(settings):
     "A source whose pauses cost no time; what it slept is noted."
     source = VendorChain(settings)
-    source.polite.clock = clock = Clock()
-    source.polite.sleep = clock.sleep
+    source.client.clock = clock = Clock()
+    source.client.sleep = clock.sleep
     return source, clock
 
 
@@ -313,7 +314,7 @@ def test_case_9_a_session_that_is_still_open_is_no_bar_yet(given, standin, marke
     "bad", ["';DROP TABLE bars", "ＡＡＡ", "A" * 10_000, "../../etc", "AAA\r\nHost: x", "A A", ""]
 )
 def test_case_18_what_is_no_ticker_is_never_sent(given, standin, bad):
-    with pytest.raises(BarsInvalid, match="is no ticker"):
+    with pytest.raises(BarsInvalid, match="is not a ticker"):
         VendorChain(given()).fetch([bad], START, END)
     assert standin.requests == []
 

@@ -297,7 +297,7 @@ def test_a_ticker_that_attacks_does_nothing(desk, attack):
 
     rows = json.loads(desk('lake sql "SELECT count(*) AS n FROM bars" --json'))[0]["n"]
     for said in (desk("lake asof", attack, "2030-01-01", code=2), desk("quality flags", attack, code=2)):
-        assert "is no ticker" in said and clear(said) == said and len(said) < 400
+        assert "is not a ticker" in said and clear(said) == said and len(said) < 400
     assert "holds no such bars" in desk("stream bars", attack)
     assert json.loads(desk('lake sql "SELECT count(*) AS n FROM bars" --json'))[0]["n"] == rows
 
@@ -341,7 +341,7 @@ def test_a_refusal_shows_control_characters_instead_of_obeying_them(tmp_path):
     assert (
         done.returncode == 2
         and "\x1b" not in done.stderr
-        and "is no ticker" in done.stderr
+        and "is not a ticker" in done.stderr
         and "Traceback" not in done.stderr
     )
 
