@@ -2,7 +2,7 @@
 
     python benchmarks/detection.py [--each 20] [--seeds 1 2 3] [--rows 2700000] [--quick]
 
-First the confusion of seeded damage with what was said of it: recall (wounds found under a fitting name), precision (such
+First the confusion of seeded damage with what was reported: recall (injected errors found under a fitting name), precision (such
 findings that lie on a damaged bar), over several markets. Then recorded vendor errors, where the development data are at
 hand. Last the time: the whole gate on millions of clean bars beside Great Expectations alone on the same table.
 """
@@ -28,11 +28,11 @@ def counted(each: int, seeds: list, tickers: int) -> str:
     )
     healthy = pd.concat([r.matrix.loc["healthy bar"] for r in runs], axis=1).sum(axis=1)
     where = healthy[healthy > 0].astype(int).to_dict()
-    said = (
-        f"{total.found.sum()} of {total.events.sum()} wounds found; {int(healthy.sum())} findings on healthy bars among "
+    summary = (
+        f"{total.found.sum()} of {total.events.sum()} injected errors found; {int(healthy.sum())} findings on healthy bars among "
         f"{sum(r.bars for r in runs):,} bars: {where}; {sum(r.healthy for r in runs)} findings in the same markets undamaged."
     )
-    return f"{total.round(3).to_string()}\n\n{said}"
+    return f"{total.round(3).to_string()}\n\n{summary}"
 
 
 def recorded(folder: Path) -> str:
@@ -87,22 +87,22 @@ def timed(rows: int) -> str:
     import pandas as pd
 
     from stockpredict.core.calendar import get_calendar
-    from stockpredict.quality.gate import CONFLICT, RULES, failing, inspect, prepared
+    from stockpredict.quality.gate import CONFLICT, RULES, failing_rows, inspect_bars, with_rule_columns
 
     now, cal, bars = pd.Timestamp("2024-01-01", tz="UTC"), get_calendar(), clean_bars(rows)
-    inspect(bars[:1000], cal, now=now)  # imports
+    inspect_bars(bars[:1000], cal, now=now)  # imports
     took = {}
     start = time.perf_counter()
-    table = prepared(bars, cal, now)
-    failing(table, RULES, whole=len(bars))
-    failing(bars, [CONFLICT], whole=len(bars))
+    table = with_rule_columns(bars, cal, now)
+    failing_rows(table, RULES, whole=len(bars))
+    failing_rows(bars, [CONFLICT], whole=len(bars))
     took["Great Expectations alone, every row"] = time.perf_counter() - start
     start = time.perf_counter()
-    failing(table, RULES)
+    failing_rows(table, RULES)
     took["Great Expectations after the quick look"] = time.perf_counter() - start
     del table
     start = time.perf_counter()
-    inspect(bars, cal, now=now)
+    inspect_bars(bars, cal, now=now)
     took["the whole gate, detectors included"] = time.perf_counter() - start
     base = took["Great Expectations alone, every row"]
     lines = [f"{k:45s} {v:6.2f} s  {v / base:5.2f} x" for k, v in took.items()]

@@ -298,11 +298,11 @@ def qlib(x, which):
     def alpha():
         from qlib.contrib.data.handler import Alpha158
 
-        found = Alpha158(
+        difference = Alpha158(
             instruments="all", start_time=first, end_time=last, infer_processors=[], learn_processors=[]
         ).fetch(col_set="feature")
         return {
-            k: found[k].unstack("instrument").iloc[:, ::EVERY].to_numpy(np.float32) for k in found.columns
+            k: difference[k].unstack("instrument").iloc[:, ::EVERY].to_numpy(np.float32) for k in difference.columns
         }
 
     return alpha if which == "alpha158" else fourteen
@@ -407,7 +407,7 @@ def family(pid: int) -> list[int]:
     return [pid, *(p for c in children for p in family(c))]
 
 
-def held(pid: int) -> float:  # GB
+def memory_in_use(pid: int) -> float:  # GB
     "Memory of a process and its children, pages they share counted once."
     total = 0
     for p in family(pid):
@@ -457,21 +457,21 @@ def measure(python, who, which, panel, rounds, **env) -> dict | str:
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(panel).parent, env=calm
     ) as job:
-        said = {}
+        output = {}
         readers = [
-            threading.Thread(target=lambda k=k: said.update({k: getattr(job, k).read()}))
+            threading.Thread(target=lambda k=k: output.update({k: getattr(job, k).read()}))
             for k in ("stdout", "stderr")
         ]
         for r in readers:
             r.start()
         while job.poll() is None:
-            peak = max(peak, held(job.pid))
+            peak = max(peak, memory_in_use(job.pid))
             time.sleep(0.25)
         for r in readers:
             r.join()
     if job.returncode:
-        return next((x for x in reversed(said["stderr"].splitlines()) if "Error" in x), "it said nothing")
-    return json.loads(said["stdout"].splitlines()[-1]) | dict(peak=peak)
+        return next((x for x in reversed(output["stderr"].splitlines()) if "Error" in x), "it said nothing")
+    return json.loads(output["stdout"].splitlines()[-1]) | dict(peak=peak)
 
 
 def main():
@@ -551,13 +551,13 @@ def main():
             )
         both = [Path(folder, f"{who}.npz") for who in ("ours", "qlib")]
         if all(p.exists() for p in both):
-            found = compared(*(dict(np.load(p)) for p in both))
-            worst = sorted(found, key=lambda k: -found[k][0])
+            difference = compared(*(dict(np.load(p)) for p in both))
+            worst = sorted(difference, key=lambda k: -difference[k][0])
             print(
-                f"Alpha158 of every {EVERY}th ticker, ours beside Qlib's, full windows: {len(found)} columns, typical difference "
-                f"{np.median([t for _, t in found.values()]):.1e}; greatest: "
-                + ", ".join(f"{k} {found[k][0]:.1e}" for k in worst[:5])
-                + f"; {sum(g < 1e-4 for g, _ in found.values())} columns never differ by 1e-4"
+                f"Alpha158 of every {EVERY}th ticker, ours beside Qlib's, full windows: {len(difference)} columns, typical difference "
+                f"{np.median([t for _, t in difference.values()]):.1e}; greatest: "
+                + ", ".join(f"{k} {difference[k][0]:.1e}" for k in worst[:5])
+                + f"; {sum(g < 1e-4 for g, _ in difference.values())} columns never differ by 1e-4"
             )
 
 

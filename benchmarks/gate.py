@@ -26,12 +26,12 @@ def judge(kind: str, n: int, first: int) -> list:
     from tqdm import tqdm
 
     from stockpredict.core.settings import load_settings
-    from stockpredict.train.gate import small_settings, try_market
+    from stockpredict.train.judge import self_test_settings, judge_market
 
-    small = small_settings(load_settings())
+    small = self_test_settings(load_settings())
     expected = "promote" if kind == "planted" else "hold"
     return [
-        try_market(small, kind, kind, seed, expected)
+        judge_market(small, kind, kind, seed, expected)
         for seed in tqdm(range(first, first + n), desc=kind, disable=None)
     ]
 
@@ -46,13 +46,13 @@ def planted_signal(n: int, first: int) -> list:
     from stockpredict.evaluate.metrics import ic_summary, rank_ic
     from stockpredict.algebra.panel import Panel
 
-    found = []
+    estimates = []
     for seed in range(first, first + n):
         market = simulate("planted", tickers=40, sessions=905, rank_ic=0.05, seed=seed)
         panel = Panel.from_bars(adjust(market.bars, price_factors(market.bars)))
         signal = torch.from_numpy(market.signal[panel.tickers].to_numpy().copy()).float()
-        found.append(ic_summary(rank_ic(signal, make_labels(panel, [1])[1])))
-    return found
+        estimates.append(ic_summary(rank_ic(signal, make_labels(panel, [1])[1])))
+    return estimates
 
 
 def main():

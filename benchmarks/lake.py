@@ -89,11 +89,11 @@ def load(folder: Path, size: float, gate: bool):
             ours.append(timed(lambda lake=lake: lake.append(bars))[0])
     line(f"append {len(bars):,} bars", min(ours), peer, "DuckDB copy")
     if gate:
-        from stockpredict.quality.gate import RULES, _judged, inspect, prepared
+        from stockpredict.quality.gate import RULES, _validate, inspect_bars, with_rule_columns
 
         calendar, now = get_calendar("XNYS"), pd.Timestamp("2026-06-01", tz="UTC")
-        alone, _ = timed(lambda: _judged(prepared(bars, calendar, now), RULES))
-        through, _ = timed(lambda: inspect(bars, calendar, now=now))
+        alone, _ = timed(lambda: _validate(with_rule_columns(bars, calendar, now), RULES))
+        through, _ = timed(lambda: inspect_bars(bars, calendar, now=now))
         line(
             f"gate and append {len(bars):,} bars",
             through + min(ours),
@@ -110,12 +110,12 @@ def load(folder: Path, size: float, gate: bool):
 def session(folder: Path, size: float):
     "One new session for every ticker, into a lake that holds a year of them."
     tickers = int(10_000 * size)
-    held = market(tickers, 252)
-    last = held.event_time.max()
+    bars = market(tickers, 252)
+    last = bars.event_time.max()
     with Lake(settings(folder / "session").storage) as lake:
-        lake.append(held[held.event_time < last])
-        seconds, done = timed(lambda: lake.append(held[held.event_time == last].reset_index(drop=True)))
-        again, _ = timed(lambda: lake.append(held[held.event_time == last].reset_index(drop=True)))
+        lake.append(bars[bars.event_time < last])
+        seconds, done = timed(lambda: lake.append(bars[bars.event_time == last].reset_index(drop=True)))
+        again, _ = timed(lambda: lake.append(bars[bars.event_time == last].reset_index(drop=True)))
     assert done.rows_new == tickers
     print(
         f"append one session of {tickers:,} tickers              {seconds:6.2f} s   the same again {again:6.2f} s   (promised: under 5 s)",
@@ -182,10 +182,10 @@ def chunks(folder: Path, n: int, tickers: int, sessions: int):
         check=True,
         env=os.environ,
     )
-    said = json.loads(done.stdout)
-    early, late = said["peaks"][max(1, n // 4) - 1], said["peaks"][-1]
+    report = json.loads(done.stdout)
+    early, late = report["peaks"][max(1, n // 4) - 1], report["peaks"][-1]
     print(
-        f"load {said['rows']:,} bars in {n} chunks     {said['seconds']:6.1f} s   peak {late:.2f} GiB, {early:.2f} after a quarter of them",
+        f"load {report['rows']:,} bars in {n} chunks     {report['seconds']:6.1f} s   peak {late:.2f} GiB, {early:.2f} after a quarter of them",
         flush=True,
     )
 

@@ -69,14 +69,14 @@ def timed(
 
 def written(panel: Panel, names: list) -> dict:  # the newest session as the store keeps it
     "One session computed and written to a file."
-    found, there = latest(panel, names), panel.present[-1:].numpy()
+    values, there = latest(panel, names), panel.present[-1:].numpy()
     with tempfile.TemporaryDirectory() as folder:
         return _part(
             Path(folder),
             panel.sessions[-1:],
             panel.tickers,
             there,
-            {f.name: x.numpy() for f, x in found.items()},
+            {f.name: x.numpy() for f, x in values.items()},
         )
 
 

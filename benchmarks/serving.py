@@ -51,8 +51,9 @@ def prepare(home: Path):
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
-    from stockpredict.models.contract import Dataset, make_model
-    from stockpredict.serve.answer_table import refresh
+    from stockpredict.models.contract import make_model
+    from stockpredict.models.dataset import Dataset
+    from stockpredict.serve.answer_table import refresh_answers
 
     settings = load_settings(None, {"storage.home": str(home / "home"), "serving.device": "cpu"}, environ={})
     with Lake(settings.storage) as lake:
@@ -71,7 +72,7 @@ def prepare(home: Path):
     (registry / "champion.json").write_text(
         json.dumps({"version": 1, "artifact": saved.name, "skill": "none"})
     )
-    refresh(settings)
+    refresh_answers(settings)
     (home / "settings.ini").write_text(settings.to_ini())
     return settings
 
@@ -135,9 +136,9 @@ def what_if(settings, process, port: int, seconds: float):
     "Forecasting a caller's own bars: one caller, and sixteen at once."
     import orjson
 
-    from stockpredict.serve.answer_table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
 
-    example = Table.open(settings.storage.serving_dir / TABLE).header["example"]
+    example = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE).header["example"]
     body = orjson.dumps({"bars": example["bars"], "horizon": 1})
     request = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     measure(process, port, request, 1, 0.1)

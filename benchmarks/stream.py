@@ -219,13 +219,13 @@ def main():
         )
         with Stream(settings) as keep:
             throughput(settings, args.messages)
-            said, n = delay_live(settings, args.seconds, args.rate)
-            print(f"sent to readable in the live table, {args.rate:,} trades/s   {said}   ({n} looks)")
-            said, n = delay_bare(keep.client, args.seconds, args.rate)
-            print(f"sent to read, bare XADD and XREADGROUP              {said}   ({n} looks)")
-            said, n = delay_lake(settings, args.seconds)
+            report, n = delay_live(settings, args.seconds, args.rate)
+            print(f"sent to readable in the live table, {args.rate:,} trades/s   {report}   ({n} looks)")
+            report, n = delay_bare(keep.client, args.seconds, args.rate)
+            print(f"sent to read, bare XADD and XREADGROUP              {report}   ({n} looks)")
+            report, n = delay_lake(settings, args.seconds)
             print(
-                f"sent to readable in the lake, 4 bars/s              {said}   ({n} bars; promised below 30 s)"
+                f"sent to readable in the lake, 4 bars/s              {report}   ({n} bars; promised below 30 s)"
             )
 
 

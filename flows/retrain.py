@@ -14,7 +14,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +30,7 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 from stockpredict.core.errors import SourceUnavailable, StockpredictError
+from stockpredict.core.progress import timed_step
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline
 from stockpredict.ops.reports import quick_formats
@@ -44,19 +44,14 @@ from prefect.states import Completed
 
 
 def step(action, **more):
-    "One step of the pipeline as a Prefect task: never cached, named, and timed on the console."
+    "One step of the pipeline as a Prefect task: never cached, named, and shown on the console while it runs."
 
-    def timed(*args):
-        started = time.monotonic()
-        said = action(*args)
-        print(
-            f"  {args[1] if action is pipeline.page else action.__name__:16}{time.monotonic() - started:6.1f} s",
-            file=sys.stderr,
-            flush=True,
-        )
-        return said
+    def shown(*arguments):
+        name = arguments[1] if action is pipeline.page else action.__name__
+        with timed_step(name, spin=action not in (pipeline.train, pipeline.self_test)):
+            return action(*arguments)
 
-    return task(timed, name=action.__name__, cache_policy=NO_CACHE, **more)
+    return task(shown, name=action.__name__, cache_policy=NO_CACHE, **more)
 
 
 def ingest(settings_path: str, overrides: dict, as_of: str) -> str:
@@ -146,15 +141,15 @@ def main():
         "--settings", default="", metavar="FILE", help="settings file; ./settings.ini when there is one"
     )
     ask.add_argument("--serve", action="store_true", help="stay, and retrain when the exchange has closed")
-    said = ask.parse_args()
-    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in said.set)} | (
-        {"data.source": said.source} if said.source else {}
+    options = ask.parse_args()
+    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in options.set)} | (
+        {"data.source": options.source} if options.source else {}
     )
     try:
-        load_settings(said.settings or None, overrides)  # a typing error needs no server to be found
-        if said.serve:
-            return serve(said.settings, overrides)
-        done = retrain(said.settings, overrides, said.as_of)
+        load_settings(options.settings or None, overrides)  # a typing error needs no server to be found
+        if options.serve:
+            return serve(options.settings, overrides)
+        done = retrain(options.settings, overrides, options.as_of)
         pipeline.show(done)
         return bool(done.failed)
     except StockpredictError as e:

@@ -164,7 +164,7 @@ def in_turn(lock: Path):
 
 @pytest.fixture(scope="session")
 def finished(together):
-    """A small simulated market that went through every step, pages included: what `stockpredict retrain --json` said, and its settings.
+    """A small simulated market that went through every step, pages included: the report of `stockpredict retrain`, and its settings.
 
     Made by the first worker that asks; a test that changes it asks for `finished_alone`."""
     from stockpredict.core.settings import load_settings
@@ -181,12 +181,12 @@ def finished(together):
             command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", *asked]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
             answer.write_text(
-                json.dumps({"code": done.returncode, "said": done.stdout, "console": done.stderr})
+                json.dumps({"code": done.returncode, "report": done.stdout, "console": done.stderr})
             )
     done = json.loads(answer.read_text())
-    assert done["code"] == 0, done["said"][-3000:] + done["console"][-3000:]
+    assert done["code"] == 0, done["report"][-3000:] + done["console"][-3000:]
     return {
-        "said": json.loads(done["said"]),
+        "report": json.loads(done["report"]),
         "settings": load_settings(overrides=changes),
         "asked": asked,
         "place": place,

@@ -143,19 +143,19 @@ def test_the_service_pages_work_without_a_network(service, browse, path, words):
 
 def test_the_catalogue_is_searched_in_the_browser_by_the_one_script_it_may_run(browse, tmp_path):
     from stockpredict.ops.handbook import FIND, hash_of, write_handbook
-    from stockpredict.serve.http import SEARCHING
+    from stockpredict.serve.http import ALLOWED_SCRIPTS
 
-    assert SEARCHING == {"catalogue.html": f"script-src {hash_of(FIND)}"}
+    assert ALLOWED_SCRIPTS == {"catalogue.html": f"script-src {hash_of(FIND)}"}
     names = ["rsi_14", "atr_14", "bollinger_20", "vol_20"]
     page = write_handbook(tmp_path, names).as_uri()
-    for asked, seen in {
+    for fragment, shown_names in {
         "": names,
         "#atr_14": names,
         "#wilder%201978": ["rsi_14", "atr_14"],
         "#no%20such%20thing": [],
     }.items():
-        shown, complaints = browse(page + asked)
+        shown, complaints = browse(page + fragment)
         cards = re.findall(r'<article class="card" id="([^"]+)"( hidden="")?', shown)
-        assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(seen), (
-            asked
-        )
+        assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(
+            shown_names
+        ), fragment

@@ -41,10 +41,10 @@ def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, self_test
             "validation.first_train": 600,
         },
     )
-    said = verdict(tmp_path)
-    assert said["decision"] == decision, said["reasons"]
+    report = verdict(tmp_path)
+    assert report["decision"] == decision, report["reasons"]
     if kind == "planted":
-        row = next(r for r in said["numbers"]["table"] if r["model"] == said["model"] and r["horizon"] == 1)
+        row = next(r for r in report["numbers"]["table"] if r["model"] == report["model"] and r["horizon"] == 1)
         assert row["ic_low"] <= 0.05 <= row["ic_high"]
 
 
@@ -79,7 +79,7 @@ def test_real_prices_from_a_file(root, tmp_path, shared, self_tested):
             "validation.first_train": 600,
         },
     )
-    said = verdict(tmp_path)
-    assert said["decision"] == "hold" and said["model"] == "mean"
+    report = verdict(tmp_path)
+    assert report["decision"] == "hold" and report["model"] == "mean"
     bad = json.loads(next((tmp_path / "home" / "work").glob("*/work.json")).read_text())["ingested"]
     assert bad["tickers"] == len(names) and bad["rows_quarantined"] >= 1

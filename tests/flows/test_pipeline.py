@@ -108,17 +108,17 @@ with alone(load_settings(overrides={"storage.home": sys.argv[1]}), "the nightly 
 
 
 def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settings):
-    held = subprocess.Popen(
+    holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, settings.storage.home], stdout=subprocess.PIPE, text=True
     )
     try:
-        assert held.stdout.readline().strip() == "held"
-        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {held.pid}"), work.alone(settings):
+        assert holder.stdout.readline().strip() == "holder"
+        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {holder.pid}"), work.alone(settings):
             pass
     finally:
-        held.kill()
-        held.wait()
-        held.stdout.close()
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
     with work.alone(settings):
         pass
 
@@ -139,8 +139,8 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
     ],
 )
 def test_the_calendar_decides_when_it_is_time(settings, every, day, due):
-    said = pipeline.due(settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC"))
-    assert (said == "") == due, said
+    report = pipeline.due(settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC"))
+    assert (report == "") == due, report
 
 
 def test_before_the_close_it_is_not_time(settings):

@@ -27,9 +27,9 @@ def flow(root):
 
 def test_the_flow_tells_the_same_story_as_the_pipeline(root):
     tree = ast.parse((root / "flows" / "retrain.py").read_text())
-    told = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "retrain")
+    answer = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "retrain")
     calls = sorted(
-        (n for n in ast.walk(told) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)),
+        (n for n in ast.walk(answer) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)),
         key=lambda n: n.lineno,
     )
     names = [n.args[1].value if n.func.id == "page" else n.func.id for n in calls]
@@ -60,13 +60,13 @@ def test_a_second_flow_is_refused(flow, tmp_path):
 
 def test_a_day_on_which_it_is_not_time_is_a_completed_run(flow, tmp_path):
     mine = {"storage.home": str(tmp_path / "home"), "schedule.retrain": "never"}
-    said = flow.retrain.fn("", mine, scheduled=True)
-    assert said.is_completed() and said.message.startswith("closed:") and not (tmp_path / "home").exists()
+    report = flow.retrain.fn("", mine, scheduled=True)
+    assert report.is_completed() and report.message.startswith("closed:") and not (tmp_path / "home").exists()
 
 
 def test_the_deployment_file_fits_the_flow(flow, root):
-    said = yaml.safe_load((root / "prefect.yaml").read_text())
-    one = said["deployments"][0]
+    report = yaml.safe_load((root / "prefect.yaml").read_text())
+    one = report["deployments"][0]
     path, name = one["entrypoint"].split(":")
     assert (root / path).exists() and getattr(flow, name).name == one["name"] == "retrain"
     assert set(one["parameters"]) <= set(flow.retrain.parameters.properties)
@@ -85,7 +85,7 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (
-        finished_alone["said"]["sentence"] in done.stdout
+        finished_alone["report"]["sentence"] in done.stdout
         and "stockpredict serve" in done.stdout
         and "index.html" in done.stdout
     )

@@ -28,7 +28,7 @@ def test_the_parameters_are_typed_explained_and_common(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_of_a_finished_work_is_whole(finished, name):
-    page = next(p for p in finished["said"]["pages"] if p["name"] == name)
+    page = next(p for p in finished["report"]["pages"] if p["name"] == name)
     assert page["error"] == ""
     html = Path(page["html"]).read_text()
     said = json.loads(Path(page["html"]).with_name("result.json").read_text())
@@ -41,7 +41,7 @@ def test_the_page_of_a_finished_work_is_whole(finished, name):
 
 @pytest.mark.slow
 def test_the_validation_report_shows_what_a_sceptic_looks_for(finished):
-    page = next(p for p in finished["said"]["pages"] if p["name"] == "r40_validate")
+    page = next(p for p in finished["report"]["pages"] if p["name"] == "r40_validate")
     html = Path(page["html"]).read_text()
     asked = [
         "95 % interval",
@@ -63,7 +63,7 @@ def test_the_validation_report_shows_what_a_sceptic_looks_for(finished):
         "commit",
         "seed",
         "settings",
-        finished["said"]["sentence"],
+        finished["report"]["sentence"],
     ]
     assert [word for word in asked if word not in html] == []
 
@@ -81,9 +81,9 @@ def test_a_page_where_nothing_was_ever_done_makes_its_own_small_work(tmp_path):
 
 @pytest.mark.slow
 def test_without_a_work_folder_it_takes_the_newest_and_says_the_same_on_a_new_page(finished_alone):
-    page = next(p for p in finished_alone["said"]["pages"] if p["name"] == "r50_predict")
+    page = next(p for p in finished_alone["report"]["pages"] if p["name"] == "r50_predict")
     first = json.loads(Path(page["html"]).with_name("result.json").read_text())
     again = runs.run(
-        "r50_predict", settings=finished_alone["settings"], as_of=finished_alone["said"]["as_of"]
+        "r50_predict", settings=finished_alone["settings"], as_of=finished_alone["report"]["as_of"]
     )
     assert again.result == first["result"] and again.dir.name != first["run_id"]

@@ -1,6 +1,6 @@
 """Runs the pipeline in forked children that die where they are told to; prints what came of it as JSON.
 
-python nursery.py HOME [step …]     one child per step, killed as that step begins; then one that may finish
+python crash_child_pipeline.py HOME [step …]     one child per step, killed as that step begins; then one that may finish
 """
 
 import json
@@ -36,15 +36,15 @@ def child(last: str) -> int:
         if step == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    said = pipeline.retrain(settings, pages=False, say=say)
+    outcome = pipeline.retrain(settings, pages=False, say=say)
     frame = pipeline.predictions(settings)
-    trained = json.loads((said.work.dir / "steps" / "train.json").read_text())
+    trained = json.loads((outcome.work.dir / "steps" / "train.json").read_text())
     with open(f"{home}/outcome.json", "w") as f:
         json.dump(
             {
-                "outcome": said.as_dict(),
+                "outcome": outcome.as_dict(),
                 "artifacts": trained["artifacts"],
-                "verdict": said.verdict,
+                "verdict": outcome.verdict,
                 "history": registry.history(settings).event.tolist(),
                 "table": frame.to_dict("records"),
             },
