@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SOURCE ?= sample
+PIP    := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check
+UV     := $(shell command -v uv 2>/dev/null)
+UV_INSTALL := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' 2>/dev/null,false)
 
 unexport PYTHONDONTWRITEBYTECODE   # hundreds of processes are started; each would compile everything again
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -19,14 +22,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:            ## This list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env: $(READY)    ## The environment, from pyproject.toml and constraints.txt
+env: $(READY)    ## The environment, from pyproject.toml and constraints.txt; uv installs it when it is there
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name yours with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip 2>/dev/null
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt torch 2>/dev/null
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 2>/dev/null || \
+	$(PIP) --upgrade pip 2>/dev/null
+	$(PIP) -c constraints.txt torch 2>/dev/null   # by pip in any case: it knows the wheel for this machine
+	$(UV_INSTALL) || $(PIP) -c constraints.txt -e '.[dev]' 2>/dev/null || \
 		$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import fastapi, great_expectations, lightgbm, lightning, mlflow, optuna, prefect, stockpredict.cli.main, torch' >/dev/null 2>&1 || true   # compiles what is used; pip would compile all there is
 	@mkdir -p $(VENV)/share/jupyter/lab/settings   # JupyterLab asks nobody whether to fetch news
