@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from ..algebra import kernels as K
 from ..catalogue.feature import technical
-from ..algebra.numba_kernels import advance_window, nan_headed, compiled, product_layout, fill_products, spread_sums
+from ..algebra.numba_kernels import advance_window, compiled, nan_headed
+from ..algebra.numba_moments import fill_products, product_layout, spread_sums
 from .market import beta, corr_market, idio_vol, rank_change, residual_return, residual_mom
 from ..algebra.latest_kernels import trace_products
 from ..algebra.panel import Panel
