@@ -210,12 +210,12 @@ def champion(settings):
 @checks.register("table", at=31)
 def answers(settings):
     "Is the table of answers whole, and of which session?"
-    from stockpredict.serve.answer_table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
 
-    path = settings.storage.serving_dir / TABLE
+    path = settings.storage.serving_dir / TABLE_FILE
     if not path.exists():
         return warn("no answers yet", "Run `stockpredict retrain`.")
-    held = Table.open(path)
+    held = AnswerTable.open(path)
     said = f"{len(held.tickers)} tickers, horizons {', '.join(map(str, held.horizons))}, decided at the close of {held.header.get('decision_session', '?')}"
     if settings.data.source in HISTORICAL or held.age() < settings.serving.stale_after:
         return ok(said)

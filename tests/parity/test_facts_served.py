@@ -20,9 +20,11 @@ from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifa
 from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine
 from stockpredict.serve.schemas import WhatIf
-from stockpredict.serve.answer_table import refresh
-from stockpredict.train.training_data import left_out, study_data
-from stockpredict.train.walk_forward import Bench, covered_spec, experiment, make_manifest, study_panel
+from stockpredict.serve.answer_table import refresh_answers
+from stockpredict.train.training_data import missing_facts_note, training_dataset
+from stockpredict.train.lineage import CandidateStore, training_manifest
+from stockpredict.train.training_data import covered_spec, training_panel
+from stockpredict.train.experiment import run_experiment
 
 CALENDAR = get_calendar()
 TICKERS = [f"SIM{i}" for i in range(10)]
@@ -162,7 +164,7 @@ def settings(tmp_path_factory):
 
 
 def publish(settings, panel, spec, version=1, name="ridge", **manifest):
-    model = make_model(name, seed=0).fit(study_data(settings, panel, spec))
+    model = make_model(name, seed=0).fit(training_dataset(settings, panel, spec))
     registry = settings.storage.registry_dir
     about = dict(entry_delay=1, needs=list(spec.needs), index=settings.data.index, snapshot=1) | manifest
     part = save_artifact(
@@ -187,7 +189,7 @@ def publish(settings, panel, spec, version=1, name="ridge", **manifest):
 
 
 def test_every_field_of_the_catalogue_can_be_given_and_is_here(settings):
-    panel, _ = study_panel(settings)
+    panel, _ = training_panel(settings)
     wanted = set(NEEDS)
     assert wanted <= set(fact_fields()) and wanted <= set(panel._fields) and not missing_facts(panel, wanted)
     assert len(FACTS) >= 20 and covered_spec(settings, panel, 360).names == Spec(NAMES).names, (
@@ -196,7 +198,7 @@ def test_every_field_of_the_catalogue_can_be_given_and_is_here(settings):
 
 
 def test_the_newest_inputs_in_serving_are_those_of_training_bit_for_bit(settings):
-    panel, snapshot = study_panel(settings)
+    panel, snapshot = training_panel(settings)
     spec = covered_spec(settings, panel, 360)
     full = make_inputs(panel, spec)
     publish(settings, panel, spec)
@@ -214,7 +216,7 @@ def test_the_newest_inputs_in_serving_are_those_of_training_bit_for_bit(settings
 
 
 def test_windows_of_any_length_hold_the_facts_of_all_of_history(settings):
-    panel, snapshot = study_panel(settings)
+    panel, snapshot = training_panel(settings)
     with Lake(settings.storage, read_only=True) as lake:
         for n in (30, 77, 301):
             bare = type(panel)(
@@ -231,9 +233,9 @@ def test_windows_of_any_length_hold_the_facts_of_all_of_history(settings):
 
 
 def test_facts_that_come_later_change_no_answer_about_the_past(settings, tmp_path):
-    panel, snapshot = study_panel(settings)
+    panel, snapshot = training_panel(settings)
     then = str(panel.sessions[-30].date())
-    before, _ = study_panel(settings, then)
+    before, _ = training_panel(settings, then)
     with Lake(settings.storage) as lake:
         newer = (
             lake.facts("macro", series="DGS10")
@@ -241,21 +243,21 @@ def test_facts_that_come_later_change_no_answer_about_the_past(settings, tmp_pat
             .assign(value=99.0, known_at=lambda d: d.known_at + pd.Timedelta("1h"))
         )
         lake.add("macro", newer)
-    after, _ = study_panel(settings, then)
+    after, _ = training_panel(settings, then)
     for f in before._fields:
         assert torch.equal(before._fields[f].nan_to_num(-7.0), after._fields[f].nan_to_num(-7.0)), f
-    pinned, _ = study_panel(settings, snapshot=snapshot)
+    pinned, _ = training_panel(settings, snapshot=snapshot)
     assert torch.equal(
         pinned._fields["yield_10y"].nan_to_num(-7.0), panel._fields["yield_10y"].nan_to_num(-7.0)
     )
     assert not torch.equal(
-        study_panel(settings)[0]._fields["yield_10y"].nan_to_num(-7.0),
+        training_panel(settings)[0]._fields["yield_10y"].nan_to_num(-7.0),
         panel._fields["yield_10y"].nan_to_num(-7.0),
     )
 
 
 def test_a_caller_who_sends_the_lakes_bars_gets_the_stored_answer(settings):
-    panel, _ = study_panel(settings)
+    panel, _ = training_panel(settings)
     publish(settings, panel, covered_spec(settings, panel, 360), 2)
     engine = Engine(settings)
     stored = {(p["ticker"], p["horizon"]): p for p in engine.predict_universe().predictions}
@@ -284,10 +286,10 @@ def test_a_caller_who_sends_the_lakes_bars_gets_the_stored_answer(settings):
 
 
 def test_a_model_of_facts_refuses_to_answer_without_them(settings, tmp_path):
-    panel, _ = study_panel(settings)
+    panel, _ = training_panel(settings)
     place = publish(settings, panel, covered_spec(settings, panel, 360), 3)
     assert set(json.loads((place / "manifest.json").read_text())["needs"]) == set(NEEDS)
-    refresh(settings)
+    refresh_answers(settings)
     bare = settings.with_(**{"storage.home": str(tmp_path)})
     with Lake(settings.storage, read_only=True) as lake:
         bars = lake.bars(adjusted=False)
@@ -297,7 +299,7 @@ def test_a_model_of_facts_refuses_to_answer_without_them(settings, tmp_path):
         (tmp_path / name).symlink_to(settings.storage.home_dir / name)
     held = {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}
     with pytest.raises(FactsMissing, match=r"yield_10y.*macro"):
-        refresh(bare)
+        refresh_answers(bare)
     assert held == {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}, (
         "the answers of before stay, and age"
     )
@@ -313,23 +315,23 @@ def test_training_says_which_facts_nobody_knows(settings, tmp_path):
     with Lake(bare.storage) as lake:
         lake.append(bars)
         lake.add("macro", macro)
-    panel, _ = study_panel(bare)
+    panel, _ = training_panel(bare)
     spec = covered_spec(bare, panel, 360)
     assert "term_spread" in spec.names and "leverage" not in spec.names
-    said = left_out(bare, panel, spec)
+    said = missing_facts_note(bare, panel, spec)
     assert "accruals" in said and "assets" in said and "fundamentals" in said and "[facts]" in said
     with pytest.raises(FactsMissing, match="knows nothing of assets"):
         covered_spec(bare.with_(**{"features.names": ["leverage"]}), panel, 360)
     assert (
-        left_out(settings, *(lambda p: (p, covered_spec(settings, p, 360)))(study_panel(settings)[0])) == ""
+        missing_facts_note(settings, *(lambda p: (p, covered_spec(settings, p, 360)))(training_panel(settings)[0])) == ""
     )
 
 
 def test_an_index_limits_learning_and_answering_to_its_members_as_known(settings):
     asked = settings.with_(**{"data.index": "sp500", "features.names": ["ret_1", "vol_20", "term_spread"]})
-    panel, _ = study_panel(asked)
+    panel, _ = training_panel(asked)
     spec = covered_spec(asked, panel, 360)
-    everybody, data = study_data(settings, panel, spec), study_data(asked, panel, spec)
+    everybody, data = training_dataset(settings, panel, spec), training_dataset(asked, panel, spec)
     gone, never, left = (panel.tickers.index(t) for t in ("SIM3", "SIM9", "SIM1"))
     assert data.y[:, never].isnan().all() and not everybody.y[:, never].isnan().all()
     assert torch.equal(data.y[:, left].nan_to_num(-7), everybody.y[:, left].nan_to_num(-7))
@@ -343,11 +345,11 @@ def test_an_index_limits_learning_and_answering_to_its_members_as_known(settings
     told = {p["ticker"] for p in Engine(asked).predict_universe().predictions}
     assert told and told <= set(TICKERS[:8]) - {"SIM3"} and "SIM1" in told
     with pytest.raises(FactsMissing, match="nikkei"):
-        study_panel(asked.with_(**{"data.index": "nikkei"}))
+        training_panel(asked.with_(**{"data.index": "nikkei"}))
 
 
 def test_a_whole_experiment_with_facts_writes_what_serving_needs(settings, tmp_path):
-    made = experiment(
+    made = run_experiment(
         settings.with_(**{"features.names": ["ret_1", "vol_20", "term_spread", "sector_mom_21", "leverage"]}),
         tmp_path / "work",
         quiet=True,
@@ -361,6 +363,6 @@ def test_a_whole_experiment_with_facts_writes_what_serving_needs(settings, tmp_p
         manifest["needs"] == ["assets", "equity", "sector", "yield_10y", "yield_2y"]
         and manifest["index"] == ""
     )
-    assert Bench and make_manifest(made.candidates["ridge"], made.settings, made.lineage, Spec(["leverage"]))[
+    assert CandidateStore and training_manifest(made.candidates["ridge"], made.settings, made.lineage, Spec(["leverage"]))[
         "needs"
     ] == ["assets", "equity"]

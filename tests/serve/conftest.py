@@ -42,7 +42,8 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.algebra.panel import Panel
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
-    from stockpredict.models.contract import Dataset, make_model
+    from stockpredict.models.contract import make_model
+    from stockpredict.models.dataset import Dataset
 
     with Lake(settings.storage, read_only=True) as lake:
         panel = Panel.from_bars(lake.bars(), get_calendar())
@@ -93,12 +94,12 @@ def market():
 @pytest.fixture(scope="session")
 def template(tmp_path_factory, market):
     "Built once: lake, champion, table."
-    from stockpredict.serve.answer_table import refresh
+    from stockpredict.serve.answer_table import refresh_answers
 
     settings = build_settings(tmp_path_factory.mktemp("served"))
     fill_lake(settings, market)
     publish(settings)
-    refresh(settings)
+    refresh_answers(settings)
     return settings
 
 
@@ -113,17 +114,17 @@ def settings(template, tmp_path):
 
 
 class Served:
-    "An application and a client for it, in one event loop with its housekeeping on or off."
+    "An application and a client for it, in one event loop with its background loop on or off."
 
-    def __init__(self, settings, house=False, **kw):
+    def __init__(self, settings, background=False, **kw):
         from stockpredict.serve.app import create_app
 
-        self.app, self.house = create_app(settings, **kw), house
+        self.app, self.background = create_app(settings, **kw), background
         self.service = self.app.state.service
 
     async def __aenter__(self):
         self.stack = contextlib.AsyncExitStack()
-        if self.house:
+        if self.background:
             await self.stack.enter_async_context(self.app.router.lifespan_context(self.app))
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         client = await self.stack.enter_async_context(

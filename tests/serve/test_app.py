@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from stockpredict.serve.schemas import Envelope, Prediction
-from stockpredict.serve.answer_table import TABLE, Table, refresh
+from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable, refresh_answers
 
 from .conftest import publish
 from .test_engine import own_bars
@@ -20,52 +20,52 @@ def get(served, settings, *paths, headers=None, method="GET", **kw):
         async with served(settings, **kw) as client:
             return [await client.request(method, p, headers=headers) for p in paths]
 
-    told = asyncio.run(go())
-    return told[0] if len(told) == 1 else told
+    responses = asyncio.run(go())
+    return responses[0] if len(responses) == 1 else responses
 
 
 def problem(response, status, code):
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
-    told = response.json()
-    assert told["success"] is False and told["data"] is None
-    error = told["error"]
+    body = response.json()
+    assert body["success"] is False and body["data"] is None
+    error = body["error"]
     assert {"type", "title", "status", "detail", "instance", "code", "message", "fix", "timestamp"} <= set(
         error
     )
     assert (error["code"], error["status"]) == (code, status) and error["detail"]
-    assert told["metadata"]["request_id"] == response.headers["x-request-id"]
+    assert body["metadata"]["request_id"] == response.headers["x-request-id"]
     return error
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_one_ticker(served, template, fast):
     one, many = get(served, template, "/v1/predictions/SIM00?horizon=1", "/v1/predictions/SIM00", fast=fast)
-    told = Envelope[Prediction].model_validate_json(one.content)
+    envelope = Envelope[Prediction].model_validate_json(one.content)
     assert one.json()["data"]["disclaimer"] == "Research output, not investment advice."
     assert (
-        told.success
-        and told.data.horizon == 1
-        and told.data.staleness.state == "stale"
-        and not told.data.stale_model
+        envelope.success
+        and envelope.data.horizon == 1
+        and envelope.data.staleness.state == "stale"
+        and not envelope.data.stale_model
     )
-    assert told.metadata.version == "v1" and told.metadata.request_id == one.headers["x-request-id"]
+    assert envelope.metadata.version == "v1" and envelope.metadata.request_id == one.headers["x-request-id"]
     both = Envelope[list[Prediction]].model_validate_json(many.content).data
-    assert [p.horizon for p in both] == [1, 5] and both[0] == told.data
+    assert [p.horizon for p in both] == [1, 5] and both[0] == envelope.data
 
 
 def test_fast_path_and_router_give_the_same_bytes_and_headers(served, template):
-    tickers = Table.open(template.storage.serving_dir / TABLE).tickers
+    tickers = AnswerTable.open(template.storage.serving_dir / TABLE_FILE).tickers
     paths = [f"/v1/predictions/{t}{q}" for t in tickers for q in ("", "?horizon=1", "?horizon=5")]
     for _ in range(3):
         fast, slow = (
             get(served, template, *paths, headers={"x-request-id": "same"}, fast=f) for f in (True, False)
         )
 
-        def plain(told):
+        def plain(responses):
             return [
                 (r.status_code, re.sub(rb'"timestamp":"[^"]+"', b"", r.content), sorted(r.headers.items()))
-                for r in told
+                for r in responses
             ]
 
         assert plain(fast) == plain(slow)
@@ -77,19 +77,19 @@ def test_fast_path_and_router_give_the_same_bytes_and_headers(served, template):
 def test_the_fast_path_is_really_taken(served, template):
     async def go():
         async with served(template) as client:
-            client.service.tick()
-            client.service.quick.clear()
-            client.service.files.look = lambda: None
+            client.service.refresh_state()
+            client.service.lookups.clear()
+            client.service.table_file.check = lambda: None
             return await client.get("/v1/predictions/SIM00?horizon=1")
 
     assert asyncio.run(go()).status_code == 200
 
     async def poisoned():
         async with served(template) as client:
-            client.service.tick()
-            for key, (body, one) in list(client.service.quick.items()):
+            client.service.refresh_state()
+            for key, (body, one) in list(client.service.lookups.items()):
                 if one:
-                    client.service.quick[key] = (body.replace(b"SIM", b"XIM"), one)
+                    client.service.lookups[key] = (body.replace(b"SIM", b"XIM"), one)
             return await client.get("/v1/predictions/SIM00?horizon=1")
 
     assert asyncio.run(poisoned()).json()["data"]["ticker"] == "XIM00"
@@ -146,14 +146,14 @@ ATTACKS = [
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attacks_as_tickers_are_refused_as_data(served, template, attack):
-    told = get(served, template, f"/v1/predictions/{attack}")
-    assert told.status_code in (404, 422), told.text
-    assert told.json()["success"] is False and len(told.content) < 2500
-    assert "x-evil" not in told.headers
+def test_attacks_in_place_of_tickers_are_refused(served, template, attack):
+    response = get(served, template, f"/v1/predictions/{attack}")
+    assert response.status_code in (404, 422), response.text
+    assert response.json()["success"] is False and len(response.content) < 2500
+    assert "x-evil" not in response.headers
     assert (
-        told.headers["content-type"] == "application/problem+json"
-        and told.headers["x-content-type-options"] == "nosniff"
+        response.headers["content-type"] == "application/problem+json"
+        and response.headers["x-content-type-options"] == "nosniff"
     )
 
 
@@ -174,18 +174,18 @@ def test_refusals(served, template, path, status, code):
 
 
 def test_wrong_method(served, template):
-    told = get(served, template, "/v1/models", method="DELETE")
-    problem(told, 405, "request-invalid")
-    assert told.headers["allow"] == "GET"
+    response = get(served, template, "/v1/models", method="DELETE")
+    problem(response, 405, "request-invalid")
+    assert response.headers["allow"] == "GET"
 
 
 def test_old_data_is_trouble_unless_the_source_is_historical(served, template, tmp_path):
     for source, state in (("simulated", "historical"), ("files", "trouble")):
-        told = get(
+        response = get(
             served, template.with_(**{"data.source": source, "data.files_path": str(tmp_path)}), "/health"
         )
-        assert told.status_code == 200 and told.json()["components"]["data"]["status"] == state
-        assert ("data" in told.json()["trouble"]) is (state == "trouble")
+        assert response.status_code == 200 and response.json()["components"]["data"]["status"] == state
+        assert ("data" in response.json()["trouble"]) is (state == "trouble")
 
 
 def test_pages_of_the_list_cover_everything_once(served, template):
@@ -193,20 +193,20 @@ def test_pages_of_the_list_cover_everything_once(served, template):
         seen, cursor = [], ""
         async with served(template) as client:
             while True:
-                told = (
+                page = (
                     await client.get("/v1/predictions", params={"horizon": 1, "limit": 5, "cursor": cursor})
                 ).json()
-                seen += [p["ticker"] for p in told["data"]]
-                assert told["metadata"]["count"] == len(told["data"]) <= 5
-                if not (cursor := told["metadata"].get("next_cursor")):
+                seen += [p["ticker"] for p in page["data"]]
+                assert page["metadata"]["count"] == len(page["data"]) <= 5
+                if not (cursor := page["metadata"].get("next_cursor")):
                     return seen
 
-    assert asyncio.run(go()) == Table.open(template.storage.serving_dir / TABLE).tickers
+    assert asyncio.run(go()) == AnswerTable.open(template.storage.serving_dir / TABLE_FILE).tickers
 
 
 def test_chosen_tickers(served, template):
-    told = get(served, template, "/v1/predictions?tickers=sim03,SIM01,SIM01&horizon=5").json()
-    assert [(p["ticker"], p["horizon"]) for p in told["data"]] == [("SIM01", 5), ("SIM03", 5)]
+    page = get(served, template, "/v1/predictions?tickers=sim03,SIM01,SIM01&horizon=5").json()
+    assert [(p["ticker"], p["horizon"]) for p in page["data"]] == [("SIM01", 5), ("SIM03", 5)]
 
 
 def test_unchanged_costs_no_body(served, template):
@@ -227,17 +227,18 @@ def test_unchanged_costs_no_body(served, template):
 def test_the_tag_changes_with_the_table(served, settings):
     before = get(served, settings, "/v1/predictions/SIM00").headers["etag"]
     publish(settings, "ridge", 2)
-    refresh(settings)
+    refresh_answers(settings)
     assert get(served, settings, "/v1/predictions/SIM00").headers["etag"] != before
 
 
 @pytest.mark.parametrize(
-    "given,kept", [("order-17_a.b", True), ("x" * 65, False), ("a b", False), ('a"b', False), ("", False)]
+    "proposed,accepted",
+    [("order-17_a.b", True), ("x" * 65, False), ("a b", False), ('a"b', False), ("", False)],
 )
-def test_request_ids(served, template, given, kept):
-    told = get(served, template, "/v1/predictions/SIM00", headers={"x-request-id": given})
-    rid = told.headers["x-request-id"]
-    assert (rid == given) is kept and rid and told.json()["metadata"]["request_id"] == rid
+def test_request_ids(served, template, proposed, accepted):
+    response = get(served, template, "/v1/predictions/SIM00", headers={"x-request-id": proposed})
+    rid = response.headers["x-request-id"]
+    assert (rid == proposed) is accepted and rid and response.json()["metadata"]["request_id"] == rid
 
 
 def test_every_answer_carries_the_security_headers(served, template):
@@ -251,7 +252,7 @@ def test_every_answer_carries_the_security_headers(served, template):
         "/v1/predictions/SIM00",
         "/nowhere",
         "/reports/x",
-        "/assets/page.js",
+        "/assets/docs.js",
         "/openapi.json",
     ):
         assert (
@@ -265,12 +266,12 @@ def test_every_answer_carries_the_security_headers(served, template):
 
 
 def test_staleness_is_counted_when_read(served, settings, monkeypatch):
-    table = Table.open(settings.storage.serving_dir / TABLE)
+    table = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
     for sessions in (0, 1, 2, 3, 7):
         at = table.header["closes"][sessions] - 60
         monkeypatch.setattr("stockpredict.serve.answer_table.time.time", lambda at=at: at)
-        told = get(served, settings, "/v1/predictions/SIM00?horizon=1").json()["data"]["staleness"]
-        assert told == {"sessions": sessions, "state": "stale" if sessions >= 3 else "fresh"}
+        staleness = get(served, settings, "/v1/predictions/SIM00?horizon=1").json()["data"]["staleness"]
+        assert staleness == {"sessions": sessions, "state": "stale" if sessions >= 3 else "fresh"}
 
 
 def test_a_new_table_is_served_without_a_restart(served, settings):
@@ -278,12 +279,12 @@ def test_a_new_table_is_served_without_a_restart(served, settings):
         async with served(settings) as client:
             first = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]["name"]
             publish(settings, "ridge", 2, "weak")
-            refresh(settings)
+            refresh_answers(settings)
             until = time.monotonic() + 5
             while time.monotonic() < until:
-                told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]
-                if told["name"] != first:
-                    return first, told
+                model = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]
+                if model["name"] != first:
+                    return first, model
                 await asyncio.sleep(0.1)
 
     first, then = asyncio.run(go())
@@ -308,15 +309,15 @@ def test_without_a_table_everything_says_what_to_do(served, settings):
 
 
 def test_a_moved_pointer_heals_by_itself(served, settings):
-    "Housekeeping notices the new champion and writes its table."
+    "The background loop notices the new champion and writes its table."
 
     async def go():
-        async with served(settings, house=True) as client:
+        async with served(settings, background=True) as client:
             publish(settings, "ridge", 2, "strong")
             until = time.monotonic() + 60
             while time.monotonic() < until:
-                told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
-                if told["model"]["name"] == "ridge" and not told["stale_model"]:
+                prediction = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
+                if prediction["model"]["name"] == "ridge" and not prediction["stale_model"]:
                     return True
                 await asyncio.sleep(0.2)
 
@@ -327,19 +328,19 @@ def test_a_refused_champion_is_flagged_and_the_old_answers_stay(served, settings
     async def go():
         place = publish(settings, "ridge", 2)
         (place / "state.json").write_bytes(b"{}")
-        async with served(settings, house=True) as client:
+        async with served(settings, background=True) as client:
             until = time.monotonic() + 60
             while time.monotonic() < until:
-                told = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
-                assert told["model"]["name"] == "mean"
-                if told["stale_model"]:
+                prediction = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
+                assert prediction["model"]["name"] == "mean"
+                if prediction["stale_model"]:
                     break
                 await asyncio.sleep(0.2)
-            return told, (await client.get("/health")).json(), (await client.get("/metrics")).text
+            return prediction, (await client.get("/health")).json(), (await client.get("/metrics")).text
 
-    told, health, metrics = asyncio.run(go())
+    prediction, health, metrics = asyncio.run(go())
     assert (
-        told["stale_model"]
+        prediction["stale_model"]
         and health["status"] == "degraded"
         and "refused" in health["components"]["model"]["reason"]
     )
@@ -353,13 +354,13 @@ def test_a_lost_lake_and_registry_do_not_reach_stored_answers(served, settings):
     shutil.rmtree(settings.storage.registry_dir)
 
     async def go():
-        async with served(settings, house=True) as client:
+        async with served(settings, background=True) as client:
             await asyncio.sleep(2)
             return await client.get("/v1/predictions/SIM00"), (await client.get("/health")).json()
 
-    told, health = asyncio.run(go())
+    response, health = asyncio.run(go())
     assert (
-        told.status_code == 200
+        response.status_code == 200
         and health["status"] == "degraded"
         and {"lake", "model"} <= set(health["trouble"])
     )
@@ -390,13 +391,13 @@ def test_own_bars_get_the_stored_answer_when_they_are_the_stored_bars(served, te
         {"ticker": "SIM01", "bars": history, "horizon": 5},
         {"ticker": "SIM01", "bars": history},
     )
-    told = Envelope[Prediction].model_validate_json(one.content).data
+    prediction = Envelope[Prediction].model_validate_json(one.content).data
     stored = (
         Envelope[Prediction]
         .model_validate(get(served, template, "/v1/predictions/SIM01?horizon=5").json())
         .data
     )
-    assert told.source == "caller" and told.model_copy(update={"source": "lake"}) == stored
+    assert prediction.source == "caller" and prediction.model_copy(update={"source": "lake"}) == stored
     assert [p["horizon"] for p in many.json()["data"]] == [1, 5]
     assert one.headers["cache-control"] == "no-store"
 
@@ -406,8 +407,8 @@ def test_a_different_history_gets_a_different_answer(served, template, history):
         history[-1]
     ]
     wild = [{"date": b["date"], "close": b["close"]} for b in wild]
-    calm, told = what_if(served, template, {"bars": history, "horizon": 1}, {"bars": wild, "horizon": 1})
-    assert told.json()["data"]["volatility"]["daily"] > 3 * calm.json()["data"]["volatility"]["daily"]
+    calm, response = what_if(served, template, {"bars": history, "horizon": 1}, {"bars": wild, "horizon": 1})
+    assert response.json()["data"]["volatility"]["daily"] > 3 * calm.json()["data"]["volatility"]["daily"]
 
 
 BODIES = [
@@ -439,11 +440,11 @@ BODIES += [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_bodies_that_are_no_request(served, template, body):
+def test_a_body_that_is_not_a_request_is_refused(served, template, body):
     problem(what_if(served, template, body)[0], 422, "request-invalid")
 
 
-def test_body_limits(served, template):
+def test_large_and_compressed_bodies_are_refused(served, template):
     async def chunks():
         for _ in range(40):
             yield b" " * 65536
@@ -466,13 +467,13 @@ def test_body_limits(served, template):
 
 
 def test_what_if_errors_name_the_reason(served, template, history):
-    asked = (
+    bodies = (
         {"bars": history[:-1]},
         {"bars": history, "horizon": 3},
         {"bars": history[-4:]},
         {"bars": history, "ticker": "';--"},
     )
-    late, horizon, short, name = what_if(served, template, *asked)
+    late, horizon, short, name = what_if(served, template, *bodies)
     assert "newest" in problem(late, 422, "bars-invalid")["message"]
     assert "1, 5" in problem(horizon, 404, "unknown-horizon")["fix"]
     problem(short, 422, "not-enough-history")
@@ -489,7 +490,7 @@ def test_full_queue_says_when_to_return(served, template, history):
             service = client.service
             await asyncio.to_thread(service.load_engine)
             real = service.batcher.run
-            service.batcher.run = lambda asks: (gate.wait(20), real(asks))[1]
+            service.batcher.run = lambda requests: (gate.wait(20), real(requests))[1]
             body = {"bars": history, "horizon": 1}
             first = asyncio.create_task(client.post("/v1/predict", json=body))
             while service.batcher.task is None or service.batcher.queue:
@@ -502,10 +503,12 @@ def test_full_queue_says_when_to_return(served, template, history):
             gate.set()
             return full, read, [await first] + [await r for r in rest], (await client.get("/metrics")).text
 
-    full, read, told, metrics = asyncio.run(go())
+    full, read, answers, metrics = asyncio.run(go())
     problem(full, 503, "queue-full")
     assert full.headers["retry-after"] == "1" and read.status_code == 200
-    assert {r.status_code for r in told} == {200} and len({orjson.dumps(r.json()["data"]) for r in told}) == 1
+    assert {r.status_code for r in answers} == {200} and len(
+        {orjson.dumps(r.json()["data"]) for r in answers}
+    ) == 1
     assert "stockpredict_whatif_batch_size_count 2.0" in metrics
 
 
@@ -519,21 +522,24 @@ def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history)
                 await client.get("/metrics")
             ).text
 
-    told, metrics = asyncio.run(go())
-    problem(told, 503, "model-output-invalid")
+    response, metrics = asyncio.run(go())
+    problem(response, 503, "model-output-invalid")
     assert 'stockpredict_refusals_total{code="model-output-invalid"} 1.0' in metrics
 
 
 def test_without_a_model_own_bars_are_refused_with_the_reason(served, settings, history):
     (settings.storage.registry_dir / "champion.json").unlink()
-    (told,) = what_if(served, settings, {"bars": history})
-    assert "No model has been published" in problem(told, 503, "not-ready")["message"]
+    (response,) = what_if(served, settings, {"bars": history})
+    assert "No model has been published" in problem(response, 503, "not-ready")["message"]
 
 
 def test_models_and_history(served, settings):
     second = publish(settings, "ridge", 2, "weak")
-    told = get(served, settings, "/v1/models").json()["data"]
-    assert told["champion"]["artifact"] == second.name and [e["version"] for e in told["history"]] == [2, 1]
+    models = get(served, settings, "/v1/models").json()["data"]
+    assert models["champion"]["artifact"] == second.name and [e["version"] for e in models["history"]] == [
+        2,
+        1,
+    ]
 
 
 def test_metrics_are_labelled_by_route_and_not_by_path(served, template):
@@ -575,9 +581,9 @@ def test_an_unforeseen_failure_is_an_answer_with_an_id_and_no_trace(served, temp
             client.service.health = lambda: 1 / 0
             return await client.get("/health", headers={"x-request-id": "find-me"})
 
-    told = asyncio.run(go())
-    problem(told, 500, "stockpredict-error")
-    assert "ZeroDivision" not in told.text
+    response = asyncio.run(go())
+    problem(response, 500, "stockpredict-error")
+    assert "ZeroDivision" not in response.text
     line = next(orjson.loads(x) for x in capsys.readouterr().err.splitlines() if "find-me" in x)
     assert line["level"] == "error" and "ZeroDivisionError" in line["exception"]
 
@@ -594,9 +600,9 @@ def test_access_log_is_json_and_quiet_by_default(served, template, capsys, level
         log_level=level,
     )
     out = capsys.readouterr().err
-    told = [orjson.loads(x) for x in out.splitlines()]
-    assert len(told) == lines and "secret" not in out
-    for line in told:
+    lines_logged = [orjson.loads(x) for x in out.splitlines()]
+    assert len(lines_logged) == lines and "secret" not in out
+    for line in lines_logged:
         assert line["event"] == "request" and line["request_id"] == "r-1" and line["ms"] >= 0
 
 
@@ -632,7 +638,9 @@ def test_reports_stay_in_their_folder(served, settings):
 
 
 def test_pages_are_complete_without_a_network(served, template):
-    front, docs, css, js = get(served, template, "/", "/docs", "/assets/page.css", "/assets/page.js")
+    front, docs, page_css, docs_css, script = get(
+        served, template, "/", "/docs", "/assets/page.css", "/assets/docs.css", "/assets/docs.js"
+    )
     for page in (front, docs):
         assert page.headers["content-type"].startswith("text/html")
         links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -640,45 +648,70 @@ def test_pages_are_complete_without_a_network(served, template):
         assert "<script>" not in page.text and " style=" not in page.text and " onclick" not in page.text
         assert "script-src 'self'" in page.headers["content-security-policy"]
     assert "SIM00" in front.text and "No evidence of skill" in front.text and "stale" in front.text
-    assert "url(" not in css.text and "http" not in js.text
+    for asset in (page_css, docs_css, script):
+        assert asset.status_code == 200 and "url(" not in asset.text and "http" not in asset.text
 
 
-def test_every_example_of_the_reference_page_works(served, template):
-    "What the forms are filled with, sent as the script would send it."
-    import html
+@pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
+def test_swagger_ui_comes_from_this_server(served, template, name):
+    asset = get(served, template, f"/assets/{name}")
+    assert asset.status_code == 200 and len(asset.content) > 100_000
+    assert "script-src 'self'" in asset.headers["content-security-policy"]
 
+
+@pytest.mark.parametrize(
+    "name", ["settings.ini", "..%2fapp.py", "base.html", "redoc.standalone.js", "page.js"]
+)
+def test_nothing_else_is_an_asset(served, template, name):
+    problem(get(served, template, f"/assets/{name}"), 404, "not-found")
+
+
+def proposed_requests(schema):
+    "What the API page fills in, as (method, path, query, body)."
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            parameters, query = operation.get("parameters", []), {}
+            for parameter in parameters:
+                if parameter["in"] == "path":
+                    path = path.replace("{" + parameter["name"] + "}", str(parameter["example"]))
+                elif "example" in parameter:
+                    query[parameter["name"]] = parameter["example"]
+            content = operation.get("requestBody", {}).get("content", {})
+            yield method, path, query, content.get("application/json", {}).get("example")
+
+
+def test_every_example_of_the_schema_works(served, template):
     async def go():
         async with served(template) as client:
-            page = (await client.get("/docs")).text
-            seen = {}
-            for verb, path, inner in re.findall(
-                r'<form data-verb="(\w+)" data-path="([^"]+)">(.*?)</form>', page, re.S
-            ):
-                boxes = re.findall(r'<input name="(\w+)" data-in="(\w+)" value="([^"]*)"', inner)
-                body = re.search(r"<textarea[^>]*>(.*?)</textarea>", inner, re.S)
-                for name, where, value in boxes:
-                    if where == "path":
-                        path = path.replace("{" + name + "}", html.unescape(value))
-                query = {
-                    name: html.unescape(value) for name, where, value in boxes if where == "query" and value
-                }
-                seen[path] = (
-                    await client.request(
-                        verb, path, params=query, content=html.unescape(body[1]) if body else None
-                    )
-                ).status_code
-            return seen
+            schema = (await client.get("/openapi.json")).json()
+            requests = list(proposed_requests(schema))
+            return [
+                (path, (await client.request(method, path, params=query, json=body)).status_code)
+                for method, path, query, body in requests
+            ]
 
-    seen = asyncio.run(go())
-    assert len(seen) == 6 and set(seen.values()) == {200}, seen
+    statuses = dict(asyncio.run(go()))
+    assert len(statuses) == 6 and set(statuses.values()) == {200}, statuses
+
+
+def test_the_examples_follow_the_table(served, settings):
+    async def go():
+        async with served(settings) as client:
+            with_table = (await client.get("/openapi.json")).json()
+            client.service.table = None
+            client.service.refresh_state = lambda: None
+            return with_table, (await client.get("/openapi.json")).json()
+
+    tickers = [list(proposed_requests(schema))[0][1] for schema in asyncio.run(go())]
+    assert tickers == ["/v1/predictions/SIM00", "/v1/predictions/AAPL"]
 
 
 def test_the_openapi_schema_is_whole(served, template):
-    told = get(served, template, "/openapi.json").json()
-    names = set(told["components"]["schemas"])
-    used = set(re.findall(r'"#/components/schemas/([^"]+)"', orjson.dumps(told).decode()))
+    schema = get(served, template, "/openapi.json").json()
+    names = set(schema["components"]["schemas"])
+    used = set(re.findall(r'"#/components/schemas/([^"]+)"', orjson.dumps(schema).decode()))
     assert used <= names and {"Prediction", "WhatIf", "WhatIfBar"} <= names
-    assert set(told["paths"]) == {
+    assert set(schema["paths"]) == {
         "/v1/predictions/{ticker}",
         "/v1/predictions",
         "/v1/predict",
@@ -686,12 +719,12 @@ def test_the_openapi_schema_is_whole(served, template):
         "/health",
         "/metrics",
     }
-    assert all(op["summary"] and op["operationId"] for ops in told["paths"].values() for op in ops.values())
+    assert all(op["summary"] and op["operationId"] for ops in schema["paths"].values() for op in ops.values())
 
 
 def test_two_applications_do_not_mix(served, template, settings):
     publish(settings, "ridge", 2)
-    refresh(settings)
+    refresh_answers(settings)
 
     async def go():
         async with served(template) as a, served(settings) as b:

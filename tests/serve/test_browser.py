@@ -1,4 +1,4 @@
-"""The pages in a real browser: no error on the console, no request elsewhere, and the forms really send."""
+"""The pages in a real browser: no error on the console, no request elsewhere, and every operation can be tried."""
 
 import itertools
 import json
@@ -45,24 +45,25 @@ class Browser:
         self.number = itertools.count(1)
         self.events = []
         for domain in ("Page", "Runtime", "Network", "Log"):
-            self.tell(f"{domain}.enable")
+            self.send(f"{domain}.enable")
 
-    def tell(self, method, **params):
+    def send(self, method, **params):
         number = next(self.number)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            told = json.loads(self.socket.recv(timeout=30))
-            if told.get("id") == number:
-                return told.get("result", told)
-            self.events.append(told)
+            message = json.loads(self.socket.recv(timeout=30))
+            if message.get("id") == number:
+                return message.get("result", message)
+            self.events.append(message)
 
     def run(self, script):
-        told = self.tell("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in told, told
-        return told["result"].get("value")
+        options = {"awaitPromise": True, "returnByValue": True}
+        outcome = self.send("Runtime.evaluate", expression=script, **options)
+        assert "exceptionDetails" not in outcome, outcome
+        return outcome["result"].get("value")
 
     def open(self, url):
-        self.tell("Page.navigate", url=url)
+        self.send("Page.navigate", url=url)
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def until(self, script):
@@ -71,24 +72,18 @@ class Browser:
             assert time.monotonic() < end, script
             time.sleep(0.1)
 
-    def complaints(self):
-        bad = [
-            e["params"]["entry"]["text"]
-            for e in self.events
-            if e.get("method") == "Log.entryAdded" and e["params"]["entry"]["level"] == "error"
-        ]
-        return bad + [
-            e["params"]["exceptionDetails"]["text"]
-            for e in self.events
-            if e.get("method") == "Runtime.exceptionThrown"
-        ]
+    def of_kind(self, method):
+        return [event["params"] for event in self.events if event.get("method") == method]
 
-    def asked(self):
-        return [
-            e["params"]["request"]["url"]
-            for e in self.events
-            if e.get("method") == "Network.requestWillBeSent"
-        ]
+    def errors(self):
+        entries = [params["entry"] for params in self.of_kind("Log.entryAdded")]
+        logged = [entry["text"] for entry in entries if entry["level"] == "error"]
+        thrown = [params["exceptionDetails"]["text"] for params in self.of_kind("Runtime.exceptionThrown")]
+        printed = [params for params in self.of_kind("Runtime.consoleAPICalled") if params["type"] == "error"]
+        return logged + thrown + printed
+
+    def requested(self):
+        return [params["request"]["url"] for params in self.of_kind("Network.requestWillBeSent")]
 
     def close(self):
         self.socket.close()
@@ -106,24 +101,47 @@ def browser(tmp_path):
     browser.close()
 
 
-def test_pages_work_in_a_browser(browser, template, tmp_path):
+def only_from(url, requested):
+    return all(address.startswith((url, "data:", "about:", "chrome:", "blob:")) for address in requested)
+
+
+def test_the_front_page_is_styled_and_complete(browser, template, tmp_path):
     with uvicorn_process(template, tmp_path) as (_, url, _):
         browser.open(url + "/")
         assert browser.run("document.querySelectorAll('tbody tr').length") > 5
-        assert (
-            browser.run("getComputedStyle(document.querySelector('h1')).fontSize") != "32px"
-        )  # the style sheet arrived
-        browser.open(url + "/docs#what_if")
-        browser.until("document.getElementById('what_if')?.open")
-        cards = browser.run("[...document.querySelectorAll('details.card')].map(c => c.id)")
-        for card in cards:
-            browser.run(
-                f"document.querySelector('#{card} button').closest('details').open = true; document.querySelector('#{card} button').click()"
-            )
-            browser.until(f"!document.querySelector('#{card} pre').hidden")
-            assert browser.run(f"document.querySelector('#{card} .status').textContent").startswith(
-                "200 in"
-            ), card
-        assert '"source": "caller"' in browser.run("document.querySelector('#what_if pre').textContent")
-        assert len(cards) == 6 and browser.complaints() == []
-        assert all(u.startswith((url, "data:", "about:", "chrome:")) for u in browser.asked())
+        assert browser.run("getComputedStyle(document.querySelector('h1')).fontSize") != "32px"  # styled
+        assert browser.errors() == [] and only_from(url, browser.requested())
+
+
+def execute(browser, operation):
+    "Open one operation of the API page, press Execute, and return the status and body that the page shows."
+    block = f"document.querySelector('#operations-{operation}')"
+    browser.run(f"{block}.querySelector('.opblock-summary-control').click()")
+    browser.until(f"{block}.querySelector('.execute')")
+    browser.run(f"{block}.querySelector('.execute').click()")
+    browser.until(f"{block}.querySelector('.live-responses-table .response-col_status')")
+    status = browser.run(f"{block}.querySelector('.live-responses-table .response-col_status').innerText")
+    body = browser.run(f"{block}.querySelector('.live-responses-table .highlight-code')?.innerText || ''")
+    return status.split()[0], body
+
+
+def test_every_operation_of_the_api_page_works_as_proposed(browser, template, tmp_path):
+    with uvicorn_process(template, tmp_path) as (_, url, _):
+        browser.open(url + "/docs")
+        browser.until("document.querySelectorAll('.opblock').length == 6")
+        ids = browser.run(
+            "[...document.querySelectorAll('.opblock')].map(b => b.id.slice('operations-'.length))"
+        )
+        results = {operation: execute(browser, operation) for operation in ids}
+        assert {operation: status for operation, (status, _) in results.items()} == dict.fromkeys(ids, "200")
+        assert '"source": "caller"' in next(body for name, (_, body) in results.items() if "what_if" in name)
+        assert browser.errors() == [] and only_from(url, browser.requested())
+
+
+def test_the_api_page_explains_every_error_code_at_its_address(browser, template, tmp_path):
+    "The `type` of a problem document leads to the line about its code."
+    with uvicorn_process(template, tmp_path) as (_, url, _):
+        browser.open(url + "/docs#unknown-ticker")
+        browser.until("document.querySelector('tr:target')")
+        assert "unknown-ticker" in browser.run("document.querySelector('tr:target').innerText")
+        assert browser.run("document.querySelectorAll('tr[id]').length") > 20

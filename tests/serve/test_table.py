@@ -15,15 +15,29 @@ from hypothesis import strategies as st
 
 from stockpredict.core.errors import ArtifactRejected, NotReady, UnknownHorizon, UnknownTicker
 from stockpredict.serve.schemas import Prediction
-from stockpredict.serve.answer_table import PREVIOUS, TABLE, Table, TableFile, pack, refresh, rollback_table
-from stockpredict.serve.answer_table import signer, staleness, table_key, verifier, write_table
+from stockpredict.serve.answer_table import (
+    PREVIOUS_FILE,
+    TABLE_FILE,
+    AnswerTable,
+    AnswerTableFile,
+    pack_table,
+    refresh_answers,
+    rollback_table,
+)
+from stockpredict.serve.answer_table import (
+    table_signer,
+    render_staleness,
+    table_key,
+    table_verifier,
+    write_table,
+)
 
 from .conftest import fill_lake, publish
 
 BODIES = {
     (t, h): orjson.dumps({"ticker": t, "horizon": h})[:-1] for t in ("AAPL", "KO", "MSFT") for h in (1, 5)
 }
-RAW = pack({"key": "k"}, BODIES)
+RAW = pack_table({"key": "k"}, BODIES)
 
 
 @given(st.integers(0, len(RAW) - 1), st.integers(1, 255))
@@ -33,32 +47,32 @@ def test_a_changed_byte_never_gives_an_answer(at, flip):
     raw = bytearray(RAW)
     raw[at] ^= flip
     if 40 <= at < 104:
-        assert Table(bytes(raw)).rows == Table(RAW).rows
+        assert AnswerTable(bytes(raw)).rows == AnswerTable(RAW).rows
     else:
         with pytest.raises(NotReady):
-            Table(bytes(raw))
+            AnswerTable(bytes(raw))
 
 
 @given(st.integers(0, len(RAW) - 1))
 @rules(max_examples=100, deadline=None)
 def test_a_cut_file_is_refused(length):
     with pytest.raises(NotReady):
-        Table(RAW[:length])
+        AnswerTable(RAW[:length])
 
 
 @pytest.mark.parametrize("junk", [b"", b"SPTABLE1", b"{}", b"\x80\x04.", RAW + b"x", b"SPTABLE2" + RAW[8:]])
 def test_junk_is_refused(junk):
     with pytest.raises(NotReady):
-        Table(junk)
+        AnswerTable(junk)
 
 
 def test_same_content_same_bytes_in_any_order():
-    assert pack({"key": "k"}, dict(reversed(BODIES.items()))) == RAW
+    assert pack_table({"key": "k"}, dict(reversed(BODIES.items()))) == RAW
 
 
 def test_lookup_and_its_refusals():
-    table = Table(
-        pack({"key": "k", "decision_session": "2022-12-27", "absent": {"OLD": "2020-01-02"}}, BODIES)
+    table = AnswerTable(
+        pack_table({"key": "k", "decision_session": "2022-12-27", "absent": {"OLD": "2020-01-02"}}, BODIES)
     )
     assert [orjson.loads(b + b"}")["horizon"] for b in table.get("KO")] == [1, 5]
     with pytest.raises(UnknownHorizon, match="1, 5"):
@@ -70,10 +84,10 @@ def test_lookup_and_its_refusals():
 
 
 def test_every_stored_answer_is_a_whole_prediction(template):
-    table = Table.open(template.storage.serving_dir / TABLE)
+    table = AnswerTable.open(template.storage.serving_dir / TABLE_FILE)
     assert len(table.rows) == len(table.tickers) * len(table.horizons) > 0
     for (ticker, horizon), body in table.rows.items():
-        p = Prediction.model_validate_json(body + staleness(0, 3, False))
+        p = Prediction.model_validate_json(body + render_staleness(0, 3, False))
         assert (p.ticker, p.horizon) == (ticker, horizon)
         assert p.decision_session < p.entry_session < p.target_session
         q = list(p.quantiles.values())
@@ -84,7 +98,7 @@ def test_every_stored_answer_is_a_whole_prediction(template):
 def test_dates_come_from_the_calendar(template):
     from stockpredict.core.calendar import get_calendar
 
-    cal, table = get_calendar(), Table.open(template.storage.serving_dir / TABLE)
+    cal, table = get_calendar(), AnswerTable.open(template.storage.serving_dir / TABLE_FILE)
     p = orjson.loads(table.get(table.tickers[0], 5)[0] + b"}")
     assert p["entry_session"] == str(cal.offset(p["decision_session"], 1).date())
     assert p["target_session"] == str(cal.offset(p["decision_session"], 6).date())
@@ -98,7 +112,7 @@ def test_last_close_is_the_lakes(template):
     with Lake(template.storage, read_only=True) as lake:
         bars = lake.bars(adjusted=False)
     newest = bars[bars.event_time == bars.event_time.max()].set_index("ticker").close
-    table = Table.open(template.storage.serving_dir / TABLE)
+    table = AnswerTable.open(template.storage.serving_dir / TABLE_FILE)
     for ticker in table.tickers:
         assert orjson.loads(table.get(ticker, 1)[0] + b"}")["last_close"] == pytest.approx(
             newest[ticker], rel=1e-6
@@ -106,7 +120,7 @@ def test_last_close_is_the_lakes(template):
 
 
 def test_tickers_without_a_bar_are_named_and_not_answered(template, market):
-    table = Table.open(template.storage.serving_dir / TABLE)
+    table = AnswerTable.open(template.storage.serving_dir / TABLE_FILE)
     newest = market.event_time.max()
     silent = set(market.ticker) - set(market.ticker[market.event_time == newest])
     assert {"SIM05", "SIM06"} <= silent <= set(table.header["absent"])
@@ -114,72 +128,72 @@ def test_tickers_without_a_bar_are_named_and_not_answered(template, market):
 
 
 def test_refresh_twice_changes_nothing(settings):
-    before = (settings.storage.serving_dir / TABLE).read_bytes()
-    info = refresh(settings)
-    assert info.status == "unchanged" and (settings.storage.serving_dir / TABLE).read_bytes() == before
-    assert refresh(settings, force=True).status == "written"
-    again = Table.open(settings.storage.serving_dir / TABLE)
-    assert again.rows == Table(before).rows
+    before = (settings.storage.serving_dir / TABLE_FILE).read_bytes()
+    info = refresh_answers(settings)
+    assert info.status == "unchanged" and (settings.storage.serving_dir / TABLE_FILE).read_bytes() == before
+    assert refresh_answers(settings, force=True).status == "written"
+    again = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
+    assert again.rows == AnswerTable(before).rows
 
 
 def test_a_new_model_and_new_bars_each_change_the_key(settings, market):
-    keys = [refresh(settings).key]
+    keys = [refresh_answers(settings).key]
     publish(settings, "ridge", 2)
-    keys.append(refresh(settings).key)
+    keys.append(refresh_answers(settings).key)
     last = market[market.event_time == market.event_time.max()].copy()
     last["close"] *= 1.01
     last["high"] = last[["high", "close"]].max(axis=1)
     last["known_at"] = last.known_at + __import__("pandas").Timedelta(days=1)
     fill_lake(settings, last.drop(columns="adj_close", errors="ignore"))
-    keys.append(refresh(settings).key)
+    keys.append(refresh_answers(settings).key)
     assert len(set(keys)) == 3
-    assert Table.open(settings.storage.serving_dir / PREVIOUS).key == keys[1]
+    assert AnswerTable.open(settings.storage.serving_dir / PREVIOUS_FILE).key == keys[1]
     assert (
         rollback_table(settings.storage.serving_dir).key
         == keys[1]
-        == Table.open(settings.storage.serving_dir / TABLE).key
+        == AnswerTable.open(settings.storage.serving_dir / TABLE_FILE).key
     )
 
 
 def test_a_damaged_table_is_written_anew(settings):
-    (settings.storage.serving_dir / TABLE).write_bytes(b"junk")
-    assert refresh(settings).status == "written"
+    (settings.storage.serving_dir / TABLE_FILE).write_bytes(b"junk")
+    assert refresh_answers(settings).status == "written"
 
 
 def test_a_refused_model_leaves_the_table(settings):
-    before = (settings.storage.serving_dir / TABLE).read_bytes()
+    before = (settings.storage.serving_dir / TABLE_FILE).read_bytes()
     place = publish(settings, "ridge", 2)
     (place / "state.json").write_bytes((place / "state.json").read_bytes() + b" ")
     with pytest.raises(ArtifactRejected):
-        refresh(settings)
-    assert (settings.storage.serving_dir / TABLE).read_bytes() == before
+        refresh_answers(settings)
+    assert (settings.storage.serving_dir / TABLE_FILE).read_bytes() == before
 
 
 def test_overwriting_the_file_in_place_does_not_reach_a_reader(settings):
     "A mapped file would change under the reader, or kill it."
-    follow = TableFile(settings.storage.serving_dir, every=0)
+    follow = AnswerTableFile(settings.storage.serving_dir, every=0)
     table = follow.current()
     answers = dict(table.rows)
     with open(follow.path, "r+b") as f:
         f.truncate(10)
-    follow.look()
+    follow.check()
     assert follow.current() is table and table.rows == answers and "damaged" in follow.problem
-    write_table(pack({"key": "next"}, BODIES), settings.storage.serving_dir)
+    write_table(pack_table({"key": "next"}, BODIES), settings.storage.serving_dir)
     assert follow.current().key == "next" and not follow.problem
 
 
 def test_starts_from_the_table_before_when_the_newest_is_damaged(settings):
-    refresh(settings, force=True)
-    (settings.storage.serving_dir / TABLE).write_bytes(b"junk")
-    follow = TableFile(settings.storage.serving_dir)
+    refresh_answers(settings, force=True)
+    (settings.storage.serving_dir / TABLE_FILE).write_bytes(b"junk")
+    follow = AnswerTableFile(settings.storage.serving_dir)
     assert follow.current().tickers and "damaged" in follow.problem
 
 
-def test_only_our_signature_is_believed(settings, tmp_path):
-    raw = (settings.storage.serving_dir / TABLE).read_bytes()
-    assert Table(raw, verifier(settings)).tickers
+def test_only_our_signature_is_accepted(settings, tmp_path):
+    raw = (settings.storage.serving_dir / TABLE_FILE).read_bytes()
+    assert AnswerTable(raw, table_verifier(settings)).tickers
     with pytest.raises(ArtifactRejected):
-        Table(RAW, verifier(settings))
+        AnswerTable(RAW, table_verifier(settings))
     from .conftest import build_settings
 
     other = build_settings(tmp_path / "other")
@@ -187,24 +201,24 @@ def test_only_our_signature_is_believed(settings, tmp_path):
 
     ensure_keys(other.storage.keys_dir)
     with pytest.raises(ArtifactRejected):
-        Table(pack({"key": "k"}, BODIES, signer(other)), verifier(settings))
+        AnswerTable(pack_table({"key": "k"}, BODIES, table_signer(other)), table_verifier(settings))
 
 
 def test_without_the_private_key_tables_go_unsigned(settings):
     (settings.storage.keys_dir / "signing.key").unlink()
-    assert signer(settings) is None and refresh(settings, force=True).status == "written"
+    assert table_signer(settings) is None and refresh_answers(settings, force=True).status == "written"
     assert not (settings.storage.keys_dir / "signing.key").exists()
 
 
 WRITER = """
 import sys
 from pathlib import Path
-from stockpredict.serve.answer_table import pack, write_table
+from stockpredict.serve.answer_table import pack_table, write_table
 bodies = {("T%d" % i, 1): b"x" * 2000 for i in range(2000)}
 n = 0
 while True:
     n += 1
-    write_table(pack({"key": "k%d" % n}, bodies), Path(sys.argv[1]))
+    write_table(pack_table({"key": "k%d" % n}, bodies), Path(sys.argv[1]))
     if n == 1: print("ready", flush=True)
 """
 
@@ -217,11 +231,11 @@ def test_killed_while_writing_leaves_a_whole_table(tmp_path):
         os.kill(writer.pid, signal.SIGKILL)
         writer.wait()
         writer.stdout.close()
-        assert len(Table.open(tmp_path / TABLE).rows) == 2000
+        assert len(AnswerTable.open(tmp_path / TABLE_FILE).rows) == 2000
 
 
 def test_info_is_plain_data(template):
-    info = refresh(template)
+    info = refresh_answers(template)
     assert orjson.loads(orjson.dumps(dataclasses.asdict(info)))["rows"] == info.tickers * 2
     assert info.shared is None
 
