@@ -90,12 +90,12 @@ def dead_letters(
     settings,  # all settings
 ) -> pd.DataFrame:  # source, ticker, start, reason, times, first, last, failures (a list of dicts), wanted
     "Failed requests that wait to be repeated."
-    letters = vendor_ledger(settings).table("SELECT * FROM letters ORDER BY source, ticker")
+    queue = vendor_ledger(settings).table("SELECT * FROM letters ORDER BY source, ticker")
     universe = {canonical_ticker(t) for t in settings.data.universe}
     month_ago = f"{datetime.now(UTC) - timedelta(days=30):%Y-%m-%d}"
-    intraday = letters.source.str.fullmatch(r".*-\d+min")
-    wanted = letters.ticker.isin(universe) | (not universe) | (intraday & (letters["last"] >= month_ago))
-    return letters.assign(failures=letters.failures.map(json.loads), wanted=wanted.astype(bool))
+    intraday = queue.source.str.fullmatch(r".*-\d+min")
+    wanted = queue.ticker.isin(universe) | (not universe) | (intraday & (queue["last"] >= month_ago))
+    return queue.assign(failures=queue.failures.map(json.loads), wanted=wanted.astype(bool))
 
 
 def vendor_answers(

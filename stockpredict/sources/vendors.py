@@ -108,7 +108,7 @@ class Yahoo(VendorAdapter):
         )
 
     def read(self, body, ticker):
-        result = self.chart(body)
+        result = _yahoo_result(body)
         meta = nested_value(self.name, result, "meta")
         days = result.get("timestamp") or []
         require_symbol(self.name, meta.get("symbol"), self.symbol(ticker))
@@ -119,15 +119,6 @@ class Yahoo(VendorAdapter):
         frame = _yahoo_prices(result, days)
         frame["date"] = _local_days(frame["date"], meta)
         return _with_events(frame, result.get("events") or {}, meta)
-
-    def chart(self, body):
-        "The one result in an answer, or the refusal in its place."
-        chart = nested_value(self.name, parse_json(self.name, body), "chart")
-        if error := chart.get("error"):
-            sentence = f"{error.get('code')}: {error.get('description')}"[:160]
-            reason = classify_refusal(sentence, YAHOO_REFUSALS)
-            raise vendor_error(reason, self.name, f"yahoo says: {sentence}.")
-        return nested_value(self.name, chart, "result", 0)
 
 # %% ../../nbs/sources/40_vendors.ipynb #6201030c
 YAHOO_REFUSALS = [
@@ -147,6 +138,16 @@ def _local_days(seconds, meta):
     times = pd.to_datetime(pd.Series(seconds), unit="s", utc=True)
     zone = meta.get("exchangeTimezoneName") or "America/New_York"
     return times.dt.tz_convert(zone).dt.tz_localize(None).dt.normalize()
+
+# %% ../../nbs/sources/40_vendors.ipynb #e2c72de0
+def _yahoo_result(body):
+    "The one result in an answer, or the refusal in its place."
+    chart = nested_value("yahoo", parse_json("yahoo", body), "chart")
+    if error := chart.get("error"):
+        sentence = f"{error.get('code')}: {error.get('description')}"[:160]
+        reason = classify_refusal(sentence, YAHOO_REFUSALS)
+        raise vendor_error(reason, "yahoo", f"yahoo says: {sentence}.")
+    return nested_value("yahoo", chart, "result", 0)
 
 # %% ../../nbs/sources/40_vendors.ipynb #1d7fb937
 def _yahoo_prices(result, days):
@@ -205,17 +206,19 @@ class Tiingo(VendorAdapter):
         frame = frame.reindex(columns=[*VENDOR_COLUMNS, "adj_close", "dividend", "split"])
         return frame.assign(date=lambda f: f["date"].astype("str").str[:10])
 
-    def rows(self, body):
-        "The rows of an answer in JSON or CSV, or the refusal in their place."
-        text = body.lstrip(b"\xef\xbb\xbf \r\n")
-        if text[:1] not in b"[{":
-            return parse_csv(self.name, text, self.refusals)
-        answer = parse_json(self.name, text)
-        if isinstance(answer, list):
-            return pd.DataFrame(answer)
-        sentence = str(answer.get("detail", answer))[:160]
-        reason = classify_refusal(sentence, self.refusals)
-        raise vendor_error(reason, self.name, f"tiingo says: {sentence}")
+# %% ../../nbs/sources/40_vendors.ipynb #dc1f9f63
+@patch
+def rows(self: Tiingo, body: bytes) -> pd.DataFrame:
+    "The rows of an answer in JSON or CSV, or the refusal in their place."
+    text = body.lstrip(b"\xef\xbb\xbf \r\n")
+    if text[:1] not in b"[{":
+        return parse_csv(self.name, text, self.refusals)
+    answer = parse_json(self.name, text)
+    if isinstance(answer, list):
+        return pd.DataFrame(answer)
+    sentence = str(answer.get("detail", answer))[:160]
+    reason = classify_refusal(sentence, self.refusals)
+    raise vendor_error(reason, self.name, f"tiingo says: {sentence}")
 
 # %% ../../nbs/sources/40_vendors.ipynb #d94dc8f4
 @vendor("fmp")

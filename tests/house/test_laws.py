@@ -50,7 +50,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "ops/50_processes.ipynb": "2026-12-01",
     "ops/60_pipeline.ipynb": "2026-12-01",
     
-    "sources/10_simulate.ipynb": "2026-12-01",
     "stream/00_queue.ipynb": "2026-12-01",
     "stream/10_live_table.ipynb": "2026-12-01",
     "stream/20_consumer.ipynb": "2026-12-01",
