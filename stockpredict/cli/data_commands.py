@@ -353,10 +353,10 @@ def lake_expire(
     json_: Json = False,
 ):
     "Forget old versions, except the newest, those with a pin, and those that models were trained on."
-    from stockpredict.train.registry import trained_on
+    from stockpredict.train.registry import training_snapshots
 
     with opened(ctx, write=True) as lake:
-        changed(lake.expire(days, dry_run, keep=trained_on(ctx.obj)), dry_run, json_, "versions expire")
+        changed(lake.expire(days, dry_run, keep=training_snapshots(ctx.obj)), dry_run, json_, "versions expire")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #3ce4f5f1
 @lakes.command("clean")

@@ -10,7 +10,7 @@ import pandas as pd, torch
 from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
 from ..sources.bars import PRICES
-from ..quality.detectors import find_flags
+from ..quality.scan import find_flags
 from ..algebra.panel import Panel
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #75f63d29

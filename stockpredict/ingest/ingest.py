@@ -16,7 +16,7 @@ from ..core.errors import SourceUnavailable, UnknownTicker, did_you_mean
 from ..sources.bars import canonical_ticker
 from ..quality.reconcile import on_traded_scale
 from ..lake.lake import BarsAppended, Lake
-from ..quality.gate import LISTED_ROWS, NOT_YET, inspect_bars
+from ..quality.gate import ALLOWED_ROWS, NOT_YET, inspect_bars
 from .rescan import search_again
 from ..sources.source import make_source, universe, source_id
 from ..sources.vendor_chain import dead_letters, vendor_ledger
@@ -225,7 +225,7 @@ def _rotten(quality):  # tickers that would have the whole portion refused, when
     bad = quality.bad[quality.bad.reason != NOT_YET].ticker.value_counts()
     rows = bad + quality.good.ticker.value_counts().reindex(bad.index, fill_value=0)
     return (
-        sorted(bad.index[bad > (rows * quality.limit).clip(lower=LISTED_ROWS if quality.limit else 0)])
+        sorted(bad.index[bad > (rows * quality.limit).clip(lower=ALLOWED_ROWS if quality.limit else 0)])
         if quality.refused
         else []
     )

@@ -14,7 +14,7 @@ from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped,
 from stockpredict.core.errors import UnknownName, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import BAR_COLUMNS, as_bars
-from stockpredict.quality.gate import LISTED_ROWS, RULES, inspect_bars
+from stockpredict.quality.gate import ALLOWED_ROWS, RULES, inspect_bars
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.sources.source import Source, make_source, sources, universe
 from stockpredict.testing.fake_vendors import FakeVendors
@@ -426,8 +426,8 @@ def test_when_a_batch_is_refused():
     assert not gate(zero(28)).refused and gate(zero(29)).refused and gate(zero(1), limit=0).refused
     few = bars.iloc[:20]
     assert (
-        not gate(zero(LISTED_ROWS, few)).refused
-        and gate(zero(LISTED_ROWS + 1, few)).refused
+        not gate(zero(ALLOWED_ROWS, few)).refused
+        and gate(zero(ALLOWED_ROWS + 1, few)).refused
         and gate(zero(1, few[:1])).refused
     )
     with pytest.raises(

@@ -9,9 +9,9 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.quality.reconcile import absent_sessions, agree, disagreements, restated, rewrites
+from stockpredict.quality.reconcile import absent_sessions, compare_sources, disagreements, summarise_restatements, restatements
 from stockpredict.testing.corruption import healthy_market
-from stockpredict.quality.gate import inspect
+from stockpredict.quality.gate import inspect_bars
 from stockpredict.sources.simulate import sample_bars
 
 NOW = pd.Timestamp("2022-01-01", tz="UTC")
@@ -20,7 +20,7 @@ CAL = get_calendar()
 
 
 def gate(bars, **how):
-    return inspect(bars, CAL, **({"now": NOW} | how))
+    return inspect_bars(bars, CAL, **({"now": NOW} | how))
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_14_rewritten_history_comes_with_a_report_of_the_difference(market):
     rows, other = one(market), one(market, 1)
     now_sent.loc[rows[:120], PRICES] /= 2
     now_sent.loc[other[10], "close"] *= 1.01
-    told = restated(rewrites(market, now_sent), market.ticker.value_counts())
+    told = summarise_restatements(restatements(market, now_sent), market.ticker.value_counts())
     assert told.what.to_dict() == {
         market.ticker[rows[0]]: "rescaled by one factor",
         market.ticker[other[0]]: "corrections",
@@ -373,11 +373,11 @@ def test_18_a_hostile_ticker_gets_no_further_than_the_gate(market):
 @pytest.mark.parametrize("factor", [100, 0.01])
 def test_19_a_price_in_another_unit_is_seen_against_the_last_close_that_is_held(market, factor):
     today = market.event_time.max()
-    held = market[market.event_time < today].drop(columns="adj_close")
+    stored = market[market.event_time < today].drop(columns="adj_close")
     batch = market[market.event_time == today].drop(columns="adj_close").copy()
     hit = batch.index[0]
     batch.loc[hit, PRICES] *= factor
-    quality = gate(batch, held=held)
+    quality = gate(batch, stored=stored)
     assert (
         {"unit changed", "unit error"} <= flags_at(quality, batch, hit)
         and not quality.usable[0]
@@ -388,10 +388,10 @@ def test_19_a_price_in_another_unit_is_seen_against_the_last_close_that_is_held(
 
 def test_19_a_whole_batch_in_pence_is_flagged_bar_by_bar(market):
     today = market.event_time.max()
-    held = market[market.event_time < today].drop(columns="adj_close")
+    stored = market[market.event_time < today].drop(columns="adj_close")
     batch = market[market.event_time == today].drop(columns="adj_close").copy()
     batch[PRICES] *= 100
-    quality = gate(batch, held=held)
+    quality = gate(batch, stored=stored)
     assert not quality.usable.any() and quality.table().failed["unit changed"] == len(batch)
 
 
@@ -401,10 +401,10 @@ def test_19_a_whole_batch_in_pence_is_flagged_bar_by_bar(market):
 def test_22_sources_that_disagree_are_settled_by_a_third_and_flagged(market):
     a, b, c = (market.assign(source=s) for s in "abc")
     b.loc[100, "close"] *= 1.005
-    two, three = agree(dict(a=a, b=b)), agree(dict(a=a, b=b, c=c))
+    two, three = compare_sources(dict(a=a, b=b)), compare_sources(dict(a=a, b=b, c=c))
     assert two.verdict.tolist().count("undecided") == 1 and three.outvoted.tolist().count("b") == 1
     flag = disagreements(three)
     assert len(flag) == 1 and not flag.usable.any() and "50 basis points" in flag.sentence[0]
     assert np.isclose(three.consensus[three.verdict == "outvoted"].item(), market.close[100])
     within = b.assign(close=market.close * 1.0015)
-    assert disagreements(agree(dict(a=a, b=within))).empty, "fifteen basis points are within the tolerance"
+    assert disagreements(compare_sources(dict(a=a, b=within))).empty, "fifteen basis points are within the tolerance"

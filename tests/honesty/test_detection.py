@@ -6,7 +6,7 @@ import pytest
 
 from stockpredict.sources.bars import tidy_bars
 from stockpredict.testing.corruption import CORRUPTIONS
-from stockpredict.quality.detectors import find_flags
+from stockpredict.quality.scan import find_flags
 from stockpredict.testing.detector_benchmark import measure_detection, recorded_cases
 from stockpredict.quality.gate import inspect_bars
 

@@ -8,7 +8,7 @@ import torch
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.quality.corporate_actions import ALL_DETECTORS
-from stockpredict.quality.detectors import find_flags
+from stockpredict.quality.scan import find_flags
 from stockpredict.ingest.frames import add_frame
 from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
@@ -100,7 +100,7 @@ def test_day_by_day_finds_what_a_search_through_everything_finds_and_never_befor
                 else None
             )
             now, last = days[n] + pd.Timedelta("1h"), n
-            lake.append(batch, now=now, flags=find_flags(batch, held=held, detectors=ALL_DETECTORS, before=True))
+            lake.append(batch, now=now, flags=find_flags(batch, stored=held, detectors=ALL_DETECTORS, before=True))
         stored = lake.flags()
         history = lake.facts("flags", versions=True)
         raw = lake.bars(adjusted=False)

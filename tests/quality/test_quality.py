@@ -1,4 +1,4 @@
-"""The gate, its detectors and its comparisons: what they promise to whoever calls them."""
+"""The quality gate, its detectors and its comparisons."""
 
 import json
 
@@ -8,16 +8,19 @@ import pytest
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, FileMissing, ParameterRefused
-from stockpredict.quality.corporate_actions import ACTIONS, ALL, payments
-from stockpredict.quality.reconcile import EDGES, absent_sessions, agree, by_ticker, completeness, corrections
-from stockpredict.quality.reconcile import disagreements, expected, freshness
-from stockpredict.quality.reconcile import restated, rewrites
-from stockpredict.testing.corruption import FAULTS, corrupt, healthy_market, with_dividends
-from stockpredict.quality.detectors import DETECTORS, FLAGS, RATIOS, find_flags, moves, nearest_ratio
-from stockpredict.quality.detectors import trailing_mean, usable
+from stockpredict.quality.corporate_actions import ACTIONS, ALL_DETECTORS, payments
+from stockpredict.quality.reconcile import EXPECTATIONS, absent_sessions, compare_sources, agreement_by_ticker, completeness, corrections
+from stockpredict.quality.reconcile import disagreements, failed_expectations, freshness
+from stockpredict.quality.reconcile import summarise_restatements, restatements
+from stockpredict.testing.corruption import CORRUPTIONS, corrupt, healthy_market, add_dividends
+from stockpredict.quality.detectors import DETECTORS
+from stockpredict.quality.scan import FLAGS, find_flags
+from stockpredict.quality.moves import SPLIT_RATIOS, measure_moves, nearest_split_ratio
+from stockpredict.quality.moves import trailing_mean
+from stockpredict.quality.scan import usable_bars
 from stockpredict.testing.detector_benchmark import recorded_case, recorded_cases
-from stockpredict.quality.gate import CONFLICT, RULES, TWINS, Rule, crowded, failing, in_order, inspect
-from stockpredict.quality.gate import prepared, suspects
+from stockpredict.quality.gate import CONFLICT, RULES, FAST_CHECKS, Rule, duplicate_keys, failing_rows, is_sorted, inspect_bars
+from stockpredict.quality.gate import with_rule_columns, suspects
 from stockpredict.sources.simulate import sample_bars
 
 NOW = pd.Timestamp("2022-01-01", tz="UTC")
@@ -30,7 +33,7 @@ def market():
     return healthy_market(tickers=25, sessions=250, seed=4)
 
 
-# ---- the quick look before the judge
+# ---- the fast check before the judge
 
 
 def wild(rows=3_000, seed=0):
@@ -53,38 +56,38 @@ def wild(rows=3_000, seed=0):
     )
 
 
-def test_the_quick_look_never_changes_the_verdict_of_great_expectations():
-    table = prepared(wild(), CAL, NOW)
+def test_the_fast_check_never_changes_the_verdict_of_great_expectations():
+    table = with_rule_columns(wild(), CAL, NOW)
     for rules in (RULES, [CONFLICT]):
-        quick, thorough = failing(table, rules, whole=0), failing(table, rules, whole=len(table))
+        quick, thorough = failing_rows(table, rules, whole=0), failing_rows(table, rules, whole=len(table))
         assert {k: v.tolist() for k, v in quick.items()} == {k: v.tolist() for k, v in thorough.items()}
         assert all(len(v) for v in thorough.values()), "every rule is exercised"
 
 
-def test_every_kind_of_expectation_in_use_has_a_twin_and_one_without_is_judged_whole():
-    assert {kind for r in [*RULES, CONFLICT] for kind, _ in r.expect} <= set(TWINS)
+def test_every_kind_of_expectation_in_use_has_a_fast_check_and_one_without_is_checked_whole():
+    assert {kind for r in [*RULES, CONFLICT] for kind, _ in r.expect} <= set(FAST_CHECKS)
     other = Rule(
         "short",
         "The name is too long.",
         [("ExpectColumnValueLengthsToBeBetween", dict(column="ticker", max_value=3))],
     )
     table = sample_bars().assign(ticker=lambda f: f.ticker.where(f.index != 9, "LONG"))
-    assert suspects(table, [other]).all() and failing(table, [other], whole=0)["short"].tolist() == [9]
+    assert suspects(table, [other]).all() and failing_rows(table, [other], whole=0)["short"].tolist() == [9]
 
 
-def test_a_twin_that_clears_too_much_stops_the_batch(monkeypatch):
-    monkeypatch.setitem(TWINS, "ExpectColumnValuesToBeBetween", lambda f, a: np.ones(len(f), bool))
-    table = prepared(sample_bars().assign(volume=-1.0), CAL, NOW)
+def test_a_fast_check_that_clears_too_much_stops_the_batch(monkeypatch):
+    monkeypatch.setitem(FAST_CHECKS, "ExpectColumnValuesToBeBetween", lambda f, a: np.ones(len(f), bool))
+    table = with_rule_columns(sample_bars().assign(volume=-1.0), CAL, NOW)
     with pytest.raises(BarsInvalid, match="cleared rows that fail"):
-        failing(table, RULES, whole=0)
+        failing_rows(table, RULES, whole=0)
 
 
 def test_order_and_crowding_are_seen_without_sorting(market):
     mixed = market.sample(frac=1, random_state=1)
-    assert in_order(market) and not in_order(mixed) and in_order(market[:0]) and not crowded(mixed).any()
+    assert is_sorted(market) and not is_sorted(mixed) and is_sorted(market[:0]) and not duplicate_keys(mixed).any()
     twice = pd.concat([market, market.iloc[[5, 9]]])
-    assert crowded(twice).sum() == 4 and crowded(twice.sort_values(["ticker", "event_time"])).sum() == 4
-    a, b = inspect(market, now=NOW), inspect(mixed, now=NOW)
+    assert duplicate_keys(twice).sum() == 4 and duplicate_keys(twice.sort_values(["ticker", "event_time"])).sum() == 4
+    a, b = inspect_bars(market, now=NOW), inspect_bars(mixed, now=NOW)
     assert a.good.equals(b.good) and a.flags.equals(b.flags) and a.checks == b.checks
 
 
@@ -92,20 +95,20 @@ def test_order_and_crowding_are_seen_without_sorting(market):
 
 
 def test_the_catalogue_is_complete_and_speaks_in_sentences():
-    names = [d.name for d in ALL]
+    names = [d.name for d in ALL_DETECTORS]
     assert len(set(names)) == len(names) == len(DETECTORS) + len(ACTIONS) and all(
-        d.sentence.endswith(".") and d.look.__doc__ for d in ALL
+        d.sentence.endswith(".") and d.detect.__doc__ for d in ALL_DETECTORS
     )
-    assert set(names) <= set(inspect(sample_bars(), now=NOW).table().index), (
+    assert set(names) <= set(inspect_bars(sample_bars(), now=NOW).table().index), (
         "each detector is a row of the report"
     )
 
 
 def test_flags_reach_the_reader_and_say_whether_a_return_may_be_used(market):
     t = market.index[market.ticker == market.ticker[0]][100]
-    hurt = market.copy()
-    hurt.loc[t, MONEY] *= 100
-    quality = inspect(hurt, now=NOW)
+    damaged = market.copy()
+    damaged.loc[t, MONEY] *= 100
+    quality = inspect_bars(damaged, now=NOW)
     assert list(quality.flags.columns) == FLAGS and len(quality.good) == len(market) and not quality.refused
     mine = quality.flags[
         (quality.flags.ticker == market.ticker[0]) & (quality.flags.event_time == market.event_time[t])
@@ -118,19 +121,19 @@ def test_flags_reach_the_reader_and_say_whether_a_return_may_be_used(market):
 
 
 def test_a_healthy_market_and_an_empty_one_raise_nothing(market):
-    assert find_flags(market, detectors=ALL).query("not usable").empty
+    assert find_flags(market, detectors=ALL_DETECTORS).query("not usable").empty
     empty = find_flags(market[:0])
-    assert list(empty.columns) == FLAGS and len(empty) == 0 and usable(market, empty).all()
+    assert list(empty.columns) == FLAGS and len(empty) == 0 and usable_bars(market, empty).all()
     one = market[:1]
-    assert find_flags(one, detectors=ALL).empty and inspect(one, now=NOW).flags.empty
+    assert find_flags(one, detectors=ALL_DETECTORS).empty and inspect_bars(one, now=NOW).flags.empty
 
 
-@pytest.mark.parametrize("detector", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize("detector", ALL_DETECTORS, ids=lambda d: d.name)
 def test_a_detector_looks_at_prices_in_any_currency_and_at_tickers_in_any_order(market, detector):
     "Prices times eight, dividends too, and tickers renamed to run backwards: the same bars are flagged."
     damaged, _ = corrupt(
         market,
-        [f.name for f in FAULTS.values() if detector.name in f.signs] or ["price spike"],
+        [f.name for f in CORRUPTIONS.values() if detector.name in f.signs] or ["price spike"],
         each=2,
         seed=3,
     )
@@ -150,13 +153,13 @@ def test_a_detector_looks_at_prices_in_any_currency_and_at_tickers_in_any_order(
     assert sorted(zip(renamed(plain.ticker), plain.event_time)) == sorted(zip(other.ticker, other.event_time))
 
 
-def test_flags_are_about_the_batch_but_judged_with_what_is_held(market):
+def test_flags_are_about_the_batch_but_judged_with_the_stored_bars(market):
     days = sorted(market.event_time.unique())
     old, batch = market[market.event_time < days[-3]], market[market.event_time >= days[-3]].copy()
     hit = batch.index[batch.event_time == days[-3]][0]
     batch.loc[batch.ticker == batch.ticker[hit], MONEY] /= 100
-    held = old.drop(columns=["adj_close", "dividend", "split", "capital_gain"])
-    flags = inspect(batch, now=NOW, held=held).flags
+    stored = old.drop(columns=["adj_close", "dividend", "split", "capital_gain"])
+    flags = inspect_bars(batch, now=NOW, stored=stored).flags
     assert set(flags.event_time) <= set(batch.event_time)
     assert ("unit changed", batch.event_time[hit]) in set(
         zip(flags.flag[flags.ticker == batch.ticker[hit]], flags.event_time)
@@ -164,10 +167,10 @@ def test_flags_are_about_the_batch_but_judged_with_what_is_held(market):
     assert (flags.flag == "unit error").sum() == 3, (
         "the held level is the usual one, and all three new bars are off it"
     )
-    assert inspect(batch, now=NOW).flags.empty, "by itself the batch looks fine"
+    assert inspect_bars(batch, now=NOW).flags.empty, "by itself the batch looks fine"
 
 
-def test_a_split_that_the_adjusted_close_knows_is_no_flag_beside_held_bars(market):
+def test_a_split_that_the_adjusted_close_knows_is_no_flag_beside_stored_bars(market):
     days = sorted(market.event_time.unique())
     old, batch = market[market.event_time < days[-5]], market[market.event_time >= days[-5]].copy()
     name = batch.ticker.iloc[0]
@@ -175,8 +178,8 @@ def test_a_split_that_the_adjusted_close_knows_is_no_flag_beside_held_bars(marke
     batch.loc[(batch.ticker == name) & ~before, ["open", "high", "low", "close"]] /= 4
     batch.loc[(batch.ticker == name) & ~before, "volume"] *= 4
     batch.loc[batch.ticker == name, "adj_close"] = batch.close.where(~before, batch.close / 4)
-    held = old.drop(columns=["adj_close", "dividend", "split", "capital_gain"])
-    assert inspect(batch.drop(columns="dividend"), now=NOW, held=held).flags.empty
+    stored = old.drop(columns=["adj_close", "dividend", "split", "capital_gain"])
+    assert inspect_bars(batch.drop(columns="dividend"), now=NOW, stored=stored).flags.empty
 
 
 def test_means_over_the_bars_before_never_reach_into_another_ticker(market):
@@ -200,23 +203,23 @@ def test_means_over_the_bars_before_never_reach_into_another_ticker(market):
 
 
 def test_ratios_of_splits_are_recognised_both_ways():
-    ratio, off = nearest_ratio(np.concatenate([-np.log(RATIOS), np.log(RATIOS)]))
-    assert np.allclose(ratio, np.concatenate([RATIOS, 1 / RATIOS])) and off.max() < 1e-12
+    ratio, off = nearest_split_ratio(np.concatenate([-np.log(SPLIT_RATIOS), np.log(SPLIT_RATIOS)]))
+    assert np.allclose(ratio, np.concatenate([SPLIT_RATIOS, 1 / SPLIT_RATIOS])) and off.max() < 1e-12
 
 
 def test_payments_are_the_dividends_that_were_paid(market):
-    paid = payments(moves(market))
+    paid = payments(measure_moves(market))
     stated = market.dividend.to_numpy()[paid.at]
     assert (stated > 0).sum() == (market.dividend > 0).sum() and np.allclose(
         paid.applied[stated > 0], paid.stated[stated > 0]
     )
-    assert len(payments(moves(market.drop(columns="adj_close"))).at) == 0
+    assert len(payments(measure_moves(market.drop(columns="adj_close"))).at) == 0
 
 
 # ---- the corruption library
 
 
-@pytest.mark.parametrize("name", list(FAULTS))
+@pytest.mark.parametrize("name", list(CORRUPTIONS))
 def test_each_fault_hurts_what_it_says_and_nothing_else(market, name):
     damaged, events = corrupt(market, [name], each=2, seed=7)
     again, same = corrupt(market, [name], each=2, seed=7)
@@ -239,7 +242,7 @@ def test_the_damage_library_refuses_what_it_cannot_do(market):
 
 def test_added_dividends_leave_total_returns_alone():
     bars = sample_bars().assign(adj_close=lambda b: b.close)
-    paying = with_dividends(bars)
+    paying = add_dividends(bars)
     assert np.allclose(paying.adj_close, bars.adj_close) and (paying.dividend > 0).sum() > 10
     before, same = paying.close.shift(), paying.ticker.eq(paying.ticker.shift())
     total = (paying.close + paying.dividend) / before
@@ -254,7 +257,7 @@ def test_added_dividends_leave_total_returns_alone():
 def test_three_sources_vote_and_two_do_not():
     bars = sample_bars()
     wrong = bars.assign(close=bars.close.where(bars.index != 100, bars.close * 1.01))
-    two, three = agree(dict(a=bars, b=wrong)), agree(dict(a=bars, b=wrong, c=bars))
+    two, three = compare_sources(dict(a=bars, b=wrong)), compare_sources(dict(a=bars, b=wrong, c=bars))
     assert (
         two.verdict.value_counts().to_dict() == dict(agreed=len(bars) - 1, undecided=1)
         and two.consensus.isna().sum() == 1
@@ -266,25 +269,25 @@ def test_three_sources_vote_and_two_do_not():
         and abs(lost.apart.item() - 100) < 1
     )
     assert (
-        disagreements(two).usable.tolist() == [False] and "nobody can tell" in disagreements(two).sentence[0]
+        disagreements(two).usable.tolist() == [False] and "which is right is unknown" in disagreements(two).sentence[0]
     )
     assert "b was outvoted" in disagreements(three).sentence[0]
     assert (
-        agree(dict(a=bars, b=wrong), tolerance=101).verdict.eq("agreed").all()
-        and disagreements(agree(dict(a=bars, b=bars))).empty
+        compare_sources(dict(a=bars, b=wrong), tolerance=101).verdict.eq("agreed").all()
+        and disagreements(compare_sources(dict(a=bars, b=bars))).empty
     )
-    apart = agree(dict(a=bars, b=wrong, c=bars.assign(close=bars.close * 1.02 ** (bars.index == 100))))
+    apart = compare_sources(dict(a=bars, b=wrong, c=bars.assign(close=bars.close * 1.02 ** (bars.index == 100))))
     assert apart[apart.apart > 20].verdict.tolist() == ["undecided"], "three opinions are no majority"
-    rule = expected(by_ticker(two).assign(share=lambda t: t.undecided / t.shared), "agreement")
+    rule = failed_expectations(agreement_by_ticker(two).assign(share=lambda t: t.undecided / t.shared), "agreement")
     assert rule.empty, "one close in three hundred is within the suite"
 
 
 def test_a_constant_scale_between_sources_is_no_disagreement():
     bars = sample_bars()
     half = bars.assign(close=bars.close.where(bars.ticker != "AAA", bars.close / 7))
-    assert agree(dict(a=bars, b=half)).verdict.eq("agreed").all()
+    assert compare_sources(dict(a=bars, b=half)).verdict.eq("agreed").all()
     step = bars.assign(close=bars.close / np.where(bars.event_time < bars.event_time.median(), 4, 1))
-    assert agree(dict(a=bars, b=step)).verdict.value_counts(normalize=True)["agreed"] > 0.95, (
+    assert compare_sources(dict(a=bars, b=step)).verdict.value_counts(normalize=True)["agreed"] > 0.95, (
         "up to the edge of the step"
     )
 
@@ -292,14 +295,14 @@ def test_a_constant_scale_between_sources_is_no_disagreement():
 def test_versions_of_a_bar_are_corrections_and_rescaling_is_told_from_them():
     bars = sample_bars()
     halved = bars.assign(close=bars.close / 2)
-    told = restated(rewrites(bars, halved), bars.ticker.value_counts())
-    assert set(told.what) == {"rescaled by one factor"} and np.allclose(told.typical, -0.5)
+    report = summarise_restatements(restatements(bars, halved), bars.ticker.value_counts())
+    assert set(report.what) == {"rescaled by one factor"} and np.allclose(report.typical, -0.5)
     other = bars.assign(close=bars.close * np.random.default_rng(0).uniform(0.5, 1.5, len(bars)))
-    assert set(restated(rewrites(bars, other), bars.ticker.value_counts()).what) == {"another history"}
-    assert restated(rewrites(bars, bars)).empty and corrections(bars).empty
+    assert set(summarise_restatements(restatements(bars, other), bars.ticker.value_counts()).what) == {"another history"}
+    assert summarise_restatements(restatements(bars, bars)).empty and corrections(bars).empty
     later = bars.iloc[[3]].assign(close=1.0, known_at=bars.known_at[3] + pd.Timedelta(days=1))
-    told = corrections(pd.concat([bars, later]))
-    assert len(told) == 1 and told.held.item() == bars.close[3] and told.now.item() == 1.0
+    report = corrections(pd.concat([bars, later]))
+    assert len(report) == 1 and report.held.item() == bars.close[3] and report.now.item() == 1.0
 
 
 def test_completeness_and_freshness_follow_the_calendar_of_the_exchange():
@@ -308,8 +311,8 @@ def test_completeness_and_freshness_follow_the_calendar_of_the_exchange():
     table = completeness(there)
     full = completeness(bars)
     assert table.missing.sum() - full.missing.sum() == 3 and table.longest_hole["AAA"] >= 3
-    assert set(expected(table, "completeness").rule) == {"incomplete"} and set(
-        expected(table, "completeness").ticker
+    assert set(failed_expectations(table, "completeness").rule) == {"incomplete"} and set(
+        failed_expectations(table, "completeness").ticker
     ) == {"AAA"}
     last = bars.event_time.max()
     assert (
@@ -318,9 +321,9 @@ def test_completeness_and_freshness_follow_the_calendar_of_the_exchange():
     )
     assert freshness(bars[bars.event_time == last], now=last).age.eq(0).all()
     with pytest.raises(ParameterRefused, match="completeness"):
-        expected(table, "completenes")
+        failed_expectations(table, "completenes")
     assert (
-        set(EDGES) == {"completeness", "freshness", "agreement"}
+        set(EXPECTATIONS) == {"completeness", "freshness", "agreement"}
         and len(absent_sessions(bars, bars.event_time.min(), last)) == 0
     )
 
@@ -350,5 +353,5 @@ def test_recorded_dates_keep_their_instant_and_run_forward(tmp_path):
 
 
 def test_the_gate_takes_the_columns_that_a_vendor_adds(market):
-    quality = inspect(market, now=NOW)
+    quality = inspect_bars(market, now=NOW)
     assert {"dividend", "split", "capital_gain"} <= set(quality.good) and quality.good.equals(market)
