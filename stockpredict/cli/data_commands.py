@@ -69,11 +69,11 @@ def ingest_letters(
     json_: Json = False,
 ):
     "Requests that nobody answered, and why; `ingest --replay` asks again."
-    from stockpredict.ingest.ingest import drop_letters
+    from stockpredict.ingest.ingest import drop_dead_letters
     from stockpredict.sources.vendor_chain import dead_letters
 
     if drop or stale:
-        gone = drop_letters(ctx.obj, [t.upper() for t in drop or []] or None)
+        gone = drop_dead_letters(ctx.obj, [t.upper() for t in drop or []] or None)
         return (
             as_json(dict(dropped=gone))
             if json_
@@ -154,7 +154,7 @@ def ingest_facts(
     json_: Json = False,
 ):
     "Facts about the economy and about companies, from vendors or files; `lake facts` shows what is held."
-    from stockpredict.ingest.facts import gather, wishes
+    from stockpredict.ingest.facts import ingest_facts, fact_requests
 
     if sectors or members:
         for name, did in _from_files(ctx, sectors, members, index).items():
@@ -162,7 +162,7 @@ def ingest_facts(
         if not (macro or reports or news):
             return
     with telling() as say:
-        done = gather(ctx.obj, wishes(ctx.obj, macro or [], reports or [], news or [], vendor), say)
+        done = ingest_facts(ctx.obj, fact_requests(ctx.obj, macro or [], reports or [], news or [], vendor), say)
     show(done, json_, "Nothing was asked for: name --macro, --reports, --news, --sectors or --members.")
     if len(done) and (done.reason != "").all():
         raise typer.Exit(1)
@@ -474,7 +474,7 @@ def quality_flags(
     from stockpredict.core.errors import DataError
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.ingest.ingest import load_bars
-    from stockpredict.ingest.rescan import search_again, stored_flags
+    from stockpredict.ingest.rescan import rescan_flags, stored_flags
     from stockpredict.sources.source import make_source, source_id
 
     wanted = [canonical_ticker(t) for t in tickers or []]
@@ -482,7 +482,7 @@ def quality_flags(
         load_bars(ctx.obj, wanted)  # names a ticker that the lake does not hold
     if again:
         with opened(ctx, write=True) as lake:
-            n = search_again(lake, source_id(ctx.obj), ctx.obj.data.calendar)
+            n = rescan_flags(lake, source_id(ctx.obj), ctx.obj.data.calendar)
         if not json_:
             out(f"{n:,} flags are new, gone or back.")
     found = stored_flags(ctx.obj, as_of or None, tickers=wanted or None)

@@ -61,15 +61,15 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
     "Try every model on the lake as it is; nothing is published."
     from stockpredict.ops.pipeline import features, train
     from stockpredict.ops.study import FORMATS, begin, load_work, skill_rows
-    from stockpredict.train.gate import evaluate_candidates
-    from stockpredict.train.walk_forward import Experiment
+    from stockpredict.train.skill_table import skill_table
+    from stockpredict.train.experiment import Experiment
 
     with telling() as say:
         work = begin(load(settings, set_), as_of)
         for step in (features, train):
             say(step.__name__)
             step(work)
-    frame = evaluate_candidates(Experiment.load(load_work(work).dir / "experiment"))
+    frame = skill_table(Experiment.load(load_work(work).dir / "experiment"))
     if json_:
         return as_json(frame.to_dict("records"))
     for h, kind in ((h, kind) for h in frame.horizon.unique() for kind in ("rank", "worth")):
@@ -172,9 +172,9 @@ def report(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Jso
 def report_list(ctx: typer.Context, json_: Json = False):
     "The pages there are, newest first."
     import pandas as pd
-    from stockpredict.ops.reports import runs_in, write_index
+    from stockpredict.ops.reports import finished_runs, write_index
 
-    runs = runs_in(ctx.obj.storage.reports_dir)
+    runs = finished_runs(ctx.obj.storage.reports_dir)
     if json_:
         return as_json(runs)
     rows = [
@@ -192,9 +192,9 @@ def report_path(
     name: Annotated[str, typer.Argument(help="Of the run, for example r40_validate.")] = "r40_validate",
 ):
     "Where the newest page of a run is."
-    from stockpredict.ops.reports import latest
+    from stockpredict.ops.reports import latest_report
 
-    out(str(ctx.obj.storage.reports_dir / latest(ctx.obj.storage.reports_dir, name)["folder"] / "page.html"))
+    out(str(ctx.obj.storage.reports_dir / latest_report(ctx.obj.storage.reports_dir, name)["folder"] / "page.html"))
 
 # %% ../../nbs/cli/20_main.ipynb #b881016a
 @reports.command("run")
@@ -348,9 +348,9 @@ def model(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json
 @models.command("list")
 def models_list(ctx: typer.Context, json_: Json = False):
     "The model in service."
-    from stockpredict.train.registry import champion
+    from stockpredict.train.champion import current_champion
 
-    said = vars(champion(ctx.obj))
+    said = vars(current_champion(ctx.obj))
     as_json(said) if json_ else out(
         "\n".join(f"{k:12} {v}" for k, v in said.items() if isinstance(v, str | int | float))
     )
@@ -360,9 +360,9 @@ def models_list(ctx: typer.Context, json_: Json = False):
 def history(ctx: typer.Context, json_: Json = False):
     "Every promotion and rollback, newest first."
     from stockpredict.cli.console import show
-    from stockpredict.train.registry import history
+    from stockpredict.train.registry import registry_history
 
-    show(history(ctx.obj).iloc[::-1], json_)
+    show(registry_history(ctx.obj).iloc[::-1], json_)
 
 
 @models.command("rollback")

@@ -47,10 +47,10 @@ def facts(
     settings: Settings,  # what to gather, and for which features
 ) -> dict:  # facts: a row a wish; facts_mark: identity of what the features read, absent when they read none
     "Gather what the section [facts] asks for; whatever fails there, the bars are in."
-    from stockpredict.ingest.facts import gather_due
+    from stockpredict.ingest.facts import ingest_due_facts
 
     try:
-        rows = gather_due(settings).to_dict("records")
+        rows = ingest_due_facts(settings).to_dict("records")
     except (StockpredictError, OSError) as e:
         rows = [{"table": "", "about": "facts", "reason": getattr(e, "code", "failed"), "sentence": str(e)}]
     return ({"facts": rows} if rows else {}) | (
@@ -84,17 +84,18 @@ def facts_mark(
 def features(work: Work) -> dict:
     "Compute the inputs once and say how complete they are."
     from stockpredict.catalogue.design_matrix import make_inputs
-    from stockpredict.train.training_data import left_out
-    from stockpredict.train.walk_forward import covered_spec, make_folds, study_panel
+    from stockpredict.train.training_data import missing_facts_note
+    from stockpredict.train.training_data import covered_spec, training_panel
+    from stockpredict.train.walk_forward import make_folds
 
-    panel, _ = study_panel(work.settings, work.as_of or None, work.snapshot)
+    panel, _ = training_panel(work.settings, work.as_of or None, work.snapshot)
     spec = covered_spec(work.settings, panel, make_folds(work.settings, len(panel))[0].train_stop)
     inputs = make_inputs(panel, spec)
     return {
         "sessions": len(inputs.sessions),
         "tickers": len(inputs.tickers),
         "look_back": spec.lookback,
-        "left_out": left_out(work.settings, panel, spec),
+        "left_out": missing_facts_note(work.settings, panel, spec),
         "coverage": {n: round(float(c), 4) for n, c in zip(inputs.names, inputs.coverage, strict=True)},
     }
 
@@ -102,10 +103,10 @@ def features(work: Work) -> dict:
 @once
 def train(work: Work) -> dict:
     "Every candidate on data it has not seen, then refitted on all of it."
-    from stockpredict.train.registry import champion_or_none
-    from stockpredict.train.walk_forward import experiment
+    from stockpredict.train.champion import champion_or_none
+    from stockpredict.train.experiment import run_experiment
 
-    made = experiment(
+    made = run_experiment(
         work.settings,
         work.dir / "experiment",
         work.as_of or None,
@@ -123,20 +124,20 @@ def train(work: Work) -> dict:
 @once
 def self_test(work: Work) -> dict:
     "Does the machinery find nothing in nothing, the planted signal, and the leak?"
-    from stockpredict.train.gate import self_test
+    from stockpredict.train.judge import run_self_test
 
-    return json.loads(self_test(work.settings).to_json())
+    return json.loads(run_self_test(work.settings).to_json())
 
 
 @once
 def judge(work: Work) -> dict:
     "Promote, hold, or suspect a leak: computed, with reasons."
-    from stockpredict.train.gate import SelfTest, judge
-    from stockpredict.train.registry import champion_or_none
-    from stockpredict.train.walk_forward import Experiment
+    from stockpredict.train.judge import SelfTest, judge_experiment
+    from stockpredict.train.champion import champion_or_none
+    from stockpredict.train.experiment import Experiment
 
     tested = SelfTest.from_json(json.dumps(done(work.dir, "self_test")))
-    said = judge(Experiment.load(work.dir / "experiment"), tested, champion_or_none(work.settings))
+    said = judge_experiment(Experiment.load(work.dir / "experiment"), tested, champion_or_none(work.settings))
     return json.loads(said.to_json())
 
 # %% ../../nbs/ops/60_pipeline.ipynb #a9535703
@@ -146,11 +147,11 @@ def publish(work: Work) -> dict:
     if work.past:
         return {"version": None, "note": f"A study as of {work.as_of}; what is served stays as it is."}
     from stockpredict.train.gate import Verdict
-    from stockpredict.train.registry import publish
-    from stockpredict.train.walk_forward import Experiment
+    from stockpredict.train.registry import publish_model
+    from stockpredict.train.experiment import Experiment
 
     said = Verdict.from_json(json.dumps(done(work.dir, "judge")))
-    now = publish(work.settings, Experiment.load(work.dir / "experiment"), said)
+    now = publish_model(work.settings, Experiment.load(work.dir / "experiment"), said)
     return {"version": now.version, "model": now.model, "artifact": now.artifact, "skill": now.skill}
 
 # %% ../../nbs/ops/60_pipeline.ipynb #2c184292
@@ -158,12 +159,12 @@ def refresh(
     workdir: str | Path,  # work folder
 ) -> dict:
     "Compute every answer of the served model; costs a comparison when nothing changed."
-    from stockpredict.serve.answer_table import refresh
+    from stockpredict.serve.answer_table import refresh_answers
 
     work = load_work(workdir)
     if work.past:
         return {"status": "left alone"}
-    return plain(asdict(refresh(work.settings)))
+    return plain(asdict(refresh_answers(work.settings)))
 
 # %% ../../nbs/ops/60_pipeline.ipynb #9a4d479d
 def page(
@@ -195,9 +196,9 @@ def predictions(
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.serve.answer_table import TABLE, Table
+    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
 
-    held = Table.open(settings.storage.serving_dir / TABLE)
+    held = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
     wanted = [canonical_ticker(t) for t in tickers] if tickers else held.tickers
     said = [json.loads(body + b"}") for t in wanted for body in held.get(t, horizon)]
     keep = ("ticker", "horizon", "decision_session", "entry_session", "target_session", "last_close", "p_up")
@@ -221,9 +222,9 @@ def answered(
     horizon: int | None = None,  # only this one; all when empty
 ):
     "`predictions`, after the table was brought up to date with the lake and the model."
-    from stockpredict.serve.answer_table import refresh
+    from stockpredict.serve.answer_table import refresh_answers
 
-    refresh(settings)
+    refresh_answers(settings)
     return predictions(settings, tickers, horizon)
 
 # %% ../../nbs/ops/60_pipeline.ipynb #b10317c6
@@ -267,11 +268,11 @@ def roll_back(
     settings: Settings,  # whose registry
 ) -> str:  # what is served now, in a sentence
     "Serve the model before this one again, and answer with it."
-    from stockpredict.serve.answer_table import refresh
+    from stockpredict.serve.answer_table import refresh_answers
     from stockpredict.train.registry import rollback
 
     rollback(settings)
-    said = refresh(settings)
+    said = refresh_answers(settings)
     return f"{said.model} answers again, for {said.tickers} tickers as of {said.decision_session}."
 
 # %% ../../nbs/ops/60_pipeline.ipynb #415202f9

@@ -78,7 +78,7 @@ def open_work(
     as_of: str = "",  # pretend that it is the end of this day; empty for now
 ) -> str:  # the work folder
     "The folder of this question, new or begun before."
-    from stockpredict.train.walk_forward import code_version
+    from stockpredict.train.lineage import code_version
 
     day = min(x for x in (as_of[:10], ingested["last"]) if x)
     seen = [
@@ -203,8 +203,9 @@ class Study:
         self,
         workdir: str | Path,  # work folder with a finished `judge`
     ):
-        from stockpredict.train.gate import SelfTest, Verdict
-        from stockpredict.train.walk_forward import Experiment
+        from stockpredict.train.judge import SelfTest
+        from stockpredict.train.gate import Verdict
+        from stockpredict.train.experiment import Experiment
 
         self.work = load_work(workdir)
         self.made = Experiment.load(self.work.dir / "experiment")
@@ -396,7 +397,7 @@ def calibration(
 
     h = horizon or self.horizon
     f = self.made.candidates[who or self.served].forecast
-    j, y = f.horizon(h), self.made.outcome(h)
+    j, y = f.horizon_index(h), self.made.outcome(h)
     q, n = f.quantiles[:, :, j].numpy(), len(f.levels)
     held = {
         round(f.levels[-1 - k] - f.levels[k], 4): coverage(
@@ -414,7 +415,7 @@ def volatility(self: Study):
     import numpy as np
     import pandas as pd
     from stockpredict.evaluate.risk import volatility_table
-    from stockpredict.train.gate import one_day_returns
+    from stockpredict.train.skill_table import one_day_returns
 
     move = pd.DataFrame(one_day_returns(self.made.close)) ** 2
     naive = {
@@ -446,7 +447,7 @@ def volatility(self: Study):
 def market(self: Study):
     "Return of all stocks in equal parts, session by session of the test: what the portfolio stands beside."
     import pandas as pd
-    from stockpredict.train.gate import one_day_returns
+    from stockpredict.train.skill_table import one_day_returns
 
     return pd.DataFrame(
         one_day_returns(self.made.close)[self.made.tested], index=self.made.sessions[self.made.tested]

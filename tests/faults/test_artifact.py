@@ -19,7 +19,8 @@ from stockpredict.core.errors import ArtifactRejected, NotFitted
 from stockpredict.models import artifact as art
 from stockpredict.models.artifact import artifact_hash, ensure_keys, key_id, load_artifact, public_key
 from stockpredict.models.artifact import save_artifact
-from stockpredict.models.contract import make_model, sample_dataset
+from stockpredict.models.contract import make_model
+from stockpredict.models.dataset import sample_dataset
 
 FACTS = dict(
     snapshot=7,
@@ -35,7 +36,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory, data):
+def saved(tmp_path_factory, data):
     "Keys, and one artifact of a ridge and one of trees."
     folder = tmp_path_factory.mktemp("artifacts")
     keys = ensure_keys(folder / "keys")
@@ -47,19 +48,19 @@ def kept(tmp_path_factory, data):
 
 
 @pytest.fixture(params=["ridge", "lightgbm"])
-def place(request, kept, tmp_path):
+def place(request, saved, tmp_path):
     "A copy of an artifact to spoil, with its keys."
-    return Path(shutil.copytree(kept[0] / request.param, tmp_path / "model")), kept[1]
+    return Path(shutil.copytree(saved[0] / request.param, tmp_path / "model")), saved[1]
 
 
 @pytest.fixture
-def trees(kept, tmp_path):
-    return Path(shutil.copytree(kept[0] / "lightgbm", tmp_path / "model")), kept[1]
+def trees(saved, tmp_path):
+    return Path(shutil.copytree(saved[0] / "lightgbm", tmp_path / "model")), saved[1]
 
 
 @pytest.fixture
-def ridge(kept, tmp_path):
-    return Path(shutil.copytree(kept[0] / "ridge", tmp_path / "model")), kept[1]
+def ridge(saved, tmp_path):
+    return Path(shutil.copytree(saved[0] / "ridge", tmp_path / "model")), saved[1]
 
 
 def sign_again(place, keys, **changes):
@@ -73,12 +74,12 @@ def sign_again(place, keys, **changes):
         if f.name not in ("manifest.json", "signature.json")
     }
     about.update(changes)
-    text = art.dumps(about)
+    text = art.canonical_json(about)
     (place / "manifest.json").write_bytes(text)
     seal = dict(
         algorithm="ed25519", key=key_id(keys.public), signature=keys.private.sign(art.SEAL + text).hex()
     )
-    (place / "signature.json").write_bytes(art.dumps(seal))
+    (place / "signature.json").write_bytes(art.canonical_json(seal))
 
 
 def state_of(place):
@@ -103,7 +104,7 @@ def test_untouched_it_loads(place):
 
 
 def test_signing_again_honestly_loads(place):
-    "The helper of these tests itself makes valid artifacts, so what is refused below is refused for its content."
+    "The helper of these tests makes valid artifacts, so a refusal below is about the content."
     folder, keys = place
     sign_again(folder, keys)
     assert load_artifact(folder, keys.public).model.names
@@ -217,10 +218,10 @@ def test_paths_in_the_manifest(ridge, name):
     folder, keys = ridge
     about = json.loads((folder / "manifest.json").read_text())
     about["files"][name] = about["files"]["state.json"]
-    text = art.dumps(about)
+    text = art.canonical_json(about)
     (folder / "manifest.json").write_bytes(text)
     (folder / "signature.json").write_bytes(
-        art.dumps(dict(signature=keys.private.sign(art.SEAL + text).hex()))
+        art.canonical_json(dict(signature=keys.private.sign(art.SEAL + text).hex()))
     )
     refused(folder, keys, "differ")
 
@@ -278,12 +279,12 @@ def test_somebody_elses_key(place, tmp_path):
 def test_a_signature_for_another_purpose(ridge):
     folder, keys = ridge
     text = (folder / "manifest.json").read_bytes()
-    (folder / "signature.json").write_bytes(art.dumps(dict(signature=keys.private.sign(text).hex())))
+    (folder / "signature.json").write_bytes(art.canonical_json(dict(signature=keys.private.sign(text).hex())))
     refused(folder, keys, "trusted key")
 
 
-def test_two_valid_artifacts_cannot_be_mixed(kept, tmp_path, data):
-    folder, keys = kept
+def test_two_valid_artifacts_cannot_be_mixed(saved, tmp_path, data):
+    folder, keys = saved
     other = save_artifact(
         make_model("ridge", alpha=1.0).fit(data), data.inputs.spec, tmp_path / "other", FACTS, keys.private
     )
@@ -319,7 +320,7 @@ def test_one_feature_fewer_than_weights(place):
         folder,
         keys,
         spec=spec | dict(names=fewer),
-        files={"state.json": art.dumps(state | dict(names=fewer))},
+        files={"state.json": art.canonical_json(state | dict(names=fewer))},
     )
     refused(folder, keys, "made for 5 features")
 
@@ -332,7 +333,7 @@ def test_a_feature_twice(ridge):
         folder,
         keys,
         spec=spec | dict(names=twice),
-        files={"state.json": art.dumps(state | dict(names=twice))},
+        files={"state.json": art.canonical_json(state | dict(names=twice))},
     )
     refused(folder, keys, "features")
 
@@ -352,7 +353,7 @@ def test_horizons_that_the_weights_do_not_have(ridge):
         folder,
         keys,
         horizons=[1, 5, 21],
-        files={"state.json": art.dumps(state_of(folder) | dict(horizons=[1, 5, 21]))},
+        files={"state.json": art.canonical_json(state_of(folder) | dict(horizons=[1, 5, 21]))},
     )
     refused(folder, keys, "refused")
 
@@ -393,7 +394,11 @@ def test_weights_of_the_wrong_shape_or_absent(ridge, part):
 
 def test_parameters_nobody_knows(ridge):
     folder, keys = ridge
-    sign_again(folder, keys, files={"state.json": art.dumps(state_of(folder) | dict(params={"shell": "rm"}))})
+    sign_again(
+        folder,
+        keys,
+        files={"state.json": art.canonical_json(state_of(folder) | dict(params={"shell": "rm"}))},
+    )
     refused(folder, keys, "cannot be built")
 
 
@@ -406,14 +411,14 @@ def test_a_file_beyond_the_limit(ridge, monkeypatch):
 # --- saving
 
 
-def test_an_unfitted_model_is_not_saved(kept, tmp_path, data):
+def test_an_unfitted_model_is_not_saved(saved, tmp_path, data):
     with pytest.raises(NotFitted):
-        save_artifact(make_model("ridge"), data.inputs.spec, tmp_path / "m", {}, kept[1].private)
+        save_artifact(make_model("ridge"), data.inputs.spec, tmp_path / "m", {}, saved[1].private)
     assert not (tmp_path / "m").exists()
 
 
-def test_the_hash_names_the_content(kept, tmp_path, data):
-    folder, keys = kept
+def test_the_hash_names_the_content(saved, tmp_path, data):
+    folder, keys = saved
     first = artifact_hash(folder / "ridge")
     again = make_model("ridge").fit(data)
 
@@ -430,8 +435,8 @@ def test_the_hash_names_the_content(kept, tmp_path, data):
     )
 
 
-def test_saving_twice_replaces(kept, tmp_path, data):
-    keys = kept[1]
+def test_saving_twice_replaces(saved, tmp_path, data):
+    keys = saved[1]
     for alpha in (0.1, 0.5):
         save_artifact(
             make_model("ridge", alpha=alpha).fit(data), data.inputs.spec, tmp_path / "m", FACTS, keys.private
@@ -440,15 +445,15 @@ def test_saving_twice_replaces(kept, tmp_path, data):
     assert os.listdir(tmp_path) == ["m"]
 
 
-def test_the_caller_cannot_overwrite_what_the_model_says(kept, tmp_path, data):
+def test_the_caller_cannot_overwrite_what_the_model_says(saved, tmp_path, data):
     lies = dict(files={}, format=9, spec={}, horizons=[9], model={"name": "zero"})
-    m = save_artifact(make_model("ridge").fit(data), data.inputs.spec, tmp_path / "m", lies, kept[1].private)
-    assert load_artifact(m, kept[1].public).model.name == "ridge"
+    m = save_artifact(make_model("ridge").fit(data), data.inputs.spec, tmp_path / "m", lies, saved[1].private)
+    assert load_artifact(m, saved[1].public).model.name == "ridge"
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_full_disk_leaves_the_old_one(kept, tmp_path, data, monkeypatch, step):
-    keys, calls = kept[1], []
+def test_a_full_disk_leaves_the_old_one(saved, tmp_path, data, monkeypatch, step):
+    keys, calls = saved[1], []
     save_artifact(make_model("ridge").fit(data), data.inputs.spec, tmp_path / "m", FACTS, keys.private)
 
     def full(fd):
@@ -470,7 +475,8 @@ KILL = """
 import os, sys
 from pathlib import Path
 from stockpredict.models import artifact as art
-from stockpredict.models.contract import make_model, sample_dataset
+from stockpredict.models.contract import make_model
+from stockpredict.models.dataset import sample_dataset
 folder, steps = Path(sys.argv[1]), [int(s) for s in sys.argv[2].split(',')]
 data, keys = sample_dataset(tickers=8, sessions=160), art.ensure_keys(folder / 'keys')
 model, fsync, rename = make_model('ridge').fit(data), os.fsync, os.rename
@@ -538,13 +544,14 @@ def test_broken_or_absent_keys(tmp_path):
         ensure_keys(tmp_path)
 
 
-def test_loading_is_light(kept):
+def test_loading_is_light(saved):
     "A service that loads a ridge never imports what trained it."
-    folder, _ = kept
+    folder, _ = saved
     code = (
         "import sys; from stockpredict.models.artifact import load_artifact, public_key;"
         f"load_artifact({str(folder / 'ridge')!r}, public_key({str(folder / 'keys')!r}));"
-        "print([m for m in ('lightning', 'lightgbm', 'mlflow', 'optuna', 'sklearn', 'prefect', 'papermill') if m in sys.modules])"
+        "heavy = 'lightning lightgbm mlflow optuna sklearn prefect papermill'.split();"
+        "print([m for m in heavy if m in sys.modules])"
     )
     assert (
         subprocess.run(

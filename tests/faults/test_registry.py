@@ -15,11 +15,12 @@ from stockpredict.core.errors import ArtifactRejected, FlowLocked, NoChampion
 from stockpredict.core.settings import load_settings
 from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import load_artifact, public_key
-from stockpredict.train import registry
+from stockpredict.train import mlflow_mirror
 from stockpredict.train.gate import decide
-from stockpredict.train.registry import alone, champion, champion_or_none, history, publish, reconcile
+from stockpredict.train.champion import registry_lock, current_champion, champion_or_none
+from stockpredict.train.registry import registry_history, publish_model, sync_mlflow
 from stockpredict.train.registry import rollback
-from stockpredict.train.walk_forward import Experiment, experiment
+from stockpredict.train.experiment import Experiment, run_experiment
 
 SMALL = {
     "data.source": "simulated",
@@ -42,26 +43,26 @@ def base(tmp_path_factory):
     settings = load_settings(overrides={**SMALL, "storage.home": str(place / "home")}, environ={})
     ingest(settings)
     for name, as_of in (("old", "2016-10-31"), ("new", None)):
-        experiment(settings, place / name, as_of)
+        run_experiment(settings, place / name, as_of)
     return place
 
 
 @pytest.fixture
 def settings(base, tmp_path):
     "An empty registry with the keys that signed the experiments."
-    made = load_settings(overrides={**SMALL, "storage.home": str(tmp_path)}, environ={})
+    fresh = load_settings(overrides={**SMALL, "storage.home": str(tmp_path)}, environ={})
     subprocess.run(["cp", "-r", base / "home" / "keys", tmp_path / "keys"], check=True)
-    return made
+    return fresh
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch):
+def mlflow_unreachable(monkeypatch):
     "MLflow is out of reach at once, unless a test wants it."
 
     def client(settings):
         raise ConnectionError("MLflow is not there")
 
-    monkeypatch.setattr(registry, "mlflow_client", client)
+    monkeypatch.setattr(mlflow_mirror, "mlflow_client", client)
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,22 @@ def new(base):
 
 
 @pytest.fixture(scope="module")
-def said(old, new):
+def verdicts(old, new):
     "Verdicts that promote, whatever the small sample says."
     return {id(s): replace(decide(s), decision="promote", skill="strong", model="ridge") for s in (old, new)}
 
 
 def events(settings):
-    return list(history(settings).event)
+    return list(registry_history(settings).event)
 
 
-def verified(settings):
+def verified_champion(settings):
     "The champion, loaded with signature and hashes checked."
-    now = champion(settings)
-    found = load_artifact(
+    now = current_champion(settings)
+    loaded = load_artifact(
         settings.storage.registry_dir / "versions" / now.artifact, public_key(settings.storage.keys_dir)
     )
-    assert found.hash == now.artifact and found.model.name == now.model
+    assert loaded.hash == now.artifact and loaded.model.name == now.model
     return now
 
 
@@ -98,18 +99,19 @@ CHILD = """
 import json, os, signal, sys
 from stockpredict.core.settings import load_settings
 from stockpredict.train.gate import Verdict
-from stockpredict.train.registry import publish
-from stockpredict.train.walk_forward import Experiment
+from stockpredict.train.registry import publish_model
+from stockpredict.train.experiment import Experiment
 overrides, work, verdict, at = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-publish(load_settings(overrides=overrides, environ={}), Experiment.load(work), Verdict.from_json(open(verdict).read()),
+publish_model(load_settings(overrides=overrides, environ={}), Experiment.load(work),
+        Verdict.from_json(open(verdict).read()),
         on_step=lambda name: os.kill(os.getpid(), signal.SIGKILL) if name == at else None)
 """
 
 
 @pytest.mark.parametrize("at", ["stored", "outbox", "pointed", "remembered"])
-def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new, said, tmp_path, at):
-    first = publish(settings, old, said[id(old)])
-    (tmp_path / "verdict.json").write_text(said[id(new)].to_json())
+def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new, verdicts, tmp_path, at):
+    first = publish_model(settings, old, verdicts[id(old)])
+    (tmp_path / "verdict.json").write_text(verdicts[id(new)].to_json())
     how = [
         json.dumps({**SMALL, "storage.home": str(tmp_path)}),
         str(base / "new"),
@@ -118,41 +120,41 @@ def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new,
     ]
     done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    between = verified(settings)
+    between = verified_champion(settings)
     swapped = at in ("pointed", "remembered")
     assert (between.artifact == first.artifact) != swapped and between.version == 1 + swapped
-    second = publish(settings, new, said[id(new)])
-    assert verified(settings) == second and (second.version, second.previous, second.model) == (
+    second = publish_model(settings, new, verdicts[id(new)])
+    assert verified_champion(settings) == second and (second.version, second.previous, second.model) == (
         2,
         first.artifact,
         "ridge",
     )
-    assert events(settings) == ["promote", "promote"] and list(history(settings).version) == [1, 2]
+    assert events(settings) == ["promote", "promote"] and list(registry_history(settings).version) == [1, 2]
     assert {p.name for p in (settings.storage.registry_dir / "versions").iterdir()} == {
         first.artifact,
         second.artifact,
     }
     assert len(list((settings.storage.registry_dir / "outbox").glob("*.json"))) == 2, (
-        "MLflow will be told both, once"
+        "MLflow will record both, once"
     )
 
 
-def test_half_a_copy_is_swept_away(settings, old, said):
+def test_half_a_copy_is_swept_away(settings, old, verdicts):
     part = settings.storage.registry_dir / "versions" / ".abc.1234"
     part.mkdir(parents=True)
     (part / "weights.safetensors").write_bytes(b"half")
-    publish(settings, old, said[id(old)])
-    assert not part.exists() and verified(settings)
+    publish_model(settings, old, verdicts[id(old)])
+    assert not part.exists() and verified_champion(settings)
 
 
-def test_publishing_again_is_one_version(settings, old, said):
-    first = publish(settings, old, said[id(old)])
+def test_publishing_again_is_one_version(settings, old, verdicts):
+    first = publish_model(settings, old, verdicts[id(old)])
     before = {
         p: p.read_bytes()
         for p in settings.storage.registry_dir.rglob("*")
         if p.is_file() and p.name != ".lock"
     }
-    assert publish(settings, old, said[id(old)]) == first == champion(settings)
+    assert publish_model(settings, old, verdicts[id(old)]) == first == current_champion(settings)
     assert before == {
         p: p.read_bytes()
         for p in settings.storage.registry_dir.rglob("*")
@@ -166,8 +168,8 @@ def copy_of(study, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove", "add", "manifest", "swap"])
-def test_a_tampered_artifact_is_not_published(settings, old, new, said, tmp_path, harm):
-    first = publish(settings, old, said[id(old)])
+def test_a_tampered_artifact_is_not_published(settings, old, new, verdicts, tmp_path, harm):
+    first = publish_model(settings, old, verdicts[id(old)])
     theirs = copy_of(new, tmp_path)
     folder = theirs.candidates["ridge"].folder / "artifact"
     weights = folder / "weights.safetensors"
@@ -187,18 +189,18 @@ def test_a_tampered_artifact_is_not_published(settings, old, new, said, tmp_path
         subprocess.run(["rm", "-r", folder], check=True)
         subprocess.run(["cp", "-r", theirs.candidates["reversal"].folder / "artifact", folder], check=True)
     with pytest.raises(ArtifactRejected):
-        publish(settings, theirs, said[id(new)])
-    assert verified(settings) == first and events(settings) == ["promote"]
+        publish_model(settings, theirs, verdicts[id(new)])
+    assert verified_champion(settings) == first and events(settings) == ["promote"]
     assert {p.name for p in (settings.storage.registry_dir / "versions").iterdir()} == {first.artifact}
 
 
-def test_an_artifact_of_another_installation_is_refused(settings, old, said):
+def test_an_artifact_of_another_installation_is_refused(settings, old, verdicts):
     from stockpredict.models.artifact import ensure_keys
 
     subprocess.run(["rm", "-r", settings.storage.keys_dir], check=True)
     ensure_keys(settings.storage.keys_dir)
     with pytest.raises(ArtifactRejected):
-        publish(settings, old, said[id(old)])
+        publish_model(settings, old, verdicts[id(old)])
     assert champion_or_none(settings) is None
 
 
@@ -218,28 +220,36 @@ def test_an_artifact_of_another_installation_is_refused(settings, old, said):
         ),
     ],
 )
-def test_a_pointer_that_leads_elsewhere_is_refused_and_repaired_by_a_rollback(settings, old, said, pointer):
-    first = publish(settings, old, said[id(old)])
+def test_a_pointer_that_leads_elsewhere_is_refused_and_repaired_by_a_rollback(
+    settings, old, verdicts, pointer
+):
+    first = publish_model(settings, old, verdicts[id(old)])
     (settings.storage.registry_dir / "champion.json").write_text(pointer)
     with pytest.raises(ArtifactRejected, match="rollback"):
-        champion(settings)
+        current_champion(settings)
     with pytest.raises(ArtifactRejected):
-        publish(settings, old, said[id(old)])
+        publish_model(settings, old, verdicts[id(old)])
     back = rollback(settings)
-    assert back.artifact == first.artifact and verified(settings) == back
+    assert back.artifact == first.artifact and verified_champion(settings) == back
 
 
-def test_an_unknown_artifact_is_not_served_by_a_rollback(settings, old, new, said):
-    first, second = publish(settings, old, said[id(old)]), publish(settings, new, said[id(new)])
+def test_an_unknown_artifact_is_not_served_by_a_rollback(settings, old, new, verdicts):
+    first, second = (
+        publish_model(settings, old, verdicts[id(old)]),
+        publish_model(settings, new, verdicts[id(new)]),
+    )
     for f in (settings.storage.registry_dir / "versions" / first.artifact).iterdir():
         f.unlink()
     with pytest.raises(ArtifactRejected):
         rollback(settings)
-    assert verified(settings) == second and events(settings) == ["promote", "promote"]
+    assert verified_champion(settings) == second and events(settings) == ["promote", "promote"]
 
 
-def test_rollback_is_fast_verified_and_remembered(settings, old, new, said):
-    first, second = publish(settings, old, said[id(old)]), publish(settings, new, said[id(new)])
+def test_rollback_is_fast_verified_and_remembered(settings, old, new, verdicts):
+    first, second = (
+        publish_model(settings, old, verdicts[id(old)]),
+        publish_model(settings, new, verdicts[id(new)]),
+    )
     begun = time.monotonic()
     back = rollback(settings, why="odd on Mondays")
     assert time.monotonic() - begun < 60
@@ -248,13 +258,13 @@ def test_rollback_is_fast_verified_and_remembered(settings, old, new, said):
         1,
         "rollback",
         first.model,
-    ) and verified(settings) == back
-    assert publish(settings, new, said[id(new)]).artifact == first.artifact, (
+    ) and verified_champion(settings) == back
+    assert publish_model(settings, new, verdicts[id(new)]).artifact == first.artifact, (
         "a machine does not overrule the person who rolled back"
     )
     assert (
         events(settings) == ["promote", "promote", "rollback", "hold"]
-        and history(settings).why[2] == "odd on Mondays"
+        and registry_history(settings).why[2] == "odd on Mondays"
     )
     with pytest.raises(NoChampion):
         rollback(settings)
@@ -265,51 +275,54 @@ def test_rollback_is_fast_verified_and_remembered(settings, old, new, said):
 
 def test_nothing_published_says_so(settings):
     with pytest.raises(NoChampion):
-        champion(settings)
+        current_champion(settings)
     with pytest.raises(NoChampion):
         rollback(settings)
-    assert len(history(settings)) == 0 and champion_or_none(settings) is None
+    assert len(registry_history(settings)) == 0 and champion_or_none(settings) is None
 
 
-def test_a_torn_line_of_the_history_is_survived(settings, old, new, said):
-    publish(settings, old, said[id(old)])
+def test_a_torn_line_of_the_history_is_survived(settings, old, new, verdicts):
+    publish_model(settings, old, verdicts[id(old)])
     with open(settings.storage.registry_dir / "history.jsonl", "a") as f:
         f.write('{"event": "pro')
     assert events(settings) == ["promote"]
-    assert publish(settings, new, said[id(new)]).version == 2 and events(settings) == ["promote", "promote"]
+    assert publish_model(settings, new, verdicts[id(new)]).version == 2 and events(settings) == [
+        "promote",
+        "promote",
+    ]
 
 
 def test_held_without_a_champion_serves_the_mean_and_says_it_knows_nothing(settings, old, new):
     verdict = replace(decide(old), decision="hold", skill="none", model="mean")
-    now = publish(settings, old, verdict)
+    now = publish_model(settings, old, verdict)
     assert (
         (now.model, now.skill, now.decision) == ("mean", "none", "hold")
         and "no evidence of skill" in now.wording
-        and verified(settings) == now
+        and verified_champion(settings) == now
     )
     assert events(settings) == ["baseline"]
-    later = publish(settings, new, replace(decide(new), decision="hold", skill="weak", model="mean"))
+    later = publish_model(settings, new, replace(decide(new), decision="hold", skill="weak", model="mean"))
     assert later.version == 2 and later.skill == "none", (
         "a baseline is renewed with newer data, and claims no more than before"
     )
 
 
 @pytest.mark.parametrize("decision", ["hold", "suspected-leak"])
-def test_what_is_not_promoted_leaves_the_champion_alone(settings, old, new, said, decision):
-    first = publish(settings, old, said[id(old)])
+def test_what_is_not_promoted_leaves_the_champion_alone(settings, old, new, verdicts, decision):
+    first = publish_model(settings, old, verdicts[id(old)])
     verdict = replace(decide(new), decision=decision, model="ridge")
-    assert publish(settings, new, verdict) == first and publish(settings, new, verdict) == first
-    assert events(settings) == ["promote", "hold"], "said once"
+    assert publish_model(settings, new, verdict) == first and publish_model(settings, new, verdict) == first
+    assert events(settings) == ["promote", "hold"], "recorded once"
 
 
 def test_a_suspected_leak_does_not_renew_a_baseline(settings, old, new):
-    now = publish(settings, old, replace(decide(old), decision="hold", skill="none", model="mean"))
-    assert publish(settings, new, replace(decide(new), decision="suspected-leak")) == now
+    now = publish_model(settings, old, replace(decide(old), decision="hold", skill="none", model="mean"))
+    assert publish_model(settings, new, replace(decide(new), decision="suspected-leak")) == now
 
 
-def test_a_promoted_model_replaces_the_baseline(settings, old, new, said):
-    publish(settings, old, replace(decide(old), decision="hold", skill="none", model="mean"))
-    now = publish(settings, new, said[id(new)])
+def test_a_promoted_model_replaces_the_baseline(settings, old, new, verdicts):
+    publish_model(settings, old, replace(decide(old), decision="hold", skill="none", model="mean"))
+    now = publish_model(settings, new, verdicts[id(new)])
     assert (now.model, now.skill, now.version) == ("ridge", "strong", 2)
 
 
@@ -317,7 +330,7 @@ def test_one_publisher_at_a_time(settings):
     inside, leave = threading.Event(), threading.Event()
 
     def hold():
-        with alone(settings):
+        with registry_lock(settings):
             inside.set()
             leave.wait(30)
 
@@ -325,21 +338,26 @@ def test_one_publisher_at_a_time(settings):
     other.start()
     inside.wait(30)
     try:
-        with pytest.raises(FlowLocked, match="publishing"), alone(settings, wait=0.1):
+        with pytest.raises(FlowLocked, match="publishing"), registry_lock(settings, wait=0.1):
             pass
     finally:
         leave.set()
         other.join()
-    with alone(settings, wait=0.1):
+    with registry_lock(settings, wait=0.1):
         pass
 
 
-def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, tmp_path, monkeypatch):
-    first, second = publish(settings, old, said[id(old)]), publish(settings, new, said[id(new)])
+def test_without_mlflow_a_publication_is_pending_and_recorded_later(
+    settings, old, new, verdicts, tmp_path, monkeypatch
+):
+    first, second = (
+        publish_model(settings, old, verdicts[id(old)]),
+        publish_model(settings, new, verdicts[id(new)]),
+    )
     assert (
         first.mlflow == second.mlflow == "pending"
-        and not reconcile(settings)
-        and verified(settings) == second
+        and not sync_mlflow(settings)
+        and verified_champion(settings) == second
     )
     monkeypatch.undo()
     mine = settings.with_(**{"storage.mlflow_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
@@ -349,16 +367,16 @@ def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, t
     def dies(settings, client, experiment_id, card):
         if calls:
             raise ConnectionError("the server went away")
-        calls.append(told(settings, client, experiment_id, card))
+        calls.append(record(settings, client, experiment_id, card))
         return calls[-1]
 
-    told = registry.tell
-    monkeypatch.setattr(registry, "tell", dies)
-    assert not reconcile(mine), "half of it is not all of it"
-    monkeypatch.setattr(registry, "tell", told)
-    assert reconcile(mine) and reconcile(mine)
-    now = champion(mine)
-    client, experiment_id = registry.mlflow_client(mine)
+    record = mlflow_mirror.record_publication
+    monkeypatch.setattr(mlflow_mirror, "record_publication", dies)
+    assert not sync_mlflow(mine), "half of it is not all of it"
+    monkeypatch.setattr(mlflow_mirror, "record_publication", record)
+    assert sync_mlflow(mine) and sync_mlflow(mine)
+    now = current_champion(mine)
+    client, experiment_id = mlflow_mirror.mlflow_client(mine)
     runs = client.search_runs([experiment_id])
     assert (
         len(runs) == 2
@@ -369,7 +387,7 @@ def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, t
     served, other = (client.get_model_version_by_alias("stockpredict", a) for a in ("champion", "challenger"))
     assert served.tags["artifact"] == second.artifact and other.tags["artifact"] == first.artifact
     run = client.get_run(now.mlflow)
-    row = next(r for r in said[id(new)].numbers["table"] if r["model"] == "ridge" and r["horizon"] == 1)
+    row = next(r for r in verdicts[id(new)].numbers["table"] if r["model"] == "ridge" and r["horizon"] == 1)
     assert (
         run.data.metrics["ridge/ic_h1"] == row["ic"]
         and run.data.params["validation.folds"] == "2"
@@ -381,19 +399,23 @@ def test_without_mlflow_it_is_pending_and_told_later(settings, old, new, said, t
     }
 
     rollback(mine)
-    assert reconcile(mine)
+    assert sync_mlflow(mine)
     assert client.get_model_version_by_alias("stockpredict", "champion").tags["artifact"] == first.artifact
     assert client.get_model_version_by_alias("stockpredict", "challenger").tags["artifact"] == second.artifact
-    assert len(client.search_runs([experiment_id])) == 2 and champion(mine).mlflow != "pending"
+    assert len(client.search_runs([experiment_id])) == 2 and current_champion(mine).mlflow != "pending"
 
 
-def test_reading_and_rolling_back_never_import_mlflow(settings, old, new, said, tmp_path):
-    publish(settings, old, said[id(old)])
-    publish(settings, new, said[id(new)])
+def test_reading_and_rolling_back_never_import_mlflow(settings, old, new, verdicts, tmp_path):
+    publish_model(settings, old, verdicts[id(old)])
+    publish_model(settings, new, verdicts[id(new)])
     code = (
-        "import sys, json; from stockpredict.core.settings import load_settings; from stockpredict.train.registry import champion, history, rollback; "
-        "s = load_settings(overrides=json.loads(sys.argv[1]), environ={}); champion(s); history(s); rollback(s); "
-        "print([m for m in ('mlflow', 'optuna', 'lightning', 'prefect', 'great_expectations', 'papermill') if m in sys.modules])"
+        "import sys, json; from stockpredict.core.settings import load_settings; "
+        "from stockpredict.train.champion import current_champion; "
+        "from stockpredict.train.registry import registry_history, rollback; "
+        "s = load_settings(overrides=json.loads(sys.argv[1]), environ={}); "
+        "current_champion(s); registry_history(s); rollback(s); "
+        "heavy = 'mlflow optuna lightning prefect great_expectations papermill'.split(); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps({**SMALL, "storage.home": str(tmp_path)})],
@@ -401,14 +423,14 @@ def test_reading_and_rolling_back_never_import_mlflow(settings, old, new, said, 
         text=True,
         check=True,
     )
-    assert done.stdout.strip() == "[]" and champion(settings).version == 1
+    assert done.stdout.strip() == "[]" and current_champion(settings).version == 1
 
 
-def test_no_secret_and_no_place_reaches_mlflow(settings, old, said):
-    card = registry.make_card(
+def test_no_secret_and_no_place_reaches_mlflow(settings, old, verdicts):
+    card = mlflow_mirror.publication_card(
         settings.with_(**{"serving.redis_url": "redis://:hunter2@host"}),
         old,
-        said[id(old)],
+        verdicts[id(old)],
         old.candidates["ridge"],
     )
     text = json.dumps(card)
@@ -419,9 +441,10 @@ def test_no_secret_and_no_place_reaches_mlflow(settings, old, said):
     )
 
 
-def test_the_registry_is_written_for_its_owner_and_readers(settings, old, said):
-    publish(settings, old, said[id(old)])
+def test_the_registry_is_written_for_its_owner_and_readers(settings, old, verdicts):
+    publish_model(settings, old, verdicts[id(old)])
     path = Path(settings.storage.registry_dir) / "champion.json"
     assert (
-        os.access(path, os.R_OK) and json.loads(path.read_text())["artifact"] == champion(settings).artifact
+        os.access(path, os.R_OK)
+        and json.loads(path.read_text())["artifact"] == current_champion(settings).artifact
     )

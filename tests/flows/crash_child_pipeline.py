@@ -45,7 +45,7 @@ def child(last: str) -> int:
                 "outcome": outcome.as_dict(),
                 "artifacts": trained["artifacts"],
                 "verdict": outcome.verdict,
-                "history": registry.history(settings).event.tolist(),
+                "history": registry.registry_history(settings).event.tolist(),
                 "table": frame.to_dict("records"),
             },
             f,

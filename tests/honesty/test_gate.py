@@ -1,4 +1,4 @@
-"""The gate on markets whose truth is known: nothing in nothing, the planted signal found, every leak stopped."""
+"""The gate on known markets: no skill without signal, the planted signal promoted, every leak stopped."""
 
 import math
 from dataclasses import replace
@@ -11,10 +11,17 @@ from stockpredict.core.settings import load_settings
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.metrics import hac_mean
 from stockpredict.algebra.panel import Panel
-from stockpredict.models.contract import Dataset
-from stockpredict.train.gate import SelfTest, Verdict, alarms, canary, choose, decide, evaluate_candidates
-from stockpredict.train.gate import judge, market_study, self_test, small_settings, try_market
-from stockpredict.train.walk_forward import Candidate, compare, covered_spec, make_folds
+from stockpredict.models.dataset import Dataset
+from stockpredict.train.judge import SelfTest
+from stockpredict.train.gate import Verdict, choose_model, decide
+from stockpredict.train.leak_checks import leak_alarms
+from stockpredict.train.known_markets import add_canary
+from stockpredict.train.skill_table import skill_table
+from stockpredict.train.judge import judge_experiment, run_self_test, self_test_settings, judge_market
+from stockpredict.train.known_markets import simulated_experiment
+from stockpredict.train.walk_forward import Candidate, make_folds
+from stockpredict.train.experiment import compare_candidates
+from stockpredict.train.training_data import covered_spec
 
 FEW = {
     "features.names": "ret_1 mom_5 mom_21 mom_252_21 vol_20 rsi_14 sma_ratio_20",
@@ -30,25 +37,25 @@ def settings(**more):
     return load_settings(overrides={**FEW, **more}, environ={})
 
 
-def study_of(bars, asked, alter=None):
+def study_of(bars, small, alter=None):
     panel = Panel.from_bars(bars, get_calendar())
-    spec = covered_spec(asked, panel, make_folds(asked, len(panel))[0].train_stop)
-    data = Dataset.from_panel(panel, spec, asked.validation.horizons, asked.validation.entry_delay)
-    return compare(asked, alter(data) if alter else data, panel.close.values.numpy())
+    spec = covered_spec(small, panel, make_folds(small, len(panel))[0].train_stop)
+    data = Dataset.from_panel(panel, spec, small.validation.horizons, small.validation.entry_delay)
+    return compare_candidates(small, alter(data) if alter else data, panel.close.values.numpy())
 
 
 def checks(study):
-    return {a["check"] for a in alarms(study, evaluate_candidates(study))}
+    return {a["check"] for a in leak_alarms(study, skill_table(study))}
 
 
 @pytest.fixture(scope="module")
 def null():
-    return market_study(settings(), "null", 1, 40)
+    return simulated_experiment(settings(), "null", 1, 40)
 
 
 @pytest.fixture(scope="module")
 def planted():
-    return market_study(settings(), "planted", 1, 60)
+    return simulated_experiment(settings(), "planted", 1, 60)
 
 
 NULLS = range(11, 23)
@@ -57,8 +64,8 @@ NULLS = range(11, 23)
 @pytest.fixture(scope="module")
 def nulls():
     "Twelve markets without any signal, each judged."
-    asked = settings(**{"validation.horizons": "1"})
-    return [decide(market_study(asked, "null", seed, 40)) for seed in NULLS]
+    small = settings(**{"validation.horizons": "1"})
+    return [decide(simulated_experiment(small, "null", seed, 40)) for seed in NULLS]
 
 
 def test_no_null_market_is_promoted(nulls):
@@ -87,7 +94,7 @@ def test_null_p_values_are_spread_over_the_unit_interval(nulls):
 
 
 def test_the_planted_signal_is_promoted_and_its_interval_holds_the_truth(planted):
-    v = judge(planted, PASSED)
+    v = judge_experiment(planted, PASSED)
     assert (v.decision, v.skill, v.model) == ("promote", "strong", "reversal") and not v.numbers["alarms"]
     row = next(r for r in v.numbers["table"] if r["model"] == "reversal" and r["horizon"] == 1)
     assert row["ic_low"] < 0.05 < row["ic_high"] and row["p_adjusted"] < 0.01
@@ -95,7 +102,9 @@ def test_the_planted_signal_is_promoted_and_its_interval_holds_the_truth(planted
 
 @pytest.mark.parametrize("seed", [2, 3])
 def test_the_learning_model_recovers_most_of_the_planted_signal(seed):
-    v = judge(market_study(settings(**{"models.candidates": "ridge"}), "planted", seed, 60), PASSED)
+    v = judge_experiment(
+        simulated_experiment(settings(**{"models.candidates": "ridge"}), "planted", seed, 60), PASSED
+    )
     row = next(r for r in v.numbers["table"] if r["model"] == "ridge" and r["horizon"] == 1)
     assert (
         v.decision == "promote"
@@ -106,8 +115,8 @@ def test_the_learning_model_recovers_most_of_the_planted_signal(seed):
 
 
 def test_an_honest_planted_market_is_not_taken_for_a_leak(planted):
-    table = evaluate_candidates(planted)
-    assert alarms(planted, table) == [] and table.net_sharpe.max() < 6
+    table = skill_table(planted)
+    assert leak_alarms(planted, table) == [] and table.net_sharpe.max() < 6
 
 
 @pytest.mark.parametrize(
@@ -120,9 +129,9 @@ def test_an_honest_planted_market_is_not_taken_for_a_leak(planted):
     ],
 )
 def test_a_feature_that_knows_the_outcome_is_a_suspected_leak(share, expected):
-    asked = settings(**{"models.candidates": "ridge"})
-    study = market_study(asked, "null", 5, 40, 1100, alter=lambda data: canary(data, share))
-    v = judge(study, PASSED)
+    small = settings(**{"models.candidates": "ridge"})
+    study = simulated_experiment(small, "null", 5, 40, 1100, alter=lambda data: add_canary(data, share))
+    v = judge_experiment(study, PASSED)
     assert v.decision == "suspected-leak" and v.skill == "none" and v.model == "mean"
     assert expected <= checks(study)
     if "single feature" in expected:
@@ -130,7 +139,7 @@ def test_a_feature_that_knows_the_outcome_is_a_suspected_leak(share, expected):
 
 
 def test_a_canary_in_a_market_with_a_real_signal_is_stopped_too():
-    v = decide(market_study(settings(), "planted", 5, 40, alter=lambda data: canary(data, 0.3)))
+    v = decide(simulated_experiment(settings(), "planted", 5, 40, alter=lambda data: add_canary(data, 0.3)))
     assert v.decision == "suspected-leak"
 
 
@@ -142,7 +151,7 @@ def test_yesterday_known_as_today_is_a_suspected_leak():
         y[2:] = data.y[:-2]
         return replace(data, y=y)
 
-    assert decide(market_study(settings(), "null", 6, 30, alter=alter)).decision == "suspected-leak"
+    assert decide(simulated_experiment(settings(), "null", 6, 30, alter=alter)).decision == "suspected-leak"
 
 
 def bounce(bars, size, seed=0):
@@ -186,7 +195,7 @@ def test_shuffled_labels_leave_no_skill():
             y[t, known] = y[t, known[torch.from_numpy(order.permutation(len(known)))]]
         return replace(data, y=y)
 
-    v = decide(market_study(settings(), "planted", 1, 40, alter=alter))
+    v = decide(simulated_experiment(settings(), "planted", 1, 40, alter=alter))
     assert (v.decision, v.skill) == ("hold", "none")
 
 
@@ -196,7 +205,7 @@ def test_features_of_other_days_leave_no_skill():
     def alter(data):
         return replace(data, inputs=replace(data.inputs, x=data.inputs.x.roll(60, 0)))
 
-    v = decide(market_study(settings(), "planted", 1, 40, alter=alter))
+    v = decide(simulated_experiment(settings(), "planted", 1, 40, alter=alter))
     assert (v.decision, v.skill) == ("hold", "none")
 
 
@@ -209,9 +218,9 @@ def test_a_signal_that_ends_with_the_training_years_is_not_promoted():
         return replace(data, y=y)
 
     panel = Panel.from_bars(simulate("null", 40, 900, seed=1).bars, get_calendar())
-    asked = settings()
-    market_labels = Dataset.from_panel(panel, covered_spec(asked, panel, 400), asked.validation.horizons).y
-    assert decide(market_study(asked, "planted", 1, 40, alter=alter)).decision == "hold"
+    small = settings()
+    market_labels = Dataset.from_panel(panel, covered_spec(small, panel, 400), small.validation.horizons).y
+    assert decide(simulated_experiment(small, "planted", 1, 40, alter=alter)).decision == "hold"
 
 
 def survivors(seed, spread, sessions=900):
@@ -225,13 +234,13 @@ def survivors(seed, spread, sessions=900):
 def test_knowing_who_rose_in_the_end_is_not_skill():
     "A model that learned who is who is no better than the historical mean."
     study = study_of(survivors(4, 0.0015), settings())
-    table = evaluate_candidates(study).query("horizon == 1").set_index("model")
+    table = skill_table(study).query("horizon == 1").set_index("model")
     assert table.ic_p["mean"] < 0.01 and table.ic_p[["momentum", "ridge"]].min() < 0.02, "they look skilful"
     assert decide(study).decision != "promote" and (table.skill != "strong").all()
 
 
 def test_skill_that_never_fades_is_a_suspected_leak():
-    "A feature with the rank of each stock over the whole sample: constant through time, taken from the future."
+    "The rank of each stock over the whole sample, constant in time: information from the future."
 
     def alter(data):
         i, best = data.inputs, data.y[..., 0].nanmean(0)
@@ -263,14 +272,14 @@ def test_better_on_unseen_days_than_on_seen_ones_is_a_suspected_leak(planted):
 
 def test_many_worthless_candidates_are_corrected_for(null):
     "The best of thirty random scores passes an uncorrected test at 5 % four times out of five."
-    said, draw = null.candidates["reversal"].forecast, torch.Generator().manual_seed(5)
+    honest, draw = null.candidates["reversal"].forecast, torch.Generator().manual_seed(5)
     lucky = {
         f"random{k}": Candidate(
-            "reversal", {}, replace(said, score=torch.randn(said.score.shape, generator=draw))
+            "reversal", {}, replace(honest, score=torch.randn(honest.score.shape, generator=draw))
         )
         for k in range(30)
     }
-    table = evaluate_candidates(replace(null, candidates={"mean": null.candidates["mean"], **lucky})).query(
+    table = skill_table(replace(null, candidates={"mean": null.candidates["mean"], **lucky})).query(
         "horizon == 1"
     )
     assert table.ic_p.min() < 0.1 and (table.skill == "none").all()
@@ -279,9 +288,9 @@ def test_many_worthless_candidates_are_corrected_for(null):
 
 
 def test_the_simplest_model_that_is_not_beaten_is_chosen(planted):
-    table = evaluate_candidates(planted)
+    table = skill_table(planted)
     first = table[table.horizon == 1]
-    name, best, gap = choose(planted, first)
+    name, best, gap = choose_model(planted, first)
     assert name == "reversal" and gap.p_greater >= 0.05
     noise = torch.randn(
         planted.candidates["reversal"].forecast.score.shape, generator=torch.Generator().manual_seed(1)
@@ -289,8 +298,8 @@ def test_the_simplest_model_that_is_not_beaten_is_chosen(planted):
     known = planted.candidates["reversal"]
     tired = replace(known, forecast=replace(known.forecast, score=known.forecast.score + 0.4 * noise))
     worse = replace(planted, candidates={**planted.candidates, "reversal": tired})
-    again = evaluate_candidates(worse)
-    name, best, _ = choose(worse, again[again.horizon == 1])
+    again = skill_table(worse)
+    name, best, _ = choose_model(worse, again[again.horizon == 1])
     assert again.set_index(["model", "horizon"]).skill["reversal", 1] != "none" and name == best == "ridge", (
         "simple, but beaten"
     )
@@ -315,17 +324,22 @@ def test_nothing_is_promoted_without_a_self_test_that_passed(planted):
         ],
     )
     for tested, word in ((None, "No self-test was run"), (failed, "The self-test failed")):
-        v = judge(planted, tested)
+        v = judge_experiment(planted, tested)
         assert v.decision == "hold" and v.model == "mean" and word in v.reasons[0]
-    assert "expected hold" in judge(planted, failed).reasons[0]
+    assert "expected hold" in judge_experiment(planted, failed).reasons[0]
 
 
 def test_an_alarm_can_be_overridden_only_with_a_reason_that_stays_visible():
-    study = market_study(
-        settings(**{"models.candidates": "ridge"}), "null", 5, 40, 900, alter=lambda data: canary(data, 0.3)
+    study = simulated_experiment(
+        settings(**{"models.candidates": "ridge"}),
+        "null",
+        5,
+        40,
+        900,
+        alter=lambda data: add_canary(data, 0.3),
     )
-    assert judge(study, PASSED).decision == "suspected-leak"
-    v = judge(study, PASSED, override="The feature is a drill, see ticket 12.")
+    assert judge_experiment(study, PASSED).decision == "suspected-leak"
+    v = judge_experiment(study, PASSED, override="The feature is a drill, see ticket 12.")
     assert (
         v.decision == "promote"
         and "ticket 12" in " ".join(v.reasons)
@@ -341,34 +355,38 @@ def test_a_champion_that_is_better_on_the_same_days_stays(planted, null):
     rivals = replace(
         planted, candidates={"mean": planted.candidates["mean"], "reversal": drowned}, rival=known
     )
-    v = judge(rivals, PASSED, champion=known)
+    v = judge_experiment(rivals, PASSED, champion=known)
     assert (
         v.decision == "hold"
         and v.skill == "strong"
         and v.model == "reversal"
         and v.numbers["champion"]["p_worse"] < 0.05
     )
-    equal = judge(
+    equal = judge_experiment(
         replace(planted, rival=planted.candidates["ridge"]), PASSED, champion=planted.candidates["ridge"]
     )
     assert equal.decision == "promote" and equal.numbers["champion"]["sessions"] > 400
-    assert judge(planted, PASSED, champion=known).decision == "promote", (
+    assert judge_experiment(planted, PASSED, champion=known).decision == "promote", (
         "a champion that could not be tried has no say"
     )
-    nothing = judge(null, PASSED, champion=known)
+    nothing = judge_experiment(null, PASSED, champion=known)
     assert nothing.decision == "hold" and nothing.model == "reversal" and "stays" in nothing.reasons[-1]
 
 
 def test_a_verdict_survives_json_and_shows_itself(planted, null):
-    for v in (judge(planted, PASSED), judge(null, PASSED), judge(planted, None)):
+    for v in (
+        judge_experiment(planted, PASSED),
+        judge_experiment(null, PASSED),
+        judge_experiment(planted, None),
+    ):
         assert Verdict.from_json(v.to_json()) == v and "NaN" not in v.to_json()
         assert v.decision.split("-")[0].capitalize() in repr(v) and "<li>" in v._repr_html_()
         assert v.plot() is not None
-    assert "&lt;script&gt;" in replace(judge(null, PASSED), reasons=["<script>"])._repr_html_()
+    assert "&lt;script&gt;" in replace(judge_experiment(null, PASSED), reasons=["<script>"])._repr_html_()
 
 
 def test_every_number_of_the_table_can_be_doubted(planted):
-    table = evaluate_candidates(planted)
+    table = skill_table(planted)
     assert len(table) == len(planted.candidates) * 2
     mean = table[table.model == "mean"]
     assert (
@@ -394,9 +412,11 @@ def test_every_number_of_the_table_can_be_doubted(planted):
 
 
 def test_costs_and_delay_reach_the_portfolio(planted):
-    free = planted.book("reversal").with_costs(0)
-    assert free.net.mean() > planted.book("reversal").net.mean()
-    assert planted.book("reversal", delay=20).gross.mean() < planted.book("reversal").gross.mean() / 2
+    free = planted.portfolio("reversal").with_costs(0)
+    assert free.net.mean() > planted.portfolio("reversal").net.mean()
+    assert (
+        planted.portfolio("reversal", delay=20).gross.mean() < planted.portfolio("reversal").gross.mean() / 2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -407,7 +427,7 @@ def home(tmp_path_factory):
 @pytest.mark.slow
 def test_the_self_test_passes_with_the_shipped_settings_and_is_remembered(home, monkeypatch):
     shipped = load_settings(overrides={"storage.home": str(home)}, environ={})
-    tested = self_test(shipped)
+    tested = run_self_test(shipped)
     assert tested.passed and [m["expected"] for m in tested.markets] == [
         "hold",
         "hold",
@@ -418,11 +438,12 @@ def test_the_self_test_passes_with_the_shipped_settings_and_is_remembered(home, 
     known = tested.markets[2]
     assert known["low"] < 0.05 < known["high"]
     monkeypatch.setattr(
-        "stockpredict.train.gate.try_market", lambda *a, **k: pytest.fail("it was remembered, but ran again")
+        "stockpredict.train.judge.judge_market",
+        lambda *a, **k: pytest.fail("it was remembered, but ran again"),
     )
-    assert self_test(shipped) == tested == SelfTest.from_json(tested.to_json())
+    assert run_self_test(shipped) == tested == SelfTest.from_json(tested.to_json())
     assert (
-        self_test(shipped.with_(**{"data.source": "simulated", "data.universe": "SIM00 SIM01"})) == tested
+        run_self_test(shipped.with_(**{"data.source": "simulated", "data.universe": "SIM00 SIM01"})) == tested
     ), "no market of the self-test is the user's"
 
 
@@ -434,7 +455,7 @@ def test_the_self_test_passes_with_the_shipped_settings_and_is_remembered(home, 
     ],
 )
 def test_the_self_test_fits_other_settings_too(home, more):
-    tested = self_test(
+    tested = run_self_test(
         load_settings(
             overrides={**FEW, **more, "storage.home": str(home / "other"), "gate.null_seeds": 1}, environ={}
         )
@@ -446,8 +467,8 @@ def test_a_gate_that_lets_everything_through_fails_its_self_test(home, monkeypat
     quick = load_settings(
         overrides={**FEW, "storage.home": str(home / "blind"), "gate.null_seeds": 1}, environ={}
     )
-    monkeypatch.setattr("stockpredict.train.gate.alarms", lambda *a: [])
-    tested = self_test(quick)
+    monkeypatch.setattr("stockpredict.train.gate.leak_alarms", lambda *a: [])
+    tested = run_self_test(quick)
     assert not tested.passed and [m["ok"] for m in tested.markets] == [True, True, False, False]
 
 
@@ -456,7 +477,7 @@ def test_a_gate_that_finds_skill_in_nothing_fails_its_self_test(home, monkeypatc
         overrides={**FEW, "storage.home": str(home / "keen"), "gate.null_seeds": 1}, environ={}
     )
     monkeypatch.setattr(
-        "stockpredict.train.gate.try_market",
+        "stockpredict.train.judge.judge_market",
         lambda s, name, kind, seed, expected, share=None: dict(
             market=name,
             seed=seed,
@@ -470,7 +491,7 @@ def test_a_gate_that_finds_skill_in_nothing_fails_its_self_test(home, monkeypatc
             alarms=[],
         ),
     )
-    tested = self_test(quick)
+    tested = run_self_test(quick)
     assert not tested.passed and sum(m["market"] == "null" for m in tested.markets) == 7, (
         "one alarm is followed by six more markets"
     )
@@ -481,7 +502,7 @@ def test_one_unlucky_null_market_in_seven_is_forgiven(home, monkeypatch):
         overrides={**FEW, "storage.home": str(home / "unlucky"), "gate.null_seeds": 1}, environ={}
     )
     monkeypatch.setattr(
-        "stockpredict.train.gate.try_market",
+        "stockpredict.train.judge.judge_market",
         lambda s, name, kind, seed, expected, share=None: dict(
             market=name,
             seed=seed,
@@ -495,10 +516,10 @@ def test_one_unlucky_null_market_in_seven_is_forgiven(home, monkeypatch):
             alarms=[],
         ),
     )
-    assert self_test(quick).passed
+    assert run_self_test(quick).passed
 
 
 def test_a_leaking_feature_of_the_user_shows_in_the_self_test(home):
-    "A model on a market in which the settings' own pipeline leaks is not promoted by it: the blurred canary through `try_market`."
-    line = try_market(small_settings(settings()), "blurred", "null", 5, "suspected-leak", 0.3)
+    "A leaking pipeline promotes nothing: the blurred canary through `judge_market`."
+    line = judge_market(self_test_settings(settings()), "blurred", "null", 5, "suspected-leak", 0.3)
     assert line["ok"] and "single feature" in line["alarms"]

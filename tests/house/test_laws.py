@@ -39,10 +39,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "lake/30_flags.ipynb": "2026-12-01",
     "lake/50_lake.ipynb": "2026-12-01",
     "lake/60_reference_files.ipynb": "2026-12-01",
-    "models/20_contract.ipynb": "2026-12-01",
-    "models/50_trees.ipynb": "2026-12-01",
-    "models/60_nets.ipynb": "2026-12-01",
-    "models/70_artifact.ipynb": "2026-12-01",
     "ops/00_reports.ipynb": "2026-12-01",
     "ops/20_runs.ipynb": "2026-12-01",
     "ops/30_study.ipynb": "2026-12-01",
@@ -59,9 +55,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "testing/10_vendor_contract.ipynb": "2026-12-01",
     "testing/20_corruption.ipynb": "2026-12-01",
     "testing/30_detector_benchmark.ipynb": "2026-12-01",
-    "train/20_walk_forward.ipynb": "2026-12-01",
-    "train/60_gate.ipynb": "2026-12-01",
-    "train/80_registry.ipynb": "2026-12-01",
 }
 
 

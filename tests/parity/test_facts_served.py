@@ -1,4 +1,4 @@
-"""What training computes from facts is what serving computes, bit for bit; and neither takes silence for an average."""
+"""Training and serving compute the same values from facts; missing facts are never replaced by an average."""
 
 import json
 
@@ -190,8 +190,8 @@ def publish(settings, panel, spec, version=1, name="ridge", **manifest):
 
 def test_every_field_of_the_catalogue_can_be_given_and_is_here(settings):
     panel, _ = training_panel(settings)
-    wanted = set(NEEDS)
-    assert wanted <= set(fact_fields()) and wanted <= set(panel._fields) and not missing_facts(panel, wanted)
+    needed = set(NEEDS)
+    assert needed <= set(fact_fields()) and needed <= set(panel._fields) and not missing_facts(panel, needed)
     assert len(FACTS) >= 20 and covered_spec(settings, panel, 360).names == Spec(NAMES).names, (
         "some feature is not covered, the test is weaker than it says"
     )
@@ -273,8 +273,8 @@ def test_a_caller_who_sends_the_lakes_bars_gets_the_stored_answer(settings):
             strict=True,
         )
     ]
-    held, new = engine.predict_bars([WhatIf(ticker="SIM2", bars=bars), WhatIf(ticker="NOBODY", bars=bars)])
-    assert [p | {"source": "lake"} for p in held] == [stored["SIM2", h] for h in (1, 5)]
+    known, new = engine.predict_bars([WhatIf(ticker="SIM2", bars=bars), WhatIf(ticker="NOBODY", bars=bars)])
+    assert [p | {"source": "lake"} for p in known] == [stored["SIM2", h] for h in (1, 5)]
     assert new[0]["ticker"] == "NOBODY"
     x, y = (
         engine.joined(engine.window(), WhatIf(ticker=t, bars=bars)).inputs.x[-1, 0]
@@ -297,10 +297,10 @@ def test_a_model_of_facts_refuses_to_answer_without_them(settings, tmp_path):
         lake.append(bars)
     for name in ("registry", "keys", "serving"):
         (tmp_path / name).symlink_to(settings.storage.home_dir / name)
-    held = {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}
+    known = {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}
     with pytest.raises(FactsMissing, match=r"yield_10y.*macro"):
         refresh_answers(bare)
-    assert held == {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}, (
+    assert known == {p.name: p.read_bytes() for p in settings.storage.serving_dir.iterdir() if p.is_file()}, (
         "the answers of before stay, and age"
     )
     engine = Engine(bare)
@@ -318,20 +318,21 @@ def test_training_says_which_facts_nobody_knows(settings, tmp_path):
     panel, _ = training_panel(bare)
     spec = covered_spec(bare, panel, 360)
     assert "term_spread" in spec.names and "leverage" not in spec.names
-    said = missing_facts_note(bare, panel, spec)
-    assert "accruals" in said and "assets" in said and "fundamentals" in said and "[facts]" in said
-    with pytest.raises(FactsMissing, match="knows nothing of assets"):
+    note = missing_facts_note(bare, panel, spec)
+    assert "accruals" in note and "assets" in note and "fundamentals" in note and "[facts]" in note
+    with pytest.raises(FactsMissing, match="the lake has no assets"):
         covered_spec(bare.with_(**{"features.names": ["leverage"]}), panel, 360)
-    assert (
-        missing_facts_note(settings, *(lambda p: (p, covered_spec(settings, p, 360)))(training_panel(settings)[0])) == ""
-    )
+    full, _ = training_panel(settings)
+    assert missing_facts_note(settings, full, covered_spec(settings, full, 360)) == ""
 
 
 def test_an_index_limits_learning_and_answering_to_its_members_as_known(settings):
-    asked = settings.with_(**{"data.index": "sp500", "features.names": ["ret_1", "vol_20", "term_spread"]})
-    panel, _ = training_panel(asked)
-    spec = covered_spec(asked, panel, 360)
-    everybody, data = training_dataset(settings, panel, spec), training_dataset(asked, panel, spec)
+    members_only = settings.with_(
+        **{"data.index": "sp500", "features.names": ["ret_1", "vol_20", "term_spread"]}
+    )
+    panel, _ = training_panel(members_only)
+    spec = covered_spec(members_only, panel, 360)
+    everybody, data = training_dataset(settings, panel, spec), training_dataset(members_only, panel, spec)
     gone, never, left = (panel.tickers.index(t) for t in ("SIM3", "SIM9", "SIM1"))
     assert data.y[:, never].isnan().all() and not everybody.y[:, never].isnan().all()
     assert torch.equal(data.y[:, left].nan_to_num(-7), everybody.y[:, left].nan_to_num(-7))
@@ -341,28 +342,28 @@ def test_an_index_limits_learning_and_answering_to_its_members_as_known(settings
         and not data.y[-80:, gone].isfinite().any()
     )
     assert torch.equal(data.inputs.x, everybody.inputs.x), "ranks are among all that trade"
-    publish(asked, panel, spec, 4)
-    told = {p["ticker"] for p in Engine(asked).predict_universe().predictions}
-    assert told and told <= set(TICKERS[:8]) - {"SIM3"} and "SIM1" in told
+    publish(members_only, panel, spec, 4)
+    tickers = {p["ticker"] for p in Engine(members_only).predict_universe().predictions}
+    assert tickers and tickers <= set(TICKERS[:8]) - {"SIM3"} and "SIM1" in tickers
     with pytest.raises(FactsMissing, match="nikkei"):
-        training_panel(asked.with_(**{"data.index": "nikkei"}))
+        training_panel(members_only.with_(**{"data.index": "nikkei"}))
 
 
 def test_a_whole_experiment_with_facts_writes_what_serving_needs(settings, tmp_path):
-    made = run_experiment(
+    study = run_experiment(
         settings.with_(**{"features.names": ["ret_1", "vol_20", "term_spread", "sector_mom_21", "leverage"]}),
         tmp_path / "work",
         quiet=True,
     )
     assert (
-        made.features == ["ret_1", "vol_20", "term_spread", "sector_mom_21", "leverage"]
-        and "left_out" not in made.lineage
+        study.features == ["ret_1", "vol_20", "term_spread", "sector_mom_21", "leverage"]
+        and "left_out" not in study.lineage
     )
-    manifest = json.loads((made.candidates["ridge"].folder / "artifact" / "manifest.json").read_text())
+    manifest = json.loads((study.candidates["ridge"].folder / "artifact" / "manifest.json").read_text())
     assert (
         manifest["needs"] == ["assets", "equity", "sector", "yield_10y", "yield_2y"]
         and manifest["index"] == ""
     )
-    assert CandidateStore and training_manifest(made.candidates["ridge"], made.settings, made.lineage, Spec(["leverage"]))[
-        "needs"
-    ] == ["assets", "equity"]
+    assert CandidateStore and training_manifest(
+        study.candidates["ridge"], study.settings, study.lineage, Spec(["leverage"])
+    )["needs"] == ["assets", "equity"]

@@ -20,9 +20,13 @@ from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.evaluate.splits import overlaps
 from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
-from stockpredict.models.contract import Dataset, make_model, models
-from stockpredict.train.walk_forward import Experiment, covered_spec, experiment, make_folds, run_candidate
-from stockpredict.train.walk_forward import study_panel, walk_forward_forecasts
+from stockpredict.models.contract import make_model, models
+from stockpredict.models.dataset import Dataset
+from stockpredict.train.experiment import Experiment, run_experiment
+from stockpredict.train.training_data import covered_spec
+from stockpredict.train.walk_forward import make_folds, run_candidate
+from stockpredict.train.training_data import training_panel
+from stockpredict.train.walk_forward import walk_forward_forecasts
 from stockpredict.train.tune import tune
 
 SMALL = {
@@ -50,8 +54,8 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(home, tmp_path_factory):
-    return experiment(small(home), tmp_path_factory.mktemp("work"))
+def study(home, tmp_path_factory):
+    return run_experiment(small(home), tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
@@ -64,50 +68,51 @@ def hashes(study):
     return {name: c.artifact for name, c in study.candidates.items()}
 
 
-def test_the_same_data_code_and_seed_give_the_same_artifacts(home, made, tmp_path):
-    again = experiment(small(home), tmp_path / "other")
-    assert hashes(again) == hashes(made) and all(len(h) == 64 for h in hashes(made).values())
+def test_the_same_data_code_and_seed_give_the_same_artifacts(home, study, tmp_path):
+    again = run_experiment(small(home), tmp_path / "other")
+    assert hashes(again) == hashes(study) and all(len(h) == 64 for h in hashes(study).values())
     assert all(
         torch.equal(
             again.candidates[n].forecast.quantiles.nan_to_num(-9), c.forecast.quantiles.nan_to_num(-9)
         )
-        for n, c in made.candidates.items()
+        for n, c in study.candidates.items()
     )
-    assert all(again.candidates[n].ledger.equals(c.ledger) for n, c in made.candidates.items())
+    assert all(again.candidates[n].ledger.equals(c.ledger) for n, c in study.candidates.items())
 
 
-def test_another_installation_with_its_own_keys_and_lake_agrees(made, tmp_path):
+def test_another_installation_with_its_own_keys_and_lake_agrees(study, tmp_path):
     mine = small(tmp_path / "home")
     ingest(mine)
-    assert hashes(experiment(mine, tmp_path / "work")) == hashes(made)
+    assert hashes(run_experiment(mine, tmp_path / "work")) == hashes(study)
 
 
-def test_another_seed_of_the_market_is_another_result(made, tmp_path):
+def test_another_seed_of_the_market_is_another_result(study, tmp_path):
     other = small(tmp_path / "home", **{"simulated.seed": 2})
     ingest(other)
-    assert set(hashes(experiment(other, tmp_path / "work")).values()).isdisjoint(hashes(made).values())
+    assert set(hashes(run_experiment(other, tmp_path / "work")).values()).isdisjoint(hashes(study).values())
 
 
 CHILD = """
 import os, signal, sys, json
-import stockpredict.train.walk_forward as train
+import stockpredict.train.experiment as train
+import stockpredict.train.lineage as lineage
 from contextlib import contextmanager
 from stockpredict.core.settings import load_settings
 overrides, work, at = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-train.code_version = lambda: sys.argv[4]  # the parent's, should a file of the package be changed meanwhile
+lineage.code_version = lambda: sys.argv[4]  # the parent's, should a file of the package be changed meanwhile
 steps = iter(range(10_000))
 def tick(word):
     if next(steps) == at: os.kill(os.getpid(), signal.SIGKILL)
 @contextmanager
 def progress(*_): yield tick
 train.progress = progress
-train.experiment(load_settings(overrides=overrides, environ={}), work)
+train.run_experiment(load_settings(overrides=overrides, environ={}), work)
 """
 
 
 @pytest.mark.parametrize("at", [5, 11])
-def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, made, tmp_path, at):
-    how = [json.dumps({**SMALL, "storage.home": str(home)}), str(tmp_path), str(at), made.lineage["code"]]
+def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, study, tmp_path, at):
+    how = [json.dumps({**SMALL, "storage.home": str(home)}), str(tmp_path), str(at), study.lineage["code"]]
     done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(RunError):
@@ -115,36 +120,36 @@ def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, made, tmp_pa
     whole = {
         p.parent.name: p.stat().st_mtime_ns for p in (tmp_path / "candidates").glob("[a-z]*/candidate.json")
     }
-    assert 0 < len(whole) < len(made.candidates)
-    again = experiment(small(home), tmp_path)
-    assert hashes(again) == hashes(made)
+    assert 0 < len(whole) < len(study.candidates)
+    again = run_experiment(small(home), tmp_path)
+    assert hashes(again) == hashes(study)
     assert all(
         (tmp_path / "candidates" / n / "candidate.json").stat().st_mtime_ns == t for n, t in whole.items()
-    ), "finished candidates are not made again"
-    assert not list((tmp_path / "candidates").glob(".*")), "nothing half made is left"
+    ), "finished candidates are read, not repeated"
+    assert not list((tmp_path / "candidates").glob(".*")), "no half-written candidate is left"
 
 
-def test_a_finished_experiment_is_read_back_whole(made):
-    read = Experiment.load(made.workdir)
+def test_a_finished_experiment_is_read_back_whole(study):
+    read = Experiment.load(study.workdir)
     assert (read.lineage, read.tickers, read.features, read.folds, read.trials) == (
-        made.lineage,
-        made.tickers,
-        made.features,
-        made.folds,
-        made.trials,
+        study.lineage,
+        study.tickers,
+        study.features,
+        study.folds,
+        study.trials,
     )
     assert (
-        read.sessions.equals(made.sessions)
-        and np.array_equal(read.y, made.y, equal_nan=True)
-        and np.array_equal(read.close, made.close, equal_nan=True)
+        read.sessions.equals(study.sessions)
+        and np.array_equal(read.y, study.y, equal_nan=True)
+        and np.array_equal(read.close, study.close, equal_nan=True)
     )
-    for name, c in made.candidates.items():
+    for name, c in study.candidates.items():
         assert (
-            read.daily_ic(name).equals(made.daily_ic(name))
+            read.daily_ic(name).equals(study.daily_ic(name))
             and read.candidates[name].params == c.params
             and read.candidates[name].ledger.equals(c.ledger)
         )
-    assert read.feature_ic.equals(made.feature_ic)
+    assert read.feature_ic.equals(study.feature_ic)
 
 
 def test_what_is_kept_holds_no_place_and_no_secret(home, tmp_path):
@@ -155,25 +160,25 @@ def test_what_is_kept_holds_no_place_and_no_secret(home, tmp_path):
             "serving.redis_url": "redis://:hunter2@example.invalid",
         },
     )
-    study = experiment(settings, tmp_path / "work")
+    study = run_experiment(settings, tmp_path / "work")
     texts = [p.read_bytes() for p in study.workdir.rglob("*") if p.is_file()]
     assert not any(b"hunter2" in t or str(home).encode() in t or str(tmp_path).encode() in t for t in texts)
 
 
-def test_changed_settings_make_every_candidate_anew(home, made, tmp_path):
-    first = experiment(small(home), tmp_path)
-    second = experiment(small(home, **{"models.seed": 8}), tmp_path)
-    assert hashes(first) == hashes(made) and set(hashes(second).values()).isdisjoint(hashes(first).values())
+def test_changed_settings_make_every_candidate_anew(home, study, tmp_path):
+    first = run_experiment(small(home), tmp_path)
+    second = run_experiment(small(home, **{"models.seed": 8}), tmp_path)
+    assert hashes(first) == hashes(study) and set(hashes(second).values()).isdisjoint(hashes(first).values())
 
 
-def test_no_training_label_meets_a_test(made):
-    assert [overlaps(f) for f in made.folds] == [0, 0]
-    assert made.tested.stop == len(made.sessions)
+def test_no_training_label_meets_a_test(study):
+    assert [overlaps(f) for f in study.folds] == [0, 0]
+    assert study.tested.stop == len(study.sessions)
 
 
-def test_the_mean_is_always_among_the_candidates(made):
+def test_the_mean_is_always_among_the_candidates(study):
     assert (
-        list(made.candidates) == ["mean", "reversal", "ridge"] and len(made.candidates["ridge"].ledger) == 2
+        list(study.candidates) == ["mean", "reversal", "ridge"] and len(study.candidates["ridge"].ledger) == 2
     )
 
 
@@ -271,23 +276,23 @@ def test_features_that_a_close_only_source_cannot_fill_are_left_out(tmp_path):
 
 def test_training_reads_what_was_known_and_finished(tmp_path, home):
     settings = small(home)
-    whole, _ = study_panel(settings)
+    whole, _ = training_panel(settings)
     for as_of in ("2016-03-01", "2016-03-01T15:00:00-05:00"):
-        part, _ = study_panel(settings, as_of)
+        part, _ = training_panel(settings, as_of)
         last = "2016-03-01" if len(as_of) == 10 else "2016-02-29"
         assert str(part.sessions[-1].date()) == last and len(part) < len(whole), (
             "a session that has not closed is no session"
         )
     with pytest.raises(EmptyUniverse):
-        study_panel(settings, "2014-01-01")
+        training_panel(settings, "2014-01-01")
     with pytest.raises(LakeUnavailable):
-        study_panel(small(tmp_path / "nothing"))
+        training_panel(small(tmp_path / "nothing"))
 
 
 def test_a_snapshot_is_read_again_after_a_correction(tmp_path):
     settings = small(tmp_path)
     ingest(settings)
-    before, snapshot = study_panel(settings)
+    before, snapshot = training_panel(settings)
     with Lake(settings.storage) as lake:
         bars = lake.bars(adjusted=False)
         late = bars[bars.event_time == bars.event_time.max()].copy()
@@ -295,42 +300,42 @@ def test_a_snapshot_is_read_again_after_a_correction(tmp_path):
         late[["open", "high", "low"]] = np.nan
         late["known_at"] = pd.Timestamp.now("UTC") - pd.Timedelta(minutes=1)
         lake.append(late)
-    now, newer = study_panel(settings)
-    then, _ = study_panel(settings, snapshot=snapshot)
+    now, newer = training_panel(settings)
+    then, _ = training_panel(settings, snapshot=snapshot)
     assert newer > snapshot and torch.equal(then.close.values.nan_to_num(), before.close.values.nan_to_num())
     assert not torch.equal(now.close.values.nan_to_num(), before.close.values.nan_to_num())
 
 
 def test_too_short_a_history_is_said_in_one_sentence(home, tmp_path):
     with pytest.raises(NotEnoughSessions, match="sessions are too few"):
-        experiment(small(home, **{"validation.first_train": 2000}), tmp_path)
+        run_experiment(small(home, **{"validation.first_train": 2000}), tmp_path)
 
 
-def test_a_champion_outside_the_candidates_is_tried_on_the_same_sessions(home, made, tmp_path):
+def test_a_champion_outside_the_candidates_is_tried_on_the_same_sessions(home, study, tmp_path):
     class Now:
         model, params = "ridge", {"alpha": 5.0}
 
-    study = experiment(small(home), tmp_path / "a", champion=Now)
+    with_rival = run_experiment(small(home), tmp_path / "a", champion=Now)
     read = Experiment.load(tmp_path / "a")
     assert (
-        hashes(study) == hashes(made)
+        hashes(with_rival) == hashes(study)
         and read.rival.params == {"alpha": 5.0}
-        and "champion" not in study.candidates
+        and "champion" not in with_rival.candidates
     )
-    assert read.daily_ic(read.rival).index.equals(made.daily_ic("ridge").index) and not read.rival.artifact
-    Now.params = made.candidates["ridge"].params
+    assert read.daily_ic(read.rival).index.equals(study.daily_ic("ridge").index) and not read.rival.artifact
+    Now.params = study.candidates["ridge"].params
     assert (
-        experiment(small(home), tmp_path / "b", champion=Now).rival.artifact
-        == made.candidates["ridge"].artifact
+        run_experiment(small(home), tmp_path / "b", champion=Now).rival.artifact
+        == study.candidates["ridge"].artifact
     )
     assert Experiment.load(tmp_path / "b").rival.model == "ridge"
     Now.model, Now.params = "a model that is gone", {}
-    gone = experiment(small(home), tmp_path / "c", champion=Now)
+    gone = run_experiment(small(home), tmp_path / "c", champion=Now)
     assert gone.rival is None and "could not be tried" in gone.lineage["rival"]
 
 
 def test_progress_is_silent_without_a_terminal(home, tmp_path, capfd):
-    experiment(small(home), tmp_path)
+    run_experiment(small(home), tmp_path)
     out, err = capfd.readouterr()
     assert "fold" not in out + err
 
@@ -339,7 +344,7 @@ def test_progress_is_silent_without_a_terminal(home, tmp_path, capfd):
 def test_the_sample_experiment_tries_every_candidate(tmp_path):
     settings = load_settings(overrides={"storage.home": str(tmp_path), "models.trials": 1}, environ={})
     ingest(settings)
-    study = experiment(settings, tmp_path / "work")
+    study = run_experiment(settings, tmp_path / "work")
     assert list(study.candidates) == ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"]
 
 

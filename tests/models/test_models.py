@@ -18,7 +18,9 @@ import torch
 from stockpredict.core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions, NotFitted
 from stockpredict.core.errors import UnknownHorizon, UnknownName, UnknownTicker
 from stockpredict.models.artifact import ensure_keys, load_artifact, save_artifact
-from stockpredict.models.contract import LEVELS, Dataset, Forecast, join, make_model, models, sample_dataset
+from stockpredict.models.contract import make_model, models
+from stockpredict.models.dataset import Dataset, sample_dataset
+from stockpredict.models.forecast import LEVELS, Forecast, join_forecasts
 
 NAMES = ("ret_1", "mom_5", "mom_21", "mom_252_21", "vol_20", "rsi_14")
 SMALL = dict(
@@ -33,10 +35,10 @@ def new(name, **params):
 
 
 def same(a: Forecast, b: Forecast, tolerance=0.0):
-    "Same rows given, same numbers."
-    assert torch.equal(a.given, b.given)
+    "The same rows with the same numbers."
+    assert torch.equal(a.available, b.available)
     for part in ("quantiles", "p_up", "volatility", "score"):
-        gap = (getattr(a, part)[a.given] - getattr(b, part)[b.given]).abs()
+        gap = (getattr(a, part)[a.available] - getattr(b, part)[b.available]).abs()
         assert gap.max().item() <= tolerance if gap.numel() else True, f"{part} differs by {gap.max().item()}"
 
 
@@ -89,12 +91,12 @@ def past(data):
 @pytest.fixture(scope="module")
 def fitted(past):
     "Each model fitted once on the past."
-    kept = {}
+    fitted = {}
 
     def get(name):
-        if name not in kept:
-            kept[name] = new(name, seed=3).fit(past)
-        return kept[name]
+        if name not in fitted:
+            fitted[name] = new(name, seed=3).fit(past)
+        return fitted[name]
 
     return get
 
@@ -125,15 +127,15 @@ def test_shapes_and_values(name, fitted, data):
     f = m.predict(data.inputs, STOP, 500).validate()
     assert f.quantiles.shape == (40, 16, 2, len(LEVELS)) and f.model == name and f.horizons == (1, 5)
     assert f.sessions.equals(data.inputs.sessions[STOP:500]) and f.tickers == list(data.inputs.tickers)
-    assert torch.equal(f.given, data.inputs.usable[STOP:500]), (
+    assert torch.equal(f.available, data.inputs.usable[STOP:500]), (
         "a forecast for every row with a bar and a volatility, and for no other"
     )
-    assert (f.volatility[..., 1][f.given] / f.volatility[..., 0][f.given] - 5**0.5).abs().max() < 1e-5
-    up, middle = f.p_up[f.given], f.median[f.given]
+    assert (f.volatility[..., 1][f.available] / f.volatility[..., 0][f.available] - 5**0.5).abs().max() < 1e-5
+    up, middle = f.p_up[f.available], f.median[f.available]
     odd = ((up > 0.5) != (middle > 0)) & (middle.abs() > 1e-4)
     assert odd.float().mean() < 0.02, "the probability agrees with the median"
     everything = m.predict(data.inputs)
-    assert len(everything.sessions) == 520 and not everything.given[: m.sequence - 1].any()
+    assert len(everything.sessions) == 520 and not everything.available[: m.sequence - 1].any()
     assert m.predict(data.inputs, 519).quantiles.shape[0] == 1
 
 
@@ -145,7 +147,7 @@ def test_state_is_plain_data_and_says_the_same(name, fitted, data):
     assert all(isinstance(w, torch.Tensor) for w in weights.values()) and all(
         isinstance(t, str) for t in texts.values()
     )
-    assert m.width() in (None, len(NAMES))
+    assert m.feature_count() in (None, len(NAMES))
     same(m.predict(data.inputs, STOP), again.predict(data.inputs, STOP))
     same_state(m, again)
 
@@ -164,8 +166,8 @@ def test_the_latest_bar_needs_only_its_sequence(name, fitted, data):
     whole, n = m.predict(data.inputs, STOP), m.sequence
     for stop in (STOP + 1, 490, 520):
         latest = m.predict(data.inputs.until(stop).last(n), n - 1)
-        assert latest.given.any()
-        same(latest, whole.on(latest.sessions), tolerance=1e-6 if name == "lstm" else 0.0)
+        assert latest.available.any()
+        same(latest, whole.reindex(latest.sessions), tolerance=1e-6 if name == "lstm" else 0.0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -176,7 +178,7 @@ def test_one_ticker_alone_gets_the_same_answer(name, fitted, data):
         i, x=i.x[:, 3:4], present=i.present[:, 3:4], volatility=i.volatility[:, 3:4], tickers=[i.tickers[3]]
     )
     alone, whole = m.predict(one, STOP), m.predict(i, STOP)
-    g = alone.given[:, 0]
+    g = alone.available[:, 0]
     assert (alone.quantiles[g, 0] - whole.quantiles[g, 3]).abs().max() <= (1e-6 if name == "lstm" else 0.0)
 
 
@@ -224,14 +226,14 @@ def test_same_seed_same_model(name, fitted, past):
 @pytest.mark.parametrize("name", ["lightgbm", "lstm"])
 def test_another_seed_another_model(name, fitted, past, data):
     a, b = fitted(name).predict(data.inputs, STOP), new(name, seed=4).fit(past).predict(data.inputs, STOP)
-    assert not torch.equal(a.score[a.given], b.score[b.given])
+    assert not torch.equal(a.score[a.available], b.score[b.available])
 
 
 def test_no_two_models_are_one(fitted, data):
     scores = {name: fitted(name).predict(data.inputs, STOP) for name in ALL}
     for a, b in combinations(ALL, 2):
         one, two = scores[a], scores[b]
-        assert not torch.equal(one.score[one.given], two.score[two.given]), f"{a} and {b} rank alike"
+        assert not torch.equal(one.score[one.available], two.score[two.available]), f"{a} and {b} rank alike"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -263,12 +265,12 @@ def test_nothing_to_find_is_nothing_found_and_intervals_hold(name, null):
     "On a null market 90 % intervals hold 90 % ± 3 points out of sample, and no score ranks."
     m = new(name, seed=1).fit(null.window(0, 560))
     f, y = m.predict(null.inputs, 560).validate(), null.y[560:]
-    rows = f.given[..., None] & y.isfinite()
+    rows = f.available[..., None] & y.isfinite()
     for j, h in enumerate(f.horizons):
         q, o = f.quantiles[:, :, j][rows[..., j]], y[..., j][rows[..., j]]
-        held = ((o >= q[:, 0]) & (o <= q[:, -1])).float().mean().item()
+        coverage = ((o >= q[:, 0]) & (o <= q[:, -1])).float().mean().item()
         inner = ((o >= q[:, 1]) & (o <= q[:, 3])).float().mean().item()
-        assert abs(held - 0.9) < 0.03, f"horizon {h}: {held:.3f}"
+        assert abs(coverage - 0.9) < 0.03, f"horizon {h}: {coverage:.3f}"
         assert abs(inner - 0.5) < 0.05, f"horizon {h}: {inner:.3f}"
         assert abs(f.p_up[..., j][rows[..., j]].mean() - 0.5) < 0.05
     outcome = pd.DataFrame(y[..., 0].numpy(), f.sessions, f.tickers)
@@ -286,14 +288,14 @@ def test_a_score_high_on_average_does_not_lift_the_market(past, data):
     class Lifted(models["reversal"]):
         "The reversal rule, with every score three volatilities higher."
 
-        def turn(self, x):
-            return super().turn(x) + 3
+        def to_score(self, x):
+            return super().to_score(x) + 3
 
     plain, lifted = (cls().fit(past) for cls in (models["reversal"], Lifted))
     assert plain.weights["slope"].min() > 0.05, "the score matters here"
     f, g = plain.predict(data.inputs, STOP), lifted.predict(data.inputs, STOP)
-    assert (f.quantiles[f.given] - g.quantiles[g.given]).abs().max() < 1e-5 and (
-        f.p_up[f.given] - g.p_up[g.given]
+    assert (f.quantiles[f.available] - g.quantiles[g.available]).abs().max() < 1e-5 and (
+        f.p_up[f.available] - g.p_up[g.available]
     ).abs().max() < 1e-4
 
 
@@ -503,7 +505,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_no_forecast_is_refused(fault):
     f = some()
-    assert f.validate() is f and f.given.sum() == 23
+    assert f.validate() is f and f.available.sum() == 23
     spoil, word = FAULTS[fault]
     spoil(f)
     with pytest.raises(ModelOutputInvalid, match=f"{word}.* C on 2021-03-04"):
@@ -559,27 +561,27 @@ def test_long_table():
         and row.p_up == f.p_up[3, 2, 1].item()
     )
     assert f.frame("p_up", 5).loc[f.sessions[3], "C"] == f.p_up[3, 2, 1].item()
-    nothing = f.on(pd.DatetimeIndex(["2030-01-01"]))
+    nothing = f.reindex(pd.DatetimeIndex(["2030-01-01"]))
     assert len(nothing.to_frame()) == 0 and list(nothing.to_frame()) == list(t)
 
 
 def test_join_and_on():
     f = some(10)
-    parts = [f.on(f.sessions[a:b]) for a, b in ((0, 3), (3, 7), (7, 10))]
-    g = join(parts)
+    parts = [f.reindex(f.sessions[a:b]) for a, b in ((0, 3), (3, 7), (7, 10))]
+    g = join_forecasts(parts)
     same(f, g)
-    wide = g.on(pd.bdate_range("2021-02-22", periods=20))
-    assert wide.given.sum() == f.given.sum() and not wide.given[:5].any()
+    wide = g.reindex(pd.bdate_range("2021-02-22", periods=20))
+    assert wide.available.sum() == f.available.sum() and not wide.available[:5].any()
     with pytest.raises(ModelOutputInvalid, match="overlap"):
-        join([parts[1], parts[0]])
+        join_forecasts([parts[1], parts[0]])
     with pytest.raises(ModelOutputInvalid, match="overlap"):
-        join([parts[0], parts[0]])
+        join_forecasts([parts[0], parts[0]])
     with pytest.raises(ModelOutputInvalid, match="different tickers"):
-        join([parts[0], some(10, 3).on(f.sessions[5:])])
+        join_forecasts([parts[0], some(10, 3).reindex(f.sessions[5:])])
 
 
 def test_unknown_horizon_and_ticker():
     with pytest.raises(UnknownHorizon, match="Ask for one of 1, 5"):
-        some().horizon(2)
+        some().horizon_index(2)
     with pytest.raises(UnknownTicker):
-        some().ticker("ZZZ")
+        some().ticker_index("ZZZ")
