@@ -540,10 +540,10 @@ def test_context_is_the_same_for_every_ticker_and_on_one_scale():
 
 
 def test_a_closure_that_nobody_had_announced_is_not_foreseen():
-    held, announced = session_timetables()
+    past, announced = session_timetables()
     assert {"2001-09-11", "2012-10-29", "2018-12-05"} <= set(
-        announced.difference(held).strftime("%Y-%m-%d")
-    ) and held.isin(announced).all()
+        announced.difference(past).strftime("%Y-%m-%d")
+    ) and past.isin(announced).all()
     days = pd.to_datetime(
         ["2001-09-10", "2001-09-17", "2012-10-26", "2018-12-04", "2018-12-06", "2019-07-03"]
     )
