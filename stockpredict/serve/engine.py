@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.calendar import get_calendar
-from ..core.errors import ArtifactRejected, ModelOutputInvalid, NoChampion, NotReady
+from ..core.errors import ArtifactRejected, ModelOutputInvalid, NotReady
 from ..core.errors import StockpredictError
 from ..core.settings import Settings
 from ..lake.lake import Lake
@@ -28,6 +28,7 @@ from ..features.membership import MEMBER, restrict_to_members
 from ..models.artifact import Artifact, load_artifact, public_key
 from ..models.forecast import Forecast
 from .schemas import DISCLAIMER, SKILL, Prediction, plot_predictions
+from ..train.champion import read_champion_entry
 
 # %% ../../nbs/serve/20_engine.ipynb #ffa0a76a
 @dataclass(frozen=True)
@@ -66,18 +67,7 @@ def champion_pointer(
     settings: Settings,  # whose registry
 ) -> ChampionPointer:
     "Read `champion.json`, and refuse a pointer that does not name an artifact of this registry."
-    try:
-        entry = orjson.loads((settings.storage.registry_dir / "champion.json").read_bytes())
-    except FileNotFoundError:
-        raise NoChampion(
-            "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
-        ) from None
-    except ValueError:
-        raise ArtifactRejected(
-            "The champion pointer is not readable.",
-            "Run `stockpredict rollback` to return to the version before.",
-        ) from None
-    pointer = parse_pointer(entry)
+    pointer = parse_pointer(read_champion_entry(settings))
     if pointer is None or not pointer.valid:
         raise ArtifactRejected(
             "The champion pointer does not name an artifact of this registry.", "Run `stockpredict rollback`."
