@@ -92,7 +92,7 @@ def refused(place, keys, why):
     assert e.value.code == "artifact-rejected" and e.value.fix and str(place.parent) not in str(e.value)
 
 
-def test_untouched_it_loads(place):
+def test_an_unchanged_artifact_loads(place):
     folder, keys = place
     a = load_artifact(folder, keys.public)
     assert (
@@ -103,7 +103,7 @@ def test_untouched_it_loads(place):
     assert {"commit", "versions", "files", "horizons", "lookback", "spec", "created_at"} <= set(a.manifest)
 
 
-def test_signing_again_honestly_loads(place):
+def test_an_artifact_signed_again_loads(place):
     "The helper of these tests makes valid artifacts, so a refusal below is about the content."
     folder, keys = place
     sign_again(folder, keys)
@@ -203,7 +203,7 @@ def test_links(ridge, name, tmp_path):
     refused(folder, keys, "not a regular file")
 
 
-def test_the_folder_itself_may_be_no_link(ridge, tmp_path):
+def test_the_folder_must_not_be_a_link(ridge, tmp_path):
     folder, keys = ridge
     (tmp_path / "alias").symlink_to(folder)
     refused(tmp_path / "alias", keys, "not a folder")
@@ -268,7 +268,7 @@ def test_an_old_pickle_is_not_executed_either(ridge, protocol):
     assert not Bomb.fired
 
 
-def test_somebody_elses_key(place, tmp_path):
+def test_the_signature_of_another_key(place, tmp_path):
     folder, keys = place
     other = ensure_keys(tmp_path / "other")
     refused(folder, other, "trusted key")
@@ -360,7 +360,7 @@ def test_horizons_that_the_weights_do_not_have(ridge):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["coef", "slope", "residual"])
-def test_numbers_that_are_none(ridge, part, poison):
+def test_numbers_that_are_not_finite(ridge, part, poison):
     folder, keys = ridge
     weights = load((folder / "weights.safetensors").read_bytes())
     weights[part].view(-1)[0] = poison
@@ -392,7 +392,7 @@ def test_weights_of_the_wrong_shape_or_absent(ridge, part):
     refused(folder, keys, "refused")
 
 
-def test_parameters_nobody_knows(ridge):
+def test_unknown_parameters(ridge):
     folder, keys = ridge
     sign_again(
         folder,
@@ -445,14 +445,14 @@ def test_saving_twice_replaces(saved, tmp_path, data):
     assert os.listdir(tmp_path) == ["m"]
 
 
-def test_the_caller_cannot_overwrite_what_the_model_says(saved, tmp_path, data):
+def test_the_caller_cannot_overwrite_the_description_of_the_model(saved, tmp_path, data):
     lies = dict(files={}, format=9, spec={}, horizons=[9], model={"name": "zero"})
     m = save_artifact(make_model("ridge").fit(data), data.inputs.spec, tmp_path / "m", lies, saved[1].private)
     assert load_artifact(m, saved[1].public).model.name == "ridge"
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_a_full_disk_leaves_the_old_one(saved, tmp_path, data, monkeypatch, step):
+def test_a_full_disk_leaves_the_old_artifact(saved, tmp_path, data, monkeypatch, step):
     keys, calls = saved[1], []
     save_artifact(make_model("ridge").fit(data), data.inputs.spec, tmp_path / "m", FACTS, keys.private)
 
@@ -530,7 +530,7 @@ def test_keys_are_private_and_stay(tmp_path):
     assert sorted(os.listdir(tmp_path / "keys")) == ["signing.key", "signing.pub"]
 
 
-def test_many_first_users_agree_on_one_key(tmp_path):
+def test_concurrent_first_users_agree_on_one_key(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(lambda _: key_id(ensure_keys(tmp_path / "keys").public), range(24)))
     assert len(ids) == 1 and key_id(public_key(tmp_path / "keys")) in ids

@@ -139,7 +139,7 @@ def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new,
     )
 
 
-def test_half_a_copy_is_swept_away(settings, old, verdicts):
+def test_an_incomplete_copy_is_removed(settings, old, verdicts):
     part = settings.storage.registry_dir / "versions" / ".abc.1234"
     part.mkdir(parents=True)
     (part / "weights.safetensors").write_bytes(b"half")
@@ -220,9 +220,7 @@ def test_an_artifact_of_another_installation_is_refused(settings, old, verdicts)
         ),
     ],
 )
-def test_a_pointer_that_leads_elsewhere_is_refused_and_repaired_by_a_rollback(
-    settings, old, verdicts, pointer
-):
+def test_an_invalid_pointer_is_refused_and_repaired_by_a_rollback(settings, old, verdicts, pointer):
     first = publish_model(settings, old, verdicts[id(old)])
     (settings.storage.registry_dir / "champion.json").write_text(pointer)
     with pytest.raises(ArtifactRejected, match="rollback"):
@@ -245,7 +243,7 @@ def test_an_unknown_artifact_is_not_served_by_a_rollback(settings, old, new, ver
     assert verified_champion(settings) == second and events(settings) == ["promote", "promote"]
 
 
-def test_rollback_is_fast_verified_and_remembered(settings, old, new, verdicts):
+def test_rollback_is_fast_verified_and_recorded(settings, old, new, verdicts):
     first, second = (
         publish_model(settings, old, verdicts[id(old)]),
         publish_model(settings, new, verdicts[id(new)]),
@@ -273,7 +271,7 @@ def test_rollback_is_fast_verified_and_remembered(settings, old, new, verdicts):
         rollback(settings, version=7)
 
 
-def test_nothing_published_says_so(settings):
+def test_an_empty_registry_is_explained(settings):
     with pytest.raises(NoChampion):
         current_champion(settings)
     with pytest.raises(NoChampion):
@@ -281,7 +279,7 @@ def test_nothing_published_says_so(settings):
     assert len(registry_history(settings)) == 0 and champion_or_none(settings) is None
 
 
-def test_a_torn_line_of_the_history_is_survived(settings, old, new, verdicts):
+def test_an_incomplete_line_of_the_history_is_skipped(settings, old, new, verdicts):
     publish_model(settings, old, verdicts[id(old)])
     with open(settings.storage.registry_dir / "history.jsonl", "a") as f:
         f.write('{"event": "pro')
@@ -292,7 +290,7 @@ def test_a_torn_line_of_the_history_is_survived(settings, old, new, verdicts):
     ]
 
 
-def test_held_without_a_champion_serves_the_mean_and_says_it_knows_nothing(settings, old, new):
+def test_hold_without_a_champion_serves_the_mean_without_evidence(settings, old, new):
     verdict = replace(decide(old), decision="hold", skill="none", model="mean")
     now = publish_model(settings, old, verdict)
     assert (
@@ -308,7 +306,7 @@ def test_held_without_a_champion_serves_the_mean_and_says_it_knows_nothing(setti
 
 
 @pytest.mark.parametrize("decision", ["hold", "suspected-leak"])
-def test_what_is_not_promoted_leaves_the_champion_alone(settings, old, new, verdicts, decision):
+def test_a_verdict_other_than_promote_keeps_the_champion(settings, old, new, verdicts, decision):
     first = publish_model(settings, old, verdicts[id(old)])
     verdict = replace(decide(new), decision=decision, model="ridge")
     assert publish_model(settings, new, verdict) == first and publish_model(settings, new, verdict) == first
@@ -426,7 +424,7 @@ def test_reading_and_rolling_back_never_import_mlflow(settings, old, new, verdic
     assert done.stdout.strip() == "[]" and current_champion(settings).version == 1
 
 
-def test_no_secret_and_no_place_reaches_mlflow(settings, old, verdicts):
+def test_no_secret_and_no_path_reaches_mlflow(settings, old, verdicts):
     card = mlflow_mirror.publication_card(
         settings.with_(**{"serving.redis_url": "redis://:hunter2@host"}),
         old,

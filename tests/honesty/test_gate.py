@@ -74,14 +74,14 @@ def test_no_null_market_is_promoted(nulls):
     assert all("none is promoted" in v.reasons[-1] for v in nulls if v.decision == "hold")
 
 
-def test_null_skill_is_centred_on_nothing(nulls):
+def test_null_skill_is_centred_on_zero(nulls):
     ridge = np.array([next(r["ic"] for r in v.numbers["table"] if r["model"] == "ridge") for v in nulls])
     assert (
         abs(ridge.mean()) < 3 * ridge.std(ddof=1) / math.sqrt(len(ridge)) and 0.002 < ridge.std(ddof=1) < 0.02
     )
 
 
-def test_null_p_values_are_spread_over_the_unit_interval(nulls):
+def test_null_p_values_are_uniform(nulls):
     from scipy.stats import kstest
 
     p = [
@@ -93,7 +93,7 @@ def test_null_p_values_are_spread_over_the_unit_interval(nulls):
     assert kstest(p, "uniform").pvalue > 0.001 and min(p) > 0.0005
 
 
-def test_the_planted_signal_is_promoted_and_its_interval_holds_the_truth(planted):
+def test_the_planted_signal_is_promoted_and_its_interval_contains_the_truth(planted):
     v = judge_experiment(planted, PASSED)
     assert (v.decision, v.skill, v.model) == ("promote", "strong", "reversal") and not v.numbers["alarms"]
     row = next(r for r in v.numbers["table"] if r["model"] == "reversal" and r["horizon"] == 1)
@@ -114,7 +114,7 @@ def test_the_learning_model_recovers_most_of_the_planted_signal(seed):
     )
 
 
-def test_an_honest_planted_market_is_not_taken_for_a_leak(planted):
+def test_an_honest_planted_market_raises_no_alarm(planted):
     table = skill_table(planted)
     assert leak_alarms(planted, table) == [] and table.net_sharpe.max() < 6
 
@@ -143,7 +143,7 @@ def test_a_canary_in_a_market_with_a_real_signal_is_stopped_too():
     assert v.decision == "suspected-leak"
 
 
-def test_yesterday_known_as_today_is_a_suspected_leak():
+def test_a_feature_shifted_by_one_session_is_a_suspected_leak():
     "Target off by one: the label is a return that has happened."
 
     def alter(data):
@@ -181,7 +181,7 @@ def test_a_fill_at_the_price_of_the_decision_is_a_suspected_leak(size, sure):
     )
 
 
-def test_the_same_bounce_filled_one_session_later_is_nothing(bounced):
+def test_the_same_bounce_filled_one_session_later_is_not_promoted(bounced):
     assert decide(study_of(bounced, settings(**{"models.candidates": "reversal ridge"}))).decision == "hold"
 
 
@@ -231,7 +231,7 @@ def survivors(seed, spread, sessions=900):
     return bars.assign(**{k: bars[k] * growth for k in ("open", "high", "low", "close")})
 
 
-def test_knowing_who_rose_in_the_end_is_not_skill():
+def test_survivorship_bias_is_not_skill():
     "A model that learned who is who is no better than the historical mean."
     study = study_of(survivors(4, 0.0015), settings())
     table = skill_table(study).query("horizon == 1").set_index("model")
@@ -385,7 +385,7 @@ def test_a_verdict_survives_json_and_shows_itself(planted, null):
     assert "&lt;script&gt;" in replace(judge_experiment(null, PASSED), reasons=["<script>"])._repr_html_()
 
 
-def test_every_number_of_the_table_can_be_doubted(planted):
+def test_every_number_of_the_table_has_its_uncertainty(planted):
     table = skill_table(planted)
     assert len(table) == len(planted.candidates) * 2
     mean = table[table.model == "mean"]
@@ -425,7 +425,7 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_self_test_passes_with_the_shipped_settings_and_is_remembered(home, monkeypatch):
+def test_the_self_test_passes_with_the_shipped_settings_and_is_stored(home, monkeypatch):
     shipped = load_settings(overrides={"storage.home": str(home)}, environ={})
     tested = run_self_test(shipped)
     assert tested.passed and [m["expected"] for m in tested.markets] == [
@@ -463,7 +463,7 @@ def test_the_self_test_fits_other_settings_too(home, more):
     assert tested.passed, repr(tested)
 
 
-def test_a_gate_that_lets_everything_through_fails_its_self_test(home, monkeypatch):
+def test_a_gate_without_alarms_fails_the_self_test(home, monkeypatch):
     quick = load_settings(
         overrides={**FEW, "storage.home": str(home / "blind"), "gate.null_seeds": 1}, environ={}
     )
@@ -472,7 +472,7 @@ def test_a_gate_that_lets_everything_through_fails_its_self_test(home, monkeypat
     assert not tested.passed and [m["ok"] for m in tested.markets] == [True, True, False, False]
 
 
-def test_a_gate_that_finds_skill_in_nothing_fails_its_self_test(home, monkeypatch):
+def test_a_gate_that_promotes_null_markets_fails_the_self_test(home, monkeypatch):
     quick = load_settings(
         overrides={**FEW, "storage.home": str(home / "keen"), "gate.null_seeds": 1}, environ={}
     )

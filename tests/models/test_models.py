@@ -1,4 +1,4 @@
-"""What every registered model has to do, and what a dataset and a forecast promise."""
+"""The contract of every registered model, of datasets and of forecasts."""
 
 import contextlib
 import io
@@ -107,7 +107,7 @@ def null():
     return sample_dataset("null", tickers=40, sessions=800, names=NAMES, seed=11)
 
 
-def test_the_registry_holds_what_the_settings_offer():
+def test_the_registry_has_every_model_of_the_settings():
     assert {"zero", "mean", "reversal", "momentum", "persistence", "ridge", "lightgbm", "lstm"} <= set(ALL)
     for name in ALL:
         assert models[name].kind in ("baseline", "linear", "trees", "net") and models[name].name == name
@@ -140,7 +140,7 @@ def test_shapes_and_values(name, fitted, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_state_is_plain_data_and_says_the_same(name, fitted, data):
+def test_state_is_plain_data_and_predicts_the_same(name, fitted, data):
     m = fitted(name)
     head, weights, texts = m.state()
     again = type(m).from_state(json.loads(json.dumps(head)), weights, texts)
@@ -153,7 +153,7 @@ def test_state_is_plain_data_and_says_the_same(name, fitted, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_artifact_says_the_same(name, fitted, data, tmp_path):
+def test_artifact_predicts_the_same(name, fitted, data, tmp_path):
     m, keys = fitted(name), ensure_keys(tmp_path / "keys")
     loaded = load_artifact(save_artifact(m, data.inputs.spec, tmp_path / name, {}, keys.private), keys.public)
     same(m.predict(data.inputs, STOP), loaded.model.predict(data.inputs, STOP))
@@ -171,7 +171,7 @@ def test_the_latest_bar_needs_only_its_sequence(name, fitted, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_one_ticker_alone_gets_the_same_answer(name, fitted, data):
+def test_one_ticker_alone_gets_the_same_forecast(name, fitted, data):
     "Forecasts are made row by row; the comparison across tickers is finished in the inputs."
     m, i = fitted(name), data.inputs
     one = replace(
@@ -229,7 +229,7 @@ def test_another_seed_another_model(name, fitted, past, data):
     assert not torch.equal(a.score[a.available], b.score[b.available])
 
 
-def test_no_two_models_are_one(fitted, data):
+def test_no_two_models_rank_alike(fitted, data):
     scores = {name: fitted(name).predict(data.inputs, STOP) for name in ALL}
     for a, b in combinations(ALL, 2):
         one, two = scores[a], scores[b]
@@ -237,7 +237,7 @@ def test_no_two_models_are_one(fitted, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_refusals(name, fitted, data):
+def test_predict_refuses_before_fit_and_for_other_features(name, fitted, data):
     with pytest.raises(NotFitted):
         new(name).predict(data.inputs, STOP)
     i = data.inputs
@@ -250,7 +250,7 @@ def test_refusals(name, fitted, data):
 
 
 @pytest.mark.parametrize("name", ["reversal", "momentum", "persistence"])
-def test_a_rule_without_its_feature_says_which(name, data):
+def test_a_rule_without_its_feature_names_it(name, data):
     i, column = data.inputs, models[name].column
     keep = [k for k, n in enumerate(i.names) if n != column]
     without = Dataset(
@@ -261,7 +261,7 @@ def test_a_rule_without_its_feature_says_which(name, data):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_to_find_is_nothing_found_and_intervals_hold(name, null):
+def test_no_skill_in_a_null_market_and_calibrated_intervals(name, null):
     "On a null market 90 % intervals hold 90 % ± 3 points out of sample, and no score ranks."
     m = new(name, seed=1).fit(null.window(0, 560))
     f, y = m.predict(null.inputs, 560).validate(), null.y[560:]
@@ -300,7 +300,7 @@ def test_a_score_high_on_average_does_not_lift_the_market(past, data):
 
 
 @pytest.mark.parametrize("name", ["reversal", "ridge", "lightgbm", "lstm"])
-def test_what_is_planted_is_found(name):
+def test_the_planted_signal_is_learned(name):
     data = sample_dataset(tickers=40, sessions=700, names=NAMES, rank_ic=0.1, seed=2)
     f, y = make_model(name, seed=1).fit(data.window(0, 500)).predict(data.inputs, 500), data.y[500:, :, 0]
     outcome = pd.DataFrame(y.numpy(), f.sessions, f.tickers)
@@ -326,7 +326,7 @@ def test_the_search_space_makes_models(name, past):
     json.dumps(params)
 
 
-def test_training_a_net_is_quiet_and_leaves_nothing(tmp_path, past, monkeypatch):
+def test_training_a_net_prints_nothing_and_leaves_no_files(tmp_path, past, monkeypatch):
     monkeypatch.chdir(tmp_path)
     levels = {n: logging.getLogger(n).level for n in ("lightning.pytorch", "lightning.fabric")}
     out, err, steps = io.StringIO(), io.StringIO(), []
@@ -397,7 +397,7 @@ def test_a_window_owns_its_past_only(data):
 
 
 @pytest.mark.parametrize("stop", [60, 299, 300])
-def test_a_label_that_ends_at_the_cut_is_gone(data, stop):
+def test_a_label_that_ends_at_the_stop_is_removed(data, stop):
     full = Dataset(data.inputs, torch.ones_like(data.y), data.horizons, entry_delay=1)
     for w in (
         full.window(0, stop),
@@ -411,18 +411,18 @@ def test_a_label_that_ends_at_the_cut_is_gone(data, stop):
             assert not known[stop - 1 - h :, j].any(), "exit t + 1 + h must lie before the cut"
 
 
-def test_other_delays_are_purged_too(data):
+def test_labels_of_other_delays_are_purged(data):
     w = Dataset(data.inputs, torch.ones_like(data.y), data.horizons, entry_delay=3).until(200)
     assert w.y[:, 0, 0].isfinite().sum() == 200 - 3 - 1 and w.y[:, 0, 1].isfinite().sum() == 200 - 3 - 5
 
 
-def test_the_original_is_not_touched(data):
+def test_a_window_does_not_change_the_original(data):
     before = data.y.clone()
     data.window(0, 100).y.fill_(7)
     assert torch.equal(before.nan_to_num(9), data.y.nan_to_num(9))
 
 
-def test_head_and_tail_do_not_overlap(data):
+def test_training_and_validation_part_do_not_overlap(data):
     head, tail = data.window(0, STOP).split()
     t, _ = head.rows()
     assert t.max() + head.entry_delay + min(head.horizons) < tail.start == head.stop
@@ -439,7 +439,7 @@ def test_rows_are_usable_and_sorted_by_name(data):
     assert data.rows(sequence=50)[0].min() >= 49
 
 
-def test_relative_labels_have_no_market(data):
+def test_relative_labels_have_no_session_mean(data):
     r, u = data.relative(clip=1e9), data.standardised()
     assert r.nanmean(1).abs().nan_to_num(0).max() < 1e-4
     gap = u - r
@@ -450,12 +450,12 @@ def test_relative_labels_have_no_market(data):
 
 
 @pytest.mark.parametrize("window", [(5, 5), (10, 4), (-1, 9), (0, 521)])
-def test_windows_that_are_none(data, window):
+def test_windows_outside_the_history_are_refused(data, window):
     with pytest.raises(NotEnoughSessions):
         data.window(*window)
 
 
-def test_too_short_to_fit(data):
+def test_a_window_too_short_to_split_is_refused(data):
     with pytest.raises(NotEnoughSessions):
         make_model("ridge").fit(data.window(0, 30))
 
@@ -503,7 +503,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_is_no_forecast_is_refused(fault):
+def test_invalid_forecasts_are_refused(fault):
     f = some()
     assert f.validate() is f and f.available.sum() == 23
     spoil, word = FAULTS[fault]
@@ -519,7 +519,7 @@ def test_wrong_shapes_are_refused():
 
 
 @pytest.mark.parametrize("unit", ["s", "us", "ns"])
-def test_files_are_exact(tmp_path, unit):
+def test_a_saved_forecast_is_read_bit_for_bit(tmp_path, unit):
     f = some()
     f.sessions = f.sessions.as_unit(unit).rename("session")
     g = Forecast.load(f.save(tmp_path / "deep" / "f.safetensors"))
@@ -565,7 +565,7 @@ def test_long_table():
     assert len(nothing.to_frame()) == 0 and list(nothing.to_frame()) == list(t)
 
 
-def test_join_and_on():
+def test_join_and_reindex():
     f = some(10)
     parts = [f.reindex(f.sessions[a:b]) for a, b in ((0, 3), (3, 7), (7, 10))]
     g = join_forecasts(parts)

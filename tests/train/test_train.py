@@ -1,4 +1,4 @@
-"""An experiment: the same every time, whole after a crash, and blind to what came later."""
+"""An experiment: reproducible, resumable after a crash, and independent of later data."""
 
 import json
 import signal
@@ -129,7 +129,7 @@ def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, study, tmp_p
     assert not list((tmp_path / "candidates").glob(".*")), "no half-written candidate is left"
 
 
-def test_a_finished_experiment_is_read_back_whole(study):
+def test_a_finished_experiment_is_read_completely(study):
     read = Experiment.load(study.workdir)
     assert (read.lineage, read.tickers, read.features, read.folds, read.trials) == (
         study.lineage,
@@ -152,7 +152,7 @@ def test_a_finished_experiment_is_read_back_whole(study):
     assert read.feature_ic.equals(study.feature_ic)
 
 
-def test_what_is_kept_holds_no_place_and_no_secret(home, tmp_path):
+def test_stored_experiments_contain_no_path_and_no_secret(home, tmp_path):
     settings = small(
         home,
         **{
@@ -171,7 +171,7 @@ def test_changed_settings_make_every_candidate_anew(home, study, tmp_path):
     assert hashes(first) == hashes(study) and set(hashes(second).values()).isdisjoint(hashes(first).values())
 
 
-def test_no_training_label_meets_a_test(study):
+def test_no_training_label_overlaps_a_test(study):
     assert [overlaps(f) for f in study.folds] == [0, 0]
     assert study.tested.stop == len(study.sessions)
 
@@ -196,7 +196,7 @@ def scrambled(data, t):
 
 
 @pytest.mark.parametrize("name", ["mean", "momentum", "ridge", "lightgbm", "lstm"])
-def test_forecasts_and_trials_do_not_move_when_the_future_does(name, tmp_path):
+def test_forecasts_and_trials_do_not_depend_on_the_future(name, tmp_path):
     names = ("ret_1", "mom_5", "vol_20", "mom_252_21") if name == "momentum" else ("ret_1", "mom_5", "vol_20")
     panel = Panel.from_bars(simulate("planted", tickers=8, sessions=420, seed=3).bars, get_calendar())
     whole = Dataset.from_panel(panel, Spec(names), [1, 5])
@@ -243,7 +243,7 @@ def test_tuning_is_seeded_counts_and_survives_models_without_a_space(data):
         assert params == {} and len(none) == 0 and list(none.columns) == list(ledger.columns)
 
 
-def test_a_hopeless_trial_is_stopped_and_still_counted(data, monkeypatch):
+def test_a_pruned_trial_still_counts(data, monkeypatch):
     "Models that report a loss can be pruned; here one that worsens from trial to trial."
     losses = iter(range(100))
 
@@ -274,7 +274,7 @@ def test_features_that_a_close_only_source_cannot_fill_are_left_out(tmp_path):
         covered_spec(small(tmp_path, **{"features.names": "volume_ratio_20"}), panel, 200)
 
 
-def test_training_reads_what_was_known_and_finished(tmp_path, home):
+def test_training_reads_finished_sessions_as_known(tmp_path, home):
     settings = small(home)
     whole, _ = training_panel(settings)
     for as_of in ("2016-03-01", "2016-03-01T15:00:00-05:00"):
@@ -306,7 +306,7 @@ def test_a_snapshot_is_read_again_after_a_correction(tmp_path):
     assert not torch.equal(now.close.values.nan_to_num(), before.close.values.nan_to_num())
 
 
-def test_too_short_a_history_is_said_in_one_sentence(home, tmp_path):
+def test_a_history_too_short_is_refused_in_one_sentence(home, tmp_path):
     with pytest.raises(NotEnoughSessions, match="sessions are too few"):
         run_experiment(small(home, **{"validation.first_train": 2000}), tmp_path)
 
@@ -348,5 +348,5 @@ def test_the_sample_experiment_tries_every_candidate(tmp_path):
     assert list(study.candidates) == ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"]
 
 
-def test_make_model_takes_what_the_settings_say(tmp_path):
+def test_make_model_uses_the_settings(tmp_path):
     assert make_model("lstm", small(tmp_path, **{"models.sequence": 7})).sequence == 7
