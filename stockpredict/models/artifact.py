@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from ..catalogue.design_matrix import Inputs, Spec
 from ..core.errors import ArtifactRejected, NotFitted
-from ..core.files import atomic_write, git_commit, json_ready
+from ..core.files import atomic_write, flush_to_disk, git_commit, json_ready
 from .contract import Model, models
 from .forecast import LEVELS
 
@@ -176,7 +176,8 @@ def _place(directory, files):
     try:
         part.chmod(0o755)
         for name, content in files.items():
-            atomic_write(part / name, content, mode=0o644)
+            atomic_write(part / name, content, mode=0o644, durable=False)
+            flush_to_disk(part / name)
         previous = None
         if directory.exists():
             previous = Path(tempfile.mkdtemp(prefix=".old.", dir=directory.parent)) / "artifact"
