@@ -1,4 +1,4 @@
-"""A small real champion: a simulated market in a lake, a fitted model in a signed artifact, a pointer to it."""
+"""A small champion: a simulated market in a lake, a fitted model in a signed artifact, and a pointer to it."""
 
 import asyncio
 import contextlib
@@ -158,7 +158,8 @@ def uvicorn_process(settings, tmp_path, *args):
     "A real server on a spare port; yields (process, base url, seconds until it answered)."
     ini, port = tmp_path / "settings.ini", free_port()
     ini.write_text(settings.to_ini())
-    env = os.environ | {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
+    ours = {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("STOCKPREDICT_")} | ours
     started = time.monotonic()
     process = subprocess.Popen(
         [

@@ -702,7 +702,7 @@ def test_the_examples_follow_the_table(served, settings):
             client.service.refresh_state = lambda: None
             return with_table, (await client.get("/openapi.json")).json()
 
-    tickers = [list(proposed_requests(schema))[0][1] for schema in asyncio.run(go())]
+    tickers = [next(proposed_requests(schema))[1] for schema in asyncio.run(go())]
     assert tickers == ["/v1/predictions/SIM00", "/v1/predictions/AAPL"]
 
 

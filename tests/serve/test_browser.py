@@ -1,4 +1,4 @@
-"""The pages in a real browser: no error on the console, no request elsewhere, and every operation can be tried."""
+"""The pages in a browser: no error on the console, no request elsewhere, every operation can be tried."""
 
 import itertools
 import json
