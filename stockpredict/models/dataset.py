@@ -152,14 +152,15 @@ def split(
 def from_panel(
     cls: Dataset,
     panel: Panel,  # bars
-    spec: Spec,  # features and normalisation
-    horizons: tuple,  # sessions held
+    spec: Spec | str | list[str],  # features and normalisation; names of features or sets for the usual one
+    horizons: tuple = (1, 5),  # sessions held
     entry_delay: int = 1,  # sessions between decision and entry
 ) -> Dataset:
     "Features and labels of a whole panel."
     from stockpredict.catalogue.design_matrix import make_inputs
     from stockpredict.evaluate.labels import make_labels
 
+    spec = spec if isinstance(spec, Spec) else Spec(spec)
     y = make_labels(panel, list(horizons), entry_delay=entry_delay).y
     return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay)
 

@@ -130,14 +130,14 @@ def plot(
     _, ax = plt.subplots(figsize=(8, 2.6))
     for i in range(len(self.levels) // 2):
         share = self.levels[-1 - i] - self.levels[i]
-        band = dict(color="tab:blue", alpha=0.2, lw=0, label=f"{share:.0%} interval")
+        band = dict(color="tab:blue", alpha=0.2 * (i + 1), lw=0, label=f"{share:.0%} interval")
         ax.fill_between(self.sessions, q[:, i], q[:, -1 - i], **band)
     ax.plot(self.sessions, self.median[:, n, h], color="tab:blue", lw=1, label="median")
     if outcome is not None:
         ax.plot(self.sessions, outcome, "k.", ms=2.5, label="realised return")
     sessions = self.horizons[h]
     ax.set(title=f"{self.tickers[n]}: forecast of the {sessions}-session return, model {self.model}")
-    ax.legend(fontsize=7, ncols=4)
+    ax.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return ax
 
 # %% ../../nbs/models/10_forecast.ipynb #4209d80b
