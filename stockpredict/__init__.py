@@ -27,8 +27,14 @@ __all__ = [
     "catalogue",
     "feature",
     "features",
+    "ic_summary",
+    "join_forecasts",
     "load_bars",
     "load_settings",
+    "make_model",
+    "rank_ic",
+    "sample_prices",
+    "walk_forward",
 ]
 HOMES = {
     "Client": "serve.client",
@@ -42,8 +48,14 @@ HOMES = {
     "add_frame": "ingest.frames",
     "backtest": "evaluate.backtest",
     "feature": "catalogue.feature",
+    "ic_summary": "evaluate.metrics",
+    "join_forecasts": "models.forecast",
     "load_bars": "ingest.ingest",
     "load_settings": "core.settings",
+    "make_model": "models.contract",
+    "rank_ic": "evaluate.metrics",
+    "sample_prices": "sources.source",
+    "walk_forward": "evaluate.splits",
 }
 
 

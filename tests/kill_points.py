@@ -7,7 +7,7 @@ the test run prints: `pytest --kill-seed 123` draws the same ones again.
 import os
 import random
 
-ALL, SEED = "STOCKPREDICT_ALL_STEPS", "STOCKPREDICT_KILL_SEED"
+ALL, SEED = "TESTS_ALL_STEPS", "TESTS_KILL_SEED"
 
 
 def sample(points: list, most: int) -> list:
