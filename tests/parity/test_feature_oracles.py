@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.algebra import kernels as K
+from stockpredict.algebra import kernels
 from stockpredict.features import relative as cross, microstructure
-from stockpredict.algebra import numba_kernels as loops, latest_kernels as newest, order_statistics as order
+from stockpredict.algebra import numba_kernels, numba_moments, latest_kernels, order_statistics
 from stockpredict.catalogue.feature import compute, FEATURES, fill_features, empty_tensor
 from stockpredict.algebra.panel import Panel, equal_with_nan
 
@@ -273,7 +273,8 @@ def test_single_precision_is_precise_enough():
     ]
     single, wrong = Panel({k: v.float() for k, v in PANEL._fields.items()}, PANEL.sessions, PANEL.tickers), []
     wide, narrow = (
-        {f: empty_tensor(p._fields["close"]) for f in map(FEATURES.__getitem__, names)} for p in (PANEL, single)
+        {f: empty_tensor(p._fields["close"]) for f in map(FEATURES.__getitem__, names)}
+        for p in (PANEL, single)
     )
     fill_features(PANEL, wide), fill_features(single, narrow)
     for name in names:
@@ -298,30 +299,30 @@ def test_windows_of_every_length_equal_a_loop():
     for n in range(1, 71):
         roll = fx.rolling(n)
         pairs = [
-            (K.rolling_sum(x, n), roll.sum()),
-            (K.rolling_extreme(x, n), roll.max()),
-            (K.rolling_extreme(x, n, False), roll.min()),
-            (K.rolling_rank(x, n), (roll.rank() - 0.5) / n),
-            (K.rolling_age(x, n), roll.apply(lambda w: len(w) - 1 - np.argmax(w), raw=True)),
-            (K.rolling_age(x, n, False), roll.apply(lambda w: len(w) - 1 - np.argmin(w), raw=True)),
+            (kernels.rolling_sum(x, n), roll.sum()),
+            (kernels.rolling_extreme(x, n), roll.max()),
+            (kernels.rolling_extreme(x, n, False), roll.min()),
+            (kernels.rolling_rank(x, n), (roll.rank() - 0.5) / n),
+            (kernels.rolling_age(x, n), roll.apply(lambda w: len(w) - 1 - np.argmax(w), raw=True)),
+            (kernels.rolling_age(x, n, False), roll.apply(lambda w: len(w) - 1 - np.argmin(w), raw=True)),
         ]
         if n > 1:
             pairs += [
-                (K.rolling_var(x, n), roll.var()),
-                (K.rolling_cov(x, y, n), roll.cov(fy, ddof=0)),
+                (kernels.rolling_var(x, n), roll.var()),
+                (kernels.rolling_cov(x, y, n), roll.cov(fy, ddof=0)),
                 (
-                    K.rolling_slope(x, n),
+                    kernels.rolling_slope(x, n),
                     roll.apply(lambda w: np.polyfit(np.arange(len(w)), w, 1)[0], raw=True),
                 ),
             ]
             line = np.arange(n) - (n - 1) / 2
             pairs += [
                 (
-                    K.rolling_rsquare(x, n),
+                    kernels.rolling_rsquare(x, n),
                     roll.apply(lambda w, line=line: np.corrcoef(w, line)[0, 1] ** 2, raw=True),
                 ),
                 (
-                    K.rolling_residual(x, n),
+                    kernels.rolling_residual(x, n),
                     roll.apply(
                         lambda w, line=line: w[-1] - w.mean() - (w @ line) / (line @ line) * line[-1],
                         raw=True,
@@ -329,8 +330,8 @@ def test_windows_of_every_length_equal_a_loop():
                 ),
             ]
         if n > 2:
-            pairs += [(K.rolling_skew(x, n), roll.skew())]
-        pairs += [(K.rolling_quantile(x, n, q), roll.quantile(q)) for q in (0.0, 0.2, 0.5, 1.0)]
+            pairs += [(kernels.rolling_skew(x, n), roll.skew())]
+        pairs += [(kernels.rolling_quantile(x, n, q), roll.quantile(q)) for q in (0.0, 0.2, 0.5, 1.0)]
         for got, want in pairs:
             np.testing.assert_allclose(got.numpy(), want.to_numpy(), rtol=1e-7, atol=1e-9)
 
@@ -375,13 +376,13 @@ def test_a_compiled_loop_equals_the_tensor_operations(name, n):
     y = hard_numbers().flip(0).contiguous() + 3
     args = (y,) if LOOPS[name] == "y" else ()
     rest = () if args else LOOPS[name]
-    loop = getattr(loops, name, None) or getattr(order, name)
+    loop = getattr(numba_moments, name, None) or getattr(order_statistics, name)
     out = loop(x, *args, n, *rest)
-    wide = getattr(K, name)(x.double(), *(a.double() for a in args), n, *rest)
+    wide = getattr(kernels, name)(x.double(), *(a.double() for a in args), n, *rest)
     still = torch.zeros_like(x, dtype=torch.bool)
     for a in (x, *args):
         if n <= len(a):
-            still |= K.rolling_var(a.double(), n) < 1e-9
+            still |= kernels.rolling_var(a.double(), n) < 1e-9
     if name in ("rolling_rsquare", "rolling_corr", "rolling_beta", "rolling_skew"):
         out, wide = (o.masked_fill(still, 0.0) for o in (out, wide))
     known = wide.isfinite() & out.isfinite()
@@ -409,8 +410,8 @@ def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
     market = hard_numbers()[:, :1].flip(0) + 3
     market[90], more = hole, hard_numbers()[:, 1:2]
     everyone, apart = market.expand_as(x).contiguous(), torch.cat([market.expand_as(x), more], 1)
-    assert loops.same_for_all(everyone.numpy()) and not loops.same_for_all(apart.numpy())
-    for loop in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta):
+    assert numba_moments.same_for_all(everyone.numpy()) and not numba_moments.same_for_all(apart.numpy())
+    for loop in (numba_moments.rolling_cov, numba_moments.rolling_corr, numba_moments.rolling_beta):
         for n in (4, 20, 61, 150):
             assert equal_with_nan(loop(x, everyone, n), loop(torch.cat([x, more], 1), apart, n)[:, :-1]), (
                 loop.__name__,
@@ -427,14 +428,17 @@ def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
         5: (cross.two_factor_products, x, late, market),
     }
     for ask, (parts, *series) in asked.items():
-        table = np.stack(newest.trace_products(parts, len(series)), 1)
+        table = np.stack(latest_kernels.trace_products(parts, len(series)), 1)
         short = np.stack([s.expand_as(x).numpy() for s in series])
         long = np.concatenate([short, np.stack([(more + k).numpy() for k in range(len(series))])], 2)
         for n in (20, 61):
             assert equal_with_nan(
                 *(
                     torch.from_numpy(v)
-                    for v in (cross.evaluate_products(short, table, n, ask), cross.evaluate_products(long, table, n, ask)[:, :-1])
+                    for v in (
+                        cross.evaluate_products(short, table, n, ask),
+                        cross.evaluate_products(long, table, n, ask)[:, :-1],
+                    )
                 )
             ), ask
 
@@ -443,23 +447,27 @@ def test_compiled_averages_and_ranks_equal_the_tensor_operations():
     x = hard_numbers()
     x[x.isinf()] = 40.0
     for decay, least in ((0.5, 1), (0.9, 5), (0.94, 20), (0.99, 50)):
-        out, wide = loops.exp_mean(x, decay, least), K.exp_mean(x.double(), decay, least)
+        out, wide = numba_moments.exp_mean(x, decay, least), kernels.exp_mean(x.double(), decay, least)
         assert torch.equal(out.isnan(), wide.isnan())
         torch.testing.assert_close(out.double(), wide, rtol=1e-5, atol=1e-6, equal_nan=True)
-        n = K.exp_memory(decay)
+        n = kernels.exp_memory(decay)
         if n < 150:
             assert torch.equal(
-                loops.exp_mean(x[150 - n :], decay, least)[-1].nan_to_num(-9.0), out[-1].nan_to_num(-9.0)
+                numba_moments.exp_mean(x[150 - n :], decay, least)[-1].nan_to_num(-9.0),
+                out[-1].nan_to_num(-9.0),
             )
     x[3] = math.nan
     x[4] = -x[4]
     x[5, :9] = 0.0
     x[5, :4] *= -1
-    assert torch.equal(order.rank_across(x).nan_to_num(-9.0), K.rank_across(x).nan_to_num(-9.0))
-    assert torch.equal(loops.mean_across(x).nan_to_num(-9.0), K.mean_across(x).nan_to_num(-9.0))
-    mean = K.mean_across(x)
     assert torch.equal(
-        loops.spread_across(x)[1].nan_to_num(-9.0), K.sqrt(K.mean_across((x - mean) ** 2)).nan_to_num(-9.0)
+        order_statistics.rank_across(x).nan_to_num(-9.0), kernels.rank_across(x).nan_to_num(-9.0)
+    )
+    assert torch.equal(numba_kernels.mean_across(x).nan_to_num(-9.0), kernels.mean_across(x).nan_to_num(-9.0))
+    mean = kernels.mean_across(x)
+    assert torch.equal(
+        numba_kernels.spread_across(x)[1].nan_to_num(-9.0),
+        kernels.sqrt(kernels.mean_across((x - mean) ** 2)).nan_to_num(-9.0),
     )
 
 
@@ -478,7 +486,7 @@ def test_a_loop_is_compiled_even_where_nothing_can_be_stored(tmp_path, monkeypat
         return real(**options)
 
     monkeypatch.setattr(numba, "njit", lambda **options: refusing(**{"cache": False, **options}))
-    again = loops.compiled(loops.write_finite.func)
+    again = numba_kernels.compiled(numba_kernels.write_finite.func)
     out = np.zeros((1, 2), np.float32)
     again(np.array([[1.0, np.inf]], np.float32), np.ones((1, 2), bool), out, 0)
     assert asked == [True, False] and out[0, 0] == 1 and np.isnan(out[0, 1])
@@ -489,12 +497,14 @@ def test_exponential_averages_equal_pandas_and_both_weight_paths_agree():
     for n in (2, 5, 14, 60):
         decay = 1 - 2 / (n + 1)
         np.testing.assert_allclose(
-            K.exp_mean(x, decay, n), pd.DataFrame(x.numpy()).ewm(span=n, min_periods=n).mean(), atol=2e-5
+            kernels.exp_mean(x, decay, n),
+            pd.DataFrame(x.numpy()).ewm(span=n, min_periods=n).mean(),
+            atol=2e-5,
         )
     holes = x.float().clone()
     holes[200:230, 1] = math.nan
     holes[:50, 2] = math.nan
-    mixed, alone = K.exp_mean(holes, 0.9, 5), K.exp_mean(holes[:, [0, 2, 3]], 0.9, 5)
+    mixed, alone = kernels.exp_mean(holes, 0.9, 5), kernels.exp_mean(holes[:, [0, 2, 3]], 0.9, 5)
     assert torch.equal(mixed[:, [0, 2, 3]].nan_to_num(-9.0), alone.nan_to_num(-9.0)), (
         "a hole in one ticker changed another"
     )
@@ -509,20 +519,20 @@ def test_cross_sections_equal_pandas_with_ties_and_absences():
     x[8, 1:] = math.nan
     frame = pd.DataFrame(x.double().numpy())
     rank = (frame.rank(axis=1).sub(0.5)).div(frame.notna().sum(axis=1), axis=0) - 0.5
-    np.testing.assert_allclose(K.rank_across(x), rank, atol=1e-6)
-    np.testing.assert_allclose(K.mean_across(x)[:, 0], frame.mean(axis=1), rtol=1e-10)
+    np.testing.assert_allclose(kernels.rank_across(x), rank, atol=1e-6)
+    np.testing.assert_allclose(kernels.mean_across(x)[:, 0], frame.mean(axis=1), rtol=1e-10)
     big = (
         torch.randn(50, 300, generator=torch.Generator().manual_seed(2))
         * 10.0 ** torch.randint(-30, 30, (50, 1)).float()
     )
-    np.testing.assert_allclose(K.sum_across(big)[:, 0], big.double().sum(1), rtol=1e-9, atol=0)
+    np.testing.assert_allclose(kernels.sum_across(big)[:, 0], big.double().sum(1), rtol=1e-9, atol=0)
 
 
 def test_blocks_change_nothing(monkeypatch):
     names = FEATURES.names()
     panel = market(400, 7, torch.float32)
     whole = compute(panel, names)
-    monkeypatch.setattr(K, "BLOCK_VALUES", 800)
+    monkeypatch.setattr(kernels, "BLOCK_VALUES", 800)
     small = compute(Panel(panel._fields, panel.sessions, panel.tickers), names)
     for name in names:
         assert torch.equal(whole[name].nan_to_num(-9.0), small[name].nan_to_num(-9.0)), name

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from stockpredict.algebra import kernels as K, numba_kernels as loops, order_statistics as order
+from stockpredict.algebra import kernels, numba_kernels, numba_moments, order_statistics
 from stockpredict.catalogue.feature import Feature, as_features, compute
 from stockpredict.catalogue.latest import latest, scattered_tickers
 from stockpredict.algebra.latest_kernels import section_mean_or_spread, latest_kernel
@@ -61,11 +61,11 @@ def test_one_window_by_itself_is_the_last_of_many(name):
     x = 50 + torch.randn(300, 21, generator=torch.Generator().manual_seed(3)).cumsum(0)
     x[:, 5:9] = x[:, 5:9].round()
     x[250, 3] = math.nan
-    loop = getattr(loops, name, None) or getattr(order, name)
+    loop = getattr(numba_moments, name, None) or getattr(order_statistics, name)
     for n in (3, 4, 5, 7, 8, 13, 20, 31, 60, 64, 100, 252):
         long = loop(x, n)[-1:]
         assert equal_with_nan(loop(x[-n:], n)[-1:], long), f"{name} over {n}"
-        wide = getattr(K, name)(x[-n:].double(), n)[-1:]
+        wide = getattr(kernels, name)(x[-n:].double(), n)[-1:]
         torch.testing.assert_close(
             long.double(),
             wide,
@@ -80,14 +80,17 @@ def test_one_window_of_pairs_and_of_fading_weights():
     y = x.flip(1).contiguous() + 0.1 * x
     x[590, 2] = math.nan
     for n in (3, 20, 60, 64, 252):
-        for f in (loops.rolling_cov, loops.rolling_corr, loops.rolling_beta):
+        for f in (numba_moments.rolling_cov, numba_moments.rolling_corr, numba_moments.rolling_beta):
             assert equal_with_nan(f(x[-n:], y[-n:], n)[-1:], f(x, y, n)[-1:])
     for decay in (0.5, 0.9, 0.94, 0.99):
-        whole = loops.exp_mean(x, decay, 5)[-1:]
-        for rows in (len(x), K.exp_memory(decay), 2 * K.exp_memory(decay)):
-            assert equal_with_nan(loops.exp_mean_newest(x[-rows:], decay, 5)[-1:], whole)
+        whole = numba_moments.exp_mean(x, decay, 5)[-1:]
+        for rows in (len(x), kernels.exp_memory(decay), 2 * kernels.exp_memory(decay)):
+            assert equal_with_nan(numba_moments.exp_mean_newest(x[-rows:], decay, 5)[-1:], whole)
         for rows in (2, 7, 40):
-            assert equal_with_nan(loops.exp_mean_newest(x[-rows:], decay, 5)[-1:], loops.exp_mean(x[-rows:], decay, 5)[-1:])
+            assert equal_with_nan(
+                numba_moments.exp_mean_newest(x[-rows:], decay, 5)[-1:],
+                numba_moments.exp_mean(x[-rows:], decay, 5)[-1:],
+            )
 
 
 @pytest.mark.parametrize("gaps", [True, False])
@@ -152,32 +155,38 @@ def test_shortcuts_say_what_the_loops_say():
     x[:640, 4] = math.nan
     y = x.roll(1, 1).contiguous()
     ask = {
-        "sum": loops.rolling_sum,
-        "mean": loops.rolling_mean,
-        "var": loops.rolling_var,
-        "std": loops.rolling_std,
-        "skew": loops.rolling_skew,
-        "slope": loops.rolling_slope,
-        "rsquare": loops.rolling_rsquare,
-        "residual": loops.rolling_residual,
-        "max": order.rolling_extreme,
-        "argmax": order.rolling_age,
-        "corr": loops.rolling_corr,
-        "cov": loops.rolling_cov,
-        "beta": loops.rolling_beta,
+        "sum": numba_moments.rolling_sum,
+        "mean": numba_moments.rolling_mean,
+        "var": numba_moments.rolling_var,
+        "std": numba_moments.rolling_std,
+        "skew": numba_moments.rolling_skew,
+        "slope": numba_moments.rolling_slope,
+        "rsquare": numba_moments.rolling_rsquare,
+        "residual": numba_moments.rolling_residual,
+        "max": order_statistics.rolling_extreme,
+        "argmax": order_statistics.rolling_age,
+        "corr": numba_moments.rolling_corr,
+        "cov": numba_moments.rolling_cov,
+        "beta": numba_moments.rolling_beta,
     }
     taken = 0
     for name, loop in ask.items():
         pair = (x, y) if name in ("corr", "cov", "beta") else (x,)
         for n in (4, 7, 20, 61, 252):
             for rows in (1, 30):
-                got = latest_kernel(f"{name} {n} ()", n - 1, None)(rows, *(z[-(n + rows - 1) :] for z in pair))
+                got = latest_kernel(f"{name} {n} ()", n - 1, None)(
+                    rows, *(z[-(n + rows - 1) :] for z in pair)
+                )
                 taken += got is not None
-                assert got is None or equal_with_nan(got, loop(*pair, n)[-rows:]), f"{name} over {n}, {rows} rows"
+                assert got is None or equal_with_nan(got, loop(*pair, n)[-rows:]), (
+                    f"{name} over {n}, {rows} rows"
+                )
     for decay, rows in ((0.5, 1), (0.9, 1), (0.94, 200), (0.99, 1)):
-        got = latest_kernel(f"ewm {decay} 5", K.exp_memory(decay) - 1, None)(rows, x[-(K.exp_memory(decay) + rows - 1) :])
-        assert got is None or equal_with_nan(got, loops.exp_mean(x, decay, 5)[-rows:])
+        got = latest_kernel(f"ewm {decay} 5", kernels.exp_memory(decay) - 1, None)(
+            rows, x[-(kernels.exp_memory(decay) + rows - 1) :]
+        )
+        assert got is None or equal_with_nan(got, numba_moments.exp_mean(x, decay, 5)[-rows:])
     assert taken > 60
-    assert equal_with_nan(section_mean_or_spread(x), loops.mean_across(x).float()) and equal_with_nan(
-        section_mean_or_spread(x, True), loops.spread_across(x)[1].float()
+    assert equal_with_nan(section_mean_or_spread(x), numba_kernels.mean_across(x).float()) and equal_with_nan(
+        section_mean_or_spread(x, True), numba_kernels.spread_across(x)[1].float()
     )
