@@ -531,9 +531,9 @@ def stream(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Jso
 @streams.command("status")
 def stream_status(ctx: typer.Context, json_: Json = False):
     "How far behind each reader is, what was lost, and how fresh the data are."
-    from stockpredict.stream.monitor import status
+    from stockpredict.stream.monitor import stream_status
 
-    said = status(ctx.obj)
+    said = stream_status(ctx.obj)
     if json_:
         return as_json(said)
     ends = f", {said['first']:,} to {said['last']:,}" if said["kept"] else ""
@@ -553,7 +553,7 @@ def stream_status(ctx: typer.Context, json_: Json = False):
             f"Freshness {said['freshness_s']:.2f} s; promised {said['promised_s']:.0f} s{'' if said['fresh'] else ': BROKEN'}."
         )
     out(
-        f"{said['letters']:,} dead letters, emptied {said['emptied']:,} times, {said['open_sessions']:,} bars of open sessions."
+        f"{said['dead_letters']:,} dead letters, emptied {said['emptied']:,} times, {said['open_sessions']:,} bars of open sessions."
     )
     for warning in said["warnings"]:
         out(warning)
@@ -594,12 +594,12 @@ def stream_consume(
 ):
     "Store what the stream brings, until Ctrl-C."
     from stockpredict.stream.consumer import Consumed, consume, replay_from
-    from stockpredict.stream.monitor import exported
+    from stockpredict.stream.monitor import serve_metrics
     from stockpredict.ops.reports import quick_formats
 
     quick_formats()
     stop, did = stopper(), Consumed()
-    with exported(ctx.obj, did, metrics_port) as port:
+    with serve_metrics(ctx.obj, did, metrics_port) as port:
         if port:
             says(f"Metrics: http://127.0.0.1:{port}/metrics")
         did = (
@@ -618,11 +618,11 @@ def stream_publish(
     json_: Json = False,
 ):
     "Send the bars of a file into the stream."
-    from stockpredict.stream.consumer import publish
+    from stockpredict.stream.consumer import publish_rows
     from stockpredict.sources.source import make_source, source_id
 
     bars = make_source(ctx.obj.with_(**{"data.source": "files", "data.files_path": file})).bars()
-    pairs(dict(sent=len(bars), offset=publish(ctx.obj, bars, span, tell=says)), json_)
+    pairs(dict(sent=len(bars), offset=publish_rows(ctx.obj, bars, span, tell=says)), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #9a87afe3
 @streams.command("replay")
@@ -660,10 +660,10 @@ def stream_bars(
     json_: Json = False,
 ):
     "What the live table holds; provisional bars may still change."
-    from stockpredict.stream.live_table import Live
+    from stockpredict.stream.live_table import LiveTable
 
     names = [t.upper() for t in tickers or []] or None
-    with Live(ctx.obj.storage) as live:
+    with LiveTable(ctx.obj.storage) as live:
         show(live.bars(span, names, last=last), json_, "The live table holds no such bars.")
 
 
@@ -674,11 +674,11 @@ def stream_letters(
     json_: Json = False,
 ):
     "Messages that could not be read, and why."
-    from stockpredict.stream.consumer import letters, resend
+    from stockpredict.stream.consumer import dead_letters, resend_dead_letters
 
     if again:
-        return pairs(dict(sent=resend(ctx.obj)), json_)
-    show(letters(ctx.obj), json_, "Every message could be read.")
+        return pairs(dict(sent=resend_dead_letters(ctx.obj)), json_)
+    show(dead_letters(ctx.obj), json_, "Every message could be read.")
 
 # %% ../../nbs/cli/10_data_commands.ipynb #e701136f
 def standin(

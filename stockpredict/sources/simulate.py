@@ -337,8 +337,8 @@ def simulate(
     "A market with known truth: `bars`, `truth` and `signal`."
     _check(kind, tickers, sessions, rank_ic)
     rng, cal, real = np.random.default_rng(seed), get_calendar(calendar), kind == "realistic"
-    days = _sessions(cal, start, sessions)
-    names = [f"SIM{i:0{len(str(tickers - 1))}d}" for i in range(tickers)]
+    days, digits = _sessions(cal, start, sessions), len(str(tickers - 1))
+    names = [f"SIM{i:0{digits}d}" for i in range(tickers)]
     stocks = draw_stocks(tickers, rng)
     r = draw_returns(stocks, sessions, rng, leverage=0.12 if real else 0.0)
     if real:
@@ -347,8 +347,7 @@ def simulate(
     target = rank_ic if kind == "planted" else 0.0
     opens, closes, signal = walk(r, there, calibrate(stocks, target) if target else 0.0)
     market = draw_ohlcv(opens, closes, r, stocks, rng)
-    ratios = SPLITS[: max(1, tickers // 10)] if real else [4.0]
-    splits = split_shares(market, there, ratios, rng)
+    splits = split_shares(market, there, SPLITS[: max(1, tickers // 10)] if real else [4.0], rng)
     lag = _publication_lag(there.shape, rng) if real else np.full(there.shape, 15)
     truth = dict(
         kind=kind,
@@ -361,8 +360,8 @@ def simulate(
         drift=DRIFT if real else 0.0,
         splits=[_named_split(s, days, names) for s in splits],
     )
-    bars = _to_bars(market, there, days, cal, names, lag)
-    return Market(bars, truth, pd.DataFrame(signal, days, pd.Index(names, name="ticker")))
+    signals = pd.DataFrame(signal, days, pd.Index(names, name="ticker"))
+    return Market(_to_bars(market, there, days, cal, names, lag), truth, signals)
 
 # %% ../../nbs/sources/10_simulate.ipynb #2e40dcac
 def _sessions(calendar, start, count):

@@ -62,13 +62,15 @@ class VendorAdapter:
         "The table in an answer."
         raise NotImplementedError(f"{type(self).__name__} needs a method `read` that parses the answer.")
 
-    def to(
-        self,
-        path: str,  # below the vendor's address
-        *params,  # pairs for the query
-    ) -> VendorRequest:
-        "A request to this vendor."
-        return VendorRequest(self.name, self.url + path, params, self.key)
+# %% ../../nbs/sources/40_vendors.ipynb #d0e59537
+@patch
+def to(
+    self: VendorAdapter,
+    path: str,  # below the vendor's address
+    *params,  # pairs for the query
+) -> VendorRequest:
+    "A request to this vendor."
+    return VendorRequest(self.name, self.url + path, params, self.key)
 
 # %% ../../nbs/sources/40_vendors.ipynb #aa627295
 def undo_splits(

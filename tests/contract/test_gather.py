@@ -8,8 +8,8 @@ import pytest
 
 from stockpredict.core.errors import DataError
 from stockpredict.core.settings import load_settings
-from stockpredict.ingest.facts import due, fact_freshness, gather, gather_due, listed_members, notes
-from stockpredict.ingest.facts import scheduled, wishes
+from stockpredict.ingest.facts import due_requests, fact_freshness, ingest_facts, ingest_due_facts, member_changes, request_log
+from stockpredict.ingest.facts import scheduled_requests, fact_requests
 from stockpredict.lake.lake import Lake
 from stockpredict.lake.reference_files import read_sectors
 from stockpredict.sources.simulate import simulate
@@ -96,8 +96,8 @@ def held(settings, table, as_of=None, **where):
 def test_nothing_is_asked_by_default(tmp_path):
     bare = load_settings(environ={}, overrides={"storage.home": str(tmp_path)})
     assert (
-        scheduled(bare) == []
-        and gather_due(bare).empty
+        scheduled_requests(bare) == []
+        and ingest_due_facts(bare).empty
         and fact_freshness(bare).empty
         and not (tmp_path / "facts.json").exists()
     )
@@ -105,15 +105,15 @@ def test_nothing_is_asked_by_default(tmp_path):
 
 def test_a_second_run_asks_for_nothing_and_the_next_day_only_for_what_has_grown_old(world):
     settings, shop, _ = world
-    first = gather_due(settings, now=EVENING)
+    first = ingest_due_facts(settings, now=EVENING)
     assert len(first) == 5 and (first.reason == "").all() and (first.rows_new > 0).all()
-    asked = len(shop.asked())
-    assert gather_due(settings, now="2024-03-04T23:30Z").empty and len(shop.asked()) == asked
-    again = gather_due(settings, now=NEXT)
+    asked = len(shop.request_log())
+    assert ingest_due_facts(settings, now="2024-03-04T23:30Z").empty and len(shop.request_log()) == asked
+    again = ingest_due_facts(settings, now=NEXT)
     assert set(again.table) == {"macro", "news"} and again.rows_new.sum() == 0, (
         "lists of members are good for a week"
     )
-    query = shop.asked().query("vendor == 'fred'")["query"].tolist()
+    query = shop.request_log().query("vendor == 'fred'")["query"].tolist()
     assert query[0]["realtime_start"] == "1776-07-04" and query[1]["realtime_start"] == "2024-03-03", (
         "only vintages since the newest one held"
     )
@@ -121,12 +121,12 @@ def test_a_second_run_asks_for_nothing_and_the_next_day_only_for_what_has_grown_
 
 def test_every_fact_counts_from_when_it_was_known_and_revisions_stay_apart(world):
     settings, _, said = world
-    gather_due(settings, now="2024-03-05T14:00Z")
+    ingest_due_facts(settings, now="2024-03-05T14:00Z")
     assert held(settings, "macro", "2024-03-04T23:00Z").value.tolist() == [4.2], (
         "Monday's figure is out when Monday is over"
     )
     said.vintages.append(("2024-02-29", "2024-03-06", 4.25))
-    done = gather_due(settings, now="2024-03-07T14:00Z").set_index("table")
+    done = ingest_due_facts(settings, now="2024-03-07T14:00Z").set_index("table")
     assert done.rows_revised["macro"] == 1 and done.rows_new["macro"] == 0
     assert held(settings, "macro").value.tolist() == [4.25, 4.3] and held(
         settings, "macro", "2024-03-06T12:00Z"
@@ -139,7 +139,7 @@ def test_every_fact_counts_from_when_it_was_known_and_revisions_stay_apart(world
 
 def test_members_come_and_go_as_it_was_learned(world):
     settings, _, said = world
-    gather_due(settings, now=EVENING)
+    ingest_due_facts(settings, now=EVENING)
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.members("sp500", "2024-03-05") == ["AAA", "BBB", "CCC"] and lake.members(
             "sp500", "2020-06-01"
@@ -149,7 +149,7 @@ def test_members_come_and_go_as_it_was_learned(world):
         ("BBB", "Technology", "Software", "2021-06-01"),
         ("DDD", "Utilities", "Water", "2024-03-11"),
     ]
-    done = gather_due(settings, now="2024-03-13T23:00Z").set_index("table")
+    done = ingest_due_facts(settings, now="2024-03-13T23:00Z").set_index("table")
     assert done.rows_new["members"] == 1 and done.rows_revised["members"] == 1
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.members("sp500", "2024-03-14") == ["AAA", "BBB", "DDD"]
@@ -165,22 +165,22 @@ def test_members_come_and_go_as_it_was_learned(world):
 
 def test_a_list_that_lost_most_members_is_not_believed(world):
     settings, _, said = world
-    gather_due(settings, now=EVENING)
+    ingest_due_facts(settings, now=EVENING)
     said.members = said.members[:1]
-    done = gather_due(settings, now="2024-03-13T23:00Z").set_index("table")
+    done = ingest_due_facts(settings, now="2024-03-13T23:00Z").set_index("table")
     assert done.reason["members"] == "drift" and "not believed" in done.sentence["members"]
     with Lake(settings.storage, read_only=True) as lake:
         assert len(lake.members("sp500", "2024-03-14")) == 3
     with pytest.raises(DataError, match="names 1 members where 3"):
-        listed_members(settings, "sp500")
+        member_changes(settings, "sp500")
 
 
 def test_a_vendor_that_fails_spoils_nothing_and_is_asked_again_at_once(world):
     settings, shop, said = world
-    gather_due(settings, now=EVENING)
+    ingest_due_facts(settings, now=EVENING)
     shop.fault("500", 50, vendor="fred")
     said.vintages.append(("2024-03-04", "2024-03-05", 4.4))
-    done = gather_due(settings, now="2024-03-06T14:00Z").set_index("table")
+    done = ingest_due_facts(settings, now="2024-03-06T14:00Z").set_index("table")
     assert done.reason["macro"] != "" and done.reason["news"].tolist() == ["", ""], "the others are through"
     assert held(settings, "macro").value.tolist() == [4.2, 4.3], "what was held stays"
     told = fact_freshness(settings).set_index("table")
@@ -191,7 +191,7 @@ def test_a_vendor_that_fails_spoils_nothing_and_is_asked_again_at_once(world):
         and told.rows["macro"] == 2
     )
     shop.faults.clear()
-    healed = gather_due(settings, now="2024-03-06T14:05Z")
+    healed = ingest_due_facts(settings, now="2024-03-06T14:05Z")
     assert (
         healed.table.tolist() == ["macro"]
         and healed.rows_new.item() == 1
@@ -202,26 +202,26 @@ def test_a_vendor_that_fails_spoils_nothing_and_is_asked_again_at_once(world):
 def test_a_vendor_that_refuses_the_key_is_left_alone(world):
     settings, shop, _ = world
     shop.fault("bad-key", 50, vendor="tiingo")
-    done = gather_due(settings, now=EVENING)
+    done = ingest_due_facts(settings, now=EVENING)
     assert (done.table == "news").sum() == 1 and done[done.table == "news"].reason.item() == "bad-key", (
         "one refusal is enough for a run"
     )
-    assert set(notes(settings)) >= {"macro:DGS10", "news:AAA"} and "news:BBB" not in notes(settings)
+    assert set(request_log(settings)) >= {"macro:DGS10", "news:AAA"} and "news:BBB" not in request_log(settings)
 
 
 def test_a_run_sends_no_more_than_it_may_and_goes_on_where_it_stopped(world):
     settings, _, _ = world
     few = settings.with_(**{"facts.at_most": 2})
-    done = [gather_due(few, now=EVENING) for _ in range(4)]
+    done = [ingest_due_facts(few, now=EVENING) for _ in range(4)]
     assert [len(d) for d in done] == [2, 2, 1, 0]
-    assert due(scheduled(few), {}, pd.Timestamp(EVENING))[0].table == "macro"
+    assert due_requests(scheduled_requests(few), {}, pd.Timestamp(EVENING))[0].table == "macro"
 
 
 def test_a_page_of_notes_that_is_damaged_costs_only_asking_again(world):
     settings, _, _ = world
-    gather_due(settings, now=EVENING)
+    ingest_due_facts(settings, now=EVENING)
     (settings.storage.home_dir / "facts.json").write_text("{half")
-    again = gather_due(settings, now=EVENING)
+    again = ingest_due_facts(settings, now=EVENING)
     assert len(again) == 5 and again.rows_new.sum() == 0 and np.isfinite(again.rows_same).all()
 
 
@@ -273,12 +273,12 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
 
 def test_wishes_of_ones_own_and_lists_nobody_sells(world):
     settings, _, _ = world
-    assert [w.table for w in wishes(settings, ["A"], ["B"], ["C"])] == ["macro", "fundamentals", "news"]
+    assert [w.table for w in fact_requests(settings, ["A"], ["B"], ["C"])] == ["macro", "fundamentals", "news"]
     with pytest.raises(DataError, match="nikkei"):
         fetch_constituents(settings, "nikkei")
-    done = gather(
+    done = ingest_facts(
         settings,
-        scheduled(settings.with_(**{"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False})),
+        scheduled_requests(settings.with_(**{"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False})),
     )
     assert (done.reason != "").all() and "No vendor lists" in done.sentence[0]
 

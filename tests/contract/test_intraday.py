@@ -11,16 +11,18 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, DataError, EmptyUniverse, LakeUnavailable
 from stockpredict.core.errors import SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.ingest.ingest import drop_letters
+from stockpredict.ingest.ingest import drop_dead_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
-from stockpredict.sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, fetch_intraday, instants, intraday_vendors
+from stockpredict.sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, fetch_intraday, intraday_vendors
+from stockpredict.sources.bars import parse_instants
 from stockpredict.sources.vendor_intraday import tidy_intraday
 from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.intraday_simulation import simulate_intraday
 from stockpredict.testing.vendor_contract import check_vendor_adapter
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market
+from stockpredict.testing.fake_vendors import FakeVendors, recent_market
+from stockpredict.testing.vendor_replies import vendor_histories
 from stockpredict.sources.vendor_chain import dead_letters
 
 CAL = get_calendar()
@@ -71,15 +73,17 @@ def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
 
 
 @pytest.mark.parametrize("name", ["tiingo", "alphavantage"])
-def test_an_intraday_vendor_keeps_the_promises_of_every_vendor(name):
+def test_an_intraday_vendor_passes_the_checks_of_every_vendor(name):
     bars = sample_bars(tickers=1, sessions=150)
 
-    def sold(month):
-        mine = vendor_histories(month)[month.ticker.iloc[0]].tail(22)
-        return simulate_intraday(mine.assign(ticker=month.ticker.iloc[0]), "30min").close
+    def served(month):
+        history = vendor_histories(month)[month.ticker.iloc[0]].tail(22)
+        return simulate_intraday(history.assign(ticker=month.ticker.iloc[0]), "30min").close
 
-    told = check_vendor_adapter(name, bars, make=lambda s: IntradayChain(s, "30min"), sold=sold)
-    assert told.kept.all(), told[~told.kept][["promise", "what"]].to_string()
+    report = check_vendor_adapter(
+        name, bars, make_source=lambda s: IntradayChain(s, "30min"), served=served
+    )
+    assert report.passed.all(), report[~report.passed][["check", "problem"]].to_string()
 
 
 def test_real_five_minute_bars_pass_and_come_back_to_the_last_digit(shared, tmp_path):
@@ -108,11 +112,11 @@ def test_times_of_any_kind_are_read_or_refused_with_a_sentence():
         ["2024-11-04 09:30"],
         ["2024-11-04T14:30:00.000Z"],
     ):
-        assert instants(values, "America/New_York")[0] == same
-    assert instants(
+        assert parse_instants(values, "America/New_York")[0] == same
+    assert parse_instants(
         pd.Series(["2024-11-03 01:30", "2024-11-04 09:30"]), "America/New_York"
     ).isna().tolist() == [True, False], "an hour that came twice"
-    mixed = instants(
+    mixed = parse_instants(
         ["2024-07-01T09:30:00-04:00", "2024-12-02T09:30:00-05:00", "2024-12-02 09:30"], "America/New_York"
     )
     assert mixed.dt.hour.tolist() == [13, 14, 14]
@@ -181,9 +185,9 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
         assert len(load_intraday(s, every="30min")) == first.rows_new * 2 and not len(
             load_intraday(s, every="15min")
         )
-        assert drop_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [names[1]]
+        assert drop_dead_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [names[1]]
         with pytest.raises(UnknownTicker, match="No letter"):
-            drop_letters(s, ["ZZZ"])
+            drop_dead_letters(s, ["ZZZ"])
 
 
 def test_what_cannot_be_done_is_said(tmp_path):

@@ -20,11 +20,13 @@ from stockpredict.core.http import VendorRequest, CircuitBreaker, RequestBudget,
 from stockpredict.core.http import run_async, check_answer
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.ingest.ingest import ingest, load_bars, portions
+from stockpredict.ingest.ingest import ingest, load_bars
+from stockpredict.ingest.plan import cut_plan
 from stockpredict.lake.lake import Lake
 from stockpredict.testing.vendor_contract import VENDOR_CHECKS, check_vendor_adapter
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.testing.fake_vendors import FakeVendors, vendor_histories, recent_market, infer_splits
+from stockpredict.testing.fake_vendors import FakeVendors, recent_market
+from stockpredict.testing.vendor_replies import vendor_histories, infer_splits
 from stockpredict.sources.vendor_facts import fetch_fundamentals, fetch_macro, fetch_news, read_actions, read_macro, read_news
 from stockpredict.sources.vendor_facts import read_reported, read_statements
 from stockpredict.sources.vendor_chain import VendorChain, vendor_answers, consensus, dead_letters
@@ -327,7 +329,7 @@ def test_second_opinions_are_compared(given, standin):
 
 def ranges(standin):
     "What was asked for: ticker, first day, last day."
-    rows = standin.asked()
+    rows = standin.request_log()
     return [(r.ticker, r.query["startDate"], r.query["endDate"]) for r in rows.itertuples()]
 
 
@@ -370,7 +372,7 @@ def test_a_backfill_goes_on_where_it_was_stopped(given, standin):
     assert [x for x in seen if ": " in x] == ["AAA: yahoo", "BBB: yahoo"], "progress comes through on_step"
     standin.requests.clear()
     rest = ingest(s, NOW)
-    assert standin.asked().ticker.tolist() == ["CCC", "DDD"] and rest.tickers == 4 and rest.missing == []
+    assert standin.request_log().ticker.tolist() == ["CCC", "DDD"] and rest.tickers == 4 and rest.missing == []
     with Lake(s.storage, read_only=True) as lake:
         assert lake.verify() == rest.fingerprint
 
@@ -395,8 +397,8 @@ def test_an_interrupted_earlier_start_leaves_no_hole(given, standin):
 
 def test_portions_keep_every_ticker_once():
     asks = [("2020-01-02", ["AAA", "DDD"]), ("2024-05-06", ["BBB", "CCC"])]
-    cut = portions(asks, 3)
-    assert [sum(len(t) for _, t in p) for p in cut] == [3, 1] and portions([], 3) == [[]]
+    cut = cut_plan(asks, 3)
+    assert [sum(len(t) for _, t in p) for p in cut] == [3, 1] and cut_plan([], 3) == [[]]
     assert sorted((t, d) for p in cut for d, ts in p for t in ts) == sorted(
         (t, d) for d, ts in asks for t in ts
     )
@@ -814,13 +816,13 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
         fetch_macro(s.with_(**{"sources.base_urls": {}}), "GDP")
 
 
-# ---- the promises of an adapter
+# ---- the checks of an adapter
 
 
 @pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage"])
-def test_every_adapter_keeps_its_promises(vendor, market):
-    kept = check_vendor_adapter(vendor, market[market.ticker == "AAA"])
-    assert kept[~kept.kept].to_dict("records") == [] and len(kept) == len(VENDOR_CHECKS) + 6
+def test_every_adapter_passes_all_checks(vendor, market):
+    report = check_vendor_adapter(vendor, market[market.ticker == "AAA"])
+    assert report[~report.passed].to_dict("records") == [] and len(report) == len(VENDOR_CHECKS) + 6
 
 
 def test_the_guide_adds_a_vendor_in_under_forty_lines(root):
@@ -831,13 +833,13 @@ def test_the_guide_adds_a_vendor_in_under_forty_lines(root):
     ]
     adapter, teaching = (next(c for c in cells if mark in c) for mark in ("@vendor", "def teach"))
     assert (
-        sum(bool(line.strip()) for line in (adapter + "\n" + teaching.split("with StandIn")[0]).splitlines())
+        sum(bool(line.strip()) for line in (adapter + "\n" + teaching.split("with FakeVendors")[0]).splitlines())
         < 40
     )
-    until_kept = cells[: 1 + next(i for i, c in enumerate(cells) if "keeps_promises(" in c)]
-    code = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(until_kept)
+    until_checked = cells[: 1 + next(i for i, c in enumerate(cells) if "check_vendor_adapter(" in c)]
+    code = "import matplotlib; matplotlib.use('agg')\n" + "\n".join(until_checked)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, cwd=root / "nbs" / "guides"
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{len(PROMISES) + 6} of {len(PROMISES) + 6} promises kept" in done.stdout
+    assert f"{len(VENDOR_CHECKS) + 6} of {len(VENDOR_CHECKS) + 6} checks passed" in done.stdout

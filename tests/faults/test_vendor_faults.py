@@ -89,7 +89,7 @@ def test_case_1_told_to_wait_everybody_waits(given, standin, market, wait, expec
     standin.fault("429", wait=at)
     source, clock = quick(given(sources__deadline=60, sources__at_once=3))
     assert len(fetched(source, ["AAA", "BBB", "CCC"])) == 3 * len(truth(market))
-    assert standin.asked().fault.tolist() == ["429", "", "", ""], (
+    assert standin.request_log().fault.tolist() == ["429", "", "", ""], (
         "one refusal, then everybody comes back once: no storm"
     )
     longest = max(clock.slept)
@@ -124,9 +124,9 @@ def test_case_2_the_breaker_opens_at_five_and_the_second_vendor_answers(given, s
     standin.fault("500", 99, vendor="yahoo")
     source, clock = quick(given(sources__chain=["yahoo", "tiingo"], sources__at_once=1, sources__retries=1))
     assert len(fetched(source, ["AAA", "BBB", "CCC"])) == 3 * len(truth(market)) and source.failed == {}
-    assert (standin.asked().vendor == "yahoo").sum() == 5, "two, two, and the fifth opens the breaker"
+    assert (standin.request_log().vendor == "yahoo").sum() == 5, "two, two, and the fifth opens the breaker"
     fetched(source, ["AAA"])
-    assert (standin.asked().vendor == "yahoo").sum() == 5
+    assert (standin.request_log().vendor == "yahoo").sum() == 5
     assert {f.reason for f in source.failures} == {"server-error", "breaker-open"} and all(
         f.when and f.url for f in source.failures
     ), "each is on record"
@@ -163,7 +163,7 @@ def test_case_3_a_slow_drip_is_cut_off_at_the_deadline(given, standin, fault):
 def test_case_4_half_an_answer_is_none(given, standin, market, fault):
     standin.fault(fault)
     source, _ = quick(given())
-    assert np.allclose(fetched(source).close, truth(market)) and standin.asked().fault.tolist() == [fault, ""]
+    assert np.allclose(fetched(source).close, truth(market)) and standin.request_log().fault.tolist() == [fault, ""]
     standin.fault(fault, 9)
     assert not len(fetched(source, ["BBB"])) and reason(source, "BBB") == "cut-off"
 
@@ -219,7 +219,7 @@ def test_case_7_other_dialects_are_understood(given, standin, market, vendor, fa
     source, _ = quick(given(sources__chain=[vendor]))
     assert np.allclose(
         fetched(source).close, truth(market), rtol=1e-6
-    ) and standin.asked().fault.tolist() == [fault]
+    ) and standin.request_log().fault.tolist() == [fault]
 
 
 @pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage"])
@@ -268,7 +268,7 @@ def test_a_rotten_ticker_does_not_keep_the_others_out(given, standin):
         with pytest.raises(BatchRefused):
             ingest(given(data__universe=["BBB"]), NOW)
     healed = ingest(given(), NOW, replay=True)
-    assert healed.tickers == 3 and healed.letters == 0
+    assert healed.tickers == 3 and healed.dead_letters == 0
 
 
 # ---- 8 and 9: days that are not there, days that are not over
@@ -281,7 +281,7 @@ def test_case_8_nothing_on_a_trading_day_is_an_alarm_and_on_a_holiday_it_is_not(
     assert (
         report.missing == ["BBB"]
         and [(f["ticker"], f["reason"]) for f in report.failed] == [("BBB", "empty")]
-        and report.letters == 1
+        and report.dead_letters == 1
     )
     assert "47 sessions" in report.failed[0]["sentence"]
     source, _ = quick(s)
@@ -293,7 +293,7 @@ def test_case_8_nothing_on_a_trading_day_is_an_alarm_and_on_a_holiday_it_is_not(
     standin.faults.clear()
     standin.fault("behind", ticker="BBB")
     behind = ingest(given(data__end="2020-03-11"), "2020-03-12T12:00Z")
-    assert behind.missing == ["BBB"] and behind.letters == 0, (
+    assert behind.missing == ["BBB"] and behind.dead_letters == 0, (
         "a vendor that is a day late has answered, yet the day is missing"
     )
 
@@ -360,7 +360,7 @@ def test_case_19_a_history_a_hundred_times_dearer_is_set_aside(given, standin, m
     healed = ingest(given(), NOW, replay=True)
     assert (
         np.allclose(load_bars(given(), ["AAA"]).close, truth(market))
-        and healed.letters == 0
+        and healed.dead_letters == 0
         and before.rows_new > 0
     )
 
@@ -446,10 +446,10 @@ def test_a_bad_day_and_a_replay_end_where_a_good_day_does(given, standin, tmp_pa
     except SourceUnavailable:
         first = None
     waiting = len(dead_letters(s))
-    assert waiting and (first is None or first.letters == waiting)
+    assert waiting and (first is None or first.dead_letters == waiting)
     standin.faults.clear()
     last = ingest(s, NOW, replay=True)
-    assert last.letters == 0 == len(dead_letters(s)) and last.missing == []
+    assert last.dead_letters == 0 == len(dead_letters(s)) and last.missing == []
     assert last.fingerprint == calm(given, tmp_path, **four)
 
 
@@ -471,7 +471,7 @@ def test_every_request_failed_once_in_turn_converges(given, standin, tmp_path):
             report = ingest(s, NOW)
         if not report.failed:
             break
-        assert report.letters == 1 and report.missing == [seen[k]]
+        assert report.dead_letters == 1 and report.missing == [seen[k]]
         healed.append(ingest(s, NOW, replay=True).fingerprint)
         assert healed[-1] != report.fingerprint
         k += 1
@@ -484,14 +484,14 @@ def test_with_nobody_there_the_lake_is_the_last_resort_and_says_so(given, standi
     report = ingest(given(sources__retries=0), NOW)
     assert (
         report.cached == report.missing == ["AAA", "BBB", "CCC"]
-        and report.letters == 3
+        and report.dead_letters == 3
         and report.last_session == "2020-03-03"
     )
     assert report.fingerprint == held.fingerprint and len(load_bars(given(), ["AAA"])) > 0
     again = ingest(given(sources__retries=0), NOW)
-    assert dead_letters(given()).times.tolist() == [2, 2, 2] and again.letters == 3, "one letter a ticker"
+    assert dead_letters(given()).times.tolist() == [2, 2, 2] and again.dead_letters == 3, "one letter a ticker"
     standin.faults.clear()
-    assert ingest(given(), NOW).letters == 0, "a plain ingest works the queue off too"
+    assert ingest(given(), NOW).dead_letters == 0, "a plain ingest works the queue off too"
 
 
 def test_provisional_and_bad_rows_of_a_vendor_pass_the_same_gate_as_files(given, standin):

@@ -46,8 +46,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "stream/30_replay.ipynb": "2026-12-01",
     "stream/40_monitor.ipynb": "2026-12-01",
     "testing/06_fake_vendors.ipynb": "2026-12-01",
-    "testing/10_vendor_contract.ipynb": "2026-12-01",
-    "testing/20_corruption.ipynb": "2026-12-01",
     "testing/30_detector_benchmark.ipynb": "2026-12-01",
 }
 
