@@ -20,11 +20,11 @@ import redis
 
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.stream.consumer import consume, messages
+from stockpredict.stream.consumer import consume, encode_messages
 from stockpredict.lake.lake import Lake
-from stockpredict.stream.live_table import Live
+from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.stream.queue import PACK, Stream
+from stockpredict.stream.queue import PACK_SIZE, Stream
 
 
 def trades(n, tickers=100, seed=1):
@@ -47,9 +47,9 @@ def bare(client, data, key="bare"):
     client.delete(key)
     client.xgroup_create(key, "g", id="0", mkstream=True)
     began = time.perf_counter()
-    for i in range(0, len(data), PACK):
+    for i in range(0, len(data), PACK_SIZE):
         with client.pipeline(transaction=False) as p:
-            for d in data[i : i + PACK]:
+            for d in data[i : i + PACK_SIZE]:
                 p.xadd(key, {"d": d})
             p.execute()
     added, got = time.perf_counter() - began, 0
@@ -64,8 +64,8 @@ def bare(client, data, key="bare"):
 
 
 def throughput(settings, n):
-    data, bars = messages(trades(n), "tick"), sample_bars(tickers=40, sessions=max(20, n // 100))
-    final = messages(bars.tail(n // 4))
+    data, bars = encode_messages(trades(n), "tick"), sample_bars(tickers=40, sessions=max(20, n // 100))
+    final = encode_messages(bars.tail(n // 4))
     with Stream(settings) as s:
         consume(settings, idle=0.05)  # everything is loaded
         began = time.perf_counter()
@@ -121,7 +121,7 @@ def delay_live(settings, seconds, rate):
     step = max(1, rate // 20)
 
     def look():
-        with Live(settings.storage) as live:
+        with LiveTable(settings.storage) as live:
             while not stop.is_set():
                 n = live.con.execute(
                     "SELECT count(*) FROM bars WHERE span = 'tick' AND source = 'bench' AND id LIKE 'd%'"
@@ -137,7 +137,7 @@ def delay_live(settings, seconds, rate):
         began = time.perf_counter()
         for k in range(len(rows) // step):
             time.sleep(max(0, began + k * step / rate - time.perf_counter()))
-            s.publish(messages(rows.iloc[k * step : (k + 1) * step], "tick"))
+            s.publish(encode_messages(rows.iloc[k * step : (k + 1) * step], "tick"))
             sent_at[k] = time.perf_counter()
         until = time.perf_counter() + 20
         while len(seen_at) < len(sent_at) and time.perf_counter() < until:
@@ -170,7 +170,7 @@ def delay_lake(settings, seconds):
     began, k = time.perf_counter(), 0
     with Stream(settings) as s:
         while time.perf_counter() - began < seconds and k < len(bars):
-            s.publish(messages(bars.iloc[[k]]))
+            s.publish(encode_messages(bars.iloc[[k]]))
             sent_at[k] = time.perf_counter()
             k += 1
             time.sleep(0.25)

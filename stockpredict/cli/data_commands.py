@@ -39,12 +39,12 @@ def ingest(
         return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
-    from stockpredict.ops.study import held
+    from stockpredict.ops.study import lake_state
 
     quick_formats()  # the quality gate imports jsonschema
     with telling() as say:
         said = ingest(ctx.obj, full=full, replay=replay, wait=wait, on_step=say).as_dict()
-    said = {k: v for k, v in said.items() if k != "checks"} | held(ctx.obj)
+    said = {k: v for k, v in said.items() if k != "checks"} | lake_state(ctx.obj)
     if json_:
         return as_json(said)
     out(
@@ -195,9 +195,9 @@ def lake(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json 
 @lakes.command("status")
 def lake_status(ctx: typer.Context, json_: Json = False):
     "What the lake holds."
-    from stockpredict.ops.study import held
+    from stockpredict.ops.study import lake_state
 
-    pairs(held(ctx.obj), json_)
+    pairs(lake_state(ctx.obj), json_)
 
 # %% ../../nbs/cli/10_data_commands.ipynb #1a6a5c33
 @lakes.command("asof")

@@ -389,9 +389,9 @@ def render_metrics(
 @patch
 def data_metrics(self: Service) -> bytes:
     "The age of the newest data in every place, live table included."
-    from stockpredict.stream.monitor import ages, vitals
+    from stockpredict.stream.monitor import age_metrics, live_vitals
 
-    newest = vitals(self.settings.storage).get("newest", {})
+    newest = live_vitals(self.settings.storage).get("newest", {})
     if self.table:
         newest = newest | {"answers": datetime.fromisoformat(self.table.header["data_as_of"]).timestamp()}
-    return render_metrics(list(ages(newest, "stockpredict_data")))
+    return render_metrics(list(age_metrics(newest, "stockpredict_data")))

@@ -11,14 +11,14 @@ from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
-from stockpredict.stream.consumer import MANY, Consumer, consume, decode, fault, letters, messages, publish
-from stockpredict.stream.consumer import replay_from, resend
+from stockpredict.stream.consumer import ENOUGH_TO_REFUSE, Consumer, consume, decode_messages, message_fault, dead_letters, encode_messages, publish_rows
+from stockpredict.stream.consumer import replay_from, resend_dead_letters
 from stockpredict.lake.lake import Lake
-from stockpredict.stream.live_table import Live
-from stockpredict.stream.replay import replay, trades_of
+from stockpredict.stream.live_table import LiveTable
+from stockpredict.stream.replay import replay, split_into_trades
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.stream.queue import Entry, Stream
-from stockpredict.stream.monitor import status
+from stockpredict.stream.monitor import stream_status
 
 CALENDAR = get_calendar("XNYS")
 DAY = pd.Timestamp("2024-06-03 13:30", tz="UTC")
@@ -58,7 +58,7 @@ def trades(n=200, seed=1, ticker="AAA", minutes=30):
 
 
 def send(settings, frame, clock=DAY + pd.Timedelta(hours=1), **more):
-    return publish(settings, frame, "tick", clock, **more)
+    return publish_rows(settings, frame, "tick", clock, **more)
 
 
 def one_bar(event, known):
@@ -166,7 +166,7 @@ def test_a_waiting_sender_goes_on_when_there_is_room(settings):
     thread.start()
     did = consume(small, idle=1.0)
     thread.join()
-    with Live(small.storage) as live:
+    with LiveTable(small.storage) as live:
         assert len(live.bars("tick")) == 300
     assert did.messages == 300 and did.lost == 0 and "stream is full" in said[0]
 
@@ -192,7 +192,7 @@ def test_what_somebody_else_removed_is_counted(settings):
     said = []
     did = drain(settings, tell=said.append)
     assert did.lost == 30 and did.messages == 10 and "30 messages were removed" in said[0]
-    assert status(settings)["groups"][0]["lost"] == 30
+    assert stream_status(settings)["groups"][0]["lost"] == 30
     assert drain(settings).lost == 0
 
 
@@ -202,25 +202,25 @@ def test_pending_messages_that_were_removed_are_counted_and_do_not_block(setting
         got = c.stream.take(c.name)[1]
         c.stream.client.xdel(c.stream.key, *(e.id for e in got[:5]))
     did = drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         assert len(live.bars("tick")) == 15
     assert (
-        did.lost == 5 and status(settings)["groups"][0]["pending"] == 0 and status(settings)["removed"] == 5
+        did.lost == 5 and stream_status(settings)["groups"][0]["pending"] == 0 and stream_status(settings)["removed"] == 5
     )
 
 
 def test_an_emptied_redis_is_noticed_and_the_lake_unharmed(settings, market, server):
-    publish(settings, market.tail(40))
+    publish_rows(settings, market.tail(40))
     drain(settings)
     before = held(settings)
     time.sleep(1.1)  # another second, another birth
     server.client.flushall()
-    publish(settings, market.tail(45))
+    publish_rows(settings, market.tail(45))
     said = []
     did = drain(settings, tell=said.append)
     assert did.emptied == 1 and "Redis was emptied" in said[0] and "stockpredict ingest" in said[0]
     assert (
-        status(settings)["emptied"] == 1
+        stream_status(settings)["emptied"] == 1
         and len(held(settings)) == 45
         and held(settings).tail(len(before)).ticker.isin(before.ticker).all()
     )
@@ -301,7 +301,7 @@ GOOD = dict(
 )
 def test_nonsense_becomes_a_dead_letter_with_its_reason(change, reason):
     data = change if isinstance(change, bytes) else orjson.dumps(GOOD | change)
-    rows, set_aside = decode(
+    rows, set_aside = decode_messages(
         [Entry(1, 1, int(time.time() * 1e6), data), Entry(2, 1, int(time.time() * 1e6), orjson.dumps(GOOD))],
         int(time.time() * 1e6),
     )
@@ -310,43 +310,43 @@ def test_nonsense_becomes_a_dead_letter_with_its_reason(change, reason):
 
 
 def test_a_good_message_has_no_fault():
-    assert fault(GOOD, int(time.time() * 1e6)) == ""
+    assert message_fault(GOOD, int(time.time() * 1e6)) == ""
 
 
 def test_dead_letters_are_kept_and_can_be_sent_again(settings, server):
     with Stream(settings) as s:
-        s.publish([b"nonsense", *messages(trades(3), "tick", DAY)])
+        s.publish([b"nonsense", *encode_messages(trades(3), "tick", DAY)])
     assert drain(settings).letters == 1
     server.client.delete("stockpredict:letters")
-    found = letters(settings)
+    found = dead_letters(settings)
     assert found.data.tolist() == ["nonsense"] and found.reason.tolist() == ["It is no JSON object."]
-    assert resend(settings) == 1 and len(letters(settings)) == 0
-    assert drain(settings).letters == 1 and len(letters(settings)) == 1
+    assert resend_dead_letters(settings) == 1 and len(dead_letters(settings)) == 0
+    assert drain(settings).letters == 1 and len(dead_letters(settings)) == 1
 
 
 def test_bad_rows_are_quarantined_and_a_rotten_batch_is_set_aside_whole(settings, market):
     few = market.tail(50).copy()
     few.loc[few.index[0], "close"] = -1.0
-    publish(settings, few)
+    publish_rows(settings, few)
     did = drain(settings)
     assert (did.lake_new, did.quarantined, did.letters) == (49, 1, 0)
-    rotten = market.head(MANY).copy()
-    rotten.loc[rotten.index[: MANY // 2], "volume"] = -5.0
-    publish(settings, rotten)
+    rotten = market.head(ENOUGH_TO_REFUSE).copy()
+    rotten.loc[rotten.index[: ENOUGH_TO_REFUSE // 2], "volume"] = -5.0
+    publish_rows(settings, rotten)
     did = drain(settings)
     assert (did.lake_new, did.quarantined, did.letters) == (
         0,
         0,
-        MANY,
-    ) and "refused with its batch" in letters(settings).reason[0]
+        ENOUGH_TO_REFUSE,
+    ) and "refused with its batch" in dead_letters(settings).reason[0]
     assert len(held(settings)) == 49
 
 
 def test_a_table_that_is_none_is_refused_before_sending(settings, market):
     with pytest.raises(BarsInvalid, match="lacks close"):
-        messages(market.drop(columns="close"))
+        encode_messages(market.drop(columns="close"))
     with pytest.raises(ParameterRefused, match="Did you mean tick"):
-        messages(market, "ticks")
+        encode_messages(market, "ticks")
 
 
 # ---- the right final state
@@ -367,7 +367,7 @@ def test_bars_in_any_order_with_repetitions_and_corrections_give_the_same_lake(s
         [everything.sample(frac=1, random_state=3), everything.sample(frac=0.4, random_state=4)]
     )
     for part in np.array_split(np.arange(len(mixed)), 3):
-        publish(settings, mixed.iloc[part])
+        publish_rows(settings, mixed.iloc[part])
         drain(settings)
     pd.testing.assert_frame_equal(held(settings), wanted)
     with Lake(settings.storage, read_only=True) as lake:
@@ -376,7 +376,7 @@ def test_bars_in_any_order_with_repetitions_and_corrections_give_the_same_lake(s
 
 def test_of_two_bars_known_at_the_same_time_the_later_in_the_stream_wins(settings, market):
     one = market.tail(1)
-    publish(settings, pd.concat([one, one.assign(volume=one.volume + 1), one.assign(volume=one.volume + 2)]))
+    publish_rows(settings, pd.concat([one, one.assign(volume=one.volume + 1), one.assign(volume=one.volume + 2)]))
     did = drain(settings)
     assert did.quarantined == 0 and held(settings).volume.tolist() == (one.volume + 2).tolist()
 
@@ -387,9 +387,9 @@ def test_trades_in_any_order_make_the_same_bars(settings, seed):
     clock = DAY + pd.Timedelta(hours=1)
     rng = np.random.default_rng(seed)
     mixed = pd.concat([sent.sample(frac=1, random_state=seed), sent.sample(50, random_state=seed + 100)])
-    with Stream(settings), Live(settings.storage) as live:
+    with Stream(settings), LiveTable(settings.storage) as live:
         for part in np.array_split(np.arange(len(mixed)), rng.integers(1, 6)):
-            publish(settings, mixed.iloc[part], "tick", clock)
+            publish_rows(settings, mixed.iloc[part], "tick", clock)
             drain(settings)
         frames = {"1s": "1s", "1m": "1min"}
         for span, rule in frames.items():
@@ -414,55 +414,55 @@ def test_trades_in_any_order_make_the_same_bars(settings, seed):
 
 def test_a_cancelled_and_a_corrected_trade_change_the_bar(settings):
     sent = trades(3, minutes=1).assign(close=[10.0, 99.0, 11.0])
-    publish(settings, sent, "tick", DAY + pd.Timedelta(minutes=2))
+    publish_rows(settings, sent, "tick", DAY + pd.Timedelta(minutes=2))
     drain(settings)
     later = DAY + pd.Timedelta(minutes=5)
-    publish(settings, sent.iloc[[1]].assign(volume=0.0), "tick", later)
-    publish(settings, sent.iloc[[2]].assign(close=12.0), "tick", later)
+    publish_rows(settings, sent.iloc[[1]].assign(volume=0.0), "tick", later)
+    publish_rows(settings, sent.iloc[[2]].assign(close=12.0), "tick", later)
     drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         bar = live.bars("1m").iloc[0]
     assert (bar.open, bar.high, bar.low, bar.close) == (10.0, 12.0, 10.0, 12.0)
 
 
 def test_a_trade_that_is_too_old_for_the_live_table_is_no_silent_loss(settings):
-    publish(settings, trades(10), "tick", DAY + pd.Timedelta(days=20))
+    publish_rows(settings, trades(10), "tick", DAY + pd.Timedelta(days=20))
     did = drain(settings)
-    assert did.letters == 10 and "older than the 5 days" in letters(settings).reason[0]
+    assert did.letters == 10 and "older than the 5 days" in dead_letters(settings).reason[0]
 
 
 # ---- what is not over
 
 
 def test_an_open_session_is_provisional_and_never_in_the_lake(settings):
-    publish(settings, trades(100), "tick", DAY + pd.Timedelta(hours=2))
+    publish_rows(settings, trades(100), "tick", DAY + pd.Timedelta(hours=2))
     bar = one_bar(CALENDAR.close("2024-06-03"), DAY + pd.Timedelta(hours=2))
-    publish(settings, bar, clock=DAY + pd.Timedelta(hours=2))
+    publish_rows(settings, bar, clock=DAY + pd.Timedelta(hours=2))
     drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         assert live.bars("session").provisional.tolist() == [True, True]
-    assert len(held(settings, source="feed")) == 0 and status(settings)["open_sessions"] == 2
+    assert len(held(settings, source="feed")) == 0 and stream_status(settings)["open_sessions"] == 2
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.sql("SELECT count(*) AS n FROM quarantine").n[0] == 0
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
-    publish(settings, trades(1, 5).assign(volume=0.0), "tick", over)
+    publish_rows(settings, trades(1, 5).assign(volume=0.0), "tick", over)
     drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         assert live.bars("session").provisional.tolist() == [False, False]
     after = held(settings, source="feed")
     assert (
         after.ticker.tolist() == ["AAA", "BBB"]
         and (after.known_at >= after.event_time).all()
-        and status(settings)["open_sessions"] == 0
+        and stream_status(settings)["open_sessions"] == 0
     )
 
 
 def test_a_late_trade_after_the_close_becomes_a_correction(settings):
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
-    publish(settings, trades(50), "tick", over)
+    publish_rows(settings, trades(50), "tick", over)
     drain(settings)
     first = held(settings, source="feed")
-    publish(settings, trades(1, 7).assign(volume=12_345.0), "tick", over + pd.Timedelta(minutes=10))
+    publish_rows(settings, trades(1, 7).assign(volume=12_345.0), "tick", over + pd.Timedelta(minutes=10))
     did = drain(settings)
     now = held(settings, source="feed")
     assert (
@@ -476,14 +476,14 @@ def test_a_late_trade_after_the_close_becomes_a_correction(settings):
 
 def test_the_official_bar_replaces_the_one_made_of_trades(settings):
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
-    publish(settings, trades(50), "tick", over)
+    publish_rows(settings, trades(50), "tick", over)
     drain(settings)
     official = held(settings, source="feed").assign(volume=1e6, known_at=over + pd.Timedelta(hours=1))
-    publish(settings, official, clock=over + pd.Timedelta(hours=1))
+    publish_rows(settings, official, clock=over + pd.Timedelta(hours=1))
     drain(settings)
-    publish(settings, trades(5, 8), "tick", over + pd.Timedelta(hours=2))
+    publish_rows(settings, trades(5, 8), "tick", over + pd.Timedelta(hours=2))
     drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         assert live.bars("session").volume.tolist() == [1e6]
     assert held(settings, source="feed").volume.tolist() == [1e6]
 
@@ -493,28 +493,28 @@ def test_a_sender_with_a_wrong_clock_cannot_end_a_session_early_nor_go_back(sett
     opens = CALENDAR.close(today) - pd.Timedelta(hours=6)
     ahead = CALENDAR.close(today) + pd.Timedelta(hours=2)
     sent = trades(3).assign(event_time=pd.Timestamp.now("UTC").floor("s"))
-    publish(settings, sent, "tick", ahead)
+    publish_rows(settings, sent, "tick", ahead)
     drain(settings)
-    with Live(settings.storage) as live:
+    with LiveTable(settings.storage) as live:
         assert live.set_clocks({})["feed"] <= time.time_ns() // 1000
-        publish(settings, one_bar(CALENDAR.close(today), opens), clock=ahead)
+        publish_rows(settings, one_bar(CALENDAR.close(today), opens), clock=ahead)
         did = drain(settings)
         assert did.lake_new == 0 and len(held(settings, source="feed")) == 0
         clock = live.set_clocks({})["feed"]
-        publish(settings, trades(1, 9), "tick", DAY)
+        publish_rows(settings, trades(1, 9), "tick", DAY)
         drain(settings)
         assert live.set_clocks({})["feed"] == clock
-    assert status(settings)["freshness_s"] < 60, "an hour's difference between clocks is no hour's delay"
+    assert stream_status(settings)["freshness_s"] < 60, "an hour's difference between clocks is no hour's delay"
 
 
 def test_hours_of_a_half_day_and_across_the_change_of_clocks():
-    from stockpredict.stream.live_table import hours
+    from stockpredict.stream.live_table import session_hours
 
     at = [
         pd.Timestamp(t, tz="UTC").value // 1000
         for t in ("2024-11-29 15:00", "2024-11-01 15:00", "2024-11-04 15:00", "2024-11-30 15:00")
     ]
-    got = hours(CALENDAR, at)
+    got = session_hours(CALENDAR, at)
     utc = [
         [None if np.isnan(v) else f"{pd.Timestamp(int(v), unit='us'):%H:%M}" for v in row]
         for row in got.to_numpy()
@@ -526,7 +526,7 @@ def test_hours_of_a_half_day_and_across_the_change_of_clocks():
 
 
 def test_replay_from_an_offset_or_a_time_changes_nothing(settings, market):
-    publish(settings, market.tail(30))
+    publish_rows(settings, market.tail(30))
     drain(settings)
     with Lake(settings.storage, read_only=True) as lake:
         before = lake.fingerprint(), lake.snapshot()
@@ -540,22 +540,22 @@ def test_replay_from_an_offset_or_a_time_changes_nothing(settings, market):
 def test_a_restored_lake_catches_up_by_replay(settings, market):
     import shutil
 
-    publish(settings, market.tail(30))
+    publish_rows(settings, market.tail(30))
     drain(settings)
     shutil.rmtree(settings.storage.lake_dir)
     assert replay_from(settings, 1).lake_new == 30 and len(held(settings)) == 30
 
 
 def test_freshness_is_from_the_event_to_the_reader(settings, market):
-    assert status(settings)["freshness_s"] is None
+    assert stream_status(settings)["freshness_s"] is None
     sent = trades(10)
-    publish(settings, sent, "tick", sent.event_time + pd.Timedelta(seconds=7))
-    publish(settings, market.tail(3))
+    publish_rows(settings, sent, "tick", sent.event_time + pd.Timedelta(seconds=7))
+    publish_rows(settings, market.tail(3))
     time.sleep(0.2)
-    waiting = status(settings)
+    waiting = stream_status(settings)
     assert waiting["waiting_s"] == 0, "nobody has ever read: there is no reader to be late"
     drain(settings)
-    said = status(settings)
+    said = stream_status(settings)
     assert (
         7 < said["delays"]["live"]["median"] < 60
         and 0.2 < said["delays"]["lake"]["median"]
@@ -563,7 +563,7 @@ def test_freshness_is_from_the_event_to_the_reader(settings, market):
     )
     send(settings, sent.tail(1))
     time.sleep(0.3)
-    assert status(settings)["waiting_s"] >= 0.3
+    assert stream_status(settings)["waiting_s"] >= 0.3
 
 
 def test_a_replayed_session_ends_as_the_bars_it_was_made_of(settings, market):
@@ -603,7 +603,7 @@ def test_real_five_minute_bars_make_the_session(settings, shared):
     bars = bars[
         (bars.event_time.dt.date == day) & bars.ticker.isin(sorted(bars.ticker.unique())[:3])
     ].reset_index(drop=True)
-    assert len(trades_of(bars, CALENDAR, "5m", 4)) <= 4 * len(bars)
+    assert len(split_into_trades(bars, CALENDAR, "5m", 4)) <= 4 * len(bars)
     replay(settings, bars, "5m", speed=0, each=4)
     drain(settings)
     by = bars.sort_values("event_time").groupby("ticker")

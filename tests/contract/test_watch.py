@@ -14,12 +14,12 @@ import pytest
 from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
 
-from stockpredict.stream.consumer import PIECES, Consumer, consume, messages, publish
+from stockpredict.stream.consumer import MERGE_ABOVE, Consumer, consume, encode_messages, publish_rows
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.stream.queue import Stream
-from stockpredict.stream.monitor import exported, status, vitals
+from stockpredict.stream.monitor import serve_metrics, stream_status, live_vitals
 from stockpredict.serve.app import create_app
 
 GUIDE = Path(__file__).parents[2] / "nbs" / "guides" / "operate.md"
@@ -54,8 +54,8 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
     child = consumer_process(settings, "--metrics-port", "0")
     try:
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/metrics", child.stderr.readline())[1])
-        publish(settings, bars)
-        publish(settings, bars.tail(1).assign(close=-1.0))
+        publish_rows(settings, bars)
+        publish_rows(settings, bars.tail(1).assign(close=-1.0))
         with Stream(settings) as s:
             s.publish([b"nonsense"])
         until, told = time.monotonic() + 90, {}
@@ -97,9 +97,9 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
 
 
 def test_the_service_tells_how_old_the_live_data_are_and_nothing_where_there_is_no_stream(settings):
-    assert "stockpredict_data_age_seconds" not in served(settings) and vitals(settings.storage) == {}
+    assert "stockpredict_data_age_seconds" not in served(settings) and live_vitals(settings.storage) == {}
     bars = sample_bars(tickers=1, sessions=5)
-    publish(settings, bars)
+    publish_rows(settings, bars)
     consume(settings, idle=0.05)
     told = served(settings)
     age = float(re.search(r'stockpredict_data_age_seconds\{place="lake"\} (\S+)', told)[1])
@@ -109,8 +109,8 @@ def test_the_service_tells_how_old_the_live_data_are_and_nothing_where_there_is_
 
 def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
     "A rule on a name that nobody exports would never fire."
-    publish(settings, sample_bars(tickers=1, sessions=5))
-    with Consumer(settings) as c, exported(settings, c.did, 0) as port:
+    publish_rows(settings, sample_bars(tickers=1, sessions=5))
+    with Consumer(settings) as c, serve_metrics(settings, c.did, 0) as port:
         c.go(idle=0.05)
         names = {name for name, *_ in scrape(port)} | set(
             re.findall(r"^(stockpredict_\w+)", served(settings), re.M)
@@ -121,7 +121,7 @@ def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
 
 
 def test_messages_acknowledged_while_the_status_is_asked_for_no_longer_wait(settings, monkeypatch):
-    publish(settings, sample_bars(tickers=1, sessions=5))
+    publish_rows(settings, sample_bars(tickers=1, sessions=5))
     with Consumer(settings) as c:
         c.stream.join()
         c.stream.take(c.name)
@@ -134,11 +134,11 @@ def test_messages_acknowledged_while_the_status_is_asked_for_no_longer_wait(sett
         return said
 
     monkeypatch.setattr(Stream, "state", overtaken)
-    assert status(settings)["groups"][0]["pending"] == 5 and status(settings)["waiting_s"] == 0
+    assert stream_status(settings)["groups"][0]["pending"] == 5 and stream_status(settings)["waiting_s"] == 0
 
 
 def test_what_was_taken_again_is_counted(settings):
-    publish(settings, sample_bars(tickers=1, sessions=5))
+    publish_rows(settings, sample_bars(tickers=1, sessions=5))
     with Consumer(settings) as c:
         c.stream.join()
         c.stream.take(c.name)
@@ -146,16 +146,16 @@ def test_what_was_taken_again_is_counted(settings):
 
 
 def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
-    monkeypatch.setattr("stockpredict.stream.consumer.PIECES", 5)
+    monkeypatch.setattr("stockpredict.stream.consumer.MERGE_ABOVE", 5)
     bars = sample_bars(tickers=1, sessions=12)
     with Consumer(settings) as c:
         for k in range(len(bars)):
-            publish(settings, bars.iloc[[k]])
+            publish_rows(settings, bars.iloc[[k]])
             c.go(idle=0.0)
         before, versions = c.lake.fingerprint(), c.lake.snapshots()
         middle = c.lake.bars(snapshot=int(versions.snapshot.iloc[-5]))
         assert (
-            c.did.merged == 0 and c.tidy() and c.did.merged == 1 and c.did.files < 5 < PIECES and not c.tidy()
+            c.did.merged == 0 and c.tidy() and c.did.merged == 1 and c.did.files < 5 < MERGE_ABOVE and not c.tidy()
         )
         assert c.lake.fingerprint() == before == c.lake.verify()
         pd.testing.assert_frame_equal(c.lake.bars(snapshot=int(versions.snapshot.iloc[-5])), middle)
@@ -167,7 +167,7 @@ def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
 def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(settings, monkeypatch):
     "A quick look that passes what it must not is noticed, said and counted."
     said, bars = [], sample_bars(tickers=2, sessions=10)
-    publish(settings, bars)
+    publish_rows(settings, bars)
     with Consumer(settings, tell=said.append) as c:
         c.go(idle=0.05)
         assert len(c._cleared) and c.audit() == 0 and c.did.unsound == 0 and not c._cleared
@@ -177,6 +177,6 @@ def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(setti
         )
         wrong = bars.tail(1).assign(high=lambda f: f.close / 2)
         with Stream(settings) as s:
-            s.publish(messages(wrong.assign(source="liar")))
+            s.publish(encode_messages(wrong.assign(source="liar")))
         c.go(idle=0.05)
         assert c.audit() == 1 and c.did.unsound == 1 and "range broken" in said[0] and RULES

@@ -17,9 +17,9 @@ from kill_points import sample
 from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.stream.consumer import consume, messages
+from stockpredict.stream.consumer import consume, encode_messages
 from stockpredict.lake.lake import Lake
-from stockpredict.stream.live_table import Live
+from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.stream.queue import Stream
 
@@ -44,15 +44,15 @@ def everything():
     )
     bell = trades.tail(1).assign(volume=0.0, id="clock", event_time=close + pd.Timedelta(minutes=15))
     return [
-        *messages(bars.head(60)),
+        *encode_messages(bars.head(60)),
         b"nonsense",
-        *messages(trades.head(20), "tick", trades.event_time.head(20)),
-        *messages(bars.tail(len(bars) - 60)),
-        *messages(newer),
-        *messages(bars.head(1).assign(close=-1.0)),
-        *messages(bars.head(5)),
-        *messages(trades.tail(25), "tick", trades.event_time.tail(25)),
-        *messages(bell, "tick", bell.event_time),
+        *encode_messages(trades.head(20), "tick", trades.event_time.head(20)),
+        *encode_messages(bars.tail(len(bars) - 60)),
+        *encode_messages(newer),
+        *encode_messages(bars.head(1).assign(close=-1.0)),
+        *encode_messages(bars.head(5)),
+        *encode_messages(trades.tail(25), "tick", trades.event_time.tail(25)),
+        *encode_messages(bell, "tick", bell.event_time),
     ]
 
 
@@ -81,7 +81,7 @@ def killed_at(k):
 
 
 def look(s):
-    with Lake(s.storage, read_only=True) as lake, Live(s.storage) as live, Stream(s) as stream:
+    with Lake(s.storage, read_only=True) as lake, LiveTable(s.storage) as live, Stream(s) as stream:
         count = {
             t: int(lake.rows(f"SELECT count(*) AS n FROM lake.{t}").n[0]) for t in ("bars", "quarantine")
         }

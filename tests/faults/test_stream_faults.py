@@ -16,12 +16,12 @@ import pytest
 from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
-from stockpredict.stream.consumer import TRIES, Consumer, consume, letters, messages, publish
+from stockpredict.stream.consumer import MAX_DELIVERIES, Consumer, consume, dead_letters, encode_messages, publish_rows
 from stockpredict.lake.lake import Lake
-from stockpredict.stream.live_table import Live
+from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.stream.queue import Stream
-from stockpredict.stream.monitor import status
+from stockpredict.stream.monitor import stream_status
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path)
 
 def test_the_unfinished_of_a_dead_consumer_are_taken_over(settings, market):
     patient = settings.with_(**{"stream.claim_after": 1})
-    publish(patient, market.tail(20))
+    publish_rows(patient, market.tail(20))
     dead = subprocess.run(
         [
             sys.executable,
@@ -99,9 +99,9 @@ s.take('elsewhere-1'); os.kill(os.getpid(), signal.SIGKILL)""",
         timeout=60,
     )
     assert dead.returncode == -signal.SIGKILL
-    assert status(patient)["groups"][0]["pending"] == 20
+    assert stream_status(patient)["groups"][0]["pending"] == 20
     did = consume(patient, seconds=2.5)
-    assert did.lake_new == 20 and status(patient)["groups"][0]["pending"] == 0
+    assert did.lake_new == 20 and stream_status(patient)["groups"][0]["pending"] == 0
 
 
 def test_two_consumers_share_one_group_and_the_lake(settings, market):
@@ -119,7 +119,7 @@ def test_two_consumers_share_one_group_and_the_lake(settings, market):
         for t in threads:
             t.start()
         for part in np.array_split(np.arange(len(market)), 8):
-            publish(settings, market.iloc[part])
+            publish_rows(settings, market.iloc[part])
         for t in threads:
             t.join()
         assert sum(d.messages for d in did) == len(market) == count(settings) and all(
@@ -129,7 +129,7 @@ def test_two_consumers_share_one_group_and_the_lake(settings, market):
 
 
 def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_not(settings, market):
-    publish(settings, market.tail(10))
+    publish_rows(settings, market.tail(10))
     with Consumer(settings) as c:
         c.stream.take(c.name)
     deadly = 4
@@ -149,21 +149,21 @@ def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_no
             c.store = dies
             return c.go(idle=0.02)
 
-    for _ in range(TRIES + 3):
+    for _ in range(MAX_DELIVERIES + 3):
         try:
             reader()
             break
         except Killed:
             pass
-    assert letters(settings).offset.tolist() == [deadly] and "never finished" in letters(settings).reason[0]
-    assert count(settings) == 9 and status(settings)["groups"][0]["pending"] == 0
+    assert dead_letters(settings).offset.tolist() == [deadly] and "never finished" in dead_letters(settings).reason[0]
+    assert count(settings) == 9 and stream_status(settings)["groups"][0]["pending"] == 0
 
 
 # ---- those who look
 
 
 def test_a_reader_who_never_lets_go_does_not_keep_a_commit_waiting(settings, market):
-    publish(settings, market.head(30))
+    publish_rows(settings, market.head(30))
     consume(settings, idle=0.02)
     look = f"""
 import sqlite3, sys
@@ -178,13 +178,13 @@ ask(); sys.stdin.readline(); ask()"""
         ) as reader,
     ):
         before = reader.stdout.readline()
-        publish(settings, market.tail(60))
+        publish_rows(settings, market.tail(60))
         assert c.go(idle=0.02).lake_new == 60 and count(settings) == 90
         assert before and reader.communicate("\n")[0] == before, "and sees what it saw"
 
 
 def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_kill(settings, market):
-    publish(settings, market.head(30))
+    publish_rows(settings, market.head(30))
     catalog = settings.storage.lake_dir / "catalog.sqlite"
 
     def plain():
@@ -196,7 +196,7 @@ def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_k
         c.go(idle=0.02)
         assert not plain()
     assert plain()
-    publish(settings, market.iloc[30:60])
+    publish_rows(settings, market.iloc[30:60])
     dead = subprocess.run(
         [
             sys.executable,
@@ -223,9 +223,9 @@ c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)""",
 def test_redis_away_at_the_start_is_a_sentence_in_bounded_time(tmp_path, market):
     gone = live_settings(tmp_path / "home", "redis://127.0.0.1:1/0", **{"stream.wait": 0.5})
     for work in (
-        lambda: publish(gone, market.tail(1)),
+        lambda: publish_rows(gone, market.tail(1)),
         lambda: consume(gone, idle=0.1),
-        lambda: status(gone),
+        lambda: stream_status(gone),
     ):
         began = time.monotonic()
         with pytest.raises(StreamUnavailable, match=r"Redis at 127\.0\.0\.1:1/0 does not answer"):
@@ -259,7 +259,7 @@ def test_redis_killed_midway_is_waited_for_and_nothing_acknowledged_is_lost(sett
     patient, said = settings.with_(**{"stream.wait": 30, "stream.batch": 10}), []
     sent = threading.Thread(
         target=lambda: [
-            publish(patient, market.iloc[i : i + 5], tell=said.append) or time.sleep(0.02)
+            publish_rows(patient, market.iloc[i : i + 5], tell=said.append) or time.sleep(0.02)
             for i in range(0, len(market), 5)
         ]
     )
@@ -281,13 +281,13 @@ def test_redis_killed_midway_is_waited_for_and_nothing_acknowledged_is_lost(sett
 def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path, market):
     s = live_settings(tmp_path / "home", **{"stream.wait": 20})
     with Stream(s) as stream:
-        stream.publish(messages(market.tail(30)))
+        stream.publish(encode_messages(market.tail(30)))
         pid = stream.client.info("server")["process_id"]
         assert stream.client.config_get("appendfsync") == {"appendfsync": "always"}, (
             "with everysec it answers before it has written when the disk is slow"
         )
         os.kill(pid, signal.SIGKILL)
-        assert stream.publish(messages(market.head(3))) == 33
+        assert stream.publish(encode_messages(market.head(3))) == 33
         assert stream.client.info("server")["process_id"] != pid
         assert consume(s, idle=0.05).lake_new == 33
         last = stream.client.info("server")["process_id"]
@@ -322,16 +322,16 @@ def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):
 
 
 def test_redis_without_memory_refuses_the_sender_and_still_serves_the_reader(settings, server, market):
-    publish(settings, market.tail(50))
+    publish_rows(settings, market.tail(50))
     with Stream(settings) as s:
         s.join()  # the reader was there before
     server.client.config_set("maxmemory-policy", "noeviction")
     server.client.config_set("maxmemory", "1")
     with pytest.raises(StreamFull, match="no memory left"):
-        publish(settings.with_(**{"stream.wait": 0.3}), market)
-    assert consume(settings, idle=0.05).lake_new == 50 and status(settings)["groups"][0]["pending"] == 0
+        publish_rows(settings.with_(**{"stream.wait": 0.3}), market)
+    assert consume(settings, idle=0.05).lake_new == 50 and stream_status(settings)["groups"][0]["pending"] == 0
     server.client.config_set("maxmemory", "0")
-    publish(settings, market)
+    publish_rows(settings, market)
     consume(settings, idle=0.05)
     assert count(settings) == len(market)
 
@@ -339,23 +339,23 @@ def test_redis_without_memory_refuses_the_sender_and_still_serves_the_reader(set
 def test_a_redis_that_may_evict_or_forget_is_pointed_out(settings, server):
     for name, value in {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}.items():
         server.client.config_set(name, value)
-    said = " ".join(status(settings)["warnings"])
+    said = " ".join(stream_status(settings)["warnings"])
     assert "allkeys-lru" in said and "noeviction" in said and "appendonly" in said
 
 
 def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_does_not_tell_is_believed(
     settings, server
 ):
-    assert status(settings)["warnings"] == []
+    assert stream_status(settings)["warnings"] == []
     server.client.config_set("appendfsync", "everysec")
-    assert "appendfsync always" in " ".join(status(settings)["warnings"])
+    assert "appendfsync always" in " ".join(stream_status(settings)["warnings"])
     server.client.acl_setuser("default", enabled=True, nopass=True, commands=["-config"], keys=["*"])
-    assert status(settings)["warnings"] == []
+    assert stream_status(settings)["warnings"] == []
 
 
 def test_a_key_of_another_type_is_left_alone(settings, server, market):
     server.client.lpush("stockpredict:live", "somebody else's")
-    for work in (lambda: publish(settings, market.tail(1)), lambda: consume(settings, idle=0.05)):
+    for work in (lambda: publish_rows(settings, market.tail(1)), lambda: consume(settings, idle=0.05)):
         with pytest.raises(StreamUnavailable, match="holds something else"):
             work()
     assert server.client.lrange("stockpredict:live", 0, -1) == [b"somebody else's"]
@@ -367,14 +367,14 @@ def test_emptied_between_two_batches(settings, server, market):
     with Stream(settings) as s:
         reading = threading.Thread(target=lambda: consume(settings, stop=stop, tell=said.append))
         reading.start()
-        s.publish(messages(market.head(20)))
+        s.publish(encode_messages(market.head(20)))
         until = time.monotonic() + 30
         while not (g := s.state()["groups"]) or g[0]["unread"] + g[0]["pending"]:
             assert time.monotonic() < until
             time.sleep(0.05)
         time.sleep(1.1)
         server.client.flushall()
-        s.publish(messages(market.tail(20)))
+        s.publish(encode_messages(market.tail(20)))
         while not said:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -400,29 +400,29 @@ def test_while_another_process_writes_to_the_lake_messages_wait(settings, market
     thread = threading.Thread(target=hold)
     thread.start()
     ready.wait(30)
-    publish(settings, market.tail(10))
+    publish_rows(settings, market.tail(10))
     did = consume(settings.with_(**{"stream.wait": 0.3}), idle=0.05, tell=said.append)
     thread.join()
     assert did.lake_new == 10 and count(settings) == 10 and "has been writing to the lake" in said[0]
 
 
 def test_a_lake_that_cannot_write_stops_the_consumer_and_acknowledges_nothing(settings, market):
-    publish(settings, market.tail(10))
+    publish_rows(settings, market.tail(10))
 
     def full(step):
         if step == "decoded":
             raise LakeUnavailable("There is no space left on the disk.", "Free some.")
 
-    for _ in range(TRIES + 2):  # restarted again and again by a supervisor: not the messages' fault
+    for _ in range(MAX_DELIVERIES + 2):  # restarted again and again by a supervisor: not the messages' fault
         with pytest.raises(LakeUnavailable, match="no space left"):
             consume(settings.with_(**{"stream.wait": 0.2}), idle=0.05, on_step=full)
-    assert status(settings)["groups"][0]["pending"] == 10 and count(settings) == 0
-    assert consume(settings, idle=0.05).lake_new == 10 and len(letters(settings)) == 0
+    assert stream_status(settings)["groups"][0]["pending"] == 10 and count(settings) == 0
+    assert consume(settings, idle=0.05).lake_new == 10 and len(dead_letters(settings)) == 0
 
 
 def test_a_damaged_live_table_is_named(settings, market):
-    publish(settings, market.tail(10))
-    with Live(settings.storage) as live:
+    publish_rows(settings, market.tail(10))
+    with LiveTable(settings.storage) as live:
         path = live.path
     path.write_bytes(b"this is no database" * 500)
     for name in ("-wal", "-shm"):
@@ -438,9 +438,9 @@ def test_a_damaged_live_table_is_named(settings, market):
 
 def test_asked_to_stop_a_consumer_ends_its_batch(tmp_path, server, market):
     s = live_settings(tmp_path / "home", server.url)
-    publish(s, market)
+    publish_rows(s, market)
     child, until = consumer_process(s), time.monotonic() + 240
-    while not (g := status(s)["groups"]) or g[0]["unread"] + g[0]["pending"]:
+    while not (g := stream_status(s)["groups"]) or g[0]["unread"] + g[0]["pending"]:
         assert child.poll() is None and time.monotonic() < until, child.communicate(timeout=1)
         time.sleep(0.1)
     child.send_signal(signal.SIGTERM)
