@@ -100,7 +100,7 @@ def plot_predictions(
             ax.plot([i, i], [low, high], lw=width, color="#3b6ea5", alpha=0.35, solid_capstyle="butt")
         ax.plot(i, p.last_close * (1 + p.expected), "o", color="#c2571a", ms=5)
         ax.axhline(p.last_close, color="#555555", lw=0.8, ls=":")
-    labels = [f"{p.ticker}\n{p.horizon} sessions\nto {p.target_session}" for p in predictions]
+    labels = [f"{p.ticker}, horizon {p.horizon}\nto {p.target_session}" for p in predictions]
     ax.set_xticks(range(len(predictions)), labels)
     ax.set(xlim=(-0.7, len(predictions) - 0.3), ylabel="price", title="Range of the closing price")
     return ax

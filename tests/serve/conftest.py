@@ -1,4 +1,4 @@
-"""A small champion: a simulated market in a lake, a fitted model in a signed artifact, and a pointer to it."""
+"""A small champion: a simulated market in a lake, a fitted model in a signed artifact, a pointer to it."""
 
 import asyncio
 import contextlib

@@ -1,16 +1,20 @@
 // The API page: Swagger UI over the schema of this server. Nothing is loaded from another host.
 "use strict";
 
+// The address of an error, such as /docs#unknown-ticker, leads to a row below the operations.
+const row = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+
 window.swagger = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#swagger-ui",
   layout: "BaseLayout",
   presets: [SwaggerUIBundle.presets.apis],
-  deepLinking: true,
+  deepLinking: !row,
   docExpansion: "list",
   defaultModelsExpandDepth: 0,
   defaultModelRendering: "example",
   displayRequestDuration: true,
   tryItOutEnabled: true,
   validatorUrl: null,
+  onComplete: () => row && row.scrollIntoView(),
 });
