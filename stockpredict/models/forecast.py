@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'Forecast', 'join_forecasts']
 
 # %% ../../nbs/models/10_forecast.ipynb #120ba75b
-import json, os, tempfile
+import json
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import ModelOutputInvalid, UnknownHorizon, UnknownTicker
+from ..core.files import atomic_path
 
 # %% ../../nbs/models/10_forecast.ipynb #d28c76a6
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -213,11 +214,8 @@ def save(
     tensors = {k: getattr(self, k).contiguous() for k in ("quantiles", "p_up", "volatility", "score")}
     tensors["sessions"] = torch.from_numpy(days.asi8.copy()).contiguous()
     metadata = {"forecast": json.dumps(header, sort_keys=True)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        part = Path(folder) / path.name
+    with atomic_path(path) as part:
         save_file(tensors, part, metadata=metadata)
-        os.replace(part, path)
     return path
 
 

@@ -18,7 +18,7 @@ from ..core.files import atomic_write
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..ingest.rescan import stored_flags
-from ..evaluate.label_mask import doubtful, without_doubt
+from ..evaluate.label_mask import untrusted_bars, mask_untrusted
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold
 from ..models.dataset import Dataset
@@ -237,8 +237,8 @@ def run_experiment(
     panel, snapshot = training_panel(settings, as_of, snapshot)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = training_dataset(settings, panel, spec)
-    wrong = doubtful(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot))
-    data.y = without_doubt(data.y, wrong, v.horizons, v.entry_delay)
+    wrong = untrusted_bars(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot))
+    data.y = mask_untrusted(data.y, wrong, v.horizons, v.entry_delay)
     close = panel.close.values.masked_fill(wrong, float("nan")).cpu().numpy()
     lineage = make_lineage(settings, panel, snapshot)
     if note := missing_facts_note(settings, panel, spec):

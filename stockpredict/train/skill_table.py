@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..evaluate.backtest import backtest
-from ..evaluate.metrics import Estimate, clark_west, coverage, diebold_mariano, hac_mean, hit_rate
-from ..evaluate.metrics import ic_summary, majority_rate, pesaran_timmermann, pinball, r2_oos
-from ..evaluate.metrics import skill_score
+from ..evaluate.metrics import Estimate, clark_west, diebold_mariano, hac_mean, hit_rate
+from ..evaluate.metrics import ic_summary, interval_coverage, majority_rate, pesaran_timmermann
+from ..evaluate.metrics import pinball, r2_oos, skill_score
 from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
 from .walk_forward import Candidate
 from .experiment import Experiment
@@ -95,8 +95,8 @@ def interval_numbers(
     return dict(
         pinball_skill=0.0 if same else skill_score(loss, base_loss, h).value,
         dm_p=1.0 if same else 1 - diebold_mariano(loss, base_loss, h).p_greater,
-        cover50=coverage(q[..., 1], q[..., 3], y, 0.5, h).value,
-        cover90=coverage(q[..., 0], q[..., 4], y, 0.9, h).value,
+        cover50=interval_coverage(q[..., 1], q[..., 3], y, 0.5, h).value,
+        cover90=interval_coverage(q[..., 0], q[..., 4], y, 0.9, h).value,
     )
 
 
