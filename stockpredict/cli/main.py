@@ -60,12 +60,12 @@ def retrain(
 def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Try every model on the lake as it is; nothing is published."
     from stockpredict.ops.pipeline import features, train
-    from stockpredict.ops.study import FORMATS, begin, load_work, skill_rows
+    from stockpredict.ops.study import FORMATS, begin_work, load_work, skill_rows
     from stockpredict.train.skill_table import skill_table
     from stockpredict.train.experiment import Experiment
 
     with telling() as say:
-        work = begin(load(settings, set_), as_of)
+        work = begin_work(load(settings, set_), as_of)
         for step in (features, train):
             say(step.__name__)
             step(work)
@@ -81,10 +81,10 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
 def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Judge what was trained, publish if it deserves it, and write the validation report."
     from stockpredict.ops.pipeline import STORY, outcome, page, show
-    from stockpredict.ops.study import begin
+    from stockpredict.ops.study import begin_work
 
     with telling() as say:
-        work = begin(load(settings, set_), as_of)
+        work = begin_work(load(settings, set_), as_of)
         for step in STORY:
             if callable(step):
                 say(step.__name__)
@@ -207,12 +207,12 @@ def report_run(
     ] = None,
 ):
     "Run a notebook again, on the newest work unless another is named."
-    from stockpredict.ops.study import newest
-    from stockpredict.ops.runs import parameters, run, template
+    from stockpredict.ops.study import newest_work
+    from stockpredict.ops.runs import notebook_parameters, run, run_notebook_path
 
     given = {k: value(v) for k, _, v in (p.partition("=") for p in param or [])}
-    if "workdir" in parameters(template(name)):
-        given.setdefault("workdir", newest(ctx.obj))
+    if "workdir" in notebook_parameters(run_notebook_path(name)):
+        given.setdefault("workdir", newest_work(ctx.obj))
     out(str(run(name, given, settings=ctx.obj).html))
 
 

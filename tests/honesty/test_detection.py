@@ -50,13 +50,13 @@ def test_the_count_can_fail(monkeypatch):
     spike = next(d for d in detect.DETECTORS if d.name == "spike")
     small = dict(each=3, tickers=60, sessions=400, seed=2)
     honest = measure_detection(**small).table.loc["price spike"]
-    object.__setattr__(spike, "look", lambda m: np.zeros(len(m.close), bool))
+    object.__setattr__(spike, "detect", lambda m: np.zeros(len(m.close), bool))
     try:
         blind = measure_detection(**small).table.loc["price spike"]
-        object.__setattr__(spike, "look", lambda m: m.place > 0)
+        object.__setattr__(spike, "detect", lambda m: m.place > 0)
         shrill = measure_detection(**small).table.loc["price spike"]
     finally:
-        object.__setattr__(spike, "look", detect.spike)
+        object.__setattr__(spike, "detect", detect.spike)
     assert honest.recall == 1 and blind.recall == 0 and shrill.recall == 1 and shrill.precision < 0.1
 
 

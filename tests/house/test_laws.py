@@ -29,10 +29,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "evaluate/80_quality_plots.ipynb": "2026-12-01",
     "features/45_regime.ipynb": "2026-12-01",
     "features/55_microstructure.ipynb": "2026-12-01",
-    "ingest/10_ingest.ipynb": "2026-12-01",
-    "ingest/20_frames.ipynb": "2026-12-01",
-    "ingest/30_facts.ipynb": "2026-12-01",
-    "ingest/40_intraday.ipynb": "2026-12-01",
     "ops/00_reports.ipynb": "2026-12-01",
     "ops/20_runs.ipynb": "2026-12-01",
     "ops/30_study.ipynb": "2026-12-01",
@@ -46,7 +42,6 @@ BEYOND_THE_WALL: dict[str, str] = {
     "stream/30_replay.ipynb": "2026-12-01",
     "stream/40_monitor.ipynb": "2026-12-01",
     "testing/06_fake_vendors.ipynb": "2026-12-01",
-    "testing/30_detector_benchmark.ipynb": "2026-12-01",
 }
 
 
