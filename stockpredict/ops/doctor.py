@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.errors import StockpredictError
 from ..core.registry import Registry
 from ..core.settings import Settings, load_settings
-from .reports import runs_in, table
+from .reports import finished_runs, table
 from .runs import commit
 
 # %% ../../nbs/ops/40_doctor.ipynb #5be1cb96
@@ -292,7 +292,7 @@ def ports(settings):
 @checks.register("reports", at=43)
 def reports(settings):
     "How did the last runs end?"
-    runs = runs_in(settings.storage.reports_dir)
+    runs = finished_runs(settings.storage.reports_dir)
     if not runs:
         return off("no run yet")
     last, bad = runs[0], [r for r in runs[:20] if r.get("status") != "complete"]

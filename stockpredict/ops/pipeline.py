@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.errors import NotFound, StockpredictError
 from ..core.settings import Settings, load_settings
-from .reports import quick_formats, write_index, write_text
+from .reports import quick_formats, write_index
+from ..core.files import atomic_write
 from .runs import plain, run, runs_folder
-from .study import Work, alone, done, held, load_work, newest, once, open_work, sentence
+from .study import Work, retrain_lock, step_result, lake_state, load_work, newest_work, run_once, open_work, verdict_sentence
 
 # %% ../../nbs/ops/60_pipeline.ipynb #dfea35ea
 SMALL = {
@@ -40,7 +41,7 @@ def ingest(
 
     report = bring(settings)
     told = facts(settings)
-    return plain({k: v for k, v in vars(report).items() if k != "checks"} | told | held(settings))
+    return plain({k: v for k, v in vars(report).items() if k != "checks"} | told | lake_state(settings))
 
 
 def facts(
@@ -66,21 +67,21 @@ def facts_mark(
     from stockpredict.lake.lake import Lake
     from stockpredict.features.membership import MEMBER
     from stockpredict.catalogue.design_matrix import Spec
-    from stockpredict.catalogue.feature_store import fact_tables
+    from stockpredict.catalogue.code_fingerprint import fact_tables
 
     tables = fact_tables({*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])})
     if not tables:
         return ""
     with Lake(settings.storage, read_only=True) as lake:
-        held = [
+        lake_state = [
             lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist()
             for t in tables
             if lake.has_table(t)
         ]
-    return hashlib.sha256(json.dumps([tables, held]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([tables, lake_state]).encode()).hexdigest()[:12]
 
 # %% ../../nbs/ops/60_pipeline.ipynb #e22b54a0
-@once
+@run_once
 def features(work: Work) -> dict:
     "Compute the inputs once and say how complete they are."
     from stockpredict.catalogue.design_matrix import make_inputs
@@ -100,7 +101,7 @@ def features(work: Work) -> dict:
     }
 
 # %% ../../nbs/ops/60_pipeline.ipynb #8b0726bf
-@once
+@run_once
 def train(work: Work) -> dict:
     "Every candidate on data it has not seen, then refitted on all of it."
     from stockpredict.train.champion import champion_or_none
@@ -121,7 +122,7 @@ def train(work: Work) -> dict:
     }
 
 # %% ../../nbs/ops/60_pipeline.ipynb #4a978287
-@once
+@run_once
 def self_test(work: Work) -> dict:
     "Does the machinery find nothing in nothing, the planted signal, and the leak?"
     from stockpredict.train.judge import run_self_test
@@ -129,19 +130,19 @@ def self_test(work: Work) -> dict:
     return json.loads(run_self_test(work.settings).to_json())
 
 
-@once
+@run_once
 def judge(work: Work) -> dict:
     "Promote, hold, or suspect a leak: computed, with reasons."
     from stockpredict.train.judge import SelfTest, judge_experiment
     from stockpredict.train.champion import champion_or_none
     from stockpredict.train.experiment import Experiment
 
-    tested = SelfTest.from_json(json.dumps(done(work.dir, "self_test")))
+    tested = SelfTest.from_json(json.dumps(step_result(work.dir, "self_test")))
     said = judge_experiment(Experiment.load(work.dir / "experiment"), tested, champion_or_none(work.settings))
     return json.loads(said.to_json())
 
 # %% ../../nbs/ops/60_pipeline.ipynb #a9535703
-@once
+@run_once
 def publish(work: Work) -> dict:
     "Put the verdict into force: the chosen model is served from now on."
     if work.past:
@@ -150,7 +151,7 @@ def publish(work: Work) -> dict:
     from stockpredict.train.registry import publish_model
     from stockpredict.train.experiment import Experiment
 
-    said = Verdict.from_json(json.dumps(done(work.dir, "judge")))
+    said = Verdict.from_json(json.dumps(step_result(work.dir, "judge")))
     now = publish_model(work.settings, Experiment.load(work.dir / "experiment"), said)
     return {"version": now.version, "model": now.model, "artifact": now.artifact, "skill": now.skill}
 
@@ -172,7 +173,7 @@ def page(
     name: str,  # of the run notebook
 ) -> dict:  # html, and the error if there was one
     "One run notebook on this work."
-    said = done(workdir, name)
+    said = step_result(workdir, name)
     if said is not None:
         return said
     work = load_work(workdir)
@@ -184,7 +185,7 @@ def page(
         kept = Path(e.context["dir"]) / "page.html" if "dir" in e.context else ""
         return {"name": name, "html": str(kept), "error": str(e)}
     said = {"name": name, "html": str(made.html), "error": ""}
-    write_text(Path(workdir) / "steps" / f"{name}.json", json.dumps(said))
+    atomic_write(Path(workdir) / "steps" / f"{name}.json", json.dumps(said))
     return said
 
 # %% ../../nbs/ops/60_pipeline.ipynb #37f773ea
@@ -198,9 +199,9 @@ def predictions(
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
 
-    held = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
-    wanted = [canonical_ticker(t) for t in tickers] if tickers else held.tickers
-    said = [json.loads(body + b"}") for t in wanted for body in held.get(t, horizon)]
+    lake_state = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
+    wanted = [canonical_ticker(t) for t in tickers] if tickers else lake_state.tickers
+    said = [json.loads(body + b"}") for t in wanted for body in lake_state.get(t, horizon)]
     keep = ("ticker", "horizon", "decision_session", "entry_session", "target_session", "last_close", "p_up")
     return pd.DataFrame(
         [
@@ -295,7 +296,7 @@ class Outcome:
         return {
             "work": self.work.dir.name,
             "as_of": self.work.day,
-            "sentence": sentence(self.verdict),
+            "sentence": verdict_sentence(self.verdict),
             **said,
             "published": self.published,
             "pages": self.pages,
@@ -314,8 +315,8 @@ def outcome(
     work = load_work(workdir)
     return Outcome(
         work,
-        done(workdir, "judge"),
-        done(workdir, "publish"),
+        step_result(workdir, "judge"),
+        step_result(workdir, "publish"),
         list(pages),
         str(write_index(work.settings.storage.reports_dir)),
     )
@@ -332,7 +333,7 @@ def show(
 
     console, v = console or Console(), said.verdict
     tone = {"promote": "green", "hold": "blue"}.get(v["decision"], "yellow")
-    text = Text.assemble((sentence(v), "bold"), *(f"\n· {r}" for r in v["reasons"]))
+    text = Text.assemble((verdict_sentence(v), "bold"), *(f"\n· {r}" for r in v["reasons"]))
     console.print(
         Panel(
             text, title=v["decision"].replace("-", " "), title_align="left", border_style=tone, padding=(1, 2)
@@ -403,7 +404,7 @@ def some_work(
         None,
     )
     try:
-        return newest(load_settings(file, overrides))
+        return newest_work(load_settings(file, overrides))
     except NotFound:
         return demo()
 
@@ -430,7 +431,7 @@ def retrain(
     say=lambda step: None,  # called with the name of each step
 ) -> Outcome:
     "From market data to a served prediction, or to a verdict why not."
-    with alone(settings):
+    with retrain_lock(settings):
         say("ingest")
         workdir, shown = open_work(settings, ingest(settings), as_of), []
         for step in STORY:

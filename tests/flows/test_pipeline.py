@@ -58,7 +58,7 @@ def test_a_study_of_the_past_is_known_as_one(settings):
 def test_a_step_whose_result_is_unreadable_is_done_again(settings, text):
     calls, folder = [], work.Path(work.open_work(settings, ingested()))
 
-    @work.once
+    @work.run_once
     def count(w):
         calls.append(w.day)
         return {"n": len(calls)}
@@ -71,13 +71,13 @@ def test_a_step_whose_result_is_unreadable_is_done_again(settings, text):
 def test_a_step_that_fails_leaves_nothing(settings):
     folder = work.Path(work.open_work(settings, ingested()))
 
-    @work.once
+    @work.run_once
     def broken(w):
         raise ValueError("no")
 
     with pytest.raises(ValueError):
         broken(folder)
-    assert work.done(folder, "broken") is None
+    assert work.step_result(folder, "broken") is None
 
 
 def test_a_page_that_was_deleted_is_written_anew(settings, tmp_path):
@@ -86,16 +86,16 @@ def test_a_page_that_was_deleted_is_written_anew(settings, tmp_path):
     page.write_text("x")
     (folder / "steps").mkdir()
     (folder / "steps" / "r40_validate.json").write_text(json.dumps({"html": str(page)}))
-    assert work.done(folder, "r40_validate")
+    assert work.step_result(folder, "r40_validate")
     page.unlink()
-    assert work.done(folder, "r40_validate") is None
+    assert work.step_result(folder, "r40_validate") is None
 
 
 def test_what_is_no_work_folder_is_said_to_be_none(settings, tmp_path):
     with pytest.raises(RunError, match="not a work folder"):
         work.load_work(tmp_path)
     with pytest.raises(NotFound, match="trained and judged"):
-        work.newest(settings)
+        work.newest_work(settings)
 
 
 HOLD = """
@@ -113,13 +113,13 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
     )
     try:
         assert holder.stdout.readline().strip() == "holder"
-        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {holder.pid}"), work.alone(settings):
+        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {holder.pid}"), work.retrain_lock(settings):
             pass
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
-    with work.alone(settings):
+    with work.retrain_lock(settings):
         pass
 
 

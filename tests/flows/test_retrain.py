@@ -52,7 +52,7 @@ def test_a_second_flow_is_refused(flow, tmp_path):
         "data.source": "simulated",
     }
     with (
-        work.alone(load_settings(overrides=mine), "the nightly run"),
+        work.retrain_lock(load_settings(overrides=mine), "the nightly run"),
         pytest.raises(FlowLocked, match="nightly"),
     ):
         flow.retrain.fn("", mine)

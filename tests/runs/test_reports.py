@@ -41,9 +41,9 @@ def book(*cells):
     ],
 )
 def test_nothing_that_runs_or_loads_survives_in_an_output(html):
-    page = reports.page(
+    page = reports.report_page(
         "t",
-        reports.body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))),
+        reports.report_body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))),
     )
     inside = page.split("<main", 1)[1].split("</main>")[0]
     assert "kept" in inside
@@ -54,7 +54,7 @@ def test_nothing_that_runs_or_loads_survives_in_an_output(html):
 
 
 def test_the_policy_stands_before_everything_and_allows_no_script():
-    page = reports.page(EVIL, reports.body(book()), run=EVIL, as_of=EVIL, status=EVIL, lineage={EVIL: EVIL})
+    page = reports.report_page(EVIL, reports.report_body(book()), run=EVIL, as_of=EVIL, status=EVIL, lineage={EVIL: EVIL})
     assert page.index("Content-Security-Policy") < page.index("<title>")
     assert "default-src 'none'" in page and "script-src" not in page
     assert "<script" not in page and "<img src=x" not in page
@@ -66,15 +66,15 @@ def test_every_fragment_escapes_what_it_is_given():
         reports.table(frame, caption=EVIL),
         reports.tiles({EVIL: (EVIL, EVIL)}),
         reports.verdict_box(EVIL, EVIL, [EVIL]),
-        reports.pill(EVIL),
+        reports.status_pill(EVIL),
         reports.bullets([EVIL]),
-        reports.banner(EVIL, [EVIL]),
+        reports.failure_banner(EVIL, [EVIL]),
     ]
     assert all("<script" not in f.html and "<img" not in f.html for f in made)
 
 
 def test_hidden_cells_and_directives_do_not_reach_the_reader():
-    page = reports.body(
+    page = reports.report_body(
         book(
             nbf.new_code_cell("#| hide\nsecret = 1"),
             nbf.new_code_cell("#| export\nvisible = 2", outputs=[shown(**{"text/plain": "two"})]),
@@ -88,13 +88,13 @@ def test_code_is_folded_and_an_image_has_words():
         nbf.new_markdown_cell("## Skill"),
         nbf.new_code_cell("plot()", outputs=[shown(**{"image/png": "iVBORw0KGgo="})]),
     ]
-    page = reports.body(book(*cells))
+    page = reports.report_body(book(*cells))
     assert '<details class="code"' in page and 'alt="Skill"' in page
 
 
 def test_an_endless_output_is_cut_and_says_so():
     cell = nbf.new_code_cell("x", outputs=[nbf.new_output("stream", name="stdout", text="y" * 3_000_000)])
-    page = reports.body(book(cell))
+    page = reports.report_body(book(cell))
     assert len(page) < 100_000 and "cut here" in page
 
 
@@ -120,7 +120,7 @@ def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
     (tmp_path / "2022-12-30" / "b").mkdir()
     (tmp_path / "2022-12-30" / "b" / "result.json").write_text("{half")
     page = reports.write_index(tmp_path).read_text()
-    assert [r["folder"] for r in reports.runs_in(tmp_path)] == ["2022-12-30/c", "2022-12-30/a"]
+    assert [r["folder"] for r in reports.finished_runs(tmp_path)] == ["2022-12-30/c", "2022-12-30/a"]
     assert page.index("2022-12-30/c/page.html") < page.index("2022-12-30/a/page.html")
     assert "<script" not in page and "<img" not in page and ".hidden.tmp" not in page
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
@@ -143,4 +143,4 @@ def test_the_index_leads_to_the_page_of_features_once_it_is_there(tmp_path):
 def test_the_latest_is_the_newest_complete_one(tmp_path):
     run_folder(tmp_path, "a")
     run_folder(tmp_path, "b", status="failed")
-    assert reports.latest(tmp_path, "r40_validate")["folder"].endswith("/a")
+    assert reports.latest_report(tmp_path, "r40_validate")["folder"].endswith("/a")

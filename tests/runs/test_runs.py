@@ -240,7 +240,7 @@ def test_what_a_killed_run_left_is_swept_away_a_day_later(tmp_path, settings):
     for p in (old, young):
         p.mkdir(parents=True)
     os.utime(old, (time.time() - 2 * 86400,) * 2)
-    runs.sweep(settings.storage.reports_dir)
+    runs.remove_abandoned(settings.storage.reports_dir)
     assert young.exists() and not old.exists()
 
 

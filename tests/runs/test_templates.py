@@ -20,7 +20,7 @@ def test_there_are_run_notebooks_and_the_story_names_them():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_are_typed_explained_and_common(name):
-    found = runs.parameters(runs.template(name))
+    found = runs.notebook_parameters(runs.run_notebook_path(name))
     assert {k: found[k].kind for k in COMMON} == COMMON
     assert [p.name for p in found.values() if not p.doc] == []
 
