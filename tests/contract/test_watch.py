@@ -22,7 +22,7 @@ from stockpredict.stream.queue import Stream
 from stockpredict.stream.monitor import serve_metrics, stream_status, live_vitals
 from stockpredict.serve.app import create_app
 
-GUIDE = Path(__file__).parents[2] / "nbs" / "guides" / "operate.md"
+GUIDE = Path(__file__).parents[2] / "nbs" / "guides" / "operate.ipynb"
 
 
 @pytest.fixture
@@ -115,7 +115,9 @@ def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
         names = {name for name, *_ in scrape(port)} | set(
             re.findall(r"^(stockpredict_\w+)", served(settings), re.M)
         )
-    rules = "\n".join(re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.S))
+    cells = json.loads(GUIDE.read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    rules = "\n".join(re.findall(r"```yaml\n(.*?)```", text, re.S))
     asked = set(re.findall(r"stockpredict_\w+", "\n".join(re.findall(r"expr: (.*)", rules))))
     assert len(asked) >= 4 and asked <= names, asked - names
 
