@@ -15,11 +15,12 @@ from stockpredict.catalogue.feature import SETS, FEATURES
 from stockpredict.catalogue.point_in_time import fact_fields, FACT_JOINS, missing_facts, with_facts
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS
-from stockpredict.catalogue.feature_store import fact_kinds
+from stockpredict.catalogue.code_fingerprint import fact_kinds
 from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
 from stockpredict.models.contract import make_model
 from stockpredict.serve.engine import Engine
 from stockpredict.serve.schemas import WhatIf
+from stockpredict.serve.what_if import join_universe, predict_bars
 from stockpredict.serve.answer_table import refresh_answers
 from stockpredict.train.training_data import missing_facts_note, training_dataset
 from stockpredict.train.lineage import CandidateStore, training_manifest
@@ -273,11 +274,11 @@ def test_a_caller_who_sends_the_lakes_bars_gets_the_stored_answer(settings):
             strict=True,
         )
     ]
-    known, new = engine.predict_bars([WhatIf(ticker="SIM2", bars=bars), WhatIf(ticker="NOBODY", bars=bars)])
+    known, new = predict_bars(engine, [WhatIf(ticker="SIM2", bars=bars), WhatIf(ticker="NOBODY", bars=bars)])
     assert [p | {"source": "lake"} for p in known] == [stored["SIM2", h] for h in (1, 5)]
     assert new[0]["ticker"] == "NOBODY"
     x, y = (
-        engine.joined(engine.window(), WhatIf(ticker=t, bars=bars)).inputs.x[-1, 0]
+        join_universe(engine, engine.window(), WhatIf(ticker=t, bars=bars)).inputs.x[-1, 0]
         for t in ("SIM2", "NOBODY")
     )
     names = engine.spec.names

@@ -119,8 +119,10 @@ def execute(browser, operation):
     browser.run(f"{block}.querySelector('.opblock-summary-control').click()")
     browser.until(f"{block}.querySelector('.execute')")
     browser.run(f"{block}.querySelector('.execute').click()")
-    browser.until(f"{block}.querySelector('.live-responses-table td.response-col_status')")
-    status = browser.run(f"{block}.querySelector('.live-responses-table td.response-col_status').innerText")
+    browser.until(f"{block}.querySelector('.live-responses-table tbody .response-col_status')")
+    status = browser.run(
+        f"{block}.querySelector('.live-responses-table tbody .response-col_status').innerText"
+    )
     body = browser.run(f"{block}.querySelector('.live-responses-table .highlight-code')?.innerText || ''")
     return status.split()[0], body
 
