@@ -2,9 +2,10 @@
 
     python benchmarks/detection.py [--each 20] [--seeds 1 2 3] [--rows 2700000] [--quick]
 
-First the confusion of seeded damage with what was reported: recall (injected errors found under a fitting name), precision (such
-findings that lie on a damaged bar), over several markets. Then recorded vendor errors, where the development data are at
-hand. Last the time: the whole gate on millions of clean bars beside Great Expectations alone on the same table.
+First the confusion of seeded damage with what was reported: recall (injected errors found under a fitting
+name), precision (such findings that lie on a damaged bar), over several markets. Then recorded vendor errors,
+where the development data are at hand. Last the time: the whole gate on millions of clean bars beside Great
+Expectations alone on the same table.
 """
 
 import argparse
@@ -29,8 +30,10 @@ def counted(each: int, seeds: list, tickers: int) -> str:
     healthy = pd.concat([r.matrix.loc["healthy bar"] for r in runs], axis=1).sum(axis=1)
     where = healthy[healthy > 0].astype(int).to_dict()
     summary = (
-        f"{total.found.sum()} of {total.events.sum()} injected errors found; {int(healthy.sum())} findings on healthy bars among "
-        f"{sum(r.bars for r in runs):,} bars: {where}; {sum(r.healthy for r in runs)} findings in the same markets undamaged."
+        f"{total.found.sum()} of {total.events.sum()} injected errors found; {int(healthy.sum())} "
+        "findings on healthy bars among "
+        f"{sum(r.bars for r in runs):,} bars: {where}; {sum(r.healthy for r in runs)} findings in "
+        "the same markets undamaged."
     )
     return f"{total.round(3).to_string()}\n\n{summary}"
 
@@ -44,9 +47,11 @@ def recorded(folder: Path) -> str:
     cases = recorded_cases(folder)
     bad = cases[cases.bad]
     return (
-        f"{cases.drop(columns='bad').to_string()}\n\n{int(bad.found.astype(bool).sum())} of {len(bad)} recorded errors found; "
+        f"{cases.drop(columns='bad').to_string()}\n\n{int(bad.found.astype(bool).sum())} of "
+        f"{len(bad)} recorded errors found; "
         f"{int((bad.false_alarms != '').sum())} of {len(bad)} mended files still flagged; "
-        f"{int((cases.false_alarms[~cases.bad] != '').sum())} of {int((~cases.bad).sum())} right files flagged."
+        f"{int((cases.false_alarms[~cases.bad] != '').sum())} of {int((~cases.bad).sum())} right "
+        "files flagged."
     )
 
 

@@ -2,18 +2,18 @@
 
     python benchmarks/features.py [--tickers 800] [--rounds 3] [--no-install] [--no-qlib-alpha]
 
-The panel is made from a fixed seed: 800 tickers, 3,393 sessions. CPU seconds of the whole process are compared (best of
-the rounds, after a first one that compiles and proves), because they survive a busy machine better than the clock does.
-The peers live in an environment of their own in the user's cache folder, which the first run makes; what cannot be
-installed is reported as absent. The whole catalogue is computed in slices of 64 features.
-Memory is the most that the process and its children held at one time, pages they share
-counted once. Of the 300 features it is also said how much of it, beside the result, the computation needed: the most that
-the process ever held, less what it held before and less the result, as a share of the result.
+The panel is made from a fixed seed: 800 tickers, 3,393 sessions. CPU seconds of the whole process are
+compared (best of the rounds, after a first one that compiles and proves), because they survive a busy machine
+better than the clock does. The peers live in an environment of their own in the user's cache folder, which
+the first run makes; what cannot be installed is reported as absent. The whole catalogue is computed in slices
+of 64 features. Memory is the most that the process and its children held at one time, pages they share
+counted once. Of the 300 features it is also said how much of it, beside the result, the computation needed:
+the most that the process ever held, less what it held before and less the result, as a share of the result.
 
-Qlib reads the same panel from its own binary files. Its 14 features are its expression engine on one worker: without
-any cache, and with both of its caches warm, which need a Redis. Its Alpha158 is its own handler on two workers, without
-the processors that would follow, once, because it takes minutes. The values it gives for some tickers are compared with
-ours, column by column.
+Qlib reads the same panel from its own binary files. Its 14 features are its expression engine on one worker:
+without any cache, and with both of its caches warm, which need a Redis. Its Alpha158 is its own handler on
+two workers, without the processors that would follow, once, because it takes minutes. The values it gives for
+some tickers are compared with ours, column by column.
 """
 
 import argparse
@@ -240,13 +240,17 @@ def loops(x, which):
 
 # --- Qlib
 
-QLIB14 = """Std($close,5)/$close Std($close,20)/$close Mean($close,5)/$close Mean($close,20)/$close Ref($close,5)/$close Ref($close,20)/$close
-Max($high,20)/$close Min($low,20)/$close Slope($close,20)/$close Corr($close,Log($volume+1),20) Mean($volume,5)/($volume+1e-12)
-Std($volume,20)/($volume+1e-12) ($close-$open)/$open ($close-Min($low,20))/(Max($high,20)-Min($low,20)+1e-12)""".split()
+QLIB14 = """Std($close,5)/$close Std($close,20)/$close Mean($close,5)/$close Mean($close,20)/$close
+Ref($close,5)/$close Ref($close,20)/$close
+Max($high,20)/$close Min($low,20)/$close Slope($close,20)/$close Corr($close,Log($volume+1),20)
+Mean($volume,5)/($volume+1e-12)
+Std($volume,20)/($volume+1e-12) ($close-$open)/$open
+($close-Min($low,20))/(Max($high,20)-Min($low,20)+1e-12)""".split()
 
 
 def dump(x, home: Path) -> tuple[str, str]:  # first and last session
-    "Write the panel as Qlib reads it: a calendar, a list of tickers, and for each ticker and field the first row's position and the values."
+    """Write the panel as Qlib reads it: a calendar, a list of tickers, and for each ticker and field the
+    first row's position and the values."""
     days, tickers = np.datetime_as_string(x["days"], "D"), [f"T{i:04d}" for i in range(x["close"].shape[1])]
     for part in ("calendars", "instruments"):
         (home / part).mkdir(parents=True)
@@ -302,7 +306,8 @@ def qlib(x, which):
             instruments="all", start_time=first, end_time=last, infer_processors=[], learn_processors=[]
         ).fetch(col_set="feature")
         return {
-            k: difference[k].unstack("instrument").iloc[:, ::EVERY].to_numpy(np.float32) for k in difference.columns
+            k: difference[k].unstack("instrument").iloc[:, ::EVERY].to_numpy(np.float32)
+            for k in difference.columns
         }
 
     return alpha if which == "alpha158" else fourteen
@@ -331,7 +336,8 @@ def redis(folder: str):  # its port; None where there is no Redis
 def compared(
     ours: dict, theirs: dict
 ) -> dict[str, tuple[float, float]]:  # greatest and typical distance of each column
-    "How far two sets of columns are apart where a window is full, relative to the size of the value or, if larger, the spread of the column."
+    """How far two sets of columns are apart where a window is full, relative to the size of the value or,
+    if larger, the spread of the column."""
     out = {}
     for k, x in theirs.items():
         a, b = ours[k][61:].astype(float), x[61:].astype(float)
@@ -443,7 +449,8 @@ def environment(install: bool) -> Path | None:
             )
             if done.returncode:
                 print(
-                    f"{name} could not be installed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+                    f"{name} could not be installed: "
+                    f"{(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
                 )
         ready.write_text(" ".join(PEERS))
     return python
@@ -545,7 +552,8 @@ def main():
             if which == "most" and a.tickers == 800 and kind == "ours":
                 bound += f", ceiling {BESIDE:.0%}"
             print(
-                f"{label:16}{who:20}{got['cpu']:8.2f}{got['wall']:8.2f}{ratio:7.1f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
+                f"{label:16}{who:20}{got['cpu']:8.2f}{got['wall']:8.2f}"
+                f"{ratio:7.1f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
                 f"   {got['first']:.1f}{bound}",
                 flush=True,
             )
@@ -554,7 +562,8 @@ def main():
             difference = compared(*(dict(np.load(p)) for p in both))
             worst = sorted(difference, key=lambda k: -difference[k][0])
             print(
-                f"Alpha158 of every {EVERY}th ticker, ours beside Qlib's, full windows: {len(difference)} columns, typical difference "
+                f"Alpha158 of every {EVERY}th ticker, ours beside Qlib's, full windows: "
+                f"{len(difference)} columns, typical difference "
                 f"{np.median([t for _, t in difference.values()]):.1e}; greatest: "
                 + ", ".join(f"{k} {difference[k][0]:.1e}" for k in worst[:5])
                 + f"; {sum(g < 1e-4 for g, _ in difference.values())} columns never differ by 1e-4"

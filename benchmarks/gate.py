@@ -1,10 +1,11 @@
-"""How often the promotion gate is wrong where the truth is known: markets without any skill, and markets with a planted rank IC of 0.05.
+"""How often the promotion gate is wrong where the truth is known: markets without any skill, and markets with
+a planted rank IC of 0.05.
 
     python benchmarks/gate.py [--null 40] [--planted 20] [--first-seed 1001] [--quick]
 
-Each market goes through the code of a real run: features, purged walk-forward, candidates, verdict. A market takes a few
-CPU seconds. Shares come with their exact 95 % interval (Clopper and Pearson, 1934): no promotion in 40 null markets
-still allows a true rate of 9 %.
+Each market goes through the code of a real run: features, purged walk-forward, candidates, verdict. A market
+takes a few CPU seconds. Shares come with their exact 95 % interval (Clopper and Pearson, 1934): no promotion
+in 40 null markets still allows a true rate of 9 %.
 """
 
 import argparse
@@ -37,7 +38,8 @@ def judge(kind: str, n: int, first: int) -> list:
 
 
 def planted_signal(n: int, first: int) -> list:
-    "Rank IC of the planted signal itself on `n` markets: what a model that knew the rule would be measured at."
+    """Rank IC of the planted signal itself on `n` markets: what a model that knew the rule would be
+    measured at."""
     import torch
 
     from stockpredict.lake.adjustments import adjust, price_factors
@@ -67,11 +69,13 @@ def main():
         for k, n in (("null", args.null), ("planted", args.planted))
     )
     print(
-        f"null markets promoted:               {share(sum(m['decision'] == 'promote' for m in null), len(null))}"
+        "null markets promoted:               "
+        f"{share(sum(m['decision'] == 'promote' for m in null), len(null))}"
     )
     print(f"null markets with a false leak alarm: {share(sum(bool(m['alarms']) for m in null), len(null))}")
     print(
-        f"planted markets promoted:            {share(sum(m['decision'] == 'promote' for m in planted), len(planted))}"
+        "planted markets promoted:            "
+        f"{share(sum(m['decision'] == 'promote' for m in planted), len(planted))}"
     )
     print(
         f"planted markets taken for a leak:    {share(sum(bool(m['alarms']) for m in planted), len(planted))}"

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu.py [--tickers 10000] [--sessions 2520] [--rounds 3]
 
-The floor of any such computation is writing the result: its bytes over the bandwidth of the device, which is measured here by
-copying (read and write counted). The values are first compared with a processor's on a small market. Without a CUDA
-device the script says so and ends well.
+The floor of any such computation is writing the result: its bytes over the bandwidth of the device, which is
+measured here by copying (read and write counted). The values are first compared with a processor's on a small
+market. Without a CUDA device the script says so and ends well.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def main():
     names = ["alpha158"]
     apart, worst = parity(names)
     print(
-        f"{torch.cuda.get_device_name()}; processor and device: {apart} columns defined elsewhere, greatest distance {worst:.1e} of a column's spread"
+        f"{torch.cuda.get_device_name()}; processor and device: {apart} columns defined elsewhere, "
+        f"greatest distance {worst:.1e} of a column's spread"
     )
     speed, panel = bandwidth(), market(a.tickers, a.sessions, 0.0).to("cuda")
     took = []
@@ -69,8 +70,10 @@ def main():
         took.append(time.perf_counter() - begin)
     floor = 4 * a.tickers * a.sessions * count / (speed / 2)
     print(
-        f"{a.tickers:,} tickers x {a.sessions:,} sessions x {count} features: {min(took[1:]):.3f} s (first {took[0]:.1f} s), "
-        f"copy at {speed / 1e12:.2f} TB/s, the result copied once {floor * 1000:.1f} ms, ratio {min(took[1:]) / floor:.0f}, "
+        f"{a.tickers:,} tickers x {a.sessions:,} sessions x {count} features: {min(took[1:]):.3f} s "
+        f"(first {took[0]:.1f} s), "
+        f"copy at {speed / 1e12:.2f} TB/s, the result copied once {floor * 1000:.1f} ms, ratio "
+        f"{min(took[1:]) / floor:.0f}, "
         f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB"
     )
 

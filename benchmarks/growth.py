@@ -1,9 +1,11 @@
 """How the cost of a batch of features grows with the market: straight lines, in tickers and in sessions.
 
-    python benchmarks/growth.py [--features core] [--tickers 100 200 400 800 1600] [--sessions 400 800 1600 3200] [--out growth.png]
+    python benchmarks/growth.py [--features core] [--tickers 100 200 400 800 1600] [--sessions 400 800 1600
+    3200] [--out growth.png]
 
-CPU seconds of this process for each size, best of the rounds. The exponent is the slope of log cost on log size, by least
-squares over the whole grid: 1 is a straight line, 2 would be four times the cost for twice the market.
+CPU seconds of this process for each size, best of the rounds. The exponent is the slope of log cost on log
+size, by least squares over the whole grid: 1 is a straight line, 2 would be four times the cost for twice the
+market.
 """
 
 import argparse
@@ -80,7 +82,8 @@ def main():
     by_tickers, by_sessions = exponents(cells)
     per_value = 1e9 * cells[max(a.tickers), max(a.sessions)] / (max(a.tickers) * max(a.sessions) * len(names))
     print(
-        f"exponent {by_tickers:.2f} in tickers, {by_sessions:.2f} in sessions (ceiling {CEILING:g}); {per_value:.1f} ns a value at the largest size"
+        f"exponent {by_tickers:.2f} in tickers, {by_sessions:.2f} in sessions (ceiling {CEILING:g}); "
+        f"{per_value:.1f} ns a value at the largest size"
     )
     plot(cells, a.out)
     print(f"plot: {a.out}")

@@ -2,9 +2,10 @@
 
     python benchmarks/lake.py [--quick] [--gate] [--rows-25m]
 
-Ratios are against a peer that did the same work in the same run on the same rows; the smaller of several measurements counts.
-`--quick` takes a tenth of the size, `--gate` adds the quality gate and Great Expectations alone, `--rows-25m` loads 25 million
-rows in chunks in a process of its own and prints its peak memory (minutes).
+Ratios are against a peer that did the same work in the same run on the same rows; the smaller of several
+measurements counts. `--quick` takes a tenth of the size, `--gate` adds the quality gate and Great
+Expectations alone, `--rows-25m` loads 25 million rows in chunks in a process of its own and prints its peak
+memory (minutes).
 """
 
 import argparse
@@ -102,7 +103,8 @@ def load(folder: Path, size: float, gate: bool):
             "(promised: at most 1)",
         )
         print(
-            f"{'':<44} gate {through:.2f} s, Great Expectations alone {alone:.2f} s, append {min(ours):.2f} s, copy {peer:.2f} s"
+            f"{'':<44} gate {through:.2f} s, Great Expectations alone {alone:.2f} s, append "
+            f"{min(ours):.2f} s, copy {peer:.2f} s"
         )
     return bars
 
@@ -118,16 +120,21 @@ def session(folder: Path, size: float):
         again, _ = timed(lambda: lake.append(bars[bars.event_time == last].reset_index(drop=True)))
     assert done.rows_new == tickers
     print(
-        f"append one session of {tickers:,} tickers              {seconds:6.2f} s   the same again {again:6.2f} s   (promised: under 5 s)",
+        f"append one session of {tickers:,} tickers              {seconds:6.2f} s   the same again "
+        f"{again:6.2f} s   (promised: under 5 s)",
         flush=True,
     )
 
 
 def panel(folder: Path, bars: pd.DataFrame, size: float):
-    "500 tickers over five years, out of the whole lake and out of one Parquet file, both sorted and as pandas."
+    """500 tickers over five years, out of the whole lake and out of one Parquet file, both sorted and as
+    pandas."""
     names = sorted(bars.ticker.unique())[: int(500 * size)]
     start = bars.event_time.max() - pd.DateOffset(years=5)
-    query = f"FROM '{folder / 'bars.parquet'}' WHERE ticker = ANY($names) AND event_time >= $start ORDER BY ticker, event_time"
+    query = (
+        f"FROM '{folder / 'bars.parquet'}' WHERE ticker = ANY($names) AND event_time >= $start ORDER "
+        "BY ticker, event_time"
+    )
     peers, ours, adjusted = [], [], []
     with Lake(settings(folder / "home0").storage, read_only=True) as lake, duckdb.connect() as con:
         for _ in range(4):
@@ -185,7 +192,8 @@ def chunks(folder: Path, n: int, tickers: int, sessions: int):
     report = json.loads(done.stdout)
     early, late = report["peaks"][max(1, n // 4) - 1], report["peaks"][-1]
     print(
-        f"load {report['rows']:,} bars in {n} chunks     {report['seconds']:6.1f} s   peak {late:.2f} GiB, {early:.2f} after a quarter of them",
+        f"load {report['rows']:,} bars in {n} chunks     {report['seconds']:6.1f} s   peak "
+        f"{late:.2f} GiB, {early:.2f} after a quarter of them",
         flush=True,
     )
 

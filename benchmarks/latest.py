@@ -2,11 +2,12 @@
 
     python benchmarks/latest.py [--tickers 10000] [--sessions 600] [--halted 0.02] [--rounds 2] [--no-naive]
 
-A market of the size asked for is made from a fixed seed, once without a gap and once with some tickers halted now and then.
-CPU seconds of the whole process are compared, best of the rounds, after a first one that compiles and proves. Beside the bare
-values stand the two that use them: the engine's input (`make_inputs`) and the store's file of one session, without the reading
-of bars from a lake. The naive way takes the ordinary batch over all sessions and keeps its last row; it is measured on a
-twentieth of the tickers and multiplied, because its result would not fit. There every value is compared to the last bit.
+A market of the size asked for is made from a fixed seed, once without a gap and once with some tickers halted
+now and then. CPU seconds of the whole process are compared, best of the rounds, after a first one that
+compiles and proves. Beside the bare values stand the two that use them: the engine's input (`make_inputs`)
+and the store's file of one session, without the reading of bars from a lake. The naive way takes the ordinary
+batch over all sessions and keeps its last row; it is measured on a twentieth of the tickers and multiplied,
+because its result would not fit. There every value is compared to the last bit.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from stockpredict.catalogue.feature import SETS, as_features, compute
 from stockpredict.catalogue.latest import latest
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS, Panel, equal_with_nan
-from stockpredict.catalogue.feature_store import _part
+from stockpredict.catalogue.part_files import write_part
 
 CEILING = 3.0  # CPU seconds
 
@@ -71,7 +72,7 @@ def written(panel: Panel, names: list) -> dict:  # the newest session as the sto
     "One session computed and written to a file."
     values, there = latest(panel, names), panel.present[-1:].numpy()
     with tempfile.TemporaryDirectory() as folder:
-        return _part(
+        return write_part(
             Path(folder),
             panel.sessions[-1:],
             panel.tickers,
@@ -106,7 +107,8 @@ def main():
             cpu, wall, first, _ = timed(job, a.rounds)
             bound = f"   ceiling {CEILING:g}" if a.tickers == 10_000 and label.startswith("all (") else ""
             print(
-                f"{f'{a.tickers:,} tickers, {halted:.0%} halted':24}{label:>36}{cpu:8.2f}{wall:8.2f}   {first:.1f}{bound}",
+                f"{f'{a.tickers:,} tickers, {halted:.0%} halted':24}{label:>36}{cpu:8.2f}{wall:8.2f} "
+                f"  {first:.1f}{bound}",
                 flush=True,
             )
         if not a.naive:
@@ -116,7 +118,8 @@ def main():
         now = latest(few, every)
         equal = sum(equal_with_nan(now[f], whole[f.name][-1:]) for f in every)
         print(
-            f"{'':24}{'all of history again':>36}{cpu * 20:8.1f}{wall * 20:8.1f}   from {len(few.tickers)} tickers; "
+            f"{'':24}{'all of history again':>36}{cpu * 20:8.1f}{wall * 20:8.1f}   from "
+            f"{len(few.tickers)} tickers; "
             f"{equal} of {len(every)} features have the same newest values to the last bit",
             flush=True,
         )

@@ -2,10 +2,11 @@
 
     python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if]
 
-Peers: an ASGI function that returns the same number of bytes, and a FastAPI route that returns them. Ours: the same
-answer through the FastAPI router, and through the fast path in front of it, with request id, metrics and headers on.
-All four servers stay up and take turns, one uvicorn process each; CPU is what the server process used per request,
-which is the figure to compare on a busy machine. Ratios are against the peer in the same round; the best round counts.
+Peers: an ASGI function that returns the same number of bytes, and a FastAPI route that returns them. Ours:
+the same answer through the FastAPI router, and through the fast path in front of it, with request id, metrics
+and headers on. All four servers stay up and take turns, one uvicorn process each; CPU is what the server
+process used per request, which is the figure to compare on a busy machine. Ratios are against the peer in the
+same round; the best round counts.
 """
 
 import argparse
@@ -145,7 +146,8 @@ def what_if(settings, process, port: int, seconds: float):
     for clients in (1, 16):
         r = measure(process, port, request, clients, seconds)
         print(
-            f"what if, {clients:>2} callers                {r['rps']:>8,.0f} {r['p50']:>8.2f} {r['p99']:>8.2f} {r['cpu']:>8,.0f}"
+            f"what if, {clients:>2} callers                {r['rps']:>8,.0f} {r['p50']:>8.2f} "
+            f"{r['p99']:>8.2f} {r['cpu']:>8,.0f}"
         )
 
 
@@ -179,7 +181,8 @@ def main():
                 for _ in range(args.rounds)
             ]
             print(
-                f"{size} bytes, {args.clients} connections, best of {args.rounds} rounds of {args.seconds:g} s"
+                f"{size} bytes, {args.clients} connections, best of {args.rounds} rounds of "
+                f"{args.seconds:g} s"
             )
             print(f"{'':<32}{'rps':>9} {'p50 ms':>8} {'p99 ms':>8} {'CPU µs':>8}")
             for name in servers:

@@ -1,8 +1,10 @@
-"""How long a person waits: `stockpredict --help`, and the service until it answers, beside the bare frameworks.
+"""How long a person waits: `stockpredict --help`, and the service until it answers, beside the bare
+frameworks.
 
     python benchmarks/startup.py
 
-Peers in the same run: a typer program with one command, and a FastAPI application with one route under uvicorn.
+Peers in the same run: a typer program with one command, and a FastAPI application with one route under
+uvicorn.
 """
 
 import os
@@ -60,7 +62,8 @@ def main():
     ours = best(lambda: runs(sys.executable, "-m", "stockpredict.cli.main", "--help"))
     peer = best(lambda: runs(sys.executable, "-c", TYPER, "--help"))
     print(
-        f"stockpredict --help   {ours:6.2f} s   typer alone   {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 1 s)"
+        f"stockpredict --help   {ours:6.2f} s   typer alone   {peer:6.2f} s   ratio "
+        f"{ours / peer:5.2f}   (promised: under 1 s)"
     )
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "bare.py").write_text(FASTAPI)
@@ -74,7 +77,8 @@ def main():
         ours = best(lambda: serve("--factory", "stockpredict.serve.app:app_factory"))
         peer = best(lambda: serve("bare:app"))
     print(
-        f"service answers       {ours:6.2f} s   FastAPI alone {peer:6.2f} s   ratio {ours / peer:5.2f}   (promised: under 5 s)"
+        f"service answers       {ours:6.2f} s   FastAPI alone {peer:6.2f} s   ratio "
+        f"{ours / peer:5.2f}   (promised: under 5 s)"
     )
 
 

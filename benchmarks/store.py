@@ -1,10 +1,12 @@
-"""The feature store beside a bare redis-py GET in the same run: reading, a miss, and a new session beside the batch.
+"""The feature store beside a bare redis-py GET in the same run: reading, a miss, and a new session beside the
+batch.
 
     python benchmarks/store.py [--tickers 200] [--sessions 1000] [--reads 3000] [--names core] [--quick]
 
-Everything runs on loopback with the embedded Redis server. Latencies are wall time of one thread that waits for each
-answer. The bare GET fetches a value of the same size from the same server through the same client, in turn with ours, so
-that both see the same moments of a busy machine. Batch and new sessions are CPU time, which a busy machine stretches less.
+Everything runs on loopback with the embedded Redis server. Latencies are wall time of one thread that waits
+for each answer. The bare GET fetches a value of the same size from the same server through the same client,
+in turn with ours, so that both see the same moments of a busy machine. Batch and new sessions are CPU time,
+which a busy machine stretches less.
 """
 
 import argparse
@@ -83,7 +85,8 @@ def main():
         store.lake.snapshot()  # the lake is open
         batch, done = timed(store.materialise, time.process_time)
         print(
-            f"{args.tickers} tickers, {done.sessions} sessions, {len(store.names)} features, {done.rows:,} rows\n"
+            f"{args.tickers} tickers, {done.sessions} sessions, {len(store.names)} features, "
+            f"{done.rows:,} rows\n"
         )
         print(f"batch             {batch * 1000:9.1f} ms of CPU  {done.loaded} sessions read")
         for at in (-3, -2, -1):
@@ -91,7 +94,8 @@ def main():
                 lake.append(bars[bars.event_time == days[at]])
             one, done = timed(store.materialise, time.process_time)
             print(
-                f"one more session  {one * 1000:9.1f} ms of CPU  {done.loaded} sessions read, {done.rows - done.kept} rows computed, "
+                f"one more session  {one * 1000:9.1f} ms of CPU  {done.loaded} sessions read, "
+                f"{done.rows - done.kept} rows computed, "
                 f"{one / batch:.1%} of the batch"
             )
         print(f"read all          {timed(store.frame)[0] * 1000:9.1f} ms  {done.rows:,} rows as a frame")
@@ -100,17 +104,20 @@ def main():
         with OnlineStore(store) as online:
             miss, value = timed(lambda: online.get(source.tickers()[0]))
             print(
-                f"first miss        {miss * 1000:9.1f} ms  server started, {value.origin}, all {args.tickers} tickers filled"
+                f"first miss        {miss * 1000:9.1f} ms  server started, {value.origin}, all "
+                f"{args.tickers} tickers filled"
             )
             online.client.flushall()
             online._memo.clear()
             miss, value = timed(lambda: online.get(source.tickers()[0]))
             print(
-                f"miss and fill     {miss * 1000:9.1f} ms  {value.origin} from disk, all {args.tickers} tickers filled"
+                f"miss and fill     {miss * 1000:9.1f} ms  {value.origin} from disk, all "
+                f"{args.tickers} tickers filled"
             )
             ours, bare = reading(online, source.tickers(), args.reads)
             print(
-                f"online read       p50 {ours[0]:.3f} ms  p99 {ours[1]:.3f} ms  under a Zipf load, {online.counts}"
+                f"online read       p50 {ours[0]:.3f} ms  p99 {ours[1]:.3f} ms  under a Zipf load, "
+                f"{online.counts}"
             )
             print(f"bare redis-py GET p50 {bare[0]:.3f} ms  p99 {bare[1]:.3f} ms")
             print(f"ratio             p50 {ours[0] / bare[0]:.2f}      p99 {ours[1] / bare[1]:.2f}")

@@ -1,10 +1,12 @@
-"""What the live path carries and how late it is, beside a bare redis-py loop on the same Redis in the same run.
+"""What the live path carries and how late it is, beside a bare redis-py loop on the same Redis in the same
+run.
 
     python benchmarks/stream.py [--messages 20000] [--seconds 6] [--rate 2000]
 
-Throughput: all messages are sent, then all are stored; the bare loop adds, reads and acknowledges the same bytes and stores nothing.
-Delay: trades are sent at a steady rate while a consumer runs, and another connection asks the live table what has arrived;
-bars of closed sessions are sent one by one, and another connection asks the lake.
+Throughput: all messages are sent, then all are stored; the bare loop adds, reads and acknowledges the same
+bytes and stores nothing. Delay: trades are sent at a steady rate while a consumer runs, and another
+connection asks the live table what has arrived; bars of closed sessions are sent one by one, and another
+connection asks the lake.
 """
 
 import argparse
@@ -85,14 +87,18 @@ def throughput(settings, n):
         return f"{count / seconds:>9,.0f} messages/s"
 
     print(
-        f"send          ours {rate(n, sent)}   bare XADD             {rate(n, added)}   ratio {sent / added:5.2f}"
+        f"send          ours {rate(n, sent)}   bare XADD             {rate(n, added)}   ratio "
+        f"{sent / added:5.2f}"
     )
     print(
-        f"store trades  ours {rate(n, stored)}   bare XREADGROUP+XACK  {rate(n, read)}   ratio {stored / read:5.2f}   "
-        f"(ours validates, stores, rolls up to 1 s, 1 min, session; {cpu / n * 1e6:.0f} µs of processor a message)"
+        f"store trades  ours {rate(n, stored)}   bare XREADGROUP+XACK  {rate(n, read)}   ratio "
+        f"{stored / read:5.2f}   "
+        f"(ours validates, stores, rolls up to 1 s, 1 min, session; {cpu / n * 1e6:.0f} µs of "
+        "processor a message)"
     )
     print(
-        f"store bars    ours {rate(len(final), in_lake)}   through the gate into the lake, {lake.batches} commits"
+        f"store bars    ours {rate(len(final), in_lake)}   through the gate into the lake, "
+        f"{lake.batches} commits"
     )
 
 
@@ -225,7 +231,8 @@ def main():
             print(f"sent to read, bare XADD and XREADGROUP              {report}   ({n} looks)")
             report, n = delay_lake(settings, args.seconds)
             print(
-                f"sent to readable in the lake, 4 bars/s              {report}   ({n} bars; promised below 30 s)"
+                f"sent to readable in the lake, 4 bars/s              {report}   ({n} bars; promised "
+                "below 30 s)"
             )
 
 

@@ -6,8 +6,8 @@
     python flows/retrain.py --as-of 2020-03-12     a study of the past; nothing is published
     python flows/retrain.py --serve                stay, and retrain when the exchange has closed
 
-Each step is one call of `stockpredict.ops.pipeline` and is done once per question, so a run that
-was killed goes on where it stopped. The same steps run without Prefect: `stockpredict retrain`.
+Each step is one call of `stockpredict.ops.pipeline` and is done once per question, so a run that was killed
+goes on where it stopped. The same steps run without Prefect: `stockpredict retrain`.
 """
 
 import argparse

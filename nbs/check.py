@@ -1,7 +1,8 @@
-"""`make check`: what can be proven about a change in a minute. Run it while you edit; `make test` proves the rest.
+"""`make check`: what can be proven about a change in a minute. Run it while you edit; `make test` proves the
+rest.
 
-It lints, runs the laws of the house, runs the changed notebooks from top to bottom, and then the tests that import
-the modules of those notebooks, the most specific ones first, until the time is used.
+It lints, runs the laws of the house, runs the changed notebooks from top to bottom, and then the tests that
+import the modules of those notebooks, the most specific ones first, until the time is used.
 """
 
 import ast
@@ -74,7 +75,16 @@ def main():
         failed.append("laws")
     if tests:
         left = max(5, SECONDS - (time.monotonic() - started))
-        near = [sys.executable, "-m", "pytest", "-q", "--no-header", "-m", "not slow", f"--seconds={left:.0f}"]
+        near = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--no-header",
+            "-m",
+            "not slow",
+            f"--seconds={left:.0f}",
+        ]
         if subprocess.run([*near, *map(str, tests)]).returncode not in (0, 5):
             failed.append("tests")
     if lessons and lessons.wait():

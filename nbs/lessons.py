@@ -1,9 +1,11 @@
-"""Run the lessons of notebooks, each notebook in a process of its own: `python nbs/lessons.py [folder or notebook ...]`.
+"""Run the lessons of notebooks, each notebook in a process of its own: `python nbs/lessons.py [folder or
+notebook ...]`.
 
-A notebook that exports a module is replayed against that module: its exported cells are skipped, and each brings the
-names that it defines from `stockpredict`. So one run proves that the lessons hold, that the export is complete, and,
-with `--coverage`, how much of the package the lessons reach. `--top-to-bottom` runs the exported cells too, as
-JupyterLab does. What one notebook registers never reaches another, and the libraries are imported once for all.
+A notebook that exports a module is replayed against that module: its exported cells are skipped, and each
+brings the names that it defines from `stockpredict`. So one run proves that the lessons hold, that the export
+is complete, and, with `--coverage`, how much of the package the lessons reach. `--top-to-bottom` runs the
+exported cells too, as JupyterLab does. What one notebook registers never reaches another, and the libraries
+are imported once for all.
 """
 
 import argparse
@@ -128,7 +130,8 @@ def start_coverage(file):
 
 
 def run_all(books, at_once, top_to_bottom=False, coverage_file=None):
-    "Seconds and exit status of each, as they end; a notebook that takes its process down has failed like any other."
+    """Seconds and exit status of each, as they end; a notebook that takes its process down has failed like
+    any other."""
     ahead, running = list(reversed(books)), {}
     while ahead or running:
         while ahead and len(running) < at_once:

@@ -51,9 +51,13 @@ STARTED = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-steps", action="store_true", help="kill at every step there is, not at a few of them")
+    parser.addoption(
+        "--all-steps", action="store_true", help="kill at every step there is, not at a few of them"
+    )
     parser.addoption("--seconds", type=float, default=0, help="begin no further test after so many seconds")
-    parser.addoption("--kill-seed", default="", help="draw the same kill points again as the run that printed this")
+    parser.addoption(
+        "--kill-seed", default="", help="draw the same kill points again as the run that printed this"
+    )
 
 
 def pytest_configure(config):
@@ -65,7 +69,10 @@ def pytest_configure(config):
 
 
 def pytest_runtest_setup(item):
-    limit, started = item.config.getoption("--seconds"), item.config.stash.setdefault(STARTED, time.monotonic())
+    limit, started = (
+        item.config.getoption("--seconds"),
+        item.config.stash.setdefault(STARTED, time.monotonic()),
+    )
     if limit and time.monotonic() - started > limit:
         pytest.skip("No time is left in this quick check; `make test` runs it.")
 
@@ -77,7 +84,8 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(config, items):
-    "The longest files come first, so that no worker is left alone with one at the end; kill points are drawn."
+    """The longest files come first, so that no worker is left alone with one at the end; kill points are
+    drawn."""
     order = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     families = {}
@@ -102,7 +110,10 @@ def shared() -> Path:
     "The development market data; skips with a sentence where it is absent."
     place = Path(os.environ.get("STOCKPREDICT_SHARED", ROOT.parent / "shared")) / "data"
     if not place.is_dir():
-        why = f"The development market data is not at {place.name}; set STOCKPREDICT_SHARED to the folder that holds data/."
+        why = (
+            f"The development market data is not at {place.name}; set STOCKPREDICT_SHARED to the folder "
+            "that holds data/."
+        )
         pytest.skip(why)
     return place
 
@@ -164,7 +175,8 @@ def in_turn(lock: Path):
 
 @pytest.fixture(scope="session")
 def finished(together):
-    """A small simulated market that went through every step, pages included: the report of `stockpredict retrain`, and its settings.
+    """A small simulated market that went through every step, pages included: the report of `stockpredict
+    retrain`, and its settings.
 
     Made by the first worker that asks; a test that changes it asks for `finished_alone`."""
     from stockpredict.core.settings import load_settings
@@ -203,7 +215,8 @@ def finished_alone(finished, together):
 
 @pytest.fixture
 def self_tested(finished):
-    "Function of a home: what this code's self-test said is known there too, for it is the same code; its markets need not be judged twice."
+    """Function of a home: what this code's self-test said is known there too, for it is the same code; its
+    markets need not be judged twice."""
     import shutil
 
     def known(home: Path):

@@ -1,6 +1,7 @@
 """Runs the pipeline in forked children that die where they are told to; prints what came of it as JSON.
 
-python crash_child_pipeline.py HOME [step …]     one child per step, killed as that step begins; then one that may finish
+python crash_child_pipeline.py HOME [step …]     one child per step, killed as that step begins; then one that
+may finish
 """
 
 import json

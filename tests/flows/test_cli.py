@@ -19,8 +19,10 @@ def ask(*words, cwd=None, env=None):
 
 def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
     code = (
-        "import sys, time; sys.argv = ['stockpredict', '--help']\nfrom stockpredict.cli.main import app\ntry: app()\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'numpy', 'pandas', 'pydantic', 'prefect', 'mlflow') if m in sys.modules], time.process_time())"
+        "import sys, time; sys.argv = ['stockpredict', '--help']\nfrom stockpredict.cli.main import "
+        "app\ntry: app()\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'pandas', 'pydantic', 'prefect', 'mlflow') if m in "
+        "sys.modules], time.process_time())"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -81,7 +83,8 @@ def test_doctor_finds_a_new_house_healthy_and_incomplete(tmp_path):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    "A small simulated lake, and a function that types a command at it: (exit code, what it printed, the refusal)."
+    """A small simulated lake, and a function that types a command at it: (exit code, what it printed, the
+    refusal)."""
     import shlex
 
     from typer.testing import CliRunner
@@ -356,7 +359,8 @@ def test_serve_says_that_a_port_is_taken(tmp_path):
 
 @pytest.mark.slow
 def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
-    "The stand-in as its own program: everything fails, the requests wait, the vendors recover, the replay fetches them."
+    """The stand-in as its own program: everything fails, the requests wait, the vendors recover, the
+    replay fetches them."""
     import socket
     import urllib.request
 
@@ -465,13 +469,13 @@ def test_the_same_question_again_costs_seconds_and_changes_nothing(finished_alon
     started = time.monotonic()
     again = ask("retrain", "--json", *finished_alone["asked"])
     said = json.loads(again.stdout)
-    assert said == finished_alone["said"]
+    assert said == finished_alone["report"]
     assert time.monotonic() - started < 120
 
 
 @pytest.mark.slow
 def test_a_study_of_the_past_publishes_nothing(finished_alone):
-    last = finished_alone["said"]["as_of"]
+    last = finished_alone["report"]["as_of"]
     day = f"{int(last[:4])}-{'06' if last[5:7] > '06' else '01'}-01"
     champion = finished_alone["settings"].storage.registry_dir / "champion.json"
     before = champion.read_text()

@@ -44,7 +44,9 @@ def test_the_flow_finds_what_is_there_and_nothing_else(root, tmp_path, self_test
     report = verdict(tmp_path)
     assert report["decision"] == decision, report["reasons"]
     if kind == "planted":
-        row = next(r for r in report["numbers"]["table"] if r["model"] == report["model"] and r["horizon"] == 1)
+        row = next(
+            r for r in report["numbers"]["table"] if r["model"] == report["model"] and r["horizon"] == 1
+        )
         assert row["ic_low"] <= 0.05 <= row["ic_high"]
 
 

@@ -113,7 +113,10 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
     )
     try:
         assert holder.stdout.readline().strip() == "holder"
-        with pytest.raises(FlowLocked, match=rf"the nightly run .*process {holder.pid}"), work.retrain_lock(settings):
+        with (
+            pytest.raises(FlowLocked, match=rf"the nightly run .*process {holder.pid}"),
+            work.retrain_lock(settings),
+        ):
             pass
     finally:
         holder.kill()
@@ -139,7 +142,9 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
     ],
 )
 def test_the_calendar_decides_when_it_is_time(settings, every, day, due):
-    report = pipeline.due(settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC"))
+    report = pipeline.due(
+        settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC")
+    )
     assert (report == "") == due, report
 
 

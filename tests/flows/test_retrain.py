@@ -77,7 +77,8 @@ def test_the_deployment_file_fits_the_flow(flow, root):
 
 @pytest.mark.slow
 def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, root, tmp_path):
-    "On a question that was answered already: Prefect starts, every step is read back, nothing is published again."
+    """On a question that was answered already: Prefect starts, every step is read back, nothing is
+    published again."""
     history = finished_alone["settings"].storage.registry_dir / "history.jsonl"
     before = history.read_text()
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}

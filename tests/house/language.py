@@ -1,9 +1,11 @@
 """What the language of the house asks of a notebook, as functions that return sentences."""
 
 import ast
+import importlib.metadata
 import io
 import re
 import tokenize
+import tomllib
 
 from notebooks import EXPORT, NotebookFile, plain, source
 
@@ -26,7 +28,8 @@ OLD_NAMES = {
 }
 RIDDLES = re.compile(
     r"nobody pays|a shop that one|in haste and with delay|whoever lets|Is the ruler straight|is well again|"
-    r"what somebody still|Known are:|Served is|Damaged is|It is no JSON|stands in it\b|What moved will it|\bwounds?\b",
+    r"what somebody still|Known are:|Served is|Damaged is|It is no JSON|stands in it\b|What moved will it|"
+    r"\bwounds?\b",
 )
 PUBLIC = re.compile(r"^#\|\s*exports?\b", re.M)  # `exporti` keeps a name out of `__all__`
 
@@ -48,7 +51,8 @@ def definitions(cell) -> list:
 
 
 def crowded_cells(nb: NotebookFile) -> list[str]:
-    "Exported cells that define more than one idea; a family of formulas and a tree of errors may stand together."
+    """Exported cells that define more than one idea; a family of formulas and a tree of errors may stand
+    together."""
     most = 4 if nb.folder == "features" else 2
     return [
         f"{nb.name} [{c['id']}]: {n} definitions in one exported cell, wall {most}"
@@ -118,3 +122,63 @@ def public_names(nb: NotebookFile) -> list[str]:
         and not (t.id if isinstance(t, ast.Name) else t.name).startswith("_")
         and not any("patch" in ast.unparse(d) for d in getattr(t, "decorator_list", []))
     ]
+
+
+def is_patch(definition) -> bool:
+    "Is this a method that is added to a class defined elsewhere?"
+    return any("patch" in ast.unparse(decorator) for decorator in definition.decorator_list)
+
+
+# Declared although nothing here imports them, each with the reason.
+NEEDED_BY_OTHERS = {
+    "duckdb-extension-ducklake": "an extension that DuckDB loads",
+    "duckdb-extension-sqlite-scanner": "an extension that DuckDB loads",
+    "duckdb-extension-postgres-scanner": "an extension that DuckDB loads",
+    "duckdb-extension-httpfs": "an extension that DuckDB loads",
+    "pytz": "DuckDB needs it to return times with a zone",
+    "ipykernel": "the process in which Papermill runs a notebook",
+    "uvloop": "uvicorn takes it when it is there",
+    "httptools": "uvicorn takes it when it is there",
+    "jsonschema": "held below the version that builds a grammar at import",
+    "scipy": "numba and the statistics of numpy need it",
+    "arch": "its bundled index data are the source `indices`",
+    "skfolio": "its bundled prices are the source `sample`",
+}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared_packages(pyproject) -> set[str]:
+    "Distributions that the package needs at run time."
+    lines = tomllib.loads(pyproject.read_text())["project"]["dependencies"]
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
+def imported_packages(tree) -> set[str]:
+    "Top-level packages that a module imports, at any depth of nesting."
+    packages = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            packages.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("find_spec", "import_module")):
+            packages |= {str(a.value).split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
+    return packages - {"stockpredict"}
+
+
+def providers(packages: set[str]) -> set[str]:
+    "Distributions that bring these packages; the standard library brings none."
+    homes = importlib.metadata.packages_distributions()
+    return {normal(name) for package in packages for name in homes.get(package, [])}
+
+
+def required(names: set[str]) -> set[str]:
+    "These distributions and what they ask for, one step down."
+    more = set(names)
+    for name in names:
+        for line in importlib.metadata.requires(name) or []:
+            more.add(normal(re.match(r"[\w.-]+", line)[0]))
+    return more

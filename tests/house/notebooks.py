@@ -56,7 +56,8 @@ class NotebookFile:
         return [c for c in self.code() if EXPORT.search(source(c))]
 
     def imports(self, package: str = "stockpredict") -> set[str]:
-        "Every module of the package that this notebook imports, at any depth of nesting; lessons may draw, and use test doubles."
+        """Every module of the package that this notebook imports, at any depth of nesting; lessons may
+        draw, and use test doubles."""
         aids = (f"{package}.testing", f"{package}.core.figures")
         lessons = modules([c for c in self.code() if not EXPORT.search(source(c))], package)
         return modules(self.exported(), package) | {m for m in lessons if not m.startswith(aids)}

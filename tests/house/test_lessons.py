@@ -16,7 +16,8 @@ def lessons(root):
 
 @pytest.fixture
 def shelf(root, tmp_path):
-    "Function that puts a notebook into a project of its own, in a folder that is named like that of the templates."
+    """Function that puts a notebook into a project of its own, in a folder that is named like that of the
+    templates."""
     place = tmp_path / "runs" / "nbs"
     place.mkdir(parents=True)
     (place.parent / "pyproject.toml").write_text((root / "pyproject.toml").read_text())
