@@ -123,7 +123,7 @@ def test_times_of_any_kind_are_read_or_refused_with_a_sentence():
     for wrong in ([1719840600], [1.5, np.nan], ["", ""], [None, None], ["noon", "later"], [pd.NaT, "x"]):
         with pytest.raises(BarsInvalid):
             tidy_intraday(pd.DataFrame(dict(ticker="A", time=wrong, close=1.0)), "x")
-    with pytest.raises(BarsInvalid, match="no length"):
+    with pytest.raises(BarsInvalid, match="not a length"):
         tidy_intraday(pd.DataFrame(dict(ticker=["A"], time=["2024-07-01 10:00"], close=[1.0])), "x", "7min")
 
 
@@ -186,7 +186,7 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
             load_intraday(s, every="15min")
         )
         assert drop_dead_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [names[1]]
-        with pytest.raises(UnknownTicker, match="No letter"):
+        with pytest.raises(UnknownTicker, match="No dead letter"):
             drop_dead_letters(s, ["ZZZ"])
 
 

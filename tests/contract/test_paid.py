@@ -13,7 +13,7 @@ from stockpredict.quality.corporate_actions import ALL_DETECTORS
 from stockpredict.lake.adjustments import split_factors
 from stockpredict.sources.bars import OPTIONAL_COLUMNS, tidy_bars
 from stockpredict.quality.scan import find_flags
-from stockpredict.ingest.ingest import drop_letters, ingest
+from stockpredict.ingest.ingest import drop_dead_letters, ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.testing.fake_vendors import FakeVendors
@@ -176,9 +176,9 @@ def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
     assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(
         AAA=True, OLD=False, BBB=True, CCC=False
     )
-    assert drop_letters(s) == ["CCC", "OLD"] and drop_letters(s) == [] and drop_letters(s, ["AAA"]) == ["AAA"]
-    with pytest.raises(UnknownTicker, match="No letter is about ZZZ"):
-        drop_letters(s, ["ZZZ"])
+    assert drop_dead_letters(s) == ["CCC", "OLD"] and drop_dead_letters(s) == [] and drop_dead_letters(s, ["AAA"]) == ["AAA"]
+    with pytest.raises(UnknownTicker, match="No dead letter is about ZZZ"):
+        drop_dead_letters(s, ["ZZZ"])
     assert dead_letters(s).ticker.tolist() == ["BBB"]
 
 

@@ -539,7 +539,7 @@ def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, p
     try:
         run_async(several_read(client, ask, echo))
     except VendorFailed as e:
-        told = f"{e!r} {e} {e.as_dict()} {Failure.of(e)} {e.__cause__} {e.__context__}"
+        told = f"{e!r} {e} {e.as_dict()} {VendorFailure.of(e)} {e.__cause__} {e.__context__}"
     assert sent and ("param" not in place or sent[0]["apikey"] == secret)
     shown = (
         told

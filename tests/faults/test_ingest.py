@@ -18,7 +18,8 @@ import pytest
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped, EmptyUniverse, LakeLocked
 from stockpredict.core.errors import LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
-from stockpredict.ingest.ingest import ingest, load_bars, plan
+from stockpredict.ingest.ingest import ingest, load_bars
+from stockpredict.ingest.plan import fetch_plan
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 
@@ -72,7 +73,8 @@ def state(s):
 
 
 def two_deliveries(inbox, market):
-    "The first ends ten sessions early and has a bad row; the second has a split, a correction in the overlap and another bad row."
+    """The first ends ten sessions early and has a bad row. The second has a split, a correction in the
+    overlap and another bad row."""
     cut = np.sort(market.event_time.unique())[-10]
     ticker = market.ticker.iloc[-1]
     first = market[market.event_time < cut].copy()
@@ -94,7 +96,7 @@ def test_killed_at_every_step_it_is_before_or_after_and_heals(tmp_path, market, 
     out = subprocess.run(
         [
             sys.executable,
-            Path(__file__).with_name("ingest_nursery.py"),
+            Path(__file__).with_name("crash_child_ingest.py"),
             tmp_path,
             tmp_path / "inbox",
             str(phase),
@@ -105,9 +107,9 @@ def test_killed_at_every_step_it_is_before_or_after_and_heals(tmp_path, market, 
         timeout=540,
     )
     assert out.returncode == 0, out.stderr[-3000:]
-    said = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
-    calm, before, steps = (said[0][k] for k in ("calm", "before", "steps"))
-    ends = [x for x in said if "code" in x]
+    lines = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+    calm, before, steps = (lines[0][k] for k in ("calm", "before", "steps"))
+    ends = [x for x in lines if "code" in x]
     killed = steps[steps.index("inspected") if phase else 0 :]
     assert {
         "begun",
@@ -119,15 +121,15 @@ def test_killed_at_every_step_it_is_before_or_after_and_heals(tmp_path, market, 
     } <= set(killed)
     tried = [x["k"] for x in ends if "k" in x]
     assert len(tried) >= 6
-    assert [x["step"] for x in said if "step" in x] == [steps[k - 1] for k in tried if k <= len(steps)]
+    assert [x["step"] for x in lines if "step" in x] == [steps[k - 1] for k in tried if k <= len(steps)]
     assert [x["code"] for x in ends if "k" in x] == [-9 if k <= len(steps) else 0 for k in tried]
     assert (calm["ingests"], calm["quarantine"], calm["adjustments"]) == (
         (1, 1, 0) if phase == 0 else (2, 2, 1)
     )
     for x in ends:
-        found = {k: v for k, v in x["found"].items() if k != "refused"}
-        nothing = found.get("rows") == 0 and not found.get("ingests")
-        assert found in (calm, before) or (phase == 0 and nothing), x
+        after = {k: v for k, v in x["after"].items() if k != "refused"}
+        nothing = after.get("rows") == 0 and not after.get("ingests")
+        assert after in (calm, before) or (phase == 0 and nothing), x
         assert x["again"] == 0 and x["healed"] == calm, x
 
 
@@ -237,7 +239,7 @@ def test_a_full_disk_is_a_clean_refusal(tmp_path, market):
     s, spawn = settings_for(tmp_path), mp.get_context("spawn")
     with Lake(s.storage) as lake:
         lake.append(market, now=NOW)
-    held, report = state(s), spawn.Queue()
+    before, report = state(s), spawn.Queue()
     child = spawn.Process(target=write_on_a_full_disk, args=(s.storage.home, report))
     child.start()
     code, sentence = report.get(timeout=300)
@@ -247,7 +249,7 @@ def test_a_full_disk_is_a_clean_refusal(tmp_path, market):
         and "Nothing of the batch was stored" in sentence
         and "disk space" in sentence
     )
-    assert state(s) == held
+    assert state(s) == before
     with Lake(s.storage) as lake:
         assert lake.append(sample_bars(tickers=40, sessions=50).assign(source="more"), now=NOW).rows_new
 
@@ -334,7 +336,7 @@ def test_a_refused_batch_changes_nothing(tmp_path, market):
     s = settings_for(tmp_path)
     deliver(market, tmp_path / "inbox")
     ingest(s, NOW)
-    held = state(s)
+    before = state(s)
     for broken in (
         market.assign(close=0.0),
         market.assign(high=market.low * 0.5),
@@ -344,7 +346,7 @@ def test_a_refused_batch_changes_nothing(tmp_path, market):
         with pytest.raises(BatchRefused, match="Nothing was stored") as e:
             ingest(s, "2024-01-05T12:00Z", full=True)
         assert e.value.context["faulty"] == len(market)
-    assert state(s) == held
+    assert state(s) == before
 
 
 @pytest.mark.parametrize(
@@ -364,13 +366,13 @@ def test_garbage_is_refused_in_a_sentence_and_the_lake_stays(tmp_path, market, t
     s = settings_for(tmp_path)
     with Lake(s.storage) as lake:
         lake.append(market.assign(source="files"), now=NOW, asked_from="2019-01-01")
-    held = state(s)
+    before = state(s)
     (tmp_path / "inbox").mkdir()
     (tmp_path / "inbox" / "bars.csv").write_text(text)
     with pytest.raises(error) as e:
         ingest(s, NOW)
     assert e.value.fix and len(str(e.value)) < 1500
-    assert state(s) == held
+    assert state(s) == before
 
 
 def test_bad_rows_go_to_quarantine_once_with_their_reason(tmp_path, market):
@@ -386,12 +388,12 @@ def test_bad_rows_go_to_quarantine_once_with_their_reason(tmp_path, market):
     assert (first.rows_quarantined, again.rows_quarantined, again.batch) == (5, 0, "")
     assert ingest(s, "2024-01-02T12:00Z").rewritten == [], "a bad row does not rewrite the past"
     with Lake(s.storage, read_only=True) as lake:
-        found = (
+        reasons = (
             lake.sql("SELECT reason, count(*) AS n FROM quarantine GROUP BY reason ORDER BY reason")
             .set_index("reason")
             .n.to_dict()
         )
-        assert found == {"no close": 1, "price impossible; range broken": 3, "range broken": 1}
+        assert reasons == {"no close": 1, "price impossible; range broken": 3, "range broken": 1}
         assert np.isfinite(lake.bars().close).all()
     deliver(market, tmp_path / "inbox")  # the vendor mends its file
     assert ingest(s, "2024-01-03T12:00Z", full=True).rows_new == 4
@@ -407,14 +409,15 @@ def test_unknown_tickers_and_empty_universes_touch_nothing(tmp_path, market):
     with pytest.raises(EmptyUniverse):
         ingest(settings_for(tmp_path), NOW)
     deliver(market, tmp_path / "inbox")
-    with pytest.raises(EmptyUniverse, match="no bar of the 4 tickers"):
+    with pytest.raises(EmptyUniverse, match="no bar of the 4 requested tickers"):
         ingest(settings_for(tmp_path, **{"data.start": "2024-01-01"}), NOW)
     with pytest.raises(LakeUnavailable, match="stockpredict ingest"):
         load_bars(settings_for(tmp_path))
 
 
 def test_day_by_day_and_at_once_end_in_the_same_lake(tmp_path, market):
-    "Incremental ingest asks only from the overlap on, and loses nothing: new bars, a dividend on a first new session, late bars, a new listing."
+    """An incremental ingest loses nothing: new bars, a dividend on a first new session, late bars,
+    a new listing."""
     sessions, ticker = np.sort(market.event_time.unique()), market.ticker.iloc[0]
     whole = market.assign(
         adj_close=market.close
@@ -426,7 +429,7 @@ def test_day_by_day_and_at_once_end_in_the_same_lake(tmp_path, market):
         sent = whole[(whole.event_time <= sessions[stop]) & ~(late & (stop < -3))]
         factor = np.where(
             sent.ticker.eq(ticker) & (stop < -8), 0.98, 1.0
-        )  # a vendor rescales all it ever said when the dividend is paid
+        )  # a vendor rescales all it ever lines when the dividend is paid
         deliver(sent.assign(adj_close=sent.adj_close / factor), tmp_path / "inbox")
         ingest(s, NOW)
     deliver(whole, tmp_path / "inbox")
@@ -437,7 +440,7 @@ def test_day_by_day_and_at_once_end_in_the_same_lake(tmp_path, market):
     assert last.adjustments == 0
     with Lake(s.storage, read_only=True) as lake:
         assert np.allclose(lake.sql("SELECT factor FROM adjustments").factor, [0.98])
-        asks = plan(lake, s, "files", ["AAA", "NEW"])
+        asks = fetch_plan(lake, s, "files", ["AAA", "NEW"])
         assert asks[0] == ("2019-01-01", ["NEW"]) and asks[1][1] == ["AAA"] and asks[1][0] > "2019-05"
 
 
@@ -491,7 +494,7 @@ def test_an_open_session_waits_and_comes_complete_the_next_day(tmp_path, market)
 def test_two_sources_in_one_lake_never_mix(tmp_path, market):
     deliver(market, tmp_path / "inbox")
     files = settings_for(tmp_path)
-    made = files.with_(
+    simulated = files.with_(
         **{
             "data.source": "simulated",
             "simulated.tickers": 5,
@@ -499,22 +502,22 @@ def test_two_sources_in_one_lake_never_mix(tmp_path, market):
             "data.start": "2015-01-01",
         }
     )
-    other = made.with_(**{"simulated.seed": 2})
-    for s in (files, made, other):
+    other = simulated.with_(**{"simulated.seed": 2})
+    for s in (files, simulated, other):
         ingest(s, NOW)
     with pytest.raises(UnknownTicker):
         load_bars(files, ["SIM0"])
-    assert set(load_bars(files).ticker) == set(market.ticker) and set(load_bars(made).ticker) == {
+    assert set(load_bars(files).ticker) == set(market.ticker) and set(load_bars(simulated).ticker) == {
         f"SIM{i}" for i in range(5)
     }
-    assert not np.allclose(load_bars(made).close.mean(), load_bars(other).close.mean())
+    assert not np.allclose(load_bars(simulated).close.mean(), load_bars(other).close.mean())
     assert ingest(files, NOW).rows_new == 0
     with Lake(files.storage, read_only=True) as lake:
         assert lake.source() == "files", "the last one asked is the one shown"
 
 
 def test_the_shared_market_goes_in_whole(shared, tmp_path):
-    "482 companies, six years: the known bad rows are out, genuine events are in, adjusted closes are the vendor's."
+    "482 companies, six years: known bad rows are out, genuine events in, adjusted closes the vendor's."
     path = shared / "us_daily_2015_2020.parquet"
     s = settings_for(tmp_path, **{"data.files_path": str(path), "data.start": "2015-01-01"})
     began = time.process_time()
@@ -529,7 +532,8 @@ def test_the_shared_market_goes_in_whole(shared, tmp_path):
     )
     with Lake(s.storage, read_only=True) as lake:
         bad = lake.sql(
-            "SELECT ticker || ' ' || strftime(event_time, '%Y-%m-%d') AS bar, reason FROM quarantine ORDER BY 1"
+            "SELECT ticker || ' ' || strftime(event_time, '%Y-%m-%d') AS bar, reason "
+            "FROM quarantine ORDER BY 1"
         )
         assert set(map(tuple, bad.to_numpy())) == {
             ("CBOE 2020-01-10", "range broken"),

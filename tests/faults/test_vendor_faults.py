@@ -391,8 +391,8 @@ def test_case_21_memory_stays_bounded(given, standin, fault):
     code = """
 import resource, sys
 from stockpredict.core.settings import Settings
-from stockpredict.sources.vendors import Vendors
-s = Vendors(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
+from stockpredict.sources.vendor_chain import VendorChain
+s = VendorChain(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
                                 "sources.max_mb": 2}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 s.fetch(["AAA"], "2020-01-02", "2020-03-10")

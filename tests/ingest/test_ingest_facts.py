@@ -1,4 +1,4 @@
-"""The scheduled run gathers facts over real HTTP: only what is missing, with the time each was known, and no failure spoils anything."""
+"""Facts: asks only for what is missing, stores when each was known, and failures stay apart."""
 
 import json
 
@@ -8,8 +8,8 @@ import pytest
 
 from stockpredict.core.errors import DataError
 from stockpredict.core.settings import load_settings
-from stockpredict.ingest.facts import due_requests, fact_freshness, ingest_facts, ingest_due_facts, member_changes, request_log
-from stockpredict.ingest.facts import scheduled_requests, fact_requests
+from stockpredict.ingest.facts import due_requests, fact_freshness, fact_requests, ingest_due_facts
+from stockpredict.ingest.facts import ingest_facts, member_changes, request_log, scheduled_requests
 from stockpredict.lake.lake import Lake
 from stockpredict.lake.reference_files import read_sectors
 from stockpredict.sources.simulate import simulate
@@ -64,16 +64,16 @@ class Vendors:
 
 @pytest.fixture
 def world(tmp_path):
-    said = Vendors()
-    with FakeVendors() as shop:
-        shop.teach("fred", r"/fred/series/observations", said.fred, lambda q: q["series_id"])
-        shop.teach("fmp", r"/stable/sp500-constituent", said.fmp, lambda q: "SP500")
-        shop.teach("tiingo", r"/tiingo/news", said.news, lambda q: q["tickers"])
+    vendors = Vendors()
+    with FakeVendors() as fake:
+        fake.teach("fred", r"/fred/series/observations", vendors.fred, lambda q: q["series_id"])
+        fake.teach("fmp", r"/stable/sp500-constituent", vendors.fmp, lambda q: "SP500")
+        fake.teach("tiingo", r"/tiingo/news", vendors.news, lambda q: q["tickers"])
         settings = load_settings(
             environ={},
             overrides={
                 "storage.home": str(tmp_path),
-                "sources.base_urls": {"all": shop.url},
+                "sources.base_urls": {"all": fake.url},
                 "sources.retries": 0,
                 "sources.deadline": 5.0,
                 "sources.budgets": {v: "1000/100000" for v in ("fred", "fmp", "tiingo")},
@@ -85,10 +85,10 @@ def world(tmp_path):
         )
         with Lake(settings.storage) as lake:
             lake.append(simulate("null", tickers=3, sessions=30, seed=1).bars)
-        yield settings, shop, said
+        yield settings, fake, vendors
 
 
-def held(settings, table, as_of=None, **where):
+def stored(settings, table, as_of=None, **where):
     with Lake(settings.storage, read_only=True) as lake:
         return lake.facts(table, as_of, **where)
 
@@ -104,48 +104,48 @@ def test_nothing_is_asked_by_default(tmp_path):
 
 
 def test_a_second_run_asks_for_nothing_and_the_next_day_only_for_what_has_grown_old(world):
-    settings, shop, _ = world
+    settings, fake, _ = world
     first = ingest_due_facts(settings, now=EVENING)
     assert len(first) == 5 and (first.reason == "").all() and (first.rows_new > 0).all()
-    asked = len(shop.request_log())
-    assert ingest_due_facts(settings, now="2024-03-04T23:30Z").empty and len(shop.request_log()) == asked
+    asked = len(fake.request_log())
+    assert ingest_due_facts(settings, now="2024-03-04T23:30Z").empty and len(fake.request_log()) == asked
     again = ingest_due_facts(settings, now=NEXT)
     assert set(again.table) == {"macro", "news"} and again.rows_new.sum() == 0, (
         "lists of members are good for a week"
     )
-    query = shop.request_log().query("vendor == 'fred'")["query"].tolist()
+    query = fake.request_log().query("vendor == 'fred'")["query"].tolist()
     assert query[0]["realtime_start"] == "1776-07-04" and query[1]["realtime_start"] == "2024-03-03", (
-        "only vintages since the newest one held"
+        "only vintages since the newest stored one"
     )
 
 
 def test_every_fact_counts_from_when_it_was_known_and_revisions_stay_apart(world):
-    settings, _, said = world
+    settings, _, vendors = world
     ingest_due_facts(settings, now="2024-03-05T14:00Z")
-    assert held(settings, "macro", "2024-03-04T23:00Z").value.tolist() == [4.2], (
+    assert stored(settings, "macro", "2024-03-04T23:00Z").value.tolist() == [4.2], (
         "Monday's figure is out when Monday is over"
     )
-    said.vintages.append(("2024-02-29", "2024-03-06", 4.25))
+    vendors.vintages.append(("2024-02-29", "2024-03-06", 4.25))
     done = ingest_due_facts(settings, now="2024-03-07T14:00Z").set_index("table")
     assert done.rows_revised["macro"] == 1 and done.rows_new["macro"] == 0
-    assert held(settings, "macro").value.tolist() == [4.25, 4.3] and held(
+    assert stored(settings, "macro").value.tolist() == [4.25, 4.3] and stored(
         settings, "macro", "2024-03-06T12:00Z"
     ).value.tolist() == [4.2, 4.3]
-    news = held(settings, "news", ticker="AAA")
+    news = stored(settings, "news", ticker="AAA")
     assert str(news.known_at.item()) == "2024-03-04 13:30:00+00:00", (
         "known when it was found, not when it was dated"
     )
 
 
 def test_members_come_and_go_as_it_was_learned(world):
-    settings, _, said = world
+    settings, _, vendors = world
     ingest_due_facts(settings, now=EVENING)
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.members("sp500", "2024-03-05") == ["AAA", "BBB", "CCC"] and lake.members(
             "sp500", "2020-06-01"
         ) == ["AAA"]
-    said.members = [
-        said.members[0],
+    vendors.members = [
+        vendors.members[0],
         ("BBB", "Technology", "Software", "2021-06-01"),
         ("DDD", "Utilities", "Water", "2024-03-11"),
     ]
@@ -156,19 +156,19 @@ def test_members_come_and_go_as_it_was_learned(world):
         assert lake.members("sp500", "2024-03-14", as_of="2024-03-12") == ["AAA", "BBB", "CCC", "DDD"], (
             "that CCC had gone was learned on the 13th"
         )
-    sectors = held(settings, "sectors", ticker="BBB")
+    sectors = stored(settings, "sectors", ticker="BBB")
     assert (
         sectors.industry.tolist() == ["Chips", "Software"] and (sectors.known_at == sectors.event_time).all()
     )
-    assert len(held(settings, "sectors", ticker="AAA")) == 1, "what has not changed is not stored again"
+    assert len(stored(settings, "sectors", ticker="AAA")) == 1, "what has not changed is not stored again"
 
 
-def test_a_list_that_lost_most_members_is_not_believed(world):
-    settings, _, said = world
+def test_a_list_that_lost_most_members_is_refused(world):
+    settings, _, vendors = world
     ingest_due_facts(settings, now=EVENING)
-    said.members = said.members[:1]
+    vendors.members = vendors.members[:1]
     done = ingest_due_facts(settings, now="2024-03-13T23:00Z").set_index("table")
-    assert done.reason["members"] == "drift" and "not believed" in done.sentence["members"]
+    assert done.reason["members"] == "drift" and "refused" in done.sentence["members"]
     with Lake(settings.storage, read_only=True) as lake:
         assert len(lake.members("sp500", "2024-03-14")) == 3
     with pytest.raises(DataError, match="names 1 members where 3"):
@@ -176,21 +176,21 @@ def test_a_list_that_lost_most_members_is_not_believed(world):
 
 
 def test_a_vendor_that_fails_spoils_nothing_and_is_asked_again_at_once(world):
-    settings, shop, said = world
+    settings, fake, vendors = world
     ingest_due_facts(settings, now=EVENING)
-    shop.fault("500", 50, vendor="fred")
-    said.vintages.append(("2024-03-04", "2024-03-05", 4.4))
+    fake.fault("500", 50, vendor="fred")
+    vendors.vintages.append(("2024-03-04", "2024-03-05", 4.4))
     done = ingest_due_facts(settings, now="2024-03-06T14:00Z").set_index("table")
     assert done.reason["macro"] != "" and done.reason["news"].tolist() == ["", ""], "the others are through"
-    assert held(settings, "macro").value.tolist() == [4.2, 4.3], "what was held stays"
-    told = fact_freshness(settings).set_index("table")
+    assert stored(settings, "macro").value.tolist() == [4.2, 4.3], "stored facts stay"
+    freshness = fact_freshness(settings).set_index("table")
     assert (
-        told.failing["macro"] == 1
-        and told.sentence["macro"]
-        and told.failing["news"] == 0
-        and told.rows["macro"] == 2
+        freshness.failing["macro"] == 1
+        and freshness.sentence["macro"]
+        and freshness.failing["news"] == 0
+        and freshness.rows["macro"] == 2
     )
-    shop.faults.clear()
+    fake.faults.clear()
     healed = ingest_due_facts(settings, now="2024-03-06T14:05Z")
     assert (
         healed.table.tolist() == ["macro"]
@@ -200,13 +200,14 @@ def test_a_vendor_that_fails_spoils_nothing_and_is_asked_again_at_once(world):
 
 
 def test_a_vendor_that_refuses_the_key_is_left_alone(world):
-    settings, shop, _ = world
-    shop.fault("bad-key", 50, vendor="tiingo")
+    settings, fake, _ = world
+    fake.fault("bad-key", 50, vendor="tiingo")
     done = ingest_due_facts(settings, now=EVENING)
     assert (done.table == "news").sum() == 1 and done[done.table == "news"].reason.item() == "bad-key", (
         "one refusal is enough for a run"
     )
-    assert set(request_log(settings)) >= {"macro:DGS10", "news:AAA"} and "news:BBB" not in request_log(settings)
+    log = request_log(settings)
+    assert set(log) >= {"macro:DGS10", "news:AAA"} and "news:BBB" not in log
 
 
 def test_a_run_sends_no_more_than_it_may_and_goes_on_where_it_stopped(world):
@@ -229,7 +230,7 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
     from stockpredict.ops.pipeline import ingest
     from stockpredict.ops.study import open_work
 
-    settings, shop, _ = world
+    settings, fake, _ = world
     mine = settings.with_(
         **{
             "data.source": "simulated",
@@ -246,7 +247,7 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
         and first["facts_mark"]
         and first["rows_new"] > 0
     )
-    shop.fault("500", 500)
+    fake.fault("500", 500)
     (mine.storage.home_dir / "facts.json").unlink()
     again = ingest(mine)
     assert (
@@ -257,7 +258,7 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
     assert open_work(mine, first) == open_work(mine, again)
     with Lake(mine.storage) as lake:
         lake.add(
-            "macro", held(mine, "macro").assign(value=9.0, known_at=pd.Timestamp("2025-01-01", tz="UTC"))
+            "macro", stored(mine, "macro").assign(value=9.0, known_at=pd.Timestamp("2025-01-01", tz="UTC"))
         )
     newer = ingest(mine)
     assert newer["facts_mark"] != first["facts_mark"] and open_work(mine, newer) != open_work(mine, first), (
@@ -271,31 +272,30 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
     assert "facts" not in plain and "facts_mark" not in plain
 
 
-def test_wishes_of_ones_own_and_lists_nobody_sells(world):
+def test_requests_of_your_own_and_lists_that_no_vendor_sells(world):
     settings, _, _ = world
-    assert [w.table for w in fact_requests(settings, ["A"], ["B"], ["C"])] == ["macro", "fundamentals", "news"]
+    requests = fact_requests(settings, ["A"], ["B"], ["C"])
+    assert [r.table for r in requests] == ["macro", "fundamentals", "news"]
     with pytest.raises(DataError, match="nikkei"):
         fetch_constituents(settings, "nikkei")
-    done = ingest_facts(
-        settings,
-        scheduled_requests(settings.with_(**{"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False})),
-    )
+    options = {"facts.members": ["nikkei"], "facts.macro": [], "facts.news": False}
+    done = ingest_facts(settings, scheduled_requests(settings.with_(**options)))
     assert (done.reason != "").all() and "No vendor lists" in done.sentence[0]
 
 
 @pytest.mark.parametrize("index", ["sp500", "nasdaq", "dowjones"])
 def test_recorded_lists_of_members_are_read(shared, index):
-    told = read_constituents(
+    freshness = read_constituents(
         (shared / "api_fixtures" / "fmp" / f"{index}-constituent__excerpt.json").read_bytes()
     )
     assert (
-        len(told) >= 2
-        and told.ticker.is_unique
-        and told.sector.notna().all()
-        and str(told.event_time.dt.tz) == "UTC"
+        len(freshness) >= 2
+        and freshness.ticker.is_unique
+        and freshness.sector.notna().all()
+        and str(freshness.event_time.dt.tz) == "UTC"
     )
     if index == "sp500":
-        assert str(told.set_index("ticker").event_time["ARES"].date()) == "2025-12-11"
+        assert str(freshness.set_index("ticker").event_time["ARES"].date()) == "2025-12-11"
 
 
 def test_sectors_from_a_file_count_from_their_day(world, tmp_path):
@@ -306,6 +306,6 @@ def test_sectors_from_a_file_count_from_their_day(world, tmp_path):
     with Lake(settings.storage) as lake:
         assert lake.add("sectors", read_sectors(file)).rows_new == 2
     assert (
-        held(settings, "sectors", "2018-09-01").sector.tolist() == ["Technology"]
-        and len(held(settings, "sectors")) == 2
+        stored(settings, "sectors", "2018-09-01").sector.tolist() == ["Technology"]
+        and len(stored(settings, "sectors")) == 2
     )

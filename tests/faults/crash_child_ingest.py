@@ -1,6 +1,6 @@
 """Forks children that ingest and are killed, and reports what they left behind, one JSON line each.
 
-Run as a script: `ingest_nursery.py HOME INBOX`. Everything slow is done once, before the first fork;
+Run as a script: `crash_child_ingest.py HOME INBOX`. Everything slow is done once, before the first fork;
 no database is open then, so each child opens its own, as a fresh process would.
 """
 
@@ -48,7 +48,7 @@ def in_child(work):
 
 
 def killed_at(k):
-    "A callback that kills its own process, without warning, at the k-th step; it writes down the step's name."
+    "A callback that kills its own process at the k-th step, without warning, and prints the step's name."
     seen = []
 
     def step(name):
@@ -130,9 +130,9 @@ def killed_after(work, seconds):
 
 
 def report(s, now, code, **facts):
-    found = look_in_child(s)
+    after = look_in_child(s)
     again, _ = in_child(lambda: ingest(s, now))
-    tell(**facts, code=code, found=found, again=again, healed=look_in_child(s))
+    tell(**facts, code=code, after=after, again=again, healed=look_in_child(s))
 
 
 def look_in_child(s):
