@@ -15,7 +15,7 @@ from ..core.errors import StockpredictError
 from ..core.registry import Registry
 from ..core.settings import Settings, load_settings
 from .reports import finished_runs, table
-from .runs import commit
+from ..core.files import git_commit
 
 # %% ../../nbs/ops/40_doctor.ipynb #5be1cb96
 STATES = {"ok": ("✓", "green"), "off": ("·", "dim"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
@@ -310,7 +310,7 @@ def reports(settings):
 @checks.register("git", at=44)
 def git(settings):
     "Which commit is this?"
-    at = commit()
+    at = git_commit(10)
     return (
         off("not a checkout; results will not name a commit")
         if not at

@@ -15,7 +15,8 @@ from ..core.errors import NotFound, StockpredictError
 from ..core.settings import Settings, load_settings
 from .reports import quick_formats, write_index
 from ..core.files import atomic_write
-from .runs import plain, run, runs_folder
+from ..core.files import json_ready
+from .runs import run, runs_folder
 from .study import Work, retrain_lock, step_result, lake_state, load_work, newest_work, run_once, open_work, verdict_sentence
 
 # %% ../../nbs/ops/60_pipeline.ipynb #dfea35ea
@@ -41,7 +42,7 @@ def ingest(
 
     report = bring(settings)
     told = facts(settings)
-    return plain({k: v for k, v in vars(report).items() if k != "checks"} | told | lake_state(settings))
+    return json_ready({k: v for k, v in vars(report).items() if k != "checks"} | told | lake_state(settings))
 
 
 def facts(
@@ -165,7 +166,7 @@ def refresh(
     work = load_work(workdir)
     if work.past:
         return {"status": "left alone"}
-    return plain(asdict(refresh_answers(work.settings)))
+    return json_ready(asdict(refresh_answers(work.settings)))
 
 # %% ../../nbs/ops/60_pipeline.ipynb #9a4d479d
 def page(

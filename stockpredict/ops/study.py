@@ -17,7 +17,8 @@ from fastcore.basics import patch
 from ..core.errors import EmptyUniverse, FlowLocked, NotFound, RunError
 from ..core.settings import Settings, load_settings
 from ..core.files import atomic_write
-from .runs import SECRET, plain
+from ..core.files import json_ready
+from .runs import SECRET
 
 # %% ../../nbs/ops/30_study.ipynb #c958e321
 @contextmanager
@@ -95,7 +96,7 @@ def open_work(
         "settings": settings_overrides(settings),
     }
     if not (work / "work.json").exists():
-        atomic_write(work / "work.json", json.dumps(plain(facts), indent=1))
+        atomic_write(work / "work.json", json.dumps(json_ready(facts), indent=1))
     return str(work)
 
 # %% ../../nbs/ops/30_study.ipynb #1b2ac2d3
@@ -189,7 +190,7 @@ def run_once(step):
     def run_once(workdir: str | Path) -> dict:
         if (said := step_result(workdir, name)) is not None:
             return said
-        said = plain(step(load_work(workdir)))
+        said = json_ready(step(load_work(workdir)))
         atomic_write(Path(workdir) / "steps" / f"{name}.json", json.dumps(said, indent=1))
         return said
 
