@@ -525,7 +525,8 @@ def main():
             ("stockpredict", mine, "ours", "all", a.rounds),
         ]
         print(
-            f"{'features':16}{'who':20}{'CPU s':>8}{'wall s':>8}{'ratio':>7}{'peak GB':>9}{'of it extra':>12}   first use, CPU s"
+            f"{'features':16}{'who':20}{'CPU s':>8}{'wall s':>8}{'ratio':>7}{'peak GB':>9}"
+            f"{'of it extra':>12}   first use, CPU s"
         )
         base = {}
         for who, python, kind, which, rounds in jobs:
