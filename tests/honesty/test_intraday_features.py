@@ -1,4 +1,5 @@
-"""Short bars: each field equals a plain loop over one session's bars, and no bar that was not yet known reaches a decision."""
+"""Short bars: each field equals a plain loop over one session's bars, and no bar that was not yet known
+reaches a decision."""
 
 import math
 
@@ -25,7 +26,8 @@ MINUTE = pd.Timedelta("1min")
 
 
 def short_bars(seed=1, every="5min") -> pd.DataFrame:
-    "A random walk in short bars, known five seconds after they end; some are lacking, some came late, some were corrected."
+    """A random walk in short bars, known five seconds after they end; some are missing, some came late,
+    some were corrected."""
     rng, at = np.random.default_rng(seed), bar_ends(NYSE, DAYS, every)
     parts = []
     for t in TICKERS:
@@ -232,7 +234,7 @@ def test_a_column_that_is_missing_is_named():
         intraday_fields(short_bars().drop(columns="volume"), panel_of(), NYSE)
 
 
-def test_the_value_area_holds_what_it_says():
+def test_the_value_area_contains_its_share_of_the_volume():
     heap = np.random.default_rng(5).integers(0, 50, (200, 24)).astype(float)
     best, low, high = value_area(heap)
     for h, b, a, z in zip(heap, best, low, high):
@@ -289,7 +291,7 @@ def test_features_on_fields_equal_pandas():
         np.testing.assert_allclose(ours, x.to_numpy(), rtol=2e-3, atol=2e-4, err_msg=name)
 
 
-def test_features_are_proven_and_silent_without_fields():
+def test_features_pass_the_leak_check_and_are_empty_without_fields():
     for name in MINE:
         assert prove(FEATURES[name]).proven
         assert feature_values(FEATURES[name], panel_of()).isnan().all()
@@ -309,7 +311,8 @@ def test_a_field_that_looks_one_session_ahead_is_caught():
 
 
 def test_real_short_bars_agree_with_the_daily_moves(shared):
-    "Four American stocks in five-minute bars: their realised volatility is near that of their daily returns, and half days are complete."
+    """Four American stocks in five-minute bars: their realised volatility is near that of their daily
+    returns, and half days are complete."""
     raw = pd.read_parquet(
         shared / "intraday_5m_us.parquet",
         columns=["ticker", "timestamp", "open", "high", "low", "close", "volume"],
@@ -344,11 +347,11 @@ def test_the_lake_gives_the_fields_that_training_and_serving_attach(tmp_path):
     settings, panel = Settings().with_(**{"storage.home": str(tmp_path)}), panel_of()
     add_intraday(bars, "mine", settings=settings, stamps="end")
     with Lake(settings.storage, read_only=True) as lake:
-        held = with_facts(panel, lake, NYSE, {"intra_variance", "intra_vwap"})
+        joined = with_facts(panel, lake, NYSE, {"intra_variance", "intra_vwap"})
     wanted = intraday_fields(load_intraday(settings), panel, NYSE)
     for name in ("intra_variance", "intra_vwap"):
-        found = held._fields[name].numpy()
-        assert np.isfinite(found).any() and np.allclose(found, wanted[name], rtol=1e-6, equal_nan=True)
+        values = joined._fields[name].numpy()
+        assert np.isfinite(values).any() and np.allclose(values, wanted[name], rtol=1e-6, equal_nan=True)
     late = bars[bars.event_time >= bars.event_time.max() - pd.Timedelta("1h")].assign(
         close=lambda b: b.close * 1.001, high=lambda b: b.high * 1.002
     )
@@ -356,5 +359,5 @@ def test_the_lake_gives_the_fields_that_training_and_serving_attach(tmp_path):
     with Lake(settings.storage, read_only=True) as lake:
         again = with_facts(panel, lake, NYSE, {"intra_variance"})
     assert np.array_equal(
-        again._fields["intra_variance"].numpy(), held._fields["intra_variance"].numpy(), equal_nan=True
+        again._fields["intra_variance"].numpy(), joined._fields["intra_variance"].numpy(), equal_nan=True
     )

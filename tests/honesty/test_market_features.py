@@ -1,4 +1,5 @@
-"""Features of the calendar, of regimes, of a stock among the others and of trading equal the same formulas written with pandas in float64."""
+"""Calendar, regime, relative and microstructure features equal the same formulas written with pandas in
+float64."""
 
 import math
 
@@ -494,7 +495,8 @@ def difference(name, panel, theirs) -> str | None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_equal_the_formulas_in_float64(family):
-    "The same cells are defined, and their values agree to a small part of the feature's own spread; a formula a bar late or 5 % larger is refused."
+    """The same cells are defined, and their values agree to a small part of the feature's own spread; a
+    formula a bar late or 5 % larger is refused."""
     panel, wrong, blind = attach_fields(PANEL, dict(sector=KIND.to_numpy())), [], []
     for name, formula in FAMILIES[family].items():
         theirs = formula()
@@ -508,11 +510,12 @@ def test_features_equal_the_formulas_in_float64(family):
 
 
 def test_every_function_of_these_notebooks_has_its_formula():
-    "A function that joins the catalogue from here needs an oracle above (those of short bars have their own file)."
+    """A function that joins the catalogue from here needs an oracle above (those of short bars have their
+    own file)."""
     homes = {"calendar", "regime", "relative", "microstructure", "sector"}
     ours = {f.func.__name__ for n, f in FEATURES.items() if f.func.__module__.rpartition(".")[2] in homes}
-    told = {FEATURES[n].func.__name__ for family in FAMILIES.values() for n in family}
-    assert len(ours) >= 90 and ours - told == set()
+    tested = {FEATURES[n].func.__name__ for family in FAMILIES.values() for n in family}
+    assert len(ours) >= 90 and ours - tested == set()
 
 
 MINE = [
@@ -522,7 +525,7 @@ MINE = [
 ]
 
 
-def test_nothing_is_ever_infinite_and_a_market_that_stands_still_is_defined_or_empty():
+def test_no_value_is_infinite_and_a_market_that_never_moves_is_defined_or_empty():
     still = attach_fields(draw(constant=True), dict(sector=KIND.to_numpy()))
     holes = attach_fields(proof_panel(480), dict(sector=np.tile([0.0, 0.0, 1.0, 1.0, 1.0, 0.0], (480, 1))))
     for panel in (still, holes):
@@ -539,7 +542,7 @@ def test_context_is_the_same_for_every_ticker_and_on_one_scale():
         assert equal_with_nan(x, x[:, :1].expand_as(x)), name
 
 
-def test_a_closure_that_nobody_had_announced_is_not_foreseen():
+def test_an_unannounced_closure_is_not_foreseen():
     past, announced = session_timetables()
     assert {"2001-09-11", "2012-10-29", "2018-12-05"} <= set(
         announced.difference(past).strftime("%Y-%m-%d")
@@ -548,7 +551,9 @@ def test_a_closure_that_nobody_had_announced_is_not_foreseen():
         ["2001-09-10", "2001-09-17", "2012-10-26", "2018-12-04", "2018-12-06", "2019-07-03"]
     )
     panel = Panel({"close": torch.ones(len(days), 1)}, days, ["A"])
-    before, after = (feature_values(FEATURES[n], panel)[:, 0].tolist() for n in ("pre_holiday", "post_holiday"))
+    before, after = (
+        feature_values(FEATURES[n], panel)[:, 0].tolist() for n in ("pre_holiday", "post_holiday")
+    )
     assert before == [-0.5, -0.5, -0.5, -0.5, -0.5, 0.5] and after == [-0.5, 0.5, -0.5, -0.5, 0.5, -0.5]
     assert feature_values(FEATURES["rest_after"], panel)[0, 0] == -0.5, "a session was due the next morning"
 
@@ -559,7 +564,7 @@ def test_outside_the_calendar_nothing_is_known():
 
 
 def next_session_of_the_panel(b):
-    "The mistake: a holiday seen in the panel's own next session."
+    "The leak: a holiday seen in the panel's own next session."
     ahead = np.r_[np.diff(b.sessions.to_numpy()).astype("m8[D]").astype(float), 1.0]
     return b.close * 0 + type(b.close)(
         torch.from_numpy(ahead).float()[:, None].expand(b.present.shape), b.grid, fields={"close"}
@@ -573,7 +578,7 @@ def test_a_holiday_read_from_the_panel_itself_is_caught():
         prove(Feature(next_session_of_the_panel, group="mutant"))
 
 
-def test_sector_features_are_proven_on_sectors_of_several_members_that_change():
+def test_sector_features_pass_the_leak_check_on_changing_sectors():
     hard = proof_panel(640)
     moving = np.tile([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], (640, 1))
     moving[300:, 2], moving[:20, 4], moving[600:, 0] = 1.0, math.nan, 1.0

@@ -1,4 +1,5 @@
-"""Alpha158 and Alpha360 equal Qlib's documented formulas, written anew in pandas and NumPy in double precision."""
+"""Alpha158 and Alpha360 equal Qlib's documented formulas, written anew in pandas and NumPy in double
+precision."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,8 @@ from stockpredict.algebra.panel import Panel
 
 
 def ticks(sessions: int = 260, tickers: int = 4) -> dict[str, np.ndarray]:
-    "Prices on a grid of whole cents, with flat days, equal highs and days without a range, so that ties happen."
+    """Prices on a grid of whole cents, with flat days, equal highs and days without a range, so that ties
+    happen."""
     noise = np.random.default_rng(4)
     close = np.round(20 * np.exp(np.cumsum(0.01 * noise.standard_normal((sessions, tickers)), axis=0)), 1)
     open_ = np.round(close * np.exp(0.01 * noise.standard_normal((sessions, tickers))), 1)
@@ -152,7 +154,7 @@ def test_every_value_equals_the_documented_formula(which, wanted, dtype, exact):
     assert wrong == {}
 
 
-def test_ties_were_really_in_the_data():
+def test_the_data_contain_ties():
     "The older of two equal highs counts; without ties that would go untested."
     tied = H.rolling(20).apply(lambda w: (w == w.max()).sum(), raw=True)
     assert (tied > 1).mean().mean() > 0.05 and ((H == L).sum() > 0).all()

@@ -189,7 +189,7 @@ def publish(settings, panel, spec, version=1, name="ridge", **manifest):
     return place
 
 
-def test_every_field_of_the_catalogue_can_be_given_and_is_here(settings):
+def test_every_field_of_the_catalogue_can_be_attached(settings):
     panel, _ = training_panel(settings)
     needed = set(NEEDS)
     assert needed <= set(fact_fields()) and needed <= set(panel._fields) and not missing_facts(panel, needed)
@@ -216,7 +216,7 @@ def test_the_newest_inputs_in_serving_are_those_of_training_bit_for_bit(settings
     )
 
 
-def test_windows_of_any_length_hold_the_facts_of_all_of_history(settings):
+def test_windows_of_any_length_contain_the_facts_of_all_of_history(settings):
     panel, snapshot = training_panel(settings)
     with Lake(settings.storage, read_only=True) as lake:
         for n in (30, 77, 301):
@@ -309,7 +309,7 @@ def test_a_model_of_facts_refuses_to_answer_without_them(settings, tmp_path):
         engine.predict_universe()
 
 
-def test_training_says_which_facts_nobody_knows(settings, tmp_path):
+def test_training_names_the_facts_that_are_missing(settings, tmp_path):
     bare = settings.with_(**{"storage.home": str(tmp_path)})
     with Lake(settings.storage, read_only=True) as lake:
         bars, macro = lake.bars(adjusted=False), lake.facts("macro", versions=True)
@@ -350,7 +350,7 @@ def test_an_index_limits_learning_and_answering_to_its_members_as_known(settings
         training_panel(members_only.with_(**{"data.index": "nikkei"}))
 
 
-def test_a_whole_experiment_with_facts_writes_what_serving_needs(settings, tmp_path):
+def test_an_experiment_with_facts_writes_what_serving_needs(settings, tmp_path):
     study = run_experiment(
         settings.with_(**{"features.names": ["ret_1", "vol_20", "term_spread", "sector_mom_21", "leverage"]}),
         tmp_path / "work",

@@ -1,4 +1,4 @@
-"""Features equal what independent implementations say: TA-Lib, pandas, float64, the GPU."""
+"""Features equal independent implementations: TA-Lib, pandas, float64, the GPU."""
 
 import math
 
@@ -250,7 +250,7 @@ def test_every_feature_has_an_oracle_or_a_twin_that_has():
     assert len(mine) > 60 and mine <= talib | set(PANDAS) | set(twins) | own_test
 
 
-def test_the_weather_features_equal_pandas():
+def test_the_market_state_features_equal_pandas():
     def year(x):
         return ((x - x.rolling(252).mean()) / x.rolling(252).std()).clip(-3, 3) / 6
 
@@ -371,7 +371,8 @@ def hard_numbers(rows: int = 150, columns: int = 37) -> torch.Tensor:
 @pytest.mark.parametrize("n", [3, 4, 7, 20, 33, 64, 200])
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_compiled_loop_equals_the_tensor_operations(name, n):
-    "Against the tensors in double precision; and bit for bit from any start, beside anybody, and in another order."
+    """Against the tensors in double precision; and bit for bit from any start, beside any other ticker, and
+    in another order."""
     x = hard_numbers()
     y = hard_numbers().flip(0).contiguous() + 3
     args = (y,) if LOOPS[name] == "y" else ()
@@ -404,8 +405,9 @@ def test_a_compiled_loop_equals_the_tensor_operations(name, n):
 
 
 @pytest.mark.parametrize("hole", [math.nan, math.inf])
-def test_sums_of_the_market_are_made_once_and_nobody_can_tell(hole):
-    "A further ticker that sees another market forces the long way; the others' values are the same to the last bit."
+def test_sums_of_the_market_are_computed_once_without_a_difference(hole):
+    """A further ticker that sees another market forces the general path; the others' values are the same to
+    the last bit."""
     x = hard_numbers()
     market = hard_numbers()[:, :1].flip(0) + 3
     market[90], more = hole, hard_numbers()[:, 1:2]
@@ -472,7 +474,7 @@ def test_compiled_averages_and_ranks_equal_the_tensor_operations():
 
 
 def test_a_loop_is_compiled_even_where_nothing_can_be_stored(tmp_path, monkeypatch):
-    "A package that may not be written to, and no folder of one's own: compiled in memory."
+    "A package that may not be written to, and no folder of its own: compiled in memory."
     import numba
 
     real, asked = numba.njit, []

@@ -1,4 +1,5 @@
-"""Trends, momentum, volatility and flow: every feature against TA-Lib or an independent formula in double precision."""
+"""Trend, momentum, volatility and money flow: every feature against TA-Lib or an independent formula in
+double precision."""
 
 import math
 
@@ -484,7 +485,8 @@ def test_every_feature_equals_its_oracle():
 
 
 def hard_market(sessions: int = 700) -> Panel:
-    "Columns: 0 and 1 never move, 2 is not traded, 3 has no range, 4 has halts and holes, 5 publishes no volume, 6 grows evenly."
+    """Columns: 0 and 1 never move, 2 is not traded, 3 has no range, 4 has halts and holes, 5 publishes no
+    volume, 6 grows evenly."""
     x = {k: t.clone() for k, t in market(sessions, 7, torch.float32)._fields.items()}
     for k in FIELDS[:4]:
         x[k][:, 0], x[k][:, 1] = 100.1, 3.7
@@ -512,7 +514,7 @@ STILL = {
 }
 
 
-def test_bad_markets_give_what_is_defined_or_nothing():
+def test_bad_markets_give_a_defined_value_or_none():
     panel, wrong = hard_market(), []
     for name, x in all_of(panel).items():
         f = FEATURES[name]
@@ -521,12 +523,12 @@ def test_bad_markets_give_what_is_defined_or_nothing():
             wrong.append(f"{name}: infinite, or a value without a bar")
         expected = {"volume_peak": 1 / f.args[0] if f.args else 0}.get(kind, STILL.get(kind, 0.0))
         for i in (0, 1):
-            said = x[:, i][~x[:, i].isnan()]
+            values = x[:, i][~x[:, i].isnan()]
             if kind in ("dollar_volume", "amihud") or torch.allclose(
-                said, torch.full_like(said, expected), atol=1e-5
+                values, torch.full_like(values, expected), atol=1e-5
             ):
                 continue
-            wrong.append(f"{name}: {said[-1]} of prices that never move")
+            wrong.append(f"{name}: {values[-1]} of prices that never move")
         if reads_volume:
             idle = x[:, 2][~x[:, 2].isnan()]
             if kind not in ("volume_rank",) and idle.abs().sum() > 0:
@@ -575,8 +577,8 @@ KERNELS = {
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_word_equals_numpy_and_its_two_forms_agree(name):
-    "And the loop gives the same bits from any start and beside anybody."
+def test_a_window_statistic_equals_numpy_and_its_loop_equals_its_tensors(name):
+    "And the loop gives the same bits from any start and beside any other ticker."
     kernel, x = getattr(shapes, name), hard_numbers()
     x[80, 12] = x[90, 13] = 40.0
     tensors = kernel.__wrapped__
@@ -606,7 +608,7 @@ def test_a_word_equals_numpy_and_its_two_forms_agree(name):
     assert kernel(x[:3], *KERNELS[name][0](5)).isnan().all()
 
 
-def test_a_window_that_is_none_is_refused():
+def test_an_impossible_window_is_refused():
     close = PANEL.close
     for wrong in (
         lambda: close.deviation(0),
