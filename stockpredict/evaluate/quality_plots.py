@@ -9,7 +9,7 @@ __all__ = ['places', 'flagged_bars', 'flag_months', 'ages', 'restatements']
 import numpy as np, pandas as pd
 from ..core.calendar import get_calendar
 from ..core.figures import BLUE, GREY, ORANGE, RED
-from .plots import drawn
+from .plots import dated
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #469c5703
 def places(
@@ -29,7 +29,7 @@ def places(
     return one.assign(turn=turn).sort_values(["turn", "start"]).drop(columns="turn").reset_index(drop=True)
 
 
-@drawn
+@dated
 def flagged_bars(
     bars: pd.DataFrame,  # bars table
     flags: pd.DataFrame,  # ticker, event_time, flag
@@ -62,7 +62,7 @@ def flagged_bars(
     return fig
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #08447a5e
-@drawn
+@dated
 def flag_months(
     flags: pd.DataFrame,  # ticker, event_time, flag
     sessions,  # dates, first to last
@@ -89,7 +89,7 @@ def flag_months(
     return fig
 
 # %% ../../nbs/evaluate/80_quality_plots.ipynb #1585d4e2
-@drawn
+@dated
 def ages(
     state: pd.DataFrame,  # from `freshness`: age, in sessions
 ):
@@ -113,7 +113,7 @@ def ages(
     return fig
 
 
-@drawn
+@dated
 def restatements(
     changed: pd.DataFrame,  # ticker, event_time, change (relative)
 ):

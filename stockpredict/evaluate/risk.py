@@ -10,7 +10,7 @@ __all__ = ['stationary_bootstrap', 'sharpe', 'probabilistic_sharpe', 'expected_m
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, xlogy, chdtrc
-from .metrics import Estimate, hac_ratio, pair
+from .metrics import Estimate, hac_ratio, align_pair
 
 # %% ../../nbs/evaluate/60_risk.ipynb #a9f76cf6
 def stationary_bootstrap(
@@ -122,11 +122,11 @@ def volatility_table(
 ) -> pd.DataFrame:
     "QLIKE, its skill over the benchmark, and the slope of realised on forecast variance, one row a forecast."
     square, rows = np.asarray(returns, float) ** 2, {}
-    loss = {name: pair(qlike(np.asarray(f, float) ** 2, square), square)[0] for name, f in forecasts.items()}
+    loss = {name: align_pair(qlike(np.asarray(f, float) ** 2, square), square)[0] for name, f in forecasts.items()}
     for name, f in forecasts.items():
-        a, b = pair(loss[name], loss[benchmark])
+        a, b = align_pair(loss[name], loss[benchmark])
         skill = hac_ratio(np.nansum(b - a, 1), np.nansum(b, 1), horizon)
-        v, s = pair(np.asarray(f, float) ** 2, square)
+        v, s = align_pair(np.asarray(f, float) ** 2, square)
         dv = v - np.nanmean(v)
         slope = np.nansum(dv * s) / max(np.nansum(dv**2), 1e-300)
         rows[name] = dict(

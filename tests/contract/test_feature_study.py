@@ -8,8 +8,8 @@ from statsmodels.stats.multitest import multipletests
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
-from stockpredict.evaluate.feature_study import benjamini_hochberg, clusters, half_life, holm, ic, persistence
-from stockpredict.evaluate.feature_study import redundancy, study
+from stockpredict.evaluate.feature_study import benjamini_hochberg, feature_clusters, half_life, holm, feature_ic, persistence
+from stockpredict.evaluate.feature_study import redundancy, study_features
 from stockpredict.algebra.panel import Panel, scramble_future
 
 NAMES = [
@@ -39,7 +39,7 @@ def planted():
 
 @pytest.fixture(scope="module")
 def found(planted):
-    return study(planted, NAMES, until=planted.sessions[559])
+    return study_features(planted, NAMES, until=planted.sessions[559])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,8 +77,8 @@ def test_clusters_find_copies_and_leave_strangers_apart():
     assert alike.loc["a", "b"] == pytest.approx(
         np.mean([spearmanr(x[0, t], x[1, t])[0] for t in range(100)]), abs=1e-6
     )
-    c = clusters(alike)
-    assert c.a == c.b and c.nunique() == 3 and clusters(alike.iloc[:1, :1]).tolist() == [1]
+    c = feature_clusters(alike)
+    assert c.a == c.b and c.nunique() == 3 and feature_clusters(alike.iloc[:1, :1]).tolist() == [1]
 
 
 def test_a_planted_signal_is_found_and_said(found):
@@ -92,18 +92,18 @@ def test_a_planted_signal_is_found_and_said(found):
 
 def test_ic_takes_names_series_and_arrays(planted):
     series = -planted.close.pct_change(5)
-    want = ic("reversal_5", planted)
+    want = feature_ic("reversal_5", planted)
     for other in (series, series.values.numpy()):
-        assert ic(other, planted).value == pytest.approx(want.value, abs=5e-3)
+        assert feature_ic(other, planted).value == pytest.approx(want.value, abs=5e-3)
     with pytest.raises(EvaluateError, match="another panel"):
-        ic(series, planted.first(300))
-    later = ic("reversal_5", planted, 5)
+        feature_ic(series, planted.first(300))
+    later = feature_ic("reversal_5", planted, 5)
     assert later.n < want.n and later.low < later.value < later.high
 
 
 def test_nothing_after_the_training_period_is_looked_at(planted, found):
     "Scramble all that follows `until`: the study is the same, to the last digit of its verdicts."
-    other = study(scramble_future(planted, 559), NAMES, until=planted.sessions[559])
+    other = study_features(scramble_future(planted, 559), NAMES, until=planted.sessions[559])
     pd.testing.assert_frame_equal(other.table, found.table, check_exact=True)
     pd.testing.assert_frame_equal(other.alike, found.alike, check_exact=True)
     assert other.select() == found.select() and other.until == planted.sessions[559]
@@ -111,13 +111,13 @@ def test_nothing_after_the_training_period_is_looked_at(planted, found):
 
 def test_the_training_period_must_be_named(planted):
     with pytest.raises(TypeError, match="until"):
-        study(planted, NAMES)
+        study_features(planted, NAMES)
     with pytest.raises(TypeError):
-        study(planted, NAMES, (1,), planted.sessions[559])
+        study_features(planted, NAMES, (1,), planted.sessions[559])
     with pytest.raises(NotEnoughSessions):
-        study(planted, NAMES, until=planted.sessions[40])
+        study_features(planted, NAMES, until=planted.sessions[40])
     with pytest.raises(EvaluateError, match="cut at"):
-        study(planted, {"whole": np.zeros(planted.present.shape)}, until=planted.sessions[559])
+        study_features(planted, {"whole": np.zeros(planted.present.shape)}, until=planted.sessions[559])
 
 
 def test_leaks_constants_and_holes_get_their_sentence(planted):
@@ -129,7 +129,7 @@ def test_leaks_constants_and_holes_get_their_sentence(planted):
         np.random.default_rng(2).standard_normal(coming.shape),
         np.nan,
     )
-    table = study(
+    table = study_features(
         cut,
         {
             "tomorrow": coming,
@@ -147,7 +147,7 @@ def test_leaks_constants_and_holes_get_their_sentence(planted):
         "No evidence"
     )
     assert table.verdict["absent"] == "Not defined anywhere here."
-    result = study(cut, {"tomorrow": coming}, (1,), until=cut.sessions[-1])
+    result = study_features(cut, {"tomorrow": coming}, (1,), until=cut.sessions[-1])
     assert result.select() == [], "a leak was chosen"
     with pytest.raises(EvaluateError, match="holm or bh"):
         result.select("hope")
@@ -156,7 +156,7 @@ def test_leaks_constants_and_holes_get_their_sentence(planted):
 def test_in_a_market_without_skill_little_is_called_significant():
     "Over eight null markets: any false name at most as often as Holm promises, single tests near their level, hints within their share."
     worlds = [
-        study(p, NAMES, until=p.sessions[-1]).table
+        study_features(p, NAMES, until=p.sessions[-1]).table
         for p in (market("null", seed) for seed in range(101, 109))
     ]
     false = sum((t.holm < 0.05).any() for t in worlds)

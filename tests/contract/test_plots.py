@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from stockpredict.evaluate import plots
 from stockpredict.evaluate.backtest import backtest, cost_delay_surface
-from stockpredict.evaluate.metrics import coverage, ic_by, ic_summary, pit, rank_ic, reliability
+from stockpredict.evaluate.metrics import interval_coverage, ic_by, ic_summary, pit_table, rank_ic, reliability
 
 levels = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 
@@ -46,8 +46,8 @@ def figures(sessions, names, missing):
     book = backtest(score, y, sessions=days)
     share = pd.DataFrame(
         {
-            0.9: coverage(q[..., 0], q[..., 4], y).as_dict(),
-            0.5: coverage(q[..., 1], q[..., 3], y, 0.5).as_dict(),
+            0.9: interval_coverage(q[..., 0], q[..., 4], y).as_dict(),
+            0.5: interval_coverage(q[..., 1], q[..., 3], y, 0.5).as_dict(),
         }
     ).T
     test = pd.DataFrame(
@@ -72,7 +72,7 @@ def figures(sessions, names, missing):
         "equity": plots.equity_plot(book.net, book.gross, book.gross * 0),
         "equity alone": plots.equity_plot(book.net),
         "surface": plots.surface_plot(cost_delay_surface(score, y, bps=(0, 5), delays=(0, 1))),
-        "calibration": plots.calibration_plot(pit(q, levels, y), share, reliability(p, y), title="all"),
+        "calibration": plots.calibration_plot(pit_table(q, levels, y), share, reliability(p, y), title="all"),
         "volatility": plots.volatility_plot(np.abs(score) * 0.01 + 0.01, y),
         "constant volatility": plots.volatility_plot(np.full(y.shape, 0.02), y),
         "coverage": plots.coverage_map(np.isfinite(y), days, [f"T{k}" for k in range(names)]),

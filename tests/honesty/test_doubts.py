@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stockpredict.sources.simulate import simulate
-from stockpredict.evaluate.label_mask import doubtful, without_doubt
+from stockpredict.evaluate.label_mask import untrusted_bars, mask_untrusted
 from stockpredict.evaluate.labels import make_labels
 from stockpredict.algebra.panel import Panel
 
@@ -25,13 +25,13 @@ def test_it_agrees_with_a_loop_over_every_bar_on_the_way(bars, delay, seed):
             for k, h in enumerate(labels.horizons):
                 if wrong[t + delay : t + delay + h + 1, n].any():
                     want[t, n, k] = float("nan")
-    got = without_doubt(labels.y, wrong, labels.horizons, delay)
+    got = mask_untrusted(labels.y, wrong, labels.horizons, delay)
     assert torch.equal(got.nan_to_num(9.0), want.nan_to_num(9.0)) and torch.equal(got.isnan(), want.isnan())
     assert wrong.any() and got.isnan().sum() > labels.y.isnan().sum()
 
 
 def test_a_healthy_market_loses_next_to_nothing(bars):
-    assert doubtful(Panel.from_bars(bars)).float().mean() < 0.002
+    assert untrusted_bars(Panel.from_bars(bars)).float().mean() < 0.002
 
 
 @pytest.mark.parametrize("factor", [100, 0.01, 20])
@@ -41,10 +41,10 @@ def test_a_wild_price_is_not_learned_from(bars, factor):
     hurt.loc[at, ["open", "high", "low", "close"]] *= factor
     panel = Panel.from_bars(hurt)
     labels = make_labels(panel, (1, 5))
-    kept = without_doubt(labels.y, doubtful(panel), labels.horizons)
+    kept = mask_untrusted(labels.y, untrusted_bars(panel), labels.horizons)
     assert labels.y.nan_to_num().abs().max() > 5 and kept.nan_to_num().abs().max() < 1
 
 
 def test_a_panel_without_bars_or_volume_has_no_doubts(bars):
     closes = bars[["ticker", "event_time", "close"]]
-    assert doubtful(Panel.from_bars(closes)).shape == (160, 5)
+    assert untrusted_bars(Panel.from_bars(closes)).shape == (160, 5)

@@ -71,7 +71,7 @@ def test_inputs_are_left_alone():
     y[0, 0] = np.nan
     y[1] = 0
     before = score.copy(), y.copy()
-    for f in (m.rank_ic, m.hit_rate, m.r2_oos, m.clark_west, m.pesaran_timmermann, m.brier):
+    for f in (m.rank_ic, m.hit_rate, m.r2_oos, m.clark_west, m.pesaran_timmermann, m.brier_score):
         f(score, y)
     np.testing.assert_array_equal(before[0], score)
     np.testing.assert_array_equal(before[1], y)
@@ -181,7 +181,7 @@ def test_short_and_empty_series_do_not_crash(n):
     (
         m.clark_west(score, y),
         m.diebold_mariano(score, y, 5),
-        m.pit(q, m_levels, y),
+        m.pit_table(q, m_levels, y),
         m.reliability(score, y),
         risk.sharpe(y.ravel()),
     )
@@ -353,12 +353,12 @@ def test_coverage_and_pit_have_the_right_size_with_clustered_volatility():
     for _ in range(300):
         y = rng.normal(size=(250, 1)) * 0.7 + rng.normal(size=(250, 15)) * 0.51**0.5
         q = np.broadcast_to(stats.norm.ppf(m_levels), (250, 15, 5))
-        cover.append(m.coverage(q[..., 0], q[..., 4], y).p)
-        low_bin.append(m.pit(q, m_levels, y).p[0])
+        cover.append(m.interval_coverage(q[..., 0], q[..., 4], y).p)
+        low_bin.append(m.pit_table(q, m_levels, y).p[0])
     assert np.mean(np.array(cover) < 0.05) < 0.1 and np.mean(np.array(low_bin) < 0.05) < 0.1
-    table = m.pit(q, m_levels, y)
+    table = m.pit_table(q, m_levels, y)
     assert table.share.sum() == pytest.approx(1) and table.expected.sum() == pytest.approx(1)
-    assert m.coverage(q[..., 0], q[..., 4], y).value == pytest.approx(table.share[1:5].sum())
+    assert m.interval_coverage(q[..., 0], q[..., 4], y).value == pytest.approx(table.share[1:5].sum())
 
 
 def test_brier_and_reliability_are_sklearns():
@@ -368,7 +368,7 @@ def test_brier_and_reliability_are_sklearns():
     rng = np.random.default_rng(5)
     p = rng.uniform(0.2, 0.8, (300, 10))
     y = np.where(rng.uniform(size=p.shape) < p, 1.0, -1.0)
-    assert m.brier(p, y).value == pytest.approx(brier_score_loss(y.ravel() > 0, p.ravel()))
+    assert m.brier_score(p, y).value == pytest.approx(brier_score_loss(y.ravel() > 0, p.ravel()))
     observed, forecast = calibration_curve(y.ravel() > 0, p.ravel(), n_bins=8, strategy="quantile")
     ours = m.reliability(p, y, bins=8)
     assert ours.forecast.to_numpy() == pytest.approx(forecast) and ours.observed.to_numpy() == pytest.approx(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions, UnknownHorizon
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.labels import forward_returns, make_labels
-from stockpredict.evaluate.splits import Fold, leaking, overlaps, purged_tail, walk_forward
+from stockpredict.evaluate.splits import Fold, count_leaking, leaking_sessions, purged_tail, walk_forward
 from stockpredict.algebra.panel import Panel
 
 plans = st.fixed_dictionaries(
@@ -43,7 +43,7 @@ def test_no_training_label_meets_a_test(plan):
     reach = plan["horizon_max"] + plan["entry_delay"]
     assert len(folds) == plan["folds"] and len(folds[0].train) == plan["first_train"]
     for f in folds:
-        assert overlaps(f) == 0 and f.train_start == 0 < f.train_stop
+        assert leaking_sessions(f) == 0 and f.train_start == 0 < f.train_stop
         last = f.train_stop - 1
         assert last + reach <= f.test_start - 1 - plan["embargo"]  # the rule
         assert last + 1 + reach > f.test_start - 1 - plan["embargo"]  # and not one session wasted
@@ -82,7 +82,7 @@ def test_the_inner_cut_is_purged_too(start, length, horizon, delay, share, embar
         assert length < e.context["need"]
         purged_tail(start, start + e.context["need"], horizon, delay, share, embargo)
         return
-    assert overlaps(f) == 0 and (f.train_start, f.test_stop) == (start, start + length)
+    assert leaking_sessions(f) == 0 and (f.train_start, f.test_stop) == (start, start + length)
     assert f.gap == horizon + delay + embargo and len(f.test) >= 20 and len(f.train) >= 20
 
 
@@ -91,14 +91,14 @@ def test_the_inner_cut_is_purged_too(start, length, horizon, delay, share, embar
     st.lists(st.integers(0, 60), max_size=12), st.lists(st.integers(0, 60), max_size=12), st.integers(0, 8)
 )
 def test_leaks_are_counted_by_the_definition(train, test, reach):
-    assert leaking(train, test, reach) == sum(windows_meet([t], test, reach) for t in train)
+    assert count_leaking(train, test, reach) == sum(windows_meet([t], test, reach) for t in train)
 
 
 def test_mutants_without_a_purge_or_with_one_session_too_few_are_caught():
     f = walk_forward(1500, 5)[2]
-    assert overlaps(Fold(f.test_start, f.test_start, f.test_stop, f.reach)) == f.reach
-    assert overlaps(Fold(f.test_start - f.reach + 1, f.test_start, f.test_stop, f.reach)) == 1
-    assert overlaps(Fold(f.test_start - f.reach, f.test_start, f.test_stop, f.reach)) == 0
+    assert leaking_sessions(Fold(f.test_start, f.test_start, f.test_stop, f.reach)) == f.reach
+    assert leaking_sessions(Fold(f.test_start - f.reach + 1, f.test_start, f.test_stop, f.reach)) == 1
+    assert leaking_sessions(Fold(f.test_start - f.reach, f.test_start, f.test_stop, f.reach)) == 0
 
 
 @pytest.mark.parametrize("horizon, embargo, folds", [(1, 0, 4), (5, 0, 5), (21, 3, 3)])

@@ -12,9 +12,9 @@ from stockpredict.quality.scan import find_flags
 from stockpredict.ingest.frames import add_frame
 from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
-from stockpredict.ingest.rescan import search_again, stored_flags
+from stockpredict.ingest.rescan import rescan_flags, stored_flags
 from stockpredict.sources.simulate import sample_bars
-from stockpredict.evaluate.label_mask import doubtful
+from stockpredict.evaluate.label_mask import untrusted_bars
 from stockpredict.algebra.panel import Panel
 
 MONEY = ["open", "high", "low", "close"]
@@ -111,7 +111,7 @@ def test_day_by_day_finds_what_a_search_through_everything_finds_and_never_befor
             assert keys(found[~found.usable.astype(bool)]) <= keys(could), (
                 "no doubt is known before the bars that show it"
             )
-        n = search_again(lake, "files")
+        n = rescan_flags(lake, "files")
         again = lake.flags()
 
     def bad(f):
@@ -144,8 +144,8 @@ def test_a_corrected_bar_loses_its_flag_and_the_past_keeps_it(market, tmp_path):
     assert (versions[versions.withdrawn].known_at == pd.Timestamp("2024-02-01T12:00Z")).all()
     panel = Panel.from_bars(load_bars(s))
     assert (
-        not doubtful(panel, flags=stored_flags(s)).any()
-        and doubtful(panel, flags=stored_flags(s, as_of="2024-01-15")).any()
+        not untrusted_bars(panel, flags=stored_flags(s)).any()
+        and untrusted_bars(panel, flags=stored_flags(s, as_of="2024-01-15")).any()
     )
 
 
@@ -181,7 +181,7 @@ def test_a_snapshot_keeps_its_flags_and_labels_use_those(market, tmp_path):
         lake.add("flags", odd)
         second = lake.snapshot()
     panel = Panel.from_bars(load_bars(s))
-    got = [doubtful(panel, flags=stored_flags(s, snapshot=n)) for n in (first, second)]
+    got = [untrusted_bars(panel, flags=stored_flags(s, snapshot=n)) for n in (first, second)]
     assert torch.equal(
         got[1].nonzero() - got[0].nonzero() if got[0].any() else got[1].nonzero(), torch.tensor([[50, 0]])
     )
@@ -200,7 +200,7 @@ def test_bars_that_nobody_judged_are_searched_once_and_then_read(market, tmp_pat
         lake.con.execute("ALTER TABLE lake.ingests DROP COLUMN flags")
     assert stored_flags(s) is None, "a lake from before flags were kept"
     with Lake(s.storage) as lake:
-        assert search_again(lake, "files") == 0 and lake.flags_complete()
+        assert rescan_flags(lake, "files") == 0 and lake.flags_complete()
     assert "spike" in set(stored_flags(s).flag)
 
 
@@ -234,15 +234,15 @@ def test_the_search_that_fails_changes_nothing(market, tmp_path):
         lake.append(hurt.assign(source="files"), now="2024-01-01T12:00Z")
         lake.step = fail
         with pytest.raises(KeyboardInterrupt):
-            search_again(lake, "files")
+            rescan_flags(lake, "files")
     with Lake(s.storage) as lake:
         assert (
             not lake.flags_complete("files")
             and len(lake.flags(source="files")) == 0
-            and search_again(lake, "files") > 0
+            and rescan_flags(lake, "files") > 0
         )
     with Lake(s.storage, read_only=True) as lake, pytest.raises(LakeUnavailable, match="opened for reading"):
-        search_again(lake, "files")
+        rescan_flags(lake, "files")
 
 
 def test_a_frame_of_ones_own_is_judged_too(market, tmp_path):

@@ -17,7 +17,7 @@ from stockpredict.core.settings import load_settings
 from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.evaluate.splits import overlaps
+from stockpredict.evaluate.splits import leaking_sessions
 from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import make_model, models
@@ -172,7 +172,7 @@ def test_changed_settings_make_every_candidate_anew(home, study, tmp_path):
 
 
 def test_no_training_label_overlaps_a_test(study):
-    assert [overlaps(f) for f in study.folds] == [0, 0]
+    assert [leaking_sessions(f) for f in study.folds] == [0, 0]
     assert study.tested.stop == len(study.sessions)
 
 
