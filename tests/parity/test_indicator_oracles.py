@@ -10,7 +10,7 @@ import torch
 from test_feature_oracles import each, hard_numbers, market
 
 from stockpredict.core.errors import FeatureError
-from stockpredict.algebra import window_statistics as shapes
+from stockpredict.algebra import window_statistics
 from stockpredict.catalogue.feature import FEATURES, fill_features, empty_tensor
 from stockpredict.algebra.panel import FIELDS, Panel
 
@@ -559,14 +559,20 @@ def test_nothing_depends_on_the_unit_of_prices_or_volumes():
     assert {FEATURES[n].func.__name__ for n in far} == {"dollar_volume", "amihud"}
 
 
-# --- the further words of a series
+# --- the further window statistics of a series
 
 W = np.array([0.5, -0.2, 0.0, 0.3, 1.0])
 KERNELS = {
-    "rolling_weights": (lambda n: (np.resize(W, n),), lambda n: lambda w: w[..., ::-1] @ np.resize(W, n)),
+    "rolling_weighted_sum": (
+        lambda n: (np.resize(W, n),),
+        lambda n: lambda w: w[..., ::-1] @ np.resize(W, n),
+    ),
     "rolling_deviation": (lambda n: (n,), lambda n: lambda w: np.abs(w - w.mean(-1, keepdims=True)).mean(-1)),
     "rolling_fall": (lambda n: (n,), lambda n: lambda w: (np.maximum.accumulate(w, -1) - w).max(-1)),
-    "rolling_lows": (lambda n: (n, min(n, 3)), lambda n: lambda w: np.sort(w, -1)[..., : min(n, 3)].mean(-1)),
+    "rolling_lowest_mean": (
+        lambda n: (n, min(n, 3)),
+        lambda n: lambda w: np.sort(w, -1)[..., : min(n, 3)].mean(-1),
+    ),
     "rolling_kurt": (
         lambda n: (max(n, 4),),
         lambda n: (
@@ -579,7 +585,7 @@ KERNELS = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_window_statistic_equals_numpy_and_its_loop_equals_its_tensors(name):
     "And the loop gives the same bits from any start and beside any other ticker."
-    kernel, x = getattr(shapes, name), hard_numbers()
+    kernel, x = getattr(window_statistics, name), hard_numbers()
     x[80, 12] = x[90, 13] = 40.0
     tensors = kernel.__wrapped__
     for n in (1, 2, 4, 7, 20, 33, 64):
