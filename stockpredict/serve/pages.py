@@ -10,31 +10,15 @@ from functools import cache
 from importlib.resources import files
 
 from ..core.errors import NotFound, all_errors
+from ..core.templates import template, template_text
 
 # %% ../../nbs/serve/50_pages.ipynb #2213b464
-TEMPLATES = files("stockpredict.serve") / "templates"
-
-
-@cache
-def page_templates():  # a jinja2 `Environment`
-    "The templates of the service; every value is escaped."
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("stockpredict.serve", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def render_page(
-    name: str,  # file name of a template
+    name: str,  # file in `stockpredict/serve/templates`
     **values,  # the names it uses
 ) -> str:
-    "Fill a template."
-    return page_templates().get_template(name).render(**values)
+    "Fill a template; every value is escaped."
+    return template(f"serve/{name}").render(**values)
 
 # %% ../../nbs/serve/50_pages.ipynb #96b98195
 def strip_shapes(
@@ -161,8 +145,9 @@ def read_asset(
     name: str,  # one of the assets
 ) -> bytes:
     "The content of a style sheet or a script, read once."
-    folder = TEMPLATES if name in OWN_ASSETS else files("fastapi_offline") / "static"
-    return (folder / name).read_bytes()
+    if name in OWN_ASSETS:
+        return template_text(f"serve/{name}").encode()
+    return (files("fastapi_offline") / "static" / name).read_bytes()
 
 
 def page_asset(

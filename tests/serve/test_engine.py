@@ -153,7 +153,7 @@ def test_own_bars_that_equal_the_lakes_give_the_stored_answer(engine):
 
 
 def test_the_callers_money_is_close_times_volume_as_sent(settings):
-    "Peers keep the money of their published prices, and whoever sends the bars of a ticker gets its numbers."
+    "Peers keep the money of their published prices; the bars of a ticker give the numbers of that ticker."
     publish(settings, "ridge", 2, features=("ret_1", "amihud_20", "rank_money_20"))
     engine = Engine(settings)
     window, bars = engine.window(), own_bars(engine, "SIM03")
@@ -227,7 +227,7 @@ def test_a_number_that_is_not_finite_is_an_error(settings):
         predict_bars(engine, [WhatIf(bars=bars)])
 
 
-def test_a_lost_gpu_costs_speed_only(settings, monkeypatch):
+def test_without_its_gpu_the_engine_computes_on_the_cpu(settings, monkeypatch):
     engine = Engine(settings)
     expected = engine.predict_universe().predictions
     engine.device, real = "cuda", type(engine.model).predict
@@ -269,7 +269,7 @@ def test_gpu_and_cpu_agree(settings):
     pd.testing.assert_frame_equal(on["cpu"][numbers], on["cuda"][numbers], atol=1e-5)
 
 
-def test_a_batch_is_what_was_queued(run):
+def test_a_batch_is_what_was_waiting(run):
     gate, seen = threading.Event(), []
 
     def work(requests):

@@ -1,4 +1,4 @@
-"""Redis is optional: away, slow, flushed, poisoned or holding old things, the answers are the same."""
+"""Redis is optional: absent, slow, emptied, manipulated or out of date, it changes no answer."""
 
 import asyncio
 import shutil

@@ -1,4 +1,4 @@
-"""The table of answers: whole or not there, followed, shared, idempotent."""
+"""The table of answers: complete or refused, reloaded when it changes, and shared."""
 
 import dataclasses
 import os
