@@ -7,9 +7,11 @@ __all__ = ['Fold', 'plot_folds', 'count_leaking', 'leaking_sessions', 'walk_forw
 
 # %% ../../nbs/evaluate/20_splits.ipynb #e43a01e2
 import numpy as np
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from ..core.errors import EvaluateError, NotEnoughSessions
+from ..core.figures import BLUE, GREEN, ORANGE
 
 # %% ../../nbs/evaluate/20_splits.ipynb #ff2a8755
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Fold:
         return self.test_start - self.train_stop
 
     def __repr__(self):
-        return f"Fold(train {self.train_start}..{self.train_stop - 1}, gap {self.gap}, test {self.test_start}..{self.test_stop - 1})"
+        train = f"{self.train_start}..{self.train_stop - 1}"
+        return f"Fold(train {train}, gap {self.gap}, test {self.test_start}..{self.test_stop - 1})"
 
 # %% ../../nbs/evaluate/20_splits.ipynb #76bcd19a
 def plot_folds(
@@ -46,11 +49,10 @@ def plot_folds(
 
     ax = plt.subplots(figsize=(8, 0.9 + 0.35 * len(folds)), layout="constrained")[1]
     for k, f in enumerate(folds):
-        ax.barh(k, len(f.train), left=f.train_start, color="#0072B2", label="train" if not k else None)
-        ax.barh(
-            k, f.reach, left=f.train_stop, color="#E69F00", label="their labels end here" if not k else None
-        )
-        ax.barh(k, len(f.test), left=f.test_start, color="#009E73", label="test" if not k else None)
+        train, labels, test = ["train", "their labels end here", "test"] if not k else [None] * 3
+        ax.barh(k, len(f.train), left=f.train_start, color=BLUE, label=train)
+        ax.barh(k, f.reach, left=f.train_stop, color=ORANGE, label=labels)
+        ax.barh(k, len(f.test), left=f.test_start, color=GREEN, label=test)
     ax.invert_yaxis()
     ax.set(yticks=range(len(folds)), ylabel="fold", xlabel="session")
     ax.figure.legend(ncols=3, loc="outside upper right", frameon=False)
@@ -58,11 +60,11 @@ def plot_folds(
 
 # %% ../../nbs/evaluate/20_splits.ipynb #60630c9c
 def count_leaking(
-    train,  # positions of training sessions, any order
-    test,  # positions of test sessions, any order
+    train: Iterable[int],  # positions of training sessions, any order
+    test: Iterable[int],  # positions of test sessions, any order
     reach: int,  # sessions from a decision to the end of its label
 ) -> int:
-    "How many training sessions have a decision-to-label window that meets one of the test."
+    "Number of training sessions whose decision-to-label window meets one of the test."
     test = np.sort(np.asarray(list(test), int))
     train = np.asarray(list(train), int)
     if not len(test) or not len(train):
@@ -71,7 +73,7 @@ def count_leaking(
     nearest = test[np.minimum(after, len(test) - 1)]
     return int(np.sum((after < len(test)) & (nearest <= train + reach)))
 
-
+# %% ../../nbs/evaluate/20_splits.ipynb #ed1e8b9e
 def leaking_sessions(
     fold: Fold,  # from this notebook or built by hand
 ) -> int:
@@ -91,9 +93,13 @@ def walk_forward(
     "Expanding, purged and embargoed folds whose tests tile the rest of history."
     _positive(horizon_max=horizon_max, folds=folds, first_train=first_train, min_test=min_test)
     if min(entry_delay, embargo) < 0:
-        raise EvaluateError("entry_delay and embargo count sessions forward and cannot be negative.")
+        raise EvaluateError(
+            f"entry_delay is {entry_delay} and embargo is {embargo}; neither can be negative.",
+            "Give the number of sessions, 0 or more.",
+        )
     reach = entry_delay + horizon_max
-    gap, need = reach + embargo, first_train + reach + embargo + folds * min_test
+    gap = reach + embargo
+    need = first_train + gap + folds * min_test
     if n_sessions < need:
         parts = f"{first_train} to train, {gap} of gap, {folds} x {min_test} to test"
         raise NotEnoughSessions(
@@ -105,12 +111,12 @@ def walk_forward(
     edges = np.linspace(first_train + gap, n_sessions, folds + 1).round().astype(int).tolist()
     return [Fold(a - gap, a, b, reach) for a, b in pairwise(edges)]
 
-
+# %% ../../nbs/evaluate/20_splits.ipynb #9f962687
 def _positive(**values):
     for name, v in values.items():
         if v < 1:
             raise EvaluateError(
-                f"{name} is {v}; it has to be at least 1.", f"Give {name} a positive whole number."
+                f"{name} is {v}; it has to be at least 1.", f"Set {name} to a positive whole number."
             )
 
 # %% ../../nbs/evaluate/20_splits.ipynb #59233ddb
@@ -129,9 +135,12 @@ def purged_tail(
         raise EvaluateError(
             f"share is {share}; it is the held-out part of the window.", "Use a number between 0 and 1."
         )
-    have, reach = stop - start, entry_delay + horizon_max
-    gap, size = reach + embargo, max(round(share * have), min_test)
-    left, need = have - size - gap, max(2 * min_test + gap, int(np.ceil((min_test + gap + 1) / (1 - share))))
+    have = stop - start
+    reach = entry_delay + horizon_max
+    gap = reach + embargo
+    size = max(round(share * have), min_test)
+    left = have - size - gap
+    need = max(2 * min_test + gap, int(np.ceil((min_test + gap + 1) / (1 - share))))
     if left < min_test:
         what = f"a tail of {size} after a gap of {gap} leaves {max(left, 0)} to train on"
         raise NotEnoughSessions(
