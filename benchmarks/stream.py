@@ -22,7 +22,8 @@ import redis
 
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.settings import Settings
-from stockpredict.stream.consumer import consume, encode_messages
+from stockpredict.stream.consumer import consume
+from stockpredict.stream.messages import encode_messages
 from stockpredict.lake.lake import Lake
 from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars

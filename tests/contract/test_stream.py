@@ -11,8 +11,10 @@ from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
-from stockpredict.stream.consumer import ENOUGH_TO_REFUSE, Consumer, consume, decode_messages, message_fault, dead_letters, encode_messages, publish_rows
-from stockpredict.stream.consumer import replay_from, resend_dead_letters
+from stockpredict.stream.consumer import ENOUGH_TO_REFUSE, Consumer, consume
+from stockpredict.stream.dead_letters import dead_letters
+from stockpredict.stream.messages import decode_messages, message_fault, encode_messages, publish_rows
+from stockpredict.stream.dead_letters import replay_from, resend_dead_letters
 from stockpredict.lake.lake import Lake
 from stockpredict.stream.live_table import LiveTable
 from stockpredict.stream.replay import replay, split_into_trades
@@ -265,31 +267,31 @@ GOOD = dict(
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (b"", "no JSON object"),
-        (b"[]", "no JSON object"),
-        (b"\xff\xfe", "no JSON object"),
-        (b"{" * 10_000, "no JSON object"),
-        (b'{"close": NaN}', "no JSON object"),
-        (dict(ticker=None), "It lacks ticker"),
-        (dict(extra=1), "field that nobody knows: 'extra'"),
+        (b"", "not a JSON object"),
+        (b"[]", "not a JSON object"),
+        (b"\xff\xfe", "not a JSON object"),
+        (b"{" * 10_000, "not a JSON object"),
+        (b'{"close": NaN}', "not a JSON object"),
+        (dict(ticker=None), "field ticker is missing"),
+        (dict(extra=1), "field 'extra' is unknown"),
         (dict(span="day"), "There is no span 'day'"),
         (dict(span=5), "There is no span"),
-        (dict(ticker="'; DROP TABLE bars; --"), "is no ticker"),
-        (dict(ticker="../../etc"), "is no ticker"),
-        (dict(ticker="A\x1b[2J"), "is no ticker"),
-        (dict(ticker="aapl"), "is no ticker"),
-        (dict(ticker="\u0410APL"), "is no ticker"),
-        (dict(ticker="A" * 10_000), "is no ticker"),
-        (dict(source="x\ny"), "no name of a source"),
-        (dict(source=""), "no name of a source"),
-        (dict(event_us="yesterday"), "event_us is no time"),
-        (dict(event_us=-1), "event_us is no time"),
-        (dict(event_us=True), "event_us is no time"),
-        (dict(known_us=1.5), "known_us is no time"),
-        (dict(clock_us=10**19), "clock_us is no time"),
-        (dict(close="12"), "close is no number"),
-        (dict(volume=[1]), "volume is no number"),
-        (dict(id=7), "id is no text"),
+        (dict(ticker="'; DROP TABLE bars; --"), "is not a ticker"),
+        (dict(ticker="../../etc"), "is not a ticker"),
+        (dict(ticker="A\x1b[2J"), "is not a ticker"),
+        (dict(ticker="aapl"), "is not a ticker"),
+        (dict(ticker="\u0410APL"), "is not a ticker"),
+        (dict(ticker="A" * 10_000), "is not a ticker"),
+        (dict(source="x\ny"), "not a valid name of a source"),
+        (dict(source=""), "not a valid name of a source"),
+        (dict(event_us="yesterday"), "event_us is not a time"),
+        (dict(event_us=-1), "event_us is not a time"),
+        (dict(event_us=True), "event_us is not a time"),
+        (dict(known_us=1.5), "known_us is not a time"),
+        (dict(clock_us=10**19), "clock_us is not a time"),
+        (dict(close="12"), "close is not a number"),
+        (dict(volume=[1]), "volume is not a number"),
+        (dict(id=7), "id is not text"),
         (dict(event_us=int(2e15) + 10**15), "in the future"),
         (dict(span="1m", close=-1.0), "zero, negative"),
         (dict(span="1m", high=0.5), "do not enclose"),
@@ -319,7 +321,7 @@ def test_dead_letters_are_kept_and_can_be_sent_again(settings, server):
     assert drain(settings).letters == 1
     server.client.delete("stockpredict:letters")
     found = dead_letters(settings)
-    assert found.data.tolist() == ["nonsense"] and found.reason.tolist() == ["It is no JSON object."]
+    assert found.data.tolist() == ["nonsense"] and found.reason.tolist() == ["The message is not a JSON object."]
     assert resend_dead_letters(settings) == 1 and len(dead_letters(settings)) == 0
     assert drain(settings).letters == 1 and len(dead_letters(settings)) == 1
 

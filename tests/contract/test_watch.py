@@ -14,7 +14,8 @@ import pytest
 from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
 
-from stockpredict.stream.consumer import MERGE_ABOVE, Consumer, consume, encode_messages, publish_rows
+from stockpredict.stream.consumer import MERGE_ABOVE, Consumer, consume
+from stockpredict.stream.messages import encode_messages, publish_rows
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES
 from stockpredict.sources.simulate import sample_bars
@@ -162,7 +163,7 @@ def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
         assert c.lake.fingerprint() == before == c.lake.verify()
         pd.testing.assert_frame_equal(c.lake.bars(snapshot=int(versions.snapshot.iloc[-5])), middle)
         with Lake(settings.storage) as other, other.writer():
-            c._pieces = -10
+            c._merged_files = -10
             assert c.tidy() is False, "somebody else writes"
 
 

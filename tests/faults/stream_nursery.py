@@ -17,7 +17,8 @@ from kill_points import sample
 from live_redis import Server, live_settings
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.stream.consumer import consume, encode_messages
+from stockpredict.stream.consumer import consume
+from stockpredict.stream.messages import encode_messages
 from stockpredict.lake.lake import Lake
 from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars

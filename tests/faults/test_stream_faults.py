@@ -16,7 +16,9 @@ import pytest
 from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
-from stockpredict.stream.consumer import MAX_DELIVERIES, Consumer, consume, dead_letters, encode_messages, publish_rows
+from stockpredict.stream.consumer import MAX_DELIVERIES, Consumer, consume
+from stockpredict.stream.dead_letters import dead_letters
+from stockpredict.stream.messages import encode_messages, publish_rows
 from stockpredict.lake.lake import Lake
 from stockpredict.stream.live_table import LiveTable
 from stockpredict.sources.simulate import sample_bars
