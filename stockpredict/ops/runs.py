@@ -50,13 +50,13 @@ def notebook_parameters(
     notebook: str | Path,  # a notebook file
 ) -> dict[str, Parameter]:
     "The parameters that a run notebook declares."
-    cells = json.loads(Path(run_notebook_path).read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) != 1:
         raise ParameterRefused(
             f"{Path(notebook).stem} has {len(tagged)} cells tagged 'parameters'; values would not reach it.",
             "Tag exactly one cell of the notebook with 'parameters'.",
-            run=Path(run_notebook_path).stem,
+            run=Path(notebook).stem,
         )
     return cell_parameters(tagged[0])
 

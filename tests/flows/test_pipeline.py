@@ -9,7 +9,7 @@ import pytest
 
 from stockpredict.core.errors import FlowLocked, NotFound, RunError
 from stockpredict.core.settings import load_settings
-from stockpredict.ops import pipeline, study as work
+from stockpredict.ops import pipeline, work
 
 
 @pytest.fixture
@@ -101,9 +101,9 @@ def test_what_is_no_work_folder_is_said_to_be_none(settings, tmp_path):
 HOLD = """
 import sys, time
 from stockpredict.core.settings import load_settings
-from stockpredict.ops.study import alone
-with alone(load_settings(overrides={"storage.home": sys.argv[1]}), "the nightly run"):
-    print("held", flush=True); time.sleep(60)
+from stockpredict.ops.work import retrain_lock
+with retrain_lock(load_settings(overrides={"storage.home": sys.argv[1]}), "the nightly run"):
+    print("holder", flush=True); time.sleep(60)
 """
 
 

@@ -228,7 +228,7 @@ def test_a_page_of_notes_that_is_damaged_costs_only_asking_again(world):
 
 def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors_fall(world):
     from stockpredict.ops.pipeline import ingest
-    from stockpredict.ops.study import open_work
+    from stockpredict.ops.work import open_work
 
     settings, fake, _ = world
     mine = settings.with_(
