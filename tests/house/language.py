@@ -2,9 +2,7 @@
 
 import ast
 import importlib.metadata
-import io
 import re
-import tokenize
 import tomllib
 
 from notebooks import EXPORT, NotebookFile, plain, source
@@ -35,13 +33,18 @@ PUBLIC = re.compile(r"^#\|\s*exports?\b", re.M)  # `exporti` keeps a name out of
 
 
 def names(text: str) -> set[str]:
-    "Identifiers of a piece of Python that are not attributes of something else."
-    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    return {
-        t.string
-        for before, t in zip([None, *tokens], tokens)
-        if t.type == tokenize.NAME and not (before and before.string == ".")
-    }
+    "Names that a piece of Python gives to things; attributes and keyword arguments are somebody else's."
+    given = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            given.add(node.id)
+        elif isinstance(node, ast.arg):
+            given.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            given.add(node.name)
+        elif isinstance(node, ast.alias) and node.asname:
+            given.add(node.asname)
+    return given
 
 
 def definitions(cell) -> list:
