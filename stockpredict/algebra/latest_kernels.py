@@ -68,7 +68,7 @@ def newest_fall(x):
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #39636d75
 @compiled
 def load_strand_block(row, centre, square, scaled, up, magic, away):
-    "Distances of `row` from `centre`, squared on request, rounded to whole numbers if `scaled`; 0 where not finite."
+    "Distances of `row` from `centre`, squared on request, whole numbers if `scaled`; 0 where not finite."
     away[len(row) :] = 0.0
     for j in range(len(row)):
         v = np.float64(row[j]) - centre

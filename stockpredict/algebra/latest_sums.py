@@ -67,7 +67,7 @@ def join_blocks(new, old, size, width, fade, trend):
 # %% ../../nbs/algebra/25_latest_sums.ipynb #f528df85
 @compiled
 def block_sums(x, y, z, many, parent, which, first, width, start, m, fade, trend, heap, wide):
-    "Sums of products over the `width` bars from bar `first` on, for `m` tickers, left in the heap's first row."
+    "Sums of products over `width` bars from bar `first` on, for `m` tickers, in the heap's first row."
     parts = len(parent) * m
     top = 0
     for i in range(width):
@@ -207,7 +207,7 @@ def last_power_sums(x, n, order, fade):
 # %% ../../nbs/algebra/25_latest_sums.ipynb #be146471
 @compiled
 def double_blocks(a, b, size, width, f, twice):
-    "From all blocks of `width` rows in `a`, those of twice the width, or four times, into `b`."
+    "From all blocks of `width` rows in `a`, those of twice or four times the width, into `b`."
     step = width * size
     if not twice:
         lo = (2 * width - 1) * size
@@ -227,7 +227,7 @@ def double_blocks(a, b, size, width, f, twice):
 # %% ../../nbs/algebra/25_latest_sums.ipynb #4c8d7ee3
 @compiled
 def sliding_sums(a, b, s, n, size, fade):
-    "Sums of every `n` rows of the flat table `a`, `size` columns wide, into `s`; `a` and `b` are overwritten."
+    "Sums of every `n` rows of the flat table `a`, `size` columns wide, into `s`; overwrites `a` and `b`."
     width, done, faded = 1, 0, 1.0
     while True:
         f, many, step = fade, len(s), width * size
@@ -258,7 +258,7 @@ def sliding_sums(a, b, s, n, size, fade):
 # %% ../../nbs/algebra/25_latest_sums.ipynb #c4a34f58
 @compiled
 def fill_tile(x, start, size, power, to):
-    "Some columns as one flat table: a power of the values, or (0) values, or (-1) ones, 0 where undefined."
+    "Some columns as one flat table: a power of the values, or (0) values, (-1) ones, 0 if undefined."
     holes = 0
     for t in range(len(x)):
         row, here = x[t, start : start + size], to[t * size : (t + 1) * size]

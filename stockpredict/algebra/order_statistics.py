@@ -74,6 +74,28 @@ def window_extremes(x, n, sign):
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #40bf1334
 @compiled
+def join_extremes(best, since, past, then, back, first, oldest):
+    "Join an older block, `back` bars before the newest, to the extremes of a window and their ages."
+    for j in range(len(best)):
+        a, b = (past[j], then[j]) if first else (past[j], then[j] + back)
+        keep = ((best[j] > a) | (best[j] == a) & (not oldest) | (best[j] != best[j])) & (not first)
+        best[j] = best[j] if keep else a
+        since[j] = since[j] if keep else b
+
+# %% ../../nbs/algebra/20_order_statistics.ipynb #f60765a5
+@compiled
+def double_extremes(new, age, row, aged, back, oldest):
+    "Double the newest block of extremes and their ages; the block itself stays in `row` and `aged`."
+    for j in range(len(new)):
+        a, b, v, w = row[j], aged[j] + back, new[j], age[j]
+        row[j] = v
+        aged[j] = w
+        keep = (v > a) | (v == a) & (not oldest) | (v != v)
+        new[j] = v if keep else a
+        age[j] = w if keep else b
+
+# %% ../../nbs/algebra/20_order_statistics.ipynb #04d75d9b
+@compiled
 def window_extreme_ages(x, n, sign, oldest):
     "Bars since the largest of `n` bars times `sign`; on a tie the newest, or the oldest."
     rows, size = x.shape
@@ -90,25 +112,13 @@ def window_extreme_ages(x, n, sign, oldest):
         while True:
             row, aged = ring[width - 1 + (t & (width - 1))], when[width - 1 + (t & (width - 1))]
             if n & width:
-                past = ring[width - 1 + ((t - done) & (width - 1))]
-                then = when[width - 1 + ((t - done) & (width - 1))]
-                back = np.float32(done)
-                for j in range(size):
-                    a, b = (new[j], age[j]) if done == 0 else (past[j], then[j] + back)
-                    keep = ((best[j] > a) | (best[j] == a) & (not oldest) | (best[j] != best[j])) & (done > 0)
-                    best[j] = best[j] if keep else a
-                    since[j] = since[j] if keep else b
+                at = width - 1 + ((t - done) & (width - 1))
+                past, then = (new, age) if done == 0 else (ring[at], when[at])
+                join_extremes(best, since, past, then, np.float32(done), done == 0, oldest)
                 done += width
             if 2 * width > n:
                 break
-            back = np.float32(width)
-            for j in range(size):
-                a, b, v, w = row[j], aged[j] + back, new[j], age[j]
-                row[j] = v
-                aged[j] = w
-                keep = (v > a) | (v == a) & (not oldest) | (v != v)
-                new[j] = v if keep else a
-                age[j] = w if keep else b
+            double_extremes(new, age, row, aged, np.float32(width), oldest)
             width *= 2
         row[:] = new
         aged[:] = age

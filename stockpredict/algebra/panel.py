@@ -62,12 +62,13 @@ class Panel:
     def market(self) -> Series:
         return self.returns.xmean()  # the equally weighted market, seen from every ticker
 
-    sessions = property(lambda self: self.grid.sessions)
-    tickers = property(lambda self: self.grid.tickers)
-    present = property(lambda self: self.grid.present)
-    device = property(lambda self: self.present.device)
-
 # %% ../../nbs/algebra/50_panel.ipynb #92793d4b
+Panel.sessions = property(lambda self: self.grid.sessions)
+Panel.tickers = property(lambda self: self.grid.tickers)
+Panel.present = property(lambda self: self.grid.present)
+Panel.device = property(lambda self: self.present.device)
+
+
 @patch
 def __len__(self: Panel):
     return len(self.sessions)

@@ -443,7 +443,7 @@ def _zscore(x):
 def _spread(x):
     return numba_kernels.spread_across(x)[1]
 
-
+# %% ../../nbs/algebra/40_series.ipynb #0e31fd1b
 def _demean(x):
     return (x - numba_kernels.mean_across(x)).to(x.dtype)
 

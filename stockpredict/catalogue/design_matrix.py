@@ -43,40 +43,29 @@ class Spec:
             hint = "Name at least one feature or set."
             raise FeatureError("There is no feature in this specification.", hint)
 
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #c67c49b4
-@patch(as_prop=True)
-def features(self: Spec) -> list[Feature]:  # in order
-    return as_features(list(self.names))
+    @property
+    def lookback(self) -> int:  # bars of history behind one row of inputs
+        return max([exp_memory(VOLATILITY_DECAY) + 1, *(f.lookback for f in as_features(list(self.names)))])
 
+    @property
+    def crossings(self) -> int:  # comparisons across tickers on the way
+        return max(f.crossings for f in as_features(list(self.names)))
 
-@patch(as_prop=True)
-def lookback(self: Spec) -> int:  # bars of history behind one row of inputs
-    return max([exp_memory(VOLATILITY_DECAY) + 1, *(f.lookback for f in self.features)])
+    @property
+    def needs(self) -> tuple[str, ...]:  # fields beside the bars, sorted; see `with_facts`
+        return tuple(sorted(set().union(*(f.fields for f in as_features(list(self.names)))) - set(FIELDS)))
 
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #957a9f70
-@patch(as_prop=True)
-def crossings(self: Spec) -> int:  # comparisons across tickers on the way
-    return max(f.crossings for f in self.features)
+    @property
+    def hash(self) -> str:  # 12 hex digits
+        recipe = [self.normalise, [(f.name, f.formula, f.lookback) for f in as_features(list(self.names))]]
+        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
 
-
-@patch(as_prop=True)
-def needs(self: Spec) -> tuple[str, ...]:  # fields beside the bars, sorted; see `with_facts`
-    return tuple(sorted(set().union(*(f.fields for f in self.features)) - set(FIELDS)))
-
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #c00928f6
-@patch(as_prop=True)
-def hash(self: Spec) -> str:  # 12 hex digits
-    recipe = [self.normalise, [(f.name, f.formula, f.lookback) for f in self.features]]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
-
-
-@patch
-def tail(
-    self: Spec,
-    panel: Panel,  # the market as known
-) -> Panel:  # the newest sessions
-    "The part of a panel that the newest row of inputs needs."
-    return panel.tail(self.lookback, self.crossings)
+    def tail(
+        self,
+        panel: Panel,  # the market as known
+    ) -> Panel:  # the newest sessions
+        "The part of a panel that the newest row of inputs needs."
+        return panel.tail(self.lookback, self.crossings)
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #ccfa8800
 def volatility_of(
@@ -118,16 +107,21 @@ class Inputs:
     def usable(self) -> Tensor:
         return self.present & (self.volatility > 0)  # bool: where a forecast can be made
 
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #2ac1dd5f
-@patch
-def __len__(self: Inputs):
-    return len(self.sessions)
+    def __len__(self):
+        return len(self.sessions)
 
+    def _rows(self, rows: slice) -> "Inputs":
+        return replace(
+            self,
+            x=self.x[rows],
+            present=self.present[rows],
+            volatility=self.volatility[rows],
+            sessions=self.sessions[rows],
+        )
 
-@patch
-def __repr__(self: Inputs):
-    shape = f"{len(self)} sessions x {len(self.tickers)} tickers x {len(self.names)} features"
-    return f"Inputs of {shape}, {self.usable.float().mean():.1%} usable"
+    def __repr__(self):
+        shape = f"{len(self)} sessions x {len(self.tickers)} tickers x {len(self.names)} features"
+        return f"Inputs of {shape}, {self.usable.float().mean():.1%} usable"
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #068841bc
 def make_inputs(
@@ -149,17 +143,6 @@ def make_inputs(
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #67dd8efd
 @patch
-def _rows(self: Inputs, rows: slice) -> Inputs:
-    return replace(
-        self,
-        x=self.x[rows],
-        present=self.present[rows],
-        volatility=self.volatility[rows],
-        sessions=self.sessions[rows],
-    )
-
-
-@patch
 def until(
     self: Inputs,
     stop: int,  # position of a session
@@ -167,7 +150,7 @@ def until(
     "The inputs as they were before a session."
     return self._rows(slice(0, stop))
 
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #37b507ac
+
 @patch
 def last(
     self: Inputs,
@@ -176,18 +159,17 @@ def last(
     "The newest sessions."
     return self._rows(slice(max(0, len(self) - n), None))
 
-
+# %% ../../nbs/catalogue/30_design_matrix.ipynb #feeb6b1e
 @patch
 def among(
     self: Inputs,
     members: Tensor,  # bool `[session, ticker]`
 ) -> Inputs:
     "The same inputs, usable only for the members."
-    return replace(
-        self, volatility=self.volatility.masked_fill(~members.to(self.volatility.device), math.nan)
-    )
+    volatility = self.volatility.masked_fill(~members.to(self.volatility.device), math.nan)
+    return replace(self, volatility=volatility)
 
-# %% ../../nbs/catalogue/30_design_matrix.ipynb #feeb6b1e
+
 @patch
 def to(
     self: Inputs,

@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'SETS', 'Feature', 'prove', 'feature', 'technical', 'comp
            'search_features']
 
 # %% ../../nbs/catalogue/00_feature.ipynb #3aaee31a
-import inspect, math
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -102,7 +102,7 @@ class Feature:
 
     @property
     def formula(self) -> str:
-        return inspect.cleandoc(self.func.__doc__ or "")
+        return " ".join((self.func.__doc__ or "").split())  # a long formula may take several lines
 
     def __call__(self, panel: Panel) -> Series:
         out = self.func(panel, *self.args)

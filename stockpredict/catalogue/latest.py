@@ -82,17 +82,6 @@ class Plan:
         self.crossed = any(s.whole for s in self.steps)
         self._plan_drops()
 
-    def _steps_of(self, phase):  # those of single tickers, those of all tickers
-        mine = [s for s in self.steps if s.phase == phase]
-        return [s for s in mine if not s.whole], [s for s in mine if s.whole]
-
-    def _plan_drops(self):  # after which step is a series no longer needed?
-        seen = set()
-        for own, whole in reversed(self.phases):
-            for s in (*reversed(whole), *reversed(own)):
-                s.drop = list({*s.parts, s.recipe} - seen)
-                seen |= {*s.parts, s.recipe}
-
     def __repr__(self):
         return f"Plan of {len(self.steps)} steps in {len(self.phases)} phases, {self.rows} rows of history"
 
@@ -102,6 +91,21 @@ def _classify(step, parts):  # is it a column, does it need all tickers, and in 
     step.column = step.kind == "column" or (step.kind in ("each", "back") and from_columns)
     step.whole = step.column or step.kind == "across"
     step.phase = max((b.phase + (b.whole and not step.column) for b in parts), default=0)
+
+# %% ../../nbs/catalogue/10_latest.ipynb #ee88ec6d
+@patch
+def _steps_of(self: Plan, phase):  # those of single tickers, those of all tickers
+    mine = [s for s in self.steps if s.phase == phase]
+    return [s for s in mine if not s.whole], [s for s in mine if s.whole]
+
+
+@patch
+def _plan_drops(self: Plan):  # after which step is a series no longer needed?
+    seen = set()
+    for own, whole in reversed(self.phases):
+        for s in (*reversed(whole), *reversed(own)):
+            s.drop = list({*s.parts, s.recipe} - seen)
+            seen |= {*s.parts, s.recipe}
 
 # %% ../../nbs/catalogue/10_latest.ipynb #bec17178
 @lru_cache(16)

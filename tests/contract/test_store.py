@@ -207,7 +207,7 @@ def test_a_damaged_manifest_or_a_lost_part_is_computed_again(settings):
 def test_a_write_that_dies_shows_nothing(settings, monkeypatch):
     with FeatureStore(settings, NAMES) as store:
         monkeypatch.setattr(
-            "stockpredict.catalogue.feature_store._npz", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt())
+            "stockpredict.catalogue.part_files._save_arrays", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt())
         )
         with pytest.raises(KeyboardInterrupt):
             store.materialise()
@@ -222,7 +222,7 @@ def test_other_code_other_features_other_dates_other_folder(settings, monkeypatc
     assert FeatureStore(settings, NAMES[::-1]).key != key
     assert FeatureStore(settings.with_(**{"data.start": "2015-01-01"}), NAMES).key != key
     assert FeatureStore(settings.with_(**{"storage.reports": "elsewhere"}), NAMES).key == key
-    monkeypatch.setattr("stockpredict.catalogue.feature_store.np.__version__", "0")
+    monkeypatch.setattr("stockpredict.catalogue.code_fingerprint.np.__version__", "0")
     assert FeatureStore(settings, NAMES).key != key
 
 
@@ -393,7 +393,7 @@ import sys, threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stockpredict.core.settings import load_settings
-from stockpredict.catalogue.online_store import Online
+from stockpredict.catalogue.online_store import OnlineStore
 from stockpredict.catalogue.feature_store import FeatureStore
 home, url, names, market = eval(sys.argv[1])
 settings = load_settings(environ={}, overrides=market | {"storage.home": home, "store.redis_url": url, "store.timeout_ms": 5000})
@@ -402,7 +402,7 @@ def counted(self, snapshot=None):
     with open(Path(home) / "calls", "a") as f: f.write("1")
     return newest(self, snapshot)
 FeatureStore.newest = counted
-with Online(FeatureStore(settings, names)) as o:
+with OnlineStore(FeatureStore(settings, names)) as o:
     print("ready", flush=True); sys.stdin.readline()
     with ThreadPoolExecutor(34) as pool: got = list(pool.map(lambda i: o.get(f"SIM{i % 20:02d}"), range(34)))
     print(len(got), len({v.values.tobytes() for v in got}), flush=True)
