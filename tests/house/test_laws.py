@@ -12,18 +12,6 @@ from notebooks import EXPORT, NotebookFile, floors, plain, read_all, source, upw
 
 # A notebook on this list stands beyond a wall until the date beside it.
 BEYOND_THE_WALL: dict[str, str] = {
-    "algebra/10_numba_kernels.ipynb": "2026-12-01",
-    "algebra/20_order_statistics.ipynb": "2026-12-01",
-    "algebra/30_latest_kernels.ipynb": "2026-12-01",
-    "algebra/40_series.ipynb": "2026-12-01",
-    "algebra/50_panel.ipynb": "2026-12-01",
-    "algebra/60_window_statistics.ipynb": "2026-12-01",
-    "catalogue/00_feature.ipynb": "2026-12-01",
-    "catalogue/10_latest.ipynb": "2026-12-01",
-    "catalogue/20_point_in_time.ipynb": "2026-12-01",
-    "catalogue/30_design_matrix.ipynb": "2026-12-01",
-    "catalogue/40_feature_store.ipynb": "2026-12-01",
-    "catalogue/50_online_store.ipynb": "2026-12-01",
     "cli/10_data_commands.ipynb": "2026-12-01",
     "evaluate/70_plots.ipynb": "2026-12-01",
     "evaluate/80_quality_plots.ipynb": "2026-12-01",
