@@ -102,6 +102,9 @@ def test_the_one_liners_of_the_readme_work():
         rsi.on(long).frame()["AAA"], rsi.on(sample).frame().iloc[:, 0], check_names=False, check_freq=False
     )
     assert len(search_features("VOLATILITY")) > 10 and search_features("no such thing").empty
-    assert feature_ic(rsi).value == feature_ic(rsi.on(sample)).value == feature_ic("rsi_14").value and abs(feature_ic("rsi_14").value) < 0.1
+    assert (
+        feature_ic(rsi).value == feature_ic(rsi.on(sample)).value == feature_ic("rsi_14").value
+        and abs(feature_ic("rsi_14").value) < 0.1
+    )
     with pytest.raises(UnknownName, match="rsi_14"):
         FEATURES["rsi_15"]

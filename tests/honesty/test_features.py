@@ -10,7 +10,16 @@ import torch
 
 from stockpredict.core.errors import FeatureError, NotEnoughHistory, SeesFuture
 from stockpredict.core.registry import Registry
-from stockpredict.catalogue.feature import SETS, Feature, compute, defined_features, feature, FEATURES, fill_features
+from stockpredict.catalogue.cards import card
+from stockpredict.catalogue.feature import (
+    SETS,
+    Feature,
+    compute,
+    defined_features,
+    feature,
+    FEATURES,
+    fill_features,
+)
 from stockpredict.catalogue.feature import proof_panel, prove, resolve_names, search_features, feature_table
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.algebra.panel import FIELDS, Panel, Series, equal_with_nan, scramble_future
@@ -100,7 +109,9 @@ def test_there_is_a_catalogue_to_prove():
 def stage(gaps: bool, also: frozenset) -> tuple:
     "A market, what it might have become after some sessions, and what was known of it at others; built once for all features."
     panel = random_panel(3, gaps=gaps, also=also)
-    futures = [(t, other) for t in (251, 349, 512) for other in (panel.first(t + 1), scramble_future(panel, t))]
+    futures = [
+        (t, other) for t in (251, 349, 512) for other in (panel.first(t + 1), scramble_future(panel, t))
+    ]
     return panel, futures, [panel.first(stop) for stop in (116, 300, 501, len(panel) - 1, len(panel))]
 
 
@@ -114,7 +125,9 @@ def test_every_feature_is_causal_and_its_look_back_suffices(name):
         whole = f(panel).values
         defined |= not whole.isnan().all()
         for t, other in futures:
-            assert equal_with_nan(whole[: t + 1], f(other).values[: t + 1]), f"{name} sees what follows row {t}"
+            assert equal_with_nan(whole[: t + 1], f(other).values[: t + 1]), (
+                f"{name} sees what follows row {t}"
+            )
         for past in pasts:
             short = f(past.tail(f.lookback, f.crossings)).values
             assert equal_with_nan(short[-1], whole[len(past) - 1]), (
@@ -326,7 +339,9 @@ def test_reading_values_cannot_change_a_panel():
     panel.close.values.zero_()
     panel.returns.values.zero_()
     panel.close.mean(3).values.zero_()
-    assert equal_with_nan(panel.close.values, before) and not (panel.returns.values.nan_to_num(1.0) == 0).all()
+    assert (
+        equal_with_nan(panel.close.values, before) and not (panel.returns.values.nan_to_num(1.0) == 0).all()
+    )
 
 
 def test_a_feature_must_stay_on_its_panel():
@@ -343,7 +358,11 @@ def test_a_feature_must_stay_on_its_panel():
 
 
 def same_inputs(a, b) -> bool:
-    return torch.equal(a.x, b.x) and torch.equal(a.present, b.present) and equal_with_nan(a.volatility, b.volatility)
+    return (
+        torch.equal(a.x, b.x)
+        and torch.equal(a.present, b.present)
+        and equal_with_nan(a.volatility, b.volatility)
+    )
 
 
 @pytest.mark.parametrize("normalise", ["rank", "zscore", "none"])
@@ -461,16 +480,16 @@ def test_no_feature_is_another_one_under_a_second_name():
         "copy": values["dollar_volume_252"].clone(),
         "still": 0 * values["vol_20"] + 2,
     }
-    found = twins(values | planted)
+    pairs = twins(values | planted)
     assert not [n for n, x in values.items() if x.isnan().all()], "what is never defined cannot be compared"
-    assert {("rsi_14", "falling"), ("dollar_volume_252", "copy"), ("still",)} <= found, (
+    assert {("rsi_14", "falling"), ("dollar_volume_252", "copy"), ("still",)} <= pairs, (
         "the planted ones are not found"
     )
 
     def family(name):
         return FEATURES[name].func.__name__
 
-    double = {pair for pair in found if not set(pair) & set(planted) and not set(pair) <= ALPHA}
+    double = {pair for pair in pairs if not set(pair) & set(planted) and not set(pair) <= ALPHA}
     assert {
         pair
         for pair in double
@@ -493,12 +512,15 @@ def test_the_catalogue_explains_every_feature():
 
 
 def test_the_catalogue_can_be_searched_and_shows_cards():
-    found = search_features("VOLATILITY")
-    assert "vol_20" in found.index and "alpha_std_5" in found.index and "ret_1" not in found.index
-    assert search_features("Wilder").source.str.contains("Wilder").any() and search_features("no such (word").empty
-    card = FEATURES["amihud_20"]._repr_html_()
-    assert "Amihud (2002)" in card and "21 bars" in card and "close, volume" in card
-    assert "<script>" not in Feature(lambda b: b.close, group="<script>")._repr_html_()
+    rows = search_features("VOLATILITY")
+    assert "vol_20" in rows.index and "alpha_std_5" in rows.index and "ret_1" not in rows.index
+    assert (
+        search_features("Wilder").source.str.contains("Wilder").any()
+        and search_features("no such (word").empty
+    )
+    html = card(FEATURES["amihud_20"])
+    assert "Amihud (2002)" in html and "21 bars" in html and "close, volume" in html
+    assert "<script>" not in card(Feature(lambda b: b.close, group="<script>"))
 
 
 def test_a_panel_refuses_what_it_cannot_mean():

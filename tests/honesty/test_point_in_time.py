@@ -14,7 +14,13 @@ from stockpredict.lake.adjustments import adjust
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
 from stockpredict.catalogue.feature import Feature, as_features, compute, fill_features, prove
-from stockpredict.catalogue.point_in_time import as_known, attach_fields, decision_times, fact_series, count_per_session
+from stockpredict.catalogue.point_in_time import (
+    as_known,
+    attach_fields,
+    decision_times,
+    fact_series,
+    count_per_session,
+)
 from stockpredict.catalogue.point_in_time import with_facts
 from stockpredict.features.fundamentals import report_fields
 from stockpredict.features.membership import neutralise_beta, demean_by_group, member_fields
@@ -292,10 +298,16 @@ def test_a_signal_known_two_bars_late_is_worth_less_than_it_seems(panel, closes)
 # --- as features
 
 LEAKS = {
-    "next known value": lambda b: Series(fact_series(b, "assets").values.roll(-1, 0), b.grid, fields={"assets"}),
-    "full-sample z-score": lambda b: fact_series(b, "assets") - float(fact_series(b, "assets").values.nanmean()),
+    "next known value": lambda b: Series(
+        fact_series(b, "assets").values.roll(-1, 0), b.grid, fields={"assets"}
+    ),
+    "full-sample z-score": lambda b: (
+        fact_series(b, "assets") - float(fact_series(b, "assets").values.nanmean())
+    ),
     "back-filled": lambda b: Series(
-        torch.from_numpy(fact_series(b, "assets").frame().bfill().to_numpy(copy=True)), b.grid, fields={"assets"}
+        torch.from_numpy(fact_series(b, "assets").frame().bfill().to_numpy(copy=True)),
+        b.grid,
+        fields={"assets"},
     ),
     "last value of all": lambda b: (
         fact_series(b, "assets") / float(fact_series(b, "assets").values[-1].nan_to_num(1.0).mean())
@@ -372,12 +384,12 @@ def test_a_payment_to_come_changes_no_feature():
     beside = sorted(set().union(*(f.fields for f in chosen)) - set(FIELDS))
     facts = {k: np.exp(0.3 * rng.standard_normal(then.present.shape)).round(1) for k in beside}
     facts["sector"] = np.tile(np.arange(8.0) % 3, (540, 1))
-    found = [{f: torch.empty_like(then.close.values) for f in chosen} for _ in range(2)]
-    for panel, out in zip((then, now), found, strict=True):
+    both = [{f: torch.empty_like(then.close.values) for f in chosen} for _ in range(2)]
+    for panel, out in zip((then, now), both, strict=True):
         fill_features(attach_fields(panel, facts), out)
     moved = set()
     for f in chosen:
-        a, b = (x[f].masked_fill(~x[f].isfinite(), torch.nan) for x in found)
+        a, b = (x[f].masked_fill(~x[f].isfinite(), torch.nan) for x in both)
         both = ~(a.isnan() | b.isnan())
         assert both.any(), f"{f.name} is never defined, the test is empty"
         gap = (a - b)[both].abs() / (a[both].abs() + a[both].std())
@@ -407,7 +419,9 @@ def test_money_is_what_was_published():
     )
     cut = panel.select(panel.tickers[::-1]).last(30).until(panel.sessions[-5])
     assert equal_with_nan(cut.money.values, panel.money.values[-30:-4].flip(1))
-    assert all(equal_with_nan(part.money.values, panel.money.values[:, at : at + 4]) for at, part in panel.blocks(4))
+    assert all(
+        equal_with_nan(part.money.values, panel.money.values[:, at : at + 4]) for at, part in panel.blocks(4)
+    )
     own = Panel.from_bars(market.assign(money=7.0), CALENDAR).money.values
     assert equal_with_nan(own, want.values * 0 + 7.0) and equal_with_nan(
         Panel.from_bars(adjust(market.assign(money=7.0), payments(market)[0]), CALENDAR).money.values, own

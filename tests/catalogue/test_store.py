@@ -20,7 +20,7 @@ from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.source import make_source
-from stockpredict.catalogue import online_store as on
+from stockpredict.catalogue import online_store
 from stockpredict.catalogue.feature import compute
 from stockpredict.catalogue.online_store import OnlineStore, fresh_until, unseal
 from stockpredict.algebra.panel import Panel, equal_with_nan
@@ -156,7 +156,9 @@ def test_a_dividend_leaves_the_past_as_it_is(settings, whole, tmp_path):
         equal(now[now.event_time <= previous.event_time.iloc[0]].reset_index(drop=True), before)
         panel = store.panel(store.lake.snapshot())
         learned = Panel.from_bars(store.lake.bars(source=store.source), store.calendar)
-        assert equal_with_nan(panel.money.values, learned.money.values), "the store and the training know another money"
+        assert equal_with_nan(panel.money.values, learned.money.values), (
+            "the store and the training know another money"
+        )
         product = (learned.close * learned.volume).values
         assert not torch.allclose(product[:-1, 0], learned.money.values[:-1, 0], rtol=1e-3), (
             "nothing was paid, the test is empty"
@@ -207,7 +209,8 @@ def test_a_damaged_manifest_or_a_lost_part_is_computed_again(settings):
 def test_a_write_that_dies_shows_nothing(settings, monkeypatch):
     with FeatureStore(settings, NAMES) as store:
         monkeypatch.setattr(
-            "stockpredict.catalogue.part_files._save_arrays", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt())
+            "stockpredict.catalogue.part_files._save_arrays",
+            lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()),
         )
         with pytest.raises(KeyboardInterrupt):
             store.materialise()
@@ -317,7 +320,7 @@ def test_nonsense_and_swapped_values_are_refused(online, server, live):
     server.client.lpush(key("SIM04"), "a list")
     right(online.get("SIM04"), table)
     assert online.counts["refused"] == 7 and not online.problem
-    forged = on.seal(b"not our secret", key("SIM04"), "2016-01-04", 9e9, np.ones(len(NAMES), "f4"))
+    forged = online_store.seal(b"not our secret", key("SIM04"), "2016-01-04", 9e9, np.ones(len(NAMES), "f4"))
     assert unseal(online.secret, key("SIM04"), forged, len(NAMES)) is None
 
 
@@ -410,10 +413,10 @@ with OnlineStore(FeatureStore(settings, names)) as o:
 
 
 def test_two_processes_share_one_computation(live, server):
-    said = repr((live.storage.home, server.url, NAMES, MARKET))
+    arguments = repr((live.storage.home, server.url, NAMES, MARKET))
     run = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, said],
+            [sys.executable, "-c", PROCESS, arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -598,8 +601,8 @@ def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp
         for a in range(400, 406):
             append(settings, cut(whole, a, a + 1))
             store.materialise()
-        held = store.manifest(store.snapshots()[-1])
-        assert len(held["parts"]) <= 5 and sum(p["rows"] for p in held["parts"]) >= held["rows"]
+        manifest = store.manifest(store.snapshots()[-1])
+        assert len(manifest["parts"]) <= 5 and sum(p["rows"] for p in manifest["parts"]) >= manifest["rows"]
         equal(store.frame(), batch(store, tmp_path))
         early = store.snapshots()[0]
         equal(
@@ -609,5 +612,5 @@ def test_small_parts_are_joined_and_old_snapshots_forgotten(settings, whole, tmp
             .reset_index(drop=True),
         )
         right = store.frame()
-        assert store.prune(1) > 5 and store.snapshots() == [held["snapshot"]]
+        assert store.prune(1) > 5 and store.snapshots() == [manifest["snapshot"]]
         equal(store.frame(), right)
