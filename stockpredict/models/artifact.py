@@ -256,7 +256,7 @@ def _json_file(files, name):
     except (ValueError, RecursionError):
         reject_artifact(f"{name} is not JSON")
 
-
+# %% ../../nbs/models/70_artifact.ipynb #91418bf4
 def verify_artifact_files(
     files: dict,  # name → bytes
     public_key,  # ed25519 public key that is trusted
@@ -350,7 +350,7 @@ class Artifact:
             f"horizons {self.model.horizons}"
         )
 
-
+# %% ../../nbs/models/70_artifact.ipynb #c5c1b2a9
 def load_artifact(
     directory: Path,  # folder of an artifact
     public_key,  # ed25519 public key that is trusted

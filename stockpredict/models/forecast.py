@@ -218,7 +218,7 @@ def save(
         save_file(tensors, part, metadata=metadata)
     return path
 
-
+# %% ../../nbs/models/10_forecast.ipynb #6e391410
 @patch(cls_method=True)
 def load(
     cls: Forecast,

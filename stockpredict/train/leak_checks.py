@@ -56,7 +56,7 @@ def level_alarms(
             alarms.append(make_alarm("R²", r.r2_os, g.max_r2, finding, f"{g.max_r2:.1%}"))
     return alarms
 
-
+# %% ../../nbs/train/45_leak_checks.ipynb #c325ebe8
 def feature_alarms(
     study: Experiment,  # finished
 ) -> list:  # of alarms

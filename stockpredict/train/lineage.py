@@ -92,7 +92,7 @@ def write_candidate(
     description = dict(key=key) | {name: getattr(candidate, name) for name in names}
     (folder / "candidate.json").write_text(json.dumps(description, sort_keys=True, indent=1))
 
-
+# %% ../../nbs/train/25_lineage.ipynb #20cf01ac
 def read_candidate(
     folder: Path,  # written by `write_candidate`
     key: str | None = None,  # required identity; any by default

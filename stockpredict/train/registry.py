@@ -112,7 +112,7 @@ def _version_number(settings, artifact):
         numbers.setdefault(champion.artifact, champion.version)
     return numbers.get(artifact, max(numbers.values(), default=0) + 1)
 
-
+# %% ../../nbs/train/90_registry.ipynb #ac5e7e62
 def _promote(settings, champion, candidate, verdict, lineage, step):
     "Replace the pointer, then append the event."
     skill = verdict.skill if verdict.decision == "promote" else "none"

@@ -63,7 +63,7 @@ def direction_numbers(
         rows=int(np.isfinite(up * y).sum()),
     )
 
-
+# %% ../../nbs/train/40_skill_table.ipynb #cfa0d376
 def error_numbers(
     study: Experiment,  # finished
     name: str,  # candidate
@@ -99,7 +99,7 @@ def interval_numbers(
         cover90=interval_coverage(q[..., 0], q[..., 4], y, 0.9, h).value,
     )
 
-
+# %% ../../nbs/train/40_skill_table.ipynb #3d645890
 def portfolio_numbers(
     study: Experiment,  # finished
     name: str,  # candidate
