@@ -35,7 +35,7 @@ def ingest(
         return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
-    from stockpredict.ops.study import lake_state
+    from stockpredict.ops.work import lake_state
 
     quick_formats()  # the quality gate imports jsonschema
     with telling() as say:
@@ -57,6 +57,7 @@ def _print_ingest(report):
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #ba484495
 @ingests.command("letters")
+@ingests.command("dead-letters", hidden=True)
 def ingest_letters(
     ctx: typer.Context,
     drop: Annotated[
@@ -88,9 +89,6 @@ def _drop_letters(settings, tickers, json_):
         return as_json(dict(dropped=dropped))
     names = f": {', '.join(dropped[:20])}" if dropped else ""
     out(f"{len(dropped)} letters deleted{names}.")
-
-
-ingests.command("dead-letters", hidden=True)(ingest_letters)
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #be794db9
 @ingests.command("intraday")

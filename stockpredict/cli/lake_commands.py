@@ -35,7 +35,7 @@ def lake(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json 
 @lakes.command("status")
 def lake_status(ctx: typer.Context, json_: Json = False):
     "Show tickers, first and last session, snapshot and fingerprint."
-    from stockpredict.ops.study import lake_state
+    from stockpredict.ops.work import lake_state
 
     pairs(lake_state(ctx.obj), json_)
 

@@ -27,8 +27,8 @@ app = typer.Typer(
 )
 for name, part in (("ingest", ingests), ("lake", lakes), ("quality", qualities), ("stream", streams)):
     app.add_typer(part, name=name)
-app.command("fake-vendors")(fake_vendors)
-app.command("standin", hidden=True)(fake_vendors)  # the old name still works
+for name, hidden in (("fake-vendors", False), ("standin", True)):
+    app.command(name, hidden=hidden)(fake_vendors)
 
 # %% ../../nbs/cli/50_main.ipynb #d7bec220
 AsOf = Annotated[
@@ -70,7 +70,7 @@ def _print_outcome(outcome, json_):
 def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Train every model on the data in the lake; nothing is published."
     from stockpredict.ops.pipeline import features, train
-    from stockpredict.ops.study import begin_work, load_work
+    from stockpredict.ops.work import begin_work, load_work
     from stockpredict.train.experiment import Experiment
     from stockpredict.train.skill_table import skill_table
 
@@ -97,7 +97,7 @@ def _print_skill(frame):
 def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
     "Validate the trained models, publish the best one if it passes the gate, and write the report."
     from stockpredict.ops.pipeline import STORY, outcome, page
-    from stockpredict.ops.study import begin_work
+    from stockpredict.ops.work import begin_work
 
     with telling() as say:
         work = begin_work(load(settings, set_), as_of)
@@ -224,7 +224,7 @@ def report_run(
 ):
     "Run a notebook again, on the newest work folder unless you name another."
     from stockpredict.ops.runs import notebook_parameters, run, run_notebook_path
-    from stockpredict.ops.study import newest_work
+    from stockpredict.ops.work import newest_work
 
     values = {k: json_or_text(v) for k, _, v in (p.partition("=") for p in param or [])}
     if "workdir" in notebook_parameters(run_notebook_path(name)):
