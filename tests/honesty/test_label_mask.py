@@ -1,4 +1,4 @@
-"""Labels that touch a doubtful bar are blank; all others keep their value to the last bit."""
+"""Labels that touch an untrusted bar are blank; all others keep their value to the last bit."""
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def test_it_agrees_with_a_loop_over_every_bar_on_the_way(bars, delay, seed):
             for k, h in enumerate(labels.horizons):
                 if wrong[t + delay : t + delay + h + 1, n].any():
                     want[t, n, k] = float("nan")
-    got = mask_untrusted(labels.y, wrong, labels.horizons, delay)
-    assert torch.equal(got.nan_to_num(9.0), want.nan_to_num(9.0)) and torch.equal(got.isnan(), want.isnan())
-    assert wrong.any() and got.isnan().sum() > labels.y.isnan().sum()
+    masked = mask_untrusted(labels.y, wrong, labels.horizons, delay)
+    assert torch.equal(masked.nan_to_num(9.0), want.nan_to_num(9.0)) and torch.equal(masked.isnan(), want.isnan())
+    assert wrong.any() and masked.isnan().sum() > labels.y.isnan().sum()
 
 
 def test_a_healthy_market_loses_next_to_nothing(bars):
@@ -41,8 +41,8 @@ def test_a_wild_price_is_not_learned_from(bars, factor):
     hurt.loc[at, ["open", "high", "low", "close"]] *= factor
     panel = Panel.from_bars(hurt)
     labels = make_labels(panel, (1, 5))
-    kept = mask_untrusted(labels.y, untrusted_bars(panel), labels.horizons)
-    assert labels.y.nan_to_num().abs().max() > 5 and kept.nan_to_num().abs().max() < 1
+    masked = mask_untrusted(labels.y, untrusted_bars(panel), labels.horizons)
+    assert labels.y.nan_to_num().abs().max() > 5 and masked.nan_to_num().abs().max() < 1
 
 
 def test_a_panel_without_bars_or_volume_has_no_doubts(bars):

@@ -194,13 +194,13 @@ def test_same_bar_fills_show_in_a_market_of_bounce():
 
 
 def test_a_planted_market_pays_and_a_null_market_does_not():
-    found = {}
+    ratios = {}
     for kind in ("planted", "null"):
         market = simulate(kind, tickers=40, sessions=700, rank_ic=0.1, seed=3)
         returns = close_returns(market.bars)
         momentum = (1 + returns.fillna(0)).rolling(5).apply(np.prod, raw=True)
-        found[kind] = annual_sharpe(backtest(-momentum.to_numpy(), returns.to_numpy(), bps=0).gross)
-    assert found["planted"].t > 5 and abs(found["null"].t) < 3
+        ratios[kind] = annual_sharpe(backtest(-momentum.to_numpy(), returns.to_numpy(), bps=0).gross)
+    assert ratios["planted"].t > 5 and abs(ratios["null"].t) < 3
 
 
 def test_the_interval_of_the_sharpe_ratio_covers():

@@ -38,7 +38,7 @@ def planted():
 
 
 @pytest.fixture(scope="module")
-def found(planted):
+def result(planted):
     return study_features(planted, NAMES, until=planted.sessions[559])
 
 
@@ -81,13 +81,13 @@ def test_clusters_find_copies_and_leave_strangers_apart():
     assert c.a == c.b and c.nunique() == 3 and feature_clusters(alike.iloc[:1, :1]).tolist() == [1]
 
 
-def test_a_planted_signal_is_found_and_said(found):
-    row = found.table.loc[("reversal_5", 1)]
-    assert row.holm < 0.05 and row.low > 0 and "stands after Holm" in row.verdict
-    assert found.table.speaks_for["reversal_5", 1] in found.select("holm")
-    assert found.tests == 2 * len(NAMES) and set(found.select("holm")) <= set(found.select("bh"))
-    chosen = found.select()
-    assert found.table.xs(1, level=1).cluster[chosen].is_unique
+def test_a_planted_signal_is_reported(result):
+    row = result.table.loc[("reversal_5", 1)]
+    assert row.holm < 0.05 and row.low > 0 and "significant after Holm" in row.verdict
+    assert result.table.speaks_for["reversal_5", 1] in result.select("holm")
+    assert result.tests == 2 * len(NAMES) and set(result.select("holm")) <= set(result.select("bh"))
+    chosen = result.select()
+    assert result.table.xs(1, level=1).cluster[chosen].is_unique
 
 
 def test_ic_takes_names_series_and_arrays(planted):
@@ -101,12 +101,12 @@ def test_ic_takes_names_series_and_arrays(planted):
     assert later.n < want.n and later.low < later.value < later.high
 
 
-def test_nothing_after_the_training_period_is_looked_at(planted, found):
+def test_nothing_after_the_training_period_is_looked_at(planted, result):
     "Scramble all that follows `until`: the study is the same, to the last digit of its verdicts."
     other = study_features(scramble_future(planted, 559), NAMES, until=planted.sessions[559])
-    pd.testing.assert_frame_equal(other.table, found.table, check_exact=True)
-    pd.testing.assert_frame_equal(other.alike, found.alike, check_exact=True)
-    assert other.select() == found.select() and other.until == planted.sessions[559]
+    pd.testing.assert_frame_equal(other.table, result.table, check_exact=True)
+    pd.testing.assert_frame_equal(other.alike, result.alike, check_exact=True)
+    assert other.select() == result.select() and other.until == planted.sessions[559]
 
 
 def test_the_training_period_must_be_named(planted):
@@ -168,9 +168,9 @@ def test_in_a_market_without_skill_little_is_called_significant():
     assert 0.005 < (p < 0.05).mean() < 0.12, f"{(p < 0.05).mean():.1%} of single tests below 5 %"
 
 
-def test_it_draws(found):
-    fig = found.plot(5)
+def test_it_draws(result):
+    fig = result.plot(5)
     assert fig.axes[0].get_title(loc="left").startswith("Mean rank IC, 5 sessions") and len(
         fig.axes[0].get_yticklabels()
     ) == len(NAMES)
-    assert "tests stand after Holm" in repr(found)
+    assert "tests significant after Holm" in repr(result)

@@ -84,8 +84,8 @@ def figures(sessions, names, missing):
 @pytest.mark.parametrize("sessions, names, missing", [(40, 6, 0.0), (600, 60, 0.2)])
 def test_every_figure_draws_and_leaves_nothing_behind(sessions, names, missing):
     before, rc = plt.get_fignums(), dict(matplotlib.rcParams)
-    made = figures(sessions, names, missing)
-    for name, fig in made.items():
+    drawn = figures(sessions, names, missing)
+    for name, fig in drawn.items():
         assert isinstance(fig, Figure), name
         assert pixels(fig).std() > 0.01, f"{name} is blank"
     assert plt.get_fignums() == before and dict(matplotlib.rcParams) == rc
