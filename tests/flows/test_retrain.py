@@ -11,7 +11,7 @@ import yaml
 
 from stockpredict.core.errors import FlowLocked
 from stockpredict.core.settings import load_settings
-from stockpredict.ops import pipeline, study as work
+from stockpredict.ops import pipeline, work
 
 
 @pytest.fixture(scope="module")
