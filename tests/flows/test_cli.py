@@ -354,12 +354,12 @@ def test_serve_says_that_a_port_is_taken(tmp_path):
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = ask("serve", "--port", taken.getsockname()[1], "--set", f"storage.home={tmp_path / 'home'}")
-    assert done.returncode == 2 and "cannot be listened on" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "cannot listen on" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
-    """The stand-in as its own program: everything fails, the requests wait, the vendors recover, the
+    """Fake vendors as their own program: everything fails, the requests wait, the vendors recover, the
     replay fetches them."""
     import socket
     import urllib.request
@@ -370,7 +370,7 @@ def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
     child = subprocess.Popen(
         [
             *CLI,
-            "standin",
+            "fake-vendors",
             "--port",
             str(port),
             "--faults",
