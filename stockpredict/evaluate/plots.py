@@ -190,7 +190,7 @@ def group_returns(
     groups: int | None = None,  # groups by score; by default 10, 5 or 3, by the number of names
     horizon: int = 1,  # sessions a label spans
 ) -> pd.DataFrame:
-    "Mean outcome of each score group relative to its session: value, low, high; the last row is top minus bottom."
+    "Mean outcome of each score group over its session's mean; the last row is top minus bottom."
     a, b = align_pair(score, y)
     count = np.isfinite(a).sum(1, keepdims=True)
     usual = float(np.median(count[count > 0])) if (count > 0).any() else 0
@@ -376,7 +376,7 @@ def coverage_map(
     some = grid.iloc[np.unique(np.linspace(0, len(grid) - 1, min(most, len(grid))).round().astype(int))]
     fig, ax = plt.subplots(figsize=(8, 0.8 + 0.12 * max(len(some), 6)))
     image = ax.imshow(some, cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    at = np.unique(np.linspace(0, some.shape[1] - 1, min(8, some.shape[1])).round().astype(int))
+    at = np.arange(0, some.shape[1], -(-some.shape[1] // 8))
     ax.set_xticks(at, [f"{some.columns[i]:%Y-%m}" for i in at])
     ax.set_yticks(range(len(some)), some.index, size=6)
     ax.grid(False)

@@ -81,7 +81,7 @@ def flag_months(
     grid = grid.loc[grid.sum(axis=1).sort_values(ascending=False).index]
     fig, ax = plt.subplots(figsize=(8, 0.7 + 0.22 * max(len(grid), 2)))
     image = ax.imshow(np.log10(1 + grid), cmap="Oranges", aspect="auto", vmin=0, interpolation="nearest")
-    at = np.unique(np.linspace(0, grid.shape[1] - 1, min(8, grid.shape[1])).round().astype(int))
+    at = np.arange(0, grid.shape[1], -(-grid.shape[1] // 7))
     ax.set_xticks(at, [str(grid.columns[i]) for i in at])
     ax.set_yticks(range(len(grid)), [f"{k} ({n:,})" for k, n in grid.sum(axis=1).items()], size=7)
     ax.grid(False)

@@ -9,7 +9,8 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, FileMissing, ParameterRefused
 from stockpredict.quality.corporate_actions import ACTIONS, ALL_DETECTORS, payments
-from stockpredict.quality.reconcile import EXPECTATIONS, absent_sessions, compare_sources, agreement_by_ticker, completeness, corrections
+from stockpredict.quality.reconcile import EXPECTATIONS, absent_sessions, agreement_by_ticker, compare_sources
+from stockpredict.quality.reconcile import completeness, corrections
 from stockpredict.quality.reconcile import disagreements, failed_expectations, freshness
 from stockpredict.quality.reconcile import summarise_restatements, restatements
 from stockpredict.testing.corruption import CORRUPTIONS, corrupt, healthy_market, add_dividends
@@ -19,7 +20,16 @@ from stockpredict.quality.moves import SPLIT_RATIOS, measure_moves, nearest_spli
 from stockpredict.quality.moves import trailing_mean
 from stockpredict.quality.scan import usable_bars
 from stockpredict.testing.detector_benchmark import recorded_case, recorded_cases
-from stockpredict.quality.gate import CONFLICT, RULES, FAST_CHECKS, Rule, duplicate_keys, failing_rows, is_sorted, inspect_bars
+from stockpredict.quality.gate import (
+    CONFLICT,
+    RULES,
+    FAST_CHECKS,
+    Rule,
+    duplicate_keys,
+    failing_rows,
+    is_sorted,
+    inspect_bars,
+)
 from stockpredict.quality.gate import with_rule_columns, suspects
 from stockpredict.sources.simulate import sample_bars
 
@@ -84,9 +94,17 @@ def test_a_fast_check_that_clears_too_much_stops_the_batch(monkeypatch):
 
 def test_order_and_crowding_are_seen_without_sorting(market):
     mixed = market.sample(frac=1, random_state=1)
-    assert is_sorted(market) and not is_sorted(mixed) and is_sorted(market[:0]) and not duplicate_keys(mixed).any()
+    assert (
+        is_sorted(market)
+        and not is_sorted(mixed)
+        and is_sorted(market[:0])
+        and not duplicate_keys(mixed).any()
+    )
     twice = pd.concat([market, market.iloc[[5, 9]]])
-    assert duplicate_keys(twice).sum() == 4 and duplicate_keys(twice.sort_values(["ticker", "event_time"])).sum() == 4
+    assert (
+        duplicate_keys(twice).sum() == 4
+        and duplicate_keys(twice.sort_values(["ticker", "event_time"])).sum() == 4
+    )
     a, b = inspect_bars(market, now=NOW), inspect_bars(mixed, now=NOW)
     assert a.good.equals(b.good) and a.flags.equals(b.flags) and a.checks == b.checks
 
@@ -269,16 +287,21 @@ def test_three_sources_vote_and_two_do_not():
         and abs(lost.apart.item() - 100) < 1
     )
     assert (
-        disagreements(two).usable.tolist() == [False] and "which is right is unknown" in disagreements(two).sentence[0]
+        disagreements(two).usable.tolist() == [False]
+        and "which is right is unknown" in disagreements(two).sentence[0]
     )
     assert "b was outvoted" in disagreements(three).sentence[0]
     assert (
         compare_sources(dict(a=bars, b=wrong), tolerance=101).verdict.eq("agreed").all()
         and disagreements(compare_sources(dict(a=bars, b=bars))).empty
     )
-    apart = compare_sources(dict(a=bars, b=wrong, c=bars.assign(close=bars.close * 1.02 ** (bars.index == 100))))
+    apart = compare_sources(
+        dict(a=bars, b=wrong, c=bars.assign(close=bars.close * 1.02 ** (bars.index == 100)))
+    )
     assert apart[apart.apart > 20].verdict.tolist() == ["undecided"], "three opinions are no majority"
-    rule = failed_expectations(agreement_by_ticker(two).assign(share=lambda t: t.undecided / t.shared), "agreement")
+    rule = failed_expectations(
+        agreement_by_ticker(two).assign(share=lambda t: t.undecided / t.shared), "agreement"
+    )
     assert rule.empty, "one close in three hundred is within the suite"
 
 
@@ -298,7 +321,9 @@ def test_versions_of_a_bar_are_corrections_and_rescaling_is_told_from_them():
     report = summarise_restatements(restatements(bars, halved), bars.ticker.value_counts())
     assert set(report.what) == {"rescaled by one factor"} and np.allclose(report.typical, -0.5)
     other = bars.assign(close=bars.close * np.random.default_rng(0).uniform(0.5, 1.5, len(bars)))
-    assert set(summarise_restatements(restatements(bars, other), bars.ticker.value_counts()).what) == {"another history"}
+    assert set(summarise_restatements(restatements(bars, other), bars.ticker.value_counts()).what) == {
+        "another history"
+    }
     assert summarise_restatements(restatements(bars, bars)).empty and corrections(bars).empty
     later = bars.iloc[[3]].assign(close=1.0, known_at=bars.known_at[3] + pd.Timedelta(days=1))
     report = corrections(pd.concat([bars, later]))
