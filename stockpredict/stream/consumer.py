@@ -35,7 +35,7 @@ class Consumed:
     live: int = 0  # rows written to the live table
     quarantined: int = 0  # rows that the gate refused
     unsound: int = 0  # rows that passed the fast check and should not have
-    letters: int = 0  # messages that could not be read
+    dead_letters: int = 0  # messages that could not be read
     redelivered: int = 0  # messages taken again, after a consumer crashed or failed with them
     lost: int = 0  # messages that were removed before they were read
     emptied: int = 0  # times that the stream had been emptied
@@ -45,8 +45,9 @@ class Consumed:
     offset: int = 0  # the last message stored
 
     def as_dict(self) -> dict:  # JSON-friendly
-        "The counts as data."
-        return asdict(self)
+        "The counts as data; dead letters are called `letters` there."
+        counts = asdict(self)
+        return counts | {"letters": counts.pop("dead_letters")}
 
 # %% ../../nbs/stream/20_consumer.ipynb #811ad66f
 class Consumer:
@@ -228,7 +229,7 @@ def store(
     self._announce(dead_letters)
     self.did.messages += len(entries)
     self.did.batches += 1
-    self.did.letters += len(dead_letters)
+    self.did.dead_letters += len(dead_letters)
     self.did.live += len(rows)
     self.did.offset = entries[-1].offset
 
@@ -285,8 +286,8 @@ def _to_live(self: Consumer, entries, rows, dead_letters, removed, emptied):
         self.live.upsert(fresh)
         self.live.roll_up(fresh, self.calendar, now, self.lag_us)
         self.live.close_sessions(now, self.lag_us)
-        letters = [(e.birth, e.offset, e.at_us, reason, e.data) for e, reason in dead_letters]
-        con.executemany("INSERT OR REPLACE INTO letters VALUES (?, ?, ?, ?, ?)", letters)
+        records = [(e.birth, e.offset, e.at_us, reason, e.data) for e, reason in dead_letters]
+        con.executemany("INSERT OR REPLACE INTO letters VALUES (?, ?, ?, ?, ?)", records)
         self._note_place(con, entries, removed, emptied)
         self._note_delays(con, rows, over)
 

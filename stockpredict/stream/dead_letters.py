@@ -40,13 +40,13 @@ def resend_dead_letters(
     "Send the dead letters again, after you have mended the cause."
     query = "SELECT birth, message, data FROM letters WHERE data IS NOT NULL ORDER BY birth, message"
     with LiveTable(settings.storage) as live, Stream(settings) as stream:
-        letters = live.con.execute(query).fetchall()
-        if letters:
-            stream.publish([data for _, _, data in letters])
+        records = live.con.execute(query).fetchall()
+        if records:
+            stream.publish([data for _, _, data in records])
         with live.writing() as con:
-            keys = [(birth, message) for birth, message, _ in letters]
+            keys = [(birth, message) for birth, message, _ in records]
             con.executemany("DELETE FROM letters WHERE birth = ? AND message = ?", keys)
-    return len(letters)
+    return len(records)
 
 # %% ../../nbs/stream/25_dead_letters.ipynb #0f68fcd4
 def replay_from(

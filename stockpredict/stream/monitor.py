@@ -175,7 +175,7 @@ _COUNTS = {  # name of the metric -> field of `Consumed`
     "messages": "messages",
     "batches": "batches",
     "quarantined": "quarantined",
-    "letters": "letters",
+    "letters": "dead_letters",
     "redelivered": "redelivered",
     "lost": "lost",
     "emptied": "emptied",

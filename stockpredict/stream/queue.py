@@ -184,7 +184,7 @@ def publish(
         last = self._publish_pack(messages[accepted : accepted + size], wait, accepted, len(messages))
     return last
 
-
+# %% ../../nbs/stream/00_queue.ipynb #c51babc8
 @patch
 def _publish_pack(self: Stream, pack, wait, accepted, total):
     "Append one pack; wait for room, and give up with the count of accepted messages."
@@ -229,7 +229,7 @@ def join(self: Stream):
 
     self.run(create)
 
-
+# %% ../../nbs/stream/00_queue.ipynb #15d3daa3
 @patch
 def take(
     self: Stream,

@@ -318,12 +318,12 @@ def test_a_good_message_has_no_fault():
 def test_dead_letters_are_kept_and_can_be_sent_again(settings, server):
     with Stream(settings) as s:
         s.publish([b"nonsense", *encode_messages(trades(3), "tick", DAY)])
-    assert drain(settings).letters == 1
+    assert drain(settings).dead_letters == 1
     server.client.delete("stockpredict:letters")
     found = dead_letters(settings)
     assert found.data.tolist() == ["nonsense"] and found.reason.tolist() == ["The message is not a JSON object."]
     assert resend_dead_letters(settings) == 1 and len(dead_letters(settings)) == 0
-    assert drain(settings).letters == 1 and len(dead_letters(settings)) == 1
+    assert drain(settings).dead_letters == 1 and len(dead_letters(settings)) == 1
 
 
 def test_bad_rows_are_quarantined_and_a_rotten_batch_is_set_aside_whole(settings, market):
@@ -331,12 +331,12 @@ def test_bad_rows_are_quarantined_and_a_rotten_batch_is_set_aside_whole(settings
     few.loc[few.index[0], "close"] = -1.0
     publish_rows(settings, few)
     did = drain(settings)
-    assert (did.lake_new, did.quarantined, did.letters) == (49, 1, 0)
+    assert (did.lake_new, did.quarantined, did.dead_letters) == (49, 1, 0)
     rotten = market.head(ENOUGH_TO_REFUSE).copy()
     rotten.loc[rotten.index[: ENOUGH_TO_REFUSE // 2], "volume"] = -5.0
     publish_rows(settings, rotten)
     did = drain(settings)
-    assert (did.lake_new, did.quarantined, did.letters) == (
+    assert (did.lake_new, did.quarantined, did.dead_letters) == (
         0,
         0,
         ENOUGH_TO_REFUSE,
@@ -430,7 +430,7 @@ def test_a_cancelled_and_a_corrected_trade_change_the_bar(settings):
 def test_a_trade_that_is_too_old_for_the_live_table_is_no_silent_loss(settings):
     publish_rows(settings, trades(10), "tick", DAY + pd.Timedelta(days=20))
     did = drain(settings)
-    assert did.letters == 10 and "older than the 5 days" in dead_letters(settings).reason[0]
+    assert did.dead_letters == 10 and "older than the 5 days" in dead_letters(settings).reason[0]
 
 
 # ---- what is not over
@@ -580,7 +580,7 @@ def test_a_replayed_session_ends_as_the_bars_it_was_made_of(settings, market):
             drop=True
         ),
     )
-    assert sent.trades == did.messages and did.letters == 0
+    assert sent.trades == did.messages and did.dead_letters == 0
 
 
 def test_real_five_minute_bars_make_the_session(settings, shared):
