@@ -1,6 +1,6 @@
 """Forks children that consume and are killed, and reports what they left behind, one JSON line each.
 
-Run as a script: `stream_nursery.py FOLDER`. Everything slow is loaded once, before the first fork.
+Run as a script: `crash_child_stream.py FOLDER`. Everything slow is loaded once, before the first fork.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Forks children that work on a lake and are killed, and reports what they left behind, one JSON line each.
 
-Run as a script: `lake_nursery.py HOME`. No database is open when it forks, so each child opens its own.
+Run as a script: `crash_child_lake.py HOME`. No database is open when it forks, so each child opens its own.
 """
 
 import json
