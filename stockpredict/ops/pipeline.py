@@ -372,7 +372,7 @@ def due(
     return (
         ""
         if ended
-        else f"The session of {last:%Y-%m-%d} did not end a {every.removesuffix('ly')}; retraining is {every}."
+        else f"The session of {last:%Y-%m-%d} ended no {every.removesuffix('ly')}; retraining is {every}."
     )
 
 # %% ../../nbs/ops/70_pipeline.ipynb #ed403fc1
