@@ -98,7 +98,7 @@ def test_a_score_that_says_nothing_holds_nothing():
 
 
 def test_what_it_earns_is_the_label():
-    "Filled at the close of t+1 and held one session: exactly the one-session label with one session of delay."
+    "Filled at the close of t+1 and held one session: the one-session label with one session of delay."
     panel = Panel.from_bars(sample_bars())
     close = panel.close.values.double().numpy()
     rng = np.random.default_rng(2)

@@ -1,4 +1,4 @@
-"""The feature study: right on known answers, silent where there is nothing, blind to what comes after the training period."""
+"""The feature study: what it measures, what it refuses, how it corrects."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,8 @@ from statsmodels.stats.multitest import multipletests
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
-from stockpredict.evaluate.feature_study import benjamini_hochberg, feature_clusters, half_life, holm, feature_ic, persistence
+from stockpredict.evaluate.feature_study import benjamini_hochberg, feature_clusters, half_life
+from stockpredict.evaluate.feature_study import holm, feature_ic, persistence
 from stockpredict.evaluate.feature_study import redundancy, study_features
 from stockpredict.algebra.panel import Panel, scramble_future
 
@@ -154,7 +155,7 @@ def test_leaks_constants_and_holes_get_their_sentence(planted):
 
 
 def test_in_a_market_without_skill_little_is_called_significant():
-    "Over eight null markets: any false name at most as often as Holm promises, single tests near their level, hints within their share."
+    "Eight null markets: false discoveries within Holm's bound, single tests near their level."
     worlds = [
         study_features(p, NAMES, until=p.sessions[-1]).table
         for p in (market("null", seed) for seed in range(101, 109))

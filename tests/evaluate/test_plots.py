@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from stockpredict.evaluate import plots
 from stockpredict.evaluate.backtest import backtest, cost_delay_surface
-from stockpredict.evaluate.metrics import interval_coverage, ic_by, ic_summary, pit_table, rank_ic, reliability
+from stockpredict.evaluate.metrics import ic_by, ic_summary, interval_coverage, pit_table
+from stockpredict.evaluate.metrics import rank_ic, reliability
 
 levels = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
 
