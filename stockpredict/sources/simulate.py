@@ -341,8 +341,7 @@ def simulate(
     names = [f"SIM{i:0{digits}d}" for i in range(tickers)]
     stocks = draw_stocks(tickers, rng)
     r = draw_returns(stocks, sessions, rng, leverage=0.12 if real else 0.0)
-    if real:
-        r.day = r.day + DRIFT
+    r.day = r.day + DRIFT if real else r.day
     there = draw_presence(sessions, tickers, rng)
     target = rank_ic if kind == "planted" else 0.0
     opens, closes, signal = walk(r, there, calibrate(stocks, target) if target else 0.0)
