@@ -181,8 +181,8 @@ def stream_letters(
     json_: Json = False,
 ):
     "List messages that could not be read, with the reasons."
-    from stockpredict.stream.dead_letters import dead_letters, resend_dead_letters
+    from stockpredict.stream.dead_letters import unreadable_messages, resend_dead_letters
 
     if again:
         return pairs(dict(sent=resend_dead_letters(ctx.obj)), json_)
-    show(dead_letters(ctx.obj), json_, "Every message could be read.")
+    show(unreadable_messages(ctx.obj), json_, "Every message could be read.")
