@@ -12,7 +12,7 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable, did_you_mean
 from .connection import first_line, next_step
-from .store import Store, moment, refuse_nul, to_arrow
+from .store import VersionedStore, moment, refuse_nul, to_arrow
 
 # %% ../../nbs/lake/10_facts.ipynb #5a0fd150
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def _check_key(table, frame):
         )
 
 # %% ../../nbs/lake/10_facts.ipynb #4a879446
-class FactStore(Store):
+class FactStore(VersionedStore):
     "Tables of facts with two times: add rows, and read what was known on a day."
 
 

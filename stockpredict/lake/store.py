@@ -17,7 +17,7 @@ from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, first_line, next_step, open_duckdb, quoted
 
 # %% ../../nbs/lake/05_store.ipynb #8cef18a8
-class Store:
+class VersionedStore:
     "Tables in a catalog, with every version they ever had."
 
     TABLES = {}  # name -> columns; a writer creates what is missing
@@ -48,7 +48,7 @@ class Store:
 
 # %% ../../nbs/lake/05_store.ipynb #bcf6cba7
 @patch
-def _attach_or_create(self: Store):
+def _attach_or_create(self: VersionedStore):
     "Attach the catalog; a writer creates what is missing."
     missing = not self.storage.catalog and not (self.dir / "catalog.sqlite").exists()
     if self.read_only and missing:
@@ -74,7 +74,7 @@ def _no_lake(store):
 
 # %% ../../nbs/lake/05_store.ipynb #94676c86
 @patch
-def close(self: Store):
+def close(self: VersionedStore):
     "Close the connection; a writer leaves the catalog as one plain file."
     if not self.con:
         return
@@ -85,12 +85,12 @@ def close(self: Store):
 
 
 @patch
-def record_checksums(self: Store):
+def record_checksums(self: VersionedStore):
     "Called after each commit; a subclass records the checksums of new files here."
 
 # %% ../../nbs/lake/05_store.ipynb #6f3dedb8
 @patch
-def _open(self: Store):
+def _open(self: VersionedStore):
     "Attach the catalog; create tables and columns that are missing."
     self.con = connect(self.storage, self.read_only, self.watched)
     present = self.con.execute(
@@ -118,7 +118,7 @@ def _open(self: Store):
 @patch
 @contextmanager
 def writer(
-    self: Store,
+    self: VersionedStore,
     wait: float = 0,  # seconds to wait for another writer; 0 = refuse at once
 ):
     "Hold the right to write, in a `with` block; blocks may be nested."
@@ -142,7 +142,7 @@ def writer(
 
 
 @patch
-def _acquire_file_lock(self: Store, wait):
+def _acquire_file_lock(self: VersionedStore, wait):
     "Take this machine's lock, or report who has it."
     try:
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ _ADVISORY_LOCK = 7_218_451_903  # our number among the database's advisory locks
 
 
 @patch
-def _acquire_server_lock(self: Store, until):
+def _acquire_server_lock(self: VersionedStore, until):
     "Take the lock of a PostgreSQL catalog; other catalogs have none."
     if not self.storage.catalog_url.startswith("postgres"):
         return
@@ -255,7 +255,7 @@ def refuse_nul(
 # %% ../../nbs/lake/05_store.ipynb #18ab7f69
 @patch
 def rows(
-    self: Store,
+    self: VersionedStore,
     query: str,  # SQL with `$name` parameters, tables as `lake.bars`
     cursor=None,  # run inside this transaction
     **params,  # values for the parameters; never put a value into the text
@@ -280,7 +280,7 @@ def rows(
 
 @patch
 def read_error(
-    self: Store,
+    self: VersionedStore,
     error: Exception,  # from DuckDB
 ) -> LakeUnavailable:  # for you to raise
     "The error that reports a failed read."
@@ -289,14 +289,14 @@ def read_error(
 
 # %% ../../nbs/lake/05_store.ipynb #becbd5c6
 @patch
-def table_names(self: Store) -> list[str]:  # sorted
+def table_names(self: VersionedStore) -> list[str]:  # sorted
     "Names of the tables in the lake."
     query = "SELECT table_name AS t FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1"
     return self.rows(query).t.tolist()
 
 
 @patch
-def snapshot(self: Store) -> int:  # grows with every commit
+def snapshot(self: VersionedStore) -> int:  # grows with every commit
     "Number of the newest snapshot."
     return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
 
@@ -342,7 +342,7 @@ def _is_day(value):
 # %% ../../nbs/lake/05_store.ipynb #c83a904e
 @patch
 def sql(
-    self: Store,
+    self: VersionedStore,
     query: str,  # one SELECT over the tables of the lake, see `table_names`
     **params,  # values for `$name` in the query
 ) -> pd.DataFrame:  # the result

@@ -17,7 +17,7 @@ from live_redis import Server, consumer_process, live_settings
 
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
 from stockpredict.stream.consumer import MAX_DELIVERIES, Consumer, consume
-from stockpredict.stream.dead_letters import dead_letters
+from stockpredict.stream.dead_letters import unreadable_messages
 from stockpredict.stream.messages import encode_messages, publish_rows
 from stockpredict.lake.lake import Lake
 from stockpredict.stream.live_table import LiveTable
@@ -157,7 +157,7 @@ def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_no
             break
         except Killed:
             pass
-    assert dead_letters(settings).offset.tolist() == [deadly] and "never finished" in dead_letters(settings).reason[0]
+    assert unreadable_messages(settings).offset.tolist() == [deadly] and "never finished" in unreadable_messages(settings).reason[0]
     assert count(settings) == 9 and stream_status(settings)["groups"][0]["pending"] == 0
 
 
@@ -419,7 +419,7 @@ def test_a_lake_that_cannot_write_stops_the_consumer_and_acknowledges_nothing(se
         with pytest.raises(LakeUnavailable, match="no space left"):
             consume(settings.with_(**{"stream.wait": 0.2}), idle=0.05, on_step=full)
     assert stream_status(settings)["groups"][0]["pending"] == 10 and count(settings) == 0
-    assert consume(settings, idle=0.05).lake_new == 10 and len(dead_letters(settings)) == 0
+    assert consume(settings, idle=0.05).lake_new == 10 and len(unreadable_messages(settings)) == 0
 
 
 def test_a_damaged_live_table_is_named(settings, market):

@@ -31,9 +31,9 @@ def day(text):
     return pd.Timestamp(text, tz="UTC")
 
 
-def gdp(series, *told):
+def gdp(series, *notices):
     return pd.DataFrame(
-        [dict(series=series, event_time=day("2020-01-01"), known_at=day(k), value=v) for k, v in told]
+        [dict(series=series, event_time=day("2020-01-01"), known_at=day(k), value=v) for k, v in notices]
     )
 
 
@@ -62,13 +62,13 @@ def test_a_fact_needs_to_say_when_it_could_be_known(lake):
 
 
 def test_what_was_said_before_is_not_stored_again(lake):
-    told = gdp("AGAIN", ("2020-02-01", 1.0), ("2020-03-01", 1.0), ("2020-04-01", 2.0), ("2020-05-01", 1.0))
-    done = lake.add("macro", told)
+    notices = gdp("AGAIN", ("2020-02-01", 1.0), ("2020-03-01", 1.0), ("2020-04-01", 2.0), ("2020-05-01", 1.0))
+    done = lake.add("macro", notices)
     assert (done.rows_new, done.rows_revised, done.rows_same) == (3, 0, 1), (
         "March said what February said; May takes April back"
     )
     at = lake.snapshot()
-    for again in (told, told.iloc[::-1], told.iloc[[2]], pd.concat([told, told])):
+    for again in (notices, notices.iloc[::-1], notices.iloc[[2]], pd.concat([notices, notices])):
         assert lake.add("macro", again).rows_same == len(again)
     assert lake.snapshot() == at, "no commit for nothing"
     assert lake.facts("macro", versions=True, series="AGAIN").value.tolist() == [1.0, 2.0, 1.0]
@@ -157,10 +157,10 @@ def test_a_table_of_ones_own(lake):
 )
 def test_any_vintages_in_the_order_they_became_known_agree_with_a_dictionary(lake, batches):
     "The model: per month, the value of the last line with a time up to the moment asked about."
-    name, said = f"model{next(COUNT)}", []
+    name, reported = f"model{next(COUNT)}", []
     for i, batch in enumerate(batches):
         lines = sorted([(m, i * 10 + k, v) for m, k, v in batch], key=lambda x: x[1])
-        said += lines
+        reported += lines
         rows = [
             dict(
                 series=name,
@@ -172,11 +172,11 @@ def test_any_vintages_in_the_order_they_became_known_agree_with_a_dictionary(lak
         ]
         lake.add("macro", pd.DataFrame(rows))
     for asked in (2, 5, 14, 30):
-        expected = {m: v for m, k, v in sorted(said, key=lambda x: x[1]) if k <= asked}
-        found = lake.facts(
+        expected = {m: v for m, k, v in sorted(reported, key=lambda x: x[1]) if k <= asked}
+        result = lake.facts(
             "macro", as_of=str((day("2021-01-01") + pd.Timedelta(days=asked)).date()), series=name
         )
-        assert {t.month - 1: v for t, v in zip(found.event_time, found.value, strict=True)} == expected
+        assert {t.month - 1: v for t, v in zip(result.event_time, result.value, strict=True)} == expected
 
 
 def test_a_kill_at_any_step_of_adding_leaves_all_or_nothing(lake):
@@ -346,8 +346,8 @@ def test_index_members_include_those_that_failed_later(shared, lake):
 def test_archives_restate_are_resent_and_may_be_empty(shared, tmp_path):
     feed = shared / "raw_daily_feed"
     with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
-        held = [read_archive(feed / f"{d}.tar.gz") for d in ("20160509", "20160510", "20160511")]
-        for i, (bars, reports) in enumerate(held):
+        stored = [read_archive(feed / f"{d}.tar.gz") for d in ("20160509", "20160510", "20160511")]
+        for i, (bars, reports) in enumerate(stored):
             good = inspect_bars(bars, now="2016-06-01T00:00Z").raise_if_refused().good if i == 0 else bars
             done = lake.append(good, now=f"2016-05-{12 + i}T00:00Z")
             assert done.rows_new > 6000 and lake.append(good, now="2016-05-20T00:00Z").batch == "", (
@@ -357,7 +357,7 @@ def test_archives_restate_are_resent_and_may_be_empty(shared, tmp_path):
         assert len(lake.bars("MSG", adjusted=False)) == 4, "listed twice with the same numbers, kept once"
         events = lake.sql("SELECT ticker, factor, known_at FROM adjustments")
         assert len(events) > 80 and events.factor.between(0.5, 1).mean() > 0.9
-        restated = held[1][0].query("adj_close < close * .99").ticker.iloc[0]
+        restated = stored[1][0].query("adj_close < close * .99").ticker.iloc[0]
         published, seen = lake.bars(restated, adjusted=False), lake.bars(restated)
         assert (
             published.close.iloc[0] > seen.close.iloc[0]

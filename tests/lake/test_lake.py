@@ -151,7 +151,7 @@ def test_a_correction_is_never_known_before_what_it_corrects(lake):
 def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
     "The model: for each bar, a list of (time from which it holds, value)."
     s = f"model{next(COUNT)}"
-    held, moments = {}, []
+    stored, moments = {}, []
     for i in range(data.draw(st.integers(1, 3))):
         batch = data.draw(
             st.dictionaries(
@@ -161,11 +161,11 @@ def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
         now = pd.Timestamp("2020-06-01", tz="UTC") + i * DAY
         new, corrected = 0, 0
         for key, value in batch.items():
-            if key not in held:
-                held[key] = [(T0 + key[1] * DAY + LAG, value)]
+            if key not in stored:
+                stored[key] = [(T0 + key[1] * DAY + LAG, value)]
                 new += 1
-            elif held[key][-1][1] != value:
-                held[key].append((now, value))
+            elif stored[key][-1][1] != value:
+                stored[key].append((now, value))
                 corrected += 1
         frame = pd.concat([rows(s, (d, v), ticker=t) for (t, d), v in batch.items()])
         done = lake.append(frame, now=now)
@@ -177,11 +177,11 @@ def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
         assert lake.append(frame.iloc[::-1], now=now).batch == ""
         moments.append((now, done))
     for at, _ in [(T0 + DAY + LAG, None), *moments]:
-        seen = {k: [v for since, v in vs if since <= at] for k, vs in held.items()}
+        seen = {k: [v for since, v in vs if since <= at] for k, vs in stored.items()}
         expected = {k: v[-1] for k, v in seen.items() if v}
-        found = lake.bars(source=s, as_of=at)
+        result = lake.bars(source=s, as_of=at)
         assert {
-            (t, (e - T0).days): c for t, e, c in zip(found.ticker, found.event_time, found.close, strict=True)
+            (t, (e - T0).days): c for t, e, c in zip(result.ticker, result.event_time, result.close, strict=True)
         } == expected
     for _, done in moments:
         assert lake.fingerprint(done.snapshot, s) == done.fingerprint
@@ -253,13 +253,13 @@ def test_adjustment_agrees_with_a_loop():
         .assign(factor=lambda f: rng.choice([0.5, 2.0, 0.97, 0.25], len(f)))
     )
     factors["event_time"] = factors.event_time.astype(bars.event_time.dtype)
-    made = adjust(bars, factors)
+    built = adjust(bars, factors)
     for i in rng.choice(len(bars), 200, replace=False):
         later = factors[(factors.ticker == bars.ticker[i]) & (factors.event_time > bars.event_time[i])].factor
-        assert np.isclose(made.close[i], bars.close[i] * later.prod()) and np.isclose(
-            made.low[i], bars.low[i] * later.prod()
+        assert np.isclose(built.close[i], bars.close[i] * later.prod()) and np.isclose(
+            built.low[i], bars.low[i] * later.prod()
         )
-        assert np.isclose(made.volume[i], bars.volume[i] / later[later != 0.97].prod())
+        assert np.isclose(built.volume[i], bars.volume[i] / later[later != 0.97].prod())
 
 
 def test_which_factors_are_splits():
@@ -271,8 +271,8 @@ def test_archives_that_restate_only_the_session_before_an_event():
     bars = rows("x", (0, 100, 1), (0, 100, 25), (1, 50, 1), (1, 50, 25), (2, 49, 1), (3, 48, 1)).assign(
         adj_close=[100, 50, 50, 49.5, 49, 48.0]
     )
-    found = price_factors(bars.sample(frac=1, random_state=0)).sort_values("event_time")
-    assert np.allclose(found.factor, [0.5, 0.99, 1.0]) and found.event_time.tolist() == [
+    result = price_factors(bars.sample(frac=1, random_state=0)).sort_values("event_time")
+    assert np.allclose(result.factor, [0.5, 0.99, 1.0]) and result.event_time.tolist() == [
         T0 + i * DAY for i in (1, 2, 3)
     ]
 

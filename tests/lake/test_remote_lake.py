@@ -41,10 +41,10 @@ def spare_port() -> int:
 
 
 def postgres_programs() -> Path | None:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [
+    result = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [
         Path(p) for p in [shutil.which("initdb")] if p
     ]
-    return found[-1].parent if found else None
+    return result[-1].parent if result else None
 
 
 class Postgres:
@@ -208,15 +208,15 @@ def test_a_second_reader_sees_each_commit_and_is_not_blocked_by_an_open_batch(gr
 
 
 def test_facts_pins_and_cleaning(ground):
-    told = pd.DataFrame(
+    notices = pd.DataFrame(
         dict(series="GDP", event_time="2020-01-01", known_at=["2020-04-26", "2020-05-26"], value=[2.1, 1.7])
     )
     with Lake(ground.storage) as lake:
-        assert lake.add("macro", told).rows_new + lake.add("macro", told).rows_same == 4
+        assert lake.add("macro", notices).rows_new + lake.add("macro", notices).rows_same == 4
         assert [lake.macro("GDP", as_of=d).GDP.item() for d in ("2020-05-01", "2020-06-01")] == [2.1, 1.7]
         lake.pin("run-1")
         for day in range(1, 6):
-            lake.add("macro", told[:1].assign(value=float(day)), known_at=f"2021-01-0{day}")
+            lake.add("macro", notices[:1].assign(value=float(day)), known_at=f"2021-01-0{day}")
         lake.compact()
         assert len(lake.expire(days=0, dry_run=False)) >= 5 and lake.clean("0s", dry_run=False)
         assert lake.macro("GDP", snapshot="run-1").GDP.item() == 1.7 and lake.macro("GDP").GDP.item() == 5

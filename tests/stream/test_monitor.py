@@ -59,32 +59,32 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
         publish_rows(settings, bars.tail(1).assign(close=-1.0))
         with Stream(settings) as s:
             s.publish([b"nonsense"])
-        until, told = time.monotonic() + 90, {}
-        while told.get(("stockpredict_stream_messages_total",), 0) < len(bars) + 2:
-            assert time.monotonic() < until, told
+        until, notices = time.monotonic() + 90, {}
+        while notices.get(("stockpredict_stream_messages_total",), 0) < len(bars) + 2:
+            assert time.monotonic() < until, notices
             time.sleep(0.2)
-            told = scrape(port)
+            notices = scrape(port)
         assert (
-            told["stockpredict_stream_rows_total", "lake", "new"] == len(bars)
-            and told["stockpredict_stream_quarantined_total",] == 1
+            notices["stockpredict_stream_rows_total", "lake", "new"] == len(bars)
+            and notices["stockpredict_stream_quarantined_total",] == 1
         )
         assert (
-            told["stockpredict_stream_letters_total",] == 1
-            and told["stockpredict_stream_redelivered_total",] == 0
+            notices["stockpredict_stream_letters_total",] == 1
+            and notices["stockpredict_stream_redelivered_total",] == 0
         )
         assert (
-            told["stockpredict_stream_pending", "lake"] == told["stockpredict_stream_unread", "lake"] == 0
-            and told["stockpredict_stream_up",] == 1
+            notices["stockpredict_stream_pending", "lake"] == notices["stockpredict_stream_unread", "lake"] == 0
+            and notices["stockpredict_stream_up",] == 1
         )
         age = time.time() - bars.event_time.max().timestamp()
-        assert told["stockpredict_stream_newest_age_seconds", "lake"] == pytest.approx(age, abs=60)
-        first, _ = told["stockpredict_stream_newest_age_seconds", "message"], time.sleep(1.2)
+        assert notices["stockpredict_stream_newest_age_seconds", "lake"] == pytest.approx(age, abs=60)
+        first, _ = notices["stockpredict_stream_newest_age_seconds", "message"], time.sleep(1.2)
         assert scrape(port)["stockpredict_stream_newest_age_seconds", "message"] > first + 1, (
             "nothing came, so it grows older"
         )
         server.kill()
-        told = scrape(port)
-        assert told["stockpredict_stream_up",] == 0 and told[
+        notices = scrape(port)
+        assert notices["stockpredict_stream_up",] == 0 and notices[
             "stockpredict_stream_rows_total", "lake", "new"
         ] == len(bars)
         server.start()
@@ -102,10 +102,10 @@ def test_the_service_tells_how_old_the_live_data_are_and_nothing_where_there_is_
     bars = sample_bars(tickers=1, sessions=5)
     publish_rows(settings, bars)
     consume(settings, idle=0.05)
-    told = served(settings)
-    age = float(re.search(r'stockpredict_data_age_seconds\{place="lake"\} (\S+)', told)[1])
+    notices = served(settings)
+    age = float(re.search(r'stockpredict_data_age_seconds\{place="lake"\} (\S+)', notices)[1])
     assert age == pytest.approx(time.time() - bars.event_time.max().timestamp(), abs=60)
-    assert 'stockpredict_data_age_seconds{place="message"}' in told
+    assert 'stockpredict_data_age_seconds{place="message"}' in notices
 
 
 def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
@@ -131,10 +131,10 @@ def test_messages_acknowledged_while_the_status_is_asked_for_no_longer_wait(sett
     state = Stream.state
 
     def overtaken(self):
-        said = state(self)
-        if said["groups"][0]["pending"]:
+        lines = state(self)
+        if lines["groups"][0]["pending"]:
             consume(settings, idle=0.05)
-        return said
+        return lines
 
     monkeypatch.setattr(Stream, "state", overtaken)
     assert stream_status(settings)["groups"][0]["pending"] == 5 and stream_status(settings)["waiting_s"] == 0
@@ -169,9 +169,9 @@ def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
 
 def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(settings, monkeypatch):
     "A quick look that passes what it must not is noticed, said and counted."
-    said, bars = [], sample_bars(tickers=2, sessions=10)
+    lines, bars = [], sample_bars(tickers=2, sessions=10)
     publish_rows(settings, bars)
-    with Consumer(settings, tell=said.append) as c:
+    with Consumer(settings, tell=lines.append) as c:
         c.go(idle=0.05)
         assert len(c._cleared) and c.audit() == 0 and c.did.unsound == 0 and not c._cleared
         monkeypatch.setattr(
@@ -182,4 +182,4 @@ def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(setti
         with Stream(settings) as s:
             s.publish(encode_messages(wrong.assign(source="liar")))
         c.go(idle=0.05)
-        assert c.audit() == 1 and c.did.unsound == 1 and "range broken" in said[0] and RULES
+        assert c.audit() == 1 and c.did.unsound == 1 and "range broken" in lines[0] and RULES

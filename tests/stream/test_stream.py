@@ -12,7 +12,7 @@ from live_redis import Server, live_settings
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ParameterRefused, StreamFull, StreamUnavailable
 from stockpredict.stream.consumer import ENOUGH_TO_REFUSE, Consumer, consume
-from stockpredict.stream.dead_letters import dead_letters
+from stockpredict.stream.dead_letters import unreadable_messages
 from stockpredict.stream.messages import decode_messages, message_fault, encode_messages, publish_rows
 from stockpredict.stream.dead_letters import replay_from, resend_dead_letters
 from stockpredict.lake.lake import Lake
@@ -79,7 +79,7 @@ def one_bar(event, known):
     )
 
 
-def held(settings, **more):
+def stored(settings, **more):
     with Lake(settings.storage, read_only=True) as lake:
         return lake.bars(**more)
 
@@ -163,14 +163,14 @@ def test_a_full_stream_refuses_with_a_sentence_and_pushes_nothing_out(settings):
 
 
 def test_a_waiting_sender_goes_on_when_there_is_room(settings):
-    small, said = settings.with_(**{"stream.maxlen": 50, "stream.wait": 20}), []
-    thread = threading.Thread(target=lambda: send(small, trades(300), tell=said.append))
+    small, lines = settings.with_(**{"stream.maxlen": 50, "stream.wait": 20}), []
+    thread = threading.Thread(target=lambda: send(small, trades(300), tell=lines.append))
     thread.start()
     did = consume(small, idle=1.0)
     thread.join()
     with LiveTable(small.storage) as live:
         assert len(live.bars("tick")) == 300
-    assert did.messages == 300 and did.lost == 0 and "stream is full" in said[0]
+    assert did.messages == 300 and did.lost == 0 and "stream is full" in lines[0]
 
 
 def test_history_stays_until_its_room_is_needed(settings):
@@ -191,9 +191,9 @@ def test_what_somebody_else_removed_is_counted(settings):
     send(settings, trades(40, 2))
     with Stream(settings) as s:
         s.client.xtrim(s.key, maxlen=10, approximate=False)
-    said = []
-    did = drain(settings, tell=said.append)
-    assert did.lost == 30 and did.messages == 10 and "30 messages were removed" in said[0]
+    lines = []
+    did = drain(settings, tell=lines.append)
+    assert did.lost == 30 and did.messages == 10 and "30 messages were removed" in lines[0]
     assert stream_status(settings)["groups"][0]["lost"] == 30
     assert drain(settings).lost == 0
 
@@ -214,17 +214,17 @@ def test_pending_messages_that_were_removed_are_counted_and_do_not_block(setting
 def test_an_emptied_redis_is_noticed_and_the_lake_unharmed(settings, market, server):
     publish_rows(settings, market.tail(40))
     drain(settings)
-    before = held(settings)
+    before = stored(settings)
     time.sleep(1.1)  # another second, another birth
     server.client.flushall()
     publish_rows(settings, market.tail(45))
-    said = []
-    did = drain(settings, tell=said.append)
-    assert did.emptied == 1 and "Redis was emptied" in said[0] and "stockpredict ingest" in said[0]
+    lines = []
+    did = drain(settings, tell=lines.append)
+    assert did.emptied == 1 and "Redis was emptied" in lines[0] and "stockpredict ingest" in lines[0]
     assert (
         stream_status(settings)["emptied"] == 1
-        and len(held(settings)) == 45
-        and held(settings).tail(len(before)).ticker.isin(before.ticker).all()
+        and len(stored(settings)) == 45
+        and stored(settings).tail(len(before)).ticker.isin(before.ticker).all()
     )
     assert drain(settings).emptied == 0
 
@@ -320,10 +320,10 @@ def test_dead_letters_are_kept_and_can_be_sent_again(settings, server):
         s.publish([b"nonsense", *encode_messages(trades(3), "tick", DAY)])
     assert drain(settings).dead_letters == 1
     server.client.delete("stockpredict:letters")
-    found = dead_letters(settings)
-    assert found.data.tolist() == ["nonsense"] and found.reason.tolist() == ["The message is not a JSON object."]
-    assert resend_dead_letters(settings) == 1 and len(dead_letters(settings)) == 0
-    assert drain(settings).dead_letters == 1 and len(dead_letters(settings)) == 1
+    result = unreadable_messages(settings)
+    assert result.data.tolist() == ["nonsense"] and result.reason.tolist() == ["The message is not a JSON object."]
+    assert resend_dead_letters(settings) == 1 and len(unreadable_messages(settings)) == 0
+    assert drain(settings).dead_letters == 1 and len(unreadable_messages(settings)) == 1
 
 
 def test_bad_rows_are_quarantined_and_a_rotten_batch_is_set_aside_whole(settings, market):
@@ -340,8 +340,8 @@ def test_bad_rows_are_quarantined_and_a_rotten_batch_is_set_aside_whole(settings
         0,
         0,
         ENOUGH_TO_REFUSE,
-    ) and "refused with its batch" in dead_letters(settings).reason[0]
-    assert len(held(settings)) == 49
+    ) and "refused with its batch" in unreadable_messages(settings).reason[0]
+    assert len(stored(settings)) == 49
 
 
 def test_a_table_that_is_none_is_refused_before_sending(settings, market):
@@ -371,7 +371,7 @@ def test_bars_in_any_order_with_repetitions_and_corrections_give_the_same_lake(s
     for part in np.array_split(np.arange(len(mixed)), 3):
         publish_rows(settings, mixed.iloc[part])
         drain(settings)
-    pd.testing.assert_frame_equal(held(settings), wanted)
+    pd.testing.assert_frame_equal(stored(settings), wanted)
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.fingerprint() == mark and lake.verify() == mark
 
@@ -380,7 +380,7 @@ def test_of_two_bars_known_at_the_same_time_the_later_in_the_stream_wins(setting
     one = market.tail(1)
     publish_rows(settings, pd.concat([one, one.assign(volume=one.volume + 1), one.assign(volume=one.volume + 2)]))
     did = drain(settings)
-    assert did.quarantined == 0 and held(settings).volume.tolist() == (one.volume + 2).tolist()
+    assert did.quarantined == 0 and stored(settings).volume.tolist() == (one.volume + 2).tolist()
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -430,7 +430,7 @@ def test_a_cancelled_and_a_corrected_trade_change_the_bar(settings):
 def test_a_trade_that_is_too_old_for_the_live_table_is_no_silent_loss(settings):
     publish_rows(settings, trades(10), "tick", DAY + pd.Timedelta(days=20))
     did = drain(settings)
-    assert did.dead_letters == 10 and "older than the 5 days" in dead_letters(settings).reason[0]
+    assert did.dead_letters == 10 and "older than the 5 days" in unreadable_messages(settings).reason[0]
 
 
 # ---- what is not over
@@ -443,7 +443,7 @@ def test_an_open_session_is_provisional_and_never_in_the_lake(settings):
     drain(settings)
     with LiveTable(settings.storage) as live:
         assert live.bars("session").provisional.tolist() == [True, True]
-    assert len(held(settings, source="feed")) == 0 and stream_status(settings)["open_sessions"] == 2
+    assert len(stored(settings, source="feed")) == 0 and stream_status(settings)["open_sessions"] == 2
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.sql("SELECT count(*) AS n FROM quarantine").n[0] == 0
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
@@ -451,7 +451,7 @@ def test_an_open_session_is_provisional_and_never_in_the_lake(settings):
     drain(settings)
     with LiveTable(settings.storage) as live:
         assert live.bars("session").provisional.tolist() == [False, False]
-    after = held(settings, source="feed")
+    after = stored(settings, source="feed")
     assert (
         after.ticker.tolist() == ["AAA", "BBB"]
         and (after.known_at >= after.event_time).all()
@@ -463,16 +463,16 @@ def test_a_late_trade_after_the_close_becomes_a_correction(settings):
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
     publish_rows(settings, trades(50), "tick", over)
     drain(settings)
-    first = held(settings, source="feed")
+    first = stored(settings, source="feed")
     publish_rows(settings, trades(1, 7).assign(volume=12_345.0), "tick", over + pd.Timedelta(minutes=10))
     did = drain(settings)
-    now = held(settings, source="feed")
+    now = stored(settings, source="feed")
     assert (
         did.lake_corrected == 1
         and now.volume[0] == first.volume[0] + 12_345.0
         and now.known_at[0] > first.known_at[0]
     )
-    assert held(settings, source="feed", as_of=first.known_at[0]).volume[0] == first.volume[0]
+    assert stored(settings, source="feed", as_of=first.known_at[0]).volume[0] == first.volume[0]
     assert drain(settings).lake_corrected == 0
 
 
@@ -480,14 +480,14 @@ def test_the_official_bar_replaces_the_one_made_of_trades(settings):
     over = CALENDAR.close("2024-06-03") + pd.Timedelta(minutes=15)
     publish_rows(settings, trades(50), "tick", over)
     drain(settings)
-    official = held(settings, source="feed").assign(volume=1e6, known_at=over + pd.Timedelta(hours=1))
+    official = stored(settings, source="feed").assign(volume=1e6, known_at=over + pd.Timedelta(hours=1))
     publish_rows(settings, official, clock=over + pd.Timedelta(hours=1))
     drain(settings)
     publish_rows(settings, trades(5, 8), "tick", over + pd.Timedelta(hours=2))
     drain(settings)
     with LiveTable(settings.storage) as live:
         assert live.bars("session").volume.tolist() == [1e6]
-    assert held(settings, source="feed").volume.tolist() == [1e6]
+    assert stored(settings, source="feed").volume.tolist() == [1e6]
 
 
 def test_a_sender_with_a_wrong_clock_cannot_end_a_session_early_nor_go_back(settings):
@@ -501,7 +501,7 @@ def test_a_sender_with_a_wrong_clock_cannot_end_a_session_early_nor_go_back(sett
         assert live.set_clocks({})["feed"] <= time.time_ns() // 1000
         publish_rows(settings, one_bar(CALENDAR.close(today), opens), clock=ahead)
         did = drain(settings)
-        assert did.lake_new == 0 and len(held(settings, source="feed")) == 0
+        assert did.lake_new == 0 and len(stored(settings, source="feed")) == 0
         clock = live.set_clocks({})["feed"]
         publish_rows(settings, trades(1, 9), "tick", DAY)
         drain(settings)
@@ -545,7 +545,7 @@ def test_a_restored_lake_catches_up_by_replay(settings, market):
     publish_rows(settings, market.tail(30))
     drain(settings)
     shutil.rmtree(settings.storage.lake_dir)
-    assert replay_from(settings, 1).lake_new == 30 and len(held(settings)) == 30
+    assert replay_from(settings, 1).lake_new == 30 and len(stored(settings)) == 30
 
 
 def test_freshness_is_from_the_event_to_the_reader(settings, market):
@@ -557,11 +557,11 @@ def test_freshness_is_from_the_event_to_the_reader(settings, market):
     waiting = stream_status(settings)
     assert waiting["waiting_s"] == 0, "nobody has ever read: there is no reader to be late"
     drain(settings)
-    said = stream_status(settings)
+    lines = stream_status(settings)
     assert (
-        7 < said["delays"]["live"]["median"] < 60
-        and 0.2 < said["delays"]["lake"]["median"]
-        and said["freshness_s"] >= 7
+        7 < lines["delays"]["live"]["median"] < 60
+        and 0.2 < lines["delays"]["lake"]["median"]
+        and lines["freshness_s"] >= 7
     )
     send(settings, sent.tail(1))
     time.sleep(0.3)
@@ -573,7 +573,7 @@ def test_a_replayed_session_ends_as_the_bars_it_was_made_of(settings, market):
     sent = replay(settings, last, speed=0, each=20)
     did = drain(settings)
     wanted = last[last.volume > 0]
-    got = held(settings, source=last.source.iloc[0])
+    got = stored(settings, source=last.source.iloc[0])
     pd.testing.assert_frame_equal(
         got[["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume"]],
         wanted[["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume"]].reset_index(
@@ -618,5 +618,5 @@ def test_real_five_minute_bars_make_the_session(settings, shared):
             volume=by.volume.sum(),
         )
     )
-    got = held(settings, source="intraday").set_index("ticker")[wanted.columns]
+    got = stored(settings, source="intraday").set_index("ticker")[wanted.columns]
     pd.testing.assert_frame_equal(got, wanted, check_index_type=False, check_dtype=False)
