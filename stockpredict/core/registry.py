@@ -41,13 +41,28 @@ class Registry:
         self._parts[name], self._meta[name] = part, meta
         return part
 
-    def register(
-        self,
-        name: str,  # the name to register under
-        **meta,  # metadata, see `meta`
-    ):  # a decorator
-        "The decorator form of `add`."
-        return lambda part: self.add(name, part, **meta)
+# %% ../../nbs/core/10_registry.ipynb #8890d7a5
+@patch
+def register(
+    self: Registry,
+    name: str,  # the name to register under
+    **meta,  # metadata, see `meta`
+):  # a decorator
+    "The decorator form of `add`."
+    return lambda part: self.add(name, part, **meta)
+
+
+@patch
+def _load(self: Registry):
+    "Import the registry's sub-package once."
+    if self._loaded:
+        return
+    self._loaded = True  # before the import, because a module may ask while it is being imported
+    try:
+        load_all(self.package)
+    except BaseException:
+        self._loaded = False
+        raise
 
 # %% ../../nbs/core/10_registry.ipynb #aa2f33c8
 @patch
@@ -61,19 +76,6 @@ def names(self: Registry) -> list[str]:  # sorted
 def items(self: Registry) -> list[tuple]:  # pairs of name and part, sorted by name
     "Names with their parts."
     return [(n, self._parts[n]) for n in self.names()]
-
-# %% ../../nbs/core/10_registry.ipynb #3ab93909
-@patch
-def _load(self: Registry):
-    "Import the registry's sub-package once."
-    if self._loaded:
-        return
-    self._loaded = True  # before the import, because a module may ask while it is being imported
-    try:
-        load_all(self.package)
-    except BaseException:
-        self._loaded = False
-        raise
 
 # %% ../../nbs/core/10_registry.ipynb #57a3bafd
 @patch
