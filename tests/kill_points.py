@@ -1,7 +1,7 @@
 """Which of the places where a process can be killed are tried in this run.
 
-All of them are tried with `--all-steps`. Otherwise each run draws a few by a seed of its own, which the header of
-the test run prints: `pytest --kill-seed 123` draws the same ones again.
+All of them are tried with `--all-steps`. Otherwise each run draws a few by a seed of its own, which the
+header of the test run prints: `pytest --kill-seed 123` draws the same ones again.
 """
 
 import os

@@ -18,7 +18,8 @@ def spare_port():
 
 
 class Server:
-    "Started and killed at will; on a socket in its folder it keeps its data, as an operator would; on a spare port it forgets them."
+    """Started and killed at will; on a socket in its folder it keeps its data, as an operator would; on a
+    spare port it forgets them."""
 
     def __init__(self, folder, *options, on_port=False):
         folder.mkdir(parents=True, exist_ok=True)

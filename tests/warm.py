@@ -1,7 +1,8 @@
 """Processes for tests that need one of their own, forked from a server that has loaded the libraries.
 
-A new interpreter spends seconds on importing torch, pandas and DuckDB before it does anything. Here that is paid once
-a test worker. What runs in the fork is the same command, with its own folder, environment, output and exit status.
+A new interpreter spends seconds on importing torch, pandas and DuckDB before it does anything. Here that is
+paid once a test worker. What runs in the fork is the same command, with its own folder, environment, output
+and exit status.
 """
 
 import multiprocessing

@@ -9,8 +9,6 @@ __all__ = []
 import math
 from functools import lru_cache, partial
 import numpy as np
-import torch
-from torch import Tensor
 from . import kernels
 from .numba_kernels import advance_window, compiled, dispatch, nan_headed
 

@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/lake/45_fingerprint.ipynb #cd21e7c6
 import hashlib, json
-import duckdb
 
 # %% ../../nbs/lake/45_fingerprint.ipynb #bea739c6
 def current_rows(

@@ -7,9 +7,8 @@ __all__ = ['EVIDENCE_WORDING', 'Champion', 'read_champion_entry', 'current_champ
 
 # %% ../../nbs/train/70_champion.ipynb #ed588c34
 import json, os, re
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from ..core.errors import ArtifactRejected, FlowLocked, NoChampion
 from ..core.files import atomic_write, file_lock
 from ..core.settings import Settings

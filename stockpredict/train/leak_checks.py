@@ -7,7 +7,6 @@ __all__ = ['skill_by_delay']
 
 # %% ../../nbs/train/45_leak_checks.ipynb #1e6f76e6
 import math
-import numpy as np
 import pandas as pd
 import torch
 from scipy.special import ndtri

@@ -13,7 +13,7 @@ from ..core.files import atomic_write, read_json
 from ..core.settings import Settings
 from .champion import current_champion, write_champion
 from .experiment import Experiment
-from .gate import Verdict, decide
+from .gate import Verdict
 from .walk_forward import Candidate
 
 # %% ../../nbs/train/80_mlflow_mirror.ipynb #ab55b3fe

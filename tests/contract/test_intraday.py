@@ -1,4 +1,5 @@
-"""Bars of minutes: the shape, two vendors and their recorded answers, the gate, the table in the lake, real five-minute bars, the command."""
+"""Bars of minutes: the shape, two vendors and their recorded answers, the gate, the table in the lake,
+real five-minute bars, the command."""
 
 import json
 
@@ -13,7 +14,12 @@ from stockpredict.core.errors import SourceUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import drop_dead_letters
 from stockpredict.quality.intraday_gate import inspect_intraday
-from stockpredict.sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, fetch_intraday, intraday_vendors
+from stockpredict.sources.vendor_intraday import (
+    INTRADAY_COLUMNS,
+    IntradayChain,
+    fetch_intraday,
+    intraday_vendors,
+)
 from stockpredict.sources.bars import parse_instants
 from stockpredict.sources.vendor_intraday import tidy_intraday
 from stockpredict.ingest.intraday import add_intraday, ingest_intraday, load_intraday
@@ -49,7 +55,7 @@ def settings_for(place, shop=None, **more):
 
 def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
     place = shared / "api_fixtures"
-    found = tidy_intraday(
+    result = tidy_intraday(
         intraday_vendors["tiingo"]()
         .read((place / "tiingo/intraday_price.json").read_bytes(), "GOOGL")
         .assign(ticker="GOOGL"),
@@ -58,13 +64,15 @@ def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
         zone="UTC",
     )
     assert (
-        len(found) == 13
-        and str(found.event_time[0]) == "2018-01-02 15:00:00+00:00"
-        and found.event_time.iloc[-1] == CAL.close("2018-01-02")
+        len(result) == 13
+        and str(result.event_time[0]) == "2018-01-02 15:00:00+00:00"
+        and result.event_time.iloc[-1] == CAL.close("2018-01-02")
     )
-    assert found.close[0] == 1061.91 and found.volume.isna().all() and len(inspect_intraday(found).good) == 13
+    assert result.close[0] == 1061.91 and result.volume.isna().all() and len(inspect_intraday(result).good) == 13
     body = (place / "alphavantage/time_series__TIME_SERIES_INTRADAY_3dbdcdc7.csv").read_bytes()
-    evening = tidy_intraday(intraday_vendors["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min")
+    evening = tidy_intraday(
+        intraday_vendors["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min"
+    )
     judged = inspect_intraday(evening, limit=1)
     assert len(evening) == 100 and str(evening.event_time.max()) == "2026-05-16 00:00:00+00:00"
     assert set(judged.bad.reason) == {"no session"} and judged.good.event_time.max() <= CAL.close(
@@ -80,9 +88,7 @@ def test_an_intraday_vendor_passes_the_checks_of_every_vendor(name):
         history = vendor_histories(month)[month.ticker.iloc[0]].tail(22)
         return simulate_intraday(history.assign(ticker=month.ticker.iloc[0]), "30min").close
 
-    report = check_vendor_adapter(
-        name, bars, make_source=lambda s: IntradayChain(s, "30min"), served=served
-    )
+    report = check_vendor_adapter(name, bars, make_source=lambda s: IntradayChain(s, "30min"), served=served)
     assert report.passed.all(), report[~report.passed][["check", "problem"]].to_string()
 
 
@@ -92,7 +98,11 @@ def test_real_five_minute_bars_pass_and_come_back_to_the_last_digit(shared, tmp_
     s = settings_for(tmp_path)
     report = add_intraday(raw, "ibkr", "5min", s)
     back = load_intraday(s, ["AAPL", "SPY"], "2024-07-03", "2024-07-03")
-    assert report.rows_new == len(raw) and report.rows_quarantined == 0 and list(back.columns) == INTRADAY_COLUMNS
+    assert (
+        report.rows_new == len(raw)
+        and report.rows_quarantined == 0
+        and list(back.columns) == INTRADAY_COLUMNS
+    )
     assert back.groupby("ticker").size().tolist() == [42, 42] and back.event_time.max() == CAL.close(
         "2024-07-03"
     )
@@ -135,8 +145,8 @@ def test_the_gate_knows_hours_half_days_weekends_the_future_and_second_opinions(
         hurt.loc[10 * k, column] = value
         if column == "event_time":
             hurt.loc[10 * k, "known_at"] = value
-        found = inspect_intraday(hurt)
-        assert len(found.bad) == 1 and len(found.good) == len(bars) - 1, column
+        result = inspect_intraday(hurt)
+        assert len(result.bad) == 1 and len(result.good) == len(bars) - 1, column
     now = bars.event_time.sort_values().iloc[len(bars) // 2]
     assert (
         inspect_intraday(bars, now=now).good.event_time.max() == now
@@ -185,7 +195,9 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
         assert len(load_intraday(s, every="30min")) == first.rows_new * 2 and not len(
             load_intraday(s, every="15min")
         )
-        assert drop_dead_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [names[1]]
+        assert drop_dead_letters(s, [names[0]]) == [names[0]] and dead_letters(s).ticker.tolist() == [
+            names[1]
+        ]
         with pytest.raises(UnknownTicker, match="No dead letter"):
             drop_dead_letters(s, ["ZZZ"])
 
@@ -221,7 +233,7 @@ def test_the_command_brings_minutes_and_throws_letters_away(market, tmp_path):
             for k, v in {"storage.home": tmp_path, "sources.base_urls": f"all={shop.url}"}.items()
             for x in ("--set", f"{k}={v}")
         ]
-        said = json.loads(
+        output = json.loads(
             run("ingest", *asked, "intraday", name, "--every", "30min", "--days", "3", "--json")
         )
-    assert 39 >= said["rows_new"] >= 21 and said["interval"] == "30min"
+    assert 39 >= output["rows_new"] >= 21 and output["interval"] == "30min"

@@ -111,9 +111,9 @@ def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path
 
 def test_a_simulated_market_with_payments_raises_no_doubt_about_them():
     bars = simulate("realistic", tickers=20, sessions=400, seed=5).bars
-    told = tidy_bars(bars, source="x")
-    flags = find_flags(told, detectors=ALL_DETECTORS)
-    assert {"dividend", "split"} & set(told) == {"dividend", "split"} & set(bars) and (
+    reply = tidy_bars(bars, source="x")
+    flags = find_flags(reply, detectors=ALL_DETECTORS)
+    assert {"dividend", "split"} & set(reply) == {"dividend", "split"} & set(bars) and (
         flags.flag == "dividend left out"
     ).sum() == 0
 
@@ -153,14 +153,14 @@ def test_a_column_of_times_is_read_or_refused_with_a_sentence(column):
             **{column: pd.Series(values)}
         )
         try:
-            told = len(tidy_bars(frame, source="x")) == 3
+            reply = len(tidy_bars(frame, source="x")) == 3
         except StockpredictError as e:
-            told = str(e) if isinstance(e, BarsInvalid) and e.fix.endswith((".", ")")) else e
-        assert told is True or (isinstance(told, str) and told), f"{column}, {name}: {told!r}"
+            reply = str(e) if isinstance(e, BarsInvalid) and e.fix.endswith((".", ")")) else e
+        assert reply is True or (isinstance(reply, str) and reply), f"{column}, {name}: {reply!r}"
         if column == "date" and name in BAD:
-            assert isinstance(told, str) and "time column" in told, name
+            assert isinstance(reply, str) and "time column" in reply, name
         if name in FINE and (column == "date" or name != "number"):
-            assert told is True, f"{column}, {name}: {told}"
+            assert reply is True, f"{column}, {name}: {reply}"
 
 
 def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
@@ -176,7 +176,11 @@ def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
     assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(
         AAA=True, OLD=False, BBB=True, CCC=False
     )
-    assert drop_dead_letters(s) == ["CCC", "OLD"] and drop_dead_letters(s) == [] and drop_dead_letters(s, ["AAA"]) == ["AAA"]
+    assert (
+        drop_dead_letters(s) == ["CCC", "OLD"]
+        and drop_dead_letters(s) == []
+        and drop_dead_letters(s, ["AAA"]) == ["AAA"]
+    )
     with pytest.raises(UnknownTicker, match="No dead letter is about ZZZ"):
         drop_dead_letters(s, ["ZZZ"])
     assert dead_letters(s).ticker.tolist() == ["BBB"]

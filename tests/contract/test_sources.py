@@ -1,4 +1,5 @@
-"Sources: real prices without a network, files in every usual form, simulated markets; and the gate behind them."
+"""Sources: real prices without a network, files in every usual form, simulated markets; and the gate
+behind them."""
 
 import gzip
 import json
@@ -111,10 +112,10 @@ def test_a_simulated_market_is_its_settings():
     one = given(
         data__source="simulated", simulated__kind="realistic", simulated__tickers=6, simulated__sessions=90
     )
-    made = simulate("realistic", 6, 90, one.settings.simulated.rank_ic, 1).bars
+    created = simulate("realistic", 6, 90, one.settings.simulated.rank_ic, 1).bars
     pd.testing.assert_frame_equal(
         one.bars().drop(columns="source"),
-        made.drop(columns="source").sort_values(["ticker", "event_time"], ignore_index=True),
+        created.drop(columns="source").sort_values(["ticker", "event_time"], ignore_index=True),
     )
     ids = {
         given(data__source="simulated", **more).id
@@ -405,13 +406,13 @@ def test_oddities_are_remarked_and_kept():
     bars.loc[still, prices] = bars.close[still[0]]
     bars.loc[still, "volume"] = 0.0
     quality = gate(bars.drop(index=[crash + 20, crash + 21]))
-    found = quality.table()
+    result = quality.table()
     assert len(quality.bad) == 0 and len(quality.good) == len(bars) - 2
     assert (
-        f"AAA {bars.event_time[crash]:%Y-%m-%d}" in found.examples["jump"]
-        and found.failed["unit changed"] == 2
+        f"AAA {bars.event_time[crash]:%Y-%m-%d}" in result.examples["jump"]
+        and result.failed["unit changed"] == 2
     )
-    assert found.failed["frozen"] >= 14 and found.failed["untraded"] == 15 and found.failed["gap"] >= 1
+    assert result.failed["frozen"] >= 14 and result.failed["untraded"] == 15 and result.failed["gap"] >= 1
     crashed = sample_bars()
     crashed.loc[crashed.event_time >= pd.Timestamp("2019-10-19 00:00Z"), prices] *= 0.5
     assert gate(crashed).table().failed["jump"] == 0, "a crash of everything at once is news"
@@ -458,7 +459,8 @@ def test_the_result_shows_itself():
 
 
 def test_vendor_errors_of_the_shared_cases_are_at_least_remarked(shared):
-    "Yahoo's documented errors: units wrong by a hundred are pointed out in the bad file, and not in the mended one."
+    """Yahoo's documented errors: units wrong by a hundred are pointed out in the bad file, and not in the
+    mended one."""
     london = get_calendar("XLON")
     for path in sorted((shared / "quality_cases").glob("*100x-error.csv")):
 

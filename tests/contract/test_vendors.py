@@ -1,4 +1,5 @@
-"Vendors: every recorded answer is read or refused with a reason, the chain is one source, only what is missing is asked for, and no key is ever shown."
+"""Vendors: every recorded answer is read or refused with a reason, the chain is one source, only what is
+missing is asked for, and no key is ever shown."""
 
 import json
 import logging
@@ -16,7 +17,17 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, ParameterRefused, PortTaken, SettingsError, UnknownName
 from stockpredict.core.errors import VendorFailed, VendorThrottled
-from stockpredict.core.http import VendorRequest, CircuitBreaker, RequestBudget, VendorFailure, ApiKey, RequestLedger, VendorClient, backoff, parse_retry_after
+from stockpredict.core.http import (
+    VendorRequest,
+    CircuitBreaker,
+    RequestBudget,
+    VendorFailure,
+    ApiKey,
+    RequestLedger,
+    VendorClient,
+    backoff,
+    parse_retry_after,
+)
 from stockpredict.core.http import run_async, check_answer
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import tidy_bars
@@ -27,7 +38,14 @@ from stockpredict.testing.vendor_contract import VENDOR_CHECKS, check_vendor_ada
 from stockpredict.sources.simulate import sample_bars, simulate
 from stockpredict.testing.fake_vendors import FakeVendors, recent_market
 from stockpredict.testing.vendor_replies import vendor_histories, infer_splits
-from stockpredict.sources.vendor_facts import fetch_fundamentals, fetch_macro, fetch_news, read_actions, read_macro, read_news
+from stockpredict.sources.vendor_facts import (
+    fetch_fundamentals,
+    fetch_macro,
+    fetch_news,
+    read_actions,
+    read_macro,
+    read_news,
+)
 from stockpredict.sources.vendor_facts import read_reported, read_statements
 from stockpredict.sources.vendor_chain import VendorChain, vendor_answers, consensus, dead_letters
 from stockpredict.sources.vendors import vendors
@@ -64,11 +82,11 @@ def recorded(shared, provider, pattern):
         url = urlsplit(row.get("url") or "")
         if row["provider"] == provider and re.search(pattern, unquote(url.path) + "?" + url.query):
             query = {k: v[0] for k, v in parse_qs(url.query).items()}
-            found = re.search(r"/(?:chart|daily)/([^/?]+)", unquote(url.path))
+            findings = re.search(r"/(?:chart|daily)/([^/?]+)", unquote(url.path))
             yield (
                 row["file"],
                 (folder / row["file"]).read_bytes(),
-                found[1] if found else query.get("symbol", ""),
+                findings[1] if findings else query.get("symbol", ""),
                 query,
             )
 
@@ -84,21 +102,21 @@ def outcome(name, body, ticker):
 def test_every_yahoo_chart_is_read(shared):
     read = 0
     for file, body, ticker, query in recorded(shared, "yahoo", "/v8/finance/chart/"):
-        found, sent = outcome("yahoo", body, ticker), json.loads(body)["chart"]["result"][0]
+        findings, sent = outcome("yahoo", body, ticker), json.loads(body)["chart"]["result"][0]
         if query["interval"] != "1d":
-            assert found == "drift", file
+            assert findings == "drift", file
             continue
         zone = sent["meta"]["exchangeTimezoneName"]
         days = [pd.Timestamp(t, unit="s", tz=zone).strftime("%Y-%m-%d") for t in sent["timestamp"]]
-        assert found.date.dt.strftime("%Y-%m-%d").tolist() == days, file
+        assert findings.date.dt.strftime("%Y-%m-%d").tolist() == days, file
         theirs = np.array(sent["indicators"]["quote"][0]["close"], float)
         splits = (sent.get("events") or {}).get("splits", {}).values()
         raw = [
             c * np.prod([s["numerator"] / s["denominator"] for s in splits if s["date"] > t] or [1])
             for c, t in zip(theirs, sent["timestamp"])
         ]
-        assert np.allclose(found.close, raw, rtol=1e-6), file
-        bars = tidy_bars(found.assign(ticker=ticker), source="x")
+        assert np.allclose(findings.close, raw, rtol=1e-6), file
+        bars = tidy_bars(findings.assign(ticker=ticker), source="x")
         assert np.allclose(bars.adj_close, sent["indicators"]["adjclose"][0]["adjclose"]), file
         read += 1
     assert read >= 40
@@ -107,23 +125,23 @@ def test_every_yahoo_chart_is_read(shared):
 def test_a_split_is_undone_and_its_factor_stays(shared):
     "NVDA split four for one on 2021-07-20: raw prices fall, adjusted ones do not."
     body = next(b for f, b, *_ in recorded(shared, "yahoo", "/v8/finance/chart/NVDA") if "split" in f)
-    found = outcome("yahoo", body, "NVDA").set_index("date")
-    ratio = found.close["2021-07-20"] / found.close["2021-07-19"]
-    assert 0.22 < ratio < 0.28 and 0.9 < found.adj_close["2021-07-20"] / found.adj_close["2021-07-19"] < 1.1
+    findings = outcome("yahoo", body, "NVDA").set_index("date")
+    ratio = findings.close["2021-07-20"] / findings.close["2021-07-19"]
+    assert 0.22 < ratio < 0.28 and 0.9 < findings.adj_close["2021-07-20"] / findings.adj_close["2021-07-19"] < 1.1
     sent = json.loads(body)["chart"]["result"][0]
     before = sum(t < 1626787800 for t in sent["timestamp"])
     assert np.allclose(
-        found.volume.iloc[:before] * 4, sent["indicators"]["quote"][0]["volume"][:before], rtol=1e-6
+        findings.volume.iloc[:before] * 4, sent["indicators"]["quote"][0]["volume"][:before], rtol=1e-6
     )
 
 
 def test_tiingo_says_the_same_in_both_forms(shared):
     kinds, frames = {}, {}
     for file, body, ticker, query in recorded(shared, "tiingo", r"/tiingo/daily/[^/]+/prices"):
-        found = outcome("tiingo", body, ticker)
-        kinds[file] = found if isinstance(found, str) else len(found)
+        findings = outcome("tiingo", body, ticker)
+        kinds[file] = findings if isinstance(findings, str) else len(findings)
         if query.get("startDate") and query.get("resampleFreq") == "daily":
-            frames.setdefault((ticker, query["startDate"]), []).append(found)
+            frames.setdefault((ticker, query["startDate"]), []).append(findings)
     assert [f for f, k in kinds.items() if k == "drift"] == [
         f"tiingo/ticker_price_with_{x}.json" for x in ("multiple_columns", "volume_column")
     ]
@@ -170,26 +188,26 @@ def test_alpha_vantage_daily_in_both_forms(shared):
 
 def test_fmp_agrees_with_the_price_file(shared):
     [(_, body, _, _)] = recorded(shared, "fmp", "historical-price-eod/full")
-    found = tidy_bars(outcome("fmp", body, "AAPL").assign(ticker="AAPL"), source="x")
-    assert len(found) == 5
-    held = pd.read_parquet(shared / "us_daily_2016_2026_recent.parquet").query("ticker == 'AAPL'")
-    held = held.assign(day=pd.to_datetime(held.date)).set_index("day").close.astype(float)
-    assert np.allclose(found.close, held[CALENDAR.day_of(found.event_time)], rtol=2e-3)
+    findings = tidy_bars(outcome("fmp", body, "AAPL").assign(ticker="AAPL"), source="x")
+    assert len(findings) == 5
+    kept_rows = pd.read_parquet(shared / "us_daily_2016_2026_recent.parquet").query("ticker == 'AAPL'")
+    kept_rows = kept_rows.assign(day=pd.to_datetime(kept_rows.date)).set_index("day").close.astype(float)
+    assert np.allclose(findings.close, kept_rows[CALENDAR.day_of(findings.event_time)], rtol=2e-3)
     [(_, light, _, _)] = recorded(shared, "fmp", "historical-price-eod/light")
     with pytest.raises(VendorFailed, match=r"has lost open, high, low, close; new in it: price"):
         vendors["fmp"]().read(light, "AAPL")
 
 
 def test_recorded_errors_have_reasons(shared):
-    folder, told = shared / "api_fixtures", {}
+    folder, reply = shared / "api_fixtures", {}
     for row in json.loads((folder / "manifest.json").read_text()):
         if row.get("status") == 200:
             continue
         with pytest.raises(VendorFailed) as e:
             check_answer(row["provider"], row["status"], (folder / row["file"]).read_bytes())
         assert e.value.context["evidence"] and str(row["status"]) in str(e.value)
-        told.setdefault(row["status"], set()).add(e.value.context["reason"])
-    assert told == {404: {"bad-symbol"}, 400: {"refused"}, 403: {"plan"}}
+        reply.setdefault(row["status"], set()).add(e.value.context["reason"])
+    assert reply == {404: {"bad-symbol"}, 400: {"refused"}, 403: {"plan"}}
 
 
 def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
@@ -274,14 +292,14 @@ def test_the_stand_in_and_the_adapters_agree(tmp_path, vendor):
 
 
 def test_splits_are_found_where_the_simulation_put_them():
-    made = simulate("realistic", 40, 200, seed=5)
-    found = {
+    created = simulate("realistic", 40, 200, seed=5)
+    findings = {
         (t, str(CALENDAR.day_of([at])[0].date()), round(r, 6))
-        for t, b in made.bars.groupby("ticker")
+        for t, b in created.bars.groupby("ticker")
         for at, r in infer_splits(b.reset_index(drop=True)).items()
     }
     assert (
-        found == {(x["ticker"], x["session"], x["ratio"]) for x in made.truth["splits"]} and len(found) >= 4
+        findings == {(x["ticker"], x["session"], x["ratio"]) for x in created.truth["splits"]} and len(findings) >= 4
     )
 
 
@@ -372,7 +390,9 @@ def test_a_backfill_goes_on_where_it_was_stopped(given, standin):
     assert [x for x in seen if ": " in x] == ["AAA: yahoo", "BBB: yahoo"], "progress comes through on_step"
     standin.requests.clear()
     rest = ingest(s, NOW)
-    assert standin.request_log().ticker.tolist() == ["CCC", "DDD"] and rest.tickers == 4 and rest.missing == []
+    assert (
+        standin.request_log().ticker.tolist() == ["CCC", "DDD"] and rest.tickers == 4 and rest.missing == []
+    )
     with Lake(s.storage, read_only=True) as lake:
         assert lake.verify() == rest.fingerprint
 
@@ -461,7 +481,10 @@ def test_the_budget_a_day_survives_a_restart(tmp_path, standin):
 
 
 def test_two_processes_share_one_budget(tmp_path):
-    code = "import sys; from stockpredict.core.http import RequestLedger; l = RequestLedger(sys.argv[1]); print(sum(l.spend('x', 50, 'd') for _ in range(40)))"
+    code = (
+        "import sys; from stockpredict.core.http import RequestLedger; l = RequestLedger(sys.argv[1]); "
+        "print(sum(l.spend('x', 50, 'd') for _ in range(40)))"
+    )
     both = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "l.sqlite")], stdout=subprocess.PIPE, text=True
@@ -539,10 +562,10 @@ def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, p
     try:
         run_async(several_read(client, ask, echo))
     except VendorFailed as e:
-        told = f"{e!r} {e} {e.as_dict()} {VendorFailure.of(e)} {e.__cause__} {e.__context__}"
+        reply = f"{e!r} {e} {e.as_dict()} {VendorFailure.of(e)} {e.__cause__} {e.__context__}"
     assert sent and ("param" not in place or sent[0]["apikey"] == secret)
     shown = (
-        told
+        reply
         + caplog.text
         + repr(ask)
         + (tmp_path / "ledger.sqlite").read_bytes().decode("latin-1")
@@ -551,7 +574,7 @@ def test_a_key_is_sent_and_never_shown(tmp_path, standin, monkeypatch, caplog, p
     for form in (secret, "s3cr%2Ft%2Bkey%3D%3D", "s3cr/t%2Bkey%3D%3D"):
         assert form not in shown
     if not fault:
-        assert "[key]" in told and "HTTP Request" in caplog.text
+        assert "[key]" in reply and "HTTP Request" in caplog.text
 
 
 async def several_read(client, ask, read):
@@ -577,13 +600,13 @@ def test_a_missing_key_costs_no_request(tmp_path, monkeypatch):
 
 
 def test_settings_of_sources_are_checked():
-    for key, value, told in [
+    for key, value, reply in [
         ("sources.chain", ["yahoo", "yahoo"], "chain repeats yahoo"),
         ("sources.base_urls", "all=ftp://x", "http:// or https://"),
         ("sources.budgets", "yahoo=many", "such as 1/25"),
         ("sources.deadline", 0, "above 0"),
     ]:
-        with pytest.raises(SettingsError, match=told):
+        with pytest.raises(SettingsError, match=reply):
             Settings().with_(**{key: value})
     same = Settings().with_(**{"sources.retries": 9, "sources.base_urls": "all=http://127.0.0.1:1"})
     assert same.hash == Settings().hash != Settings().with_(**{"sources.chain": ["tiingo"]}).hash
@@ -607,13 +630,13 @@ def test_the_stand_in_takes_orders_over_http_and_remembers(standin):
         and "<" not in httpx.get(url + "&token=secret").text
     )
     assert httpx.get(url + "&fault=nonsense").status_code == 400
-    told = httpx.get(f"{standin.url}/admin/requests").json()
-    assert [r["fault"] for r in told] == [
+    reply = httpx.get(f"{standin.url}/admin/requests").json()
+    assert [r["fault"] for r in reply] == [
         "429",
         "",
         "html",
         "",
-    ] and "secret" not in str(told)
+    ] and "secret" not in str(reply)
     assert httpx.post(f"{standin.url}/admin/reset").json() == [] and standin.requests == []
     with pytest.raises(ParameterRefused, match="Did you mean"):
         standin.fault("htlm")
@@ -639,9 +662,9 @@ def test_a_newcomer_starts_it_from_a_shell():
         text=True,
     )
     try:
-        told = p.stdout.readline() + p.stdout.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+", told)[0]
-        assert "stockpredict ingest --set data.source=vendors" in told and "SIM0,SIM1,SIM2,SIM3,SIM4" in told
+        reply = p.stdout.readline() + p.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+", reply)[0]
+        assert "stockpredict ingest --set data.source=vendors" in reply and "SIM0,SIM1,SIM2,SIM3,SIM4" in reply
         ask = f"{url}/tiingo/daily/SIM0/prices?format=csv"
         assert [httpx.get(ask).status_code for _ in range(2)] == [429, 200]
         assert httpx.get(ask).text.strip().splitlines()[-1].startswith(str(CALENDAR.last_closed().date()))
@@ -677,13 +700,13 @@ def fixture(shared, part):
 
 def test_every_version_of_gdp_is_known_when_it_appeared(shared):
     body = fixture(shared, "test_series__test_get_series_asof_date_json")
-    sent, found = pd.DataFrame(json.loads(body)["observations"]), read_macro(body, "GDP")
-    assert len(found) == len(sent) == 2902 and found.value.isna().sum() == (sent.value == ".").sum() > 0
-    assert (found.known_at > found.event_time).all(), "nobody knew a quarter on its first day"
+    sent, findings = pd.DataFrame(json.loads(body)["observations"]), read_macro(body, "GDP")
+    assert len(findings) == len(sent) == 2902 and findings.value.isna().sum() == (sent.value == ".").sum() > 0
+    assert (findings.known_at > findings.event_time).all(), "nobody knew a quarter on its first day"
     for day in ("1999-06-30", "2008-11-15", "2018-12-31"):
         theirs = sent[(sent.realtime_start <= day) & (sent.realtime_end >= day)].set_index("date").value
         ours = (
-            found[found.known_at <= pd.Timestamp(day, tz="UTC") + pd.Timedelta(hours=30)]
+            findings[findings.known_at <= pd.Timestamp(day, tz="UTC") + pd.Timedelta(hours=30)]
             .groupby("event_time")
             .tail(1)
             .set_index("event_time")
@@ -719,10 +742,10 @@ def test_figures_are_known_when_they_were_reported(shared, part):
     heard = pd.Timestamp("2026-05-17T12:00Z")
     reported = read_reported(fixture(shared, "fundamental__EARNINGS_d56c999e"))
     body = fixture(shared, f"fundamental__{part}_")
-    found, sent = read_statements(body, "IBM", heard, reported), json.loads(body)
-    assert len(found[found.form == "quarter"].event_time.unique()) == len(sent["quarterlyReports"])
-    assert (found.known_at > found.event_time).all() and (found.known_at <= heard).all()
-    december = found[(found.event_time == "2025-12-31T00:00Z") & (found.form == "year")]
+    findings, sent = read_statements(body, "IBM", heard, reported), json.loads(body)
+    assert len(findings[findings.form == "quarter"].event_time.unique()) == len(sent["quarterlyReports"])
+    assert (findings.known_at > findings.event_time).all() and (findings.known_at <= heard).all()
+    december = findings[(findings.event_time == "2025-12-31T00:00Z") & (findings.form == "year")]
     assert set(december.known_at) == {pd.Timestamp("2026-01-29 05:00", tz="UTC")}, (
         "reported on 2026-01-28 in New York"
     )
@@ -733,7 +756,7 @@ def test_figures_are_known_when_they_were_reported(shared, part):
         if k not in ("fiscalDateEnding", "reportedCurrency") and v != "None"
     }
     assert (
-        found[(found.form == "year") & (found.event_time == row["fiscalDateEnding"] + "T00:00Z")]
+        findings[(findings.form == "year") & (findings.event_time == row["fiscalDateEnding"] + "T00:00Z")]
         .set_index("item")
         .value.to_dict()
         == known
@@ -801,15 +824,15 @@ def test_tables_are_asked_for_politely_and_fit_the_lake(shared, tmp_path, monkey
             }
         )
         gdp = fetch_macro(s, "GDP")
-        said = fetch_fundamentals(s, "IBM", ("BALANCE_SHEET",), now=pd.Timestamp("2026-05-17T12:00Z"))
-        told = fetch_news(s, "AAPL", "alphavantage")
+        output = fetch_fundamentals(s, "IBM", ("BALANCE_SHEET",), now=pd.Timestamp("2026-05-17T12:00Z"))
+        reply = fetch_news(s, "AAPL", "alphavantage")
         recordings.fault("throttled")
         with pytest.raises(VendorFailed) as e:
             fetch_fundamentals(s, "IBM")
         assert e.value.context["reason"] == "throttled"
         assert {r["vendor"] for r in recordings.requests} == {"fred", "alphavantage"}
     with Lake(s.storage) as lake:
-        for table, frame in (("macro", gdp), ("fundamentals", said), ("news", told)):
+        for table, frame in (("macro", gdp), ("fundamentals", output), ("news", reply)):
             assert lake.add(table, frame, source="x").rows_new > 0
             assert lake.add(table, frame, source="x").rows_new == 0, "said before, not stored again"
     with pytest.raises(VendorFailed, match="FRED_API_KEY is not set"):
@@ -833,7 +856,10 @@ def test_the_guide_adds_a_vendor_in_under_forty_lines(root):
     ]
     adapter, teaching = (next(c for c in cells if mark in c) for mark in ("@vendor", "def teach"))
     assert (
-        sum(bool(line.strip()) for line in (adapter + "\n" + teaching.split("with FakeVendors")[0]).splitlines())
+        sum(
+            bool(line.strip())
+            for line in (adapter + "\n" + teaching.split("with FakeVendors")[0]).splitlines()
+        )
         < 40
     )
     until_checked = cells[: 1 + next(i for i, c in enumerate(cells) if "check_vendor_adapter(" in c)]

@@ -20,7 +20,14 @@ from stockpredict.core.errors import near
 from stockpredict.core.registry import Registry, load_all
 from stockpredict.core.sections import parse_pairs
 from stockpredict.core.settings import Settings, load_settings
-from stockpredict.sources.bars import BAR_COLUMNS, canonical_ticker, empty_bars, parse_numbers, tidy_bars, wide
+from stockpredict.sources.bars import (
+    BAR_COLUMNS,
+    canonical_ticker,
+    empty_bars,
+    parse_numbers,
+    tidy_bars,
+    wide,
+)
 
 
 def problems(**kw):
@@ -73,7 +80,7 @@ def test_all_problems_of_all_places_come_together(tmp_path):
         "STOCKPREDICT_PORT": "1",
         "STOCKPREDICT_COSTS__BPS": "nan",
     }
-    found = problems(
+    result = problems(
         path=file,
         environ=env,
         overrides={"data.universe": "AAPL aapl", "nonsense": 1, "validation.folds": "two"},
@@ -90,8 +97,8 @@ def test_all_problems_of_all_places_come_together(tmp_path):
         "'two'",
         "bps",
     ):
-        assert any(part in p for p in found), (part, found)
-    assert len(found) == 9
+        assert any(part in p for p in result), (part, result)
+    assert len(result) == 9
 
 
 @pytest.mark.parametrize(
@@ -113,8 +120,8 @@ def test_all_problems_of_all_places_come_together(tmp_path):
     ],
 )
 def test_values_that_do_not_fit_are_refused(override, part):
-    found = problems(overrides=override)
-    assert len(found) == 1 and part in found[0], found
+    result = problems(overrides=override)
+    assert len(result) == 1 and part in result[0], result
 
 
 def test_broken_files_are_refused_in_a_sentence(tmp_path):
@@ -281,7 +288,7 @@ def test_registry_refuses_two_different_parts_under_one_name():
 
 
 def test_the_same_definition_may_come_again_and_the_newer_one_counts():
-    def made(module):
+    def created(module):
         def part():
             return module
 
@@ -289,12 +296,12 @@ def test_the_same_definition_may_come_again_and_the_newer_one_counts():
         return part
 
     r = Registry("thing")
-    r.add("x", made("__main__"))
-    newer = made("stockpredict.somewhere")
+    r.add("x", created("__main__"))
+    newer = created("stockpredict.somewhere")
     r.add("x", newer)
     assert r["x"] is newer
     with pytest.raises(NameTaken):
-        r.add("x", made("stockpredict.elsewhere"))
+        r.add("x", created("stockpredict.elsewhere"))
     r.add("p", functools.partial(newer))
     r.add("p", functools.partial(newer))
     assert r.names() == ["p", "x"] and "x" in r and "y" not in r and dict(r.items())["x"] is newer

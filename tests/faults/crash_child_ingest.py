@@ -1,7 +1,7 @@
 """Forks children that ingest and are killed, and reports what they left behind, one JSON line each.
 
-Run as a script: `crash_child_ingest.py HOME INBOX`. Everything slow is done once, before the first fork;
-no database is open then, so each child opens its own, as a fresh process would.
+Run as a script: `crash_child_ingest.py HOME INBOX`. Everything slow is done once, before the first fork; no
+database is open then, so each child opens its own, as a fresh process would.
 """
 
 import json
@@ -81,8 +81,9 @@ def tell(**facts):
 
 
 def main(home, inbox, phase):
-    """Phase 0: the first batch, into nothing; killed at every step there is.
-    Phase 1: a second batch with news and a correction, into a lake that exists; killed at every step from the gate on, and at odd moments."""
+    """Phase 0: the first batch, into nothing; killed at every step there is. Phase 1: a second batch with
+    news and a correction, into a lake that exists; killed at every step from the gate on, and at odd
+    moments."""
     home, inbox, phase = Path(home), Path(inbox), int(phase)
     batches = [inbox / "first", inbox / "second"]
     ingest(

@@ -65,8 +65,8 @@ def forked(work):
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            said = work()
-            os.write(write, json.dumps(said).encode())
+            report = work()
+            os.write(write, json.dumps(report).encode())
         except BaseException as e:
             print(repr(e), file=sys.stderr, flush=True)
             os._exit(1)
@@ -111,7 +111,8 @@ def main(home):
 
 
 def killed(home, task, k):
-    "What one child leaves that is killed at step `k` of a task (0: never), and what the next one makes of it."
+    """What one child leaves that is killed at step `k` of a task (0: never), and what the next one makes
+    of it."""
     place = home / f"{task.__name__}{k}"
     shutil.copytree(home / "seed", place)
     code, steps = forked(lambda: work_on(place, task, k))

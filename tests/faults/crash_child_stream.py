@@ -88,15 +88,16 @@ def look(s):
         }
         same = {"feed": lake.fingerprint(source="feed"), "market": lake.fingerprint(source="simulated")}
         rows = live.rows(
-            "SELECT span, ticker, event_us, id, open, high, low, close, volume, state FROM bars ORDER BY 1, 2, 3, 4"
+            "SELECT span, ticker, event_us, id, open, high, low, close, volume, state FROM bars "
+            "ORDER BY 1, 2, 3, 4"
         )
-        letters = live.rows("SELECT message, reason FROM letters ORDER BY 1").to_dict("records")
+        dead_letters = live.rows("SELECT message, reason FROM letters ORDER BY 1").to_dict("records")
         return {
             **count,
             **same,
             "live": int(pd.util.hash_pandas_object(rows, index=False).sum() % 2**53),
             "rows": len(rows),
-            "letters": letters,
+            "letters": dead_letters,
             "pending": stream.state()["groups"][0]["pending"],
         }
 

@@ -1,4 +1,5 @@
-"""Bad input at the gate: for every fault, the behaviour that was promised. Numbers in brackets are the cases of the fault list."""
+"""Bad input at the gate: for every fault, the behaviour that was promised. Numbers in brackets are the
+cases of the fault list."""
 
 import io
 
@@ -9,7 +10,13 @@ import pytest
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, BatchRefused, ColumnsUnmapped
 from stockpredict.sources.bars import tidy_bars
-from stockpredict.quality.reconcile import absent_sessions, compare_sources, disagreements, summarise_restatements, restatements
+from stockpredict.quality.reconcile import (
+    absent_sessions,
+    compare_sources,
+    disagreements,
+    summarise_restatements,
+    restatements,
+)
 from stockpredict.testing.corruption import healthy_market
 from stockpredict.quality.gate import inspect_bars
 from stockpredict.sources.simulate import sample_bars
@@ -70,11 +77,11 @@ BROKEN = {
 
 def test_7_a_broken_line_goes_to_quarantine_with_its_reason_and_the_rest_goes_on():
     quality = read(HEADER + GOOD * 60 + "\n".join(BROKEN) + "\n")
-    told = quality.bad.set_index("ticker").reason
+    answer = quality.bad.set_index("ticker").reason
     assert len(quality.good) == 10 and len(quality.bad) == len(BROKEN) and not quality.refused
     for line, reason in BROKEN.items():
-        assert set(told[line[:2]].split("; ")) >= set(reason.split("; ")[:1]) and set(
-            told[line[:2]].split("; ")
+        assert set(answer[line[:2]].split("; ")) >= set(reason.split("; ")[:1]) and set(
+            answer[line[:2]].split("; ")
         ) <= set(reason.split("; ")), line
 
 
@@ -169,10 +176,10 @@ def test_13_a_split_that_nobody_worked_in_is_flagged_and_no_return_over_it_count
         bars.loc[rows[:day], "volume"] /= ratio
         at[ratio] = rows[day]
     quality = gate(bars)
-    found = [
+    result = [
         r for r, t in at.items() if "split missing" in flags_at(quality, bars, t) and not quality.usable[t]
     ]
-    assert len(found) >= len(at) - 1 and len(quality.bad) == 0, f"one in ten may pass for news; found {found}"
+    assert len(result) >= len(at) - 1 and len(quality.bad) == 0, f"one in ten may pass for news; found {result}"
 
 
 def test_13_the_same_split_worked_in_is_no_flag(market):
@@ -197,7 +204,8 @@ def test_13_a_crash_to_the_half_in_which_everybody_trades_is_news(market):
 
 
 def test_13_a_special_dividend_of_four_fifths_is_kept_whether_or_not_it_is_worked_in(market):
-    "Dr Pepper Snapple paid 103.75 dollars on 2018-07-10 out of a price near 122; the merged company trades as KDP."
+    """Dr Pepper Snapple paid 103.75 dollars on 2018-07-10 out of a price near 122; the merged company
+    trades as KDP."""
     rows = one(market)
     t = rows[100]
     left = 1 - 103.75 / 122
@@ -232,15 +240,15 @@ def test_14_rewritten_history_comes_with_a_report_of_the_difference(market):
     rows, other = one(market), one(market, 1)
     now_sent.loc[rows[:120], PRICES] /= 2
     now_sent.loc[other[10], "close"] *= 1.01
-    told = summarise_restatements(restatements(market, now_sent), market.ticker.value_counts())
-    assert told.what.to_dict() == {
+    answer = summarise_restatements(restatements(market, now_sent), market.ticker.value_counts())
+    assert answer.what.to_dict() == {
         market.ticker[rows[0]]: "rescaled by one factor",
         market.ticker[other[0]]: "corrections",
     }
     assert (
-        told.bars.tolist() == [120, 1]
-        and np.isclose(told.typical.iloc[0], -0.5)
-        and told["last"].iloc[0] == market.event_time[rows[119]]
+        answer.bars.tolist() == [120, 1]
+        and np.isclose(answer.typical.iloc[0], -0.5)
+        and answer["last"].iloc[0] == market.event_time[rows[119]]
     )
 
 
@@ -407,4 +415,6 @@ def test_22_sources_that_disagree_are_settled_by_a_third_and_flagged(market):
     assert len(flag) == 1 and not flag.usable.any() and "50 basis points" in flag.sentence[0]
     assert np.isclose(three.consensus[three.verdict == "outvoted"].item(), market.close[100])
     within = b.assign(close=market.close * 1.0015)
-    assert disagreements(compare_sources(dict(a=a, b=within))).empty, "fifteen basis points are within the tolerance"
+    assert disagreements(compare_sources(dict(a=a, b=within))).empty, (
+        "fifteen basis points are within the tolerance"
+    )

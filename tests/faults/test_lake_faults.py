@@ -1,4 +1,5 @@
-"The lake under two writers, kill -9, full disks, read-only folders, flipped bytes, broken catalogs and names that attack."
+"""The lake under two writers, kill -9, full disks, read-only folders, flipped bytes, broken catalogs and
+names that attack."""
 
 import json
 import os
@@ -61,9 +62,9 @@ def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path
         timeout=3600,  # only a hang reaches it
     )
     assert out.returncode == 0, out.stderr[-2000:]
-    said = [json.loads(line) for line in out.stdout.splitlines()]
-    assert {x["task"] for x in said} == {"append", "add", "purge", "tidy"} and len(said) >= 12
-    for x in said:
+    report = [json.loads(line) for line in out.stdout.splitlines()]
+    assert {x["task"] for x in report} == {"append", "add", "purge", "tidy"} and len(report) >= 12
+    for x in report:
         assert x["code"] == (0 if x["k"] == 0 else -9), x
         assert x["whole"] and x["again"] == 0 and x["healed"], x
 
@@ -90,7 +91,10 @@ def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path
         left = lake.clean("0s")
         assert left and len(lake.bars()) == 200, "the dead writer's file is there, and nobody sees it"
         assert lake.clean("0s", dry_run=False) == left and lake.clean("0s") == []
-        assert lake.append(market, now=NOW).rows_new == len(market) - 200 and lake.verify() == lake.recorded_fingerprint()
+        assert (
+            lake.append(market, now=NOW).rows_new == len(market) - 200
+            and lake.verify() == lake.recorded_fingerprint()
+        )
 
 
 # ---- two writers
@@ -121,17 +125,20 @@ def test_two_writers_who_wait_both_commit_and_nothing_is_lost(tmp_path, market):
     assert failures == []
     with Lake(storage(tmp_path), read_only=True) as lake:
         assert len(lake.bars()) == sum((p.event_time <= sorted(set(p.event_time))[3]).sum() for p in parts)
-        assert lake.rows("SELECT count(*) AS n FROM lake.ingests").n[0] == 8 and lake.verify() == lake.recorded_fingerprint()
+        assert (
+            lake.rows("SELECT count(*) AS n FROM lake.ingests").n[0] == 8
+            and lake.verify() == lake.recorded_fingerprint()
+        )
 
 
 def test_a_second_writer_is_refused_in_every_verb(tmp_path, market):
     with Lake(storage(tmp_path)) as first, Lake(storage(tmp_path)) as second:
         first.append(market, now=NOW)
-        told = pd.DataFrame(dict(series=["x"], event_time=["2020-01-01"], value=[1.0]))
+        answer = pd.DataFrame(dict(series=["x"], event_time=["2020-01-01"], value=[1.0]))
         with first.writer():
             for verb in (
                 lambda: second.append(market.assign(source="b")),
-                lambda: second.add("macro", told, lag="1D"),
+                lambda: second.add("macro", answer, lag="1D"),
                 lambda: second.pin("p"),
                 second.compact,
                 lambda: second.clean(dry_run=False),
@@ -146,7 +153,7 @@ def test_a_second_writer_is_refused_in_every_verb(tmp_path, market):
 
 def test_a_full_disk_refuses_cleanly_and_keeps_what_was_there(small_disk, market):
     with Lake(storage(small_disk)) as lake:
-        held = lake.append(market, now=NOW)
+        kept_rows = lake.append(market, now=NOW)
         big = sample_bars(tickers=60, sessions=300).assign(source="big")
         filler = small_disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 400_000))
@@ -154,24 +161,24 @@ def test_a_full_disk_refuses_cleanly_and_keeps_what_was_there(small_disk, market
             lake.append(big, now=NOW)
         with pytest.raises(OSError, match="No space left"):
             (small_disk / "rest").write_bytes(bytes(4 << 20))
-        told = pd.DataFrame(
+        answer = pd.DataFrame(
             dict(series=[f"s{i}" for i in range(3000)], event_time="2020-01-01", value=np.arange(3000.0))
         )
         with pytest.raises(LakeUnavailable, match="disk space"):
-            lake.add("macro", told, lag="1D")
-        assert lake.fingerprint() == held.fingerprint and lake.snapshot() == held.snapshot
+            lake.add("macro", answer, lag="1D")
+        assert lake.fingerprint() == kept_rows.fingerprint and lake.snapshot() == kept_rows.snapshot
         filler.unlink()
         (small_disk / "rest").unlink()
         lake.clean("0s", dry_run=False)
-        assert lake.add("macro", told, lag="1D").rows_new == 3000 and lake.verify() == held.fingerprint
+        assert lake.add("macro", answer, lag="1D").rows_new == 3000 and lake.verify() == kept_rows.fingerprint
 
 
 def test_a_folder_that_became_read_only_still_reads(small_disk, market):
     with Lake(storage(small_disk)) as lake:
-        held = lake.append(market, now=NOW).fingerprint
+        kept_rows = lake.append(market, now=NOW).fingerprint
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with Lake(storage(small_disk), read_only=True) as lake:
-        assert lake.verify() == held
+        assert lake.verify() == kept_rows
     with (
         pytest.raises(LakeUnavailable, match=r"(cannot be|Nothing).*rights"),
         Lake(storage(small_disk)) as lake,
@@ -313,7 +320,11 @@ def test_hostile_names_are_only_names(tmp_path, market):
             if name:
                 lake.pin(name, 2)
                 assert lake.snapshot_number(name) == 2
-        assert lake.verify() == lake.recorded_fingerprint() and set(lake.table_names()) >= {"bars", "ingests", "pins"}
+        assert lake.verify() == lake.recorded_fingerprint() and set(lake.table_names()) >= {
+            "bars",
+            "ingests",
+            "pins",
+        }
         assert len(lake.bars(source=market.source.iloc[0])) == len(market)
     strange = [p for p in tmp_path.rglob("*") if "passwd" in p.name or "DROP" in p.name]
     assert strange == []

@@ -1,4 +1,5 @@
-"The live path under kill -9, and with a Redis that is away, slow, full, emptied, locked or not what it should be."
+"""The live path under kill -9, and with a Redis that is away, slow, full, emptied, locked or not what it
+should be."""
 
 import json
 import os
@@ -55,8 +56,8 @@ def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path)
         timeout=3600,  # only a hang reaches it
     )
     assert out.returncode == 0, out.stderr[-3000:]
-    said = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
-    calm, steps, ends = said[0]["calm"], said[0]["steps"], [x for x in said if "k" in x]
+    report = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
+    calm, steps, ends = report[0]["calm"], report[0]["steps"], [x for x in report if "k" in x]
     assert {
         "taken",
         "decoded",
@@ -78,7 +79,7 @@ def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path)
         and calm["bars"] > 80
     )
     assert len(ends) >= 6
-    assert [x["step"] for x in said if "step" in x] == [steps[x["k"] - 1] for x in ends]
+    assert [x["step"] for x in report if "step" in x] == [steps[x["k"] - 1] for x in ends]
     for x in ends:
         assert (x["code"], x["healed"]) == (-9, calm), (steps[x["k"] - 1], x, calm)
 
@@ -157,7 +158,10 @@ def test_a_message_that_kills_its_readers_is_set_aside_and_its_neighbours_are_no
             break
         except Killed:
             pass
-    assert unreadable_messages(settings).offset.tolist() == [deadly] and "never finished" in unreadable_messages(settings).reason[0]
+    assert (
+        unreadable_messages(settings).offset.tolist() == [deadly]
+        and "never finished" in unreadable_messages(settings).reason[0]
+    )
     assert count(settings) == 9 and stream_status(settings)["groups"][0]["pending"] == 0
 
 
@@ -258,18 +262,18 @@ def test_a_wrong_password_is_no_reason_to_wait(tmp_path):
 
 
 def test_redis_killed_midway_is_waited_for_and_nothing_acknowledged_is_lost(settings, server, market):
-    patient, said = settings.with_(**{"stream.wait": 30, "stream.batch": 10}), []
+    patient, report = settings.with_(**{"stream.wait": 30, "stream.batch": 10}), []
     sent = threading.Thread(
         target=lambda: [
-            publish_rows(patient, market.iloc[i : i + 5], tell=said.append) or time.sleep(0.02)
+            publish_rows(patient, market.iloc[i : i + 5], tell=report.append) or time.sleep(0.02)
             for i in range(0, len(market), 5)
         ]
     )
     got = []
-    reading = threading.Thread(target=lambda: got.append(consume(patient, idle=2.0, tell=said.append)))
+    reading = threading.Thread(target=lambda: got.append(consume(patient, idle=2.0, tell=report.append)))
     reading.start()
     sent.start()
-    while sent.is_alive() and not said:
+    while sent.is_alive() and not report:
         server.kill()
         time.sleep(0.3)
         server.start()
@@ -277,7 +281,7 @@ def test_redis_killed_midway_is_waited_for_and_nothing_acknowledged_is_lost(sett
     sent.join()
     reading.join()
     assert count(patient) == len(market) and got[0].emptied == 0 and got[0].lost == 0
-    assert any("does not answer" in s and "Waiting" in s for s in said)
+    assert any("does not answer" in s and "Waiting" in s for s in report)
 
 
 def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path, market):
@@ -308,8 +312,8 @@ def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path,
 
 
 def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):
-    listener, held = socket.create_server(("127.0.0.1", 0)), []
-    threading.Thread(target=lambda: [held.append(listener.accept()) for _ in range(8)], daemon=True).start()
+    listener, kept_rows = socket.create_server(("127.0.0.1", 0)), []
+    threading.Thread(target=lambda: [kept_rows.append(listener.accept()) for _ in range(8)], daemon=True).start()
     try:
         began = time.monotonic()
         with pytest.raises(StreamUnavailable, match="does not answer"):
@@ -331,7 +335,9 @@ def test_redis_without_memory_refuses_the_sender_and_still_serves_the_reader(set
     server.client.config_set("maxmemory", "1")
     with pytest.raises(StreamFull, match="no memory left"):
         publish_rows(settings.with_(**{"stream.wait": 0.3}), market)
-    assert consume(settings, idle=0.05).lake_new == 50 and stream_status(settings)["groups"][0]["pending"] == 0
+    assert (
+        consume(settings, idle=0.05).lake_new == 50 and stream_status(settings)["groups"][0]["pending"] == 0
+    )
     server.client.config_set("maxmemory", "0")
     publish_rows(settings, market)
     consume(settings, idle=0.05)
@@ -341,8 +347,8 @@ def test_redis_without_memory_refuses_the_sender_and_still_serves_the_reader(set
 def test_a_redis_that_may_evict_or_forget_is_pointed_out(settings, server):
     for name, value in {"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru", "appendonly": "no"}.items():
         server.client.config_set(name, value)
-    said = " ".join(stream_status(settings)["warnings"])
-    assert "allkeys-lru" in said and "noeviction" in said and "appendonly" in said
+    report = " ".join(stream_status(settings)["warnings"])
+    assert "allkeys-lru" in report and "noeviction" in report and "appendonly" in report
 
 
 def test_a_redis_that_answers_before_it_has_written_is_pointed_out_and_one_that_does_not_tell_is_believed(
@@ -365,9 +371,9 @@ def test_a_key_of_another_type_is_left_alone(settings, server, market):
 
 def test_emptied_between_two_batches(settings, server, market):
     "What was stored stays, what is sent afterwards arrives, and the consumer says what happened."
-    said, stop = [], threading.Event()
+    report, stop = [], threading.Event()
     with Stream(settings) as s:
-        reading = threading.Thread(target=lambda: consume(settings, stop=stop, tell=said.append))
+        reading = threading.Thread(target=lambda: consume(settings, stop=stop, tell=report.append))
         reading.start()
         s.publish(encode_messages(market.head(20)))
         until = time.monotonic() + 30
@@ -377,35 +383,35 @@ def test_emptied_between_two_batches(settings, server, market):
         time.sleep(1.1)
         server.client.flushall()
         s.publish(encode_messages(market.tail(20)))
-        while not said:
+        while not report:
             assert time.monotonic() < until
             time.sleep(0.05)
         time.sleep(0.5)
         stop.set()
         reading.join()
-    assert count(settings) == 40 and "Redis was emptied" in said[0]
+    assert count(settings) == 40 and "Redis was emptied" in report[0]
 
 
 # ---- the lake and the disk
 
 
 def test_while_another_process_writes_to_the_lake_messages_wait(settings, market):
-    said, ready = [], threading.Event()
+    report, ready = [], threading.Event()
 
     def hold():
         with Lake(settings.storage) as lake, lake.writer():
             ready.set()
             until = time.monotonic() + 60
-            while not said and time.monotonic() < until:
+            while not report and time.monotonic() < until:
                 time.sleep(0.05)
 
     thread = threading.Thread(target=hold)
     thread.start()
     ready.wait(30)
     publish_rows(settings, market.tail(10))
-    did = consume(settings.with_(**{"stream.wait": 0.3}), idle=0.05, tell=said.append)
+    did = consume(settings.with_(**{"stream.wait": 0.3}), idle=0.05, tell=report.append)
     thread.join()
-    assert did.lake_new == 10 and count(settings) == 10 and "has been writing to the lake" in said[0]
+    assert did.lake_new == 10 and count(settings) == 10 and "has been writing to the lake" in report[0]
 
 
 def test_a_lake_that_cannot_write_stops_the_consumer_and_acknowledges_nothing(settings, market):

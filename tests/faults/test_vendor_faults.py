@@ -163,7 +163,10 @@ def test_case_3_a_slow_drip_is_cut_off_at_the_deadline(given, standin, fault):
 def test_case_4_half_an_answer_is_none(given, standin, market, fault):
     standin.fault(fault)
     source, _ = quick(given())
-    assert np.allclose(fetched(source).close, truth(market)) and standin.request_log().fault.tolist() == [fault, ""]
+    assert np.allclose(fetched(source).close, truth(market)) and standin.request_log().fault.tolist() == [
+        fault,
+        "",
+    ]
     standin.fault(fault, 9)
     assert not len(fetched(source, ["BBB"])) and reason(source, "BBB") == "cut-off"
 
@@ -241,11 +244,11 @@ def test_case_7_rows_with_reasons_reach_the_quarantine(given, standin):
     report = ingest(s, "2020-03-12T12:00Z")
     assert report.rows_quarantined == 3 and report.missing == ["AAA", "BBB", "CCC"]
     with Lake(s.storage, read_only=True) as lake:
-        found = lake.sql("SELECT ticker, reason FROM quarantine ORDER BY 1").set_index("ticker").reason
+        result = lake.sql("SELECT ticker, reason FROM quarantine ORDER BY 1").set_index("ticker").reason
     assert (
-        found["AAA"].startswith("price impossible")
-        and found["BBB"].startswith("price impossible")
-        and "no close" in found["CCC"]
+        result["AAA"].startswith("price impossible")
+        and result["BBB"].startswith("price impossible")
+        and "no close" in result["CCC"]
     )
 
 
@@ -370,17 +373,17 @@ def test_case_20_a_renamed_column_stops_with_the_difference(given, standin, vend
     standin.fault("renamed", 9)
     source, _ = quick(given(sources__chain=[vendor]))
     assert not len(fetched(source)) and reason(source) == "drift" and len(standin.requests) == 1
-    told = source.failed["AAA"]["failures"][0]["sentence"]
-    assert "lost close" in told and "closing" in told
+    reply = source.failed["AAA"]["failures"][0]["sentence"]
+    assert "lost close" in reply and "closing" in reply
 
 
 def test_case_20_drift_everywhere_is_a_hard_stop_and_what_is_held_stays(given, standin):
-    held = ingest(given(data__end="2020-03-03"), "2020-03-04T12:00Z")
+    kept_rows = ingest(given(data__end="2020-03-03"), "2020-03-04T12:00Z")
     standin.fault("renamed", 99)
     with pytest.raises(SchemaDrift, match=r"has lost close; new in it: closing.*The stored bars stay"):
         ingest(given(), NOW)
     with Lake(given().storage, read_only=True) as lake:
-        assert lake.fingerprint() == held.fingerprint
+        assert lake.fingerprint() == kept_rows.fingerprint
     assert set(dead_letters(given()).reason) == {"drift"}
 
 
@@ -399,10 +402,10 @@ s.fetch(["AAA"], "2020-01-02", "2020-03-10")
 print(s.failed["AAA"]["failures"][0]["reason"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     home = given().storage.home
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code, standin.url, home], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert said[0] == "too-large" and int(said[1]) < 40, said
+    assert output[0] == "too-large" and int(output[1]) < 40, output
     assert resource.RUSAGE_SELF == 0 and len(standin.requests) == 1, (
         "asked once: it would not be smaller the next time"
     )
@@ -479,7 +482,7 @@ def test_every_request_failed_once_in_turn_converges(given, standin, tmp_path):
 
 
 def test_with_nobody_there_the_lake_is_the_last_resort_and_says_so(given, standin):
-    held = ingest(given(data__end="2020-03-03"), "2020-03-04T12:00Z")
+    kept_rows = ingest(given(data__end="2020-03-03"), "2020-03-04T12:00Z")
     standin.fault("500", 99)
     report = ingest(given(sources__retries=0), NOW)
     assert (
@@ -487,9 +490,11 @@ def test_with_nobody_there_the_lake_is_the_last_resort_and_says_so(given, standi
         and report.dead_letters == 3
         and report.last_session == "2020-03-03"
     )
-    assert report.fingerprint == held.fingerprint and len(load_bars(given(), ["AAA"])) > 0
+    assert report.fingerprint == kept_rows.fingerprint and len(load_bars(given(), ["AAA"])) > 0
     again = ingest(given(sources__retries=0), NOW)
-    assert dead_letters(given()).times.tolist() == [2, 2, 2] and again.dead_letters == 3, "one letter a ticker"
+    assert dead_letters(given()).times.tolist() == [2, 2, 2] and again.dead_letters == 3, (
+        "one letter a ticker"
+    )
     standin.faults.clear()
     assert ingest(given(), NOW).dead_letters == 0, "a plain ingest works the queue off too"
 

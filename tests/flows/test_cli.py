@@ -24,16 +24,16 @@ def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
         "print([m for m in ('torch', 'numpy', 'pandas', 'pydantic', 'prefect', 'mlflow') if m in "
         "sys.modules], time.process_time())"
     )
-    said = subprocess.run(
+    report = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
-    heavy, seconds = said.stdout.strip().splitlines()[-1].rsplit(" ", 1)
-    assert heavy == "[]" and float(seconds) < 1, said.stdout
-    assert "retrain" in said.stdout and "doctor" in said.stdout
+    heavy, seconds = report.stdout.strip().splitlines()[-1].rsplit(" ", 1)
+    assert heavy == "[]" and float(seconds) < 1, report.stdout
+    assert "retrain" in report.stdout and "doctor" in report.stdout
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, report",
     [
         (["settings", "check", "--set", "data.sorce=x"], "Did you mean source?"),
         (["settings", "check", "--set", "data.source"], "section.key=value"),
@@ -47,14 +47,14 @@ def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
         (["validate"], "stockpredict ingest"),
     ],
 )
-def test_every_refusal_is_a_sentence_with_a_next_step(tmp_path, words, said):
+def test_every_refusal_is_a_sentence_with_a_next_step(tmp_path, words, report):
     done = ask(
         *words,
         *([] if words[:1] == ["report"] else ["--set", f"storage.home={tmp_path / 'home'}"]),
         cwd=tmp_path,
     )
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
+    assert report in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr
 
 
 def test_settings_round_trip(tmp_path):
@@ -66,15 +66,15 @@ def test_settings_round_trip(tmp_path):
 
 def test_doctor_finds_a_new_house_healthy_and_incomplete(tmp_path):
     done = ask("doctor", "--json", "--set", f"storage.home={tmp_path / 'home'}", cwd=tmp_path)
-    said = json.loads(done.stdout)
-    states = {f["name"]: f["state"] for f in said["findings"]}
-    assert done.returncode == 0 and said["healthy"], done.stdout
+    report = json.loads(done.stdout)
+    states = {f["name"]: f["state"] for f in report["findings"]}
+    assert done.returncode == 0 and report["healthy"], done.stdout
     assert (
         states["lake"] == states["champion"] == states["table"] == "warn"
         and states["redis"] == "off"
         and states["packages"] == "ok"
     )
-    assert all(f["fix"] for f in said["findings"] if f["state"] in ("warn", "fail"))
+    assert all(f["fix"] for f in report["findings"] if f["state"] in ("warn", "fail"))
     assert not (tmp_path / "home").exists(), "the doctor changes nothing"
 
 
@@ -124,8 +124,8 @@ def desk(tmp_path_factory):
     shown.to_csv(place / "good.csv", index=False)
     shown.assign(close=-1.0).to_csv(place / "bad.csv", index=False)
     typed.place, typed.asked = place, asked
-    said = json.loads(typed("ingest --json"))
-    assert said["rows_new"] > 200 and said["tickers"] == 4
+    report = json.loads(typed("ingest --json"))
+    assert report["rows_new"] > 200 and report["tickers"] == 4
     return typed
 
 
@@ -139,7 +139,7 @@ def test_ingest_again_brings_nothing_and_no_request_waits(desk):
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, report",
     [
         ("lake", "fingerprint"),
         ("lake status", "fingerprint"),
@@ -166,9 +166,9 @@ def test_ingest_again_brings_nothing_and_no_request_waits(desk):
         ("stream", "keeps 0 of at most"),
     ],
 )
-def test_every_look_answers_in_words_and_in_data(desk, line, said):
-    told = desk(line)
-    assert said in told and "\x1b" not in told
+def test_every_look_answers_in_words_and_in_data(desk, line, report):
+    answer = desk(line)
+    assert report in answer and "\x1b" not in answer
     json.loads(desk(line, "--json"))
 
 
@@ -176,7 +176,7 @@ def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
     assert {r["group"] for r in json.loads(desk("features wilder --group oscillator --json"))} == {
         "oscillator"
     } and "rsi_14" in desk("features rsi_1")
-    for line, said in (
+    for line, report in (
         ("features boolinger", "Did you mean bollinger"),
         ("features rsi_15 --json", "rsi_14"),
         ("features zzqqxx", "attention, calendar"),
@@ -184,7 +184,7 @@ def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
         ("features bollinger --group macro", "found in stretch, volatility"),
     ):
         refused = desk(line, code=2)
-        assert said in refused and ("stockpredict features" in refused or "leave --group away" in refused), (
+        assert report in refused and ("stockpredict features" in refused or "leave --group away" in refused), (
             line,
             refused,
         )
@@ -243,10 +243,10 @@ def test_what_was_known_before_a_restatement_and_after(desk, tmp_path):
 def test_a_file_is_judged_before_it_is_ingested(desk):
     assert "0 quarantined" in desk("quality", desk.place / "good.csv")
     assert "Refused" in desk("quality", desk.place / "bad.csv", code=1)
-    said = json.loads(desk("quality check", desk.place / "bad.csv", "--json", code=1))
+    report = json.loads(desk("quality check", desk.place / "bad.csv", "--json", code=1))
     assert (
-        said["refused"]
-        and {c["rule"]: c["failed"] for c in said["checks"]}["price impossible"] == said["rows"]
+        report["refused"]
+        and {c["rule"]: c["failed"] for c in report["checks"]}["price impossible"] == report["rows"]
     )
     assert "no file or folder" in desk("quality nowhere.csv", code=2)
 
@@ -271,10 +271,10 @@ def test_live_from_publish_to_lake(desk, tmp_path):
     bars = json.loads(desk("stream bars --json", home=home))
     assert {b["ticker"] for b in bars} >= {"SIM0"} and not any(b["provisional"] for b in bars)
     assert "SIM0" in desk("stream bars SIM0 --span 1m", home=home)
-    said = json.loads(desk("stream status --json", home=home))
+    report = json.loads(desk("stream status --json", home=home))
     assert (
-        said["groups"][0]["unread"] == said["groups"][0]["pending"] == said["letters"] == 0
-        and said["freshness_s"] > 0
+        report["groups"][0]["unread"] == report["groups"][0]["pending"] == report["letters"] == 0
+        and report["freshness_s"] > 0
     )
     assert "Event to readable in the lake" in desk("stream status", home=home) and json.loads(
         desk("stream letters --again --json", home=home)
@@ -299,8 +299,8 @@ def test_a_ticker_that_attacks_does_nothing(desk, attack):
     from stockpredict.cli.console import clear
 
     rows = json.loads(desk('lake sql "SELECT count(*) AS n FROM bars" --json'))[0]["n"]
-    for said in (desk("lake asof", attack, "2030-01-01", code=2), desk("quality flags", attack, code=2)):
-        assert "is not a ticker" in said and clear(said) == said and len(said) < 400
+    for report in (desk("lake asof", attack, "2030-01-01", code=2), desk("quality flags", attack, code=2)):
+        assert "is not a ticker" in report and clear(report) == report and len(report) < 400
     assert "holds no such bars" in desk("stream bars", attack)
     assert json.loads(desk('lake sql "SELECT count(*) AS n FROM bars" --json'))[0]["n"] == rows
 
@@ -317,7 +317,7 @@ def test_a_ticker_that_attacks_does_nothing(desk, attack):
     ],
 )
 def test_a_query_can_only_ask(desk, query):
-    assert "Only one SELECT" in (said := desk("lake sql", query, code=2)) or "The query failed" in said
+    assert "Only one SELECT" in (report := desk("lake sql", query, code=2)) or "The query failed" in report
 
 
 def test_what_came_from_outside_cannot_act_on_the_terminal(desk, tmp_path, capsys):
@@ -330,13 +330,13 @@ def test_what_came_from_outside_cannot_act_on_the_terminal(desk, tmp_path, capsy
         s.publish([b'{"ticker": "A\x1b[2J\x07", "span": "[red]day"}'])
     desk("stream consume --idle 0.1", home=home)
     for line in ("stream letters", "stream status"):
-        told = desk(line, home=home)
-        assert "\x1b" not in told and "\x07" not in told
+        answer = desk(line, home=home)
+        assert "\x1b" not in answer and "\x07" not in answer
     import pandas as pd
 
     out(grid(pd.DataFrame({"a\x1b[1m": ["\x1b[2J", "[red]b"]})))
-    said = capsys.readouterr().out
-    assert "\x1b" not in said and "[red]b" in said and r"\x1b[2J" in said
+    report = capsys.readouterr().out
+    assert "\x1b" not in report and "[red]b" in report and r"\x1b[2J" in report
 
 
 def test_a_refusal_shows_control_characters_instead_of_obeying_them(tmp_path):
@@ -408,10 +408,10 @@ def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
         urllib.request.urlopen(
             urllib.request.Request(f"http://127.0.0.1:{port}/admin/reset", b"", method="POST"), timeout=10
         ).close()
-        said = json.loads(desk("ingest --replay --json", home=home))
+        report = json.loads(desk("ingest --replay --json", home=home))
         assert (
-            said["rows_new"] > 100
-            and said["letters"] == 0
+            report["rows_new"] > 100
+            and report["letters"] == 0
             and "Nothing is waiting" in desk("ingest letters", home=home)
         )
     finally:
@@ -468,8 +468,8 @@ def test_the_doctor_sees_damage(finished_alone, tmp_path):
 def test_the_same_question_again_costs_seconds_and_changes_nothing(finished_alone):
     started = time.monotonic()
     again = ask("retrain", "--json", *finished_alone["asked"])
-    said = json.loads(again.stdout)
-    assert said == finished_alone["report"]
+    report = json.loads(again.stdout)
+    assert report == finished_alone["report"]
     assert time.monotonic() - started < 120
 
 
@@ -480,6 +480,6 @@ def test_a_study_of_the_past_publishes_nothing(finished_alone):
     champion = finished_alone["settings"].storage.registry_dir / "champion.json"
     before = champion.read_text()
     done = ask("retrain", "--no-pages", "--json", "--as-of", day, *finished_alone["asked"])
-    said = json.loads(done.stdout)
-    assert said["published"]["version"] is None and said["as_of"] <= day
+    report = json.loads(done.stdout)
+    assert report["published"]["version"] is None and report["as_of"] <= day
     assert champion.read_text() == before

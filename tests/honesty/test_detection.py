@@ -1,4 +1,5 @@
-"""What the gate finds and what it misses, held to what was measured; and the genuine events it must leave alone."""
+"""What the gate finds and what it misses, held to what was measured; and the genuine events it must leave
+alone."""
 
 import numpy as np
 import pandas as pd
@@ -78,8 +79,8 @@ def test_tables_that_look_bad_and_are_right_raise_nothing_of_the_family(cases):
 
 
 def test_mended_tables_are_quiet_but_for_three_known_ones(cases):
-    """ALPHA trades at one or two euros rounded to whole ones; SAND's mended file still takes its dividend out twice;
-    SPM's fall of 20 June 2022 is a rights issue that neither file worked in."""
+    """ALPHA trades at one or two euros rounded to whole ones; SAND's mended file still takes its dividend
+    out twice; SPM's fall of 20 June 2022 is a rights issue that neither file worked in."""
     loud = cases.index[cases.bad & (cases.false_alarms != "")]
     assert set(loud) <= {"ALPHA-PA-1d-bad-stock-split", "SAND-1d-bad-div", "SPM-MI-1d-bad-stock-split"}
 
@@ -124,7 +125,8 @@ def test_genuine_events_of_2015_to_2020_are_kept_and_tradable(shared):
 
 
 def test_dividends_that_yahoo_took_out_twice_are_found_in_its_own_history(shared):
-    "Accenture paid 1.02 dollars once, on 8 April 2015; the adjusted close of this download takes it out on 2 April as well."
+    """Accenture paid 1.02 dollars once, on 8 April 2015; the adjusted close of this download takes it out
+    on 2 April as well."""
     _, quality = judged(shared / "us_daily_2015_2020.parquet", ["ACN", "KO", "XOM", "MSFT"])
     assert "paid again" in said_of(quality, "ACN", "2015-04-02") & said_of(quality, "ACN", "2015-04-08")
 
@@ -148,7 +150,8 @@ def test_the_crashes_of_2008_and_2020_are_kept(shared):
 
 
 def test_splits_in_unadjusted_prices_are_found(shared):
-    "Twelve well-known ones; AIG's of July 2009 is none of them, since the price fell by a fifth on the same day."
+    """Twelve well-known ones; AIG's of July 2009 is none of them, since the price fell by a fifth on the
+    same day."""
     _, raw = judged(shared / "us_daily_raw_unadjusted_1998_2021.parquet")
     splits = [
         ("AAPL", "2000-06-21"),
@@ -164,8 +167,8 @@ def test_splits_in_unadjusted_prices_are_found(shared):
         ("QQQ", "2000-03-20"),
         ("USO", "2020-04-29"),
     ]
-    found = [s for s in splits if "split missing" in said_of(raw, *s)]
-    assert len(found) >= 10, sorted(set(splits) - set(found))
+    result = [s for s in splits if "split missing" in said_of(raw, *s)]
+    assert len(result) >= 10, sorted(set(splits) - set(result))
     assert "split missing" not in said_of(raw, "AAPL", "2000-09-29"), (
         "the profit warning halved Apple, with eleven times the money"
     )

@@ -28,7 +28,8 @@ from stockpredict.algebra.panel import FIELDS, Panel, Series, equal_with_nan, sc
 def random_panel(
     seed: int, sessions: int = 620, tickers: int = 9, gaps: bool = True, dtype=torch.float32, also=()
 ) -> Panel:
-    "A market with fat tails and, if wanted, halts of all lengths, late listings, a delisting, missing volumes, and facts beside the bars."
+    """A market with fat tails and, if wanted, halts of all lengths, late listings, a delisting, missing
+    volumes, and facts beside the bars."""
     noise = torch.Generator().manual_seed(seed)
 
     def draw():
@@ -107,7 +108,8 @@ def test_there_is_a_catalogue_to_prove():
 
 @lru_cache
 def stage(gaps: bool, also: frozenset) -> tuple:
-    "A market, what it might have become after some sessions, and what was known of it at others; built once for all features."
+    """A market, what it might have become after some sessions, and what was known of it at others; built
+    once for all features."""
     panel = random_panel(3, gaps=gaps, also=also)
     futures = [
         (t, other) for t in (251, 349, 512) for other in (panel.first(t + 1), scramble_future(panel, t))
@@ -273,7 +275,8 @@ def counted_columns(b):
 
 @pytest.mark.parametrize("peek", [neighbours, first_in_the_list, counted_columns])
 def test_a_feature_may_not_depend_on_who_stands_beside(peek):
-    "A comparison of tickers that hides from the count of crossings would give other values for a part of the market."
+    """A comparison of tickers that hides from the count of crossings would give other values for a part of
+    the market."""
     with pytest.raises(FeatureError, match=r"other tickers|order of the tickers"):
         prove(Feature(peek, group="mutant"))
 
@@ -451,7 +454,8 @@ BOTH = {
 
 
 def twins(values: dict) -> set:
-    "Pairs of names, of which one is a multiple of the other plus a constant, and names of what never changes."
+    """Pairs of names, of which one is a multiple of the other plus a constant, and names of what never
+    changes."""
     names, x = list(values), torch.stack([v.flatten() for v in values.values()]).double()
     x = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.0)
     size = x.square().sum(1, keepdim=True).sqrt()

@@ -110,11 +110,11 @@ def overlapping(rng, n, horizon):
 @pytest.mark.parametrize("horizon, n", [(1, 250), (5, 250), (5, 750), (21, 750)])
 def test_intervals_of_overlapping_labels_cover_and_p_is_uniform(horizon, n):
     rng = np.random.default_rng(horizon * n)
-    found = [m.hac_mean(overlapping(rng, n, horizon), horizon) for _ in range(800)]
-    covered = np.mean([e.low < 0 < e.high for e in found])
+    result = [m.hac_mean(overlapping(rng, n, horizon), horizon) for _ in range(800)]
+    covered = np.mean([e.low < 0 < e.high for e in result])
     assert 0.92 < covered < 0.975
     if horizon <= 5:
-        assert uniform([e.p for e in found]) and uniform([e.p_greater for e in found])
+        assert uniform([e.p for e in result]) and uniform([e.p_greater for e in result])
 
 
 def test_the_naive_t_is_inflated_where_ours_is_not():
@@ -135,14 +135,14 @@ def test_the_naive_t_is_inflated_where_ours_is_not():
 
 
 def test_a_planted_skill_is_found_and_its_interval_covers():
-    rng, hits, found = np.random.default_rng(8), 0, []
+    rng, hits, result = np.random.default_rng(8), 0, []
     for _ in range(100):
         score = rng.normal(size=(500, 40))
         e = m.ic_summary(m.rank_ic(score, 0.05 * score + (1 - 0.05**2) ** 0.5 * rng.normal(size=score.shape)))
         truth = 6 / np.pi * np.arcsin(0.025)  # Spearman of a bivariate normal with correlation 0.05
         hits += e.low < truth < e.high
-        found.append(e.p_greater < 0.01)
-    assert hits >= 88 and np.mean(found) > 0.95
+        result.append(e.p_greater < 0.01)
+    assert hits >= 88 and np.mean(result) > 0.95
 
 
 def test_ratio_error_bars_respect_the_common_factor():
@@ -273,7 +273,8 @@ def test_clark_west_is_a_regression_on_a_constant():
 
 
 def test_clark_west_accepts_noise_and_finds_signal():
-    "An estimated regression whose true slope is zero: squared error alone would call it worse, Clark-West is near its size."
+    """An estimated regression whose true slope is zero: squared error alone would call it worse,
+    Clark-West is near its size."""
     rng, null, power = np.random.default_rng(10), [], []
     for slope, out in ((0.0, null), (0.15, power)):
         for _ in range(250):

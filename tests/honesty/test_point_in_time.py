@@ -1,4 +1,5 @@
-"""Facts beside the bars: what a close knew, and nothing else. Joins that peek are planted, and each must be caught."""
+"""Facts beside the bars: what a close knew, and nothing else. Joins that peek are planted, and each must
+be caught."""
 
 import hashlib
 
@@ -278,7 +279,8 @@ def test_a_join_that_peeks_is_caught(rows, closes, name):
 
 
 def test_a_signal_known_two_bars_late_is_worth_less_than_it_seems(panel, closes):
-    "The publication lag: tomorrow's return, published the day after it happened, predicts nothing; joined on its date it predicts everything."
+    """The publication lag: tomorrow's return, published the day after it happened, predicts nothing;
+    joined on its date it predicts everything."""
     coming = panel.close.frame().pct_change().shift(-1)
     long = coming.stack().rename("value").reset_index().set_axis(["session", "ticker", "value"], axis=1)
     facts = long.assign(
@@ -352,7 +354,8 @@ def test_by_group_and_by_beta_leave_nothing_of_either(panel):
 
 
 def payments(market):
-    "Factors of two days: some, and later a dividend or a split for most tickers, all in the last twenty sessions."
+    """Factors of two days: some, and later a dividend or a split for most tickers, all in the last twenty
+    sessions."""
     days, names = np.sort(market.event_time.unique()), sorted(market.ticker.unique())
     known = [(t, days[len(days) // 3], 0.95) for t in names[2:6]]
     coming = [(t, days[-20], 0.9 + 0.01 * i) for i, t in enumerate(names[:4])] + [
@@ -368,7 +371,8 @@ def payments(market):
 
 
 def test_a_payment_to_come_changes_no_feature():
-    "The whole catalogue on bars as they were adjusted before and after the last twenty sessions. A few parts in a million are left to log(volume + 1)."
+    """The whole catalogue on bars as they were adjusted before and after the last twenty sessions. A few
+    parts in a million are left to log(volume + 1)."""
     market = simulate("realistic", tickers=8, sessions=560, seed=3).bars.sort_values(
         ["ticker", "event_time"], ignore_index=True
     )
@@ -400,7 +404,8 @@ def test_a_payment_to_come_changes_no_feature():
 
 
 def test_money_is_what_was_published():
-    "As a column or as a product, in pieces or whole; absent where close or volume is; a column of one's own is believed."
+    """As a column or as a product, in pieces or whole; absent where close or volume is; a column of one's
+    own is believed."""
     market = simulate("realistic", tickers=8, sessions=80, seed=5).bars.sort_values(
         ["ticker", "event_time"], ignore_index=True
     )

@@ -1,4 +1,5 @@
-"The simulated markets are what they claim to be: nothing to find in the null, and exactly the planted amount in the planted."
+"""The simulated markets are what they claim to be: nothing to find in the null, and exactly the planted
+amount in the planted."""
 
 import time
 
@@ -109,10 +110,10 @@ def test_the_planted_strength_is_the_one_asked_for(nulls, planted):
 
 @pytest.mark.parametrize("wanted, tickers", [(0.02, 60), (0.10, 60), (0.05, 20), (0.30, 60)])
 def test_other_strengths_and_sizes(wanted, tickers):
-    def found(kind, seed):
+    def result(kind, seed):
         return simulate(kind, tickers, 500, wanted, seed).truth["realised_rank_ic"]
 
-    gain = [found("planted", s) - found("null", s) for s in range(50, 56)]
+    gain = [result("planted", s) - result("null", s) for s in range(50, 56)]
     assert np.mean(gain) == pytest.approx(wanted, rel=0.10)
 
 

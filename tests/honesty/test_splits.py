@@ -204,7 +204,8 @@ def test_the_table_dates_every_outcome(panel):
 
 
 def test_what_is_trained_on_cannot_have_seen_the_test(panel):
-    "The whole promise at once: scramble every bar from the first test session on, and no training label moves."
+    """The whole promise at once: scramble every bar from the first test session on, and no training label
+    moves."""
     labels = make_labels(panel, [1, 5])
     for fold in walk_forward(len(panel), 5, folds=3, first_train=150, embargo=0):
         close = panel.close.values.clone()

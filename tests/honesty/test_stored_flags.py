@@ -1,4 +1,5 @@
-"""Flags are facts of the lake: known from their own time on, corrected by later rows, stored with the bars or not at all."""
+"""Flags are facts of the lake: known from their own time on, corrected by later rows, stored with the bars
+or not at all."""
 
 import numpy as np
 import pandas as pd
@@ -94,21 +95,25 @@ def test_day_by_day_finds_what_a_search_through_everything_finds_and_never_befor
                 if last >= 0
                 else hurt[hurt.event_time <= days[n]]
             )
-            held = (
+            kept_rows = (
                 lake.bars(source="files", end=batch.event_time.min() - pd.Timedelta("1h"))
                 if last >= 0
                 else None
             )
             now, last = days[n] + pd.Timedelta("1h"), n
-            lake.append(batch, now=now, flags=find_flags(batch, stored=held, detectors=ALL_DETECTORS, before=True))
+            lake.append(
+                batch, now=now, flags=find_flags(batch, stored=kept_rows, detectors=ALL_DETECTORS, before=True)
+            )
         stored = lake.flags()
         history = lake.facts("flags", versions=True)
         raw = lake.bars(adjusted=False)
         assert lake.flags_complete() and (history.known_at >= history.event_time).all()
         for t in (days[100], days[101], days[110]):
-            could = find_flags(raw[raw.event_time <= t].assign(adj_close=lambda b: b.close), detectors=ALL_DETECTORS)
-            found = lake.flags(as_of=t + pd.Timedelta("2h"))
-            assert keys(found[~found.usable.astype(bool)]) <= keys(could), (
+            could = find_flags(
+                raw[raw.event_time <= t].assign(adj_close=lambda b: b.close), detectors=ALL_DETECTORS
+            )
+            result = lake.flags(as_of=t + pd.Timedelta("2h"))
+            assert keys(result[~result.usable.astype(bool)]) <= keys(could), (
                 "no doubt is known before the bars that show it"
             )
         n = rescan_flags(lake, "files")

@@ -36,18 +36,18 @@ class NotebookFile:
 
     @property
     def number(self) -> str | None:
-        found = NUMBERED.match(self.path.stem)
-        return found[1] if found else None
+        result = NUMBERED.match(self.path.stem)
+        return result[1] if result else None
 
     @property
     def default_exp(self) -> str | None:
-        found = [
+        result = [
             m[1]
             for c in self.code()
             for m in [re.search(r"^#\|\s*default_exp\s+(\S+)", source(c), re.M)]
             if m
         ]
-        return found[0] if len(found) == 1 else None if not found else "twice"
+        return result[0] if len(result) == 1 else None if not result else "twice"
 
     def code(self) -> list:
         return [c for c in self.cells if c["cell_type"] == "code"]
@@ -65,14 +65,14 @@ class NotebookFile:
 
 def modules(cells: list, package: str) -> set[str]:
     "Every module of the package that these cells import, and every name they take from one."
-    found = set()
+    result = set()
     for cell in cells:
         for node in ast.walk(ast.parse(plain(cell))):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == package:
-                found |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+                result |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
             if isinstance(node, ast.Import):
-                found |= {a.name for a in node.names if a.name.split(".")[0] == package}
-    return found
+                result |= {a.name for a in node.names if a.name.split(".")[0] == package}
+    return result
 
 
 def source(cell) -> str:

@@ -64,8 +64,8 @@ def test_an_upward_import_is_found(tmp_path, line):
         "#| default_exp serve.app",
         "#| export\nfrom stockpredict.core.low import later",
     )
-    found = upward_imports(read_all(tmp_path), ["core", "serve"])
-    assert len(found) == 1 and "core/30_low.ipynb imports stockpredict.serve.app" in found[0]
+    result = upward_imports(read_all(tmp_path), ["core", "serve"])
+    assert len(result) == 1 and "core/30_low.ipynb imports stockpredict.serve.app" in result[0]
 
 
 def test_an_import_from_a_higher_number_of_the_same_folder_is_found(tmp_path):
@@ -252,13 +252,13 @@ def test_no_cell_is_switched_off(notebooks):
 
 def test_no_machine_path_in_any_notebook(notebooks, root):
     path = re.compile(r"/(?:home|Users|root|work)/[\w.-]+|/tmp/\w+")
-    found = [
+    result = [
         nb.name
         for nb in notebooks
         for c in nb.cells
         if path.search(json.dumps(c.get("outputs", [])) + source(c))
     ]
-    assert found == []
+    assert result == []
 
 
 def definitions(root):
@@ -295,7 +295,7 @@ def test_errors_are_our_own(root):
 
 def test_nothing_is_unpickled(root):
     "No module imports or calls anything that turns bytes into code."
-    pickling, found = {"pickle", "joblib", "cloudpickle", "dill"}, []
+    pickling, result = {"pickle", "joblib", "cloudpickle", "dill"}, []
     for path, tree in definitions(root):
         for n in ast.walk(tree):
             if isinstance(n, ast.Import):
@@ -307,12 +307,12 @@ def test_nothing_is_unpickled(root):
             else:
                 continue
             if names & pickling:
-                found.append(f"{path}:{n.lineno}")
-    assert found == []
+                result.append(f"{path}:{n.lineno}")
+    assert result == []
 
 
 def test_readme_is_the_index_notebook(root):
-    made = subprocess.run(
+    created = subprocess.run(
         [sys.executable, root / "nbs" / "readme.py", "--stdout"], capture_output=True, text=True, check=True
     ).stdout
-    assert made == (root / "README.md").read_text(), "run make readme"
+    assert created == (root / "README.md").read_text(), "run make readme"

@@ -296,7 +296,8 @@ def test_one_company_through_three_tickers_and_the_failed_one_kept_apart(raw):
 
 
 def test_factor_files_are_reproduced_by_adjusting_as_of_a_day(raw, shared):
-    "Every price of every security equals price times the file's products, to a billionth; and seen from a day, only what had happened counts."
+    """Every price of every security equals price times the file's products, to a billionth; and seen from
+    a day, only what had happened counts."""
     file, compared = pd.read_csv(shared / "reference" / "lean_factor_files.csv"), 0
     published = raw.sql("SELECT ticker, event_time, close FROM bars")
     ids = set(raw.securities().security)
@@ -372,7 +373,8 @@ def test_archives_restate_are_resent_and_may_be_empty(shared, tmp_path):
 
 
 def test_restated_sessions_reproduce_a_vendors_adjustment(shared, tmp_path):
-    "Sessions as first published, plus the restated copies, give the returns of another vendor's adjusted close."
+    """Sessions as first published, plus the restated copies, give the returns of another vendor's adjusted
+    close."""
     names = ["AAPL", "MSFT", "JNJ", "KO", "XOM", "T"]
     first = pd.read_parquet(shared / "us_daily_all_2016.parquet", filters=[("ticker", "in", names)])
     events = pd.read_parquet(

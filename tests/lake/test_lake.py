@@ -181,7 +181,8 @@ def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
         expected = {k: v[-1] for k, v in seen.items() if v}
         result = lake.bars(source=s, as_of=at)
         assert {
-            (t, (e - T0).days): c for t, e, c in zip(result.ticker, result.event_time, result.close, strict=True)
+            (t, (e - T0).days): c
+            for t, e, c in zip(result.ticker, result.event_time, result.close, strict=True)
         } == expected
     for _, done in moments:
         assert lake.fingerprint(done.snapshot, s) == done.fingerprint
@@ -404,7 +405,10 @@ def test_extensions_come_from_wheels_only(monkeypatch):
 def test_opening_a_lake_imports_nothing_heavy():
     import subprocess
 
-    heavy = "great_expectations skfolio arch torch mlflow lightning optuna prefect papermill lightgbm sklearn matplotlib statsmodels".split()
+    heavy = (
+        "great_expectations skfolio arch torch mlflow lightning optuna prefect papermill lightgbm "
+        "sklearn matplotlib statsmodels"
+    ).split()
     code = f"import sys, stockpredict.ingest.ingest; print([m for m in {heavy!r} if m in sys.modules])"
     assert (
         subprocess.run(
@@ -446,7 +450,8 @@ def test_a_pinned_snapshot_survives_expiry_and_purge_and_the_rest_stays_true(tmp
 
 
 def test_the_diary_carries_what_reading_everything_finds(lake):
-    "Corrections, late versions, new bars and factors: the carried sums equal the recomputed ones after every batch."
+    """Corrections, late versions, new bars and factors: the carried sums equal the recomputed ones after
+    every batch."""
     rng, s = np.random.default_rng(3), "carried"
     for i in range(6):
         days = rng.integers(0, 6, 5)
@@ -457,7 +462,9 @@ def test_the_diary_carries_what_reading_everything_finds(lake):
             ]
         ).drop_duplicates(["ticker", "event_time", "known_at"])
         done = lake.append(batch, now=f"2024-03-0{i + 1}")
-        assert lake.recorded_fingerprint(s) == lake.fingerprint(source=s) and done.fingerprint == lake.recorded_fingerprint(s)
+        assert lake.recorded_fingerprint(s) == lake.fingerprint(
+            source=s
+        ) and done.fingerprint == lake.recorded_fingerprint(s)
 
 
 def test_a_lake_of_an_earlier_version_gains_its_new_columns(tmp_path):

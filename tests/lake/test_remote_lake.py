@@ -1,6 +1,7 @@
 """One contract, two grounds: SQLite and a folder, PostgreSQL and S3.
 
-PostgreSQL is Debian's, started on a spare loopback port; S3 is moto's server. Both are real programs spoken to over sockets.
+PostgreSQL is Debian's, started on a spare loopback port; S3 is moto's server. Both are real programs spoken
+to over sockets.
 """
 
 import os
@@ -73,7 +74,10 @@ class Postgres:
             "UTF8",
             "--locale=C",
         )
-        how = f"-h 127.0.0.1 -p {self.port} -k {self.place} -c fsync=off -c synchronous_commit=off -c max_connections=200"
+        how = (
+            f"-h 127.0.0.1 -p {self.port} -k {self.place} -c fsync=off -c synchronous_commit=off -c "
+            "max_connections=200"
+        )
         self.run(
             "pg_ctl",
             "-D",
@@ -325,7 +329,8 @@ def test_a_server_that_is_not_there_is_a_sentence(tmp_path, s3):
         **{
             "storage.home": str(tmp_path),
             "storage.data_path": "s3://market/none",
-            "storage.catalog": f"postgres:host=127.0.0.1 port={spare_port()} user=postgres dbname=none password=hunter2",
+            "storage.catalog": f"postgres:host=127.0.0.1 port={spare_port()} user=postgres dbname=none "
+            "password=hunter2",
         }
     )
     with pytest.raises(LakeUnavailable, match="catalog server") as e:

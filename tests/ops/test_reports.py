@@ -43,7 +43,9 @@ def book(*cells):
 def test_nothing_that_runs_or_loads_survives_in_an_output(html):
     page = reports.report_page(
         "t",
-        reports.report_body(book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))),
+        reports.report_body(
+            book(nbf.new_code_cell("x", outputs=[shown(**{"text/html": f"<b>kept</b>{html}"})]))
+        ),
     )
     inside = page.split("<main", 1)[1].split("</main>")[0]
     assert "kept" in inside
@@ -54,7 +56,9 @@ def test_nothing_that_runs_or_loads_survives_in_an_output(html):
 
 
 def test_the_policy_stands_before_everything_and_allows_no_script():
-    page = reports.report_page(EVIL, reports.report_body(book()), run=EVIL, as_of=EVIL, status=EVIL, lineage={EVIL: EVIL})
+    page = reports.report_page(
+        EVIL, reports.report_body(book()), run=EVIL, as_of=EVIL, status=EVIL, lineage={EVIL: EVIL}
+    )
     assert page.index("Content-Security-Policy") < page.index("<title>")
     assert "default-src 'none'" in page and "script-src" not in page
     assert "<script" not in page and "<img src=x" not in page
@@ -62,7 +66,7 @@ def test_the_policy_stands_before_everything_and_allows_no_script():
 
 def test_every_fragment_escapes_what_it_is_given():
     frame = pd.DataFrame({EVIL: [EVIL], "n": [1.5]})
-    made = [
+    created = [
         reports.table(frame, caption=EVIL),
         reports.tiles({EVIL: (EVIL, EVIL)}),
         reports.verdict_box(EVIL, EVIL, [EVIL]),
@@ -70,7 +74,7 @@ def test_every_fragment_escapes_what_it_is_given():
         reports.bullets([EVIL]),
         reports.failure_banner(EVIL, [EVIL]),
     ]
-    assert all("<script" not in f.html and "<img" not in f.html for f in made)
+    assert all("<script" not in f.html and "<img" not in f.html for f in created)
 
 
 def test_hidden_cells_and_directives_do_not_reach_the_reader():
@@ -99,16 +103,16 @@ def test_an_endless_output_is_cut_and_says_so():
 
 
 def test_missing_values_are_a_dash_and_numbers_follow_their_format():
-    made = reports.table(pd.DataFrame({"a": [0.12345, float("nan")], "b": ["x", None]}), {"a": "+.1%"}).html
-    assert "+12.3%" in made and made.count("–") == 2
+    created = reports.table(pd.DataFrame({"a": [0.12345, float("nan")], "b": ["x", None]}), {"a": "+.1%"}).html
+    assert "+12.3%" in created and created.count("–") == 2
 
 
-def run_folder(root, name, **said):
+def run_folder(root, name, **report):
     folder = root / "2022-12-30" / name
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(
         json.dumps(
-            {"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | said
+            {"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | report
         )
     )
 

@@ -76,7 +76,7 @@ def test_values_arrive_as_they_were_given_and_are_never_run(tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, report",
     [
         ({"wort": "x"}, "did you mean word"),
         ({"word": 5}, "word must be str"),
@@ -89,8 +89,8 @@ def test_values_arrive_as_they_were_given_and_are_never_run(tmp_path, settings):
         ({"word": "x" * 200_000}, "hand over a path"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, settings, given, said):
-    with pytest.raises(ParameterRefused, match=said) as refused:
+def test_what_does_not_fit_is_refused_before_anything_starts(tmp_path, settings, given, report):
+    with pytest.raises(ParameterRefused, match=report) as refused:
         runs.run(template(tmp_path, FINISH), given, settings=settings, folder=tmp_path)
     assert "hunter2" not in str(refused.value)
     assert left_behind(settings) == []
@@ -113,13 +113,14 @@ def test_a_name_is_a_name_and_not_a_path(tmp_path, settings, name):
 def test_the_kernel_sees_the_settings_of_the_caller(tmp_path, settings):
     cells = (
         "from stockpredict.core.settings import load_settings\nfrom stockpredict.ops.runs import finish\n"
-        "s = load_settings(settings_path or None, overrides)\nfinish({'hash': s.hash, 'home': str(s.storage.home_dir), 'as_of': as_of})"
+        "s = load_settings(settings_path or None, overrides)\nfinish({'hash': s.hash, 'home': "
+        "str(s.storage.home_dir), 'as_of': as_of})"
     )
     name = template(
         tmp_path, cells, parameters="settings_path: str = ''\noverrides: dict = {}\nas_of: str = ''"
     )
-    said = runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path).result
-    assert (said["hash"], said["home"], said["as_of"]) == (
+    report = runs.run(name, settings=settings, as_of="2022-12-30", folder=tmp_path).result
+    assert (report["hash"], report["home"], report["as_of"]) == (
         settings.hash,
         str(settings.storage.home_dir),
         "2022-12-30",
@@ -140,10 +141,10 @@ def test_an_override_beats_the_environment_in_the_kernel_too(tmp_path, settings,
 def test_a_complete_run_leaves_three_files_and_lineage(tmp_path, settings):
     done = runs.run(template(tmp_path, FINISH), settings=settings, as_of="2022-12-30", folder=tmp_path)
     assert sorted(p.name for p in done.dir.iterdir()) == ["notebook.ipynb", "page.html", "result.json"]
-    said = json.loads((done.dir / "result.json").read_text())
+    report = json.loads((done.dir / "result.json").read_text())
     page = done.html.read_text()
-    assert said["status"] == "complete" and said["settings"] == settings.hash and said["parameters"] == {}
-    assert said["run_id"] in page and settings.hash in page and "default" in page
+    assert report["status"] == "complete" and report["settings"] == settings.hash and report["parameters"] == {}
+    assert report["run_id"] in page and settings.hash in page and "default" in page
     assert (settings.storage.reports_dir / "index.html").exists()
 
 
@@ -163,8 +164,8 @@ def test_a_failing_run_is_kept_and_named(tmp_path, settings):
         "\x1b" in line for line in failed.value.context["lines"]
     )
     folder = left_behind(settings)[0]
-    said, page = json.loads((folder / "result.json").read_text()), (folder / "page.html").read_text()
-    assert said["status"] == "failed" and "ZeroDivisionError" in said["error"]["message"]
+    report, page = json.loads((folder / "result.json").read_text()), (folder / "page.html").read_text()
+    assert report["status"] == "failed" and "ZeroDivisionError" in report["error"]["message"]
     assert page.index("This run stopped at") < page.index("shown-first") and 'class="pill red"' in page
     assert "papermill-error" not in page and "An Exception was encountered" not in page
 
@@ -223,8 +224,8 @@ def test_nothing_is_visible_before_it_is_complete(tmp_path, settings):
 
 
 def test_declared_parameters_are_read_and_not_run():
-    found = runs.cell_parameters("a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os")
-    assert [(p.name, p.kind, p.default, p.doc) for p in found.values()] == [
+    matches = runs.cell_parameters("a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os")
+    assert [(p.name, p.kind, p.default, p.doc) for p in matches.values()] == [
         ("a", "int", 1, "first"),
         ("b", "str", "x", ""),
         ("c", "list[str]", ["#no"], "a list"),

@@ -20,9 +20,9 @@ def test_there_are_run_notebooks_and_the_story_names_them():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_parameters_are_typed_explained_and_common(name):
-    found = runs.notebook_parameters(runs.run_notebook_path(name))
-    assert {k: found[k].kind for k in COMMON} == COMMON
-    assert [p.name for p in found.values() if not p.doc] == []
+    matches = runs.notebook_parameters(runs.run_notebook_path(name))
+    assert {k: matches[k].kind for k in COMMON} == COMMON
+    assert [p.name for p in matches.values() if not p.doc] == []
 
 
 @pytest.mark.slow
@@ -31,8 +31,8 @@ def test_the_page_of_a_finished_work_is_whole(finished, name):
     page = next(p for p in finished["report"]["pages"] if p["name"] == name)
     assert page["error"] == ""
     html = Path(page["html"]).read_text()
-    said = json.loads(Path(page["html"]).with_name("result.json").read_text())
-    assert said["status"] == "complete" and said["result"]["headline"]
+    output = json.loads(Path(page["html"]).with_name("result.json").read_text())
+    assert output["status"] == "complete" and output["result"]["headline"]
     assert len(html) < 5_000_000
     assert not re.search(r"<script|<iframe|(?:src|href)=[\"']?(?:https?:)?//", html)
     assert "Traceback" not in html and "Warning:" not in html

@@ -28,7 +28,8 @@ COLUMNS = [
 
 
 def market(sessions: int = 620, tickers: int = 11, gaps: bool = True) -> Panel:
-    "Halts inside and at the edge of windows, late listings, a delisting, one that comes back for the last session."
+    """Halts inside and at the edge of windows, late listings, a delisting, one that comes back for the
+    last session."""
     noise = torch.Generator().manual_seed(21)
 
     def draw():

@@ -1,4 +1,5 @@
-"What Prometheus is told about the live path, over HTTP, by a consumer in a process of its own and by the service."
+"""What Prometheus is told about the live path, over HTTP, by a consumer in a process of its own and by the
+service."""
 
 import asyncio
 import json
@@ -73,7 +74,9 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
             and notices["stockpredict_stream_redelivered_total",] == 0
         )
         assert (
-            notices["stockpredict_stream_pending", "lake"] == notices["stockpredict_stream_unread", "lake"] == 0
+            notices["stockpredict_stream_pending", "lake"]
+            == notices["stockpredict_stream_unread", "lake"]
+            == 0
             and notices["stockpredict_stream_up",] == 1
         )
         age = time.time() - bars.event_time.max().timestamp()
@@ -158,7 +161,11 @@ def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
         before, versions = c.lake.fingerprint(), c.lake.snapshots()
         middle = c.lake.bars(snapshot=int(versions.snapshot.iloc[-5]))
         assert (
-            c.did.merged == 0 and c.tidy() and c.did.merged == 1 and c.did.files < 5 < MERGE_ABOVE and not c.tidy()
+            c.did.merged == 0
+            and c.tidy()
+            and c.did.merged == 1
+            and c.did.files < 5 < MERGE_ABOVE
+            and not c.tidy()
         )
         assert c.lake.fingerprint() == before == c.lake.verify()
         pd.testing.assert_frame_equal(c.lake.bars(snapshot=int(versions.snapshot.iloc[-5])), middle)

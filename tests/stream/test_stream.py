@@ -1,4 +1,5 @@
-"The live path: what is sent arrives once in effect, in any order, and what is not over stays out of the lake."
+"""The live path: what is sent arrives once in effect, in any order, and what is not over stays out of the
+lake."""
 
 import threading
 import time
@@ -207,7 +208,9 @@ def test_pending_messages_that_were_removed_are_counted_and_do_not_block(setting
     with LiveTable(settings.storage) as live:
         assert len(live.bars("tick")) == 15
     assert (
-        did.lost == 5 and stream_status(settings)["groups"][0]["pending"] == 0 and stream_status(settings)["removed"] == 5
+        did.lost == 5
+        and stream_status(settings)["groups"][0]["pending"] == 0
+        and stream_status(settings)["removed"] == 5
     )
 
 
@@ -321,7 +324,9 @@ def test_dead_letters_are_kept_and_can_be_sent_again(settings, server):
     assert drain(settings).dead_letters == 1
     server.client.delete("stockpredict:letters")
     result = unreadable_messages(settings)
-    assert result.data.tolist() == ["nonsense"] and result.reason.tolist() == ["The message is not a JSON object."]
+    assert result.data.tolist() == ["nonsense"] and result.reason.tolist() == [
+        "The message is not a JSON object."
+    ]
     assert resend_dead_letters(settings) == 1 and len(unreadable_messages(settings)) == 0
     assert drain(settings).dead_letters == 1 and len(unreadable_messages(settings)) == 1
 
@@ -378,7 +383,9 @@ def test_bars_in_any_order_with_repetitions_and_corrections_give_the_same_lake(s
 
 def test_of_two_bars_known_at_the_same_time_the_later_in_the_stream_wins(settings, market):
     one = market.tail(1)
-    publish_rows(settings, pd.concat([one, one.assign(volume=one.volume + 1), one.assign(volume=one.volume + 2)]))
+    publish_rows(
+        settings, pd.concat([one, one.assign(volume=one.volume + 1), one.assign(volume=one.volume + 2)])
+    )
     did = drain(settings)
     assert did.quarantined == 0 and stored(settings).volume.tolist() == (one.volume + 2).tolist()
 
@@ -506,7 +513,9 @@ def test_a_sender_with_a_wrong_clock_cannot_end_a_session_early_nor_go_back(sett
         publish_rows(settings, trades(1, 9), "tick", DAY)
         drain(settings)
         assert live.set_clocks({})["feed"] == clock
-    assert stream_status(settings)["freshness_s"] < 60, "an hour's difference between clocks is no hour's delay"
+    assert stream_status(settings)["freshness_s"] < 60, (
+        "an hour's difference between clocks is no hour's delay"
+    )
 
 
 def test_hours_of_a_half_day_and_across_the_change_of_clocks():
