@@ -108,7 +108,8 @@ def test_no_report_refers_to_another_host(finished_alone):
     for page in pages(finished_alone):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(
-            r"""(?:src|srcset)=["']?(https?:[^"' >]+)|<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""",
+            r"""(?:src|srcset)=["']?(https?:[^"' >]+)|"""
+            r"""<link[^>]+href=["']?(https?:[^"' >]+)|url\((https?:[^)]+)\)""",
             text,
         )
         assert fetched == [], page.name

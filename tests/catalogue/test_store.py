@@ -1,4 +1,4 @@
-"""The feature store: what it keeps equals the batch, what it hands out is never wrong, whatever Redis does."""
+"""The feature store: it equals the batch, and it never hands out a wrong value, whatever Redis does."""
 
 import os
 import shutil
@@ -399,7 +399,8 @@ from stockpredict.core.settings import load_settings
 from stockpredict.catalogue.online_store import OnlineStore
 from stockpredict.catalogue.feature_store import FeatureStore
 home, url, names, market = eval(sys.argv[1])
-settings = load_settings(environ={}, overrides=market | {"storage.home": home, "store.redis_url": url, "store.timeout_ms": 5000})
+changes = {"storage.home": home, "store.redis_url": url, "store.timeout_ms": 5000}
+settings = load_settings(environ={}, overrides=market | changes)
 newest = FeatureStore.newest
 def counted(self, snapshot=None):
     with open(Path(home) / "calls", "a") as f: f.write("1")

@@ -68,7 +68,8 @@ def test_recorded_answers_become_bars_that_end_when_they_were_over(shared):
         and str(result.event_time[0]) == "2018-01-02 15:00:00+00:00"
         and result.event_time.iloc[-1] == CAL.close("2018-01-02")
     )
-    assert result.close[0] == 1061.91 and result.volume.isna().all() and len(inspect_intraday(result).good) == 13
+    assert result.close[0] == 1061.91 and result.volume.isna().all()
+    assert len(inspect_intraday(result).good) == 13
     body = (place / "alphavantage/time_series__TIME_SERIES_INTRADAY_3dbdcdc7.csv").read_bytes()
     evening = tidy_intraday(
         intraday_vendors["alphavantage"]().read(body, "IBM").assign(ticker="IBM"), "a", "5min"

@@ -1,4 +1,4 @@
-"""What vendors say was paid, times that are none, splits that are only named, letters that nobody waits for."""
+"""Dividends and splits of vendors, impossible times, and dead letters that expire."""
 
 import datetime as dt
 import json

@@ -97,8 +97,10 @@ def refuse(*a, **k): raise AssertionError('network')
 socket.socket.connect = refuse
 from stockpredict.core.settings import Settings
 from stockpredict.sources.source import make_source
-for name in ('sample', 'indices', 'simulated'): make_source(Settings().with_(**{'data.source': name, 'simulated.sessions': 30})).bars()
-print([m for m in ('skfolio', 'arch', 'sklearn', 'matplotlib', 'great_expectations', 'torch') if m in sys.modules])
+for name in ('sample', 'indices', 'simulated'):
+    make_source(Settings().with_(**{'data.source': name, 'simulated.sessions': 30})).bars()
+heavy = ('skfolio', 'arch', 'sklearn', 'matplotlib', 'great_expectations', 'torch')
+print([m for m in heavy if m in sys.modules])
 """
     assert (
         subprocess.run(

@@ -179,7 +179,7 @@ def test_13_a_split_that_nobody_worked_in_is_flagged_and_no_return_over_it_count
     result = [
         r for r, t in at.items() if "split missing" in flags_at(quality, bars, t) and not quality.usable[t]
     ]
-    assert len(result) >= len(at) - 1 and len(quality.bad) == 0, f"one in ten may pass for news; found {result}"
+    assert len(result) >= len(at) - 1 and len(quality.bad) == 0, f"one in ten may pass for news: {result}"
 
 
 def test_13_the_same_split_worked_in_is_no_flag(market):

@@ -75,7 +75,8 @@ from stockpredict.core.settings import Settings
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars
 step = lambda name: name == "quarantine written" and os.kill(os.getpid(), signal.SIGKILL)
-with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=step) as lake: lake.append(sample_bars(tickers=4, sessions=120))
+with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=step) as lake:
+    lake.append(sample_bars(tickers=4, sessions=120))
 """
 
 

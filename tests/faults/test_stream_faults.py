@@ -313,7 +313,8 @@ def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path,
 
 def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):
     listener, kept_rows = socket.create_server(("127.0.0.1", 0)), []
-    threading.Thread(target=lambda: [kept_rows.append(listener.accept()) for _ in range(8)], daemon=True).start()
+    accept = lambda: [kept_rows.append(listener.accept()) for _ in range(8)]  # noqa: E731
+    threading.Thread(target=accept, daemon=True).start()
     try:
         began = time.monotonic()
         with pytest.raises(StreamUnavailable, match="does not answer"):

@@ -395,11 +395,13 @@ def test_case_21_memory_stays_bounded(given, standin, fault):
 import resource, sys
 from stockpredict.core.settings import Settings
 from stockpredict.sources.vendor_chain import VendorChain
-s = VendorChain(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"], "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
+s = VendorChain(Settings().with_(**{"storage.home": sys.argv[2], "data.universe": ["AAA"],
+    "sources.chain": ["tiingo"], "sources.base_urls": "all=" + sys.argv[1],
                                 "sources.max_mb": 2}))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 s.fetch(["AAA"], "2020-01-02", "2020-03-10")
-print(s.failed["AAA"]["failures"][0]["reason"], (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(s.failed["AAA"]["failures"][0]["reason"], grown // 1024)
 """
     home = given().storage.home
     output = subprocess.run(

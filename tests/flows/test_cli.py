@@ -184,7 +184,8 @@ def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
         ("features bollinger --group macro", "found in stretch, volatility"),
     ):
         refused = desk(line, code=2)
-        assert report in refused and ("stockpredict features" in refused or "leave --group away" in refused), (
+        near = "stockpredict features" in refused or "leave --group away" in refused
+        assert report in refused and near, (
             line,
             refused,
         )

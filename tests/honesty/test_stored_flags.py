@@ -102,7 +102,9 @@ def test_day_by_day_finds_what_a_search_through_everything_finds_and_never_befor
             )
             now, last = days[n] + pd.Timedelta("1h"), n
             lake.append(
-                batch, now=now, flags=find_flags(batch, stored=kept_rows, detectors=ALL_DETECTORS, before=True)
+                batch,
+                now=now,
+                flags=find_flags(batch, stored=kept_rows, detectors=ALL_DETECTORS, before=True),
             )
         stored = lake.flags()
         history = lake.facts("flags", versions=True)

@@ -30,7 +30,8 @@ import sys, time
 from stockpredict.core.settings import Settings
 from stockpredict.lake.lake import Lake
 home, catalog, data = sys.argv[1:4]
-with Lake(Settings().with_(**{"storage.home": home, "storage.catalog": catalog, "storage.data_path": data}).storage) as lake, lake.writer():
+changes = {"storage.home": home, "storage.catalog": catalog, "storage.data_path": data}
+with Lake(Settings().with_(**changes).storage) as lake, lake.writer():
     print("holding", flush=True); time.sleep(120)
 """
 

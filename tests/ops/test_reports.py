@@ -103,7 +103,8 @@ def test_an_endless_output_is_cut_and_says_so():
 
 
 def test_missing_values_are_a_dash_and_numbers_follow_their_format():
-    created = reports.table(pd.DataFrame({"a": [0.12345, float("nan")], "b": ["x", None]}), {"a": "+.1%"}).html
+    numbers = pd.DataFrame({"a": [0.12345, float("nan")], "b": ["x", None]})
+    created = reports.table(numbers, {"a": "+.1%"}).html
     assert "+12.3%" in created and created.count("–") == 2
 
 

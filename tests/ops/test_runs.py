@@ -143,7 +143,8 @@ def test_a_complete_run_leaves_three_files_and_lineage(tmp_path, settings):
     assert sorted(p.name for p in done.dir.iterdir()) == ["notebook.ipynb", "page.html", "result.json"]
     report = json.loads((done.dir / "result.json").read_text())
     page = done.html.read_text()
-    assert report["status"] == "complete" and report["settings"] == settings.hash and report["parameters"] == {}
+    assert report["status"] == "complete" and report["settings"] == settings.hash
+    assert report["parameters"] == {}
     assert report["run_id"] in page and settings.hash in page and "default" in page
     assert (settings.storage.reports_dir / "index.html").exists()
 
@@ -224,7 +225,8 @@ def test_nothing_is_visible_before_it_is_complete(tmp_path, settings):
 
 
 def test_declared_parameters_are_read_and_not_run():
-    matches = runs.cell_parameters("a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os")
+    cell = "a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os"
+    matches = runs.cell_parameters(cell)
     assert [(p.name, p.kind, p.default, p.doc) for p in matches.values()] == [
         ("a", "int", 1, "first"),
         ("b", "str", "x", ""),
