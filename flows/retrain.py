@@ -34,6 +34,7 @@ from stockpredict.core.progress import timed_step
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline
 from stockpredict.ops.reports import quick_formats
+from stockpredict.ops.work import retrain_lock
 
 quick_formats()
 logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -45,11 +46,12 @@ from prefect.states import Completed
 
 def step(action, **more):
     "One step of the pipeline as a Prefect task: never cached, named, and shown on the console while it runs."
+    long = action in (pipeline.train, pipeline.self_test)
 
     def shown(*arguments):
         name = arguments[1] if action is pipeline.page else action.__name__
-        with timed_step(name, spin=action not in (pipeline.train, pipeline.self_test)):
-            return action(*arguments)
+        with timed_step(name, spin=not long):
+            return action(*arguments, **({"quiet": False} if long else {}))
 
     return task(shown, name=action.__name__, cache_policy=NO_CACHE, **more)
 
@@ -57,7 +59,7 @@ def step(action, **more):
 def ingest(settings_path: str, overrides: dict, as_of: str) -> str:
     "Bring the lake up to date, and open the work folder of this question."
     settings = load_settings(settings_path or None, overrides)
-    return pipeline.open_work(settings, pipeline.ingest(settings), as_of)
+    return pipeline.open_work(settings, pipeline.ingest_market(settings), as_of)
 
 
 def source_was_away(task, run, state):
@@ -86,7 +88,7 @@ def retrain(settings_path: str = "", overrides: dict | None = None, as_of: str =
     settings = load_settings(settings_path or None, overrides)
     if scheduled and (why := pipeline.due(settings)):
         return Completed(message=f"closed: {why}", name="Skipped")
-    with pipeline.alone(settings, "the retrain flow"):
+    with retrain_lock(settings, "the retrain flow"):
         work = ingest(settings_path, overrides or {}, as_of)
         data = page(work, "r10_ingest")
         features(work)

@@ -246,7 +246,7 @@ def radix_sort(a, b, m, place, wide):
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #1451b0eb
 @compiled
-def row_ranks(x, view):
+def cross_sectional_ranks(x, view):
     "Centred rank of each value within its row, ties averaged; `view` holds the bits of `x`."
     rows, size = x.shape
     out = np.full((rows, size), np.float32(np.nan))
@@ -270,4 +270,6 @@ def row_ranks(x, view):
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #febf4384
-rank_across = dispatch(kernels.rank_across, lambda x: row_ranks(x, (x + np.float32(0)).view(np.uint32)))
+rank_across = dispatch(
+    kernels.rank_across, lambda x: cross_sectional_ranks(x, (x + np.float32(0)).view(np.uint32))
+)

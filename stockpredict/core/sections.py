@@ -84,7 +84,7 @@ class Data(Section):
     )
 
 # %% ../../nbs/core/25_sections.ipynb #d1ba7f5e
-class Simulated(Section):
+class SimulatedSettings(Section):
     "The simulated market, for the source 'simulated' and the self-tests."
 
     kind: Literal["null", "planted", "realistic"] = Field(
@@ -311,7 +311,7 @@ class Gate(Section):
     )
 
 # %% ../../nbs/core/25_sections.ipynb #13531513
-class Stream(Section):
+class StreamSettings(Section):
     "The live path: bars and trades that come one by one, through Redis."
 
     redis_url: str = Field(

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
 from .sections import Costs, Data, Facts, Features, Gate, Models, Schedule, Serving
-from .sections import Simulated, Sources, Storage, Store, Stream, Validation
+from .sections import SimulatedSettings, Sources, Storage, Store, StreamSettings, Validation
 
 # %% ../../nbs/core/30_settings.ipynb #96117834
 class Settings(BaseModel):
@@ -20,7 +20,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     data: Data = Data()
-    simulated: Simulated = Simulated()
+    simulated: SimulatedSettings = SimulatedSettings()
     sources: Sources = Sources()
     storage: Storage = Storage()
     features: Features = Features()
@@ -29,7 +29,7 @@ class Settings(BaseModel):
     models: Models = Models()
     costs: Costs = Costs()
     gate: Gate = Gate()
-    stream: Stream = Stream()
+    stream: StreamSettings = StreamSettings()
     serving: Serving = Serving()
     facts: Facts = Facts()
     schedule: Schedule = Schedule()

@@ -18,7 +18,7 @@ from ..algebra.panel import Panel
 from ..algebra.series import Series
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #18c54482
-def feature_values(
+def studied_values(
     panel: Panel,  # a market
     # name, `Feature`, function under `@feature`, `Series` on this panel, or an array `[session, ticker]`
     feature,
@@ -49,7 +49,7 @@ def feature_ic(
     "Mean rank IC of a feature with the returns that followed."
     panel = sample_panel() if panel is None else panel
     outcome = forward_returns(panel.close.values, horizon, entry_delay).cpu().numpy()
-    return ic_summary(rank_ic(feature_values(panel, feature), outcome, panel.sessions), horizon)
+    return ic_summary(rank_ic(studied_values(panel, feature), outcome, panel.sessions), horizon)
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #6941d528
 def holm(
@@ -141,7 +141,7 @@ def _centred(x):  # ranks from -1/2 to +1/2, 0 where undefined
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #91e88a84
 @dataclass(frozen=True, repr=False)
-class Study:
+class FeatureStudy:
     "Single features measured on the rows of a training period."
 
     table: pd.DataFrame  # a row a feature and horizon
@@ -174,7 +174,7 @@ def study_features(
     entry_delay: int = 1,  # sessions from decision to entry
     alpha: float = 0.05,  # rate of error
     sampled: int = 250,  # sessions that redundancy is measured on
-) -> Study:
+) -> FeatureStudy:
     "Measure features one by one, on training rows only."
     panel = panel.until(until)
     if len(panel) < 60:
@@ -187,7 +187,7 @@ def study_features(
     rows, years, ranks = {}, {}, []
     at = np.unique(np.linspace(0, len(panel) - 1, min(sampled, len(panel))).astype(int))
     for name, what in named.items():
-        x = feature_values(panel, what)
+        x = studied_values(panel, what)
         if x.shape != tuple(panel.present.shape):
             raise EvaluateError(
                 f"{name} has the shape {x.shape} on a training panel of {tuple(panel.present.shape)}.",
@@ -200,7 +200,7 @@ def study_features(
         ranks.append(_centred(x[at]))
     alike = redundancy(np.stack(ranks), list(named))
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(["feature", "horizon"])
-    return Study(
+    return FeatureStudy(
         _concluded(table, alike, alpha), alike, pd.DataFrame(years).T, panel.sessions[-1], alpha, entry_delay
     )
 
@@ -273,7 +273,7 @@ def _sentence(name, h, r, alpha):
 # %% ../../nbs/evaluate/40_feature_study.ipynb #b654658b
 @patch
 def select(
-    self: Study,
+    self: FeatureStudy,
     by: str = "bh",  # "holm" or "bh"
     alpha: float | None = None,  # rate of error; None = the study's
 ) -> list[str]:  # strongest first
@@ -288,7 +288,7 @@ def select(
 # %% ../../nbs/evaluate/40_feature_study.ipynb #541fed9c
 @patch
 def plot(
-    self: Study,
+    self: FeatureStudy,
     horizon: int | None = None,  # None = the first
     most: int = 30,  # features drawn, the strongest
 ):  # matplotlib figure

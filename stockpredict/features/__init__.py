@@ -11,10 +11,10 @@ class FeaturesFolder(ModuleType):
     "This folder, which can be called."
 
     def __call__(self, tickers=None, start=None, end=None, names=None, settings=None):
-        "Feature values as a table; the arguments are those of `catalogue.feature_store.features`."
-        from ..catalogue.feature_store import features
+        "Feature values as a table; the arguments are those of `catalogue.feature_store.read_features`."
+        from ..catalogue.feature_store import read_features
 
-        return features(tickers, start, end, names, settings)
+        return read_features(tickers, start, end, names, settings)
 
 
 sys.modules[__name__].__class__ = FeaturesFolder

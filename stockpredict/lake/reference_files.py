@@ -16,7 +16,7 @@ from ..sources.bars import tidy_bars
 from .reference_facts import spells_as_known
 
 # %% ../../nbs/lake/60_reference_files.ipynb #8de30a23
-def read_table(
+def read_reference_table(
     table: str | Path | pd.DataFrame,  # a CSV or Parquet file, or a frame
     columns: dict,  # our name -> name in the file
 ) -> pd.DataFrame:  # the named columns, renamed, the rest as it was
@@ -56,7 +56,7 @@ def read_spells(
     ticker: str = "mapped_symbol",  # column with the ticker up to then
 ) -> pd.DataFrame:  # for lake.add("spells", …)
     "Ticker spells from a map file, as they became known."
-    rows = read_table(table, {"security": security, "until": until, "ticker": ticker})
+    rows = read_reference_table(table, {"security": security, "until": until, "ticker": ticker})
     rows = rows[["security", "until", "ticker"]]
     rows = rows.assign(until=_day(rows.until), ticker=rows.ticker.str.upper())
     rows = rows.sort_values(["security", "until"], ignore_index=True)
@@ -84,7 +84,7 @@ def read_members(
     end: str = "end_date",  # column with the day it left; empty = still a member
 ) -> pd.DataFrame:  # for lake.add("members", …)
     "Membership spells, as they became known."
-    rows = read_table(table, {"ticker": ticker, "event_time": start, "until": end})
+    rows = read_reference_table(table, {"ticker": ticker, "event_time": start, "until": end})
     spells = rows.assign(index_name=index, event_time=_day(rows.event_time), until=_day(rows.until))
     return spells_as_known(spells[["index_name", "ticker", "event_time", "until"]])
 
@@ -97,7 +97,9 @@ def read_sectors(
     start: str = "valid_from",  # column with the first day it is valid
 ) -> pd.DataFrame:  # for lake.add("sectors", …)
     "Sectors and industries, known from the day they are valid."
-    rows = read_table(table, dict(ticker=ticker, sector=sector, industry=industry, event_time=start))
+    rows = read_reference_table(
+        table, dict(ticker=ticker, sector=sector, industry=industry, event_time=start)
+    )
     day = _day(rows.event_time)
     return rows.assign(event_time=day, known_at=day)[
         ["ticker", "sector", "industry", "event_time", "known_at"]
@@ -116,7 +118,7 @@ def read_reports(
 ) -> pd.DataFrame:  # for lake.add("fundamentals", …)
     "Figures from reports, one row each, known at the end of the day they were seen."
     columns = {"ticker": ticker, "event_time": period, "known_at": known, "form": form, "amended": amended}
-    rows = read_table(table, columns)
+    rows = read_reference_table(table, columns)
     rows = rows.assign(
         event_time=_day(rows.event_time),
         known_at=_day(rows.known_at) + ONE_DAY,
@@ -137,7 +139,7 @@ def read_macro(
     date: str = "date",  # column with the reference date
 ) -> pd.DataFrame:  # for lake.add("macro", …)
     "Series, one row a value, known a stated lag after their reference date."
-    rows = read_table(table, dict(event_time=date))
+    rows = read_reference_table(table, dict(event_time=date))
     rows = rows.assign(event_time=_day(rows.event_time))
     series = [c for c in rows.columns if c != "event_time"]
     if isinstance(lag, dict):
@@ -215,7 +217,7 @@ def read_headlines(
     "Headlines, each with a hash of its address, or of its day and text when it has none."
     columns = {"ticker": ticker, "date": date, "headline": headline, "publisher": publisher, "url": url}
     columns = {ours: name for ours, name in columns.items() if name}
-    rows = read_table(table, columns)[list(columns)].reset_index(drop=True)
+    rows = read_reference_table(table, columns)[list(columns)].reset_index(drop=True)
     rows = rows.join(publication_times(rows.date, scraped))
     text = rows.url if url else rows.event_time.dt.strftime("%Y-%m-%d ") + rows.headline.astype("str")
     rows["hash"] = [hashlib.sha256(str(x).encode()).hexdigest()[:16] for x in text]
@@ -230,7 +232,7 @@ def read_factors(
 ) -> pd.DataFrame:  # for lake.append(…, factors=…)
     "Split and dividend factors from a file of running products."
     columns = {"ticker": "ticker", "until": "date", "price": "price_factor", "split": "split_factor"}
-    rows = read_table(table, columns)
+    rows = read_reference_table(table, columns)
     products = {"ticker": rows.ticker, "until": _day(rows.until), "product": rows.price * rows.split}
     steps = factors_from_products(pd.DataFrame(products), source)
     if spells is None:

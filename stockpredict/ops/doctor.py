@@ -209,7 +209,7 @@ def champion(settings):
 
 # %% ../../nbs/ops/50_doctor.ipynb #c3231bf7
 @checks.register("table", at=31)
-def prediction_table(settings):
+def check_prediction_table(settings):
     "The table of predictions, and the session it was decided on."
     from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
 

@@ -170,15 +170,15 @@ def step_result(
 
 def run_once(
     step: Callable[[Work], dict],  # a function of the work folder's content
-) -> Callable[[str | Path], dict]:
+) -> Callable[..., dict]:
     "A step of a work folder that is not repeated once it is complete."
     name = step.__name__
 
     @wraps(step)
-    def stored_step(workdir: str | Path) -> dict:
+    def stored_step(workdir: str | Path, **options) -> dict:  # options change what is shown, not the result
         if (result := step_result(workdir, name)) is not None:
             return result
-        result = json_ready(step(load_work(workdir)))
+        result = json_ready(step(load_work(workdir), **options))
         write_json(Path(workdir) / "steps" / f"{name}.json", result)
         return result
 

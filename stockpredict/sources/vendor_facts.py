@@ -27,7 +27,7 @@ def end_of_day(
     return over if now is None else over.clip(upper=pd.Timestamp(now).tz_convert("UTC").as_unit("us"))
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #23e550ee
-def read_macro(
+def parse_macro(
     body: bytes,  # observations, as FRED sends them
     series: str,  # its id, such as GDP
     now=None,  # when it was received, an instant
@@ -294,13 +294,13 @@ def fetch_macro(
     while rows < count:
         params = [*query, ("offset", rows), *filters]
         body = request_facts(settings, Fred(), "/fred/series/observations", *params)
-        part = read_macro(body, series, now or pd.Timestamp.now("UTC"))
+        part = parse_macro(body, series, now or pd.Timestamp.now("UTC"))
         if not len(part):
             break
         parts.append(part)
         rows += len(part)
         count = parse_json("fred", body).get("count", 0)
-    return pd.concat(parts, ignore_index=True) if parts else read_macro(b'{"observations": []}', series)
+    return pd.concat(parts, ignore_index=True) if parts else parse_macro(b'{"observations": []}', series)
 
 # %% ../../nbs/sources/60_vendor_facts.ipynb #ed5fc233
 def fetch_fundamentals(

@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 import pandas as pd
 from ..core.files import atomic_write
+from ..core.progress import progress
 from ..core.settings import Settings
 from ..catalogue.feature import resolve_names
 from .lineage import code_version
@@ -130,9 +131,24 @@ def _market_sentence(m):
     )
 
 # %% ../../nbs/train/60_judge.ipynb #ffe141cb
+def judge_markets(
+    settings: Settings,  # of the self-test
+    markets: list[tuple],  # name, kind, seed and expected decision of each
+    quiet: bool = True,  # show no progress
+) -> list[dict]:  # a row a market, see `judge_market`
+    "Decide about several markets, and show how far it has come."
+    rows = []
+    with progress("self-test", len(markets), quiet) as on_step:
+        for name, *market in markets:
+            rows.append(judge_market(settings, name, *market))
+            on_step(f"{name} market")
+    return rows
+
+# %% ../../nbs/train/60_judge.ipynb #52689745
 def run_self_test(
     settings: Settings,  # what is to be tested
     fresh: bool = False,  # run it even if this code passed it with the same `self_test_settings`
+    quiet: bool = True,  # show no progress
 ) -> SelfTest:
     "Decide about markets whose truth is known; stored per code and settings."
     small = self_test_settings(settings)
@@ -140,12 +156,12 @@ def run_self_test(
     place = settings.storage.work_dir / f"selftest-{key}.json"
     if place.exists() and not fresh:
         return SelfTest.from_json(place.read_text())
-    seeds = range(101, 101 + max(1, settings.gate.null_seeds))
-    null = [judge_market(small, "null", "null", seed, "hold") for seed in seeds]
+    first = [("null", "null", seed, "hold") for seed in range(101, 101 + max(1, settings.gate.null_seeds))]
+    null = judge_markets(small, first, quiet)
     errors = sum(not m["ok"] for m in null)
     if errors == 1:
-        null += [judge_market(small, "null", "null", seed, "hold") for seed in range(301, 307)]
-    known = [judge_market(small, name, *market) for name, market in KNOWN_MARKETS.items()]
+        null += judge_markets(small, [("null", "null", seed, "hold") for seed in range(301, 307)], quiet)
+    known = judge_markets(small, [(name, *market) for name, market in KNOWN_MARKETS.items()], quiet)
     null_passed = sum(not m["ok"] for m in null) <= (errors == 1)
     result = SelfTest(null_passed and all(m["ok"] for m in known), null + known, key)
     atomic_write(place, result.to_json())

@@ -62,7 +62,7 @@ def outbox_dir(
     return settings.storage.registry_dir / "outbox"
 
 
-def recorded_cases(
+def cases_in_mlflow(
     settings: Settings,  # whose registry
 ) -> dict:  # case → run, version, artifact
     "Publications that MLflow has."
@@ -74,7 +74,7 @@ def put_into_outbox(
     card: dict,  # from `publication_card`
 ):
     "Queue a publication for MLflow, unless it is recorded already."
-    if card["case"] not in recorded_cases(settings):
+    if card["case"] not in cases_in_mlflow(settings):
         atomic_write(outbox_dir(settings) / f"{card['case']}.json", json.dumps(card))
 
 
@@ -168,7 +168,7 @@ def record_publication(
 def set_aliases(
     settings: Settings,  # whose registry
     client,  # MLflow
-    recorded: dict,  # from `recorded_cases`
+    recorded: dict,  # from `cases_in_mlflow`
 ):
     "Point the alias champion at the served version, and challenger at the newest other one."
     served = current_champion(settings).artifact
@@ -182,7 +182,7 @@ def set_aliases(
 
 def note_run(
     settings: Settings,  # whose registry
-    recorded: dict,  # from `recorded_cases`
+    recorded: dict,  # from `cases_in_mlflow`
 ):
     "Write the MLflow run into the pointer, once it is known."
     champion = current_champion(settings)
@@ -194,7 +194,7 @@ def note_run(
 def record_waiting(
     settings: Settings,  # whose registry
     waiting: list[Path],  # from `waiting_cards`
-    recorded: dict,  # from `recorded_cases`; new ones are added
+    recorded: dict,  # from `cases_in_mlflow`; new ones are added
 ):
     "Record every waiting publication and set the aliases; raises what MLflow raises."
     client, experiment_id = mlflow_client(settings)

@@ -21,7 +21,7 @@ from .champion import EVIDENCE_WORDING, Champion, append_event, champion_event
 from .champion import champion_or_none, current_champion, now_utc, read_events
 from .champion import registry_lock, write_champion
 from .mlflow_mirror import note_run, outbox_dir, publication_card, put_into_outbox
-from .mlflow_mirror import record_waiting, recorded_cases, waiting_cards
+from .mlflow_mirror import record_waiting, cases_in_mlflow, waiting_cards
 
 # %% ../../nbs/train/90_registry.ipynb #49ea52a0
 def load_version(
@@ -182,7 +182,7 @@ def sync_mlflow(
     "Finish what was interrupted, and empty the outbox into MLflow if it answers."
     with registry_lock(settings):
         _finish_interrupted(settings)
-        waiting, recorded = waiting_cards(settings), recorded_cases(settings)
+        waiting, recorded = waiting_cards(settings), cases_in_mlflow(settings)
         if not waiting:
             return True
         try:

@@ -24,7 +24,7 @@ from stockpredict.catalogue import online_store
 from stockpredict.catalogue.feature import compute
 from stockpredict.catalogue.online_store import OnlineStore, fresh_until, unseal
 from stockpredict.algebra.panel import Panel, equal_with_nan
-from stockpredict.catalogue.feature_store import FeatureStore, features
+from stockpredict.catalogue.feature_store import FeatureStore, read_features
 
 NAMES = ["mom_21", "vol_20", "rsi_14", "rank_change_21", "volume_ratio_20", "dispersion_20"]
 MONEY = ["amihud_20", "dollar_volume_20", "rank_money_20", "kyle_lambda_20", "money_lead_20", "up_money_10"]
@@ -230,7 +230,7 @@ def test_other_code_other_features_other_dates_other_folder(settings, monkeypatc
 
 
 def test_one_line(settings, whole):
-    got = features(["SIM02", "SIM01"], "2016-01-04", "2016-01-29", names=["rsi_14"], settings=settings)
+    got = read_features(["SIM02", "SIM01"], "2016-01-04", "2016-01-29", names=["rsi_14"], settings=settings)
     assert list(got.columns) == ["ticker", "event_time", "known_at", "rsi_14"] and set(got.ticker) == {
         "SIM01",
         "SIM02",
@@ -240,14 +240,14 @@ def test_one_line(settings, whole):
         and (got.known_at - got.event_time == pd.Timedelta("15min")).all()
     )
     with pytest.raises(UnknownTicker, match="Did you mean"):
-        features("SIM1", names=["rsi_14"], settings=settings)
+        read_features("SIM1", names=["rsi_14"], settings=settings)
     with pytest.raises(UnknownName, match="rsi_14"):
-        features(names=["rsi_15"], settings=settings)
+        read_features(names=["rsi_15"], settings=settings)
     with pytest.raises(FeatureError, match="after the end"):
-        features(None, "2016-02-01", "2016-01-01", ["rsi_14"], settings)
-    assert len(features("SIM01", "1999-01-01", "1999-02-01", ["rsi_14"], settings)) == 0
+        read_features(None, "2016-02-01", "2016-01-01", ["rsi_14"], settings)
+    assert len(read_features("SIM01", "1999-01-01", "1999-02-01", ["rsi_14"], settings)) == 0
     with pytest.raises(LakeUnavailable):
-        features(settings=settings.with_(**{"storage.home": settings.storage.home + "-none"}))
+        read_features(settings=settings.with_(**{"storage.home": settings.storage.home + "-none"}))
 
 
 # --- Redis

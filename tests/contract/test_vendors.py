@@ -43,7 +43,7 @@ from stockpredict.sources.vendor_facts import (
     fetch_macro,
     fetch_news,
     read_actions,
-    read_macro,
+    parse_macro,
     read_news,
 )
 from stockpredict.sources.vendor_facts import read_reported, read_statements
@@ -703,7 +703,7 @@ def fixture(shared, part):
 
 def test_every_version_of_gdp_is_known_when_it_appeared(shared):
     body = fixture(shared, "test_series__test_get_series_asof_date_json")
-    sent, findings = pd.DataFrame(json.loads(body)["observations"]), read_macro(body, "GDP")
+    sent, findings = pd.DataFrame(json.loads(body)["observations"]), parse_macro(body, "GDP")
     assert len(findings) == len(sent) == 2902 and findings.value.isna().sum() == (sent.value == ".").sum() > 0
     assert (findings.known_at > findings.event_time).all(), "nobody knew a quarter on its first day"
     for day in ("1999-06-30", "2008-11-15", "2018-12-31"):
@@ -721,11 +721,11 @@ def test_every_version_of_gdp_is_known_when_it_appeared(shared):
             pd.to_numeric(theirs[theirs != "."]).loc[ours.dropna().index],
             check_names=False,
         )
-    today = read_macro(fixture(shared, "test_series_collection__test_remove_series__2"), "CPILFESL")
+    today = parse_macro(fixture(shared, "test_series_collection__test_remove_series__2"), "CPILFESL")
     assert set(today.known_at) == {pd.Timestamp("2024-10-11 05:00", tz="UTC")}, (
         "without vintages: known on the day it was asked for, not before"
     )
-    first = read_macro(fixture(shared, "test_series__test_get_series_initial_release_json"), "GDP")
+    first = parse_macro(fixture(shared, "test_series__test_get_series_initial_release_json"), "GDP")
     assert len(first) == 132 and first.event_time.is_unique
 
 
@@ -735,7 +735,7 @@ def test_every_other_answer_of_fred_is_refused_as_no_series(shared):
         if b'"observations"' in path.read_bytes()[:600]:
             continue
         with pytest.raises(VendorFailed, match="no observations"):
-            read_macro(path.read_bytes(), "X")
+            parse_macro(path.read_bytes(), "X")
         refused += 1
     assert refused >= 20
 

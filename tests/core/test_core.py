@@ -578,8 +578,8 @@ def test_columns_that_cannot_be_placed_are_refused(frame, columns, part):
     "change, part",
     [
         (dict(date=["03.07.2019"] * 3), "cannot be read as dates"),
-        (dict(close=["1,5"] * 3), "no numbers"),
-        (dict(ticker=["KO", "K O", "<b>"]), "2 of the tickers"),
+        (dict(close=["1,5"] * 3), "are not numbers"),
+        (dict(ticker=["KO", "K O", "<b>"]), "2 values of the ticker column"),
     ],
 )
 def test_a_wrong_column_is_refused_as_a_whole(change, part):

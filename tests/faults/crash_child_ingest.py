@@ -113,7 +113,7 @@ def main(home, inbox, phase):
     for i in sample(range(3 * phase), 1):
         s = fresh(f"t{i}")
         report(
-            s, NOW[phase], killed_after(lambda s=s: ingest(s, NOW[phase]), usual * (0.5 + 0.2 * i)), after=i
+            s, NOW[phase], killed_after(lambda s=s: ingest(s, NOW[phase]), usual * (0.5 + 0.2 * i)), waited=i
         )
 
 

@@ -54,7 +54,7 @@ def test_the_count_can_fail(monkeypatch):
     object.__setattr__(spike, "detect", lambda m: np.zeros(len(m.close), bool))
     try:
         blind = measure_detection(**small).table.loc["price spike"]
-        object.__setattr__(spike, "detect", lambda m: m.place > 0)
+        object.__setattr__(spike, "detect", lambda m: m.position > 0)
         shrill = measure_detection(**small).table.loc["price spike"]
     finally:
         object.__setattr__(spike, "detect", detect.spike)

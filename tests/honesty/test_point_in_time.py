@@ -394,9 +394,9 @@ def test_a_payment_to_come_changes_no_feature():
     moved = set()
     for f in chosen:
         a, b = (x[f].masked_fill(~x[f].isfinite(), torch.nan) for x in both)
-        both = ~(a.isnan() | b.isnan())
-        assert both.any(), f"{f.name} is never defined, the test is empty"
-        gap = (a - b)[both].abs() / (a[both].abs() + a[both].std())
+        defined = ~(a.isnan() | b.isnan())
+        assert defined.any(), f"{f.name} is never defined, the test is empty"
+        gap = (a - b)[defined].abs() / (a[defined].abs() + a[defined].std())
         if not torch.equal(a.isnan(), b.isnan()) or gap.max() > 5e-6:
             moved.add(f)
     assert planted <= moved, "the test does not notice what it is for"

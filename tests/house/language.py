@@ -134,6 +134,7 @@ def is_patch(definition) -> bool:
 
 # Declared although nothing here imports them, each with the reason.
 NEEDED_BY_OTHERS = {
+    "duckdb-extensions": "the folder in which the wheels of the extensions below are found",
     "duckdb-extension-ducklake": "an extension that DuckDB loads",
     "duckdb-extension-sqlite-scanner": "an extension that DuckDB loads",
     "duckdb-extension-postgres-scanner": "an extension that DuckDB loads",
@@ -167,7 +168,7 @@ def imported_packages(tree) -> set[str]:
             packages |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             packages.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("find_spec", "import_module")):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("find_spec", "import_module", "files")):
             packages |= {str(a.value).split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
     return packages - {"stockpredict"}
 

@@ -227,7 +227,7 @@ def test_a_page_of_notes_that_is_damaged_costs_only_asking_again(world):
 
 
 def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors_fall(world):
-    from stockpredict.ops.pipeline import ingest
+    from stockpredict.ops.pipeline import ingest_market
     from stockpredict.ops.work import open_work
 
     settings, fake, _ = world
@@ -241,7 +241,7 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
             "features.names": ["ret_1", "term_spread"],
         }
     )
-    first = ingest(mine)
+    first = ingest_market(mine)
     assert (
         {r["table"] for r in first["facts"]} == {"macro", "news", "members", "sectors"}
         and first["facts_mark"]
@@ -249,7 +249,7 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
     )
     fake.fault("500", 500)
     (mine.storage.home_dir / "facts.json").unlink()
-    again = ingest(mine)
+    again = ingest_market(mine)
     assert (
         all(r["reason"] for r in again["facts"])
         and again["facts_mark"] == first["facts_mark"]
@@ -260,11 +260,11 @@ def test_the_scheduled_ingest_gathers_facts_and_stands_when_all_of_their_vendors
         lake.add(
             "macro", stored(mine, "macro").assign(value=9.0, known_at=pd.Timestamp("2025-01-01", tz="UTC"))
         )
-    newer = ingest(mine)
+    newer = ingest_market(mine)
     assert newer["facts_mark"] != first["facts_mark"] and open_work(mine, newer) != open_work(mine, first), (
         "other facts are another question"
     )
-    plain = ingest(
+    plain = ingest_market(
         mine.with_(
             **{"features.names": ["ret_1"], "facts.macro": [], "facts.news": False, "facts.members": []}
         )

@@ -16,7 +16,13 @@ from stockpredict.lake.reference_facts import spells_as_known
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import inspect_bars
 from stockpredict.lake.reference_files import publication_times, read_archive, read_factors, read_headlines
-from stockpredict.lake.reference_files import read_macro, read_members, read_reports, read_spells, read_table
+from stockpredict.lake.reference_files import (
+    read_macro,
+    read_members,
+    read_reports,
+    read_spells,
+    read_reference_table,
+)
 
 COUNT = itertools.count()
 
@@ -218,7 +224,7 @@ def test_snapshots_of_facts_and_a_reader_before_the_first(tmp_path):
 
 def test_files_and_columns_that_are_not_there(tmp_path):
     with pytest.raises(FileMissing, match=r"nothing\.csv"):
-        read_table(tmp_path / "nothing.csv", {})
+        read_reference_table(tmp_path / "nothing.csv", {})
     with pytest.raises(ColumnsUnmapped, match="no column 'start_date'"):
         read_members(pd.DataFrame(dict(ticker=["A"])), "x")
     with pytest.raises(ColumnsUnmapped, match="no series 'CP'"):

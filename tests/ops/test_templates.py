@@ -58,7 +58,7 @@ def test_the_validation_report_shows_what_a_sceptic_looks_for(finished):
         "mean",
         "QLIKE",
         "missed more often",
-        "set aside",
+        "quarantined",
         "planted",
         "commit",
         "seed",

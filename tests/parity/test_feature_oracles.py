@@ -422,7 +422,7 @@ def test_sums_of_the_market_are_computed_once_without_a_difference(hole):
     late = torch.cat([torch.full_like(market[:1], math.nan), market[:-1]])
     fell = (market < 50).float() + 0 * market
     asked = {
-        0: (cross._some, fell, x, market),
+        0: (cross._selected_products, fell, x, market),
         1: (cross._powers, x, market),
         2: (microstructure._weights, x, fell),
         3: (cross.two_factor_products, x, market, late),
