@@ -145,6 +145,7 @@ NEEDED_BY_OTHERS = {
     "httptools": "uvicorn takes it when it is there",
     "jsonschema": "held below the version that builds a grammar at import",
     "scipy": "numba and the statistics of numpy need it",
+    "sqlalchemy": "held below the version that breaks Prefect's scheduler",
     "arch": "its bundled index data are the source `indices`",
     "skfolio": "its bundled prices are the source `sample`",
 }
