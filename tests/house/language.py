@@ -161,6 +161,9 @@ def declared_packages(pyproject) -> set[str]:
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
 
 
+LOADERS = ("find_spec", "import_module", "files")  # they name a package without importing it
+
+
 def imported_packages(tree) -> set[str]:
     "Top-level packages that a module imports, at any depth of nesting."
     packages = set()
@@ -169,7 +172,7 @@ def imported_packages(tree) -> set[str]:
             packages |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             packages.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("find_spec", "import_module", "files")):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(LOADERS):
             packages |= {str(a.value).split(".")[0] for a in node.args if isinstance(a, ast.Constant)}
     return packages - {"stockpredict"}
 
