@@ -308,7 +308,7 @@ WOUNDS = [
 
 @pytest.fixture(scope="module")
 def wounded():
-    "A clean market with one row for each wound, and what the gate said."
+    "A clean market with one injected error a row, and the verdict of the gate."
     bars = sample_bars()
     for i, (cells, _) in enumerate(WOUNDS):
         for column, value in cells.items():

@@ -133,7 +133,7 @@ def test_case_2_the_breaker_opens_at_five_and_the_second_vendor_answers(given, s
     clock.now += 60
     standin.faults.clear()
     fetched(source, ["AAA"])
-    assert source.answered["AAA"]["vendor"] == "yahoo", "half-open: one probe, and it is well again"
+    assert source.answered["AAA"]["vendor"] == "yahoo", "half-open: one probe closes the breaker"
 
 
 # ---- 3: slow answers
