@@ -13,8 +13,8 @@ from stockpredict.quality.gate import inspect_bars
 
 NOW = pd.Timestamp("2026-09-01", tz="UTC")
 
-# Of ten injected errors each in the market of seed 1; measured: all ten, but nine of the shifted dates and eight of
-# the splits left out.
+# Of ten injected errors each in the market of seed 1; measured: all ten, but nine of the shifted dates and
+# eight of the splits left out.
 FLOORS = {name: 9 for name in CORRUPTIONS} | {
     "dates off by one": 7,
     "split left out": 7,
