@@ -173,10 +173,8 @@ def test_a_failing_run_is_kept_and_named(tmp_path, settings):
 
 def test_a_cell_that_never_ends_is_stopped_for_all_cells_together(tmp_path, settings):
     name = template(tmp_path, "import time\ntime.sleep(1)", "while True: pass")
-    started = time.monotonic()
-    with pytest.raises(RunTimeout, match=r"code cell 3 of 3.*stopped after 4 s"):
-        runs.run(name, settings=settings, folder=tmp_path, timeout=4)
-    assert time.monotonic() - started < 60
+    with pytest.raises(RunTimeout, match=r"code cell 3 of 3.*stopped after 8 s"):
+        runs.run(name, settings=settings, folder=tmp_path, timeout=8)
     assert json.loads((left_behind(settings)[0] / "result.json").read_text())["status"] == "timeout"
 
 
