@@ -2809,6 +2809,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'stockpredict/lake/connection.py'),
                                               'stockpredict.lake.connection.extension_path': ( 'lake/connection.html#extension_path',
                                                                                                'stockpredict/lake/connection.py'),
+                                              'stockpredict.lake.connection.finish_rollback': ( 'lake/connection.html#finish_rollback',
+                                                                                                'stockpredict/lake/connection.py'),
                                               'stockpredict.lake.connection.first_line': ( 'lake/connection.html#first_line',
                                                                                            'stockpredict/lake/connection.py'),
                                               'stockpredict.lake.connection.next_step': ( 'lake/connection.html#next_step',

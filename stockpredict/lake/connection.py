@@ -61,6 +61,18 @@ def quoted(
     "A value as an SQL literal, for statements that take no parameters."
     return "'" + str(value).replace("'", "''") + "'"
 
+# %% ../../nbs/lake/00_connection.ipynb #5a9e6630
+def finish_rollback(
+    storage,  # settings.storage
+):
+    "Put back what a killed writer left half changed in a SQLite catalog."
+    kind, _, path = storage.catalog_url.partition(":")
+    if kind != "sqlite" or not Path(f"{path}-journal").exists():
+        return
+    with suppress(duckdb.Error), open_duckdb(["sqlite_scanner"]) as con:
+        con.execute(f"ATTACH {quoted(path)} AS catalog (TYPE sqlite, BUSY_TIMEOUT 1000)")
+        con.execute("FROM sqlite_query('catalog', 'SELECT count(*) FROM sqlite_master')")
+
 # %% ../../nbs/lake/00_connection.ipynb #cd265fc4
 def connect(
     storage,  # settings.storage
@@ -78,6 +90,8 @@ def connect(
     options += ["META_BUSY_TIMEOUT 20000"] * sqlite
     options += ["META_JOURNAL_MODE 'WAL'"] * (sqlite and watched)
     options += ["READ_ONLY"] * read_only
+    if read_only:
+        finish_rollback(storage)
     con = open_duckdb(["ducklake", "sqlite_scanner" if sqlite else "postgres_scanner"] + ["httpfs"] * remote)
     try:
         if remote:

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/lake/05_store.ipynb #67d7b9d9
-import json, os, socket, time
+import json, os, re, socket, time
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -14,7 +14,8 @@ import duckdb, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
-from .connection import collapse_journal, connect, first_line, next_step, open_duckdb, quoted
+from .connection import collapse_journal, connect, finish_rollback, first_line
+from .connection import next_step, open_duckdb, quoted
 
 # %% ../../nbs/lake/05_store.ipynb #8cef18a8
 class VersionedStore:
@@ -269,8 +270,10 @@ def rows(
             try:
                 return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
-                if "database is locked" not in str(e) or not attempts:
+                passing = re.search("database is locked|readonly database", str(e))
+                if not passing or not attempts:
                     raise self.read_error(e) from e
+                finish_rollback(self.storage)
                 attempts -= 1
                 time.sleep(0.1)
     finally:

@@ -101,6 +101,32 @@ def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path
 # ---- two writers
 
 
+HALF_WRITTEN = """
+import os, signal, sqlite3, sys
+catalog = sqlite3.connect(sys.argv[1])
+catalog.execute("PRAGMA cache_size = 1")
+catalog.execute("BEGIN IMMEDIATE")
+catalog.execute("CREATE TABLE unfinished (text)")
+catalog.executemany("INSERT INTO unfinished VALUES (?)", [("x" * 300,)] * 3000)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("already_open", [False, True], ids=["new reader", "open reader"])
+def test_a_reader_is_not_refused_after_a_writer_was_killed_in_its_commit(tmp_path, market, already_open):
+    "A read-only SQLite connection cannot finish a rollback by itself."
+    at = storage(tmp_path)
+    with Lake(at) as lake:
+        expected = lake.append(market, now=NOW)
+    readers = [Lake(at, read_only=True)] if already_open else []
+    catalog = at.lake_dir / "catalog.sqlite"
+    assert subprocess.run([sys.executable, "-c", HALF_WRITTEN, catalog]).returncode == -signal.SIGKILL
+    assert catalog.with_name("catalog.sqlite-journal").exists()
+    with readers[0] if readers else Lake(at, read_only=True) as lake:
+        assert lake.fingerprint() == expected.fingerprint and lake.snapshot() == expected.snapshot
+    assert not catalog.with_name("catalog.sqlite-journal").exists()
+
+
 def test_two_writers_who_wait_both_commit_and_nothing_is_lost(tmp_path, market):
     parts = [
         market[market.ticker.isin(t)].assign(source="both") for t in np.array_split(market.ticker.unique(), 2)
