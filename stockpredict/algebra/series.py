@@ -205,8 +205,8 @@ def clip(
     low: float | None = None,  # smallest value that stays; None = any
     high: float | None = None,  # largest value that stays; None = any
 ) -> Series:
-    "Limit the values to a range."
-    return _combine(f"clip {low} {high}", lambda x: x.clamp(low, high), self)
+    "Limit the values to a range; an infinite value, from a division by zero, is undefined."
+    return _combine(f"clip {low} {high}", lambda x: x.clamp(low, high).add_(x, alpha=0), self)
 
 # %% ../../nbs/algebra/40_series.ipynb #231d7713
 @patch
