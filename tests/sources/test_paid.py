@@ -1,4 +1,4 @@
-"""Dividends and splits of vendors, impossible times, and dead letters that expire."""
+"""Dividends and splits of vendors, and impossible times."""
 
 import datetime as dt
 import json
@@ -7,17 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stockpredict.core.errors import BarsInvalid, StockpredictError, UnknownTicker
+from stockpredict.core.errors import BarsInvalid, StockpredictError
 from stockpredict.core.settings import Settings
-from stockpredict.quality.corporate_actions import ALL_DETECTORS
-from stockpredict.lake.adjustments import split_factors
-from stockpredict.sources.bars import OPTIONAL_COLUMNS, tidy_bars
-from stockpredict.quality.scan import find_flags
-from stockpredict.ingest.ingest import drop_dead_letters, ingest
 from stockpredict.lake.lake import Lake
-from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.testing.fake_vendors import FakeVendors
-from stockpredict.sources.vendor_chain import dead_letters, vendor_ledger
+from stockpredict.quality.corporate_actions import ALL_DETECTORS
+from stockpredict.quality.scan import find_flags
+from stockpredict.sources.bars import OPTIONAL_COLUMNS, tidy_bars
+from stockpredict.sources.simulate import simulate
 from stockpredict.sources.vendors import vendors
 
 
@@ -87,28 +83,6 @@ def test_optional_columns_of_any_name_are_kept_and_none_is_made_up():
     assert not set(OPTIONAL_COLUMNS) & set(tidy_bars(frame[["Date", "Symbol", "Close"]], source="x"))
 
 
-def test_a_named_split_becomes_a_factor_only_when_the_price_followed_it(tmp_path):
-    bars = sample_bars(tickers=3, sessions=60).assign(split=0.0)
-    name, at = bars.ticker.iloc[0], bars.index[bars.ticker == bars.ticker.iloc[0]][30]
-    later = (bars.ticker == name) & (bars.index >= at)
-    raw = bars.copy()
-    raw.loc[at, "split"] = 4.0
-    raw.loc[later, ["open", "high", "low", "close"]] /= 4
-    divided = bars.copy()
-    divided.loc[at, "split"] = 4.0
-    assert (
-        split_factors(raw).factor.tolist() == [0.25]
-        and not len(split_factors(divided))
-        and not len(split_factors(bars[:0]))
-    )
-    with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
-        lake.append(raw, now="2024-01-01T00:00Z")
-        whole = lake.bars(name).close
-        assert np.allclose(whole, bars[bars.ticker == name].close / 4)
-        lake.append(divided.assign(source="other"), now="2024-01-01T00:00Z")
-        assert np.allclose(lake.bars(name, source="other").close, bars[bars.ticker == name].close)
-
-
 def test_a_simulated_market_with_payments_raises_no_doubt_about_them():
     bars = simulate("realistic", tickers=20, sessions=400, seed=5).bars
     reply = tidy_bars(bars, source="x")
@@ -161,64 +135,3 @@ def test_a_column_of_times_is_read_or_refused_with_a_sentence(column):
             assert isinstance(reply, str) and "time column" in reply, name
         if name in FINE and (column == "date" or name != "number"):
             assert reply is True, f"{column}, {name}: {reply}"
-
-
-def test_letters_that_nobody_waits_for_are_marked_and_thrown_away(tmp_path):
-    s = Settings().with_(**{"storage.home": str(tmp_path), "data.universe": ["AAA"]})
-    now = f"{pd.Timestamp.now('UTC'):%Y-%m-%dT%H:%M:%S}"
-    for source, ticker, at in (
-        ("vendors", "AAA", now),
-        ("vendors", "OLD", now),
-        ("vendors-5min", "BBB", now),
-        ("vendors-5min", "CCC", "2020-01-01T00:00:00"),
-    ):
-        vendor_ledger(s).put(source, ticker, "2020-01-02", [dict(reason="timeout")], at)
-    assert dead_letters(s).set_index("ticker").wanted.to_dict() == dict(
-        AAA=True, OLD=False, BBB=True, CCC=False
-    )
-    assert (
-        drop_dead_letters(s) == ["CCC", "OLD"]
-        and drop_dead_letters(s) == []
-        and drop_dead_letters(s, ["AAA"]) == ["AAA"]
-    )
-    with pytest.raises(UnknownTicker, match="No dead letter is about ZZZ"):
-        drop_dead_letters(s, ["ZZZ"])
-    assert dead_letters(s).ticker.tolist() == ["BBB"]
-
-
-def test_a_vendor_that_divides_its_past_by_a_split_tells_the_same_history(tmp_path):
-    "FMP sends older prices divided by later splits; day by day the lake has raw prices and one factor."
-    bars = sample_bars(tickers=2, sessions=60)
-    days, name = sorted(bars.event_time.unique()), bars.ticker.iloc[-1]
-    whole = bars.assign(adj_close=bars.close)
-    old = (whole.ticker == name) & (whole.event_time < days[50])
-    whole.loc[old, ["open", "high", "low", "close"]] *= 3
-    s = Settings().with_(
-        **{
-            "storage.home": str(tmp_path),
-            "data.source": "vendors",
-            "data.universe": sorted(bars.ticker.unique()),
-            "data.start": "2019-01-01",
-            "sources.chain": "fmp",
-            "sources.retries": 0,
-        }
-    )
-    for n in (49, 50, 52, 59):
-        with FakeVendors(whole[whole.event_time <= days[n]]) as shop:
-            here = s.with_(
-                **{
-                    "sources.base_urls": f"all={shop.url}",
-                    "sources.budgets": "fmp=500/5000",
-                    "data.end": f"{days[n]:%Y-%m-%d}",
-                }
-            )
-            report = ingest(here, days[n] + pd.Timedelta("1h"))
-            assert report.rewritten == [] and report.rows_corrected == 0 and not report.failed, n
-    with Lake(s.storage, read_only=True) as lake:
-        raw, one = lake.bars(name, adjusted=False), lake.bars(name)
-        assert lake.rows("SELECT factor FROM lake.adjustments").factor.round(6).tolist() == [round(1 / 3, 6)]
-    want = whole[whole.ticker == name].close.round(2).to_numpy()
-    assert len(raw) == len(want) and np.abs(raw.close.to_numpy() - want).max() < 0.02, (
-        raw.close.to_numpy() - want
-    )
-    assert np.allclose(one.close, bars[bars.ticker == name].close, rtol=2e-3)
