@@ -9,7 +9,8 @@ __all__ = ['Calendar', 'get_calendar']
 import functools
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .errors import CalendarError, did_you_mean
+from .errors import CalendarError
+from .exchange_hours import exchange_hours, parse_calendar
 
 # %% ../../nbs/core/40_calendar.ipynb #913ae511
 class Calendar:
@@ -21,8 +22,10 @@ class Calendar:
         opens: pd.DatetimeIndex,  # instant each session opened, UTC
         closes: pd.Series,  # instant each session closed, UTC, indexed by session
         tz: str,  # time zone of the exchange
+        text: str = "",  # what `get_calendar` was asked for, with special days; "" = the name
     ):
         self.name = name
+        self.text = text or name
         self.tz = str(tz)
         self._days = pd.DatetimeIndex(closes.index, freq=None).as_unit("us")
         self._opens, self._closes = (pd.DatetimeIndex(x).as_unit("us") for x in (opens, closes))
@@ -38,28 +41,16 @@ class Calendar:
         return f"Calendar {self.name}: {len(self._days)} sessions, {self.span}"
 
     def __reduce__(self):
-        return get_calendar, (self.name,)
+        return get_calendar, (self.text,)
 
 # %% ../../nbs/core/40_calendar.ipynb #b2f09dee
 @functools.lru_cache(maxsize=8)
 def get_calendar(
-    name: str = "XNYS",  # exchange calendar known to `exchange_calendars`
+    name: str = "XNYS",  # an exchange, alone or with special days: "XBOM; +2025-02-01 union budget"
 ) -> Calendar:  # one object per exchange and process
-    "The calendar of an exchange, from 1990 to about a year from now."
-    import exchange_calendars as xc
-
-    try:
-        try:
-            cal = xc.get_calendar(name, start="1990-01-01")
-        except ValueError:
-            cal = xc.get_calendar(name)  # this exchange's record starts later than 1990
-    except xc.errors.InvalidCalendarName as e:
-        raise CalendarError(
-            f"There is no exchange calendar called '{name}'.",
-            did_you_mean(name, xc.get_calendar_names()),
-            name=name,
-        ) from e
-    return Calendar(name, cal.opens, cal.closes, cal.tz)
+    "The calendar of an exchange, from its earliest record to about a year from now."
+    hours, tz = exchange_hours(name)
+    return Calendar(parse_calendar(name)[0], hours.opens, hours.closes, tz, name)
 
 # %% ../../nbs/core/40_calendar.ipynb #29dda104
 def as_day(
@@ -208,7 +199,8 @@ def last_closed(
         return self._days[at]
     raise CalendarError(
         f"{now} lies outside the {self.name} calendar, {self.span}.",
-        "Check the clock, or restart a process that has run for a year.",
+        "Check the clock, restart a process that has run for a year, or install a newer "
+        "exchange_calendars, whose record goes on.",
         calendar=self.name,
     )
 

@@ -67,7 +67,10 @@ class Data(Section):
     end: Day = Field("", description="Last day to ask for; empty means up to the newest.")
     calendar: str = Field(
         "XNYS",
-        description="Exchange calendar that says when sessions close (a name known to exchange_calendars).",
+        pattern=r"^[\w/ ]+(;\s*[+-]\d{4}-\d\d-\d\d( +\d\d:\d\d-\d\d:\d\d)? +[^\s;][^;]*)*;?$",
+        description="Exchange calendar that says when sessions close, a name of exchange_calendars; add "
+        "special sessions and closures with a reason, as in  XBOM; +2025-02-01 union budget; "
+        "-2024-05-20 election.",
     )
     files_path: str = Field(
         "", description="For the source 'files': a CSV or Parquet file, or a folder of them."

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.calendar import get_calendar
-from stockpredict.core.errors import CalendarError
+from stockpredict.core.errors import CalendarError, CalendarUnavailable, SettingsError, UnknownCalendar
+from stockpredict.core.exchange_hours import KNOWN_CORRECTIONS, parse_special_day
+from stockpredict.core.settings import Settings, load_settings
 
 # ---- calendar
 
@@ -37,7 +39,7 @@ def test_known_days(nyse):
         str(nyse.close("2020-03-06")) == "2020-03-06 21:00:00+00:00"
         and str(nyse.close("2020-03-09")) == "2020-03-09 20:00:00+00:00"
     )
-    assert nyse.sessions()[0] == pd.Timestamp("1990-01-02")
+    assert nyse.sessions("1989-12-30")[0] == pd.Timestamp("1990-01-02")
 
 
 def test_every_close_and_every_date_finds_its_session(nyse):
@@ -77,10 +79,10 @@ def test_walking_and_age(nyse):
     "call",
     [
         lambda c: c.close("2020-07-04"),
-        lambda c: c.closes(["2020-07-06", "1980-01-02"]),
+        lambda c: c.closes(["2020-07-06", "1880-01-02"]),
         lambda c: c.offset("2020-07-06", 10_000),
         lambda c: c.age("2020-07-04"),
-        lambda c: c.last_closed("1970-01-01"),
+        lambda c: c.last_closed("1870-01-01"),
         lambda c: c.last_closed("2150-01-01"),
         lambda c: c.sessions(pd.NaT),
         lambda c: get_calendar("NOPE"),
@@ -94,3 +96,119 @@ def test_what_is_no_session_is_refused(nyse, call):
 def test_calendars_are_shared_and_pickle_small(nyse):
     assert pickle.loads(pickle.dumps(nyse)) is nyse and len(pickle.dumps(nyse)) < 200
     assert get_calendar("XLON").tz == "Europe/London"
+
+
+# ---- how far back, and what the library gets wrong
+
+
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("XBOM", "1997-01-01"),
+        ("XSHG", "1990-12-03"),
+        ("XTKS", "1997-01-06"),
+        ("XHKG", "1960-01-01"),
+        ("XSAU", "2021-01-03"),
+        ("XNYS", "1885-01-01"),
+    ],
+)
+def test_a_calendar_begins_with_its_own_record_whatever_day_it_is(name, first):
+    import time_machine
+
+    assert get_calendar(name).sessions()[0] == pd.Timestamp(first)
+    with time_machine.travel("2026-03-02", tick=False):
+        get_calendar.cache_clear()
+        assert get_calendar(name).sessions()[0] == pd.Timestamp(first)
+    get_calendar.cache_clear()
+
+
+def test_no_bar_since_1927_is_refused_for_its_day(shared, nyse):
+    days = pd.DatetimeIndex(pd.read_parquet(shared / "sp500_index_close_1927_2026.parquet").date)
+    assert len(days) > 24_000 and nyse.session_of(days).notna().all()
+    since = nyse.sessions("1970-01-01", days[-1])
+    assert not len(since.difference(days)), "and since 1970 no session is missing from the data"
+
+
+@pytest.mark.parametrize("name", ["XTAE", "ASEX", "XBEL", "XBSE", "XCYS"])
+def test_a_calendar_that_breaks_in_the_library_ends_in_a_sentence(name):
+    with pytest.raises(CalendarUnavailable, match=f"cannot build the calendar {name}") as e:
+        get_calendar(name)
+    assert e.value.code == "calendar-unavailable" and e.value.fix
+
+
+def test_an_unknown_calendar_has_its_own_code():
+    with pytest.raises(UnknownCalendar, match="Did you mean XNZE or XNYS") as e:
+        get_calendar("XNYZ")
+    assert (e.value.code, e.value.status) == ("calendar-unknown", 404)
+
+
+@pytest.mark.slow
+def test_every_other_calendar_of_the_library_can_be_had():
+    import exchange_calendars as xc
+
+    names = set(xc.get_calendar_names(include_aliases=False)) - {"XTAE", "ASEX", "XBEL", "XBSE", "XCYS"}
+    for name in sorted(names):
+        calendar = get_calendar(name)
+        assert len(calendar.sessions()) > 1_500 and (calendar.closes(calendar.sessions()) > calendar._opens).all()
+
+
+def test_every_known_correction_holds():
+    for name, texts in KNOWN_CORRECTIONS.items():
+        calendar = get_calendar(name)
+        for special in map(parse_special_day, texts):
+            assert calendar.is_session(special.day) == special.is_open, (name, special)
+    hong_kong = get_calendar("XHKG")
+    assert hong_kong.offset("2023-08-31", 1) == pd.Timestamp("2023-09-04")
+    assert len(hong_kong.sessions("2023-09-01", "2023-09-30")) == 19
+    opened = hong_kong._opens[hong_kong._at(["2020-08-19"])][0].tz_convert("Asia/Hong_Kong")
+    assert f"{opened:%H:%M}" == "13:30"
+
+
+def test_weekday_periods_that_the_library_ignores_are_applied():
+    "Under pandas 3 the library forgets its own Saturdays: Bombay 2024, Korea until 1998, Moscow."
+    assert get_calendar("XBOM").is_session("2024-01-20") and get_calendar("XBOM").is_session("2025-02-01")
+    assert get_calendar("XKRX").is_session("1998-12-05") and not get_calendar("XKRX").is_session("1998-12-12")
+    assert len(get_calendar("XMOS").sessions("2024-01-01", "2025-12-31").dayofweek.unique()) > 5
+
+
+SPECIAL = "XBOM; +2024-03-02 09:15-12:30 disaster recovery test; -2024-07-10 a closure of its own"
+
+
+def test_special_days_are_sessions_and_closures():
+    plain, special = get_calendar("XBOM"), get_calendar(SPECIAL)
+    assert special.is_session("2024-03-02") and not plain.is_session("2024-03-02")
+    assert not special.is_session("2024-07-10") and plain.is_session("2024-07-10")
+    assert str(special.close("2024-03-02")) == "2024-03-02 07:00:00+00:00"
+    assert special.offset("2024-03-01", 1) == pd.Timestamp("2024-03-02")
+    assert len(special.sessions()) == len(plain.sessions())
+    assert pickle.loads(pickle.dumps(special)) is special and special.name == "XBOM"
+
+
+def test_special_days_come_from_the_settings(tmp_path):
+    settings = Settings().with_(**{"data.calendar": SPECIAL})
+    assert get_calendar(settings.data.calendar).is_session("2024-03-02")
+    file = tmp_path / "mine.ini"
+    file.write_text(settings.to_ini())
+    assert load_settings(file, environ={}).data.calendar == SPECIAL
+    assert settings.hash != Settings().with_(**{"data.calendar": "XBOM"}).hash
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "XBOM; 2024-03-02 no sign",
+        "XBOM; +2024-03-02",
+        "XBOM; +2024-03-02 09:15-12:30",
+        "XBOM; +2024-02-30 no such day",
+        "XBOM; +2024-03-02 12:30-09:15 backwards",
+        "XBOM; -2024-03-02 09:15-12:30 a closure has no hours",
+    ],
+)
+def test_a_special_day_that_says_too_little_is_refused(text):
+    with pytest.raises(SettingsError, match="special day"):
+        get_calendar(text)
+
+
+def test_the_settings_refuse_a_special_day_without_a_reason():
+    with pytest.raises(SettingsError, match="with a reason"):
+        Settings().with_(**{"data.calendar": "XBOM; +2024-03-02"})
