@@ -108,6 +108,10 @@ def rolling_age(
     return pad_with_nan(out and out[1].masked_fill(out[2], math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #53245a46
+FLAT = 1e-14  # share of the mean square below which a variance is rounding error
+FLAT_SKEW = 1e-8  # the same for what divides by a power of the variance
+
+# %% ../../nbs/algebra/00_kernels.ipynb #d44e9db1
 def rolling_moments(
     x: Tensor,  # `[bar, ticker]`
     n: int,  # bars in the window
@@ -121,7 +125,7 @@ def rolling_moments(
         return None
     mean, square = sums[0] / n, sums[1] / n
     var = square - mean * mean
-    out = [mean, var.masked_fill(var <= 1e-14 * square, 0.0)]
+    out = [mean, var.masked_fill(var <= FLAT * square, 0.0)]
     return out if order < 3 else [*out, sums[2] / n - mean * (3 * var + mean * mean)]
 
 # %% ../../nbs/algebra/00_kernels.ipynb #f32f7e1f
@@ -151,7 +155,8 @@ def rolling_skew(
     if m is None:
         return pad_with_nan(m, x)
     skew = m[2] / (m[1] * sqrt(m[1])) * (math.sqrt(n * (n - 1)) / (n - 2))
-    return pad_with_nan(skew.masked_fill(m[1] == 0, math.nan), x)
+    flat = m[1] <= FLAT_SKEW * (m[1] + m[0] * m[0])
+    return pad_with_nan(skew.masked_fill(flat, math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #1d177b74
 def rolling_pair(
@@ -172,7 +177,7 @@ def rolling_pair(
         return None
     mx, my, xy, xx, yy = (s / n for s in sums)
     vx, vy = xx - mx * mx, yy - my * my
-    return xy - mx * my, vx.masked_fill(vx <= 1e-14 * xx, 0.0), vy.masked_fill(vy <= 1e-14 * yy, 0.0)
+    return xy - mx * my, vx.masked_fill(vx <= FLAT * xx, 0.0), vy.masked_fill(vy <= FLAT * yy, 0.0)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #b78dd264
 def rolling_cov(
@@ -192,16 +197,18 @@ def rolling_corr(
     "Correlation over the last `n` bars; undefined where one of the two does not move."
     if (m := rolling_pair(x, y, n)) is None:
         return pad_with_nan(m, x)
-    return pad_with_nan((m[0] / sqrt(m[1] * m[2])).clamp(-1, 1), x)
+    both = m[1] * m[2]
+    return pad_with_nan((m[0] / sqrt(both)).clamp(-1, 1).masked_fill(both == 0, math.nan), x)
 
-# %% ../../nbs/algebra/00_kernels.ipynb #8e03a440
+# %% ../../nbs/algebra/00_kernels.ipynb #3f5e17bf
 def rolling_beta(
     x: Tensor,  # `[bar, ticker]`, what is explained
     y: Tensor,  # the same shape, what explains it
     n: int,  # bars in the window
 ) -> Tensor:  # `NaN` until the window is full
-    "Slope of `x` on `y` over the last `n` bars."
-    return pad_with_nan((m := rolling_pair(x, y, n)) and m[0] / m[2], x)
+    "Slope of `x` on `y` over the last `n` bars; undefined where `y` does not move."
+    m = rolling_pair(x, y, n)
+    return pad_with_nan(m and (m[0] / m[2]).masked_fill(m[2] == 0, math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #5ef601e1
 def rolling_line(
@@ -224,7 +231,7 @@ def rolling_line(
     return (
         ((n - 1) / 2 * out[0] - out[1]) * (12 / (n * (n * n - 1))),
         mean,
-        var.masked_fill(var <= 1e-14 * square, 0.0),
+        var.masked_fill(var <= FLAT * square, 0.0),
     )
 
 # %% ../../nbs/algebra/00_kernels.ipynb #35ebcee6
@@ -243,7 +250,8 @@ def rolling_rsquare(
     "Share of the variance of the last `n` bars that the line explains."
     if (m := rolling_line(x, n)) is None:
         return pad_with_nan(m, x)
-    return pad_with_nan((m[0] * m[0] * ((n * n - 1) / 12) / m[2]).clamp(max=1), x)
+    share = (m[0] * m[0] * ((n * n - 1) / 12) / m[2]).clamp(max=1)
+    return pad_with_nan(share.masked_fill(m[2] == 0, math.nan), x)
 
 # %% ../../nbs/algebra/00_kernels.ipynb #849b6b29
 def rolling_residual(

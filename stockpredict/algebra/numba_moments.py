@@ -10,6 +10,7 @@ import math
 from functools import lru_cache, partial
 import numpy as np
 from . import kernels
+from .kernels import FLAT, FLAT_SKEW
 from .numba_kernels import advance_window, compiled, dispatch, nan_headed
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #ce7d7f3e
@@ -19,7 +20,7 @@ def means_and_variances(s, size, n, at, mean, var):
     for j in range(size):
         m, square = s[j] / n, s[at + j] / n
         v = square - m * m
-        mean[j], var[j] = m, 0.0 if v <= 1e-14 * square else v
+        mean[j], var[j] = m, 0.0 if v <= FLAT * square else v
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #59707073
 @compiled
@@ -41,7 +42,7 @@ def moments_from_sums(s, size, at, n, ask, scale, mean, var, out):
         for j in range(size):
             third = s[2 * at + j] / n - mean[j] * (3 * var[j] + mean[j] * mean[j])
             skew = third / (var[j] * np.sqrt(var[j])) * scale
-            out[j] = skew if var[j] > 0 else np.nan
+            out[j] = skew if var[j] > FLAT_SKEW * (var[j] + mean[j] * mean[j]) else np.nan
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #2d9bc6a6
 @compiled
@@ -142,12 +143,15 @@ def pairs_from_sums(s, size, n, ask, mx, my, vx, vy, out):
             out[j] = mx[j]
     elif ask == 1:
         for j in range(size):
-            r = mx[j] / np.sqrt(vx[j] * vy[j])
+            both = vx[j] * vy[j]
+            r = mx[j] / np.sqrt(both)
             r = 1.0 if r > 1 else r
-            out[j] = -1.0 if r < -1 else r
+            r = -1.0 if r < -1 else r
+            out[j] = r if both > 0 else np.nan
     else:
         for j in range(size):
-            out[j] = mx[j] / vy[j]
+            slope = mx[j] / vy[j]
+            out[j] = slope if vy[j] > 0 else np.nan
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #1070ca8b
 @compiled
@@ -185,7 +189,8 @@ def lines_from_sums(s, now, size, n, ask, mean, var, slope, out):
     elif ask == 1:
         for j in range(size):
             share = slope[j] * slope[j] * bend / var[j]
-            out[j] = 1.0 if share > 1 else share
+            share = 1.0 if share > 1 else share
+            out[j] = share if var[j] > 0 else np.nan
     else:
         for j in range(size):
             out[j] = now[j] - (mean[j] + slope[j] * half)

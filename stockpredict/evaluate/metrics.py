@@ -154,10 +154,11 @@ def rank_ic(
     names = np.isfinite(a).sum(1, keepdims=True)
     a, b = (np.nan_to_num(r - (names + 1) / 2) for r in (row_ranks(a), row_ranks(b)))
     product, va, vb = (a * b).sum(1), (a * a).sum(1), (b * b).sum(1)
-    ic = np.where(va > 0, product / np.sqrt(np.where(va * vb > 0, va * vb, 1)), 0.0)
-    return pd.Series(
-        np.where((names[:, 0] >= min_names) & (vb > 0), ic, np.nan), index=sessions, name="rank_ic"
-    )
+    session = (names[:, 0] >= min_names) & (vb > 0)
+    ranked = session & (va > 0)
+    silent = 0.0 if ranked.any() else np.nan
+    ic = np.where(ranked, product / np.sqrt(np.where(ranked, va * vb, 1)), silent)
+    return pd.Series(np.where(session, ic, np.nan), index=sessions, name="rank_ic")
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #e2103880
 def ic_summary(

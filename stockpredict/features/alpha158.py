@@ -144,8 +144,8 @@ def alpha_close(bars: Panel, n: int) -> Series:
 
 @feature(group="attention", n=list(PAST), source=SOURCE, sets=("alpha360",))
 def alpha_volume(bars: Panel, n: int) -> Series:
-    "volume n bars ago / volume"
-    return lagged(bars.volume, n) / (bars.volume + TINY)
+    "volume n bars ago / volume, undefined without volume"
+    return lagged(bars.volume, n) / bars.volume
 
 # %% ../../nbs/features/90_alpha158.ipynb #e60fb103
 @five_windows("momentum")
@@ -174,7 +174,7 @@ def alpha_beta(bars: Panel, n: int) -> Series:
 
 @five_windows("trend")
 def alpha_rsqr(bars: Panel, n: int) -> Series:
-    "R squared of the line through n closes"
+    "R squared of the line through n closes, undefined where they do not move"
     return bars.close.rsquare(n)
 
 
@@ -241,7 +241,7 @@ def alpha_imxd(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/90_alpha158.ipynb #f5652383
 @five_windows("pressure")
 def alpha_corr(bars: Panel, n: int) -> Series:
-    "correlation of close and log(volume + 1) over n bars"
+    "correlation of close and log(volume + 1) over n bars, undefined where one does not move"
     return bars.close.corr((bars.volume + 1).log(), n)
 
 
@@ -307,14 +307,14 @@ def alpha_sumd(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/90_alpha158.ipynb #4f0455ac
 @five_windows("attention")
 def alpha_vma(bars: Panel, n: int) -> Series:
-    "mean volume of n bars / volume"
-    return bars.volume.mean(n) / (bars.volume + TINY)
+    "mean volume of n bars / volume, undefined without volume"
+    return bars.volume.mean(n) / bars.volume
 
 
 @five_windows("attention")
 def alpha_vstd(bars: Panel, n: int) -> Series:
-    "standard deviation of n volumes / volume"
-    return bars.volume.std(n) / (bars.volume + TINY)
+    "standard deviation of n volumes / volume, undefined without volume"
+    return bars.volume.std(n) / bars.volume
 
 
 @five_windows("attention")

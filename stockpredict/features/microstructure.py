@@ -66,8 +66,8 @@ def invariance(bars: Panel, n: int) -> Series:
     return (bars.returns.var(n) / (bars.money / 1e6).mean(n)).log() / 3
 
 # %% ../../nbs/features/55_microstructure.ipynb #50541389
-def _second_slope(a, b, v, w, c):
-    return ((b * v - a * c) / (v * w - c * c)).masked_fill(v * w - c * c <= 1e-9 * v * w, math.nan)
+def _second_slope(a, b, v, w, c, mean):
+    return (b * v - a * c) / (v * w - c * c)
 
 
 def unusual_volume(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from ..algebra import kernels as K
 from ..catalogue.feature import technical
+from ..algebra.kernels import FLAT
 from ..algebra.numba_kernels import advance_window, compiled, nan_headed
 from ..algebra.numba_moments import fill_products, product_layout, spread_sums
 from stockpredict.features.market import (
@@ -43,8 +44,9 @@ def slopes(s, size, out):
     "Slope over the sessions that count, at least five."
     for j in range(len(out)):
         k, a, b, ab, bb = s[j], s[size + j], s[2 * size + j], s[3 * size + j], s[4 * size + j]
-        slope = (ab - a * b / k) / (bb - b * b / k)
-        out[j] = np.nan if k < 5 else slope
+        spread = bb - b * b / k
+        slope = (ab - a * b / k) / spread
+        out[j] = np.nan if k < 5 or spread <= FLAT * bb else slope
 
 
 @compiled
@@ -68,6 +70,7 @@ def coskewness(s, size, n, out):
         mm = s[4 * size + j] / n
         rmm, mmm = s[5 * size + j] / n, s[6 * size + j] / n
         v, c = mm - m * m, rm - r * m
+        v = 0.0 if v <= FLAT * mm else v
         own = rr - r * r - c * c / v
         shape = (rmm - r * mm - c / v * (mmm - m * mm)) / (np.sqrt(own) * v)
         out[j] = np.nan if own <= 1e-12 * rr else shape
@@ -86,16 +89,19 @@ def regressions(s, size, n, statistic, out):
         yz = s[4 * size + j] / n
         xx, zz, xz = s[5 * size + j] / n, s[6 * size + j] / n, s[7 * size + j] / n
         a, b, v, w, c = yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z
+        v, w = 0.0 if v <= FLAT * xx else v, 0.0 if w <= FLAT * zz else w
         rest = v * w - c * c
         if statistic == 3:
-            out[j] = (a * (w - c) + b * (v - c)) / rest
+            answer = (a * (w - c) + b * (v - c)) / rest
         elif statistic == 4:
-            share = 1 - a * a / v / ((a * a * w + b * b * v - 2 * a * b * c) / rest)
-            share = 0.0 if share < 0 else share
-            out[j] = 1.0 if share > 1 else share
+            both = (a * a * w + b * b * v - 2 * a * b * c) / rest
+            answer = 1 - a * a / v / both
+            answer = 0.0 if answer < 0 else answer
+            answer = 1.0 if answer > 1 else answer
+            answer = np.nan if both <= FLAT * y * y else answer
         else:
-            slope = (b * v - a * c) / rest
-            out[j] = np.nan if rest <= 1e-9 * v * w else slope
+            answer = (b * v - a * c) / rest
+        out[j] = np.nan if rest <= 1e-9 * v * w else answer
 
 # %% ../../nbs/features/50_relative.ipynb #6838d496
 @compiled
@@ -152,7 +158,8 @@ def _selected_products(there, r, m):
 
 
 def _slope(k, a, b, ab, bb):
-    return ((ab - a * b / k) / (bb - b * b / k)).masked_fill(k < 5, math.nan)
+    spread = bb - b * b / k
+    return ((ab - a * b / k) / spread).masked_fill((k < 5) | (spread <= K.FLAT * bb), math.nan)
 
 # %% ../../nbs/features/50_relative.ipynb #e4927a28
 @technical("market", [60, 252], "Ang, Chen and Xing (2006), below zero")
@@ -218,6 +225,7 @@ def _coskew(n):
     def coskewness(*sums):
         r, m, rr, rm, mm, rmm, mmm = (s / n for s in sums)
         v, c = mm - m * m, rm - r * m
+        v = v.masked_fill(v <= K.FLAT * mm, 0.0)
         own = rr - r * r - c * c / v
         own = own.masked_fill(own <= 1e-12 * rr, math.nan)
         return (rmm - r * mm - c / v * (mmm - m * mm)) / (own.sqrt() * v)
@@ -239,25 +247,28 @@ def two_factor_products(y, x, z):
 
 def two_factor_regression(
     n: int,  # bars in the window
-    answer,  # function of the covariances with the two, their variances and their covariance
+    answer,  # function of the covariances with the two, their variances, their covariance, and the mean
 ):  # function of the sums of these products
     "A regression on two series, answered from sums."
 
     def regression(*sums):
         y, x, z, yx, yz, xx, zz, xz = (s / n for s in sums)
-        return answer(yx - y * x, yz - y * z, xx - x * x, zz - z * z, xz - x * z)
+        v, w, c = xx - x * x, zz - z * z, xz - x * z
+        v, w = v.masked_fill(v <= K.FLAT * xx, 0.0), w.masked_fill(w <= K.FLAT * zz, 0.0)
+        collinear = v * w - c * c <= 1e-9 * v * w
+        return answer(yx - y * x, yz - y * z, v, w, c, y).masked_fill(collinear, math.nan)
 
     regression.__qualname__ = answer.__qualname__
     return regression
 
 # %% ../../nbs/features/50_relative.ipynb #e5ff6b5f
-def _both_slopes(now, late, v, w, c):
+def _both_slopes(now, late, v, w, c, mean):
     return (now * (w - c) + late * (v - c)) / (v * w - c * c)
 
 
-def _late_share(now, late, v, w, c):
+def _late_share(now, late, v, w, c, mean):
     both = (now * now * w + late * late * v - 2 * now * late * c) / (v * w - c * c)
-    return (1 - now * now / v / both).clamp(0.0, 1.0)
+    return (1 - now * now / v / both).clamp(0.0, 1.0).masked_fill(both <= K.FLAT * mean * mean, math.nan)
 
 
 def _on_market_and_its_lag(bars, n, answer, statistic):
