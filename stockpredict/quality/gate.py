@@ -84,6 +84,11 @@ RULES = [
         "The bar claims to have been known before its session closed.",
         [expect_true("knowable")],
     ),
+    Rule(
+        "known after receipt",
+        "The bar claims to become known later than it was received.",
+        [expect_true("arrived")],
+    ),
 ]
 
 # %% ../../nbs/quality/20_gate.ipynb #8ee393c8
@@ -214,11 +219,24 @@ def failing_rows(
     return failing
 
 # %% ../../nbs/quality/20_gate.ipynb #7ad10fb8
+LONGEST_LAG = pd.Timedelta(days=70)  # a lag from the settings ends before this, counted from the close
+
+
+def known_by_receipt(
+    bars: pd.DataFrame,  # bars with event_time and known_at, perhaps with a column `stated`
+    now: pd.Timestamp,  # when they were received
+) -> np.ndarray:  # bool, one a bar
+    "Whether each bar was known when it was received; an assumed lag may end later."
+    stated = bars.stated.fillna(False).to_numpy(bool) if "stated" in bars else np.zeros(len(bars), bool)
+    latest = (bars.event_time + LONGEST_LAG).clip(lower=now).mask(stated, now)
+    return ~(bars.known_at > latest).to_numpy(bool)
+
+# %% ../../nbs/quality/20_gate.ipynb #b161f769
 def with_rule_columns(
     bars: pd.DataFrame,  # bars as delivered
     calendar: Calendar,  # the exchange
     now: pd.Timestamp,  # when the batch was received
-) -> pd.DataFrame:  # the bars with ceiling, floor, on_close, is_over and knowable
+) -> pd.DataFrame:  # the bars with ceiling, floor, on_close, is_over, knowable and arrived
     "Bars with the columns that the rules need beside them."
     if absent := [c for c in BAR_COLUMNS if c not in bars]:
         raise BarsInvalid(
@@ -235,6 +253,7 @@ def with_rule_columns(
         on_close=at.isin(closes),
         is_over=at.isna() | (at <= now),
         knowable=at.isna() | (bars.known_at >= at),
+        arrived=known_by_receipt(bars, now),
     )
 
 # %% ../../nbs/quality/20_gate.ipynb #5335121e

@@ -12,7 +12,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid
 from ..sources.vendor_intraday import INTRADAY_COLUMNS
 from ..sources.intraday_simulation import bar_ends
-from .gate import CONFLICT, RULES, GateResult, failing_rows
+from .gate import CONFLICT, RULES, GateResult, failing_rows, known_by_receipt
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #960567e7
 _INSIDE = "The time is not the end of a step inside a session of the exchange."
@@ -44,6 +44,7 @@ def _with_rule_columns(bars, calendar, now):
         on_close=on_grid(bars, calendar) & at.notna().to_numpy(),
         is_over=at.isna() | (at <= now),
         knowable=at.isna() | (bars.known_at >= at),
+        arrived=known_by_receipt(bars, now),
     )
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #37dca1fb

@@ -32,7 +32,9 @@ def as_bars(
         frame[name] = frame[name].astype(UTC)
     for name in ("ticker", "source"):
         frame[name] = frame[name].astype("str")
-    return frame[BAR_COLUMNS + [c for c in OPTIONAL_COLUMNS if c in frame]]
+    if "stated" in frame:
+        frame["stated"] = frame["stated"].astype("bool")
+    return frame[BAR_COLUMNS + [c for c in (*OPTIONAL_COLUMNS, "stated") if c in frame]]
 
 
 def empty_bars() -> pd.DataFrame:  # no rows, all columns
@@ -203,6 +205,37 @@ def parse_numbers(
     return read.mask(wrong, -np.inf)
 
 # %% ../../nbs/sources/00_bars.ipynb #b2262c3a
+def stated_times(
+    values,  # a column of times, of days, or of empty cells
+    event: pd.DatetimeIndex,  # close of each row's session
+    calendar: Calendar,  # the exchange
+    lag: pd.Timedelta,  # from a close until a bar counts as known
+) -> tuple[pd.DatetimeIndex, np.ndarray]:  # known_at; bool, whether the row states it
+    "When each row became known, as far as the table says so, and by the lag where it does not."
+    values = pd.Series(values).reset_index(drop=True)
+    days = _bare_days(values)
+    bare = days.notna().to_numpy()
+    times = pd.Series(pd.NaT, index=values.index, dtype=UTC)
+    if not bare.all():
+        times = parse_instants(values.mask(bare), "UTC", empty=True)
+    known = pd.DatetimeIndex(times).where(~bare, calendar.event_times(days) + lag)
+    stated = known.notna() & ~(bare & (pd.DatetimeIndex(days) == calendar.day_of(event)))
+    return known.where(stated, event + lag), np.asarray(stated)
+
+
+def _bare_days(values):
+    "Days without a time of day; `NaT` for everything else."
+    days = pd.Series(pd.NaT, index=values.index, dtype="datetime64[us]")
+    if isinstance(values.dtype, pd.DatetimeTZDtype) or values.dtype.kind in "biufcm":
+        return days
+    if values.dtype.kind == "M":
+        return values.where(values == values.dt.normalize()).astype("datetime64[us]")
+    text = values.astype("object").where(values.notna(), "").astype("str").str.strip()
+    bare = text.str.fullmatch(r"\d{4}-\d{2}-\d{2}( 00:00:00)?")
+    days[bare] = pd.to_datetime(text[bare], format="ISO8601", errors="coerce").dt.as_unit("us").dt.normalize()
+    return days
+
+# %% ../../nbs/sources/00_bars.ipynb #290edacc
 def tidy_bars(
     frame: pd.DataFrame,  # a vendor's table: one row a ticker and session
     *,
@@ -222,12 +255,12 @@ def tidy_bars(
         if name in at
     }
     event = calendar.event_times(session_days(frame[at["event_time"]], calendar))
-    known = event + pd.Timedelta(minutes=lag_minutes)
+    lag = pd.Timedelta(minutes=lag_minutes)
+    values |= dict(event_time=event, known_at=event + lag)
     if "known_at" in at:
-        stated = pd.DatetimeIndex(parse_instants(frame[at["known_at"]], "UTC", empty=True))
-        known = stated.where(stated >= event, event).where(stated.notna(), known)
-    tickers = _canonical_tickers(frame[at["ticker"]])
-    bars = as_bars(values | dict(ticker=tickers, event_time=event, known_at=known, source=source))
+        known, stated = stated_times(frame[at["known_at"]], event, calendar, lag)
+        values |= dict(known_at=known, stated=stated)
+    bars = as_bars(values | dict(ticker=_canonical_tickers(frame[at["ticker"]]), source=source))
     return bars.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/sources/00_bars.ipynb #962ff4de

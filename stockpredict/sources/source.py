@@ -263,20 +263,7 @@ def _read(self: Files, path):
     if "known_at" not in mapped and "as_of" in lower:
         mapped["known_at"] = lower["as_of"]
     at = map_columns(frame.columns, mapped)
-    frame = frame[list(at.values())].set_axis(list(at), axis=1)
-    return frame.assign(known_at=self._known_at(frame.known_at)) if "known_at" in frame else frame
-
-
-@patch
-def _known_at(self: Files, stated):
-    "Stated times as instants; a bare day means after that day's close."
-    text = stated.astype("str").str.strip()
-    day = text.str.fullmatch(r"\d{4}-\d{2}-\d{2}( 00:00:00)?")
-    times = pd.to_datetime(text.where(~day), errors="coerce", utc=True, format="ISO8601").dt.as_unit("us")
-    if day.any():
-        lag = pd.Timedelta(minutes=self.settings.data.lake_bars_lag_minutes)
-        times[day] = self.calendar.event_times(text[day].str[:10]) + lag
-    return times
+    return frame[list(at.values())].set_axis(list(at), axis=1)
 
 # %% ../../nbs/sources/30_source.ipynb #dcae9005
 @source("simulated")

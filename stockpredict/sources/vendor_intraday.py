@@ -42,10 +42,10 @@ def tidy_intraday(
     at, minutes, zone = map_columns(frame.columns, columns), interval_minutes(every), zone or calendar.tz
     event = parse_instants(frame[at["event_time"]], zone)
     event = event + pd.Timedelta(minutes=minutes if stamps == "start" else 0)
-    known = event + pd.Timedelta(minutes=lag_minutes)
+    values = _values(frame, at) | dict(event_time=event, known_at=event + pd.Timedelta(minutes=lag_minutes))
     if "known_at" in at:
-        known = parse_instants(frame[at["known_at"]], zone, empty=True).fillna(known)
-    values = _values(frame, at) | dict(event_time=event, known_at=known.clip(lower=event))
+        stated = parse_instants(frame[at["known_at"]], zone, empty=True)
+        values |= dict(known_at=stated.fillna(values["known_at"]), stated=stated.notna())
     return _typed(values | dict(source=source, interval=f"{minutes}min"))
 
 # %% ../../nbs/sources/50_vendor_intraday.ipynb #9f05e698
@@ -61,7 +61,8 @@ def _values(frame, at):
 def _typed(values):
     "The columns and types of a table of intraday bars, sorted."
     text = dict.fromkeys(("ticker", "source", "interval"), "str")
-    table = pd.DataFrame(values)[INTRADAY_COLUMNS].astype(text | dict(event_time=UTC, known_at=UTC))
+    columns = INTRADAY_COLUMNS + ["stated"] * ("stated" in values)
+    table = pd.DataFrame(values)[columns].astype(text | dict(event_time=UTC, known_at=UTC))
     return table.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/sources/50_vendor_intraday.ipynb #7ff1544c

@@ -58,6 +58,7 @@ def wild(rows=3_000, seed=0):
     bars.loc[rng.integers(0, len(bars), 5), "ticker"] = None
     bars.loc[rng.integers(0, len(bars), 9), "event_time"] = pd.NaT
     bars.loc[rng.integers(0, len(bars), 9), "known_at"] = pd.NaT
+    bars.loc[rng.integers(0, len(bars), 9), "known_at"] = pd.Timestamp("2099-01-01", tz="UTC")
     bars.loc[rng.integers(0, len(bars), 9), "event_time"] += pd.Timedelta(hours=1)
     bars.loc[rng.integers(0, len(bars), 3), ["event_time", "known_at"]] = pd.Timestamp("2022-06-01 20:00Z")
     return pd.concat(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import BarsInvalid, ColumnsUnmapped
+from stockpredict.quality.gate import inspect_bars
 from stockpredict.sources.bars import (
     BAR_COLUMNS,
     canonical_ticker,
@@ -159,15 +160,18 @@ def test_nothing_is_invented_and_no_row_is_lost(nyse):
     assert ((bars.known_at - bars.event_time).dropna() == pd.Timedelta("15min")).all()
 
 
-def test_a_bar_cannot_be_known_before_its_close():
+def test_a_time_stated_before_the_close_is_kept_and_set_aside_by_the_gate():
     bars = tidy_bars(
         VENDOR.assign(known_at=["2019-07-02", "2019-07-05T08:00Z", None]), source="x", lag_minutes=15
     )
     assert [str(t) for t in bars.known_at] == [
-        "2019-07-02 20:00:00+00:00",
+        "2019-07-02 20:15:00+00:00",  # the bar's own day states nothing: the lag holds
         "2019-07-05 08:00:00+00:00",
         "2019-07-03 17:15:00+00:00",
     ]
+    assert bars.stated.tolist() == [False, True, False]
+    early = bars.assign(known_at=bars.event_time - pd.Timedelta("1min"), stated=True)
+    assert inspect_bars(early, now="2024-01-01T00:00Z").bad.reason.str.contains("known too early").all()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +210,8 @@ def test_an_explicit_mapping_goes_first():
 def test_tidying_is_idempotent_and_wide_shows_it():
     bars = tidy_bars(VENDOR.assign(adj_close=VENDOR.close / 2), source="x", lag_minutes=15)
     again = tidy_bars(bars, source="x", lag_minutes=0)
-    assert again.equals(bars) and "adj_close" in bars
+    assert again.drop(columns="stated").equals(bars) and "adj_close" in bars
+    assert again.stated.all(), "its times are now those of the table"
     assert wide(bars).shape == (2, 2) and np.isnan(wide(bars).loc["2019-07-02", "PEP"])
 
 

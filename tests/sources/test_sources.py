@@ -119,7 +119,7 @@ def test_a_simulated_market_is_its_settings():
     )
     created = simulate("realistic", 6, 90, one.settings.simulated.rank_ic, 1).bars
     pd.testing.assert_frame_equal(
-        one.bars().drop(columns="source"),
+        one.bars().drop(columns=["source", "stated"]),
         created.drop(columns="source").sort_values(["ticker", "event_time"], ignore_index=True),
     )
     ids = {
