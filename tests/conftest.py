@@ -5,12 +5,12 @@ import fcntl
 import json
 import os
 import secrets
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import kill_points
+import patience
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,7 +191,7 @@ def finished(together):
     with in_turn(together / "finished.lock"):
         if not answer.exists():
             command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", *asked]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+            done = patience.run(command, cwd=ROOT)
             answer.write_text(
                 json.dumps({"code": done.returncode, "report": done.stdout, "console": done.stderr})
             )

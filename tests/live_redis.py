@@ -3,8 +3,8 @@
 import socket
 import subprocess
 import sys
-import time
 
+import patience
 import redis
 
 from stockpredict.core.settings import Settings
@@ -45,15 +45,15 @@ class Server:
             [server_binary(), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         self.client = redis.Redis.from_url(self.url, password=password)
-        until = time.monotonic() + 30
-        while True:
-            try:
-                self.client.ping()
-                return self
-            except redis.RedisError:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.02)
+        patience.wait_until(self.answers, self.process, every=0.02)
+        return self
+
+    def answers(self) -> bool:
+        "Whether the server answers by now."
+        try:
+            return self.client.ping()
+        except redis.RedisError:
+            return False
 
     def kill(self):
         if self.process and self.process.poll() is None:

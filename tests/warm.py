@@ -13,6 +13,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import patience
+
 LIBRARIES = [
     "duckdb",
     "exchange_calendars",
@@ -50,7 +52,7 @@ def _work(words, cwd, env, out, err):
     main()
 
 
-def stockpredict(*words, cwd=None, env=None, timeout=300) -> subprocess.CompletedProcess:
+def stockpredict(*words, cwd=None, env=None) -> subprocess.CompletedProcess:
     "Run `stockpredict WORDS` as a process of its own: exit status, standard output and standard error."
     words = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
@@ -60,9 +62,10 @@ def stockpredict(*words, cwd=None, env=None, timeout=300) -> subprocess.Complete
             target=_work, args=(words, place, dict(env or os.environ), str(out), str(err))
         )
         child.start()
-        child.join(timeout)
-        if child.exitcode is None:
+        try:
+            patience.wait_until(lambda: not child.is_alive(), child)
+        except BaseException:
             child.kill()
-            raise subprocess.TimeoutExpired(words, timeout)
+            raise
         texts = [path.read_text() if path.exists() else "" for path in (out, err)]
         return subprocess.CompletedProcess(words, child.exitcode, *texts)

@@ -7,56 +7,125 @@ __all__ = []
 
 # %% ../../nbs/cli/00_console.ipynb #8cc97d01
 import json, sys
+from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 import typer
 from ..core.errors import SettingsError, StockpredictError
 
-# %% ../../nbs/cli/00_console.ipynb #26c9cf7e
-File = Annotated[
-    str,
-    typer.Option(
-        "--settings",
-        metavar="FILE",
-        help="Read settings from this file; default: ./settings.ini if it exists.",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="SECTION.KEY=VALUE", help="Change one setting for this command; may be repeated."
-    ),
-]
+# %% ../../nbs/cli/00_console.ipynb #bd21b667
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+# %% ../../nbs/cli/00_console.ipynb #26c9cf7e
+@dataclass(frozen=True)
+class SettingsOptions:
+    "The settings file and the changes that a command line asked for."
 
-def load(
-    file: str,  # settings file, or empty
-    changes: list[str] | None,  # "section.key=value"
-    **more,  # further settings, `section__key`; None = unchanged
-):
-    "Settings from file, environment and command line."
-    from stockpredict.core.settings import load_settings
+    file: str = ""  # of --settings; empty = ./settings.ini if it exists
+    changes: tuple[str, ...] = ()  # "section.key=value", of --set, in their order
 
-    return load_settings(file or None, split_changes(changes) | _stated(more))
+    def words(self) -> list[str]:
+        "The same options again, for another command line."
+        file = ["--settings", self.file] if self.file else []
+        return [*file, *(word for change in self.changes for word in ("--set", change))]
 
 
-def _stated(options):
-    "Options that were set, as names of settings."
-    return {k.replace("__", "."): v for k, v in options.items() if v is not None}
+def take_settings(
+    words: list[str],  # a command line
+) -> tuple[SettingsOptions, list[str]]:  # the options about settings, and the rest of the line
+    "Split off `--settings` and `--set`, wherever they stand before a `--`."
+    files, changes, rest, left = [], [], [], list(words)
+    while left:
+        option, equals, value = (word := left.pop(0)).partition("=")
+        if word == "--":
+            return SettingsOptions("".join(files[-1:]), tuple(changes)), [*rest, word, *left]
+        if option not in ("--set", "--settings"):
+            rest.append(word)
+            continue
+        if not equals and not left:
+            raise SettingsError(
+                f"{option} has no value.", "Write --set section.key=value or --settings FILE."
+            )
+        (changes if option == "--set" else files).append(value if equals else left.pop(0))
+    return SettingsOptions("".join(files[-1:]), tuple(changes)), rest
 
-# %% ../../nbs/cli/00_console.ipynb #3e170502
+# %% ../../nbs/cli/00_console.ipynb #eddc8389
 def split_changes(
-    changes: list[str] | None,  # "section.key=value"
+    changes: Sequence[str],  # "section.key=value"
 ) -> dict:  # section.key -> value
     "The changes that `--set` asks for."
-    split = [c.partition("=") for c in changes or []]
+    split = [c.partition("=") for c in changes]
     if wrong := [k for k, eq, _ in split if not eq]:
         raise SettingsError(
             f"--set {wrong[0]} has no value.",
             "Write it as --set section.key=value, for example --set data.source=files.",
         )
     return {k.strip(): v.strip() for k, _, v in split}
+
+
+def load(
+    ctx,  # context of the command
+    **more,  # further settings, `section__key`; None = unchanged
+):
+    "Settings from file, environment and command line."
+    from stockpredict.core.settings import load_settings
+
+    own = {k.replace("__", "."): v for k, v in more.items() if v is not None}
+    return load_settings(ctx.obj.file or None, split_changes(ctx.obj.changes) | own)
+
+# %% ../../nbs/cli/00_console.ipynb #34a32baf
+def words_of(
+    option,  # a parameter of a command
+    value,  # that was given for it
+) -> list[str]:
+    "An option with its value, as somebody types it."
+    name = max(option.opts, key=len)
+    if value is True:
+        return [name]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [word for one in values for word in (name, str(one))]
+
+
+class Group(typer.core.TyperGroup):
+    "A group of commands in which no option is ignored."
+
+    def parse_args(self, ctx, args):
+        if ctx.parent is None:
+            ctx.obj, args = take_settings(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx):
+        if ctx.parent is None and ctx.obj.words() and "doctor" not in ctx._protected_args:
+            load(ctx)  # wrong settings are refused by every command; the doctor reports them
+        return super().invoke(ctx)
+
+    def resolve_command(self, ctx, args):
+        name, command, rest = super().resolve_command(ctx, args)
+        given = [p for p in self.params if ctx.get_parameter_source(p.name).name == "COMMANDLINE"]
+        known = {p.name: p for p in command.params}
+        for option in given:
+            if option.name not in known:
+                problem = f"{max(option.opts, key=len)} is an option of '{ctx.command_path}' alone;"
+                ctx.fail(f"{problem} '{ctx.command_path} {name}' has no such option.")
+            rest = [*words_of(option, ctx.params[option.name]), *rest]
+        return name, command, rest
+
+# %% ../../nbs/cli/00_console.ipynb #3e45dcc8
+EVERYWHERE = "Every command also takes --settings FILE and --set SECTION.KEY=VALUE, anywhere on the line."
+
+
+def explain_settings(
+    group: typer.Typer,  # of commands
+):
+    "Add the line about settings to the help pages of a group, its commands and its groups."
+    group.info.epilog = EVERYWHERE
+    for command in group.registered_commands:
+        command.epilog = EVERYWHERE
+    for part in group.registered_groups:
+        part.epilog = EVERYWHERE
+        explain_settings(part.typer_instance)
 
 # %% ../../nbs/cli/00_console.ipynb #db57b36e
 def clear(
@@ -92,9 +161,10 @@ def as_json(
 def short_times(
     times,  # a column of instants or days
 ):
-    "Days, or days and minutes in UTC."
+    "Days, or days and minutes in UTC, which the text says."
     known = times.dropna()
-    return times.dt.strftime("%Y-%m-%d" if (known == known.dt.normalize()).all() else "%Y-%m-%d %H:%M")
+    days = (known == known.dt.normalize()).all()
+    return times.dt.strftime("%Y-%m-%d" if days else "%Y-%m-%d %H:%M UTC").astype(object)
 
 
 def grid(
@@ -129,6 +199,15 @@ def _cell(value, spec):
         return f"{value:,.0f}" if abs(value) >= 1e6 else f"{value:.6g}"
     return Text(clear(format(value, spec or "")))
 
+# %% ../../nbs/cli/00_console.ipynb #0e1622a2
+def counted(
+    number: int,  # how many
+    one: str,  # what is counted, in the singular
+    many: str = "",  # in the plural; default: with an s
+) -> str:
+    "A number with the word that fits it."
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
 # %% ../../nbs/cli/00_console.ipynb #2e795ea8
 def show(
     frame,  # pandas frame
@@ -154,15 +233,43 @@ def pairs(
     "Print names and values, one a line."
     if json_:
         return as_json(values)
-    out("\n".join(f"{k.replace('_', ' '):14} {_with_commas(v)}" for k, v in values.items()))
+    out("\n".join(f"{k.replace('_', ' '):14} {_as_text(v)}" for k, v in values.items()))
 
 # %% ../../nbs/cli/00_console.ipynb #14078f91
-def _with_commas(value):
-    "Whole numbers with thousands separators, anything else unchanged."
+def _as_text(value):
+    "Whole numbers with thousands separators, lists as words, times with their zone, anything else unchanged."
+    if isinstance(value, list | tuple | set):
+        return ", ".join(map(str, value)) or "none"
+    if hasattr(value, "tzinfo") and value.tzinfo is not None:
+        return f"{value:%Y-%m-%d %H:%M} UTC"
     whole = isinstance(value, int) and not isinstance(value, bool)
     return f"{value:,}" if whole else value
 
 # %% ../../nbs/cli/00_console.ipynb #0e6d7016
+STEPS = {
+    "attached": "new lake opened",
+    "begun": "writing to the lake",
+    "committed": "new version of the lake stored",
+    "diary written": "ingest log written",
+    "fetched": "bars fetched",
+    "inspected": "bars checked",
+    "opened": "lake opened",
+    "planned": "missing bars listed",
+    "refresh": "compute every prediction",
+    "sealed": "checksums of the new files noted",
+    "self_test": "self-test on markets whose truth is known",
+    "settled": "failed requests noted",
+    "staged": "new rows prepared",
+}
+
+
+def step_words(
+    step: str,  # name of a step
+) -> str:
+    "What a step does, in words; a sentence stays as it is."
+    return STEPS.get(step, step.replace("_", " ") if step.isidentifier() else step)
+
+
 @contextmanager
 def telling():
     "A function that reports a step on the error stream."
@@ -173,10 +280,10 @@ def telling():
     with console.status("starting") as line:
 
         def say(step):
-            text = Text(clear(step.replace("_", " ")))
+            text = Text(clear(step_words(step)))
             line.update(text)
             if not console.is_terminal:
-                console.log(text)
+                console.print(Text(f"{datetime.now(UTC):%H:%M:%S} UTC  ").append(text), soft_wrap=True)
 
         yield say
 

@@ -8,10 +8,10 @@ __all__ = []
 # %% ../../nbs/cli/10_ingest_commands.ipynb #cbb84968
 from typing import Annotated
 import typer
-from .console import File, Json, Set, as_json, load, out, show, telling
+from .console import Group, Json, as_json, counted, load, out, show, telling
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #70af7b2e
-ingests = typer.Typer(help="Update the lake from files and vendors.", invoke_without_command=True)
+ingests = typer.Typer(help="Update the lake from files and vendors.", invoke_without_command=True, cls=Group)
 Wait = Annotated[float, typer.Option(help="Seconds to wait while another process writes to the lake.")]
 Source = Annotated[
     str | None, typer.Option(help="Read from: sample, files, simulated, vendors, or a source of your own.")
@@ -25,12 +25,9 @@ def ingest(
     full: Annotated[bool, typer.Option("--full", help="Request the whole history again.")] = False,
     replay: Annotated[bool, typer.Option("--replay", help="Request only what failed before.")] = False,
     wait: Wait = 0,
-    settings: File = "",
-    set_: Set = None,
     json_: Json = False,
 ):
     "Update the lake with daily bars; the commands below ingest other data and list failed requests."
-    ctx.obj = load(settings, set_, data__source=source)
     if ctx.invoked_subcommand:
         return
     from stockpredict.ingest.ingest import ingest
@@ -39,32 +36,34 @@ def ingest(
 
     quick_formats()  # the quality gate imports jsonschema
     with telling() as say:
-        report = ingest(ctx.obj, full=full, replay=replay, wait=wait, on_step=say).as_dict()
-    report = {k: v for k, v in report.items() if k != "checks"} | lake_state(ctx.obj)
+        settings = load(ctx, data__source=source)
+        report = ingest(settings, full=full, replay=replay, wait=wait, on_step=say).as_dict()
+    report = {k: v for k, v in report.items() if k != "checks"} | lake_state(settings)
     as_json(report) if json_ else _print_ingest(report)
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #b7ab3979
 def _print_ingest(report):
     "The result of an ingest in sentences."
     out(
-        f"{report['rows_new']:,} new and {report['rows_corrected']:,} corrected bars "
+        f"{report['rows_new']:,} new and {counted(report['rows_corrected'], 'corrected bar')} "
         f"from {report['source']}, {report['rows_quarantined']:,} quarantined. "
         f"The lake holds {report['first']} to {report['last']} at snapshot {report['snapshot']}."
     )
     if report["failed"]:
         first = report["failed"][0]["sentence"]
-        out(f"{len(report['failed'])} requests failed; the first: {first} See `stockpredict ingest letters`.")
+        failed = counted(len(report["failed"]), "request")
+        out(f"{failed} failed; the first: {first} See `stockpredict ingest dead-letters`.")
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #ba484495
-@ingests.command("letters")
-@ingests.command("dead-letters", hidden=True)
+@ingests.command("dead-letters")
+@ingests.command("letters", hidden=True)
 def ingest_letters(
     ctx: typer.Context,
     drop: Annotated[
-        list[str] | None, typer.Option(help="Delete the letters of this ticker; may be repeated.")
+        list[str] | None, typer.Option(help="Delete the dead letters of this ticker; may be repeated.")
     ] = None,
     stale: Annotated[
-        bool, typer.Option("--stale", help="Delete the letters of tickers that are no longer wanted.")
+        bool, typer.Option("--stale", help="Delete the dead letters of tickers that are no longer wanted.")
     ] = False,
     json_: Json = False,
 ):
@@ -72,23 +71,24 @@ def ingest_letters(
     from stockpredict.sources.vendor_chain import dead_letters
 
     if drop or stale:
-        return _drop_letters(ctx.obj, drop, json_)
-    letters_frame = dead_letters(ctx.obj).drop(columns="failures")
+        return _drop_letters(load(ctx), drop, json_)
+    letters_frame = dead_letters(load(ctx)).drop(columns="failures")
     show(letters_frame, json_, "Nothing is waiting to be requested again.")
     unwanted = (~letters_frame.wanted).sum() if len(letters_frame) else 0
     if unwanted and not json_:
-        out(f"{unwanted} are about tickers that are no longer wanted: `ingest letters --stale` deletes them.")
+        about = counted(unwanted, "is about a ticker", "are about tickers")
+        out(f"{about} no longer wanted: `stockpredict ingest dead-letters --stale` deletes them.")
 
 
 def _drop_letters(settings, tickers, json_):
-    "Delete the letters of some tickers, or of all that are no longer wanted."
+    "Delete the dead letters of some tickers, or of all that are no longer wanted."
     from stockpredict.ingest.ingest import drop_dead_letters
 
     dropped = drop_dead_letters(settings, [t.upper() for t in tickers or []] or None)
     if json_:
         return as_json(dict(dropped=dropped))
     names = f": {', '.join(dropped[:20])}" if dropped else ""
-    out(f"{len(dropped)} letters deleted{names}.")
+    out(f"{counted(len(dropped), 'dead letter')} deleted{names}.")
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #be794db9
 @ingests.command("intraday")
@@ -108,7 +108,7 @@ def ingest_intraday(
 
     quick_formats()
     with telling() as say:
-        report = ingest_intraday(ctx.obj, tickers or (), every, days, wait=wait, on_step=say).as_dict()
+        report = ingest_intraday(load(ctx), tickers or (), every, days, wait=wait, on_step=say).as_dict()
     if json_:
         return as_json(report)
     out(
@@ -147,12 +147,12 @@ def ingest_facts(
     from stockpredict.ingest.facts import fact_requests, ingest_facts
 
     if sectors or members:
-        _ingest_files(ctx.obj, sectors, members, index)
+        _ingest_files(load(ctx), sectors, members, index)
         if not (macro or reports or news):
             return
-    requests = fact_requests(ctx.obj, macro or [], reports or [], news or [], vendor)
+    requests = fact_requests(load(ctx), macro or [], reports or [], news or [], vendor)
     with telling() as say:
-        results = ingest_facts(ctx.obj, requests, say)
+        results = ingest_facts(load(ctx), requests, say)
     show(results, json_, "Nothing to ingest: name --macro, --reports, --news, --sectors or --members.")
     if len(results) and (results.reason != "").all():
         raise typer.Exit(1)
@@ -173,6 +173,7 @@ def _ingest_files(settings, sectors, members, index):
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #6730f560
 def fake_vendors(
+    ctx: typer.Context,
     port: Annotated[int, typer.Option(help="Port to listen on, on this machine only.")] = 8765,
     faults: Annotated[
         list[str] | None,

@@ -8,10 +8,10 @@ __all__ = []
 # %% ../../nbs/cli/20_lake_commands.ipynb #9de5928e
 from typing import Annotated
 import typer
-from .console import File, Json, Set, as_json, load, out, pairs, show
+from .console import Group, Json, as_json, counted, load, out, pairs, show
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #cd89612e
-lakes = typer.Typer(help="Query the lake and keep it in order.", invoke_without_command=True)
+lakes = typer.Typer(help="Query the lake and keep it in order.", invoke_without_command=True, cls=Group)
 
 
 def open_lake(
@@ -21,13 +21,12 @@ def open_lake(
     "The lake of the settings."
     from stockpredict.lake.lake import Lake
 
-    return Lake(ctx.obj.storage, read_only=not write)
+    return Lake(load(ctx).storage, read_only=not write)
 
 
 @lakes.callback()
-def lake(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
+def lake(ctx: typer.Context, json_: Json = False):
     "Show what the lake holds; the commands below query it and keep it in order."
-    ctx.obj = load(settings, set_)
     if not ctx.invoked_subcommand:
         lake_status(ctx, json_)
 
@@ -37,7 +36,7 @@ def lake_status(ctx: typer.Context, json_: Json = False):
     "Show tickers, first and last session, snapshot and fingerprint."
     from stockpredict.ops.work import lake_state
 
-    pairs(lake_state(ctx.obj), json_)
+    pairs(lake_state(load(ctx)), json_)
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #93274ea4
 Last = Annotated[int, typer.Option(help="Show only the newest rows.")]
@@ -58,14 +57,30 @@ def lake_asof(
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.sources.source import source_id
 
-    name, own = canonical_ticker(ticker), source_id(ctx.obj)
+    name, own = canonical_ticker(ticker), source_id(load(ctx))
     with open_lake(ctx) as lake:
         source = own if own in lake.source_names() else None
         bars = lake.bars([name], start or None, end or None, date, adjusted=not raw, source=source)
     if not json_ and len(bars):
         out(f"{name} from {bars.source.iloc[-1]}, as it was known by {date}")
         bars = bars.drop(columns=["ticker", "source"])
-    show(bars.tail(last), json_, f"On {date} nothing was known of {name}.")
+    if not len(bars):
+        raise _nothing_known(ctx, name, date)
+    show(bars.tail(last), json_)
+
+# %% ../../nbs/cli/20_lake_commands.ipynb #a96f09b2
+def _nothing_known(ctx, name, date):
+    "The error for a ticker of which nothing was known on a date."
+    from stockpredict.core.errors import NotFound, UnknownName, did_you_mean
+
+    with open_lake(ctx) as lake:
+        if name not in (tickers := lake.tickers()):
+            return UnknownName(f"The lake holds no ticker {name}.", did_you_mean(name, tickers))
+        first = lake.bars([name], adjusted=False).known_at.min()
+    return NotFound(
+        f"On {date} nothing was known of {name}; its first bar was known on {first:%Y-%m-%d %H:%M} UTC.",
+        "Ask for a later date, or for an earlier --start.",
+    )
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #680db5f2
 @lakes.command("sql")
@@ -149,7 +164,8 @@ def lake_verify(ctx: typer.Context, json_: Json = False):
         fingerprint, files = lake.verify(), len(lake.files())
     if json_:
         return as_json(dict(fingerprint=fingerprint, files=files))
-    out(f"All {files} files are as they were written; the fingerprint is {fingerprint}.")
+    intact = "The only file is as it was" if files == 1 else f"All {files:,} files are as they were"
+    out(f"{intact} written; the fingerprint is {fingerprint}.")
 
 
 def _print_change(frame, dry_run, json_, what):
@@ -158,9 +174,9 @@ def _print_change(frame, dry_run, json_, what):
         return as_json(frame.to_dict("records"))
     show(frame, False, "Nothing to do.")
     if len(frame) and dry_run:
-        out(f"{len(frame)} {what} with --do-it; nothing was changed.")
+        out(f"{counted(len(frame), *what)} with --do-it; nothing was changed.")
     elif len(frame):
-        out(f"{len(frame)} {what}.")
+        out(f"{counted(len(frame), *what)}.")
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9ded7a83
 @lakes.command("compact")
@@ -171,7 +187,7 @@ def lake_compact(
 ):
     "Merge the small files of daily ingests; no version is lost."
     with open_lake(ctx, write=True) as lake:
-        _print_change(lake.compact(dry_run), dry_run, json_, "tables merge")
+        _print_change(lake.compact(dry_run), dry_run, json_, ("table merges", "tables merge"))
 
 
 @lakes.command("expire")
@@ -185,8 +201,8 @@ def lake_expire(
     from stockpredict.train.registry import training_snapshots
 
     with open_lake(ctx, write=True) as lake:
-        expired = lake.expire(days, dry_run, keep=training_snapshots(ctx.obj))
-        _print_change(expired, dry_run, json_, "versions expire")
+        expired = lake.expire(days, dry_run, keep=training_snapshots(load(ctx)))
+        _print_change(expired, dry_run, json_, ("version expires", "versions expire"))
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #3ffc9960
 @lakes.command("clean")
@@ -201,7 +217,7 @@ def lake_clean(
 
     with open_lake(ctx, write=True) as lake:
         files = pd.DataFrame(dict(file=lake.clean(grace, dry_run)))
-    _print_change(files, dry_run, json_, "files go")
+    _print_change(files, dry_run, json_, ("file goes", "files go"))
 
 
 @lakes.command("retain")
@@ -209,7 +225,7 @@ def lake_retain(ctx: typer.Context, dry_run: DryRun = True, json_: Json = False)
     "Delete rows older than the retention of their table."
     with open_lake(ctx, write=True) as lake:
         old = lake.retain(dry_run=dry_run)
-    _print_change(old[old.rows > 0], dry_run, json_, "tables lose rows")
+    _print_change(old[old.rows > 0], dry_run, json_, ("table loses rows", "tables lose rows"))
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #ca0ed5ac
 @lakes.command("storage")

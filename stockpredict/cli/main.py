@@ -9,8 +9,8 @@ __all__ = ['app', 'main']
 import json, re
 from typing import Annotated
 import typer
-from .console import File, Json, Set, as_json, grid, load, out, sentences, show
-from .console import split_changes, telling
+from .console import Group, Json, as_json, grid, load, out, sentences, show
+from .console import explain_settings, split_changes, telling
 from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -23,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    cls=Group,
     help="From market data to a validated prediction.",
 )
 for name, part in (("ingest", ingests), ("lake", lakes), ("quality", qualities), ("stream", streams)):
@@ -42,10 +43,9 @@ Pages = Annotated[bool, typer.Option(help="Write the report pages.")]
 
 @app.command()
 def retrain(
+    ctx: typer.Context,
     source: Source = None,
     as_of: AsOf = "",
-    settings: File = "",
-    set_: Set = None,
     json_: Json = False,
     pages: Pages = True,
 ):
@@ -53,7 +53,7 @@ def retrain(
     from stockpredict.ops.pipeline import retrain
 
     with telling() as say:
-        outcome = retrain(load(settings, set_, data__source=source), as_of, pages, say)
+        outcome = retrain(load(ctx, data__source=source), as_of, pages, say)
     _print_outcome(outcome, json_)
 
 
@@ -67,7 +67,7 @@ def _print_outcome(outcome, json_):
 
 # %% ../../nbs/cli/50_main.ipynb #f4ab4f3c
 @app.command()
-def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
+def train(ctx: typer.Context, as_of: AsOf = "", json_: Json = False):
     "Train every model on the data in the lake; nothing is published."
     from stockpredict.ops.pipeline import features, train
     from stockpredict.ops.work import begin_work, load_work
@@ -75,7 +75,7 @@ def train(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json =
     from stockpredict.train.skill_table import skill_table
 
     with telling() as say:
-        work = begin_work(load(settings, set_), as_of)
+        work = begin_work(load(ctx), as_of)
         for step in (features, train):
             say(step.__name__)
             step(work)
@@ -94,13 +94,13 @@ def _print_skill(frame):
 
 # %% ../../nbs/cli/50_main.ipynb #6b97d9f5
 @app.command()
-def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Json = False):
+def validate(ctx: typer.Context, as_of: AsOf = "", json_: Json = False):
     "Validate the trained models, publish the best one if it passes the gate, and write the report."
     from stockpredict.ops.pipeline import STORY, outcome, page
     from stockpredict.ops.work import begin_work
 
     with telling() as say:
-        work = begin_work(load(settings, set_), as_of)
+        work = begin_work(load(ctx), as_of)
         for step in STORY:
             if callable(step):
                 say(step.__name__)
@@ -112,13 +112,12 @@ def validate(as_of: AsOf = "", settings: File = "", set_: Set = None, json_: Jso
 # %% ../../nbs/cli/50_main.ipynb #f75498c9
 @app.command()
 def predict(
+    ctx: typer.Context,
     tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; default: all.")] = None,
     horizon: Annotated[int | None, typer.Option(help="Sessions ahead; default: all horizons.")] = None,
     for_: Annotated[
         str, typer.Option("--for", metavar="next", help="next = only the shortest horizon.")
     ] = "",
-    settings: File = "",
-    set_: Set = None,
     json_: Json = False,
 ):
     "Show the served predictions for the coming sessions."
@@ -126,7 +125,7 @@ def predict(
 
     if for_ not in ("", "next"):
         raise typer.BadParameter("it can only be 'next'", param_hint="--for")
-    s = load(settings, set_)
+    s = load(ctx)
     frame = answered(s, tickers, s.validation.horizons[0] if for_ else horizon)
     if json_:
         return as_json(frame.to_dict("records"))
@@ -136,26 +135,25 @@ def predict(
 # %% ../../nbs/cli/50_main.ipynb #d20d0c05
 @app.command()
 def serve(
+    ctx: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     log_level: Annotated[
         str, typer.Option(help="warning, or info to log a line for each request.")
     ] = "warning",
-    settings: File = "",
-    set_: Set = None,
 ):
     "Serve predictions over HTTP (documentation at http://127.0.0.1:8000/docs)."
     from stockpredict.serve.app import serve
 
-    serve(load(settings, set_, serving__host=host, serving__port=port), log_level)
+    serve(load(ctx, serving__host=host, serving__port=port), log_level)
 
 # %% ../../nbs/cli/50_main.ipynb #3fc60975
 @app.command()
-def up(settings: File = "", set_: Set = None):
+def up(ctx: typer.Context):
     "Start the service, the schedule, and the pages of Prefect and MLflow."
     from stockpredict.ops.processes import parts, up
 
-    s = load(settings, set_)
+    s = load(ctx)
     processes = parts(s)
     with telling() as say:
         say("starting the services")
@@ -165,22 +163,21 @@ def up(settings: File = "", set_: Set = None):
 
 
 @app.command()
-def down(settings: File = "", set_: Set = None):
+def down(ctx: typer.Context):
     "Stop what `stockpredict up` started."
     from stockpredict.ops.processes import down
 
-    stopped = down(load(settings, set_).storage.home_dir)
+    stopped = down(load(ctx).storage.home_dir)
     out(f"Stopped: {', '.join(stopped) or 'nothing was running'}.")
 
 # %% ../../nbs/cli/50_main.ipynb #01e9dcfd
-reports = typer.Typer(help="List, locate and rerun report pages.", invoke_without_command=True)
+reports = typer.Typer(help="List, locate and rerun report pages.", invoke_without_command=True, cls=Group)
 app.add_typer(reports, name="report")
 
 
 @reports.callback()
-def report(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
+def report(ctx: typer.Context, json_: Json = False):
     "List the report pages, newest first; the commands below locate and rerun them."
-    ctx.obj = load(settings, set_)
     if not ctx.invoked_subcommand:
         report_list(ctx, json_)
 
@@ -191,7 +188,7 @@ def report_list(ctx: typer.Context, json_: Json = False):
     import pandas as pd
     from stockpredict.ops.reports import finished_runs, write_index
 
-    folder = ctx.obj.storage.reports_dir
+    folder = load(ctx).storage.reports_dir
     runs = finished_runs(folder)
     if json_:
         return as_json(runs)
@@ -209,7 +206,7 @@ def report_path(
     "Print the path of the newest page of a run notebook."
     from stockpredict.ops.reports import latest_report
 
-    folder = ctx.obj.storage.reports_dir
+    folder = load(ctx).storage.reports_dir
     out(str(folder / latest_report(folder, name)["folder"] / "page.html"))
 
 
@@ -228,22 +225,22 @@ def report_run(
 
     values = {k: json_or_text(v) for k, _, v in (p.partition("=") for p in param or [])}
     if "workdir" in notebook_parameters(run_notebook_path(name)):
-        values.setdefault("workdir", newest_work(ctx.obj))
-    out(str(run(name, values, settings=ctx.obj).html))
+        values.setdefault("workdir", newest_work(load(ctx)))
+    out(str(run(name, values, settings=load(ctx)).html))
 
 # %% ../../nbs/cli/50_main.ipynb #3ac5b1e7
 @reports.command("data")
-def report_data(ctx: typer.Context, settings: File = "", set_: Set = None):
+def report_data(ctx: typer.Context):
     "Update the lake and write the data report: coverage, rejected rows, flags, corrections, freshness."
     from pathlib import Path
     from stockpredict.ops.runs import run
 
-    s, file = load(settings, set_), Path(settings or "settings.ini").absolute()
+    s, file = load(ctx), Path(ctx.obj.file or "settings.ini").absolute()
     folders = {
         "storage.home": str(s.storage.home_dir.absolute()),
         "storage.reports": str(s.storage.reports_dir.absolute()),
     }
-    parameters = dict(overrides=split_changes(set_) | folders, settings_path=str(file))
+    parameters = dict(overrides=split_changes(ctx.obj.changes) | folders, settings_path=str(file))
     out(str(run("r10_ingest", parameters, settings=s).html))
 
 
@@ -259,6 +256,7 @@ def json_or_text(
 # %% ../../nbs/cli/50_main.ipynb #a4baf8d6
 @app.command()
 def features(
+    ctx: typer.Context,
     word: Annotated[
         str,
         typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; default: all."),
@@ -267,15 +265,13 @@ def features(
     html: Annotated[
         bool, typer.Option("--html", help="Write a page with a card for each feature instead.")
     ] = False,
-    settings: File = "",
-    set_: Set = None,
     json_: Json = False,
 ):
     "List features: what they measure, how far they look back, and where they come from."
     from stockpredict.catalogue.feature import feature_table, search_features
 
     if html:
-        return _write_handbook(load(settings, set_))
+        return _write_handbook(load(ctx))
     frame = search_features(word) if word else feature_table()
     if group:
         frame = frame[frame.group == group]
@@ -297,7 +293,7 @@ def _write_handbook(settings):
 @reports.command("features")
 def report_features(ctx: typer.Context):
     "Write a page with a card for each feature."
-    _write_handbook(ctx.obj)
+    _write_handbook(load(ctx))
 
 # %% ../../nbs/cli/50_main.ipynb #ad02a19a
 def _no_such_feature(word, group):
@@ -324,36 +320,34 @@ def _no_such_feature(word, group):
 # %% ../../nbs/cli/50_main.ipynb #78bf2018
 @app.command()
 def settings(
+    ctx: typer.Context,
     action: Annotated[str, typer.Argument(help="show or check")] = "show",
-    settings: File = "",
-    set_: Set = None,
 ):
     "Show every setting with its meaning, or check that they are valid."
     if action not in ("show", "check"):
         raise typer.BadParameter("say show or check", param_hint="ACTION")
-    s = load(settings, set_)
+    s = load(ctx)
     typer.echo(s.to_ini() if action == "show" else f"The settings are valid (hash {s.hash}).")
 
 
 @app.command()
-def doctor(settings: File = "", set_: Set = None, json_: Json = False):
+def doctor(ctx: typer.Context, json_: Json = False):
     "Check everything the platform depends on, and say what to do."
     from stockpredict.ops.doctor import as_table, doctor
 
-    report = doctor(None, settings or None, dict(c.partition("=")[::2] for c in set_ or []))
+    report = doctor(None, ctx.obj.file or None, split_changes(ctx.obj.changes))
     as_json(report.as_dict()) if json_ else out(as_table(report))
     if not report.healthy:
         raise typer.Exit(1)
 
 # %% ../../nbs/cli/50_main.ipynb #6b52347a
-models = typer.Typer(help="Show, list and roll back served models.", invoke_without_command=True)
+models = typer.Typer(help="Show, list and roll back served models.", invoke_without_command=True, cls=Group)
 app.add_typer(models, name="models")
 
 
 @models.callback()
-def model(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
+def model(ctx: typer.Context, json_: Json = False):
     "Show the served model; the commands below show its history and roll it back."
-    ctx.obj = load(settings, set_)
     if not ctx.invoked_subcommand:
         models_list(ctx, json_)
 
@@ -363,7 +357,7 @@ def models_list(ctx: typer.Context, json_: Json = False):
     "Show the served model."
     from stockpredict.train.champion import current_champion
 
-    champion = vars(current_champion(ctx.obj))
+    champion = vars(current_champion(load(ctx)))
     if json_:
         return as_json(champion)
     out("\n".join(f"{k:12} {v}" for k, v in champion.items() if isinstance(v, str | int | float)))
@@ -374,7 +368,7 @@ def models_history(ctx: typer.Context, json_: Json = False):
     "List every promotion and rollback, newest first."
     from stockpredict.train.registry import registry_history
 
-    show(registry_history(ctx.obj).iloc[::-1], json_)
+    show(registry_history(load(ctx)).iloc[::-1], json_)
 
 
 @models.command("rollback")
@@ -382,15 +376,18 @@ def models_rollback(ctx: typer.Context):
     "Serve the previous model again."
     from stockpredict.ops.pipeline import roll_back
 
-    out(roll_back(ctx.obj))
+    out(roll_back(load(ctx)))
 
 # %% ../../nbs/cli/50_main.ipynb #a0b2d18c
 @app.command()
-def rollback(settings: File = "", set_: Set = None):
+def rollback(ctx: typer.Context):
     "Serve the previous model again."
     from stockpredict.ops.pipeline import roll_back
 
-    out(roll_back(load(settings, set_)))
+    out(roll_back(load(ctx)))
+
+# %% ../../nbs/cli/50_main.ipynb #1fd50dbe
+explain_settings(app)
 
 # %% ../../nbs/cli/50_main.ipynb #64c12900
 def main():

@@ -8,11 +8,11 @@ __all__ = []
 # %% ../../nbs/cli/30_quality_commands.ipynb #24e36764
 from typing import Annotated
 import typer
-from .console import File, Json, Set, as_json, load, out, show
+from .console import Group, Json, as_json, counted, load, out, show
 from .lake_commands import open_lake
 
 # %% ../../nbs/cli/30_quality_commands.ipynb #414a754f
-class FileOrCommand(typer.core.TyperGroup):
+class FileOrCommand(Group):
     "A command group whose first word may be a file."
 
     def resolve_command(self, ctx, args):
@@ -23,9 +23,8 @@ qualities = typer.Typer(help="Check bars for errors.", invoke_without_command=Tr
 
 
 @qualities.callback()
-def quality(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
+def quality(ctx: typer.Context, json_: Json = False):
     "Check what the lake holds, or a FILE; the commands below show quarantine and flags."
-    ctx.obj = load(settings, set_)
     if not ctx.invoked_subcommand:
         quality_check(ctx, "", json_)
 
@@ -40,8 +39,8 @@ def quality_check(
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.quality.gate import inspect_bars
 
-    data = ctx.obj.data
-    bars = read_file(ctx.obj, file) if file else load_bars(ctx.obj, adjusted=False)
+    data = load(ctx).data
+    bars = read_file(load(ctx), file) if file else load_bars(load(ctx), adjusted=False)
     result = inspect_bars(bars, data.calendar, data.quarantine_limit)
     checks = result.table().reset_index()
     if json_:
@@ -79,7 +78,7 @@ def quality_quarantine(
 ):
     "List quarantined rows with their reasons, newest first."
     with open_lake(ctx) as lake:
-        show(lake.rows(QUARANTINE, last=last), json_, "Nothing was set aside.")
+        show(lake.rows(QUARANTINE, last=last), json_, "No row is in quarantine.")
 
 # %% ../../nbs/cli/30_quality_commands.ipynb #61829306
 @qualities.command("flags")
@@ -98,10 +97,10 @@ def quality_flags(
 
     wanted = [canonical_ticker(t) for t in tickers or []]
     if wanted:
-        load_bars(ctx.obj, wanted)  # refuses a ticker that the lake does not hold
+        load_bars(load(ctx), wanted)  # refuses a ticker that the lake does not hold
     if again:
         _check_again(ctx, json_)
-    flags = stored_flags(ctx.obj, as_of or None, tickers=wanted or None)
+    flags = stored_flags(load(ctx), as_of or None, tickers=wanted or None)
     if flags is None:
         raise DataError(
             "Some stored bars have not been checked yet.", "Run `stockpredict quality flags --again` once."
@@ -115,9 +114,9 @@ def _check_again(ctx, json_):
     from stockpredict.sources.source import source_id
 
     with open_lake(ctx, write=True) as lake:
-        n = rescan_flags(lake, source_id(ctx.obj), ctx.obj.data.calendar)
+        n = rescan_flags(lake, source_id(load(ctx)), load(ctx).data.calendar)
     if not json_:
-        out(f"{n:,} flags are new, gone or back.")
+        out(f"{counted(n, 'flag is', 'flags are')} new, gone or back.")
 
 # %% ../../nbs/cli/30_quality_commands.ipynb #f4226eaa
 @qualities.command("matrix")

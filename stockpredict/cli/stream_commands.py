@@ -8,18 +8,17 @@ __all__ = []
 # %% ../../nbs/cli/40_stream_commands.ipynb #aa88793b
 from typing import Annotated
 import typer
-from .console import File, Json, Set, as_json, clear, load, out, pairs, show
+from .console import Group, Json, as_json, clear, counted, load, out, pairs, show
 from .quality_commands import read_file
 
 # %% ../../nbs/cli/40_stream_commands.ipynb #a8eef12a
-streams = typer.Typer(help="Publish, store and watch live bars.", invoke_without_command=True)
+streams = typer.Typer(help="Publish, store and watch live bars.", invoke_without_command=True, cls=Group)
 Span = Annotated[str, typer.Option(help="Length of a bar: tick, 1s, 1m, 5m, 1h or session.")]
 
 
 @streams.callback()
-def stream(ctx: typer.Context, settings: File = "", set_: Set = None, json_: Json = False):
+def stream(ctx: typer.Context, json_: Json = False):
     "Show the state of the live path; the commands below publish, store and replay."
-    ctx.obj = load(settings, set_)
     if not ctx.invoked_subcommand:
         stream_status(ctx, json_)
 
@@ -29,7 +28,7 @@ def stream_status(ctx: typer.Context, json_: Json = False):
     "Show how far behind each reader is, what was lost, and how fresh the data are."
     from stockpredict.stream.monitor import stream_status
 
-    status = stream_status(ctx.obj)
+    status = stream_status(load(ctx))
     if json_:
         return as_json(status)
     for line in _status_lines(status):
@@ -44,7 +43,7 @@ def _status_lines(s):
     for g in s["groups"]:
         yield (
             f"Group {g['group']}: {g['unread']:,} unread, {g['pending']:,} unfinished, {g['lost']:,} lost, "
-            f"{g['consumers']} consumers."
+            f"{counted(g['consumers'], 'consumer')}."
         )
     for kind, d in s["delays"].items():
         seconds = f"median {d['median']:.2f} s, 99 % below {d['p99']:.2f} s"
@@ -53,8 +52,8 @@ def _status_lines(s):
         late = "" if s["fresh"] else ": BROKEN"
         yield f"Freshness {s['freshness_s']:.2f} s; promised {s['promised_s']:.0f} s{late}."
     yield (
-        f"{s['letters']:,} dead letters, emptied {s['emptied']:,} times, "
-        f"{s['open_sessions']:,} bars of open sessions."
+        f"{counted(s['letters'], 'dead letter')}, emptied {counted(s['emptied'], 'time')}, "
+        f"{counted(s['open_sessions'], 'bar')} of open sessions."
     )
     yield from s["warnings"]
 
@@ -76,8 +75,8 @@ def stream_publish(
     "Publish the bars of a file."
     from stockpredict.stream.messages import publish_rows
 
-    bars = read_file(ctx.obj, file)
-    offset = publish_rows(ctx.obj, bars, span, tell=report_step)
+    bars = read_file(load(ctx), file)
+    offset = publish_rows(load(ctx), bars, span, tell=report_step)
     pairs(dict(sent=len(bars), offset=offset), json_)
 
 # %% ../../nbs/cli/40_stream_commands.ipynb #fb3fa301
@@ -125,13 +124,13 @@ def stream_consume(
 
     quick_formats()
     stop, counts = stop_on_signal(), Consumed()
-    with serve_metrics(ctx.obj, counts, metrics_port) as port:
+    with serve_metrics(load(ctx), counts, metrics_port) as port:
         if port:
             report_step(f"Metrics: http://127.0.0.1:{port}/metrics")
         if start:
-            counts = replay_from(ctx.obj, start, report_step)
+            counts = replay_from(load(ctx), start, report_step)
         else:
-            counts = consume(ctx.obj, seconds, idle, stop, tell=report_step, did=counts)
+            counts = consume(load(ctx), seconds, idle, stop, tell=report_step, did=counts)
     pairs(counts.as_dict(), json_)
 
 # %% ../../nbs/cli/40_stream_commands.ipynb #e973ecf6
@@ -152,7 +151,7 @@ def stream_replay(
     "Publish past bars as trades, to watch the live path at any hour."
     from stockpredict.stream.replay import last_sessions, replay
 
-    settings = ctx.obj.with_(**{"data.source": source}) if source else ctx.obj
+    settings = load(ctx, data__source=source)
     bars = last_sessions(settings, sessions, day)
     report = replay(settings, bars, speed=speed, each=each, tell=report_step, stop=stop_on_signal())
     pairs(report.as_dict(), json_)
@@ -170,11 +169,12 @@ def stream_bars(
     from stockpredict.stream.live_table import LiveTable
 
     names = [t.upper() for t in tickers or []] or None
-    with LiveTable(ctx.obj.storage) as live:
+    with LiveTable(load(ctx).storage) as live:
         show(live.bars(span, names, last=last), json_, "The live table holds no such bars.")
 
 
-@streams.command("letters")
+@streams.command("dead-letters")
+@streams.command("letters", hidden=True)
 def stream_letters(
     ctx: typer.Context,
     again: Annotated[bool, typer.Option("--again", help="Publish them again.")] = False,
@@ -184,5 +184,5 @@ def stream_letters(
     from stockpredict.stream.dead_letters import unreadable_messages, resend_dead_letters
 
     if again:
-        return pairs(dict(sent=resend_dead_letters(ctx.obj)), json_)
-    show(unreadable_messages(ctx.obj), json_, "Every message could be read.")
+        return pairs(dict(sent=resend_dead_letters(load(ctx))), json_)
+    show(unreadable_messages(load(ctx)), json_, "Every message could be read.")

@@ -6,10 +6,8 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
+import patience
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -47,7 +45,7 @@ def browse(tmp_path_factory):
             "--dump-dom",
             address,
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = patience.run(command)
         complaints = [
             line
             for line in done.stderr.splitlines()
@@ -77,20 +75,11 @@ def service(finished):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    base, patience = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    while True:
-        try:
-            urlopen(f"{base}/health", timeout=2).close()
-        except HTTPError:
-            pass
-        except (URLError, OSError):
-            assert child.poll() is None and time.monotonic() < patience, "the service did not start"
-            time.sleep(0.2)
-            continue
-        break
+    base = f"http://127.0.0.1:{port}"
+    patience.wait_until(lambda: patience.answers(f"{base}/health"), child)
     yield base
     child.terminate()
-    child.wait(timeout=30)
+    patience.wait_until(lambda: child.poll() is not None, child)
 
 
 def pages(finished):

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -243,14 +242,12 @@ def test_an_unknown_artifact_is_not_served_by_a_rollback(settings, old, new, ver
     assert verified_champion(settings) == second and events(settings) == ["promote", "promote"]
 
 
-def test_rollback_is_fast_verified_and_recorded(settings, old, new, verdicts):
+def test_rollback_is_verified_and_recorded(settings, old, new, verdicts):
     first, second = (
         publish_model(settings, old, verdicts[id(old)]),
         publish_model(settings, new, verdicts[id(new)]),
     )
-    begun = time.monotonic()
     back = rollback(settings, why="odd on Mondays")
-    assert time.monotonic() - begun < 60
     assert (back.artifact, back.version, back.decision, back.model) == (
         first.artifact,
         1,
@@ -330,11 +327,11 @@ def test_one_publisher_at_a_time(settings):
     def hold():
         with registry_lock(settings):
             inside.set()
-            leave.wait(30)
+            leave.wait()
 
     other = threading.Thread(target=hold)
     other.start()
-    inside.wait(30)
+    inside.wait()
     try:
         with pytest.raises(FlowLocked, match="publishing"), registry_lock(settings, wait=0.1):
             pass

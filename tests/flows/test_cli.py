@@ -1,10 +1,11 @@
 """The command line: quick, plain, and never a traceback."""
 
 import json
+import re
 import subprocess
 import sys
-import time
 
+import patience
 import pytest
 import warm
 
@@ -14,7 +15,7 @@ CLI = [sys.executable, "-m", "stockpredict.cli.main"]
 
 
 def ask(*words, cwd=None, env=None):
-    return warm.stockpredict(*words, cwd=cwd, env=env, timeout=600)
+    return warm.stockpredict(*words, cwd=cwd, env=env)
 
 
 def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
@@ -24,9 +25,7 @@ def test_help_is_there_at_once_and_loads_nothing_heavy(tmp_path):
         "print([m for m in ('torch', 'numpy', 'pandas', 'pydantic', 'prefect', 'mlflow') if m in "
         "sys.modules], time.process_time())"
     )
-    report = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    report = patience.run([sys.executable, "-c", code], cwd=tmp_path)
     heavy, seconds = report.stdout.strip().splitlines()[-1].rsplit(" ", 1)
     assert heavy == "[]" and float(seconds) < 1, report.stdout
     assert "retrain" in report.stdout and "doctor" in report.stdout
@@ -133,8 +132,8 @@ def test_ingest_again_brings_nothing_and_no_request_waits(desk):
     assert "0 new and 0 corrected bars from simulated-" in desk("ingest")
     assert json.loads(desk("ingest --full --json"))["rows_new"] == 0
     assert (
-        "Nothing is waiting" in desk("ingest letters")
-        and json.loads(desk("ingest dead-letters --json")) == []
+        "Nothing is waiting" in desk("ingest dead-letters")
+        and json.loads(desk("ingest dead-letters --json")) == []  # the older name
     )
 
 
@@ -154,15 +153,14 @@ def test_ingest_again_brings_nothing_and_no_request_waits(desk):
         ("lake storage", "bars"),
         ("lake asof SIM0 2030-01-01 --last 2", "SIM0"),
         ("lake asof sim0 2030-01-01 --raw", "SIM0"),
-        ("lake asof SIM0 1999-01-01", "nothing was known of SIM0"),
         ('lake sql "SELECT count(*) AS n FROM bars"', "n"),
         ('lake sql "SELECT 1 WHERE false"', "no rows"),
         ("lake facts macro", "Nothing is known in macro"),
         ("quality", "quarantined"),
         ("quality flags SIM0", ""),
-        ("quality quarantine", "Nothing was set aside"),
+        ("quality quarantine", "No row is in quarantine"),
         ("stream bars", "holds no such bars"),
-        ("stream letters", "Every message could be read"),
+        ("stream dead-letters", "Every message could be read"),
         ("stream", "keeps 0 of at most"),
     ],
 )
@@ -170,6 +168,37 @@ def test_every_look_answers_in_words_and_in_data(desk, line, report):
     answer = desk(line)
     assert report in answer and "\x1b" not in answer
     json.loads(desk(line, "--json"))
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("lake asof SIM9 2030-01-01", "holds no ticker SIM9. Did you mean SIM"),
+        ("lake asof ZZZZZ 2030-01-01", "holds no ticker ZZZZZ. Available: SIM0, SIM1, SIM2, SIM3."),
+        ("lake asof SIM0 1999-01-01", "nothing was known of SIM0; its first bar was known on 20"),
+    ],
+)
+def test_a_question_without_an_answer_is_a_failure_with_what_is_near(desk, line, sentence):
+    assert sentence in desk(line, code=2) and sentence in desk(line, "--json", code=2)
+
+
+def test_progress_names_steps_in_words_and_times_with_their_zone(tmp_path):
+    words = [
+        "--set",
+        f"storage.home={tmp_path}",
+        "--set",
+        "data.source=simulated",
+        "--set",
+        "data.start=2000-01-01",
+    ]
+    words += ["--set", "simulated.tickers=2", "--set", "simulated.sessions=40"]
+    done = ask("ingest", *words, cwd=tmp_path)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0 and len(lines) > 5
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d UTC  [a-z ]+", line) for line in lines), lines
+    assert not {"sealed", "settled", "begun", "diary"} & set(done.stderr.split())
+    shown = ask("lake", "asof", "SIM0", "2030-01-01", *words, cwd=tmp_path).stdout
+    assert shown.count(" UTC") >= 10, shown
 
 
 def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
@@ -278,7 +307,7 @@ def test_live_from_publish_to_lake(desk, tmp_path):
         and report["freshness_s"] > 0
     )
     assert "Event to readable in the lake" in desk("stream status", home=home) and json.loads(
-        desk("stream letters --again --json", home=home)
+        desk("stream dead-letters --again --json", home=home)
     ) == {"sent": 0}
     assert "There is no span 'minutes'" in desk("stream bars --span minutes", home=home, code=2)
 
@@ -330,7 +359,7 @@ def test_what_came_from_outside_cannot_act_on_the_terminal(desk, tmp_path, capsy
     with Stream(Settings().with_(**{"storage.home": str(tmp_path / "home")})) as s:
         s.publish([b'{"ticker": "A\x1b[2J\x07", "span": "[red]day"}'])
     desk("stream consume --idle 0.1", home=home)
-    for line in ("stream letters", "stream status"):
+    for line in ("stream dead-letters", "stream status"):
         answer = desk(line, home=home)
         assert "\x1b" not in answer and "\x07" not in answer
     import pandas as pd
@@ -402,9 +431,9 @@ def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
         }
         home = [w for k, v in changes.items() for w in ("--set", f"{k}={v}")]
         assert "No vendor answered" in desk("ingest", home=home, code=2)
-        waiting = json.loads(desk("ingest letters --json", home=home))
+        waiting = json.loads(desk("ingest dead-letters --json", home=home))
         assert {w["ticker"] for w in waiting} == set(names.split(",")) and waiting[0]["ticker"] in desk(
-            "ingest letters", home=home
+            "ingest dead-letters", home=home
         )
         urllib.request.urlopen(
             urllib.request.Request(f"http://127.0.0.1:{port}/admin/reset", b"", method="POST"), timeout=10
@@ -413,7 +442,7 @@ def test_ingest_from_vendors_that_fail_letters_and_replay(desk, tmp_path):
         assert (
             report["rows_new"] > 100
             and report["letters"] == 0
-            and "Nothing is waiting" in desk("ingest letters", home=home)
+            and "Nothing is waiting" in desk("ingest dead-letters", home=home)
         )
     finally:
         child.terminate()
@@ -466,12 +495,10 @@ def test_the_doctor_sees_damage(finished_alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_same_question_again_costs_seconds_and_changes_nothing(finished_alone):
-    started = time.monotonic()
+def test_the_same_question_again_changes_nothing(finished_alone):
     again = ask("retrain", "--json", *finished_alone["asked"])
     report = json.loads(again.stdout)
     assert report == finished_alone["report"]
-    assert time.monotonic() - started < 120
 
 
 @pytest.mark.slow

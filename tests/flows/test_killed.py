@@ -2,11 +2,11 @@
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import kill_points
+import patience
 import pytest
 
 from stockpredict.ops.pipeline import predictions
@@ -19,11 +19,8 @@ STEPS = ["features", "train", "self_test", "judge", "publish", "refresh"]
 def test_killed_at_a_step_it_ends_in_the_same_place(finished, self_tested, tmp_path):
     calm, steps = finished["settings"].storage.work_dir, kill_points.sample(STEPS, 2)
     self_tested(tmp_path / "home")
-    done = subprocess.run(
+    done = patience.run(
         [sys.executable, Path(__file__).with_name("crash_child_pipeline.py"), tmp_path, *steps],
-        capture_output=True,
-        text=True,
-        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [signal.SIGKILL] * len(steps) + [0]

@@ -1,9 +1,9 @@
 """The whole path on markets whose answer is known, and on real prices: one command each."""
 
 import json
-import subprocess
 import sys
 
+import patience
 import pandas as pd
 import pytest
 
@@ -19,7 +19,7 @@ def retrain(root, place, **changes):
         x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")
     ]
     command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", "--no-pages", *asked]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=900)
+    done = patience.run(command, cwd=root)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(done.stdout)
 

@@ -3,9 +3,9 @@
 import ast
 import importlib.util
 import os
-import subprocess
 import sys
 
+import patience
 import pytest
 import yaml
 
@@ -83,7 +83,7 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
     before = history.read_text()
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
     command = [sys.executable, root / "flows" / "retrain.py", *finished_alone["asked"]]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    done = patience.run(command, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (
         finished_alone["report"]["sentence"] in done.stdout
@@ -97,12 +97,9 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
 @pytest.mark.slow
 def test_a_wrong_setting_is_a_sentence(root, tmp_path):
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    done = subprocess.run(
+    done = patience.run(
         [sys.executable, root / "flows" / "retrain.py", "--set", "data.sorce=x"],
         env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     assert done.returncode == 2 and "Did you mean source?" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""

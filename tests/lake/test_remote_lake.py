@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import patience
 import numpy as np
 import pandas as pd
 import pytest
@@ -94,13 +95,12 @@ class Postgres:
         )
 
     def run(self, program, *args):
-        subprocess.run(
+        patience.run(
             [*self.user, str(self.bin / program), *map(str, args)],
             check=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd=self.place,
-            timeout=120,
         )
 
     def database(self) -> str:

@@ -7,10 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
+import patience
 import pytest
 
 HORIZONS = (1, 5)
@@ -155,12 +155,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def uvicorn_process(settings, tmp_path, *args):
-    "A real server on a spare port; yields (process, base url, seconds until it answered)."
+    "A real server on a spare port; yields (process, base url, CPU seconds until it answered)."
     ini, port = tmp_path / "settings.ini", free_port()
     ini.write_text(settings.to_ini())
     ours = {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
     env = {k: v for k, v in os.environ.items() if not k.startswith("STOCKPREDICT_")} | ours
-    started = time.monotonic()
     process = subprocess.Popen(
         [
             sys.executable,
@@ -181,22 +180,13 @@ def uvicorn_process(settings, tmp_path, *args):
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        while True:
-            try:
-                httpx.get(url + "/health", timeout=2)
-                break
-            except httpx.HTTPError:
-                if process.poll() is not None:
-                    raise AssertionError(process.stdout.read().decode()) from None
-                if time.monotonic() - started > 60:
-                    raise
-                time.sleep(0.05)
-        yield process, url, time.monotonic() - started
+        patience.wait_until(lambda: patience.answers(url + "/health"), process)
+        yield process, url, patience.cpu_seconds(process.pid)
     finally:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(40)
-            except subprocess.TimeoutExpired:
+                patience.wait_until(lambda: process.poll() is not None, process)
+            except patience.Standstill:
                 process.kill()
                 process.wait()

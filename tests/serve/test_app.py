@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 
 import orjson
 import pytest
@@ -280,8 +279,7 @@ def test_a_new_table_is_served_without_a_restart(served, settings):
             first = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]["name"]
             publish(settings, "ridge", 2, "weak")
             refresh_answers(settings)
-            until = time.monotonic() + 5
-            while time.monotonic() < until:
+            while True:
                 model = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]["model"]
                 if model["name"] != first:
                     return first, model
@@ -314,8 +312,7 @@ def test_a_moved_pointer_heals_by_itself(served, settings):
     async def go():
         async with served(settings, background=True) as client:
             publish(settings, "ridge", 2, "strong")
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
+            while True:
                 prediction = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
                 if prediction["model"]["name"] == "ridge" and not prediction["stale_model"]:
                     return True
@@ -329,8 +326,7 @@ def test_a_refused_champion_is_flagged_and_the_old_answers_stay(served, settings
         place = publish(settings, "ridge", 2)
         (place / "state.json").write_bytes(b"{}")
         async with served(settings, background=True) as client:
-            until = time.monotonic() + 60
-            while time.monotonic() < until:
+            while True:
                 prediction = (await client.get("/v1/predictions/SIM00?horizon=1")).json()["data"]
                 assert prediction["model"]["name"] == "mean"
                 if prediction["stale_model"]:
@@ -490,7 +486,7 @@ def test_full_queue_says_when_to_return(served, template, history):
             service = client.service
             await asyncio.to_thread(service.load_engine)
             real = service.batcher.run
-            service.batcher.run = lambda requests: (gate.wait(20), real(requests))[1]
+            service.batcher.run = lambda requests: (gate.wait(), real(requests))[1]
             body = {"bars": history, "horizon": 1}
             first = asyncio.create_task(client.post("/v1/predict", json=body))
             while service.batcher.task is None or service.batcher.queue:

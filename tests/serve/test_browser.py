@@ -5,9 +5,9 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.request
 
+import patience
 import pytest
 
 from .conftest import uvicorn_process
@@ -51,7 +51,7 @@ class Browser:
         number = next(self.number)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=30))
+            message = json.loads(self.socket.recv())
             if message.get("id") == number:
                 return message.get("result", message)
             self.events.append(message)
@@ -67,10 +67,7 @@ class Browser:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def until(self, script):
-        end = time.monotonic() + 90  # the first what-if loads the engine
-        while not self.run(f"Boolean({script})"):
-            assert time.monotonic() < end, script
-            time.sleep(0.1)
+        patience.wait_until(lambda: self.run(f"Boolean({script})"), every=0.1)
 
     def of_kind(self, method):
         return [event["params"] for event in self.events if event.get("method") == method]
@@ -88,7 +85,7 @@ class Browser:
     def close(self):
         self.socket.close()
         self.process.terminate()
-        self.process.wait(20)
+        patience.wait_until(lambda: self.process.poll() is not None, self.process)
         self.process.stderr.close()
 
 

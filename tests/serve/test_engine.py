@@ -274,7 +274,7 @@ def test_a_batch_is_what_was_waiting(run):
 
     def work(requests):
         seen.append(list(requests))
-        gate.wait(10)
+        gate.wait()
         return [request * 10 for request in requests]
 
     async def go():

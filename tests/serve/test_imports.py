@@ -1,7 +1,8 @@
 """The service imports none of the packages that only training needs."""
 
-import subprocess
 import sys
+
+import patience
 
 HEAVY = [
     "lightning",
@@ -39,11 +40,8 @@ def test_serving_imports_no_training_package(template, tmp_path):
     "Reading needs neither torch nor the lake; asking what-if loads those, and still nothing of training."
     ini = tmp_path / "settings.ini"
     ini.write_text(template.to_ini())
-    run = subprocess.run(
+    run = patience.run(
         [sys.executable, "-c", SCRIPT.format(ini=str(ini), heavy=HEAVY)],
-        capture_output=True,
-        text=True,
-        timeout=120,
     )
     assert run.stdout.strip().splitlines()[-1:] == ["[] (200, False, 422, 'not-enough-history') []"], (
         run.stdout + run.stderr[-3000:]
@@ -53,9 +51,4 @@ def test_serving_imports_no_training_package(template, tmp_path):
 def test_the_client_needs_only_types():
     heavy = ("torch", "pandas", "duckdb", "fastapi")
     code = f"import sys, stockpredict.serve.client; print([m for m in {heavy} if m in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
-        ).stdout.strip()
-        == "[]"
-    )
+    assert patience.run([sys.executable, "-c", code]).stdout.strip() == "[]"

@@ -7,6 +7,7 @@ import threading
 import time
 
 import httpx
+import patience
 import pytest
 
 from stockpredict.core.errors import NotReady, RequestInvalid, UnknownHorizon, UnknownTicker
@@ -21,18 +22,8 @@ def server(template, tmp_path_factory):
         yield process_and_url
 
 
-def test_ready_within_five_seconds(server):
-    assert server[2] < 5 * slowness()
-
-
-def slowness() -> float:
-    "How many times slower than a quiet machine this one imports pandas now; at least 1."
-    import subprocess
-    import sys
-
-    start = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import pandas"], check=True)
-    return max(1.0, (time.monotonic() - start) / 0.7)
+def test_ready_after_five_seconds_of_computing(server):
+    assert server[2] < 5
 
 
 def test_the_client_reads_stored_forecasts(server):
@@ -182,13 +173,13 @@ def test_stopped_under_load_it_finishes_the_requests_under_way(template, tmp_pat
             r.start()
         while len(good) < 200:
             time.sleep(0.01)
-        stopping, start = True, time.monotonic()
+        stopping = True
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        patience.wait_until(lambda: process.poll() is not None, process)
         stop.set()
         for r in readers:
-            r.join(20)
-        assert bad == [] and time.monotonic() - start < 30
+            r.join()
+        assert bad == [] and process.returncode in (0, -signal.SIGTERM)
 
 
 @pytest.mark.slow

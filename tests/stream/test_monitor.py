@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pandas as pd
+import patience
 import pytest
 from live_redis import consumer_process, live_settings
 from prometheus_client.parser import text_string_to_metric_families
@@ -60,11 +61,9 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
         publish_rows(settings, bars.tail(1).assign(close=-1.0))
         with Stream(settings) as s:
             s.publish([b"nonsense"])
-        until, notices = time.monotonic() + 90, {}
-        while notices.get(("stockpredict_stream_messages_total",), 0) < len(bars) + 2:
-            assert time.monotonic() < until, notices
-            time.sleep(0.2)
-            notices = scrape(port)
+        stored = ("stockpredict_stream_messages_total",)
+        patience.wait_until(lambda: scrape(port).get(stored, 0) >= len(bars) + 2, child, every=0.2)
+        notices = scrape(port)
         assert (
             notices["stockpredict_stream_rows_total", "lake", "new"] == len(bars)
             and notices["stockpredict_stream_quarantined_total",] == 1
@@ -92,7 +91,7 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
         ] == len(bars)
         server.start()
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=60)
+        out, err = patience.communicate(child)
         assert child.returncode == 0 and json.loads(out)["lake_new"] == len(bars), err
     finally:
         if child.poll() is None:
