@@ -7,7 +7,7 @@ __all__ = ['ALL_DETECTORS']
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #c8d91695
 from dataclasses import dataclass
-import numpy as np
+import numpy as np, pandas as pd
 from .detectors import DETECTORS, Detector
 from .moves import Moves, nearest_split_ratio, usual_move
 
@@ -27,21 +27,19 @@ class Payments:
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #d0ae3204
 def _payments(m):
-    if "adj_close" not in m.bars:
-        return Payments(np.array([], int), *[np.array([])] * 5)
-
     def column(name):
         return np.nan_to_num(m.bars[name].to_numpy(float)) if name in m.bars else np.zeros(len(m.close))
 
     with np.errstate(all="ignore"):
-        scale = m.bars.adj_close.to_numpy(float) / m.close
+        scale = (m.bars.adj_close.to_numpy(float) if "adj_close" in m.bars else np.nan) / m.close
         before = m.previous(m.close)
         factor, shares = m.previous(scale) / scale, column("split")
         # a source whose published prices are not split-adjusted
         raw = (shares > 0) & (np.abs(factor * shares - 1) < np.abs(factor - 1))
         applied = 1 - np.where(raw, factor * shares, factor)
         stated = column("dividend") / before if "dividend" in m.bars else np.full(len(before), np.nan)
-        at = np.flatnonzero((m.position > 0) & ((np.abs(applied) > 5e-4) | (stated > 5e-4)))
+        applied = np.where(np.isnan(factor), np.nan_to_num(stated), applied)
+        at = np.flatnonzero((m.position > 0) & ((np.abs(applied) > 5e-4) | (stated > 0)))
         reach = np.where(applied[at] < 0, m.bars.high.to_numpy(float)[at], m.bars.low.to_numpy(float)[at])
         fall = 1 - np.where(np.isfinite(reach), reach, m.close[at]) / before[at]
         gain = column("capital_gain")[at] / before[at]
@@ -50,7 +48,7 @@ def _payments(m):
 # %% ../../nbs/quality/10_corporate_actions.ipynb #f0120950
 def payments(
     m: Moves,  # the table as arrays
-) -> Payments:  # empty where there is no adjusted close
+) -> Payments:  # empty where there is neither a dividend nor an adjusted close
     "Every dividend, and every step of the adjusted close against the published one."
     if "payments" not in m.cache:
         m.cache["payments"] = _payments(m)
@@ -151,14 +149,41 @@ def paid_again(
     return _mask(m, p, out)
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #d66f536b
+def overnight_returns(
+    m: Moves,  # the table as arrays
+) -> tuple[np.ndarray, np.ndarray]:  # log of open over the close before; its usual size for the ticker
+    "What happened between two sessions; where no open was sent, between two closes."
+    with np.errstate(all="ignore"):
+        opened = m.bars.open.to_numpy(float)
+        night = np.log(np.where(opened > 0, opened, m.close) / m.previous(m.close))
+    size = pd.Series(np.abs(night)).groupby(np.cumsum(m.position == 0)).transform("median")
+    return night, np.fmax(1.4826 * np.nan_to_num(size.to_numpy(), nan=0.01), 0.002)
+
+
+def wrong_scale(
+    m: Moves,  # the table as arrays
+) -> np.ndarray:  # every payment of such a ticker
+    "On its ex-days the price falls as if each dividend were a hundred times larger."
+    p = payments(m)
+    amount = np.where(p.stated > 0, p.stated, p.applied)
+    night, size = (values[p.at] for values in overnight_returns(m))
+    ticker = np.cumsum(m.position == 0)[p.at]
+    kept = (amount > 0) & (100 * amount < 0.25) & np.isfinite(night) & ~_disagree(p)
+    amount = np.where(kept, amount, 0.0)
+    near, far = (((np.nan_to_num(night) + scale * amount) / size) ** 2 / 2 for scale in (1, 100))
+    evidence = np.clip(near - far, -3, 3)
+    convincing = (np.bincount(ticker, evidence) > 6) & (np.bincount(ticker, kept) >= 4)
+    return _mask(m, p, kept & convincing[ticker])
+
+# %% ../../nbs/quality/10_corporate_actions.ipynb #858de96c
 def adjusted_impossible(
     m: Moves,  # the table as arrays
 ) -> np.ndarray:  # bool, one a bar
-    "The adjusted close is zero, negative or not a number."
+    "The adjusted close is zero, negative or unreadable."
     if "adj_close" not in m.bars:
         return np.zeros(len(m.close), bool)
     adjusted = m.bars.adj_close.to_numpy(float)
-    return ~((adjusted > 0) & (adjusted < np.inf))
+    return ~np.isnan(adjusted) & ~((adjusted > 0) & (adjusted < np.inf))
 
 # %% ../../nbs/quality/10_corporate_actions.ipynb #bf1de472
 def split_misplaced(
@@ -187,6 +212,7 @@ ACTIONS = [
     Detector("adjusted wrongly", adjusted_wrongly, usable=False),
     Detector("adjustment unmatched", adjustment_unmatched, usable=False),
     Detector("paid again", paid_again, usable=False, lookahead=7),
+    Detector("dividend scale", wrong_scale, usable=False, lookahead=-1),
     Detector("adjusted impossible", adjusted_impossible, usable=False),
     Detector("split misplaced", split_misplaced, usable=False, lookahead=15),
 ]

@@ -22,7 +22,7 @@ def unit_changed(
 ) -> np.ndarray:  # the first bar at a new level
     "The price is about a hundred times, or a hundredth of, the one before."
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(np.abs(np.log(m.ratio)) - LOG_HUNDRED) < 0.15
+        return np.abs(np.abs(np.log(m.stated)) - LOG_HUNDRED) < 0.15
 
 # %% ../../nbs/quality/05_detectors.ipynb #7d6b2b52
 def unit_error(
@@ -50,6 +50,7 @@ def _usual_level(ticker, level, at):
 
 # %% ../../nbs/quality/05_detectors.ipynb #4ed63d3d
 LOG_THREE = np.log(3.0)  # money traded between a third and three times its recent mean counts as ordinary
+CALM = np.log(1.1)  # with a small ratio, money up to a tenth above its recent mean
 
 
 def split_missing(
@@ -65,10 +66,18 @@ def split_missing(
     gap_distance = np.abs((m.gap - np.nan_to_num(m.market_move))[at] + np.log(ratio))
     own = np.clip(2.5 * np.nan_to_num(m.own_size[at], nan=0.02), 0.02, 0.10)
     tolerance = own * np.clip(size[at] / 0.7, 0.3, 1.0)
-    ordinary = ~(np.abs(m.money[at]) > LOG_THREE)
+    ordinary = ~(np.abs(m.money[at]) > LOG_THREE) & ((ratio > 1.9) | (ratio < 1) | _calm(m, at))
     out = np.zeros(len(excess), bool)
     out[at] = _plausible(m, at, ratio) & (distance < tolerance) & ~(gap_distance > 2 * tolerance) & ordinary
     return out
+
+
+def _calm(m, at):
+    "No more money than usual, and a range of the day that is no larger."
+    high, low = (m.bars[c].to_numpy(float)[at] for c in ("high", "low"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wide = np.log(high / low) > 4 * usual_move(m)[at]
+    return ~(m.money[at] > CALM) & ~wide
 
 
 def _plausible(m, at, ratio):
@@ -76,6 +85,21 @@ def _plausible(m, at, ratio):
     price = np.fmin(m.close[at], m.previous(m.close)[at])
     large = np.where(ratio < 1, ratio < 0.55, (ratio > 1.9) | (price > 1))
     return large & (np.isfinite(m.money[at]) | (price > 0.05) & ~((0.55 < ratio) & (ratio < 1.9)))
+
+# %% ../../nbs/quality/05_detectors.ipynb #ec182763
+def step_unexplained(
+    m: Moves,  # the table as arrays
+) -> np.ndarray:  # the first bar after the step
+    "The price nearly halved or doubled overnight with ordinary trading, and no split or payment is stated."
+    excess = m.move - np.nan_to_num(m.market_move)
+    size = np.abs(excess)
+    reversed_ = reversed_next_bar(m)
+    lasting = ~reversed_ & ~(m.previous(reversed_.astype(float)) == 1) & (missing_sessions(m) <= 5)
+    overnight = ~(np.abs(m.gap - np.nan_to_num(m.market_move)) < 0.8 * size)
+    quiet = np.where(np.isfinite(m.shares), np.abs(m.shares) < LOG_THREE, size > 1.2)
+    priced = np.fmin(m.close, m.previous(m.close)) > 1
+    step = (size > 0.6) & (size > 10 * usual_move(m)) & lasting & overnight & quiet & priced
+    return step & ~split_missing(m) & ~unit_changed(m)
 
 # %% ../../nbs/quality/05_detectors.ipynb #14357a2c
 def jump(
@@ -270,6 +294,7 @@ DETECTORS = [
     Detector("unit changed", unit_changed, usable=False),
     Detector("unit error", unit_error, usable=False, lookahead=-1),
     Detector("split missing", split_missing, usable=False),
+    Detector("step unexplained", step_unexplained, usable=False),
     Detector("spike", spike, usable=False, lookahead=1),
     Detector("outlier", outlier, usable=True),
     Detector("wild range", wild_range, usable=True),

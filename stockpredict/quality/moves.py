@@ -47,7 +47,8 @@ class Moves:
     session: np.ndarray  # number of the session, counted from the first in the table
     close: np.ndarray  # as published
     ratio: np.ndarray  # close over the previous close, `NaN` for a ticker's first bar
-    move: np.ndarray  # change of the log of the adjusted close
+    stated: np.ndarray  # the same with the splits and dividends that the table states
+    move: np.ndarray  # change of the log of the adjusted close; log of `stated` where it is empty
     gap: np.ndarray  # part of the move that came overnight
     market_move: np.ndarray  # median move of the session, `NaN` where too few tickers moved
     market_size: np.ndarray  # median absolute move of the session, likewise
@@ -104,6 +105,35 @@ def session_medians(
     market_move, market_size = (np.where(few, np.nan, median) for median in medians)
     return market_move, market_size
 
+# %% ../../nbs/quality/00_moves.ipynb #80bd3558
+def stated_return(
+    close: np.ndarray,  # published
+    before: np.ndarray,  # the close before, `NaN` for a ticker's first bar
+    split: np.ndarray,  # new shares for one old; 0, 1 or `NaN` = none
+    dividend: np.ndarray,  # paid on this day, in the unit of the close; 0 or `NaN` = none
+) -> np.ndarray:  # 1 = nothing changed for the owner of a share
+    "Close over the previous close, with stated dividends, and with stated splits that the price followed."
+    with np.errstate(all="ignore"):
+        fell, size = np.log(before / close), np.log(split)
+        followed = np.isfinite(size) & (np.abs(size) > 0.05) & (np.abs(fell - size) < 0.3 * np.abs(size))
+        paid = np.where((dividend > 0) & (dividend < before), dividend, 0.0)
+        return (close + paid) * np.where(followed, split, 1.0) / before
+
+# %% ../../nbs/quality/00_moves.ipynb #f79ce958
+def _log_moves(m, bars):
+    "Log of the adjusted close over the one before; of the stated return where one of them is empty."
+    move = np.log(m.stated)
+    if "adj_close" not in bars:
+        return move
+    adjusted = bars.adj_close.to_numpy(float)
+    before = m.previous(adjusted)
+    return np.where(np.isnan(adjusted) | np.isnan(before), move, np.log(adjusted / before))
+
+
+def _column(bars, name):
+    "A column as numbers; `NaN` where the table does not have it."
+    return bars[name].to_numpy(float) if name in bars else np.full(len(bars), np.nan)
+
 # %% ../../nbs/quality/00_moves.ipynb #09cfb4f7
 def measure_moves(
     bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
@@ -113,12 +143,13 @@ def measure_moves(
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     position, _ = ticker_positions(bars)
     close, opened, volume = (bars[c].to_numpy(float) for c in ("close", "open", "volume"))
-    adjusted = bars.adj_close.to_numpy(float) if "adj_close" in bars else close
-    unfilled = [np.array([])] * 8
+    unfilled = [np.array([])] * 9
     m = Moves(bars, position, session_numbers(bars, calendar), close, *unfilled)
     with np.errstate(divide="ignore", invalid="ignore"):
         m.ratio = close / m.previous(close)
-        m.move = np.log(adjusted / m.previous(adjusted))
+        payments = (_column(bars, name) for name in ("split", "dividend"))
+        m.stated = stated_return(close, m.previous(close), *payments)
+        m.move = _log_moves(m, bars)
         m.gap = m.move - np.log(close / opened)
         m.money, m.shares = (
             np.log(traded) - trailing_mean(np.log(traded), position) for traded in (close * volume, volume)
@@ -149,8 +180,9 @@ def reversed_next_bar(
     excess = m.move - np.nan_to_num(m.market_move)
     next_excess = m.following(excess)
     size = np.minimum(np.abs(excess), np.abs(next_excess))
-    remainder = np.abs(excess + next_excess)
-    return (excess * next_excess < 0) & (remainder < 0.25 * size)
+    with np.errstate(invalid="ignore"):
+        remainder = np.abs(excess + next_excess)
+    return (np.sign(excess) * np.sign(next_excess) < 0) & (remainder < 0.25 * size)
 
 # %% ../../nbs/quality/00_moves.ipynb #a38b46f8
 _SMALL_RATIOS = [5 / 4, 4 / 3, 7 / 5, 3 / 2, 5 / 3, 2, 9 / 4, 5 / 2, 3, 7 / 2, 4, 5, 6, 7, 8, 9, 10, 12, 15]

@@ -232,7 +232,10 @@ def test_payments_are_the_dividends_that_were_paid(market):
     assert (stated > 0).sum() == (market.dividend > 0).sum() and np.allclose(
         paid.applied[stated > 0], paid.stated[stated > 0]
     )
-    assert len(payments(measure_moves(market.drop(columns="adj_close"))).at) == 0
+    alone = payments(measure_moves(market.drop(columns="adj_close")))
+    assert len(alone.at) == (market.dividend > 0).sum() and np.allclose(alone.applied, alone.stated)
+    neither = measure_moves(market.drop(columns=["adj_close", "dividend"]))
+    assert len(payments(neither).at) == 0
 
 
 # ---- the corruption library
