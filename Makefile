@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+LOOPS  := $(VENV)/.loops
 SOURCE ?= sample
 PIP    := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check
 UV     := $(shell command -v uv 2>/dev/null)
@@ -22,7 +23,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:            ## This list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-env: $(READY)    ## The environment, from pyproject.toml and constraints.txt; uv installs it when it is there
+env: $(READY) $(LOOPS)    ## The environment, from pyproject.toml and constraints.txt; uv installs it when it is there
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; name yours with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
@@ -32,10 +33,12 @@ $(READY): pyproject.toml constraints.txt
 	$(UV_INSTALL) || $(PIP) -c constraints.txt -e '.[dev]' 2>/dev/null || \
 		$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import fastapi, great_expectations, lightgbm, lightning, mlflow, optuna, prefect, stockpredict.cli.main, torch' >/dev/null 2>&1 || true   # compiles what is used; pip would compile all there is
-	@$(BIN)/python -c 'from stockpredict.catalogue.feature import compute_each, proof_panel; any(False for _ in compute_each(proof_panel(300), "all"))' >/dev/null 2>&1 || true   # compiles the loops, once for all processes
 	@mkdir -p $(VENV)/share/jupyter/lab/settings   # JupyterLab asks nobody whether to fetch news
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
+
+$(LOOPS): $(READY) $(shell grep -ls '^@compiled' stockpredict/*/*.py)   # once a machine: a loop that did not change is found again
+	@$(BIN)/python -c 'from stockpredict.catalogue.warm_up import fill_loop_cache; print(fill_loop_cache())' && touch $@ || echo "The compiled loops could not be prepared; each is compiled at its first use."
 
 run: env         ## Market data to a served prediction, on the offline sample (SOURCE=files|simulated for others)
 	$(BIN)/python flows/retrain.py --source $(SOURCE) $(ARGS)

@@ -13,8 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from . import kernels
+from .loop_cache import loop_cache, loop_identity
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #80d7b112
+ALL_LOOPS = []  # every loop of the modules imported so far
+
+
 class compiled:
     "Decorator: a loop over arrays that is compiled at its first call."
 
@@ -24,22 +28,33 @@ class compiled:
     ):
         self.func = func
         update_wrapper(self, func)
+        self.stored = os.path.isfile(func.__code__.co_filename)
+        if self.stored:
+            ALL_LOOPS.append(self)
+
+    @property
+    def used(self):  # the names that the loop refers to, and their values
+        around = self.func.__globals__
+        return {n: around[n] for n in self.func.__code__.co_names if n in around}
+
+    @cached_property
+    def identity(self):
+        used = {n: v.identity if isinstance(v, compiled) else v for n, v in self.used.items()}
+        return loop_identity(self.func, used)
 
     @cached_property
     def loop(self):
         import numba
 
-        around = self.func.__globals__
-        called = [n for n in self.func.__code__.co_names if isinstance(around.get(n), compiled)]
-        inner = {n: around[n].loop for n in called}
-        func = FunctionType(self.func.__code__, {**around, **inner}, self.func.__name__)
+        inner = {n: v.loop for n, v in self.used.items() if isinstance(v, compiled)}
+        func = FunctionType(self.func.__code__, {**self.func.__globals__, **inner}, self.func.__name__)
         func = update_wrapper(func, self.func)
         del func.__wrapped__
-        strict = dict(nogil=True, error_model="numpy")  # division by zero gives infinity; no reordering
-        try:
-            return numba.njit(cache=os.path.isfile(func.__code__.co_filename), **strict)(func)
-        except RuntimeError:
-            return numba.njit(**strict)(func)
+        # division by zero gives infinity, and nothing is reordered
+        loop = numba.njit(nogil=True, error_model="numpy")(func)
+        if self.stored:
+            loop._cache = loop_cache(self.func.__name__, self.identity)
+        return loop
 
     def __call__(self, *args):
         return self.loop(*args)

@@ -221,7 +221,7 @@ def window_lines(x, n, ask):
 def single_runs(x):
     "Tell whether each column holds one run of values, and by which row all runs have begun."
     rows, size = x.shape
-    starts, begun = np.zeros(size, np.int64), 0
+    starts, begun, most = np.zeros(size, np.int64), 0, 0
     for t in range(rows):
         fresh = 0
         for j in range(size):
@@ -229,7 +229,9 @@ def single_runs(x):
             starts[j] += first
             fresh += first
         begun = t if fresh else begun
-    return starts.max() <= 1 if size else True, begun
+    for j in range(size):
+        most = max(most, starts[j])
+    return most <= 1, begun
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #af94adb7
 @compiled

@@ -22,6 +22,7 @@ from ..lake.lake import Lake
 from ..algebra.panel import Panel
 from ..catalogue.point_in_time import require_facts, with_facts
 from ..catalogue.design_matrix import Inputs, make_inputs
+from ..catalogue.warm_up import load_loops
 from ..features.membership import MEMBER, restrict_to_members
 from ..models.artifact import Artifact, load_artifact, public_key
 from ..models.forecast import Forecast
@@ -133,6 +134,7 @@ def reload(self: Engine) -> bool:
             self.stale_model, self.reason = False, ""
             return False
         loaded = load_champion(self.settings, pointer)
+        load_loops(list(loaded.spec.names), (1, loaded.model.sequence))  # no request waits for a compiler
     except StockpredictError as error:
         if self.model is None:
             raise

@@ -473,27 +473,6 @@ def test_compiled_averages_and_ranks_equal_the_tensor_operations():
     )
 
 
-def test_a_loop_is_compiled_even_where_nothing_can_be_stored(tmp_path, monkeypatch):
-    "A package that may not be written to, and no folder of its own: compiled in memory."
-    import numba
-
-    real, asked = numba.njit, []
-
-    def refusing(**options):
-        asked.append(options["cache"])
-        if options["cache"]:
-            return lambda func: (_ for _ in ()).throw(
-                RuntimeError("cannot cache function: no locator available")
-            )
-        return real(**options)
-
-    monkeypatch.setattr(numba, "njit", lambda **options: refusing(**{"cache": False, **options}))
-    again = numba_kernels.compiled(numba_kernels.write_finite.func)
-    out = np.zeros((1, 2), np.float32)
-    again(np.array([[1.0, np.inf]], np.float32), np.ones((1, 2), bool), out, 0)
-    assert asked == [True, False] and out[0, 0] == 1 and np.isnan(out[0, 1])
-
-
 def test_exponential_averages_equal_pandas_and_both_weight_paths_agree():
     x = torch.randn(600, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for n in (2, 5, 14, 60):
