@@ -11,36 +11,21 @@ goes on where it stopped. The same steps run without Prefect: `stockpredict retr
 """
 
 import argparse
-import logging
-import os
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-for name, value in {
-    "PREFECT_HOME": str(ROOT / ".prefect"),
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GX_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_LEVEL": "INFO" if "--serve" in sys.argv else "CRITICAL",
-    "MPLBACKEND": "agg",
-}.items():
-    os.environ.setdefault(name, value)
-
+from stockpredict.cli.console import split_changes
 from stockpredict.core.errors import SourceUnavailable, StockpredictError
 from stockpredict.core.progress import timed_step
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline
-from stockpredict.ops.reports import quick_formats
+from stockpredict.ops.flow_server import close_schedule, flow_server, set_flow_environment
 from stockpredict.ops.work import retrain_lock
 
-quick_formats()
-logging.getLogger("great_expectations").setLevel(logging.WARNING)
+set_flow_environment(serving="--serve" in sys.argv)
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.schedules import Cron
 from prefect.states import Completed
 
 
@@ -68,18 +53,8 @@ def source_was_away(task, run, state):
 
 
 ingest = step(ingest, retries=2, retry_delay_seconds=[30, 300], retry_condition_fn=source_was_away)
-features, train, self_test, judge, publish, refresh, page = map(
-    step,
-    (
-        pipeline.features,
-        pipeline.train,
-        pipeline.self_test,
-        pipeline.judge,
-        pipeline.publish,
-        pipeline.refresh,
-        pipeline.page,
-    ),
-)
+features, train, self_test = map(step, (pipeline.features, pipeline.train, pipeline.self_test))
+judge, publish, refresh, page = map(step, (pipeline.judge, pipeline.publish, pipeline.refresh, pipeline.page))
 
 
 @flow(name="retrain")
@@ -104,54 +79,34 @@ def retrain(settings_path: str = "", overrides: dict | None = None, as_of: str =
         return pipeline.outcome(work, [data, inputs, trained, verdict, answers])
 
 
-def after_the_close(settings):
-    "Every weekday, some minutes after the exchange's regular close, in its own time zone."
-    from exchange_calendars import get_calendar
-    from prefect.schedules import Cron
-
-    exchange = get_calendar(settings.data.calendar)
-    close = exchange.close_times[-1][1]
-    minute = close.hour * 60 + close.minute + settings.schedule.minutes_after_close
-    return Cron(f"{minute % 60} {minute // 60 % 24} * * 1-5", timezone=str(exchange.tz))
-
-
 def serve(settings_path: str, overrides: dict):
     "Stay, and wake after the close; the flow itself asks the calendar whether it is time."
+    cron, zone = close_schedule(load_settings(settings_path or None, overrides))
     again = {"settings_path": settings_path, "overrides": overrides, "scheduled": True}
-    retrain.serve(
-        name="retrain",
-        schedule=after_the_close(load_settings(settings_path or None, overrides)),
-        limit=1,
-        parameters=again,
-    )
+    retrain.serve(name="retrain", schedule=Cron(cron, timezone=zone), limit=1, parameters=again)
+
+
+def arguments() -> argparse.Namespace:
+    "What the command line asks for."
+    ask = argparse.ArgumentParser(description="Retrain: market data in, a served prediction out.")
+    ask.add_argument("--source", help="sample, files or simulated")
+    change = {"metavar": "SECTION.KEY=VALUE", "help": "change one setting; may be repeated"}
+    ask.add_argument("--set", action="append", default=[], **change)
+    ask.add_argument("--as-of", default="", metavar="DATE", help="study the past: know nothing of later")
+    ask.add_argument("--settings", default="", metavar="FILE", help="settings file; default ./settings.ini")
+    ask.add_argument("--serve", action="store_true", help="stay, and retrain when the exchange has closed")
+    return ask.parse_args()
 
 
 def main():
-    ask = argparse.ArgumentParser(description="Retrain: market data in, a served prediction out.")
-    ask.add_argument("--source", help="sample, files or simulated")
-    ask.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one setting; may be repeated",
-    )
-    ask.add_argument(
-        "--as-of", default="", metavar="DATE", help="study the past: know nothing that came later"
-    )
-    ask.add_argument(
-        "--settings", default="", metavar="FILE", help="settings file; ./settings.ini when there is one"
-    )
-    ask.add_argument("--serve", action="store_true", help="stay, and retrain when the exchange has closed")
-    options = ask.parse_args()
-    overrides = {k.strip(): v.strip() for k, _, v in (item.partition("=") for item in options.set)} | (
-        {"data.source": options.source} if options.source else {}
-    )
+    asked = arguments()
     try:
-        load_settings(options.settings or None, overrides)  # a typing error needs no server to be found
-        if options.serve:
-            return serve(options.settings, overrides)
-        done = retrain(options.settings, overrides, options.as_of)
+        overrides = split_changes(asked.set) | ({"data.source": asked.source} if asked.source else {})
+        load_settings(asked.settings or None, overrides)  # a typing error needs no server to be noticed
+        with flow_server(schedules=asked.serve):
+            if asked.serve:
+                return serve(asked.settings, overrides)
+            done = retrain(asked.settings, overrides, asked.as_of)
         pipeline.show(done)
         return bool(done.failed)
     except StockpredictError as e:

@@ -42,7 +42,10 @@ class Server:
         )
         words = ["--port", str(self.port), *where, "--dir", str(self.folder), "--save", "", *self.options]
         self.process = subprocess.Popen(
-            [server_binary(), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [server_binary(), *words],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=patience.die_with_parent,
         )
         self.client = redis.Redis.from_url(self.url, password=password)
         patience.wait_until(self.answers, self.process, every=0.02)

@@ -5,7 +5,10 @@ processes stand still: not one clock tick of CPU time and not one byte read or w
 minutes.
 """
 
+import ctypes
+import signal
 import subprocess
+import sys
 import time
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -130,3 +133,9 @@ def is_gone(pid: int) -> bool:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def die_with_parent():
+    "For `preexec_fn`: on Linux a child is killed when the thread that started it ends."
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -46,6 +46,9 @@ def _work(words, cwd, env, out, err):
     os.chdir(cwd)
     for path, stream in ((out, 1), (err, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    from stockpredict.ops.lifeline import end_with_parent
+
+    end_with_parent(os.getppid())  # the server ends with the test run, and this process with the server
     sys.argv = ["stockpredict", *words]
     from stockpredict.cli.main import main
 

@@ -154,7 +154,7 @@ def up(ctx: typer.Context):
     from stockpredict.ops.processes import parts, up
 
     s = load(ctx)
-    processes = parts(s)
+    processes = parts(s, ctx.obj.words())
     with telling() as say:
         say("starting the services")
         up(processes, s.storage.home_dir)

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/core/70_redis.ipynb #e0be262c
-import hashlib, os, re, subprocess, tempfile, time
+import hashlib, os, re, subprocess, sys, tempfile, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,6 +36,7 @@ class EmbeddedRedis:
     "A Redis server in a folder, shared by the processes that use the folder."
 
     folder: Path  # for its data, log and lock
+    unused: float = 10.0  # seconds without a connection after which it is stopped
 
     @property
     def socket(self) -> Path:
@@ -64,6 +65,43 @@ class EmbeddedRedis:
             f"Look at {self.folder / 'redis.log'}, or set [stream] redis_url.",
         )
         return file_lock(self.folder / "redis.lock", busy, wait=30)
+
+# %% ../../nbs/core/70_redis.ipynb #1db4623d
+WATCH = """
+import fcntl, socket, sys, time
+path, lock, unused, pid = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4].encode()
+
+def ask(words):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(60)
+        s.connect(path)
+        s.sendall(words + b"\\r\\n")
+        with s.makefile("rb") as answer:
+            return answer.read(int(answer.readline()[1:]))
+
+def watched():
+    return b"process_id:" + pid + b"\\r" in ask(b"INFO server")
+
+def connections():
+    return ask(b"CLIENT LIST").count(b"\\n") - 1
+
+looks = 0
+while True:
+    time.sleep(unused / 2)
+    try:
+        if not watched():
+            break
+        looks = 0 if connections() else looks + 1
+        if looks > 1:
+            with open(lock, "a") as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not connections():
+                    ask(b"SHUTDOWN NOSAVE")
+    except (ValueError, BlockingIOError, TimeoutError):  # it is loading, starting, or slow
+        looks = 0
+    except OSError:
+        break
+"""
 
 # %% ../../nbs/core/70_redis.ipynb #06e18ed9
 @patch
@@ -102,8 +140,11 @@ def _launch(self: EmbeddedRedis):
         logfile=self.folder.absolute() / "redis.log",
     )
     words = [str(w) for k, v in options.items() for w in (f"--{k}", v)]
-    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    return subprocess.Popen([server_binary(), *words], **quiet, start_new_session=True)
+    detached = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL) | {"start_new_session": True}
+    child = subprocess.Popen([server_binary(), *words], **detached)
+    watched = (self.socket, self.folder.absolute() / "redis.lock", self.unused, child.pid)
+    subprocess.Popen([sys.executable, "-S", "-E", "-c", WATCH, *map(str, watched)], **detached)
+    return child
 
 # %% ../../nbs/core/70_redis.ipynb #f0ecb9be
 @patch

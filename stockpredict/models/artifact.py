@@ -88,7 +88,7 @@ def public_key(
         ) from e
 
 # %% ../../nbs/models/70_artifact.ipynb #a730dea2
-FORMAT = 1
+FORMAT, READS = 2, (1, 2)  # what is written, and what can be read
 VOLATILE = ("created_at", "snapshot", "run_id")  # signed, but not part of `artifact_hash`
 
 
@@ -204,7 +204,9 @@ def artifact_hash(
 
 
 def _manifest_hash(manifest):
-    stable = {k: v for k, v in manifest.items() if k not in VOLATILE}
+    # format 1 counted the commit, so that a commit made while a model was trained changed its identity
+    volatile = VOLATILE if manifest.get("format") == 1 else (*VOLATILE, "commit")
+    stable = {k: v for k, v in manifest.items() if k not in volatile}
     return hashlib.sha256(canonical_json(stable)).hexdigest()
 
 # %% ../../nbs/models/70_artifact.ipynb #a15bee80
@@ -268,8 +270,10 @@ def verify_artifact_files(
         public_key.verify(bytes.fromhex(seal["signature"]), SEAL + files["manifest.json"])
     except (InvalidSignature, KeyError, TypeError, ValueError):
         reject_artifact("its signature is not that of the trusted key")
-    if type(manifest.get("format")) is not int or manifest["format"] != FORMAT:
-        reject_artifact(f"its format is {manifest.get('format')!r}, this version reads {FORMAT}")
+    if type(manifest.get("format")) is not int or manifest["format"] not in READS:
+        reject_artifact(
+            f"its format is {manifest.get('format')!r}, this version reads {', '.join(map(str, READS))}"
+        )
     listed, present = manifest["files"], set(files) - {"manifest.json", "signature.json"}
     if set(listed) != present:
         difference = ", ".join(sorted(set(listed) ^ present))

@@ -12,15 +12,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import psutil
 
 from ..core.errors import NotReady, PortTaken
 from ..core.settings import Settings
+from .flow_server import answers, checkout, prefect_environment
+from .lifeline import MARK, marked, stop_processes
 
 # %% ../../nbs/ops/60_processes.ipynb #70be37c3
 @dataclass(frozen=True)
@@ -42,18 +43,14 @@ class Part:
 
 # %% ../../nbs/ops/60_processes.ipynb #a9040089
 def _prefect_env(settings: Settings) -> dict[str, str]:
+    "The environment of everything that speaks to the Prefect server."
     api = f"http://127.0.0.1:{settings.schedule.prefect_port}/api"
-    return {
-        "PREFECT_API_URL": api,
-        "PREFECT_SERVER_UI_API_URL": api,
-        "PREFECT_HOME": str(Path(".prefect").absolute()),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
+    return {**prefect_environment(), "PREFECT_API_URL": api, "PREFECT_SERVER_UI_API_URL": api}
 
 # %% ../../nbs/ops/60_processes.ipynb #03a4f82b
 def parts(
     settings: Settings,  # ports, storage
+    options: Sequence[str] = (),  # --settings and --set, for the service and the schedule
 ) -> list[Part]:
     "The parts of the platform on this machine, in the order in which they start."
     python, s = sys.executable, settings
@@ -66,40 +63,16 @@ def parts(
     server = [python, "-m", "prefect", "server", "start", *host, str(s.schedule.prefect_port)]
     tracking = [python, "-m", "mlflow", "server", "--backend-store-uri", s.storage.tracking_uri]
     tracking += [*host, str(s.schedule.mlflow_port), "--workers", "1"]
+    service = [python, "-m", "stockpredict.cli.main", "serve", *options]
+    schedule = [python, str(checkout() / "flows" / "retrain.py"), "--serve", *options]
     return [
-        Part(
-            "prefect",
-            server,
-            f"{prefect}/api/health",
-            prefect,
-            own,
-        ),
-        Part("api", [python, "-m", "stockpredict.cli.main", "serve"], f"{api}/health", f"{api}/docs"),
-        Part(
-            "mlflow",
-            tracking,
-            f"{mlflow}/health",
-            mlflow,
-            {"MLFLOW_DISABLE_TELEMETRY": "true"},
-        ),
-        Part("schedule", [python, "flows/retrain.py", "--serve"], env=env, late=True),
+        Part("prefect", server, f"{prefect}/api/health", prefect, own),
+        Part("api", service, f"{api}/health", f"{api}/docs"),
+        Part("mlflow", tracking, f"{mlflow}/health", mlflow, {"MLFLOW_DISABLE_TELEMETRY": "true"}),
+        Part("schedule", schedule, env=env, late=True),
     ]
 
 # %% ../../nbs/ops/60_processes.ipynb #3d1f10a7
-def answers(
-    url: str,  # address to ask
-    timeout: float = 2,  # seconds
-) -> bool:
-    "Whether an HTTP server answers at `url`."
-    try:
-        urlopen(url, timeout=timeout).close()
-    except URLError as e:
-        return hasattr(e, "code")
-    except OSError:
-        return False
-    return True
-
-
 def free(
     port: int,  # port on the loopback interface
 ) -> bool:
@@ -131,6 +104,22 @@ def _alive(entry: dict) -> psutil.Process | None:
     return process if same else None
 
 # %% ../../nbs/ops/60_processes.ipynb #1d311e1f
+def _mark(home: Path) -> dict[str, str]:
+    "The mark of every process of a home folder; `down` is its owner, not the command that started it."
+    return {MARK: f"{_purpose(home)}|0|0"}
+
+
+def _purpose(home: Path) -> str:
+    return f"up:{Path(home).absolute()}".replace("|", "/")
+
+# %% ../../nbs/ops/60_processes.ipynb #fcc8179c
+def _leftovers(home: Path, ledger: dict) -> list[psutil.Process]:
+    "Processes of this home that belong to no living part."
+    parts = [p for entry in ledger.values() if (p := _alive(entry))]
+    kept = {q.pid for p in parts for q in (p, *p.children(recursive=True))}
+    return [p for p in marked(_purpose(home)) if p.pid not in kept]
+
+# %% ../../nbs/ops/60_processes.ipynb #7ea9ae44
 def _spawn(part: Part, home: Path) -> dict:
     logs = Path(home) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -141,7 +130,7 @@ def _spawn(part: Part, home: Path) -> dict:
             stderr=log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, **part.env},
+            env={**os.environ, **part.env, **_mark(home)},
         )
     return {**asdict(part), "env": {}, "pid": child.pid, "born": psutil.Process(child.pid).create_time()}
 
@@ -154,37 +143,46 @@ def _refuse_taken_ports(parts: list[Part]):
                 "Stop that program, or set another port in settings.ini.",
             )
 
-# %% ../../nbs/ops/60_processes.ipynb #7ea9ae44
+# %% ../../nbs/ops/60_processes.ipynb #bde42ccf
 def up(
     parts: list[Part],  # what to start; those that already live are left alone
     home: Path,  # folder for the ledger and the logs
-    patience: float = 120,  # seconds until every part must answer
+    patience: float = 120,  # seconds in which a part that does not answer may stand still
 ) -> dict[str, dict]:
     "Start `parts` and wait until they answer; if one dies, the others are stopped again."
     ledger = {k: v for k, v in _load(home).items() if _alive(v)}
     fresh = [p for p in parts if p.name not in ledger]
+    stop_processes(_leftovers(home, ledger))
     _refuse_taken_ports(fresh)
     Path(home).mkdir(parents=True, exist_ok=True)
     for wave in ([p for p in fresh if not p.late], [p for p in fresh if p.late]):
         for part in wave:
             ledger[part.name] = _spawn(part, home)
             _ledger(home).write_text(json.dumps(ledger, indent=1))
-        _wait(wave, ledger, home, time.monotonic() + patience)
+        _wait(wave, ledger, home, patience)
     return ledger
 
+# %% ../../nbs/ops/60_processes.ipynb #da99bd9e
+def _computed(entry: dict) -> float:
+    "CPU seconds of a part so far."
+    process = _alive(entry)
+    return sum(process.cpu_times()[:2]) if process else -1.0
 
-def _wait(parts: list[Part], ledger: dict, home: Path, deadline: float, settle: float = 5):
+
+def _wait(parts: list[Part], ledger: dict, home: Path, patience: float, settle: float = 5):
+    "Wait until every part answers; a part without a page has to live `settle` seconds."
     for part in parts:
-        quiet = time.monotonic() + settle  # a part without a page has to live this long to count as started
-        while not answers(part.url) if part.url else time.monotonic() < quiet:
-            dead = not _alive(ledger[part.name])
-            if dead or time.monotonic() > deadline:
+        entry, begun = ledger[part.name], time.monotonic()
+        moved, computed = begun, 0.0
+        while not answers(part.url) if part.url else time.monotonic() < begun + settle:
+            if (now := _computed(entry)) > computed:
+                moved, computed = time.monotonic(), now
+            if now < 0 or time.monotonic() > moved + patience:
                 down(home)
-                what = "stopped" if dead else "did not answer"
-                raise NotReady(
-                    f"The part '{part.name}' {what} while starting.",
-                    f"Read logs/{part.name}.log in the home folder.",
+                problem = (
+                    f"The part '{part.name}' {'stopped' if now < 0 else 'did not answer'} while starting."
                 )
+                raise NotReady(problem, f"Read logs/{part.name}.log in the home folder.")
             time.sleep(0.2)
 
 # %% ../../nbs/ops/60_processes.ipynb #2f7e93b1
@@ -206,12 +204,7 @@ def down(
     patience: float = 15,  # seconds between asking and insisting
 ) -> list[str]:
     "Stop every part of the ledger and its children; returns the names of those that ran."
-    lived = {name: p for name, e in _load(home).items() if (p := _alive(e))}
-    family = [q for p in lived.values() for q in (*p.children(recursive=True), p)]
-    for process in family:
-        if process.is_running():
-            process.terminate()
-    for process in psutil.wait_procs(family, timeout=patience)[1]:
-        process.kill()
+    running = {name: p for name, e in _load(home).items() if (p := _alive(e))}
+    stop_processes([*running.values(), *_leftovers(home, {})], patience)
     _ledger(home).unlink(missing_ok=True)
-    return list(lived)
+    return list(running)

@@ -132,6 +132,7 @@ def training_manifest(
         calendar=settings.data.calendar,
         in_sample=candidate.in_sample,
         snapshot=lineage.get("snapshot"),
+        commit=lineage.get("commit", "unknown"),
         lineage={k: value for k, value in lineage.items() if k not in NOT_IDENTITY},
     )
 

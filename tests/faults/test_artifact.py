@@ -293,7 +293,7 @@ def test_two_valid_artifacts_cannot_be_mixed(saved, tmp_path, data):
     refused(other, keys, "not the file that was signed")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True, [1]])
 def test_an_unknown_format(ridge, version):
     folder, keys = ridge
     sign_again(folder, keys, format=version)
@@ -429,11 +429,24 @@ def test_the_hash_names_the_content(saved, tmp_path, data):
     assert saved("a", FACTS) == first
     assert saved("b", FACTS | dict(created_at="2031-01-01T00:00:00+00:00", snapshot=900, run_id="x")) == first
     assert saved("c", FACTS | dict(fingerprint="beef")) != first
+    assert saved("f", FACTS | dict(commit="one that was made while this model was trained")) == first
     assert saved("d", FACTS, make_model("ridge", alpha=0.2).fit(data)) != first
     other = ensure_keys(tmp_path / "other")  # who signed does not change what was learned
     assert (
         artifact_hash(save_artifact(again, data.inputs.spec, tmp_path / "e", FACTS, other.private)) == first
     )
+
+
+def test_an_artifact_of_format_1_keeps_its_identity(ridge):
+    "Models that were published before the commit stopped counting are still read under their old name."
+    folder, keys = ridge
+    names = []
+    for commit in ("abc", "def"):
+        sign_again(folder, keys, format=1, commit=commit)
+        old = load_artifact(folder, keys.public)
+        assert old.hash == artifact_hash(folder) and old.manifest["commit"] == commit
+        names.append(old.hash)
+    assert names[0] != names[1]
 
 
 def test_saving_twice_replaces(saved, tmp_path, data):

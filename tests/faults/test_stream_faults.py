@@ -1,6 +1,7 @@
 """The live path under kill -9, and with a Redis that is away, slow, full, emptied, locked or not what it
 should be."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import patience
 import numpy as np
 import pandas as pd
 import pytest
+import redis
 from live_redis import Server, consumer_process, live_settings
 
+from stockpredict.core.redis import EmbeddedRedis
 from stockpredict.core.errors import LakeUnavailable, SettingsError, StreamFull, StreamUnavailable
 from stockpredict.stream.consumer import MAX_DELIVERIES, Consumer, consume
 from stockpredict.stream.dead_letters import unreadable_messages
@@ -294,6 +297,30 @@ def test_an_embedded_redis_that_is_killed_comes_back_with_its_messages(tmp_path,
     patience.wait_until(lambda: patience.is_gone(last))  # the last one to leave stops the server
     with Stream(s) as stream:
         assert stream.span()[1].offset == 33, "what was sent outlives the server"
+
+
+def test_an_embedded_redis_ends_when_its_only_user_is_killed(tmp_path, market):
+    s = live_settings(tmp_path / "home")
+    child = consumer_process(s)
+    embedded = EmbeddedRedis(s.storage.home_dir / "stream")
+
+    def server():
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(embedded.url) as client:
+            return client.info("server")["process_id"]
+
+    number = patience.wait_until(server, child)
+    patience.wait_until(lambda: "consume" in child.args and stream_groups(embedded.url), child)
+    child.kill()
+    child.communicate()
+    patience.wait_until(lambda: patience.is_gone(number))
+    publish_rows(s, market.tail(3))
+    assert consume(s, idle=0.05).lake_new == 3, "and the next start is a new one"
+
+
+def stream_groups(url):
+    "Whether a consumer has joined the stream."
+    with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url) as client:
+        return client.xinfo_groups("stockpredict:live")
 
 
 def test_a_redis_that_accepts_and_never_answers_is_given_up_on(tmp_path):

@@ -70,8 +70,8 @@ def test_the_deployment_file_fits_the_flow(flow, root):
     path, name = one["entrypoint"].split(":")
     assert (root / path).exists() and getattr(flow, name).name == one["name"] == "retrain"
     assert set(one["parameters"]) <= set(flow.retrain.parameters.properties)
-    cron = flow.after_the_close(load_settings(path=root / "settings.ini", environ={}))
-    assert [{"cron": cron.cron, "timezone": cron.timezone}] == one["schedules"]
+    cron, zone = flow.close_schedule(load_settings(path=root / "settings.ini", environ={}))
+    assert [{"cron": cron, "timezone": zone}] == one["schedules"]
     assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 
 

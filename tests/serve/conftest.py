@@ -177,6 +177,7 @@ def uvicorn_process(settings, tmp_path, *args):
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        preexec_fn=patience.die_with_parent,
     )
     try:
         url = f"http://127.0.0.1:{port}"

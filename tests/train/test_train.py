@@ -80,6 +80,16 @@ def test_the_same_data_code_and_seed_give_the_same_artifacts(home, study, tmp_pa
     assert all(again.candidates[n].ledger.equals(c.ledger) for n, c in study.candidates.items())
 
 
+def test_a_commit_made_meanwhile_changes_no_hash_and_each_run_names_one(home, study, tmp_path, monkeypatch):
+    commits = (f"{n:040x}" for n in range(10_000))
+    monkeypatch.setattr("stockpredict.train.lineage.git_commit", lambda: next(commits))
+    monkeypatch.setattr("stockpredict.models.artifact.git_commit", lambda: next(commits))
+    again = run_experiment(small(home), tmp_path)
+    assert hashes(again) == hashes(study)
+    manifests = [json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")]
+    assert {m["commit"] for m in manifests} == {again.lineage["commit"]} and len(manifests) > 1
+
+
 def test_another_installation_with_its_own_keys_and_lake_agrees(study, tmp_path):
     mine = small(tmp_path / "home")
     ingest(mine)
