@@ -17,10 +17,12 @@ from .feature import Feature, as_features, compute_each, resolve_names
 from ..algebra.kernels import exp_memory
 from .latest import latest
 from ..algebra.panel import FIELDS, Panel
-from ..algebra.series import Grid, Series
+from ..algebra.series import Grid, Series, _combine
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #37bba72f
 VOLATILITY_DECAY, VOLATILITY_BARS = 0.94, 20  # RiskMetrics' decay, and the fewest returns for a value
+LARGEST_MOVE = 0.5  # a daily return beyond counts as this much in the volatility
+IDLE_BARS, IDLE_WINDOW = 4, 20  # so many bars without a trade among the newest make a ticker untraded
 
 SCALES = ("rank", "zscore", "none")
 
@@ -68,11 +70,33 @@ class Spec:
         return panel.tail(self.lookback, self.crossings)
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #ccfa8800
-def volatility_of(
+def idle_bars(
     panel: Panel,  # a market
 ) -> Series:
+    "How many of the newest 20 bars of each ticker are without a trade: no volume, and one price."
+
+    def idle(volume, high, low):
+        return ((volume <= 0) & (high <= low)).to(volume.dtype)
+
+    return _combine("without a trade", idle, panel.volume, panel.high, panel.low).sum(IDLE_WINDOW)
+
+
+def volatility_of(
+    panel: Panel,  # a market
+    untrusted: Tensor | None = None,  # bool `[session, ticker]`: bars whose returns are left out
+) -> Series:
     "Daily volatility: root of the exponentially weighted mean of squared returns, decay 0.94."
-    return (panel.returns**2).ewm(decay=VOLATILITY_DECAY, least=VOLATILITY_BARS).sqrt()
+    moves = panel.returns
+    if untrusted is not None:
+        wrong = Series(untrusted.to(moves.values.dtype), panel.grid)
+        moves = Series(moves.values.masked_fill((wrong + wrong.lag(1)).values > 0, math.nan), panel.grid)
+    squares = moves.clip(-LARGEST_MOVE, LARGEST_MOVE) ** 2
+    sigma = squares.ewm(decay=VOLATILITY_DECAY, least=VOLATILITY_BARS).sqrt()
+
+    def of_traded(x, idle):
+        return x.masked_fill(idle >= IDLE_BARS, math.nan)
+
+    return _combine("of traded stocks", of_traded, sigma, idle_bars(panel))
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #39ddd76a
 def normalise_section(

@@ -12,6 +12,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..sources.bars import PRICES
 from ..quality.scan import find_flags
 from ..algebra.panel import Panel
+from ..catalogue.design_matrix import IDLE_BARS, idle_bars
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #75f63d29
 def panel_bars(
@@ -59,3 +60,10 @@ def mask_untrusted(
         touched = count[entry_delay + h + 1 :][:last] > count[entry_delay:][:last]
         y[:last, :, k].masked_fill_(touched, float("nan"))
     return y
+
+# %% ../../nbs/evaluate/10_label_mask.ipynb #505fcb16
+def untraded_bars(
+    panel: Panel,  # history
+) -> Tensor:  # bool `[session, ticker]`
+    "Bars of tickers that hardly trade any more."
+    return (idle_bars(panel).values >= IDLE_BARS) & panel.present

@@ -141,11 +141,14 @@ def plot(
     ax.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return ax
 
+# %% ../../nbs/models/10_forecast.ipynb #297d27fe
+MOST_A_SESSION = 1.0  # largest volatility and median of one session that can be believed
+
 # %% ../../nbs/models/10_forecast.ipynb #4209d80b
 @patch
 def validate(self: Forecast) -> Forecast:
-    "The forecast itself, if every row is finite, ordered and has a valid probability."
-    q = self.quantiles
+    "The forecast itself, if every row is finite, ordered, possible and of a plausible size."
+    q, most = self.quantiles, MOST_A_SESSION * torch.tensor(self.horizons).sqrt()
     finite = q.isfinite().all(-1) & self._moments().isfinite().all(-1)
     faults = {
         "a number that is not finite": ~finite,
@@ -153,6 +156,8 @@ def validate(self: Forecast) -> Forecast:
         "a probability outside 0 to 1": (self.p_up < 0) | (self.p_up > 1),
         "a volatility that is not positive": self.volatility <= 0,
         "a loss of more than everything": q[..., 0] < -1,
+        f"a volatility above {MOST_A_SESSION:.0%} a session": self.volatility > most,
+        f"a median above {MOST_A_SESSION:.0%} a session": self.median > most,
     }
     for fault, where in faults.items():
         bad = where.any(-1) & self.available

@@ -7,7 +7,7 @@ __all__ = ['Experiment', 'run_experiment']
 
 # %% ../../nbs/train/30_experiment.ipynb #67b7d3e4
 import json, sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -18,9 +18,11 @@ from ..core.files import atomic_write
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..ingest.rescan import stored_flags
-from ..evaluate.label_mask import untrusted_bars, mask_untrusted
+from ..catalogue.design_matrix import volatility_of
+from ..evaluate.label_mask import mask_untrusted, untraded_bars, untrusted_bars
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold
+from ..algebra.panel import Panel
 from ..models.dataset import Dataset
 from stockpredict.train.training_data import (
     covered_spec,
@@ -222,6 +224,26 @@ def add_rival(
         study.lineage["rival"] = problem
 
 # %% ../../nbs/train/30_experiment.ipynb #5d90730b
+def exclude_bars(
+    data: Dataset,  # inputs and labels of the whole history
+    panel: Panel,  # bars they were made from
+    untrusted: torch.Tensor,  # bool `[S, N]`, from `untrusted_bars`
+) -> tuple:  # (dataset, bool `[S, N]`: bars excluded, dict: labels counted)
+    "The dataset without decisions, labels and volatility at bars that are untrusted or without a trade."
+    idle, known = untraded_bars(panel), data.y.isfinite()
+    excluded = untrusted | idle
+    y = mask_untrusted(data.y, excluded, data.horizons, data.entry_delay)
+    trusted = mask_untrusted(data.y, untrusted, data.horizons, data.entry_delay).isfinite()
+    sigma = volatility_of(panel, untrusted).values.float()
+    sigma = sigma.masked_fill(excluded | data.inputs.volatility.isnan(), float("nan"))
+    labels = dict(
+        all=int(known.sum()),
+        untrusted=int((known & ~trusted).sum()),
+        untraded=int((trusted & ~y.isfinite()).sum()),
+    )
+    return replace(data, y=y, inputs=replace(data.inputs, volatility=sigma)), excluded, labels
+
+# %% ../../nbs/train/30_experiment.ipynb #976f03d2
 def run_experiment(
     settings: Settings,  # everything
     workdir: Path,  # folder of the experiment; unfinished work in it is continued
@@ -238,9 +260,9 @@ def run_experiment(
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = training_dataset(settings, panel, spec)
     wrong = untrusted_bars(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot))
-    data.y = mask_untrusted(data.y, wrong, v.horizons, v.entry_delay)
-    close = panel.close.values.masked_fill(wrong, float("nan")).cpu().numpy()
-    lineage = make_lineage(settings, panel, snapshot)
+    data, excluded, labels = exclude_bars(data, panel, wrong)
+    close = panel.close.values.masked_fill(excluded, float("nan")).cpu().numpy()
+    lineage = make_lineage(settings, panel, snapshot) | dict(labels=labels)
     if note := missing_facts_note(settings, panel, spec):
         lineage["left_out"] = note
     steps = (len(settings.models.candidates) + 1) * (v.folds + 2)
