@@ -22,7 +22,8 @@ def unit_changed(
 ) -> np.ndarray:  # the first bar at a new level
     "The price is about a hundred times, or a hundredth of, the one before."
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.abs(np.abs(np.log(m.stated)) - LOG_HUNDRED) < 0.15
+        explained = np.abs(np.log(m.stated)) < 1  # by a stated split of a hundred for one
+        return (np.abs(np.abs(np.log(m.ratio)) - LOG_HUNDRED) < 0.15) & ~explained
 
 # %% ../../nbs/quality/05_detectors.ipynb #7d6b2b52
 def unit_error(

@@ -281,6 +281,11 @@ def _capital_gain_twice(table, at):
 def _payment_invented(table, at):
     table.scale(table.before(at), 1 - table.rng.uniform(0.15, 0.4), ["adj_close"])
 
+# %% ../../nbs/testing/20_corruption.ipynb #9adf512d
+@corruption("special payment left out", "step unexplained", "split missing")
+def _special_payment(table, at):
+    table.scale(table.before(at), 1 / table.rng.uniform(0.12, 0.5), table.money)
+
 # %% ../../nbs/testing/20_corruption.ipynb #234b7aaf
 APART = 40  # bars between two injected errors of one ticker
 
