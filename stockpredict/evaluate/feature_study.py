@@ -103,6 +103,22 @@ def half_life(
     i = below[0]
     return float(lags[i - 1] + (lags[i] - lags[i - 1]) * (r[i - 1] - 0.5) / (r[i - 1] - r[i]))
 
+# %% ../../nbs/evaluate/40_feature_study.ipynb #cd1cbc72
+FIRST_CHANGES = 20  # earlier values that a ticker's own mean needs
+
+
+def own_change(
+    x: np.ndarray,  # `[session, ticker]`
+) -> np.ndarray:  # 0 where it is what it always was; `NaN` with fewer than twenty earlier values
+    "Each value minus the mean of the same ticker's earlier values."
+    there = np.isfinite(x)
+    total, count = np.cumsum(np.where(there, x, 0.0), 0, float), np.cumsum(there, 0)
+    total, count = np.roll(total, 1, 0), np.roll(count, 1, 0)
+    total[:1] = count[:1] = 0
+    mean = total / np.maximum(count, 1)
+    change = np.where(there & (count >= FIRST_CHANGES), x - mean, np.nan)
+    return np.where(np.abs(change) <= 1e-6 * np.abs(mean), 0.0, change)  # below the precision of a value
+
 # %% ../../nbs/evaluate/40_feature_study.ipynb #a20014a2
 REDUNDANT = 0.7  # absolute rank correlation from which two features count as redundant
 
@@ -206,13 +222,13 @@ def study_features(
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #ae37e187
 def _measured(x, panel, outcomes):
-    "Horizon -> coverage, IC with its error bar, persistence."
-    lasting = persistence(x)
+    "Horizon -> coverage, IC with its error bar, IC within tickers, persistence."
+    lasting, moved = persistence(x), own_change(x)
     share = np.isfinite(x).sum() / max(int(panel.present.sum()), 1)
     out = {}
     for h, y in outcomes.items():
         daily = rank_ic(x, y, panel.sessions)
-        e = ic_summary(daily, h)
+        e, w = ic_summary(daily, h), ic_summary(rank_ic(moved, y), h)
         by_year = daily.groupby(daily.index.year).mean()
         same = (np.sign(by_year.dropna()) == np.sign(e.value)).mean() if by_year.notna().any() else np.nan
         out[h] = dict(
@@ -223,6 +239,8 @@ def _measured(x, panel, outcomes):
             t=e.t,
             p=e.p,
             n=e.n,
+            within=w.value,
+            within_p=w.p,
             same_sign=same,
             next=lasting[1],
             half_life=half_life(lasting),
@@ -245,12 +263,23 @@ def _concluded(table, alike, alpha):
     strength = table.t.abs().groupby(level=0).max().dropna().sort_values(ascending=False, kind="stable")
     head = {int(c): name for name, c in feature_clusters(alike).reindex(strength.index[::-1]).items()}
     table["speaks_for"] = [head.get(c) for c in table.cluster]
+    table["tells_days"] = (table.within_p < alpha) & (np.sign(table.within) == np.sign(table.ic))
     table["verdict"] = [
         _sentence(name, h, r, alpha) for (name, h), r in zip(table.index, table.itertuples(), strict=True)
     ]
     return table
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #4311e85b
+def _about_stocks(r):
+    "The sentence on a feature that is significant only because it ranks the stocks alike on all days."
+    if not np.isfinite(r.within_p):
+        return "Tells stocks apart, not days: it is constant for each stock, as hindsight would be."
+    return (
+        f"Tells stocks apart, not days: its changes within a stock have a rank IC of {r.within:+.3f} "
+        f"(p {r.within_p:.2g}), so that hindsight about the stocks would look the same."
+    )
+
+# %% ../../nbs/evaluate/40_feature_study.ipynb #85438652
 def _sentence(name, h, r, alpha):
     if not np.isfinite(r.p):
         return (
@@ -262,6 +291,8 @@ def _sentence(name, h, r, alpha):
         return f"Defined on {r.coverage:.0%} of the bars only: too little to say."
     if abs(r.ic) > LEAK and r.holm < alpha:
         return f"Suspected leak: a mean rank IC of {r.ic:+.2f} is too good to be true."
+    if min(r.holm, r.bh) < alpha and not r.tells_days:
+        return _about_stocks(r)
     redundant = f" Redundant: {r.speaks_for} is stronger." if r.speaks_for not in (None, name) else ""
     ahead = f"{h} session{'s' * (h > 1)} ahead"
     if r.holm < alpha:
@@ -277,11 +308,12 @@ def select(
     by: str = "bh",  # "holm" or "bh"
     alpha: float | None = None,  # rate of error; None = the study's
 ) -> list[str]:  # strongest first
-    "Significant features, one a cluster, without suspected leaks and sparse ones."
+    "Significant features, one a cluster, without suspected leaks, sparse ones, and mere rankings of stocks."
     if by not in ("holm", "bh"):
         raise EvaluateError(f"There is no correction called '{by}'.", "Choose holm or bh.")
     t = self.table.reset_index()
-    t = t[(t[by] < (self.alpha if alpha is None else alpha)) & (t.ic.abs() <= LEAK) & (t.coverage >= SPARSE)]
+    sound = (t.ic.abs() <= LEAK) & (t.coverage >= SPARSE) & t.tells_days
+    t = t[(t[by] < (self.alpha if alpha is None else alpha)) & sound]
     best = t.assign(size=t.t.abs()).sort_values("size", ascending=False, kind="stable")
     return best.drop_duplicates("cluster").feature.tolist()
 

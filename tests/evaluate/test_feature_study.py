@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.sources.simulate import simulate
 from stockpredict.evaluate.feature_study import benjamini_hochberg, feature_clusters, half_life
-from stockpredict.evaluate.feature_study import holm, feature_ic, persistence
+from stockpredict.evaluate.feature_study import holm, feature_ic, own_change, persistence
 from stockpredict.evaluate.feature_study import redundancy, study_features
 from stockpredict.algebra.panel import Panel, scramble_future
 
@@ -175,3 +175,38 @@ def test_it_draws(result):
         fig.axes[0].get_yticklabels()
     ) == len(NAMES)
     assert "tests significant after Holm" in repr(result)
+
+
+def winners(panel: Panel, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    "Each ticker's mean return of the whole period on every session, perhaps with a little noise."
+    shape = tuple(panel.present.shape)
+    mean = panel.returns.frame().mean().to_numpy()
+    return mean + noise * mean.std() * np.random.default_rng(seed).standard_normal(shape)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.05, 1.0])
+def test_hindsight_about_tickers_is_no_evidence(noise):
+    "Significant in every market without skill; its changes within a ticker say nothing."
+    significant = believed = 0
+    for seed in range(6):
+        panel = market("null", seed)
+        row = study_features(panel, {"winners": winners(panel, noise, seed)}, (1,), until=panel.sessions[-1])
+        line = row.table.loc[("winners", 1)]
+        significant += line.holm < 0.05
+        believed += bool(row.select()) or line.verdict.startswith(("Evidence", "Weak evidence"))
+        assert line.verdict.startswith(("Tells stocks apart, not days", "No evidence", "Suspected leak"))
+    assert significant >= 3 and believed == 0
+
+
+def test_the_change_within_a_ticker_uses_its_past_alone(planted):
+    x = planted.close.pct_change(5).values.numpy()
+    whole, cut = own_change(x), own_change(x[:300])
+    np.testing.assert_array_equal(whole[:300], cut)
+    want = pd.DataFrame(x, dtype=float)
+    want = want - want.expanding(20).mean().shift(1)
+    np.testing.assert_allclose(whole, want.to_numpy(), atol=1e-6)
+
+
+def test_a_planted_signal_says_the_same_within_tickers(result):
+    row = result.table.loc[("reversal_5", 1)]
+    assert row.tells_days and row.within > 0 and row.within_p < 0.05
