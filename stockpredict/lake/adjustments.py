@@ -7,6 +7,7 @@ __all__ = ['FACTOR_NOISE', 'price_factors', 'adjust']
 
 # %% ../../nbs/lake/40_adjustments.ipynb #ce7facb0
 import numpy as np, pandas as pd
+from ..quality.moves import stated_return
 
 # %% ../../nbs/lake/40_adjustments.ipynb #9b14f388
 FACTOR_NOISE = 2e-4  # relative change of adj_close / close that is rounding, not a payment
@@ -56,16 +57,33 @@ def factors_from_products(
 
 # %% ../../nbs/lake/40_adjustments.ipynb #ef068abc
 def split_factors(
-    bars: pd.DataFrame,  # bars with a column split: new shares for one old, 0 or 1 = none
-) -> pd.DataFrame:  # ticker, event_time (ex-session), known_at, factor, source
-    "Factors of the named splits that the price followed."
+    bars: pd.DataFrame,  # bars, perhaps with columns split (new shares for one old), dividend and adj_close
+) -> pd.DataFrame:  # ticker, event_time (ex-session), known_at, factor, source; only real changes
+    "Factors of the stated splits and dividends of all bars whose adjusted close does not contain them."
     key = ["ticker", "event_time"]
     first = bars.sort_values([*key, "known_at"]).drop_duplicates(key).reset_index(drop=True)
-    fell = np.log(first.close.groupby(first.ticker).shift() / first.close)
-    size = np.log(first.split.where((first.split > 0) & (first.split < np.inf)))
-    real = (size.abs() > 0.05) & ((fell - size).abs() < 0.3 * size.abs())
-    splits = first.loc[real, [*key, "known_at", "source"]]
-    return splits.assign(factor=1 / first.split[real]).reset_index(drop=True)
+    before = first.close.groupby(first.ticker).shift()
+    stated = (
+        first[c].to_numpy(float) if c in first else np.full(len(first), np.nan) for c in ("split", "dividend")
+    )
+    returns = stated_return(first.close.to_numpy(float), before.to_numpy(float), *stated)
+    factor = first.close / (before * returns)
+    if "adj_close" in first:
+        empty = first.adj_close.isna()
+        factor = factor.where(empty | empty.groupby(first.ticker).shift(fill_value=True))
+    real = np.isfinite(factor) & (factor > 0) & ((factor - 1).abs() > 1e-9)
+    return first.loc[real, [*key, "known_at", "source"]].assign(factor=factor[real]).reset_index(drop=True)
+
+# %% ../../nbs/lake/40_adjustments.ipynb #861f2e06
+def batch_factors(
+    bars: pd.DataFrame,  # bars with any of the columns adj_close, split and dividend
+) -> pd.DataFrame:  # ticker, event_time, known_at, factor, source
+    "Factors of a batch: from adjusted closes where there are any, from stated payments elsewhere."
+    stated = split_factors(bars)
+    if "adj_close" not in bars:
+        return stated
+    adjusted = price_factors(bars)
+    return pd.concat([adjusted, stated], ignore_index=True)[adjusted.columns] if len(stated) else adjusted
 
 # %% ../../nbs/lake/40_adjustments.ipynb #6b8ecc49
 def is_split(

@@ -110,14 +110,15 @@ def stated_return(
     close: np.ndarray,  # published
     before: np.ndarray,  # the close before, `NaN` for a ticker's first bar
     split: np.ndarray,  # new shares for one old; 0, 1 or `NaN` = none
-    dividend: np.ndarray,  # paid on this day, in the unit of the close; 0 or `NaN` = none
+    dividend: np.ndarray,  # paid for one new share, in the unit of the close; 0 or `NaN` = none
 ) -> np.ndarray:  # 1 = nothing changed for the owner of a share
     "Close over the previous close, with stated dividends, and with stated splits that the price followed."
     with np.errstate(all="ignore"):
         fell, size = np.log(before / close), np.log(split)
         followed = np.isfinite(size) & (np.abs(size) > 0.05) & (np.abs(fell - size) < 0.3 * np.abs(size))
-        paid = np.where((dividend > 0) & (dividend < before), dividend, 0.0)
-        return (close + paid) * np.where(followed, split, 1.0) / before
+        shares = np.where(followed, split, 1.0)
+        paid = np.where((dividend > 0) & (dividend * shares < before), dividend * shares, 0.0)
+        return close * shares / (before - paid)
 
 # %% ../../nbs/quality/00_moves.ipynb #f79ce958
 def _log_moves(m, bars):

@@ -176,7 +176,9 @@ def test_dividends_a_hundred_times_too_small_are_seen_although_the_adjusted_clos
         left = np.log1p(-dividend / np.append(np.nan, close[:-1]))
         later = np.nan_to_num(left)[::-1].cumsum()[::-1] - np.nan_to_num(left)
         bars = tidy_bars(
-            frame.assign(dividend=dividend, adj_close=close * np.exp(later), volume=rng.lognormal(14, 0.3, n)),
+            frame.assign(
+                dividend=dividend, adj_close=close * np.exp(later), volume=rng.lognormal(14, 0.3, n)
+            ),
             source="x",
         )
         assert (flags_of(bars).flag == "dividend scale").sum() == expected
