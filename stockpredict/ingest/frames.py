@@ -9,9 +9,11 @@ __all__ = ['add_frame']
 import re
 from dataclasses import dataclass, field
 import pandas as pd
+from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid
 from ..core.settings import Settings, load_settings
 from ..sources.bars import tidy_bars
+from ..lake.known_at import due_times
 from ..lake.lake import Lake
 from ..quality.gate import inspect_bars
 
@@ -66,8 +68,9 @@ def add_frame(
         raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
     result = inspect_bars(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     first_day = str(bars.event_time.min().date())
+    due = due_times(result.good.event_time, get_calendar(data.calendar), pd.Timedelta(minutes=lag))
     with Lake(settings.storage) as lake, lake.writer(wait):
-        done = lake.append(result.good, result.bad, now, first_day, len(frame), flags=result.flags)
+        done = lake.append(result.good, result.bad, now, first_day, len(frame), flags=result.flags, due=due)
     counts = (done.rows_new, done.rows_corrected, done.rows_same, done.rows_quarantined)
     after = (done.snapshot, done.fingerprint)
     return FrameReport(name, len(frame), *counts, *after, result.summary(), result.checks)

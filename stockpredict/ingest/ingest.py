@@ -11,15 +11,19 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
 from fastcore.basics import patch
+from ..core.calendar import get_calendar
 from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift
 from ..core.errors import SourceUnavailable, UnknownTicker, did_you_mean
 from ..core.settings import Settings
-from ..sources.bars import canonical_ticker
+from ..sources.bars import canonical_ticker, empty_bars
 from ..quality.reconcile import on_traded_scale
+from ..lake.known_at import due_times
 from ..lake.lake import BarsAppended, Lake
+from ..lake.retract import Retraction  # noqa: F401  (gives the lake its method `genuine_since`)
 from ..quality.gate import ALLOWED_ROWS, NOT_YET, inspect_bars
 from .plan import cut_plan, fetch_plan, first_asked, last_bars, newest_close
-from .plan import overlap_ratios, rewritten, unit_changes, with_failed_requests
+from .plan import no_longer_sent, overlap_ratios, rewritten
+from .plan import unit_changes, with_failed_requests
 from .rescan import rescan_flags
 from ..sources.source import make_source, source_id, universe
 from ..sources.vendor_chain import dead_letters, vendor_ledger
@@ -45,6 +49,10 @@ class IngestReport:
     tickers: int  # stored from this source, afterwards
     last_session: str  # newest session stored, YYYY-MM-DD
     quality: str  # one sentence from the gate
+    rows_late: int = 0  # new bars that came late and count as known from their receipt
+    genuine_since: str = ""  # day of the first batch; views of earlier days show a backfill
+    # stored bars that this delivery lacks: ticker, bars, first, last
+    no_longer_sent: list[dict] = field(default_factory=list)
     checks: list[dict] = field(default_factory=list, repr=False)  # every check, see `GateResult`
     vendors: dict = field(default_factory=dict)  # vendor -> for how many tickers it answered
     requests: int = 0  # sent to vendors
@@ -141,7 +149,7 @@ def _without_bad_tickers(lake, source, settings, bars, now):
     return bars, _inspect(lake, source, settings, bars, now)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #d6c304af
-def _append(lake, source, bars, result, in_other_unit, now, asked_from):
+def _append(lake, source, settings, bars, result, in_other_unit, now, asked_from):
     "Store one inspected portion; without rows nothing is written."
     if not len(bars):
         return BarsAppended(0, 0, 0, 0, 0, lake.snapshot(), "", lake.fingerprint(source=source.id))
@@ -149,13 +157,17 @@ def _append(lake, source, bars, result, in_other_unit, now, asked_from):
     bad = pd.concat([result.bad, result.good[rescaled].assign(reason="rescaled")], ignore_index=True)
     flags = result.flags[~result.flags.ticker.isin(in_other_unit)]
     flags = pd.concat([flags, result.earlier], ignore_index=True)
-    return lake.append(result.good[~rescaled], bad, now, asked_from, len(bars), flags=flags)
+    good = result.good[~rescaled]
+    lag = pd.Timedelta(minutes=settings.data.lake_bars_lag_minutes)
+    due = due_times(good.event_time, get_calendar(settings.data.calendar), lag)
+    return lake.append(good, bad, now, asked_from, len(bars), flags=flags, due=due)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #09a16268
 def _portion(lake, source, settings, plan, now, full, asked_from):
-    "What the lake did with one portion, what the gate decided, and which tickers were rewritten."
+    "What the lake did with one portion, what the gate decided, tickers rewritten, bars no longer sent."
     data = settings.data
     bars = _fetch(lake, source, settings, plan, now)
+    absent = _absent(lake, source, settings, plan, bars)
     bars, result = _without_bad_tickers(lake, source, settings, bars, now)
     compare = source.remote or not full
     ratio = overlap_ratios(lake, source.id, result.good) if compare else pd.Series(dtype=float)
@@ -168,14 +180,21 @@ def _portion(lake, source, settings, plan, now, full, asked_from):
         result = _inspect(lake, source, settings, bars, now)
     result.raise_if_refused()
     lake.step("inspected")
-    done = _append(lake, source, bars, result, in_other_unit, now, asked_from)
+    done = _append(lake, source, settings, bars, result, in_other_unit, now, asked_from)
     if source.remote:
         source.reject(
             in_other_unit, "rescaled", "about a hundred times dearer or cheaper than the stored bars."
         )
         source.settle(now)
         lake.step("settled")
-    return done, result, again
+    return done, result, again, absent
+
+
+def _absent(lake, source, settings, plan, bars):
+    "Stored bars that the source was asked for and did not send; a failed request shows nothing."
+    failed = set(source.failed) if source.remote else set()
+    answered = [(day, [t for t in tickers if t not in failed]) for day, tickers in plan]
+    return no_longer_sent(lake, source.id, answered, bars, settings.data.end)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #a1d21bc7
 def _all_portions(lake, source, settings, plan, now, full):
@@ -261,18 +280,29 @@ def _vendor_part(lake, source, settings, tickers, now):
     }
 
 # %% ../../nbs/ingest/10_ingest.ipynb #ba887ab1
+def _unlisted(lake, source, settings):
+    "Stored tickers that the source does not list any more."
+    if source.remote or settings.data.universe:
+        return []
+    gone = sorted(set(lake.tickers(source.id)) - set(source.tickers()))
+    return no_longer_sent(lake, source.id, [(settings.data.start, gone)], empty_bars(), settings.data.end)
+
+# %% ../../nbs/ingest/10_ingest.ipynb #cdc2641f
 def _report(lake, source, settings, tickers, done, now):
     "One report for all portions."
-    counts = ("rows_new", "rows_corrected", "rows_same", "rows_quarantined", "adjustments")
-    results = [result for _, result, _ in done]
+    counts = ("rows_new", "rows_corrected", "rows_same", "rows_late", "rows_quarantined", "adjustments")
+    results = [result for _, result, _, _ in done]
+    since = lake.genuine_since(source.id)
     sessions = lake.sessions(source.id)
     return IngestReport(
-        batch=", ".join(d.batch for d, _, _ in done if d.batch),
+        batch=", ".join(d.batch for d, *_ in done if d.batch),
         source=source.id,
         label=source.label,
         rows_fetched=sum(result.rows for result in results),
-        **{name: sum(getattr(d, name) for d, _, _ in done) for name in counts},
-        rewritten=sorted({ticker for _, _, again in done for ticker in again}),
+        **{name: sum(getattr(d, name) for d, *_ in done) for name in counts},
+        rewritten=sorted({ticker for _, _, again, _ in done for ticker in again}),
+        genuine_since=f"{since:%Y-%m-%d}" if since is not None else "",
+        no_longer_sent=[row for *_, absent in done for row in absent] + _unlisted(lake, source, settings),
         snapshot=lake.snapshot(),
         fingerprint=done[-1][0].fingerprint,
         sessions=len(sessions),

@@ -147,3 +147,23 @@ def unit_changes(
     "Tickers that came about a hundred times dearer or cheaper."
     median = ratio.groupby(level=0).median()
     return sorted(median.index[median.between(90, 110) | median.between(1 / 110, 1 / 90)])
+
+# %% ../../nbs/ingest/05_plan.ipynb #9901d783
+def no_longer_sent(
+    lake: Lake,  # open lake
+    source: str,  # id of the source
+    plan: list[tuple[str, list[str]]],  # what was asked for: first day, tickers
+    bars: pd.DataFrame,  # what was sent, good or bad
+    end: str = "",  # last day that was asked for, "" = no end
+) -> list[dict]:  # ticker, bars, first, last
+    "Stored bars that a source was asked for and did not send."
+    asked = {ticker: day for day, tickers in plan for ticker in tickers}
+    if not asked or source not in lake.source_names():
+        return []
+    stored = lake.bars(list(asked), min(asked.values()), end or None, adjusted=False, source=source)
+    wanted = stored.event_time >= pd.to_datetime(stored.ticker.map(asked), utc=True)
+    key = ["ticker", "event_time"]
+    absent = stored[wanted & ~pd.MultiIndex.from_frame(stored[key]).isin(pd.MultiIndex.from_frame(bars[key]))]
+    days = absent.event_time.dt.strftime("%Y-%m-%d").groupby(absent.ticker)
+    table = days.agg(["size", "min", "max"]).set_axis(["bars", "first", "last"], axis=1)
+    return table.rename_axis("ticker").reset_index().to_dict("records")

@@ -20,8 +20,9 @@ def current_rows(
     known = f"""FROM lake.{table}{at}
         WHERE source = $source AND known_at <= $as_of AND event_time BETWEEN $start AND $end
         {"AND ticker = ANY($tickers)" if tickers else ""}"""
+    exists = "AND close IS NOT NULL" if table == "bars" else ""
     if once:
-        return f"SELECT * {known}"
+        return f"SELECT * {known} {exists}"
     revised = f"""AND (ticker, event_time) IN (
         SELECT (ticker, event_time) {known} AND revised IS NOT FALSE)"""
     return f"""
@@ -32,7 +33,7 @@ def current_rows(
         )
         SELECT seen.* FROM (SELECT * {known}) seen
         LEFT JOIN again USING (ticker, event_time)
-        WHERE newest IS NULL OR known_at = newest"""
+        WHERE (newest IS NULL OR known_at = newest) {exists}"""
 
 # %% ../../nbs/lake/45_fingerprint.ipynb #e6a3e1b0
 HASHED_VALUES = {"bars": "open, high, low, close, volume", "adjustments": "factor"}
@@ -77,12 +78,14 @@ def _change(cur, table, stored, fresh, plain, params):
     if not cur.execute(f"SELECT count(*) FROM {fresh}").fetchone()[0]:
         return [0, 0, 0], [0, 0, 0]
     columns = f"ticker, event_time, known_at, {HASHED_VALUES[table]}, source"
+    exists = "WHERE close IS NOT NULL" if table == "bars" else ""
     arriving = f"SELECT {columns} FROM {fresh}"
     if plain:
-        return [0, 0, 0], row_sums(cur, table, arriving)
+        return [0, 0, 0], row_sums(cur, table, f"{arriving} {exists}")
     same_bars = f"(ticker, event_time) IN (SELECT (ticker, event_time) FROM {fresh})"
     present = f"SELECT {columns} FROM {stored} h WHERE {same_bars}"
     newest = "SELECT * FROM ({}) QUALIFY known_at = max(known_at) OVER (PARTITION BY ticker, event_time)"
+    newest = f"SELECT * FROM ({newest}) {exists}"
     before = row_sums(cur, table, newest.format(present), **params)
     after = row_sums(cur, table, newest.format(f"{present} UNION ALL {arriving}"), **params)
     return before, after

@@ -17,6 +17,7 @@ from .connection import first_line, next_step
 from .fingerprint import HASHED_VALUES, carry_sums, change_of_sums, current_rows
 from .fingerprint import fingerprint_of, row_sums as _hash_sums
 from .flags import FlagStore
+from .known_at import with_arrival
 from .staging import stage_batch
 from .store import FIRST, LAST, moment, refuse_nul
 from ..sources.bars import BAR_COLUMNS
@@ -26,7 +27,8 @@ _KEY = "ticker VARCHAR, event_time TIMESTAMPTZ, known_at TIMESTAMPTZ"
 _BAR = f"{_KEY}, open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE, source VARCHAR"
 BAR_TABLES = {  # name -> columns
     # `stated`: known_at comes from the source, not from our clock; `revised`: the bar was stored before
-    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN",
+    # `batch`: number of the batch that brought the row; empty in lakes of earlier versions
+    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN, batch INTEGER",
     "adjustments": f"{_KEY}, factor DOUBLE, source VARCHAR",
     "quarantine": f"{_BAR}, reason VARCHAR, batch VARCHAR",
     # `flags`: rows of the table of flags that came along, empty when no search ran
@@ -129,6 +131,7 @@ class BarsAppended:
     snapshot: int  # newest snapshot of the lake
     batch: str  # name of the batch; "" when there was nothing to store
     fingerprint: str  # of the source's bars after the batch
+    rows_late: int = 0  # new bars that count as known from their receipt, see `lake/46_known_at`
 
 # %% ../../nbs/lake/50_lake.ipynb #3d4b4c7d
 @patch
@@ -143,6 +146,8 @@ def append(
     factors: pd.DataFrame | None = None,
     # flags of these bars and older ones, see `Quality`; None = no search ran
     flags: pd.DataFrame | None = None,
+    due: pd.Series | None = None,  # until when each bar is on time, see `due_times`; None = four days
+    backfill: bool = False,  # history that is loaded for the first time, in several batches
 ) -> BarsAppended:  # counts, snapshot and fingerprint
     "Store a batch, whole or not at all; rows that are stored already are not stored again."
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
@@ -151,7 +156,8 @@ def append(
     fetched = len(bars) if fetched is None else fetched
     with self.writer(), self.con.cursor() as cur:
         try:
-            plain, *fresh = stage_batch(cur, bars, refused, factors, source, received)
+            bars, overdue = with_arrival(bars, received, due, backfill)
+            plain, *fresh = stage_batch(cur, bars, refused, factors, source, received, overdue)
             flagged = self._stage_flags(cur, flags, source, received)
             self.step("staged")
             result = self._write_batch(
@@ -182,14 +188,14 @@ def _one_source(frames):
 @patch
 def _write_batch(self: Lake, cur, source, received, asked_from, fetched, sent, plain, fresh, flagged):
     "Write the staged batch unless nothing is new; its result."
-    new, revised, factors, refused = fresh
+    new, revised, late, factors, refused = fresh
     nothing_new = not new + factors + refused + (flagged or 0)
     if nothing_new and self.source() == source and not self._starts_earlier(source, asked_from):
         mark = self.recorded_fingerprint(source)
         return BarsAppended(0, 0, sent, 0, 0, self.snapshot(), "", mark)
     counts = (fetched, new - revised, revised, sent - new, refused)
     batch, mark = self._commit(cur, source, asked_from, received, counts, plain, flagged)
-    return BarsAppended(*counts[1:], factors, self.snapshot(), batch, mark)
+    return BarsAppended(*counts[1:], factors, self.snapshot(), batch, mark, late)
 
 # %% ../../nbs/lake/50_lake.ipynb #d4644815
 @patch
@@ -199,15 +205,18 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flagge
     cur.execute("BEGIN")
     self.step("begun")
     try:
-        name = _batch_name(_next_number(cur))
+        number = _next_number(cur)
         columns = f"{', '.join(BAR_COLUMNS)}, stated, revised"
         cur.execute(
-            f"INSERT INTO lake.bars SELECT {columns} FROM fresh ORDER BY ticker, event_time, known_at"
+            f"INSERT INTO lake.bars ({columns}, batch) SELECT {columns}, {number} "
+            "FROM fresh ORDER BY ticker, event_time, known_at"
         )
         self.step("bars written")
         cur.execute("INSERT INTO lake.adjustments FROM fresh_factors ORDER BY ticker, event_time")
         self.step("adjustments written")
-        cur.execute("INSERT INTO lake.quarantine SELECT *, $batch FROM fresh_refused", {"batch": name})
+        cur.execute(
+            "INSERT INTO lake.quarantine SELECT *, $batch FROM fresh_refused", {"batch": _batch_name(number)}
+        )
         self.step("quarantine written")
         if flagged:
             self._write_flags(cur)
@@ -346,8 +355,9 @@ def tickers(
     source: str | None = None,  # None = the source ingested last
 ) -> list[str]:  # sorted
     "Every ticker with a bar."
-    query = "SELECT DISTINCT ticker FROM lake.bars WHERE source = $source ORDER BY 1"
-    return self.rows(query, source=source or self.source()).ticker.tolist()
+    source = source or self.source()
+    query = f"SELECT DISTINCT ticker FROM {self._existing(source)} WHERE source = $source ORDER BY 1"
+    return self.rows(query, source=source).ticker.tolist()
 
 
 @patch
@@ -356,9 +366,21 @@ def sessions(
     source: str | None = None,  # None = the source ingested last
 ) -> pd.DatetimeIndex:  # dates without a zone, sorted
     "Every session with a bar."
-    query = "SELECT DISTINCT event_time::DATE AS day FROM lake.bars WHERE source = $source ORDER BY 1"
-    days = self.rows(query, source=source or self.source()).day
-    return pd.DatetimeIndex(pd.to_datetime(days), name="session")
+    source = source or self.source()
+    bars = self._existing(source)
+    query = f"SELECT DISTINCT event_time::DATE AS day FROM {bars} WHERE source = $source ORDER BY 1"
+    return pd.DatetimeIndex(pd.to_datetime(self.rows(query, source=source).day), name="session")
+
+
+@patch
+def _existing(self: Lake, source):
+    "SQL for the bars of a source that exist; without retractions every stored row stands for one."
+    query = "SELECT count(*) AS n FROM (FROM lake.bars WHERE source = $source AND close IS NULL LIMIT 1)"
+    if not self.rows(query, source=source).n[0]:
+        return "lake.bars"
+    present = "row_number() OVER (PARTITION BY ticker, event_time ORDER BY known_at DESC) = 1"
+    newest = f"SELECT * FROM lake.bars WHERE source = $source QUALIFY {present}"
+    return f"(SELECT * FROM ({newest}) WHERE close IS NOT NULL)"
 
 # %% ../../nbs/lake/50_lake.ipynb #d7c5ac59
 @patch

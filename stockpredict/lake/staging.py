@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/lake/47_staging.ipynb #3f91d362
 import pandas as pd
 from .adjustments import FACTOR_NOISE, price_factors, split_factors
+from .known_at import ARRIVAL, with_arrival
 from .store import to_arrow
 from ..sources.bars import BAR_COLUMNS
 
@@ -23,47 +24,70 @@ AND ticker IN (SELECT unnest($names))"""
 _TWICE = """
 SELECT count(*)
 FROM (SELECT 1 FROM batch GROUP BY ticker, event_time HAVING count(*) > 1 LIMIT 1)"""
+_STARTED = """
+CREATE OR REPLACE TEMP TABLE started AS
+SELECT ticker, min(event_time) AS first
+FROM lake.bars
+WHERE source = $source AND ticker IN (SELECT unnest($names)) AND $wanted
+GROUP BY ticker"""
 _PLAIN = """
 CREATE OR REPLACE TEMP VIEW fresh AS
-SELECT *, true AS stated, false AS revised FROM batch"""
+SELECT * EXCLUDE (received, due), false AS revised, false AS late FROM batch"""
 
 # %% ../../nbs/lake/47_staging.ipynb #22ebfd63
-_FRESH = """
-CREATE OR REPLACE TEMP TABLE fresh AS
-WITH incoming AS (
+_MATCHED = """
+incoming AS (
     SELECT DISTINCT *, row(open, high, low, close, volume) AS v FROM batch
-), sent AS (
-    SELECT *, lag(v) OVER w AS before, row_number() OVER w = 1 AS oldest, lead(v) OVER w IS NULL AS latest
-    FROM incoming
-    WINDOW w AS (PARTITION BY ticker, event_time ORDER BY known_at)
-), before AS (
-    SELECT ticker, event_time, known_at, stated, row(open, high, low, close, volume) AS v FROM held
 ), newest AS (
-    SELECT ticker, event_time, max(known_at) AS top,
-        arg_max(v, known_at) AS v, arg_max(stated, known_at) AS stated
-    FROM before GROUP BY ALL
+    SELECT ticker, event_time, max(known_at) AS top, arg_max(stated, known_at) AS now_stated,
+        arg_max(row(open, high, low, close, volume), known_at) AS now_v
+    FROM held GROUP BY ALL
 ), matched AS (
-    SELECT s.*, b.known_at IS NULL AS unseen, b.v IS DISTINCT FROM s.v AS differs,
-        top, newest.v AS now_v, newest.stated AS now_stated
-    FROM sent s
+    SELECT s.*, top, now_v, now_stated, coalesce(s.stated AND s.known_at > top, false) AS ahead,
+        coalesce(s.event_time > first, false) AS follows,
+        row(b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM s.v AS again
+    FROM incoming s
     LEFT JOIN newest USING (ticker, event_time)
-    LEFT JOIN before b
-    ON b.ticker = s.ticker AND b.event_time = s.event_time AND b.known_at = s.known_at
-), wanted AS (
-    SELECT *, top IS NULL OR (unseen AND (NOT latest OR now_stated OR known_at > top)) AS stated FROM matched
-    WHERE (oldest OR v IS DISTINCT FROM before)
-    AND CASE WHEN top IS NULL THEN true WHEN NOT latest THEN unseen
-        ELSE v IS DISTINCT FROM now_v AND (unseen OR differs OR NOT now_stated) END
-)
-SELECT * EXCLUDE (known_at, v, before, oldest, latest, unseen, differs, now_v, now_stated),
-    top IS NOT NULL OR NOT oldest AS revised,
-    CASE WHEN stated THEN known_at ELSE greatest($now, top + INTERVAL 1 MICROSECOND) END AS known_at
-FROM wanted"""
+    LEFT JOIN held b ON b.ticker = s.ticker AND b.event_time = s.event_time AND b.known_at = s.known_at
+    LEFT JOIN started f ON f.ticker = s.ticker
+), placed AS (
+    SELECT *, row_number() OVER w AS place, lead(v) OVER w IS NULL AS latest, lag(v) OVER w AS before,
+        coalesce(lag(ahead) OVER w, false) AS before_ahead,
+        max(known_at) FILTER (ahead) OVER (PARTITION BY ticker, event_time) AS furthest
+    FROM matched
+    WINDOW w AS (PARTITION BY ticker, event_time ORDER BY known_at)
+)"""
 
 # %% ../../nbs/lake/47_staging.ipynb #ef505c82
-def _stage_bars(cur, bars, source, now):
-    "Fill `batch`, `held` and `fresh`; True when nothing of the batch is stored and no bar came twice."
-    cur.register("batch", to_arrow(bars, BAR_COLUMNS))
+_WANTED = """
+wanted AS (
+    SELECT *, top IS NULL AND place = 1 AS is_new,
+        top IS NULL AND follows AND NOT stated AND due < received AS late,
+        top IS NOT NULL AND NOT ahead AS corrects,
+        to_microseconds(place - 1) AS step
+    FROM placed
+    WHERE CASE WHEN top IS NULL THEN place = 1 OR v IS DISTINCT FROM before
+        WHEN ahead THEN v IS DISTINCT FROM CASE WHEN before_ahead THEN before ELSE now_v END
+        ELSE latest AND v IS DISTINCT FROM now_v AND NOT (again AND now_stated) END
+), together AS (
+    SELECT *, follows AND NOT stated AND bool_or(late OR corrects) OVER (PARTITION BY ticker) AS waits
+    FROM wanted
+)"""
+_FRESH = f"""
+CREATE OR REPLACE TEMP TABLE fresh AS
+WITH {_MATCHED}, {_WANTED}
+SELECT ticker, event_time, open, high, low, close, volume, source,
+    stated AND NOT corrects AS stated, NOT is_new AS revised,
+    is_new AND waits AND received > known_at AS late,
+    CASE WHEN corrects THEN greatest(received, greatest(top, furthest) + INTERVAL 1 MICROSECOND)
+        WHEN top IS NULL AND waits THEN greatest(known_at, received + step)
+        ELSE known_at END AS known_at
+FROM together"""
+
+# %% ../../nbs/lake/47_staging.ipynb #a28f030a
+def _stage_bars(cur, bars, source, overdue, more=()):
+    "Fill `batch`, `held`, `started` and `fresh`; True when no bar is stored, came twice or came late."
+    cur.register("batch", to_arrow(bars, [*BAR_COLUMNS, *ARRIVAL]))
     names = sorted(bars.ticker.unique())
     bounds = {"low": None, "high": None, "start": None, "end": None}
     if names:
@@ -71,14 +95,13 @@ def _stage_bars(cur, bars, source, now):
         bounds |= {"start": bars.event_time.min(), "end": bars.event_time.max()}
     cur.execute(_HELD, {"source": source, "names": names} | bounds)
     any_held = cur.execute("SELECT count(*) FROM held").fetchone()[0]
-    plain = not any_held and not cur.execute(_TWICE).fetchone()[0]
-    if plain:
-        cur.execute(_PLAIN)
-    else:
-        cur.execute(_FRESH, {"now": now})
+    plain = not any_held and not overdue and not cur.execute(_TWICE).fetchone()[0]
+    wanted = not plain or len(more) > 0
+    cur.execute(_STARTED, {"source": source, "names": [*names, *more], "wanted": wanted})
+    cur.execute(_PLAIN if plain else _FRESH)
     return plain
 
-# %% ../../nbs/lake/47_staging.ipynb #e9262108
+# %% ../../nbs/lake/47_staging.ipynb #82bb3ec9
 _FACTORS = """
 CREATE OR REPLACE TEMP TABLE fresh_factors AS
 WITH newest AS (
@@ -86,12 +109,26 @@ WITH newest AS (
     FROM lake.adjustments
     WHERE source = $source
     GROUP BY ALL
+), arrives AS (
+    SELECT ticker, event_time, min(known_at) AS known_at FROM fresh WHERE NOT revised GROUP BY ALL
+), beside AS (
+    SELECT DISTINCT ticker, event_time, true AS stored FROM held
+), arrived AS (
+    SELECT f.*, top, n.factor AS before, a.known_at AS bar_known, greatest($now, f.known_at) AS receipt,
+        stored OR coalesce(f.event_time > first AND f.known_at + INTERVAL 4 DAY < $now, false) AS late
+    FROM factors f
+    LEFT JOIN newest n USING (ticker, event_time)
+    LEFT JOIN arrives a USING (ticker, event_time)
+    LEFT JOIN beside USING (ticker, event_time)
+    LEFT JOIN started s ON s.ticker = f.ticker
 )
-SELECT f.ticker, f.event_time,
-    CASE WHEN top IS NULL THEN f.known_at ELSE greatest($now, top + INTERVAL 1 MICROSECOND) END AS known_at,
-    f.factor, f.source
-FROM factors f LEFT JOIN newest n USING (ticker, event_time)
-WHERE CASE WHEN top IS NULL THEN f.factor <> 1 ELSE abs(f.factor / n.factor - 1) > $noise END"""
+SELECT ticker, event_time,
+    CASE WHEN top IS NOT NULL THEN greatest($now, top + INTERVAL 1 MICROSECOND)
+        WHEN bar_known IS NOT NULL THEN bar_known
+        WHEN late THEN receipt ELSE known_at END AS known_at,
+    factor, source
+FROM arrived
+WHERE CASE WHEN top IS NULL THEN factor <> 1 ELSE abs(factor / before - 1) > $noise END"""
 _REFUSED = """
 CREATE OR REPLACE TEMP TABLE fresh_refused AS
 SELECT * FROM refused
@@ -124,23 +161,26 @@ def _stage_rest(cur, table, statement, params):
 _COUNTS = """
 SELECT (SELECT count(*) FROM fresh),
     (SELECT count(*) FROM fresh WHERE revised),
+    (SELECT count(*) FROM fresh WHERE late),
     (SELECT count(*) FROM fresh_factors),
     (SELECT count(*) FROM fresh_refused)"""
 
 
 def stage_batch(
     cur,  # cursor of a transaction to come
-    bars: pd.DataFrame,  # bars of one source
+    bars: pd.DataFrame,  # bars of one source, with their arrival
     refused: pd.DataFrame | None,  # rows to quarantine, with a column `reason`
     factors: pd.DataFrame | None,  # adjustment factors that came as a table
     source: str,  # id of the source
     now: pd.Timestamp,  # when the batch was received
-) -> tuple:  # plain?, and how many are fresh: bars, of these revised, factors, refused
+    overdue: bool = False,  # may any bar be late?
+) -> tuple:  # plain?, and how many are fresh: bars, of these revised and late, factors, refused
     "Compare a batch with the lake and stage the rows to write."
     columns = [*BAR_COLUMNS, "reason"]
     if refused is None:
         refused = pd.DataFrame(columns=columns).astype(bars.dtypes[BAR_COLUMNS])
-    plain = _stage_bars(cur, bars, source, now)
+    more = [] if factors is None else sorted(factors.ticker.unique())
+    plain = _stage_bars(cur, bars, source, overdue, more)
     cur.register("refused", to_arrow(refused, columns))
     cur.register("factors", _batch_factors(bars, factors))
     _stage_rest(cur, "factors", _FACTORS, {"source": source, "now": now, "noise": FACTOR_NOISE})
