@@ -23,14 +23,16 @@ from ..evaluate.label_mask import mask_untrusted, untraded_bars, untrusted_bars
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold
 from ..algebra.panel import Panel
+from ..models.contract import make_model
 from ..models.dataset import Dataset
+from ..models.forecast import Forecast
 from stockpredict.train.training_data import (
     covered_spec,
     missing_facts_note,
     training_dataset,
     training_panel,
 )
-from .walk_forward import Candidate, make_folds, run_candidate
+from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
 
 # %% ../../nbs/train/30_experiment.ipynb #b1097652
@@ -49,6 +51,7 @@ class Experiment:
     feature_ic: pd.DataFrame  # rank IC of each feature alone: value, se, n
     candidates: dict[str, Candidate]  # by model name
     rival: Candidate | None = None  # today's champion, on the same sessions
+    reference: Forecast | None = None  # the mean of all stocks, which every model contains as a special case
     workdir: Path | None = None  # folder it is stored in
 
     @property
@@ -63,6 +66,11 @@ class Experiment:
     def trials(self) -> int:
         "Number of models tried in all."
         return sum(max(len(c.ledger), 1) for c in self.candidates.values())
+
+    @property
+    def benchmark(self) -> Forecast:
+        "The forecast that errors are compared with: one mean for all stocks."
+        return self.candidates["mean"].forecast if self.reference is None else self.reference
 
 # %% ../../nbs/train/30_experiment.ipynb #fb842281
 @patch
@@ -86,6 +94,18 @@ def feature_skill(
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "se", "n"])
 
 # %% ../../nbs/train/30_experiment.ipynb #c81697dd
+POOLED = dict(prior=1e12)  # a mean of each stock that is shrunk onto the mean of all
+
+
+def reference_forecast(
+    settings: Settings,  # seed
+    dataset: Dataset,  # whole history
+    folds: list[Fold],  # from `make_folds`
+) -> Forecast:  # every test session
+    "The forecast of the mean of all stocks."
+    return walk_forward_forecasts(dataset, folds, lambda: make_model("mean", settings, **POOLED))
+
+# %% ../../nbs/train/30_experiment.ipynb #d968d9d8
 def compare_candidates(
     settings: Settings,  # candidates, horizons, seeds
     dataset: Dataset,  # whole history
@@ -109,6 +129,7 @@ def compare_candidates(
         close=np.asarray(close, dtype=float),
         feature_ic=feature_skill(dataset),
         candidates={name: run(settings, dataset, folds, name) for name in names},
+        reference=reference_forecast(settings, dataset, folds),
     )
 
 # %% ../../nbs/train/30_experiment.ipynb #e0da6558
@@ -161,6 +182,8 @@ def save(
     )
     save_file(arrays, self.workdir / "market.safetensors")
     self.feature_ic.to_parquet(self.workdir / "feature_ic.parquet")
+    if self.reference is not None:
+        self.reference.save(self.workdir / "reference.safetensors")
     description = dict(
         settings=self.settings.model_dump(exclude={"storage", "serving"}),
         lineage=self.lineage,
@@ -191,6 +214,7 @@ def load(
     arrays = load_file(place / "market.safetensors")
     names = [*description["candidates"], *filter(None, [description["rival"]])]
     candidates = {name: read_candidate(place / "candidates" / name) for name in names}
+    reference = place / "reference.safetensors"
     return cls(
         settings=Settings(**description["settings"]),
         lineage=description["lineage"],
@@ -203,6 +227,7 @@ def load(
         feature_ic=pd.read_parquet(place / "feature_ic.parquet"),
         candidates={name: candidates[name] for name in description["candidates"]},
         rival=candidates.get(description["rival"]),
+        reference=Forecast.load(reference) if reference.exists() else None,
         workdir=place,
     )
 

@@ -109,7 +109,7 @@ def evidence_sentences(
 ) -> list:  # of sentences
     "What is known about one candidate, in sentences."
     v, h = study.settings.validation, study.horizons[0]
-    n = sum(c.complexity > 0 for c in study.candidates.values())
+    n = max(1, sum(c.complexity > 0 for c in study.candidates.values()))
     word = "no evidence" if r.skill == "none" else f"{r.skill} evidence"
     if suspected:
         word = "which counts for nothing while a leak is suspected"
@@ -119,8 +119,8 @@ def evidence_sentences(
         f"correcting for {n} candidate{'s' * (n != 1)}, {r.over_mean:+.4f} against the historical mean "
         f"(p = {r.over_mean_p:.2g}): {word}.",
         f"Direction right {r.hit:.1%} of the time, always calling the more frequent sign {r.majority:.1%} "
-        f"(Pesaran-Timmermann p = {r.pt_p:.2g}); R² against the historical mean {r.r2_os:.2%} "
-        f"(Clark-West p = {r.cw_p:.2g}).",
+        f"(Pesaran-Timmermann p = {min(1, n * r.pt_p):.2g}); R² against the mean of all stocks "
+        f"{r.r2_os:.2%} (Clark-West p = {min(1, n * r.cw_p):.2g}); both p after the same correction.",
         f"Net Sharpe ratio {r.net_sharpe:.2f} [{r.net_low:.2f}, {r.net_high:.2f}] at "
         f"{study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs; probability of a true edge "
         f"after {study.trials} models tried {r.dsr:.0%}.",

@@ -69,32 +69,32 @@ def error_numbers(
     name: str,  # candidate
     h: int,  # horizon in sessions
 ) -> dict:
-    "R² against the historical mean, and against no return at all."
-    y = study.outcome(h)
-    point, past = (study.candidates[k].forecast.frame("median", h).to_numpy() for k in (name, "mean"))
-    r2, same = r2_oos(point, y, past, h), name == "mean"
+    "R² against the historical mean of all stocks, and against no return at all."
+    y, forecast = study.outcome(h), study.candidates[name].forecast
+    point, past = (f.frame("median", h).to_numpy() for f in (forecast, study.benchmark))
+    r2, claims = r2_oos(point, y, past, h), study.candidates[name].complexity > 0
     return dict(
-        r2_os=0.0 if same else r2.value,
+        r2_os=r2.value,
         r2_se=r2.se,
-        cw_p=1.0 if same else clark_west(point, y, past, h).p,
+        cw_p=clark_west(point, y, past, h).p if claims else 1.0,
         r2_zero=r2_oos(point, y, 0.0, h).value,
     )
 
-# %% ../../nbs/train/40_skill_table.ipynb #372f581b
+# %% ../../nbs/train/40_skill_table.ipynb #68c60f22
 def interval_numbers(
     study: Experiment,  # finished
     name: str,  # candidate
     h: int,  # horizon in sessions
 ) -> dict:
-    "Loss of the quantiles against the historical-mean model's, and coverage."
-    y, same = study.outcome(h), name == "mean"
-    forecasts = [study.candidates[k].forecast for k in (name, "mean")]
+    "Loss of the quantiles against those around the mean of all stocks, and coverage."
+    y, claims = study.outcome(h), study.candidates[name].complexity > 0
+    forecasts = [study.candidates[name].forecast, study.benchmark]
     q, base = (f.quantiles[:, :, f.horizon_index(h)].numpy() for f in forecasts)
     levels = forecasts[0].levels
     loss, base_loss = pinball(q, levels, y).mean(-1), pinball(base, levels, y).mean(-1)
     return dict(
-        pinball_skill=0.0 if same else skill_score(loss, base_loss, h).value,
-        dm_p=1.0 if same else 1 - diebold_mariano(loss, base_loss, h).p_greater,
+        pinball_skill=skill_score(loss, base_loss, h).value,
+        dm_p=1 - diebold_mariano(loss, base_loss, h).p_greater if claims else 1.0,
         cover50=interval_coverage(q[..., 1], q[..., 3], y, 0.5, h).value,
         cover90=interval_coverage(q[..., 0], q[..., 4], y, 0.9, h).value,
     )
