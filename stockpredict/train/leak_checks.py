@@ -84,9 +84,20 @@ def leading_candidate(
     return next(first.sort_values(columns, ascending=[False, True, True, True]).itertuples())
 
 
+def examined_lines(
+    study: Experiment,  # finished
+    table: pd.DataFrame,  # its skill table
+) -> list:  # lines of the table, as named tuples
+    "The leading candidate, and every other that could be served with a claim, at each such horizon."
+    lead = leading_candidate(study, table)
+    strong = table[(table.skill == "strong") & (table.complexity > 0)]
+    others = [r for r in strong.itertuples() if (r.model, r.horizon) != (lead.model, lead.horizon)]
+    return [lead, *others] if lead.claims else others
+
+
 def sharpe_alarms(
     study: Experiment,  # finished
-    lead,  # from `leading_candidate`
+    lead,  # line from `examined_lines`
 ) -> list:  # of alarms
     "A Sharpe ratio above its limit by more than its error."
     g = study.settings.gate
@@ -101,10 +112,11 @@ def delayed_ic(
     study: Experiment,  # finished
     who: str,  # candidate
     delay: int,  # sessions from the decision to the start of a one-session return
+    horizon: int | None = None,  # whose scores; the first by default
 ) -> pd.Series:  # per test session
     "Rank IC of the scores with the return of a later session."
     outcome = forward_returns(torch.from_numpy(study.close), 1, delay).numpy()[study.tested]
-    return rank_ic(study.score(who), outcome, study.sessions[study.tested])
+    return rank_ic(study.score(who, horizon), outcome, study.sessions[study.tested])
 
 # %% ../../nbs/train/45_leak_checks.ipynb #0e7a7d35
 def skill_by_delay(
@@ -122,24 +134,29 @@ def skill_by_delay(
 def fading_alarms(
     study: Experiment,  # finished
     who: str,  # candidate
+    horizon: int | None = None,  # whose scores; the first by default
 ) -> list:  # of alarms
     "Skill with edges, and skill that does not fade."
-    alpha, d, h = study.settings.gate.alpha, study.settings.validation.entry_delay, study.horizons[0]
-    inside = sum(delayed_ic(study, who, k) for k in range(d, d + h)) / h
+    alpha, d, h = (
+        study.settings.gate.alpha,
+        study.settings.validation.entry_delay,
+        horizon or study.horizons[0],
+    )
+    inside = sum(delayed_ic(study, who, k, h) for k in range(d, d + h)) / h
     level = hac_mean(inside)
     if not (level.value > 0 and level.p_greater < alpha):
         return []
 
     def gone(delay):
-        late = delayed_ic(study, who, delay)
+        late = delayed_ic(study, who, delay, h)
         small = hac_mean(late).value < EDGE * level.value
         return small and hac_mean(inside - late).p_greater < alpha
 
     alarms = []
     if gone(d + h) and (d == 0 or gone(d - 1)):
-        alarms.append(_edge_alarm(who, level, hac_mean(delayed_ic(study, who, d + h)).value))
+        alarms.append(_edge_alarm(who, level, hac_mean(delayed_ic(study, who, d + h, h)).value))
     if study.tested.stop - study.tested.start > 2 * FAR:
-        late = hac_mean(delayed_ic(study, who, d + FAR))
+        late = hac_mean(delayed_ic(study, who, d + FAR, h))
         if late.value > FAR_SHARE * level.value and late.p_greater < alpha:
             alarms.append(_endless_alarm(who, level, late))
     return alarms
@@ -165,11 +182,12 @@ def _endless_alarm(who, level, late):
 # %% ../../nbs/train/45_leak_checks.ipynb #af32c820
 def unseen_alarms(
     study: Experiment,  # finished
-    lead,  # from `leading_candidate`
+    lead,  # line from `examined_lines`
 ) -> list:  # of alarms
     "Better on unseen days than on training days."
     seen = study.candidates[lead.model].in_sample
-    if lead.kind == "baseline" or not seen or seen.get("value") is None:
+    known_at = study.horizons[0]  # the horizon at which the training days were scored
+    if lead.kind == "baseline" or lead.horizon != known_at or not seen or seen.get("value") is None:
         return []
     gap, noise = lead.ic - seen["value"], math.hypot(lead.ic_se, seen["se"])
     if not (gap > UNSEEN_GAP and gap > -float(ndtri(study.settings.gate.alpha)) * noise):
@@ -186,8 +204,9 @@ def leak_alarms(
     table: pd.DataFrame,  # its skill table
 ) -> list:  # of dict(check, value, limit, sentence)
     "Everything about an experiment that is too good to be true."
-    lead = leading_candidate(study, table)
     alarms = level_alarms(study, table) + feature_alarms(study)
-    if not lead.claims:
-        return alarms
-    return alarms + sharpe_alarms(study, lead) + fading_alarms(study, lead.model) + unseen_alarms(study, lead)
+    for line in examined_lines(study, table):
+        alarms += sharpe_alarms(study, line)
+        alarms += fading_alarms(study, line.model, line.horizon)
+        alarms += unseen_alarms(study, line)
+    return alarms

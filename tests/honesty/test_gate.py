@@ -14,7 +14,7 @@ from stockpredict.algebra.panel import Panel
 from stockpredict.models.dataset import Dataset
 from stockpredict.train.judge import SelfTest
 from stockpredict.train.gate import Verdict, choose_model, decide
-from stockpredict.train.leak_checks import leak_alarms
+from stockpredict.train.leak_checks import leading_candidate, leak_alarms
 from stockpredict.train.known_markets import add_canary
 from stockpredict.train.skill_table import skill_table
 from stockpredict.train.judge import judge_experiment, run_self_test, self_test_settings, judge_market
@@ -303,6 +303,27 @@ def test_the_simplest_model_that_is_not_beaten_is_chosen(planted):
     assert again.set_index(["model", "horizon"]).skill["reversal", 1] != "none" and name == best == "ridge", (
         "simple, but beaten"
     )
+
+
+def test_every_candidate_that_can_be_served_is_examined(planted):
+    "The leader is honest; the simpler one that would be served in its place knows a little of the outcome."
+    known, outcome = planted.candidates["reversal"], torch.from_numpy(planted.outcome())
+    noise = torch.randn(known.forecast.score.shape, generator=torch.Generator().manual_seed(2))
+    mean, sd = outcome.nanmean(1, keepdim=True), float(np.nanstd(outcome))
+    leak = noise + 0.04 * ((outcome - mean) / sd)[..., None]
+    leak = torch.where(known.forecast.score.isnan(), float("nan"), leak.float())
+    honest = Candidate("ridge", {}, replace(known.forecast, model="ridge"))
+    leaking = replace(known, forecast=replace(known.forecast, score=leak))
+    both = replace(
+        planted, candidates=dict(mean=planted.candidates["mean"], reversal=leaking, ridge=honest)
+    )
+    table = skill_table(both)
+    assert leading_candidate(both, table).model == "ridge"
+    assert choose_model(both, table[table.horizon == 1])[0] == "reversal"
+    verdict = decide(both)
+    assert verdict.decision == "suspected-leak" and verdict.model == "mean"
+    assert [a["check"] for a in verdict.numbers["alarms"]] == ["edges"]
+    assert "reversal knows the sessions of its label" in verdict.reasons[0]
 
 
 def test_nothing_is_promoted_without_a_self_test_that_passed(planted):
