@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import BarsInvalid, NotEnoughHistory, UnknownTicker, did_you_mean
 from . import kernels
-from .series import Grid, Series
+from .series import Grid
+from .series_logic import Series, UnknownAttribute, field_series
 
 # %% ../../nbs/algebra/50_panel.ipynb #0d0f4149
 FIELDS = ("open", "high", "low", "close", "volume")
@@ -39,12 +40,12 @@ class Panel:
     def __getattr__(self, name):
         if name not in FIELDS:
             hint = did_you_mean(name, [*FIELDS, "money"])
-            raise AttributeError(f"A panel has no '{name}'. {hint}")
+            raise UnknownAttribute(f"A panel has no '{name}'.", hint)
         if name not in self._series:
             x = self._fields.get(name)
             if x is None:
                 x = torch.full_like(self._fields["close"], math.nan)
-            self._series[name] = Series(x, self.grid, fields={name}, name=name)
+            self._series[name] = field_series(x, self.grid, name)
         return self._series[name]
 
     @cached_property
@@ -52,7 +53,7 @@ class Panel:
         x = self._fields.get("money")
         if x is None:
             x = self._fields["close"] * self._fields.get("volume", math.nan)
-        return Series(x, self.grid, fields={"close", "volume"}, name="money")
+        return field_series(x, self.grid, "money", {"close", "volume"})
 
     @cached_property
     def returns(self) -> Series:

@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/algebra/35_recipes.ipynb #36bacf3f
-import heapq, itertools
+import hashlib, heapq, itertools, types
 from collections import Counter
+import numpy as np
 from torch import Tensor
+from .live_code import CodeWalk
 
 # %% ../../nbs/algebra/35_recipes.ipynb #ac2489dc
 def greedy_order(
@@ -104,6 +106,70 @@ def shared_step(
         out = grid.shared.get(recipe, lambda: make(grid.shared.rows and grid.shared.rows[recipe]))
     out.recipe = recipe
     return out
+
+# %% ../../nbs/algebra/35_recipes.ipynb #fd832dd5
+_MARKS = {}  # key of a function of this package -> the function, and its digest
+
+
+def _is_own(x):  # a plain value or a function of the algebra, what it encloses included
+    if isinstance(x, types.FunctionType):
+        cells = x.__closure__ or ()
+        name = x.__globals__.get("__name__", "")
+        return name.startswith("stockpredict.algebra.") and all(_is_own(c.cell_contents) for c in cells)
+    if isinstance(x, tuple):
+        return all(map(_is_own, x))
+    return x is None or isinstance(x, int | float | str | np.ndarray | types.BuiltinFunctionType)
+
+
+def _function_key(x):  # equal for the same code around the same plain values; None = there is none
+    if isinstance(x, types.FunctionType):
+        parts = *(c.cell_contents for c in x.__closure__ or ()), *(x.__defaults__ or ())
+        keys = [_function_key(p) for p in parts]
+        packaged = x.__globals__.get("__name__", "").startswith("stockpredict.")
+        return (id(x.__code__), *keys) if packaged and None not in keys else None
+    if isinstance(x, tuple):
+        keys = [_function_key(p) for p in x]
+        return None if None in keys else tuple(keys)
+    return (type(x), x) if x is None or isinstance(x, int | float | str) else None
+
+# %% ../../nbs/algebra/35_recipes.ipynb #8a747dbe
+def function_mark(
+    op,  # function of a step, or several
+) -> str | None:  # "" = one of the algebra; None = it cannot be told from others
+    "What tells the function of a step from others with the same name."
+    if _is_own(op):
+        return ""
+    key = _function_key(op)
+    if key is None or key not in _MARKS:
+        mark = CodeWalk().digest(op)
+        if key is None:
+            return mark
+        _MARKS[key] = op, mark
+    return _MARKS[key][1]
+
+
+def marked_name(
+    name: str | None,  # of a step, parameters included
+    op,  # its function, or several
+) -> str | None:  # None = the step is not shared
+    "The name of a step, with a mark where its function is not one of the algebra."
+    mark = name and function_mark(op)
+    return None if not name or mark is None else f"{name} {mark}".rstrip()
+
+# %% ../../nbs/algebra/35_recipes.ipynb #615a8790
+_GRAPHS = {}  # recipe -> digest of the graph behind it
+
+
+def graph_digest(
+    recipe: int,  # from `recipe_number`
+) -> str:
+    "A digest of the expression graph behind a recipe."
+    if recipe not in _GRAPHS:
+        keys = {number: key for key, number in list(RECIPES.items()) if number not in _GRAPHS}
+        for number in sorted(keys):  # what a recipe is made from has a smaller number
+            parts = [_GRAPHS[p[0]] if isinstance(p, tuple) else f"{p!r}" for p in keys[number]]
+            _GRAPHS[number] = hashlib.blake2b(" ".join(parts).encode(), digest_size=12).hexdigest()
+    return _GRAPHS[recipe]
 
 # %% ../../nbs/algebra/35_recipes.ipynb #44222eb6
 def rows_needed(

@@ -8,13 +8,14 @@ __all__ = ['Series']
 # %% ../../nbs/algebra/40_series.ipynb #b2e86c4b
 import math, operator
 from functools import cached_property
+import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError
 from . import kernels, numba_kernels, numba_moments, order_statistics
-from .recipes import newest_rows, recipe_number, shared_step
+from .recipes import marked_name, newest_rows, recipe_number, shared_step
 
 # %% ../../nbs/algebra/40_series.ipynb #1f306948
 class Grid:
@@ -71,9 +72,8 @@ class Series:
         fields: frozenset = frozenset(),  # published fields it was made from
         as_bars: bool = False,  # are rows bars instead of sessions? (gaps closed)
         clean: bool = False,  # is it known to be `NaN` wherever there is no bar?
-        name: str | None = None,  # of a published field, which needs no other recipe
     ):
-        self.recipe = None if name is None else recipe_number(name)
+        self.recipe = None  # filled by hand; operations set it
         if values.shape[1:] != grid.present.shape[1:]:
             raise FeatureError(
                 f"A series on this panel needs {len(grid.tickers)} columns, not a shape of "
@@ -133,10 +133,25 @@ def _origin(series):  # look-back, crossings and fields of what is made from sev
     return lookback, crossings, frozenset().union(*(s.fields for s in series))
 
 # %% ../../nbs/algebra/40_series.ipynb #5afaad75
+_NUMBERS = int | float | np.number | np.bool_
+
+
+def _check_numbers(operands):
+    for x in operands:
+        plain = isinstance(x, _NUMBERS) or (isinstance(x, Tensor) and x.ndim == 0)
+        if not plain and not isinstance(x, Series):
+            raise FeatureError(
+                f"A series cannot be combined with a {type(x).__name__}.",
+                "Combine it with series of the same panel and with numbers; attach values of your own to "
+                "the panel with `attach_fields`, and read them with `fact_series`.",
+            )
+
+# %% ../../nbs/algebra/40_series.ipynb #9b8b7d2e
 def _combine(name, op, *operands):
     "Apply a tensor function to series and numbers on one grid."
     series = [s for s in operands if isinstance(s, Series)]
     _check_same_grid(series)
+    _check_numbers(operands)
 
     def make(rows):
         as_bars = any(s._as_bars for s in series)
@@ -206,6 +221,9 @@ def clip(
     high: float | None = None,  # largest value that stays; None = any
 ) -> Series:
     "Limit the values to a range; an infinite value, from a division by zero, is undefined."
+    if any(isinstance(x, Series) for x in (low, high)):
+        raise FeatureError("A range has fixed ends.", "Use `maximum` and `minimum` to limit by a series.")
+    _check_numbers([x for x in (low, high) if x is not None])
     return _combine(f"clip {low} {high}", lambda x: x.clamp(low, high).add_(x, alpha=0), self)
 
 # %% ../../nbs/algebra/40_series.ipynb #231d7713
@@ -261,6 +279,7 @@ def _back(
         x = kernels.in_blocks(last if last and rows == 1 else op, 1, *tensors)
         return Series(newest_rows(x, rows), self.grid, back + bars, *rest, True)
 
+    name = marked_name(name, (op, last))
     recipe = name and recipe_number(name, *series)
     return shared_step(self.grid, recipe, make, series, bars, "back", (op, last))
 
@@ -270,7 +289,8 @@ def check_window(
     least: int = 1,  # fewest that make sense
 ) -> int:  # the same
     "Check the length of a window."
-    if isinstance(n, bool) or int(n) != n or n < least:
+    whole = isinstance(n, int | float | np.number) and not isinstance(n, bool) and n == n // 1
+    if not whole or n < least:
         raise FeatureError(
             f"A window of {n} bars is not possible.",
             f"Windows count bars backwards, whole numbers from {least}; there is no way to look ahead.",
@@ -466,6 +486,7 @@ def series_step(
     *series,  # what it is made from
 ) -> Series:
     "A series made by a function of your own, with a recipe."
+    name = marked_name(name, op)
     recipe = name and recipe_number(name, *series)
     return shared_step(grid, recipe, lambda rows: make(), series, 0, kind, op)
 

@@ -10,70 +10,21 @@ __all__ = ['FEATURES', 'SETS', 'Feature', 'prove', 'feature', 'technical', 'comp
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.errors import FeatureError, NotEnoughHistory, SeesFuture
+from ..core.errors import FeatureError, NotEnoughHistory, SeesFuture, UnknownName
 from ..core.registry import Registry
 from ..algebra.kernels import BLOCK_VALUES
-from ..algebra.panel import FIELDS, Panel, equal_with_nan, scramble_future
+from ..algebra.leak_scan import scan_function
+from ..algebra.live_code import CodeWalk, is_packaged
+from ..algebra.panel import FIELDS, Panel, Series, equal_with_nan
+from ..algebra.proof_guard import check_foresight, examine, watched
+from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
 from ..algebra.recipes import SeriesCache, greedy_order, rows_needed
-from ..algebra.series import Grid, Series
-
-# %% ../../nbs/catalogue/00_feature.ipynb #9e30c9fc
-PROOF_CUTS = (67, 23)  # sessions before the end at which the proof removes the future
-
-
-def _proof_fact(name, sessions):  # `[session, ticker]`
-    noise = np.random.default_rng([5, *name.encode()])
-    x = np.exp(0.3 * noise.standard_normal((sessions, 6))).round(1)
-    changes = np.where(noise.random(sessions) < 0.2, np.arange(sessions), 0)
-    x = x[np.maximum.accumulate(changes)]
-    x[:9], x[-70:-60, 4] = math.nan, math.nan
-    return torch.from_numpy(x).float()
-
-
-def _break_market(x):  # halts, listings, delistings and gaps, in place
-    for name in FIELDS:
-        x[name][-90:-84, 3] = x[name][-90, 3]
-    for a in PROOF_CUTS:
-        x["volume"][-a - 1 : -a + 2, 4] = math.nan
-        for name in FIELDS:
-            x[name][-a - 1 : -a + 2, 2] = math.nan
-            x[name][-a + 4, 0] = math.nan
-    for name in FIELDS:
-        x[name][: -PROOF_CUTS[0], 1] = math.nan
-        x[name][-8:, 5] = math.nan
-
-# %% ../../nbs/catalogue/00_feature.ipynb #7a712771
-@lru_cache(32)
-def proof_panel(
-    sessions: int,  # length, at least 160
-    also: frozenset = frozenset(),  # fields beside the bars
-) -> Panel:  # six tickers
-    "A small market with halts, listings, delistings and gaps, the same on every machine."
-    noise = torch.Generator().manual_seed(11)
-
-    def draw():
-        return torch.randn(sessions, 6, generator=noise)
-
-    close = 50 * (0.002 + 0.02 * draw()).cumsum(0).clamp(-2, 2).exp()
-    open_, wide = close * (0.01 * draw()).exp(), (0.01 * draw().abs()).exp()
-    x = dict(
-        open=open_,
-        high=torch.maximum(open_, close) * wide,
-        low=torch.minimum(open_, close) / wide,
-        close=close,
-        volume=(13 + draw()).exp().round(),
-    )
-    _break_market(x)
-    # dividends paid since then are missing from the close
-    x["money"] = x["close"] * x["volume"] * torch.linspace(1.3, 1.0, sessions)[:, None]
-    x |= {name: _proof_fact(name, sessions) for name in sorted(also)}
-    return Panel(x, pd.bdate_range("2020-01-01", periods=sessions), list("ABCDEF"))
+from ..algebra.series import Grid
 
 # %% ../../nbs/catalogue/00_feature.ipynb #1f729c3c
 class Feature:
@@ -93,7 +44,8 @@ class Feature:
         self.group = group
         self.across = across
         self.sets = tuple(sets)
-        self.proven = 0
+        self.proven = 0  # sessions of the longest history it was proven on
+        self.widest = 0  # tickers of the widest panel of yours it was proven on
         self.source = "definition" if source == "-" else source
 
     @property
@@ -114,8 +66,24 @@ class Feature:
         return out
 
 # %% ../../nbs/catalogue/00_feature.ipynb #62d0cd66
+@patch
+def refresh(
+    self: Feature,
+    walk: CodeWalk | None = None,  # shared by many features; None = a new one
+) -> str | None:  # a digest of all code behind it; None = it reaches something that has none
+    "Forget what was observed when anything changed that the function reaches."
+    code = (walk or CodeWalk()).digest(self.func, self.name)
+    if code is None or code != self.__dict__.setdefault("code", code):
+        self.__dict__.pop("traits", None)
+        self.proven = self.widest = 0
+    self.code = code
+    return code
+
+# %% ../../nbs/catalogue/00_feature.ipynb #ace8a067
 @patch(as_prop=True)
 def _traits(self: Feature) -> tuple[Series, Counter]:
+    if not is_packaged(self.func):
+        self.refresh()
     if "traits" not in self.__dict__:
         panel = proof_panel(160).first(2)
         panel.grid.shared = SeriesCache()
@@ -152,32 +120,6 @@ def feature_values(
     "A feature's values; `NaN` where there is no bar or no finite value."
     x = feature(panel).values
     return x.masked_fill_(~x.isfinite(), math.nan)
-
-
-class ProofMarkets:
-    "A market, and the alternatives on which a feature must give the same values."
-
-    def __init__(
-        self,
-        panel: Panel,  # the market
-    ):
-        self.panel = panel
-        self.futures = []
-        for t in (len(panel) - c for c in PROOF_CUTS if c < len(panel)):
-            self.futures.append((t, "cut off", panel.first(t + 1)))
-            self.futures.append((t, "replaced by noise", scramble_future(panel, t)))
-        order = panel.tickers[::-1]
-        self.turned = panel.select(order)
-        self.fewer = panel.select(order[: (len(order) + 1) // 2])
-
-    @staticmethod
-    @lru_cache(32)
-    def hard(
-        lookback: int,  # of the features
-        also: frozenset = frozenset(),  # fields beside the bars
-    ) -> "ProofMarkets":
-        "The hard market, long enough for a look-back, and its alternatives."
-        return ProofMarkets(proof_panel(160 + 64 * math.ceil(lookback / 64), also))
 
 # %% ../../nbs/catalogue/00_feature.ipynb #8821ba10
 def _check_futures(feature, trial, whole):
@@ -228,7 +170,52 @@ def prove(
     feature.proven = max(feature.proven, len(trial.panel))
     return feature
 
+# %% ../../nbs/catalogue/00_feature.ipynb #ba17563e
+def _own_panels(func):  # panels that lie beside a function, the largest first
+    beside = [x for x in list(getattr(func, "__globals__", {}).values()) if isinstance(x, Panel)]
+    return sorted(beside, key=lambda p: -p.present.numel())[:2]
+
+
+def prove_on(
+    f: Feature,  # what to examine
+    panel: Panel,  # one of your own
+    seconds: float = 0.5,  # of processor time for random sessions
+    fresh: bool = False,  # try it in a fresh process too
+):
+    "Prove a feature on a panel of your own, with all its tickers."
+    if len(panel) < 2 or not all(panel.has(x) for x in f.fields):
+        return
+    panel = panel.to("cpu") if panel.present.is_cuda else panel
+    examine(f.name, lambda p: feature_values(f, p), panel, (f.lookback, f.crossings), seconds, fresh)
+    check_foresight(f.name, feature_values(f, panel), panel)
+    f.proven, f.widest = max(f.proven, len(panel)), max(f.widest, len(panel.tickers))
+
+# %% ../../nbs/catalogue/00_feature.ipynb #a10013ec
+def prove_widely(
+    f: Feature,  # what to examine
+    panels: list[Panel] | None = None,  # of your own; None = those that lie beside its function
+):
+    "Scan a feature, then prove it on the hard market, on a wide one and on panels of your own."
+    scan_function(f.func, f.name)
+    with watched(f.name):
+        prove(f)
+    wide = wide_panel(f.fields - set(FIELDS))
+    examine(f.name, lambda p: feature_values(f, p), wide, (f.lookback, f.crossings), 0.1)
+    for panel in _own_panels(f.func) if panels is None else panels:
+        prove_on(f, panel, fresh=True)
+
 # %% ../../nbs/catalogue/00_feature.ipynb #cb6c56b0
+def check_description(
+    func,  # of a panel
+):
+    "Refuse a function without a docstring."
+    if not " ".join((func.__doc__ or "").split()):
+        raise FeatureError(
+            f"The feature {func.__name__} has no description.",
+            "Give the function a docstring with its formula: it is what tables, cards and searches show.",
+        )
+
+# %% ../../nbs/catalogue/00_feature.ipynb #b2c5cfaf
 FEATURES = Registry("feature", "stockpredict.features")
 
 
@@ -243,11 +230,12 @@ def feature(
     "Decorator: list a function of a panel in the catalogue; raises `SeesFuture` when it sees the future."
 
     def register(func):
+        check_description(func)
         parameters = [()] if n is None else [a if isinstance(a, tuple) else (a,) for a in n]
         new = [Feature(func, args, group, source, across, sets) for args in parameters]
-        if not func.__module__.startswith("stockpredict."):
+        if not is_packaged(func):
             for f in new:
-                prove(f)
+                prove_widely(f)
         for f in new:
             into.add(f.name, f)
 
@@ -309,11 +297,27 @@ def resolve_names(
     "Spell out sets and check that every name is known."
     out = []
     for n in [names] if isinstance(names, str | Feature) else names:
-        if isinstance(n, Feature):
-            out.append(n)
-        else:
-            out += SETS[n] if n in SETS.rules else [FEATURES[n] and n]
+        if not isinstance(n, str | Feature):
+            raise FeatureError(
+                f"A feature is asked for by its name, not by a {type(n).__name__}.",
+                'Write names of features or sets, such as ["rsi_14", "core"].',
+            )
+        out += (
+            SETS[n]
+            if isinstance(n, str) and n in SETS.rules
+            else [n if isinstance(n, Feature) else _known(n)]
+        )
     return list(dict.fromkeys(out))
+
+
+def _known(name):  # the name, or an error that lists the same indicator with other windows
+    base = name.lower()
+    windows = [n for n in FEATURES.names() if n == base or n.rpartition("_")[0] == base]
+    if name not in FEATURES and windows:
+        raise UnknownName(
+            f"There is no feature called '{name}'.", f"Choose a window: {', '.join(windows)}.", name=name
+        )
+    return FEATURES[name] and name
 
 # %% ../../nbs/catalogue/00_feature.ipynb #88c526cb
 def as_features(
@@ -322,22 +326,23 @@ def as_features(
     "The features behind names and sets."
     return [n if isinstance(n, Feature) else FEATURES[n] for n in resolve_names(names)]
 
-
-def longest_histories(
-    panel: Panel,  # a market
-    most: int = 8,  # tickers that stay
-) -> Panel:  # the same sessions, fewer tickers
-    "The tickers with the most bars."
-    order = panel.present.sum(0).argsort(descending=True, stable=True)[:most].tolist()
-    return panel.select([panel.tickers[i] for i in sorted(order)])
-
 # %% ../../nbs/catalogue/00_feature.ipynb #c1cf7ac7
 def ensure_proven(
     panel: Panel,  # where the features will be computed
     names: str | list,  # names of features, names of sets, or `Feature` objects
 ) -> list[Feature]:  # the features, in the order of `resolve_names`
     "Prove each feature that was not yet proven, or only on much shorter histories."
+    if not isinstance(panel, Panel):
+        raise FeatureError(
+            f"Features are computed on a panel, not on a {type(panel).__name__}.",
+            "Build one from long bars: Panel.from_bars(bars).",
+        )
     chosen = as_features(names)
+    for f in (f for f in chosen if not is_packaged(f.func)):
+        if not f.proven:
+            prove_widely(f, [])
+        if len(panel) > f.proven or len(panel.tickers) > f.widest:
+            prove_on(f, panel, 0.2)
     prove_all([f for f in chosen if not f.proven])
     young = [f for f in chosen if len(panel) > 4 * f.proven and all(panel.has(x) for x in f.fields)]
     trial = ProofMarkets(longest_histories(panel)) if young else None

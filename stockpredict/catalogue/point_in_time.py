@@ -16,7 +16,7 @@ from ..core.calendar import Calendar
 from ..core.errors import FactsMissing, FeatureError
 from ..core.registry import Registry
 from ..algebra.panel import FIELDS, Panel
-from ..algebra.series import Series
+from ..algebra.series_logic import Series, field_series
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #47dbdbd3
 def decision_times(
@@ -143,7 +143,7 @@ def fact_series(
         x = bars._fields.get(name)
         if x is None:
             x = torch.full_like(bars._fields["close"], math.nan)
-        bars._series[name] = Series(x, bars.grid, fields={name}, name=name)
+        bars._series[name] = field_series(x, bars.grid, name)
     return bars._series[name]
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #dc89b801
