@@ -4957,6 +4957,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'stockpredict/stream/consumer.py'),
                                               'stockpredict.stream.consumer.Consumer._announce': ( 'stream/consumer.html#consumer._announce',
                                                                                                    'stockpredict/stream/consumer.py'),
+                                              'stockpredict.stream.consumer.Consumer._append': ( 'stream/consumer.html#consumer._append',
+                                                                                                 'stockpredict/stream/consumer.py'),
                                               'stockpredict.stream.consumer.Consumer._count': ( 'stream/consumer.html#consumer._count',
                                                                                                 'stockpredict/stream/consumer.py'),
                                               'stockpredict.stream.consumer.Consumer._housekeeping': ( 'stream/consumer.html#consumer._housekeeping',

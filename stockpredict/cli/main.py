@@ -6,11 +6,13 @@
 __all__ = ['app', 'main']
 
 # %% ../../nbs/cli/50_main.ipynb #2911ba24
-import json, re
+import json
+from pathlib import Path
 from typing import Annotated
 import typer
 from .console import Group, Json, as_json, grid, load, out, sentences, show
 from .console import explain_settings, split_changes, telling
+from .feature_commands import features, write_cards
 from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -220,30 +222,44 @@ def report_run(
     ] = None,
 ):
     "Run a notebook again, on the newest work folder unless you name another."
+    from stockpredict.core.errors import NotFound
     from stockpredict.ops.runs import notebook_parameters, run, run_notebook_path
     from stockpredict.ops.work import newest_work
 
-    values = {k: json_or_text(v) for k, _, v in (p.partition("=") for p in param or [])}
-    if "workdir" in notebook_parameters(run_notebook_path(name)):
-        values.setdefault("workdir", newest_work(load(ctx)))
-    out(str(run(name, values, settings=load(ctx)).html))
+    s, values = load(ctx), {k: json_or_text(v) for k, _, v in (p.partition("=") for p in param or [])}
+    parameters = notebook_parameters(run_notebook_path(name))
+    if "workdir" in parameters and "workdir" not in values:
+        try:
+            values["workdir"] = newest_work(s)
+        except NotFound:
+            if "overrides" not in parameters:
+                raise
+            values = own_settings(ctx, s) | values  # it needs the lake alone
+    out(str(run(name, values, settings=s).html))
 
 # %% ../../nbs/cli/50_main.ipynb #3ac5b1e7
 @reports.command("data")
 def report_data(ctx: typer.Context):
     "Update the lake and write the data report: coverage, rejected rows, flags, corrections, freshness."
-    from pathlib import Path
     from stockpredict.ops.runs import run
 
-    s, file = load(ctx), Path(ctx.obj.file or "settings.ini").absolute()
+    s = load(ctx)
+    out(str(run("r10_ingest", own_settings(ctx, s), settings=s).html))
+
+
+def own_settings(
+    ctx,  # context of the command
+    settings,  # as loaded
+) -> dict:  # parameters of a run notebook
+    "The settings of this command line, for a notebook that runs in another folder."
     folders = {
-        "storage.home": str(s.storage.home_dir.absolute()),
-        "storage.reports": str(s.storage.reports_dir.absolute()),
+        "storage.home": str(settings.storage.home_dir.absolute()),
+        "storage.reports": str(settings.storage.reports_dir.absolute()),
     }
-    parameters = dict(overrides=split_changes(ctx.obj.changes) | folders, settings_path=str(file))
-    out(str(run("r10_ingest", parameters, settings=s).html))
+    file = Path(ctx.obj.file or "settings.ini").absolute()
+    return dict(overrides=split_changes(ctx.obj.changes) | folders, settings_path=str(file))
 
-
+# %% ../../nbs/cli/50_main.ipynb #cf8d179f
 def json_or_text(
     text: str,  # from the command line
 ):
@@ -254,68 +270,13 @@ def json_or_text(
         return text
 
 # %% ../../nbs/cli/50_main.ipynb #a4baf8d6
-@app.command()
-def features(
-    ctx: typer.Context,
-    word: Annotated[
-        str,
-        typer.Argument(metavar="WORD", help="Part of a name, group, formula or source; default: all."),
-    ] = "",
-    group: Annotated[str, typer.Option(help="Only this group.")] = "",
-    html: Annotated[
-        bool, typer.Option("--html", help="Write a page with a card for each feature instead.")
-    ] = False,
-    json_: Json = False,
-):
-    "List features: what they measure, how far they look back, and where they come from."
-    from stockpredict.catalogue.feature import feature_table, search_features
-
-    if html:
-        return _write_handbook(load(ctx))
-    frame = search_features(word) if word else feature_table()
-    if group:
-        frame = frame[frame.group == group]
-    if not len(frame):
-        raise _no_such_feature(word, group)
-    as_json(frame.reset_index().to_dict("records")) if json_ else out(grid(frame.reset_index()))
-
-# %% ../../nbs/cli/50_main.ipynb #234c3df3
-def _write_handbook(settings):
-    "Write the page with a card for each feature, and print its path."
-    from stockpredict.ops.handbook import write_handbook
-
-    with telling() as say:
-        say("drawing every feature")
-        path = write_handbook(settings.storage.reports_dir)
-    out(str(path))
+app.add_typer(features, name="features")
 
 
 @reports.command("features")
 def report_features(ctx: typer.Context):
     "Write a page with a card for each feature."
-    _write_handbook(load(ctx))
-
-# %% ../../nbs/cli/50_main.ipynb #ad02a19a
-def _no_such_feature(word, group):
-    "The error for a search without results."
-    from stockpredict.catalogue.feature import feature_table, search_features
-    from stockpredict.core.errors import UnknownName, did_you_mean, near
-
-    rows, every = feature_table(), " `stockpredict features` lists them all."
-    groups = sorted(set(rows.group))
-    if group not in ("", *groups):
-        problem = f"There is no group of features called '{group[:60]}'."
-        return UnknownName(problem, did_you_mean(group, groups) + every)
-    if group and len(elsewhere := search_features(word)):
-        names = ", ".join(sorted(set(elsewhere.group)))
-        return UnknownName(
-            f"No feature of the group {group} mentions '{word[:60]}'.",
-            f"It is found in {names}: name one of these groups, or leave --group away.",
-        )
-    text = " ".join((*rows.index, *rows.group, *rows.source)).lower().replace("_", " ")
-    words = sorted({*rows.index, *re.findall(r"\w{3,}", text)})
-    hint = did_you_mean(word, words) if near(word, words) else f"The groups are {', '.join(groups)}."
-    return UnknownName(f"No feature mentions '{word[:60]}'.", hint + every)
+    write_cards(load(ctx))
 
 # %% ../../nbs/cli/50_main.ipynb #78bf2018
 @app.command()
