@@ -136,12 +136,14 @@ def day_of(
     if times.tz is None:
         return times.normalize()
     utc = times.tz_convert("UTC")
-    plain = utc.tz_localize(None)
+    plain, own = utc.tz_localize(None), times.tz_localize(None)
     local = utc.tz_convert(self.tz).tz_localize(None).normalize()
     day = pd.DatetimeIndex(np.where(plain == plain.normalize(), plain, local))
+    own_midnight = (own == own.normalize()) & (own != plain)
     at = np.minimum(self._closes.searchsorted(utc), len(self._closes) - 1)
     during = (self._opens[at] <= utc) & (utc <= self._closes[at])
-    return pd.DatetimeIndex(np.where(during, self._days[at], day)).as_unit("us")
+    day = np.where(during, self._days[at], day)
+    return pd.DatetimeIndex(np.where(own_midnight, own, day)).as_unit("us")
 
 
 @patch

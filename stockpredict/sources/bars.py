@@ -42,12 +42,12 @@ def empty_bars() -> pd.DataFrame:  # no rows, all columns
     return as_bars({name: [] for name in BAR_COLUMNS})
 
 # %% ../../nbs/sources/00_bars.ipynb #1bd4f2c3
-TICKER = re.compile(r"\^?[A-Z0-9][A-Z0-9.^=-]{0,15}")
+TICKER = re.compile(r"\^?[A-Z0-9][A-Z0-9.^=&-]{0,15}")
 
 # %% ../../nbs/sources/00_bars.ipynb #590b23a4
 def canonical_ticker(
     ticker: str,  # as a vendor or a user wrote it
-) -> str:  # at most 16 characters of A-Z 0-9 . ^ = -
+) -> str:  # at most 16 characters of A-Z 0-9 . ^ = & -
     "The canonical form of a ticker; raises `BarsInvalid` for anything else."
     name = ticker.strip() if isinstance(ticker, str) else ""
     # `upper()` turns some foreign letters into Latin ones, so only ASCII may reach it.
@@ -55,11 +55,31 @@ def canonical_ticker(
     if not (TICKER.fullmatch(upper) and len(upper) <= 16):
         raise BarsInvalid(
             f"{ascii(ticker)[:40]} is not a ticker.",
-            "Tickers have 1 to 16 of the characters A-Z 0-9 . ^ = - "
+            "Tickers have 1 to 16 of the characters A-Z 0-9 . ^ = & - "
             "and start with a letter or digit, or with ^ for an index.",
             ticker=ascii(ticker)[:40],
         )
     return re.sub(r"^([A-Z]+)\.([A-E])$", r"\1-\2", upper)
+
+# %% ../../nbs/sources/00_bars.ipynb #914adcb7
+def canonical_tickers(
+    values: pd.Series,  # tickers as written
+) -> pd.Series:  # canonical; what is no ticker becomes "?" and its text
+    "Canonical tickers of a column; each distinct one is checked once."
+    form, odd = {}, []
+    for t in pd.unique(values):
+        try:
+            form[t] = canonical_ticker(t)
+        except BarsInvalid:
+            odd.append(ascii(t)[:24])
+            form[t] = f"?{odd[-1]}"
+    if 2 * len(odd) <= len(form):
+        return values.map(form)
+    raise BarsInvalid(
+        f"{len(odd)} of {len(form)} values of the ticker column are not tickers: {', '.join(odd[:5])}.",
+        "Map the column that holds the tickers, or correct them in the file.",
+        tickers=odd[:20],
+    )
 
 # %% ../../nbs/sources/00_bars.ipynb #43883b5c
 ALIASES = dict(
@@ -117,6 +137,8 @@ def _hint(name, known):
 
 # %% ../../nbs/sources/00_bars.ipynb #a12840f5
 ZONED = r"[T ]\d{2}:?\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$"  # text that states its UTC offset
+# midnight in a zone of its own, which is a way to write a date
+LOCAL_MIDNIGHT = r"^(\d{4}-\d{2}-\d{2})[T ]00:00(?::00(?:\.0+)?)?(?!Z|[+-]00:?00)[+-]\d{2}:?\d{2}$"
 
 
 def session_days(
@@ -135,6 +157,9 @@ def session_days(
     if zoned.any():
         times = pd.to_datetime(text[zoned], format="ISO8601", errors="coerce", utc=True)
         days[zoned] = calendar.day_of(times)
+        local = text.str.extract(LOCAL_MIDNIGHT)[0]
+        at_midnight = local.notna() & days.notna()
+        days[at_midnight] = pd.to_datetime(local[at_midnight], format="%Y-%m-%d").dt.as_unit("us")
     if days.isna().mean() > 0.5:
         example = str(values[days.isna()].iloc[0])[:40]
         raise BarsInvalid(
@@ -260,24 +285,24 @@ def tidy_bars(
     if "known_at" in at:
         known, stated = stated_times(frame[at["known_at"]], event, calendar, lag)
         values |= dict(known_at=known, stated=stated)
-    bars = as_bars(values | dict(ticker=_canonical_tickers(frame[at["ticker"]]), source=source))
+    tickers = canonical_tickers(frame[at["ticker"]]).to_numpy()
+    _refuse_intraday(tickers, event, frame[at["event_time"]])
+    bars = as_bars(values | dict(ticker=tickers, source=source))
     return bars.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/sources/00_bars.ipynb #962ff4de
-def _canonical_tickers(values):
-    "Canonical tickers; each distinct one is checked once."
-    form, bad = {}, []
-    for t in pd.unique(values):
-        try:
-            form[t] = canonical_ticker(t)
-        except BarsInvalid:
-            bad.append(ascii(t)[:24])
-    if not bad:
-        return values.map(form).to_numpy()
+def _refuse_intraday(tickers, event, times):
+    "Refuse a table in which most rows share ticker and day with another row and have their own time."
+    key = pd.DataFrame({"ticker": tickers, "event": event})
+    copies = key.duplicated().mean() if len(key) else 0
+    if copies <= 0.5 or pd.Series(times).nunique() < 2 * key.event.nunique():
+        return
+    many = round(len(key) / (len(key) * (1 - copies)))
     raise BarsInvalid(
-        f"{len(bad)} values of the ticker column are not tickers: {', '.join(bad[:5])}.",
-        "Correct them in the file, or map the right column as ticker.",
-        tickers=bad[:20],
+        f"The table holds about {many} rows for each ticker and day, at different times: "
+        "these look like intraday bars.",
+        "Store them with `add_intraday`, or give a table with one row for each ticker and session.",
+        rows=len(key),
     )
 
 # %% ../../nbs/sources/00_bars.ipynb #a5646f43

@@ -15,7 +15,7 @@ from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker
 from ..core.errors import did_you_mean
 from ..core.registry import Registry
-from .bars import ALIASES, canonical_ticker, empty_bars, map_columns, tidy_bars
+from .bars import ALIASES, TICKER, canonical_ticker, empty_bars, map_columns, tidy_bars
 from .simulate import simulate
 
 # %% ../../nbs/sources/30_source.ipynb #70371ad1
@@ -73,7 +73,7 @@ def bars(self: Source) -> pd.DataFrame:  # every bar, sorted by ticker and time
 @patch
 def tickers(self: Source) -> list[str]:  # sorted
     "Every ticker the source can deliver."
-    return sorted(self.bars().ticker.unique())
+    return sorted(t for t in self.bars().ticker.unique() if TICKER.fullmatch(t))
 
 # %% ../../nbs/sources/30_source.ipynb #63114add
 @patch
@@ -90,7 +90,7 @@ def fetch(
     early = day >= pd.Timestamp(start, tz="UTC") if start else True
     return bars[bars.ticker.isin(set(tickers)) & (day.isna() | (early & late))].reset_index(drop=True)
 
-
+# %% ../../nbs/sources/30_source.ipynb #0e5d08bf
 @patch
 def collect(
     self: Source,
@@ -100,7 +100,22 @@ def collect(
 ) -> pd.DataFrame:  # bars as delivered
     "Bars for a whole plan, in which tickers may begin on different days."
     parts = [self.fetch(tickers, start, end) for start, tickers in asks]
+    if asks and type(self).fetch is Source.fetch:
+        odd = [t for t in self.bars().ticker.unique() if not TICKER.fullmatch(t)]
+        parts.append(self.fetch(odd, min(start for start, _ in asks), end))
+        if on_step and (sentence := _outside(self.bars(), self.settings.data)):
+            on_step(sentence)
     return pd.concat(parts, ignore_index=True) if parts else empty_bars()
+
+
+def _outside(bars, data):
+    "A sentence about the rows before the first day and after the last one of the settings, if any."
+    day = bars.event_time
+    early = int((day < pd.Timestamp(data.start or "1677-09-22", tz="UTC")).sum())
+    late = int((day >= pd.Timestamp(data.end, tz="UTC") + pd.Timedelta(days=1)).sum()) if data.end else 0
+    parts = [f"{early:,} before [data] start {data.start}"] if early else []
+    parts += [f"{late:,} after [data] end {data.end}"] if late else []
+    return f"{' and '.join(parts)} of {len(bars):,} rows are not used." if parts else ""
 
 # %% ../../nbs/sources/30_source.ipynb #73650a6d
 def make_source(

@@ -12,8 +12,8 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, SourceUnavailable
 from ..core.http import vendor_error
 from ..core.registry import Registry
-from .bars import PRICES, UTC, canonical_ticker, map_columns, parse_instants
-from .bars import parse_numbers
+from .bars import PRICES, UTC, canonical_ticker, canonical_tickers, map_columns
+from .bars import parse_instants, parse_numbers
 from .intraday_simulation import interval_minutes
 from .vendor_chain import VendorChain
 from .vendor_parsing import require_columns
@@ -54,8 +54,7 @@ def _values(frame, at):
     absent = pd.Series(float("nan"), range(len(frame)))
     names = [*PRICES, "volume"]
     values = {c: parse_numbers(frame[at[c]], at[c]) if c in at else absent for c in names}
-    spelling = {t: canonical_ticker(t) for t in pd.unique(frame[at["ticker"]])}
-    return values | dict(ticker=frame[at["ticker"]].map(spelling).reset_index(drop=True))
+    return values | dict(ticker=canonical_tickers(frame[at["ticker"]]).reset_index(drop=True))
 
 
 def _typed(values):

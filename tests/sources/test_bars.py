@@ -39,6 +39,8 @@ def nyse():
         ("VOD.L", "VOD.L"),
         ("^GSPC", "^GSPC"),
         ("EURUSD=X", "EURUSD=X"),
+        ("M&M", "M&M"),
+        ("j&kbank", "J&KBANK"),
         ("0700.HK", "0700.HK"),
         ("A" * 16, "A" * 16),
     ],
@@ -194,7 +196,7 @@ def test_columns_that_cannot_be_placed_are_refused(frame, columns, part):
     [
         (dict(date=["03.07.2019"] * 3), "cannot be read as dates"),
         (dict(close=["1,5"] * 3), "are not numbers"),
-        (dict(ticker=["KO", "K O", "<b>"]), "2 values of the ticker column"),
+        (dict(ticker=["KO", "K O", "<b>"]), "2 of 3 values of the ticker column"),
     ],
 )
 def test_a_wrong_column_is_refused_as_a_whole(change, part):
@@ -218,3 +220,60 @@ def test_tidying_is_idempotent_and_wide_shows_it():
 def test_numbers_tell_absent_from_unreadable():
     assert parse_numbers([1, "2.5", " 3 ", "", None, "-", "null"], "close").tolist()[:3] == [1, 2.5, 3]
     assert parse_numbers([1, 2, "x"], "close").tolist() == [1, 2, -np.inf]
+
+
+def test_malformed_tickers_are_set_aside_by_row_and_the_rest_is_stored():
+    days = get_calendar().sessions("2019-07-01", "2019-07-31")
+    names = ["KO", "M&M", "PEP", "K O", None, "0700.HK", 7.0]
+    frame = pd.concat([pd.DataFrame(dict(ticker=[n] * len(days), date=days, close=10.0)) for n in names])
+    bars = tidy_bars(frame, source="x")
+    result = inspect_bars(bars, limit=0.5, now=pd.Timestamp("2024-01-01", tz="UTC"))
+    assert len(bars) == len(frame) and set(result.bad.reason) == {"ticker malformed"}
+    assert sorted(result.good.ticker.unique()) == ["0700.HK", "KO", "M&M", "PEP"]
+    assert len(result.bad) == 3 * len(days)
+    assert tidy_bars(result.good, source="x").ticker.equals(result.good.ticker)
+
+
+@pytest.mark.parametrize(
+    "stamp, day",
+    [
+        ("2022-10-27 00:00+01:00", "2022-10-27"),
+        ("2022-10-27T00:00:00+01:00", "2022-10-27"),
+        ("2022-10-27 00:00:00.000+0900", "2022-10-27"),
+        ("2022-10-27T00:00:00-08:00", "2022-10-27"),
+        ("2022-10-27T00:00:00Z", "2022-10-27"),
+        ("2022-10-27T20:00:00Z", "2022-10-27"),
+        ("2022-10-26T21:00:00-04:00", "2022-10-26"),
+        ("2022-10-26T23:30:00+01:00", "2022-10-26"),
+    ],
+)
+def test_midnight_in_any_zone_is_a_date(stamp, day):
+    frame = pd.DataFrame(dict(ticker="KO", date=[stamp, "2022-10-25"], close=1.0))
+    days = get_calendar().day_of(tidy_bars(frame, source="x").event_time)
+    assert days[-1] == pd.Timestamp(day)
+    typed = frame.iloc[:1].assign(date=pd.to_datetime([stamp]))
+    assert get_calendar().day_of(tidy_bars(typed, source="x").event_time)[0] == pd.Timestamp(day)
+
+
+@pytest.mark.parametrize(
+    "zone", ["Europe/London", "Asia/Tokyo", "America/New_York", "UTC"]
+)
+@pytest.mark.parametrize("exchange", ["XNYS", "XTKS", "XLON", "XASX"])
+def test_midnights_of_a_year_are_their_dates(zone, exchange):
+    calendar = get_calendar(exchange)
+    days = calendar.sessions("2022-01-01", "2022-12-31")
+    stamps = days.tz_localize(zone)
+    assert (calendar.day_of(stamps) == days).all()
+    text = pd.Series(stamps).map(lambda x: x.isoformat())
+    frame = pd.DataFrame(dict(ticker="KO", date=text, close=1.0))
+    assert (calendar.day_of(tidy_bars(frame, source="x", calendar=calendar).event_time) == days).all()
+
+
+def test_a_table_of_minutes_is_named_and_not_called_duplicates():
+    minutes = pd.date_range("2019-07-01 09:30", "2019-07-01 16:00", freq="5min")
+    frame = pd.DataFrame(dict(ticker="KO", date=minutes.astype(str), close=51.0))
+    for times in (frame.date, minutes, minutes.tz_localize("America/New_York")):
+        with pytest.raises(BarsInvalid, match="these look like intraday bars"):
+            tidy_bars(frame.assign(date=times), source="x")
+    twice = pd.concat([VENDOR] * 4, ignore_index=True)
+    assert len(tidy_bars(twice, source="x")) == 12, "copies of a day are no minutes"

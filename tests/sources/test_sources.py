@@ -266,3 +266,29 @@ def test_what_is_missing_or_broken_is_named(tmp_path):
     (tmp_path / "header.csv").write_text("ticker,date,close\n")
     with pytest.raises(EmptyUniverse):
         universe(files(tmp_path / "header.csv").settings)
+
+
+def test_rows_outside_the_days_of_the_settings_are_counted(tmp_path):
+    table().to_csv(tmp_path / "a.csv", index=False)
+    source = files(tmp_path / "a.csv", data__start="2020-01-03")
+    sentences = []
+    source.collect([("2020-01-03", source.tickers())], on_step=sentences.append)
+    early = (table().Date < "2020-01-03").sum()
+    assert early and sentences == [
+        f"{early} before [data] start 2020-01-03 of {len(table())} rows are not used."
+    ]
+    sentences.clear()
+    source = files(tmp_path / "a.csv", data__start="2000-01-03")
+    source.collect([("2000-01-03", source.tickers())], on_step=sentences.append)
+    assert sentences == []
+
+
+def test_rows_with_a_malformed_ticker_reach_the_gate_once(tmp_path):
+    odd = pd.concat([table(), table().tail(2).assign(Symbol="K O")], ignore_index=True)
+    odd.to_csv(tmp_path / "a.csv", index=False)
+    source = files(tmp_path / "a.csv", data__start="2000-01-03")
+    tickers = source.tickers()
+    assert "?'K O'" not in tickers
+    bars = source.collect([("2000-01-03", tickers[:1]), ("2000-01-03", tickers[1:])])
+    assert len(bars) == len(odd)
+    assert (inspect_bars(bars, limit=1, now=NOW).bad.reason == "ticker malformed").sum() == 2
