@@ -191,7 +191,9 @@ def _cell(value, spec):
     "One cell of a table; `spec` is its format specification, or None."
     from rich.text import Text
 
-    if isinstance(value, list | dict):
+    if isinstance(value, list | tuple):
+        return Text(clear(", ".join(map(str, value))))
+    if isinstance(value, dict):
         return Text(clear(value))
     if value is None or value != value:  # only NaN and NaT differ from themselves
         return "–"
@@ -294,8 +296,11 @@ def sentences():
     from rich.console import Console
     from rich.text import Text
 
+    from stockpredict.core.files import explain_disk
+
     try:
-        yield
+        with explain_disk():
+            yield
     except StockpredictError as e:
         fix = f"\n{e.fix}" if e.fix else ""
         message = Text.assemble((clear(e.problem), "bold"), clear(fix), (f"\n[{e.code}]", "dim"))

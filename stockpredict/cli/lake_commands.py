@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9de5928e
+import re
 from typing import Annotated
 import typer
 from .console import Group, Json, as_json, counted, load, out, pairs, show
@@ -118,7 +119,42 @@ def lake_facts(
 def lake_snapshots(ctx: typer.Context, last: Last = 20, json_: Json = False):
     "List the versions of the lake, newest first; each of them can still be read."
     with open_lake(ctx) as lake:
-        show(lake.snapshots().sort_values("snapshot", ascending=False).head(last), json_)
+        versions = lake.snapshots().sort_values("snapshot", ascending=False).head(last)
+        show(_with_words(lake, versions), json_)
+
+# %% ../../nbs/cli/20_lake_commands.ipynb #ca8b3dc5
+CHANGES = {
+    "schemas_created": "lake created",
+    "tables_created": "created",
+    "tables_inserted_into": "rows added to",
+    "tables_deleted_from": "rows deleted from",
+    "tables_altered": "altered",
+    "tables_dropped": "dropped",
+    "inlined_insert": "rows added to",
+    "inlined_delete": "rows deleted from",
+    "flushed_inlined": "written out",
+    "merge_adjacent": "files merged of",
+}
+
+
+def change_words(
+    changes: str,  # as DuckLake writes them: {tables_inserted_into=[1, 3]}
+    names: dict[str, str],  # number of a table -> its name
+) -> str:
+    "The changes of a version in words."
+    parts = []
+    for key, content in re.findall(r"(\w+)=\[([^\]]*)\]", changes):
+        tables = [word.strip().removeprefix("main.") for word in content.split(",")]
+        objects = [] if key == "schemas_created" else [names.get(word, word) for word in tables]
+        parts.append(f"{CHANGES.get(key, key.replace('_', ' '))} {', '.join(objects)}".strip())
+    return "; ".join(parts) or changes
+
+
+def _with_words(lake, versions):
+    "Versions with their changes in words."
+    tables = lake.rows("SELECT table_id, table_name FROM ducklake_table_info('lake')")
+    names = dict(zip(tables.table_id.astype(str), tables.table_name, strict=True))
+    return versions.assign(changes=[change_words(c, names) for c in versions.changes])
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #b5c74dc4
 @lakes.command("pins")
@@ -202,7 +238,7 @@ def lake_expire(
 
     with open_lake(ctx, write=True) as lake:
         expired = lake.expire(days, dry_run, keep=training_snapshots(load(ctx)))
-        _print_change(expired, dry_run, json_, ("version expires", "versions expire"))
+        _print_change(_with_words(lake, expired), dry_run, json_, ("version expires", "versions expire"))
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #3ffc9960
 @lakes.command("clean")

@@ -6,11 +6,11 @@
 __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalendar', 'CalendarUnavailable', 'RegistryError',
            'UnknownName', 'NameTaken', 'DataError', 'SourceUnavailable', 'FileMissing', 'ColumnsUnmapped',
            'BarsInvalid', 'VendorFailed', 'VendorThrottled', 'VendorRefused', 'PayloadRejected', 'SchemaDrift',
-           'BatchRefused', 'UnknownTicker', 'EmptyUniverse', 'LakeLocked', 'LakeUnavailable', 'StreamUnavailable',
-           'StreamFull', 'FeatureError', 'SeesFuture', 'NotEnoughHistory', 'FactsMissing', 'EvaluateError',
-           'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted', 'ModelOutputInvalid', 'ArtifactRejected',
-           'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed', 'RunTimeout', 'FlowLocked', 'PortTaken',
-           'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound']
+           'BatchRefused', 'UnknownTicker', 'EmptyUniverse', 'LakeLocked', 'LakeUnavailable', 'LakeDamaged',
+           'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture', 'NotEnoughHistory', 'FactsMissing',
+           'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted', 'ModelOutputInvalid',
+           'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed', 'RunTimeout', 'FlowLocked',
+           'PortTaken', 'FolderUnavailable', 'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -179,6 +179,12 @@ class LakeUnavailable(DataError):
     code, status = "lake-unavailable", 503
 
 
+class LakeDamaged(LakeUnavailable):
+    "A data file of the lake is not what was written: bits have changed, or it is missing."
+
+    code, status = "lake-damaged", 503
+
+
 class StreamUnavailable(DataError):
     "Redis, which carries the live stream, cannot be reached or is set up wrong."
 
@@ -297,6 +303,12 @@ class PortTaken(RunError):
     "A port that the platform needs is used by another program."
 
     code, status = "port-taken", 500
+
+
+class FolderUnavailable(RunError):
+    "A folder is read-only, full, or not a folder."
+
+    code, status = "folder-unavailable", 507
 
 # %% ../../nbs/core/00_errors.ipynb #328d796b
 class ServeError(StockpredictError):

@@ -6,12 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/core/20_files.ipynb #7443eb9f
-import json, os
+import errno, json, os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
-from .errors import FlowLocked, StockpredictError
+from .errors import FlowLocked, FolderUnavailable, StockpredictError
 
 # %% ../../nbs/core/20_files.ipynb #db0d9186
 def flush_to_disk(
@@ -70,6 +70,42 @@ def atomic_write(
                 os.fchmod(handle, mode)
             f.write(raw)
     return Path(path)
+
+# %% ../../nbs/core/20_files.ipynb #dbd4d1fe
+DISK = {
+    errno.ENOSPC: ("the disk is full", "Free some space there"),
+    errno.EDQUOT: ("your quota is used up", "Free some space there"),
+    errno.EROFS: ("it is read-only", "Mount it for writing"),
+    errno.EACCES: ("you have no right to write there", "Give yourself the right"),
+    errno.EPERM: ("you have no right to write there", "Give yourself the right"),
+    errno.ENOTDIR: ("a file is in the place of a folder", "Move that file away"),
+    errno.EEXIST: ("a file is in the place of a folder", "Move that file away"),
+}
+
+
+def disk_error(
+    error: OSError,  # from the operating system
+    setting: str = "",  # the setting that names the folder, such as "[storage] reports"
+) -> FolderUnavailable | None:  # None = it is about something else
+    "The sentence about a folder that cannot be written."
+    if error.errno not in DISK or not error.filename:
+        return None
+    why, fix = DISK[error.errno]
+    place = f", or set {setting} to another folder." if setting else "."
+    return FolderUnavailable(f"{error.filename} cannot be written: {why}.", fix + place)
+
+# %% ../../nbs/core/20_files.ipynb #472a3600
+@contextmanager
+def explain_disk(
+    setting: str = "",  # the setting that names the folder
+) -> Iterator[None]:
+    "A block in which a folder that cannot be written is reported in a sentence."
+    try:
+        yield
+    except OSError as e:
+        if explained := disk_error(e, setting):
+            raise explained from e
+        raise
 
 # %% ../../nbs/core/20_files.ipynb #14ade357
 def json_ready(

@@ -58,13 +58,15 @@ class EmbeddedRedis:
         "The address for `open_redis`."
         return f"unix://{self.socket}"
 
-    def lock(self):
-        "A `with` block for starting, joining or stopping it; one process at a time."
-        busy = FlowLocked(
-            "The embedded Redis has been starting for 30 seconds.",
-            f"Look at {self.folder / 'redis.log'}, or set [stream] redis_url.",
-        )
-        return file_lock(self.folder / "redis.lock", busy, wait=30)
+# %% ../../nbs/core/70_redis.ipynb #0b15ef08
+@patch
+def lock(self: EmbeddedRedis):
+    "A `with` block for starting, joining or stopping it; one process at a time."
+    busy = FlowLocked(
+        "The embedded Redis has been starting for 30 seconds.",
+        f"Look at {self.folder / 'redis.log'}, or set [stream] redis_url.",
+    )
+    return file_lock(self.folder / "redis.lock", busy, wait=30)
 
 # %% ../../nbs/core/70_redis.ipynb #1db4623d
 WATCH = """
@@ -125,7 +127,7 @@ def start(self: EmbeddedRedis):
                 time.sleep(0.02 if i < 50 else 0.2)
     raise StreamUnavailable("The embedded Redis does not answer.", log)
 
-
+# %% ../../nbs/core/70_redis.ipynb #8d32d8a6
 @patch
 def _launch(self: EmbeddedRedis):
     options = dict(

@@ -108,13 +108,25 @@ def python(settings):
     )
 
 
+def _requirements():
+    "What this package asks for: pyproject.toml of a checkout, or what was written when it was installed."
+    import tomllib
+    from importlib.metadata import requires
+    import stockpredict
+
+    file = Path(stockpredict.__file__).parents[1] / "pyproject.toml"
+    if file.exists():
+        return tomllib.loads(file.read_text())["project"]["dependencies"]
+    return requires("stockpredict") or []
+
+# %% ../../nbs/ops/50_doctor.ipynb #bc3f4ff2
 @checks.register("packages", at=11)
 def packages(settings):
     "Whether every installed package is in the ranges of pyproject.toml."
-    from importlib.metadata import PackageNotFoundError, requires, version
+    from importlib.metadata import PackageNotFoundError, version
     from packaging.requirements import Requirement
 
-    wrong, all_ = [], [Requirement(r) for r in requires("stockpredict") or []]
+    wrong, all_ = [], [Requirement(r) for r in _requirements()]
     wanted = [r for r in all_ if r.marker is None or r.marker.evaluate({"extra": ""})]
     for r in wanted:
         try:
@@ -307,6 +319,45 @@ def reports(settings):
         if bad
         else ok(summary)
     )
+
+# %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
+def _next_run(port: int) -> str | None:
+    "When the Prefect server on a port will start the next run; empty = no run is planned, None = no server."
+    import json
+    from urllib.request import Request, urlopen
+
+    wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
+    address, head = f"http://127.0.0.1:{port}/api/flow_runs/filter", {"content-type": "application/json"}
+    try:
+        with urlopen(Request(address, json.dumps(wanted).encode(), head), timeout=5) as answer:
+            runs = json.load(answer)
+    except (OSError, ValueError):
+        return None
+    return runs[0]["expected_start_time"][:16].replace("T", " ") + " UTC" if runs else ""
+
+
+@checks.register("schedule", at=45)
+def schedule(settings):
+    "When the next retraining begins."
+    next_run = _next_run(settings.schedule.prefect_port)
+    if next_run is None:
+        return off("no Prefect server on this machine")
+    if next_run:
+        return ok(f"the next run begins {next_run}")
+    log = f"{settings.storage.home_dir.name}/logs/prefect.log"
+    return fail("no run is planned", f"Read {log}; then `stockpredict down` and `stockpredict up`.")
+
+# %% ../../nbs/ops/50_doctor.ipynb #5d3a7d29
+@checks.register("leftovers", at=46)
+def leftovers(settings):
+    "Processes whose owner was killed."
+    from stockpredict.ops.lifeline import marked
+
+    left = [process.pid for process, owner in marked("flow").items() if owner is None]
+    if left:
+        numbers = ", ".join(map(str, left[:6]))
+        return warn(f"{len(left)} left by a killed flow: {numbers}", "The next flow stops them, or use kill.")
+    return ok("none")
 
 # %% ../../nbs/ops/50_doctor.ipynb #463e14aa
 @checks.register("git", at=44)

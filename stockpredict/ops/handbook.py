@@ -10,7 +10,7 @@ import base64, hashlib
 from pathlib import Path
 from ..catalogue.cards import card, card_values
 from ..catalogue.feature import Feature, as_features
-from ..core.files import atomic_write
+from ..core.files import atomic_write, explain_disk
 from ..core.templates import template_text
 from .reports import CATALOGUE, POLICY, Fragment, fill, report_page, write_index
 
@@ -67,6 +67,8 @@ def write_handbook(
     names: str | list = "all",  # names of features or sets
 ) -> Path:  # of `catalogue.html`
     "Write the page with every card, and the index that links to it."
-    place = atomic_write(Path(reports) / CATALOGUE, handbook_page(names), durable=False)
+    page = handbook_page(names)
+    with explain_disk("[storage] reports"):
+        place = atomic_write(Path(reports) / CATALOGUE, page, durable=False)
     write_index(reports)
     return place

@@ -16,7 +16,7 @@ import time
 import psutil
 
 # %% ../../nbs/ops/55_lifeline.ipynb #46bc3351
-MARK = "STOCKPREDICT_STARTED_FOR"
+MARK = "STARTED_BY_STOCKPREDICT"  # variables that begin with STOCKPREDICT_ are settings
 
 
 def own_mark(

@@ -11,7 +11,7 @@ from base64 import b64encode
 from html import escape
 from pathlib import Path
 from ..core.errors import NotFound
-from ..core.files import atomic_write, read_json
+from ..core.files import atomic_write, explain_disk, read_json
 from ..core.templates import template, template_text
 
 # %% ../../nbs/ops/00_reports.ipynb #09c72e1e
@@ -393,7 +393,8 @@ def write_index(
     content = fill("index.html", catalogue=catalogue, verdict=_newest_decision(runs), runs=rows).html
     lineage = {"runs": len(runs)}
     page = report_page("stockpredict reports", content, run="index", home="", lineage=lineage)
-    return atomic_write(place, page, durable=False)
+    with explain_disk("[storage] reports"):
+        return atomic_write(place, page, durable=False)
 
 # %% ../../nbs/ops/00_reports.ipynb #91acb9fb
 def latest_report(

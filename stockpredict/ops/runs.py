@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from ..core.errors import FileMissing, ParameterRefused, RunFailed, RunTimeout, UnknownName
 from ..core.errors import did_you_mean, near
-from ..core.files import atomic_write, git_commit, json_ready, write_json
+from ..core.files import atomic_write, explain_disk, git_commit, json_ready, write_json
 from ..core.settings import Settings, load_settings
 from .reports import failure_banner, headline_text, quick_formats, report_body
 from .reports import report_page, write_index
@@ -474,7 +474,8 @@ def run(
     values = check_values(declared, filled, name)
     day, run_id = as_of or f"{started:%Y-%m-%d}", f"{name}-{started:%Y%m%dT%H%M%S}-{os.urandom(2).hex()}"
     hidden = settings.storage.reports_dir.absolute() / day / f".{run_id}.tmp"
-    hidden.mkdir(parents=True)
+    with explain_disk("[storage] reports"):
+        hidden.mkdir(parents=True)
     remove_abandoned(settings.storage.reports_dir)
     status, *why = execute_notebook(source, hidden / "notebook.ipynb", values, timeout, root)
     final, facts = publish_run(hidden, _facts(name, run_id, day, status, started, settings, values), *why)

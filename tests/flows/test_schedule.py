@@ -13,6 +13,7 @@ import pytest
 from live_redis import spare_port
 
 from stockpredict.core.settings import load_settings
+from stockpredict.ops.doctor import run_check
 from stockpredict.ops.flow_server import close_schedule
 from stockpredict.ops.lifeline import marked
 from stockpredict.ops.processes import _purpose, down, parts, up
@@ -59,6 +60,8 @@ def test_what_up_deploys_receives_scheduled_runs(alone):
         log = settings.storage.home_dir / "logs" / "prefect.log"
         alive = [psutil.Process(entry["pid"]) for entry in ledger.values()]
         runs = patience.wait_until(lambda: planned(api, log), *alive, every=0.5)
+        finding = run_check("schedule", settings)
+        assert finding.state == "ok" and "the next run begins 20" in finding.observed
         cron, zone = close_schedule(settings)
         [deployment] = ask(api, "deployments/filter")
         [schedule] = deployment["schedules"]
