@@ -211,6 +211,9 @@ def report_path(
     folder = load(ctx).storage.reports_dir
     out(str(folder / latest_report(folder, name)["folder"] / "page.html"))
 
+# %% ../../nbs/cli/50_main.ipynb #fcacaa5c
+WITHOUT_MODEL = ("r10_ingest", "r20_features")  # run notebooks that need the lake alone
+
 
 @reports.command("run")
 def report_run(
@@ -231,10 +234,11 @@ def report_run(
     if "workdir" in parameters and "workdir" not in values:
         try:
             values["workdir"] = newest_work(s)
-        except NotFound:
-            if "overrides" not in parameters:
-                raise
-            values = own_settings(ctx, s) | values  # it needs the lake alone
+        except NotFound as error:
+            if name not in WITHOUT_MODEL:
+                problem = f"{name} shows a trained model, and none has been trained and judged here yet."
+                raise NotFound(problem, error.fix) from None
+            values = own_settings(ctx, s) | values
     out(str(run(name, values, settings=s).html))
 
 # %% ../../nbs/cli/50_main.ipynb #3ac5b1e7

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -45,7 +46,7 @@ def test_all_words_of_a_phrase_must_occur_in_any_order(shell):
         text = f"{FEATURES[name].group} {FEATURES[name].source} {FEATURES[name].formula}".lower()
         assert "wilder" in text and "volatil" in text + name
     assert found(shell) == found(shell, "") and len(found(shell)) == len(FEATURES)
-    assert set(found(shell, "search", "study")) == set(best_matches("study", texts()))
+    assert found(shell, "search", "rsi") == found(shell, "rsi") == best_matches("rsi", texts())
 
 
 def texts():
@@ -87,18 +88,20 @@ def test_the_study_measures_from_the_shell_and_says_on_what(shell):
 
 def test_a_page_about_features_needs_no_model_and_one_about_a_model_says_so(tmp_path):
     "Asked for before any training, the page of features said that nothing had been trained."
-    small = {
+    changes = {
         "data.source": "simulated",
-        "data.tickers": "8",
-        "data.sessions": "420",
-        "features.names": "ret_1, mom_21, rsi_14",
-        "validation.first_train": "300",
-        "storage.home": str(tmp_path / "home"),
-        "storage.reports": str(tmp_path / "reports"),
+        "simulated.tickers": 8,
+        "simulated.sessions": 420,
+        "features.names": "ret_1 mom_21 rsi_14",
+        "validation.first_train": 300,
+        "storage.home": tmp_path / "home",
+        "storage.reports": tmp_path / "reports",
     }
-    from stockpredict.core.settings import load_settings
-
-    known = load_settings().as_dict() if hasattr(load_settings(), "as_dict") else {}
-    words = [w for k, v in small.items() if not known or k in known or "." in k for w in ("--set", f"{k}={v}")]
-    refused = CliRunner().invoke(app, ["report", "run", "r40_validate", *words[-4:]])
-    assert "shows a trained model" in str(refused.exception)
+    words = [w for k, v in changes.items() for w in ("--set", f"{k}={v}")]
+    refused = CliRunner().invoke(app, ["report", "run", "r40_validate", *words])
+    assert "shows a trained model" in str(refused.exception) and "retrain" in str(refused.exception)
+    done = CliRunner().invoke(app, ["report", "run", "r20_features", *words])
+    assert done.exit_code == 0, done.exception
+    page = Path(done.stdout.strip().splitlines()[-1])
+    html = page.read_text()
+    assert "within stocks" in html and "Traceback" not in html and "3 features" in html.replace("</b>", "")
