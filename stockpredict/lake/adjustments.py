@@ -79,7 +79,9 @@ def batch_factors(
     bars: pd.DataFrame,  # bars with any of the columns adj_close, split and dividend
 ) -> pd.DataFrame:  # ticker, event_time, known_at, factor, source
     "Factors of a batch: from adjusted closes where there are any, from stated payments elsewhere."
-    stated = split_factors(bars)
+    known = {"split", "dividend"} & set(bars)
+    published = "adj_close" in bars and bars.adj_close.notna().all()
+    stated = split_factors(bars if known and not published else bars[:0])
     if "adj_close" not in bars:
         return stated
     adjusted = price_factors(bars)

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/lake/47_staging.ipynb #3f91d362
 import pandas as pd
-from .adjustments import FACTOR_NOISE, price_factors, split_factors
+from .adjustments import FACTOR_NOISE, batch_factors
 from .known_at import ARRIVAL, with_arrival
 from .store import to_arrow
 from ..sources.bars import BAR_COLUMNS
@@ -42,14 +42,20 @@ incoming AS (
     SELECT ticker, event_time, max(known_at) AS top, arg_max(stated, known_at) AS now_stated,
         arg_max(row(open, high, low, close, volume), known_at) AS now_v
     FROM held GROUP BY ALL
-), matched AS (
-    SELECT s.*, top, now_v, now_stated, coalesce(s.stated AND s.known_at > top, false) AS ahead,
+), dated AS (
+    SELECT s.* EXCLUDE (known_at), s.known_at AS sent_at, top, now_v, now_stated,
         coalesce(s.event_time > first, false) AS follows,
-        row(b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM s.v AS again
+        CASE WHEN $stream AND (top IS NOT NULL OR s.event_time > first)
+            THEN greatest(s.known_at, received) ELSE s.known_at END AS known_at
     FROM incoming s
     LEFT JOIN newest USING (ticker, event_time)
-    LEFT JOIN held b ON b.ticker = s.ticker AND b.event_time = s.event_time AND b.known_at = s.known_at
     LEFT JOIN started f ON f.ticker = s.ticker
+), matched AS (
+    SELECT d.*, coalesce(d.stated AND d.known_at > top, false) AS ahead,
+        coalesce($stream AND now_stated AND d.known_at < top, false) AS behind,
+        row(b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM d.v AS again
+    FROM dated d
+    LEFT JOIN held b ON b.ticker = d.ticker AND b.event_time = d.event_time AND b.known_at = d.known_at
 ), placed AS (
     SELECT *, row_number() OVER w AS place, lead(v) OVER w IS NULL AS latest, lag(v) OVER w AS before,
         coalesce(lag(ahead) OVER w, false) AS before_ahead,
@@ -63,10 +69,11 @@ _WANTED = """
 wanted AS (
     SELECT *, top IS NULL AND place = 1 AS is_new,
         top IS NULL AND follows AND NOT stated AND due < received AS late,
-        top IS NOT NULL AND NOT ahead AS corrects,
+        top IS NOT NULL AND NOT ahead AND NOT behind AS corrects,
         to_microseconds(place - 1) AS step
     FROM placed
     WHERE CASE WHEN top IS NULL THEN place = 1 OR v IS DISTINCT FROM before
+        WHEN behind THEN NOT again
         WHEN ahead THEN v IS DISTINCT FROM CASE WHEN before_ahead THEN before ELSE now_v END
         ELSE latest AND v IS DISTINCT FROM now_v AND NOT (again AND now_stated) END
 ), together AS (
@@ -78,14 +85,14 @@ CREATE OR REPLACE TEMP TABLE fresh AS
 WITH {_MATCHED}, {_WANTED}
 SELECT ticker, event_time, open, high, low, close, volume, source,
     stated AND NOT corrects AS stated, NOT is_new AS revised,
-    is_new AND waits AND received > known_at AS late,
+    is_new AND received > sent_at AND (waits OR known_at > sent_at) AS late,
     CASE WHEN corrects THEN greatest(received, greatest(top, furthest) + INTERVAL 1 MICROSECOND)
         WHEN top IS NULL AND waits THEN greatest(known_at, received + step)
         ELSE known_at END AS known_at
 FROM together"""
 
 # %% ../../nbs/lake/47_staging.ipynb #a28f030a
-def _stage_bars(cur, bars, source, overdue, more=()):
+def _stage_bars(cur, bars, source, overdue, more=(), stream=False):
     "Fill `batch`, `held`, `started` and `fresh`; True when no bar is stored, came twice or came late."
     cur.register("batch", to_arrow(bars, [*BAR_COLUMNS, *ARRIVAL]))
     names = sorted(bars.ticker.unique())
@@ -98,7 +105,10 @@ def _stage_bars(cur, bars, source, overdue, more=()):
     plain = not any_held and not overdue and not cur.execute(_TWICE).fetchone()[0]
     wanted = not plain or len(more) > 0
     cur.execute(_STARTED, {"source": source, "names": [*names, *more], "wanted": wanted})
-    cur.execute(_PLAIN if plain else _FRESH)
+    if plain:
+        cur.execute(_PLAIN)
+    else:
+        cur.execute(_FRESH, {"stream": stream})
     return plain
 
 # %% ../../nbs/lake/47_staging.ipynb #82bb3ec9
@@ -139,12 +149,7 @@ _NOTHING_TO_COMPARE = "CREATE OR REPLACE TEMP VIEW fresh_{0} AS FROM {0}"
 # %% ../../nbs/lake/47_staging.ipynb #1fd1e854
 def _batch_factors(bars, factors):
     "Adjustment factors of a batch, from its columns and from a table that came along."
-    if "adj_close" in bars:
-        derived = price_factors(bars)
-    elif "split" in bars:
-        derived = split_factors(bars)
-    else:
-        derived = split_factors(bars[:0].assign(split=0.0))
+    derived = batch_factors(bars)
     columns = ["ticker", "event_time", "known_at", "factor", "source"]
     table = derived if factors is None else pd.concat([derived, factors])[columns]
     return to_arrow(table, columns)
@@ -174,13 +179,14 @@ def stage_batch(
     source: str,  # id of the source
     now: pd.Timestamp,  # when the batch was received
     overdue: bool = False,  # may any bar be late?
+    stream: bool = False,  # messages, which may come in any order
 ) -> tuple:  # plain?, and how many are fresh: bars, of these revised and late, factors, refused
     "Compare a batch with the lake and stage the rows to write."
     columns = [*BAR_COLUMNS, "reason"]
     if refused is None:
         refused = pd.DataFrame(columns=columns).astype(bars.dtypes[BAR_COLUMNS])
     more = [] if factors is None else sorted(factors.ticker.unique())
-    plain = _stage_bars(cur, bars, source, overdue, more)
+    plain = _stage_bars(cur, bars, source, overdue, more, stream)
     cur.register("refused", to_arrow(refused, columns))
     cur.register("factors", _batch_factors(bars, factors))
     _stage_rest(cur, "factors", _FACTORS, {"source": source, "now": now, "noise": FACTOR_NOISE})

@@ -369,10 +369,12 @@ def test_18_a_hostile_ticker_gets_no_further_than_the_gate(market):
         quality.good
     ) == 500 - len(HOSTILE)
     assert "<script>" not in quality._repr_html_()
-    for ticker in HOSTILE:  # a newline at the end is taken off while reading; any other fault is refused
+    for ticker in HOSTILE:  # a newline at the end is taken off while reading; any other fault is set aside
         if ticker != "AAPL\n":
-            with pytest.raises(BarsInvalid):
-                tidy_bars(market[:3].assign(ticker=["X", ticker, "Y"]).drop(columns="source"), source="x")
+            read = tidy_bars(market[:3].assign(ticker=["X", ticker, "Y"]).drop(columns="source"), source="x")
+            assert gate(read, limit=0.5).bad.reason.tolist() == ["ticker malformed"]
+            with pytest.raises(BarsInvalid, match="are not tickers"):
+                tidy_bars(market[:3].assign(ticker=["X", ticker, "Y Z"]).drop(columns="source"), source="x")
 
 
 # ---- (19) units

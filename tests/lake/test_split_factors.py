@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import Settings
 from stockpredict.lake.adjustments import batch_factors, split_factors
 from stockpredict.lake.lake import Lake
+from stockpredict.sources.bars import tidy_bars
 from stockpredict.sources.simulate import sample_bars
 
 
@@ -52,3 +54,15 @@ def test_empty_adjusted_closes_leave_the_payments_to_the_columns():
     factors = batch_factors(bars)
     assert factors.factor.tolist() == pytest.approx([0.99, 95 / 99, 0.5])
     assert factors.event_time.tolist() == days[1:4].tolist()
+
+
+def test_a_dividend_column_adjusts_what_the_lake_returns(tmp_path):
+    days = get_calendar().closes(get_calendar().sessions("2024-01-02", "2024-01-05"))
+    bars = pd.DataFrame(
+        dict(ticker="KO", date=days, close=[99.0, 100.0, 95.0, 96.0], dividend=[0, 0, 5.0, 0])
+    )
+    with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
+        lake.append(tidy_bars(bars, source="x"), now="2024-02-01T00:00Z")
+        close = lake.bars("KO").close
+        assert close.pct_change().iloc[2] == pytest.approx(0)
+        assert lake.bars("KO", adjusted=False).close.tolist() == bars.close.tolist()
