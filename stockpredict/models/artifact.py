@@ -38,40 +38,6 @@ def key_id(
     "Sixteen hex digits that name a key."
     return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
 
-# %% ../../nbs/models/70_artifact.ipynb #6b2f61ed
-def ensure_keys(
-    keys_dir: Path,  # folder of the pair
-) -> SigningKeys:
-    "The signing pair of this installation, created at first use and readable by its owner only."
-    from cryptography.hazmat.primitives import serialization as ser
-
-    folder = Path(keys_dir)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    secret = folder / "signing.key"
-    if not secret.exists():
-        atomic_write(secret, _new_private_key(), replace=False, mode=0o600)
-    try:
-        private = ser.load_pem_private_key(secret.read_bytes(), password=None)
-    except ValueError as e:
-        raise ArtifactRejected(
-            "The signing key cannot be read.",
-            "Restore signing.key from a backup, or remove it and train again.",
-        ) from e
-    public = private.public_key()
-    pem = public.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
-    if not (folder / "signing.pub").exists():
-        atomic_write(folder / "signing.pub", pem, mode=0o644)
-    return SigningKeys(private, public)
-
-
-def _new_private_key():
-    "A new private key as PEM."
-    from cryptography.hazmat.primitives import serialization as ser
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    key = Ed25519PrivateKey.generate()
-    return key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
-
 # %% ../../nbs/models/70_artifact.ipynb #4e21670e
 def public_key(
     keys_dir: Path,  # folder with `signing.pub`
@@ -86,6 +52,57 @@ def public_key(
             "There is no public key to verify models with.",
             "Train once, or copy signing.pub of the training machine.",
         ) from e
+
+# %% ../../nbs/models/70_artifact.ipynb #1f00e3bf
+def ensure_keys(
+    keys_dir: Path,  # folder of the pair
+) -> SigningKeys:
+    "The signing pair of this installation, created at first use and readable by its owner only."
+    from cryptography.hazmat.primitives import serialization as ser
+
+    folder = Path(keys_dir)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret = folder / "signing.key"
+    if not secret.exists():
+        _refuse_lost_key(folder)
+        atomic_write(secret, _new_private_key(), replace=False, mode=0o600)
+    try:
+        private = ser.load_pem_private_key(secret.read_bytes(), password=None)
+    except ValueError as e:
+        raise ArtifactRejected(
+            "The signing key cannot be read.",
+            "Restore signing.key from a backup, or remove it and signing.pub, and train again.",
+        ) from e
+    public = private.public_key()
+    pem = public.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
+    if not (folder / "signing.pub").exists():
+        atomic_write(folder / "signing.pub", pem, mode=0o644)
+    elif key_id(public_key(folder)) != key_id(public):
+        raise ArtifactRejected(
+            "signing.key and signing.pub do not belong together.",
+            "Restore both from one backup. If the older key is lost, remove signing.pub and train again.",
+        )
+    return SigningKeys(private, public)
+
+# %% ../../nbs/models/70_artifact.ipynb #dea1ffdd
+def _refuse_lost_key(folder):
+    "Refuse to replace a private key whose public half is still there."
+    if not (folder / "signing.pub").exists():
+        return
+    raise ArtifactRejected(
+        f"signing.key is lost, only its public half {key_id(public_key(folder))} is left.",
+        "Restore signing.key from a backup. If there is none, remove signing.pub and run `stockpredict "
+        "train` and `stockpredict validate`: a new pair is made, and older models are no longer accepted.",
+    )
+
+
+def _new_private_key():
+    "A new private key as PEM."
+    from cryptography.hazmat.primitives import serialization as ser
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    return key.private_bytes(ser.Encoding.PEM, ser.PrivateFormat.PKCS8, ser.NoEncryption())
 
 # %% ../../nbs/models/70_artifact.ipynb #a730dea2
 FORMAT, READS = 2, (1, 2)  # what is written, and what can be read
@@ -258,6 +275,18 @@ def _json_file(files, name):
         reject_artifact(f"{name} is not JSON")
 
 # %% ../../nbs/models/70_artifact.ipynb #91418bf4
+def _reject_signature(seal, trusted):
+    "Refuse an artifact that is not signed by the trusted key, and name the key that signed it."
+    signer = seal.get("key") if isinstance(seal, dict) else None
+    if not isinstance(signer, str) or signer == trusted:
+        reject_artifact("its signature is not that of the trusted key")
+    raise ArtifactRejected(
+        f"The artifact was refused: its signature is not that of the trusted key {trusted}, "
+        f"it was signed by {signer[:16]}.",
+        "Restore signing.key and signing.pub of the machine that trained it; if they are lost, train again.",
+    )
+
+# %% ../../nbs/models/70_artifact.ipynb #b4947f0d
 def verify_artifact_files(
     files: dict,  # name → bytes
     public_key,  # ed25519 public key that is trusted
@@ -269,7 +298,7 @@ def verify_artifact_files(
     try:
         public_key.verify(bytes.fromhex(seal["signature"]), SEAL + files["manifest.json"])
     except (InvalidSignature, KeyError, TypeError, ValueError):
-        reject_artifact("its signature is not that of the trusted key")
+        _reject_signature(seal, key_id(public_key))
     if type(manifest.get("format")) is not int or manifest["format"] not in READS:
         reject_artifact(
             f"its format is {manifest.get('format')!r}, this version reads {', '.join(map(str, READS))}"

@@ -15,19 +15,18 @@ from datetime import datetime
 from functools import partial
 from types import SimpleNamespace
 
-import orjson
 from fastcore.basics import patch
 from prometheus_client import generate_latest
 
 from .. import __version__
 from ..core.errors import NotReady, StockpredictError
-from ..core.files import read_json
 from ..core.settings import Settings
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
 from .answer_table import render_staleness, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
 from .http import ServiceMetrics, json_logger
 from .schemas import WhatIf, render_envelope, render_problem
+from ..train.champion import read_champion_entry, read_events
 
 # %% ../../nbs/serve/60_service.ipynb #9aa689d4
 class Service:
@@ -352,17 +351,11 @@ def health(self: Service) -> dict:
 def promotion_history(
     settings: Settings,  # whose registry
 ) -> dict:
-    "The champion and the promotions before it, newest first, as the registry wrote them."
-    registry = settings.storage.registry_dir
-    try:
-        lines = (registry / "history.jsonl").read_bytes().splitlines()
-    except OSError:
-        lines = []
-    history = []
-    for line in lines:
-        with suppress(ValueError):
-            history.append(orjson.loads(line))
-    return {"champion": read_json(registry / "champion.json"), "history": history[:-101:-1]}
+    "The champion and the promotions before it, newest first, as far as they are signed."
+    champion = None
+    with suppress(StockpredictError):
+        champion = read_champion_entry(settings)
+    return {"champion": champion, "history": read_events(settings)[:-101:-1]}
 
 # %% ../../nbs/serve/60_service.ipynb #447392fb
 @patch

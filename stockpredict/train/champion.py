@@ -6,7 +6,7 @@
 __all__ = ['EVIDENCE_WORDING', 'Champion', 'read_champion_entry', 'current_champion', 'champion_or_none']
 
 # %% ../../nbs/train/70_champion.ipynb #ed588c34
-import json, os, re
+import hashlib, json, logging, os, re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ..core.errors import ArtifactRejected, FlowLocked, NoChampion
@@ -50,14 +50,75 @@ class Champion:
         recipe = " ".join([self.model, *(f"{k}={v}" for k, v in self.params.items())])
         return f"Champion v{self.version}, {recipe}: {self.wording} ({self.decision})"
 
+# %% ../../nbs/train/70_champion.ipynb #653dcb29
+ENTRY_PURPOSE = b"stockpredict registry entry 1\n"  # prefix of what is signed: valid for entries only
+
+
+def _signed_bytes(entry):
+    content = {k: v for k, v in entry.items() if k not in ("key", "signature")}
+    return ENTRY_PURPOSE + json.dumps(content, sort_keys=True).encode()
+
+
+def sign_entry(
+    settings: Settings,  # whose keys
+    entry: dict,  # JSON-able
+) -> dict:
+    "The entry with the signature of this installation."
+    from stockpredict.models.artifact import ensure_keys, key_id
+
+    keys = ensure_keys(settings.storage.keys_dir)
+    entry = json.loads(json.dumps(entry))
+    signature = keys.private.sign(_signed_bytes(entry)).hex()
+    return entry | dict(key=key_id(keys.public), signature=signature)
+
+# %% ../../nbs/train/70_champion.ipynb #873369e7
+def _trusted_key(settings):
+    "The public key of this installation and its name; two `None` if there is none."
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key((settings.storage.keys_dir / "signing.pub").read_bytes())
+    except (OSError, ValueError):
+        return None, None
+    return key, hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def entry_state(
+    settings: Settings,  # whose keys
+    entry: dict,  # as it was read
+) -> str:  # `signed`, `unsigned`, `foreign` or `changed`
+    "Whether an entry is what this installation has signed."
+    from cryptography.exceptions import InvalidSignature
+
+    if "signature" not in entry:
+        return "unsigned"
+    key, name = _trusted_key(settings)
+    if entry.get("key") != name:
+        return "foreign"
+    try:
+        key.verify(bytes.fromhex(entry["signature"]), _signed_bytes(entry))
+    except (InvalidSignature, TypeError, ValueError):
+        return "changed"
+    return "signed"
+
+# %% ../../nbs/train/70_champion.ipynb #bdd1f41b
+def without_evidence(
+    entry: dict,  # fields of `Champion` that nobody signed
+) -> dict:
+    "The same entry, whose evidence counts as none."
+    if entry.get("skill") not in ("weak", "strong"):
+        return entry
+    note = "What this entry said about the evidence is not signed, so it counts as none."
+    return entry | dict(skill="none", wording="no signed evidence of skill", reasons=[note])
+
 # %% ../../nbs/train/70_champion.ipynb #dbecdeb0
 def read_champion_entry(
     settings: Settings,  # whose registry
 ) -> dict:  # fields of `Champion`, not validated
-    "The content of `champion.json`; refuses when there is none or it is not JSON."
+    "The content of `champion.json`; refuses when there is none, it is not JSON, or it was changed."
     path = settings.storage.registry_dir / "champion.json"
     try:
-        return json.loads(path.read_bytes())
+        entry = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise NoChampion(
             "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
@@ -67,8 +128,31 @@ def read_champion_entry(
             "The champion pointer is not readable.",
             "Run `stockpredict rollback` to return to the version before.",
         ) from None
+    return _checked_entry(settings, entry) if isinstance(entry, dict) else entry
 
 
+def _checked_entry(settings, entry):
+    "The entry without its signature, if it may be believed."
+    state, key = entry_state(settings, entry), str(entry.get("key"))[:16]
+    if state == "changed":
+        raise ArtifactRejected(
+            "champion.json was changed after it was signed.",
+            "Run `stockpredict rollback` to return to the version before.",
+        )
+    if state == "foreign":
+        trusted = _trusted_key(settings)[1]
+        raise ArtifactRejected(
+            f"champion.json was signed by the key {key}, which this installation does not trust."
+            if trusted
+            else "There is no public key to verify champion.json with.",
+            "Restore signing.key and signing.pub from a backup. If they are lost, run `stockpredict train` "
+            "and `stockpredict validate`: the next publication replaces the pointer.",
+            foreign_key=key,
+        )
+    content = {k: v for k, v in entry.items() if k not in ("key", "signature")}
+    return content if state == "signed" else without_evidence(content)
+
+# %% ../../nbs/train/70_champion.ipynb #e87b36d7
 def current_champion(
     settings: Settings,  # whose registry
 ) -> Champion:
@@ -76,19 +160,24 @@ def current_champion(
     entry = read_champion_entry(settings)
     try:
         return Champion(**entry)
-    except TypeError as e:
+    except (TypeError, AttributeError) as e:
         raise ArtifactRejected(
             f"The champion pointer is incomplete: {e}.", "Run `stockpredict rollback`."
         ) from None
 
-# %% ../../nbs/train/70_champion.ipynb #e87b36d7
+# %% ../../nbs/train/70_champion.ipynb #f68ab768
 def champion_or_none(
     settings: Settings,  # whose registry
 ) -> Champion | None:
-    "The model that is served today, if there is one."
+    "The model that is served today, if there is one that this installation has signed."
     try:
         return current_champion(settings)
     except NoChampion:
+        return None
+    except ArtifactRejected as e:
+        if "foreign_key" not in e.context:
+            raise
+        logging.getLogger("stockpredict").warning("%s It counts as no champion.", e.problem)
         return None
 
 # %% ../../nbs/train/70_champion.ipynb #bfd02988
@@ -96,29 +185,46 @@ def write_champion(
     settings: Settings,  # whose registry
     entry: dict,  # fields of `Champion`
 ):
-    "Replace `champion.json`, completely or not at all."
+    "Replace `champion.json`, signed, completely or not at all."
     path = settings.storage.registry_dir / "champion.json"
-    atomic_write(path, json.dumps(entry, indent=1, sort_keys=True))
+    atomic_write(path, json.dumps(sign_entry(settings, entry), indent=1, sort_keys=True))
 
 # %% ../../nbs/train/70_champion.ipynb #0d073461
 def read_events(
     settings: Settings,  # whose registry
 ) -> list:  # of dicts
-    "All recorded events, oldest first."
-    path, events = settings.storage.registry_dir / "history.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    "All recorded events that can be believed, oldest first."
+    path, events, signed = settings.storage.registry_dir / "history.jsonl", [], False
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            events.append(json.loads(line))
-        except ValueError:
+            event = dict(json.loads(line))
+            state = entry_state(settings, event)
+        except (ValueError, TypeError):
             continue
+        signed |= state == "signed"
+        if state == "changed" or (signed and state != "signed"):
+            problem = "Line %d of history.jsonl is not what this installation has signed; it is left out."
+            logging.getLogger("stockpredict").warning(problem, number)
+            continue
+        content = {k: v for k, v in event.items() if k not in ("key", "signature")}
+        events.append(content if state == "signed" else _unsigned_event(content))
     return events
 
 
+def _unsigned_event(event):
+    "An event of an earlier version, whose evidence counts as none."
+    if "entry" in event:
+        event = event | dict(entry=without_evidence(event["entry"]))
+    return event | dict(skill="none") if "skill" in event else event
+
+# %% ../../nbs/train/70_champion.ipynb #c44cd794
 def append_event(
     settings: Settings,  # whose registry
     event: dict,  # JSON-able
 ):
-    "Append one event as a complete line."
+    "Append one event as a complete, signed line."
+    event = sign_entry(settings, event)
     with open(settings.storage.registry_dir / "history.jsonl", "ab+") as f:
         f.seek(0, os.SEEK_END)
         if f.tell():

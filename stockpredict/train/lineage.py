@@ -18,7 +18,8 @@ from ..core.settings import Settings
 from ..algebra.panel import FIELDS, Panel
 from ..catalogue.design_matrix import Spec
 from ..evaluate.splits import Fold
-from ..models.artifact import artifact_hash, ensure_keys, package_versions, save_artifact
+from ..models.artifact import artifact_hash, ensure_keys, key_id
+from ..models.artifact import package_versions, save_artifact
 from ..models.contract import make_model
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast
@@ -183,7 +184,8 @@ def __call__(
     refit: bool = True,  # also fit on every labelled day and save
 ) -> Candidate:
     "A finished candidate from the folder, or a new one."
-    folder, key = self.place / "candidates" / (label or name), self.key(name, params, refit)
+    signer = key_id(ensure_keys(settings.storage.keys_dir).public) if refit else ""  # of the artifact
+    folder, key = self.place / "candidates" / (label or name), self.key(name, params, refit, signer)
     if finished := read_candidate(folder, key):
         return finished
     part = folder.with_name(f".{folder.name}.part")

@@ -48,15 +48,22 @@ def store_artifact(
     "Copy an artifact into the registry, verified."
     place = settings.storage.registry_dir / "versions" / artifact
     part = place.with_name(f".{artifact}.{uuid.uuid4().hex[:8]}")
-    if not place.exists():
-        shutil.copytree(folder, part)
+    if place.exists():
+        try:
+            load_version(settings, artifact, place)
+            return place
+        except ArtifactRejected:
+            logging.getLogger("stockpredict").warning(
+                "%s is damaged, or of another key: replaced", place.name
+            )
+    shutil.copytree(folder, part)
     try:
-        load_version(settings, artifact, place if place.exists() else part)
+        load_version(settings, artifact, part)
     except ArtifactRejected:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    if not place.exists():
-        os.replace(part, place)
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(part, place)
     return place
 
 # %% ../../nbs/train/90_registry.ipynb #89642b87

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -62,7 +61,8 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
 
 def point(settings, artifact, version=1, skill="none"):
     "Swap the champion pointer, atomically."
-    path = settings.storage.registry_dir / "champion.json"
+    from stockpredict.train.champion import append_event, write_champion
+
     entry = {
         "version": version,
         "artifact": artifact,
@@ -70,10 +70,8 @@ def point(settings, artifact, version=1, skill="none"):
         "decision": "hold",
         "promoted_at": f"2026-01-01T00:00:{version:02d}+00:00",
     }
-    path.with_suffix(".tmp").write_text(json.dumps(entry))
-    os.replace(path.with_suffix(".tmp"), path)
-    with open(path.with_name("history.jsonl"), "a") as f:
-        f.write(json.dumps({"event": "promote"} | entry) + "\n")
+    write_champion(settings, entry)
+    append_event(settings, {"event": "promote"} | entry)
 
 
 @pytest.fixture(scope="session")

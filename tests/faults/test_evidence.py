@@ -1,0 +1,131 @@
+"""Evidence cannot be edited: pointer and history are signed; a lost key is named with advice that helps."""
+
+import json
+import shutil
+
+import pytest
+from stockpredict.core.errors import ArtifactRejected
+from stockpredict.core.settings import load_settings
+from stockpredict.ingest.ingest import ingest
+from stockpredict.models.artifact import ensure_keys
+from stockpredict.serve.engine import champion_pointer
+from stockpredict.serve.service import promotion_history
+from stockpredict.train import mlflow_mirror
+from stockpredict.train.champion import current_champion, read_events
+from stockpredict.train.experiment import Experiment, run_experiment
+from stockpredict.train.gate import decide
+from stockpredict.train.registry import publish_model, registry_history, rollback
+
+SMALL = {
+    "data.source": "simulated",
+    "simulated.tickers": 12,
+    "simulated.sessions": 420,
+    "models.trials": 0,
+    "models.candidates": "reversal",
+    "features.names": "ret_1 mom_5 vol_20",
+    "validation.first_train": 200,
+    "validation.folds": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A home with data, keys and an experiment."
+    home = tmp_path_factory.mktemp("home")
+    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
+    ingest(settings)
+    run_experiment(settings, home / "work" / "one")
+    return home
+
+
+@pytest.fixture
+def published(trained, tmp_path, monkeypatch):
+    "A registry that serves the historical mean, without evidence."
+
+    def client(settings):
+        raise ConnectionError("MLflow is not there")
+
+    monkeypatch.setattr(mlflow_mirror, "mlflow_client", client)
+    home = shutil.copytree(trained, tmp_path / "home")
+    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
+    study = Experiment.load(home / "work" / "one")
+    publish_model(settings, study, decide(study))
+    return settings, study
+
+
+def edit(settings, name, **changes):
+    "Change fields in a file of the registry as a text editor does."
+    path = settings.storage.registry_dir / name
+    lines = [json.loads(path.read_text())] if name.endswith("json") else None
+    if lines is None:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[-1] |= changes
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+
+
+@pytest.mark.parametrize("change", [{"skill": "strong"}, {"wording": "sure"}, {"reasons": ["p = 1e-9"]}])
+def test_an_edited_pointer_is_refused_by_everybody(published, change):
+    settings, _ = published
+    edit(settings, "champion.json", **change)
+    for read in (current_champion, champion_pointer):
+        with pytest.raises(ArtifactRejected, match="changed after it was signed"):
+            read(settings)
+    assert promotion_history(settings)["champion"] is None
+    assert rollback(settings).skill == "none" and champion_pointer(settings).skill == "none"
+
+
+def test_a_claim_without_a_signature_counts_as_none(published):
+    settings, _ = published
+    path = settings.storage.registry_dir / "champion.json"
+    entry = json.loads(path.read_text()) | dict(skill="strong", wording="sure")
+    path.write_text(json.dumps({k: v for k, v in entry.items() if k not in ("key", "signature")}))
+    champion = current_champion(settings)
+    assert champion.skill == "none" and champion.wording == "no signed evidence of skill"
+    assert champion_pointer(settings).skill == "none"
+
+
+def test_an_edited_or_added_line_of_the_history_is_not_believed(published):
+    settings, _ = published
+    before = registry_history(settings)
+    path = settings.storage.registry_dir / "history.jsonl"
+    genuine = path.read_text()
+    forged = json.loads(genuine.splitlines()[0]) | dict(event="promote", skill="strong")
+    forged["entry"]["skill"] = "strong"
+    for line in (forged, {k: v for k, v in forged.items() if k != "signature"}):
+        path.write_text(genuine + json.dumps(line) + "\n")
+        assert registry_history(settings).equals(before) and len(promotion_history(settings)["history"]) == 1
+    edit(settings, "history.jsonl", why="because")
+    assert read_events(settings)[:1] != [] and all(e["why"] != "because" for e in read_events(settings))
+
+
+def test_a_history_of_an_earlier_version_can_still_be_rolled_back_to(published):
+    settings, _ = published
+    path = settings.storage.registry_dir / "history.jsonl"
+    event = json.loads(path.read_text())
+    event["entry"]["skill"] = event["skill"] = "strong"
+    path.write_text(json.dumps({k: v for k, v in event.items() if k not in ("key", "signature")}) + "\n")
+    (settings.storage.registry_dir / "champion.json").write_text("{")
+    assert rollback(settings).skill == "none"
+
+
+def test_a_lost_key_is_named_and_the_advice_helps(published):
+    settings, study = published
+    keys = settings.storage.keys_dir
+    (keys / "signing.key").unlink()
+    with pytest.raises(ArtifactRejected, match=r"signing\.key is lost") as caught:
+        ensure_keys(keys)
+    assert not (keys / "signing.key").exists() and "remove signing.pub" in caught.value.fix
+    (keys / "signing.pub").unlink()
+    study = run_experiment(settings, study.workdir)
+    with pytest.raises(ArtifactRejected, match=r"signed by the key .* does not trust"):
+        current_champion(settings)
+    champion = publish_model(settings, study, decide(study))
+    assert champion == current_champion(settings) and champion.model == "mean"
+
+
+def test_keys_that_do_not_belong_together_are_named(tmp_path):
+    ensure_keys(tmp_path / "a")
+    ensure_keys(tmp_path / "b")
+    (tmp_path / "a" / "signing.pub").write_bytes((tmp_path / "b" / "signing.pub").read_bytes())
+    with pytest.raises(ArtifactRejected, match="do not belong together"):
+        ensure_keys(tmp_path / "a")
