@@ -14,7 +14,7 @@ from ..quality.detectors import DETECTORS
 from ..quality.scan import FLAGS, no_flags
 from .connection import first_line, next_step
 from .facts import FACT_TABLES, fact_table
-from .maintenance import MaintainedStore
+from .integrity import MaintainedStore
 from .store import to_arrow
 
 # %% ../../nbs/lake/30_flags.ipynb #e0219271

@@ -30,10 +30,13 @@ def with_arrival(
     received: pd.Timestamp,  # when the batch came
     due: pd.Series | None = None,  # until when each bar is on time, see `due_times`
     backfill: bool = False,  # is this history that is loaded in several batches?
+    stream: bool = False,  # are these messages, each with a clock of its own?
 ) -> tuple[pd.DataFrame, bool]:  # the bars with the columns ARRIVAL; whether any may be late
     "Bars with what decides since when they are known."
     stated = bars.stated.fillna(False).astype("bool") if "stated" in bars else False
     at = bars.received.fillna(received).clip(upper=received) if "received" in bars else received
+    if stream:
+        return bars.assign(stated=True, received=at, due=received), bool((bars.known_at < at).any())
     due = bars.known_at + GRACE if due is None else due
     due = due.mask(stated, received) if stated is not False else due
     late = bool((due < at).any()) and not backfill

@@ -104,6 +104,7 @@ def bars(
     "Bars as they were known at a point in time."
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     source, once, factored = self._log_of(source, snapshot)
+    self.before_read(["bars", "adjustments"], snapshot)
     params = {"source": source, "as_of": moment(as_of, late=True)}
     if tickers is not None:
         params["tickers"] = [tickers] if isinstance(tickers, str) else [str(t) for t in tickers]
@@ -148,6 +149,7 @@ def append(
     flags: pd.DataFrame | None = None,
     due: pd.Series | None = None,  # until when each bar is on time, see `due_times`; None = four days
     backfill: bool = False,  # history that is loaded for the first time, in several batches
+    stream: bool = False,  # messages of the live stream, which may come again and in any order
 ) -> BarsAppended:  # counts, snapshot and fingerprint
     "Store a batch, whole or not at all; rows that are stored already are not stored again."
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
@@ -156,8 +158,9 @@ def append(
     fetched = len(bars) if fetched is None else fetched
     with self.writer(), self.con.cursor() as cur:
         try:
-            bars, overdue = with_arrival(bars, received, due, backfill)
-            plain, *fresh = stage_batch(cur, bars, refused, factors, source, received, overdue)
+            bars, overdue = with_arrival(bars, received, due, backfill, stream)
+            batch = (bars, refused, factors, source, received, overdue, stream)
+            plain, *fresh = stage_batch(cur, *batch)
             flagged = self._stage_flags(cur, flags, source, received)
             self.step("staged")
             result = self._write_batch(
@@ -296,6 +299,7 @@ def fingerprint(
 ) -> str:  # 16 hex digits
     "Content hash of the current bars and adjustments, whatever their order, batches and snapshot numbers."
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
+    self.before_read(["bars", "adjustments"], snapshot)
     return fingerprint_of(self.row_sums(source or self.source(snapshot), snapshot))
 
 

@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 import duckdb, pandas as pd
 from fastcore.basics import patch
-from ..core.errors import DataError, LakeUnavailable
+from ..core.errors import DataError, LakeDamaged, LakeUnavailable
 from ..core.files import atomic_write
 from .connection import first_line, next_step
 from .facts import FACT_TABLES
@@ -103,6 +103,47 @@ def _sha256(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/lake/20_maintenance.ipynb #973c14e9
+INTACT = set()  # stamps of files that this process has compared with their checksums
+
+
+def file_stamp(
+    path: Path,  # a data file
+) -> tuple | None:  # name, size, time of change, inode; None = there is no such file
+    "What changes when somebody writes to a file."
+    try:
+        at = path.stat()
+    except OSError:
+        return None
+    return str(path), at.st_size, at.st_mtime_ns, at.st_ino
+
+
+def same_bytes(
+    path: Path,  # a data file
+    checksum: str | None,  # the one on record, None = there is none yet
+) -> str:  # "" when there is no difference to see
+    "What is wrong with a file, compared with its checksum."
+    try:
+        same = not checksum or _sha256(path) == checksum
+    except OSError as e:
+        return "is missing" if not path.exists() else f"cannot be read: {e.strerror}"
+    if not path.exists():
+        return "is missing"
+    return "" if same else "is not what was written, byte for byte"
+
+# %% ../../nbs/lake/20_maintenance.ipynb #49aed988
+def data_file(
+    store,  # a store with its data in a folder
+    table: str,  # its name
+    file: str,  # path as the catalog has it
+) -> Path:  # where the file is, or should be
+    "The path of a data file."
+    folder = _data_folder(store)
+    path = folder / "main" / table / file
+    if path.exists():
+        return path
+    return next(folder.rglob(file.rsplit("/", 1)[-1]), path)
+
+# %% ../../nbs/lake/20_maintenance.ipynb #f49edda8
 @patch
 def checksums(self: MaintainedStore) -> dict:  # file name -> checksum
     "The checksums on record."
@@ -126,6 +167,7 @@ def record_checksums(self: MaintainedStore):
         for path in fresh:
             shown = path.relative_to(self.dir) if path.is_relative_to(self.dir) else path
             f.write(f"\n{_sha256(path)}  {shown}")
+    INTACT.update(map(file_stamp, fresh))
     self.step("sealed")
 
 # %% ../../nbs/lake/20_maintenance.ipynb #b24e85d9
@@ -136,19 +178,28 @@ def damaged_files(
     "Data files that differ from what was written; empty when every file is intact."
     folder = _data_folder(self)
     known = self.checksums()
-    paths = {p.name: p for p in folder.rglob("*.parquet")} if folder else {}
     damaged = []
-    for row in self.files().itertuples():
+    for row in pd.concat([self.files(), self._delete_files()]).itertuples():
         name = row.file.rsplit("/", 1)[-1]
-        if folder and name not in paths:
-            what = "is missing"
-        elif folder and name in known:
-            what = "" if _sha256(paths[name]) == known[name] else "is not what was written, byte for byte"
-        else:
-            what = self._unreadable_file(row.table, paths.get(name, name))
+        path = data_file(self, row.table, row.file) if folder else name
+        what = same_bytes(path, known.get(name)) if folder else ""
+        if not what and name not in known:
+            what = self._unreadable_file(row.table, path)
         if what:
             damaged.append({"table": row.table, "file": name, "what": what, "intact": int(row.since) - 1})
     return pd.DataFrame(damaged, columns=["table", "file", "what", "intact"])
+
+
+@patch
+def _delete_files(self: MaintainedStore):
+    "Files that list deleted rows; with a flipped bit, rows would come back or others would go."
+    return self.rows("""
+        SELECT table_name AS "table", f.path AS file, f.begin_snapshot AS since
+        FROM __ducklake_metadata_lake.ducklake_delete_file f
+        JOIN (
+            SELECT DISTINCT table_id, table_name FROM __ducklake_metadata_lake.ducklake_table
+        ) USING (table_id)
+        ORDER BY f.begin_snapshot, f.path""")
 
 
 @patch
@@ -166,13 +217,13 @@ def _unreadable_file(self: MaintainedStore, table, path):
 # %% ../../nbs/lake/20_maintenance.ipynb #0dc32ff5
 @patch
 def check_files(self: MaintainedStore):
-    "Raise `LakeUnavailable` when a data file is damaged, with its name and what is still readable."
+    "Raise `LakeDamaged` when a data file is damaged, with its name and what is still readable."
     damaged = self.damaged_files()
     if not len(damaged):
         return
     file = damaged.iloc[0]
     more = f" and {len(damaged) - 1} more files are damaged" if len(damaged) > 1 else ""
-    raise LakeUnavailable(
+    raise LakeDamaged(
         f"{file.file} of the table {file.table} {file.what}{more}.",
         f"Restore it from a backup; versions up to {damaged.intact.min()} do not need it and still read.",
         files=damaged.file.tolist(),

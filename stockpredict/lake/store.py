@@ -89,6 +89,15 @@ def close(self: VersionedStore):
 def record_checksums(self: VersionedStore):
     "Called after each commit; a subclass records the checksums of new files here."
 
+
+@patch
+def before_read(
+    self: VersionedStore,
+    tables: list[str],  # that will be read
+    snapshot: int | None = None,  # a version of the lake; None = the newest
+):
+    "Called before each read of bars and facts; a subclass compares files with their checksums here."
+
 # %% ../../nbs/lake/05_store.ipynb #6f3dedb8
 @patch
 def _open(self: VersionedStore):

@@ -186,12 +186,20 @@ def to_lake(
         if quality.refused and quality.rows >= ENOUGH_TO_REFUSE:
             accepted[rows.index.get_indexer(at)] = False
             continue
-        with self.lake.writer(self.settings.stream.wait):
-            bad = quality.bad if len(quality.bad) else None
-            appended = self.lake.append(quality.good, bad, fetched=len(at))
-            self.step("lake stored")
+        bad = quality.bad if len(quality.bad) else None
+        appended = self._append(quality.good, bad, bars.loc[at].assign(us=rows.clock_us.loc[at]), len(at))
+        self.step("lake stored")
         self._count(appended)
     return accepted
+
+
+@patch
+def _append(self: Consumer, good, bad, sent, fetched):
+    "Append bars that count as received when their senders' clocks say."
+    key = ["ticker", "event_time", "known_at"]
+    clock = pd.to_datetime(sent.groupby(key).us.min(), unit="us", utc=True).rename("received")
+    with self.lake.writer(self.settings.stream.wait):
+        return self.lake.append(good.join(clock, on=key), bad, fetched=fetched, stream=True)
 
 
 @patch
@@ -332,8 +340,10 @@ def settle(self: Consumer) -> int:  # bars moved
     bars = self.live.due()
     for _, group in bars.groupby("source"):
         quality = self.judged(group[BAR_COLUMNS])
-        with self.lake.writer(self.settings.stream.wait):
-            appended = self.lake.append(quality.good, quality.bad if len(quality.bad) else None)
+        clock = self.live.rows("SELECT us FROM clocks WHERE source = ?", group.source.iloc[0]).us
+        sent = group.assign(us=clock.iloc[0] if len(clock) else time.time_ns() // 1000)
+        bad = quality.bad if len(quality.bad) else None
+        appended = self._append(quality.good, bad, sent, len(group))
         self.step("session stored")
         with self.live.writing():
             self.live.settled(group)

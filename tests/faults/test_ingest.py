@@ -435,7 +435,9 @@ def test_day_by_day_and_at_once_end_in_the_same_lake(tmp_path, market):
     last = ingest(s, NOW)
     assert last.rows_fetched < 4 * 12 and last.rewritten == []
     once = settings_for(tmp_path, **{"storage.home": str(tmp_path / "once")})
-    assert ingest(once, NOW).fingerprint == last.fingerprint
+    ingest(once, NOW)
+    shown = ["ticker", "event_time", "open", "high", "low", "close", "volume"]
+    pd.testing.assert_frame_equal(load_bars(once)[shown], load_bars(s)[shown])
     assert last.adjustments == 0
     with Lake(s.storage, read_only=True) as lake:
         assert np.allclose(lake.sql("SELECT factor FROM adjustments").factor, [0.98])

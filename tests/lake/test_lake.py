@@ -106,10 +106,10 @@ def test_newest_known_wins_and_the_past_stays(lake):
     done = lake.append(rows(s, (0, 10.5), (1, 11), (2, 12)), now="2020-03-01")
     assert (done.rows_new, done.rows_corrected, done.rows_same) == (1, 1, 1)
     assert closes(lake, s) == [10.5, 11, 12]
-    assert closes(lake, s, as_of="2020-02-15") == [10, 11, 12]
+    assert done.rows_late == 1 and closes(lake, s, as_of="2020-02-15") == [10, 11]
     assert closes(lake, s, as_of="2020-03-01") == [10.5, 11, 12], "a day means its end"
     assert closes(lake, s, as_of=pd.Timestamp("2020-03-01 00:00Z")) == [10.5, 11, 12]
-    assert closes(lake, s, as_of=pd.Timestamp("2020-02-29 23:59Z")) == [10, 11, 12]
+    assert closes(lake, s, as_of=pd.Timestamp("2020-02-29 23:59Z")) == [10, 11]
     assert closes(lake, s, as_of=T0) == [] and closes(lake, s, as_of=T0 + LAG) == [10]
 
 
@@ -120,23 +120,19 @@ def test_what_a_source_said_last_wins_even_when_it_takes_a_correction_back(lake)
     assert [closes(lake, s, as_of=f"2020-0{m}-02") for m in (2, 3, 4, 5)] == [[10], [10.5], [10], [10.5]]
 
 
-def test_versions_that_state_their_own_time_are_kept_in_any_order(lake):
+def test_versions_that_state_their_own_time_are_kept_and_never_rewrite_the_past(lake):
     s = "stated"
-    lake.append(rows(s, (0, 10, 1), (0, 12, 72)), now="2020-02-01")
-    late = lake.append(rows(s, (0, 11, 48)), now="2020-02-02")
-    assert (late.rows_corrected, closes(lake, s)) == (1, [12]), (
-        "an older version that comes late is history, not news"
-    )
-    assert [closes(lake, s, as_of=T0 + pd.Timedelta(hours=h)) for h in (0, 2, 50, 80)] == [
-        [],
-        [10],
-        [11],
-        [12],
-    ]
-    assert lake.append(rows(s, (0, 10, 1), (0, 11, 48), (0, 12, 72)), now="2020-03-01").batch == ""
-    assert lake.append(rows(s, (0, 10, 1)), now="2020-03-01").batch == "", (
-        "an old archive sent again is no correction"
-    )
+    lake.append(rows(s, (0, 10, 1), (0, 12, 72)).assign(stated=True), now="2020-02-01")
+    old = rows(s, (0, 10, 1)).assign(stated=True)
+    assert lake.append(old, now="2020-02-02").batch == "", "an old archive sent again is no correction"
+    newer = lake.append(rows(s, (0, 13, 96)).assign(stated=True), now="2020-02-02")
+    assert (newer.rows_corrected, closes(lake, s)) == (1, [13])
+    seen = [closes(lake, s, as_of=T0 + pd.Timedelta(hours=h)) for h in (0, 2, 50, 80, 100)]
+    assert seen == [[], [10], [10], [12], [13]]
+    older = lake.append(rows(s, (0, 11, 48)).assign(stated=True), now="2020-02-03")
+    assert (older.rows_corrected, closes(lake, s)) == (1, [11]), "what was received last stands"
+    assert [closes(lake, s, as_of=T0 + pd.Timedelta(hours=h)) for h in (0, 2, 50, 80, 100)] == seen
+    assert closes(lake, s, as_of=pd.Timestamp("2020-02-02 23:59Z")) == [13]
 
 
 def test_a_correction_is_never_known_before_what_it_corrects(lake):
@@ -159,14 +155,22 @@ def test_any_sequence_of_batches_agrees_with_a_dictionary(lake, data):
             )
         )
         now = pd.Timestamp("2020-06-01", tz="UTC") + i * DAY
-        new, corrected = 0, 0
+        new, corrected, fresh, at_receipt = 0, 0, [], set()
+        first = {ticker: min(d for t, d in stored if t == ticker) for ticker, _ in stored}
         for key, value in batch.items():
             if key not in stored:
                 stored[key] = [(T0 + key[1] * DAY + LAG, value)]
+                fresh.append(key)
                 new += 1
             elif stored[key][-1][1] != value:
                 stored[key].append((now, value))
+                at_receipt.add(key[0])
                 corrected += 1
+        follows = [k for k in fresh if k[0] in first and k[1] > first[k[0]]]
+        at_receipt |= {ticker for ticker, _ in follows}  # months later: late, and what came with it too
+        for key in follows:
+            if key[0] in at_receipt:
+                stored[key] = [(now, stored[key][0][1])]
         frame = pd.concat([rows(s, (d, v), ticker=t) for (t, d), v in batch.items()])
         done = lake.append(frame, now=now)
         assert (done.rows_new, done.rows_corrected, done.rows_same) == (
@@ -309,7 +313,7 @@ def test_fingerprint_knows_content_only(tmp_path):
         with Lake(s) as lake:
             parts = [bars] if i == 0 else [bars.iloc[::-2], bars.sample(frac=0.5, random_state=1), bars]
             for part in parts:
-                lake.append(part, now="2024-01-01")
+                lake.append(part, now="2024-01-01", backfill=True)
             marks.add(lake.fingerprint())
             assert lake.verify() == lake.fingerprint()
     assert len(marks) == 1

@@ -374,11 +374,29 @@ def test_bars_in_any_order_with_repetitions_and_corrections_give_the_same_lake(s
         [everything.sample(frac=1, random_state=3), everything.sample(frac=0.4, random_state=4)]
     )
     for part in np.array_split(np.arange(len(mixed)), 3):
-        publish_rows(settings, mixed.iloc[part])
+        publish_rows(settings, mixed.iloc[part], clock=mixed.iloc[part].known_at)
         drain(settings)
     pd.testing.assert_frame_equal(stored(settings), wanted)
     with Lake(settings.storage, read_only=True) as lake:
         assert lake.fingerprint() == mark and lake.verify() == mark
+
+
+def test_a_late_bar_and_a_correction_count_from_when_they_were_sent(settings, market):
+    first, late = market.head(9).drop(index=[4]), market.iloc[[4]]
+    publish_rows(settings, first, clock=first.known_at)
+    drain(settings)
+    sent = first.known_at.max() + pd.Timedelta(days=30)
+    wrong = first.iloc[[5]].assign(close=lambda f: f.close * 1.001, high=lambda f: f.high * 1.01)
+    wrong["known_at"] -= pd.Timedelta(minutes=5)  # the sender has another lag today
+    publish_rows(settings, pd.concat([late, wrong]), clock=sent)
+    drain(settings)
+    before = stored(settings, as_of=sent - pd.Timedelta(seconds=1))
+    assert before.close.tolist() == first.close.tolist()
+    expected = market.head(9).close.where(market.head(9).index != first.index[5], wrong.close.item())
+    assert stored(settings, as_of=sent).close.tolist() == expected.tolist()
+    publish_rows(settings, first, clock=first.known_at)  # delivered again
+    drain(settings)
+    assert stored(settings).close.tolist() == expected.tolist()
 
 
 def test_of_two_bars_known_at_the_same_time_the_later_in_the_stream_wins(settings, market):
