@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.errors import BarsInvalid, NotEnoughHistory, UnknownTicker, did_you_mean
+from ..core.errors import BarsInvalid, FeatureError, NotEnoughHistory, UnknownTicker, did_you_mean
 from . import kernels
 from .series import Grid
 from .series_logic import Series, UnknownAttribute, field_series
@@ -99,6 +99,28 @@ def _session_rows(
     return sessions, sessions.get_indexer(days)[codes]
 
 # %% ../../nbs/algebra/50_panel.ipynb #a983b02b
+def _check_long(frame):
+    missing = [c for c in ("ticker", "event_time", "close") if c not in getattr(frame, "columns", ())]
+    if missing:
+        raise BarsInvalid(
+            f"A panel is built from long bars, a row for each ticker and session; {', '.join(missing)} is "
+            "missing here.",
+            "A wide table of closes, sessions down and tickers across, becomes long by "
+            'wide.rename_axis("event_time").reset_index().melt("event_time", var_name="ticker", '
+            'value_name="close").',
+        )
+
+
+def parse_day(
+    day,  # a date, an instant, or text
+) -> pd.Timestamp:  # without a time zone
+    "A date, or an error that shows how to write one."
+    out = pd.NaT if isinstance(day, int | float) else pd.to_datetime(day, errors="coerce")
+    if not isinstance(out, pd.Timestamp):
+        raise FeatureError(f"{day!r} is no date.", 'Write dates as "YYYY-MM-DD".')
+    return out.tz_localize(None)
+
+# %% ../../nbs/algebra/50_panel.ipynb #704c6844
 @patch(cls_method=True)
 def from_bars(
     cls: Panel,
@@ -109,6 +131,7 @@ def from_bars(
     device: str = "cpu",  # where the tensors are
 ) -> Panel:
     "Arrange long bars as a rectangle of sessions and tickers."
+    _check_long(frame)
     if not len(frame):
         raise NotEnoughHistory(
             "There are no bars to build a panel from.",
@@ -150,7 +173,7 @@ def until(
     session: str | pd.Timestamp,  # a date; the panel ends with the last session on or before it
 ) -> Panel:
     "The panel as it was known after a session."
-    return self._rows(slice(0, self.sessions.searchsorted(pd.Timestamp(session), side="right")))
+    return self._rows(slice(0, self.sessions.searchsorted(parse_day(session), side="right")))
 
 
 @patch

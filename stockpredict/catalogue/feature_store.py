@@ -6,8 +6,9 @@
 __all__ = ['FeatureStore', 'read_features']
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #126361ed
-import hashlib, json, math, threading, time
+import hashlib, json, math, tempfile, threading, time, uuid
 from dataclasses import dataclass
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -21,8 +22,8 @@ from ..core.settings import Settings, load_settings
 from ..lake.adjustments import adjust_forward
 from ..lake.lake import Lake
 from ..sources.source import source_id
-from ..algebra.panel import Panel
-from .feature import as_features, compute_each
+from ..algebra.panel import Panel, parse_day
+from .feature import as_features, compute_each, resolve_names
 from .point_in_time import with_facts
 from .latest import latest
 from .code_fingerprint import code_fingerprint, fact_kinds, fact_tables
@@ -43,35 +44,50 @@ class FeatureStore:
         self,
         settings: Settings,  # lake, source, dates and universe
         names: str | list | None = None,  # features or sets; None = those of the settings
+        lake: Lake | None = None,  # open for reading, stays open; None = the one of the settings
     ):
         self.settings = settings
-        self.chosen = as_features(list(settings.features.names) if names is None else names)
-        self.names = [f.name for f in self.chosen]
-        self.needs = sorted(set().union(*(f.fields for f in self.chosen)))
-        if not self.names:
+        self.asked = resolve_names(list(settings.features.names) if names is None else names)
+        if not self.asked:
             raise FeatureError("There is no feature to keep.", "Name at least one feature or set.")
         self.source = source_id(settings)
         self.calendar = get_calendar(settings.data.calendar)
         self.index = settings.data.index or "sp500"  # whose membership, where a feature needs it
-        self.lookback = max(f.lookback for f in self.chosen)
-        self.crossings = max(f.crossings for f in self.chosen)
-        self.key = self._identity()
-        self.folder = settings.storage.home_dir / "features" / self.key
-        self._lake = None
+        self.key = None
+        self.given_lake, self._lake = lake, None
         self._opening = threading.Lock()
+        self.renew()
 
-    def _identity(self) -> str:  # changes with everything that can change a value
+    def _identity(self) -> str | None:  # changes with everything that can change a value
         data = self.settings.data
         recipe = [self.source, data.calendar, data.start, data.end, sorted(data.universe)]
         if fact_kinds(self.needs):
             recipe.append(self.index)
-        recipe += [[(f.name, f.formula, f.lookback) for f in self.chosen], code_fingerprint(self.chosen)]
-        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+        recipe += [self.names, code_fingerprint(self.chosen)]
+        return None if recipe[-1] is None else hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #826b054f
+@patch
+def renew(self: FeatureStore):
+    "Follow edits of the features since the last look, so that no value of an older definition is read."
+    self.chosen = as_features(self.asked)
+    self.names = [f.name for f in self.chosen]
+    self.needs = sorted(set().union(*(f.fields for f in self.chosen)))
+    self.lookback = max(f.lookback for f in self.chosen)
+    self.crossings = max(f.crossings for f in self.chosen)
+    key = self._identity()
+    if key is None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="stockpredict-features-")
+        self.key, self.folder = f"unstored-{uuid.uuid4().hex[:8]}", Path(self._scratch.name)
+    elif key != self.key:
+        self.key, self.folder = key, self.settings.storage.home_dir / "features" / key
+
+# %% ../../nbs/catalogue/40_feature_store.ipynb #c95db880
 @patch(as_prop=True)
 def lake(self: FeatureStore) -> Lake:  # open for reading
     "The lake that the bars come from."
+    if self.given_lake is not None:
+        return self.given_lake
     with self._opening:
         if self._lake is None:
             self._lake = Lake(self.settings.storage, read_only=True)
@@ -291,6 +307,7 @@ def materialise(
 ) -> Materialised:
     "Bring the stored values to a snapshot; what has not changed is kept."
     began = time.perf_counter()
+    self.renew()
     snapshot = self.lake.snapshot() if snapshot is None else int(snapshot)
     self.folder.mkdir(parents=True, exist_ok=True)
     with FileLock(self.folder / "lock"):
@@ -346,13 +363,15 @@ def frame(
     snapshot: int | None = None,  # a version of the lake; None = the newest
 ) -> pd.DataFrame:  # ticker, event_time, known_at and the features; sorted by ticker and time
     "Values of all features, computed where they are not yet stored."
-    manifest = self.manifest(self.materialise(snapshot).snapshot)
-    lo = "0001-01-01" if start is None else f"{pd.Timestamp(start):%Y-%m-%d}"
-    hi = "9999-12-31" if end is None else f"{pd.Timestamp(end):%Y-%m-%d}"
+    lo = "0001-01-01" if start is None else f"{parse_day(start):%Y-%m-%d}"
+    hi = "9999-12-31" if end is None else f"{parse_day(end):%Y-%m-%d}"
     if lo > hi:
         raise FeatureError(f"The start {lo} lies after the end {hi}.", "Swap them.")
     wanted = [tickers] if isinstance(tickers, str) else tickers
     wanted = None if wanted is None else list(wanted)
+    if wanted == []:
+        raise FeatureError("No ticker was asked for.", "Name tickers, or leave them out to get all.")
+    manifest = self.manifest(self.materialise(snapshot).snapshot)
     if wanted is not None:
         self._check_tickers(wanted, manifest)
     parts = [p for p in manifest["parts"] if p["first"] <= hi and p["last"] >= lo]
@@ -396,7 +415,8 @@ def read_features(
     end=None,  # last session, inclusive
     names: str | list | None = None,  # features or sets; None = those of the settings
     settings: Settings | None = None,  # None = settings.ini
+    lake: Lake | None = None,  # open for reading; None = the one of the settings
 ) -> pd.DataFrame:  # ticker, event_time, known_at and the features
     "Features of the lake's market in one line."
-    with FeatureStore(settings or load_settings(), names) as store:
+    with FeatureStore(settings or load_settings(), names, lake) as store:
         return store.frame(tickers, start, end)
