@@ -81,22 +81,38 @@ def idle_bars(
     return _combine("without a trade", idle, panel.volume, panel.high, panel.low).sum(IDLE_WINDOW)
 
 
-def volatility_of(
+def close_volatility(
     panel: Panel,  # a market
     untrusted: Tensor | None = None,  # bool `[session, ticker]`: bars whose returns are left out
 ) -> Series:
-    "Daily volatility: root of the exponentially weighted mean of squared returns, decay 0.94."
+    "Daily volatility from closes: root of the exponentially weighted mean of squared returns, decay 0.94."
     moves = panel.returns
     if untrusted is not None:
         wrong = Series(untrusted.to(moves.values.dtype), panel.grid)
         moves = Series(moves.values.masked_fill((wrong + wrong.lag(1)).values > 0, math.nan), panel.grid)
     squares = moves.clip(-LARGEST_MOVE, LARGEST_MOVE) ** 2
-    sigma = squares.ewm(decay=VOLATILITY_DECAY, least=VOLATILITY_BARS).sqrt()
+    return squares.ewm(decay=VOLATILITY_DECAY, least=VOLATILITY_BARS).sqrt()
+
+# %% ../../nbs/catalogue/30_design_matrix.ipynb #e8de107a
+def volatility_of(
+    panel: Panel,  # a market
+    untrusted: Tensor | None = None,  # bool `[session, ticker]`: bars whose returns are left out
+) -> Series:
+    "Daily volatility of what is traded."
+    sigma = close_volatility(panel, untrusted)
 
     def of_traded(x, idle):
         return x.masked_fill(idle >= IDLE_BARS, math.nan)
 
     return _combine("of traded stocks", of_traded, sigma, idle_bars(panel))
+
+
+def volatility_rule(
+    panel: Panel,  # a market
+):  # a function of a panel
+    "`volatility_of`, or `close_volatility` where no volume, high and low are published."
+    published = all(panel.has(name) for name in ("volume", "high", "low"))
+    return volatility_of if published else close_volatility
 
 # %% ../../nbs/catalogue/30_design_matrix.ipynb #39ddd76a
 def normalise_section(
@@ -157,7 +173,7 @@ def make_inputs(
     chosen, end = as_features(list(spec.names)), panel if newest is None else panel.last(newest)
     x = torch.empty(*end.present.shape, len(chosen), dtype=torch.float32, device=panel.device)
     coverage, bars = torch.zeros(len(chosen)), max(1, int(end.present.sum()))
-    every = [*chosen, Feature(volatility_of, group="volatility")]
+    every = [*chosen, Feature(volatility_rule(panel), group="volatility")]
     values = compute_each(panel, every, 32) if newest is None else latest(panel, every, newest).items()
     for i, (f, v) in enumerate(values):
         if i == len(chosen):

@@ -81,3 +81,20 @@ def test_volatility_is_robust_on_every_path():
     torch.testing.assert_close(whole.volatility[-1:], newest.volatility)
     assert whole.volatility.nan_to_num().max() < 0.2, "it was 24 a day"
     torch.testing.assert_close(whole.volatility[:150], clean[:150], equal_nan=True)
+
+
+def test_a_source_of_closes_alone_is_trained_on(tmp_path):
+    "The bundled sample publishes no volume, so nobody can know what was traded, and nothing is left out."
+    from stockpredict.catalogue.design_matrix import Spec, make_inputs
+    from stockpredict.core.settings import Settings
+    from stockpredict.ingest.ingest import ingest
+    from stockpredict.train.training_data import training_panel
+
+    settings = Settings().with_(
+        **{"storage.home": str(tmp_path), "data.source": "sample", "data.end": "2012-12-31"}
+    )
+    ingest(settings)
+    panel, _ = training_panel(settings)
+    assert not panel.has("volume")
+    inputs = make_inputs(panel, Spec(("ret_1", "mom_5")))
+    assert inputs.usable.float().mean() > 0.9
