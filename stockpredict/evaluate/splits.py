@@ -24,6 +24,17 @@ class Fold:
     reach: int  # sessions from a decision to the end of its longest label: entry delay + horizon
     train_start: int = 0  # first training session
 
+    def __post_init__(self):
+        order = 0 <= self.train_start < self.train_stop <= self.test_start < self.test_stop
+        if order and self.reach >= 1:
+            return
+        raise EvaluateError(
+            f"A fold that trains on [{self.train_start}, {self.train_stop}) and tests on "
+            f"[{self.test_start}, {self.test_stop}) with a reach of {self.reach} is not possible.",
+            "Train on at least one session, test on at least one after all of them, and give a reach of at "
+            "least 1.",
+        )
+
     @property
     def train(self) -> range:
         return range(self.train_start, self.train_stop)

@@ -6,15 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/train/20_walk_forward.ipynb #bcc35893
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
 import torch
-from ..core.errors import SeesFuture
+from ..core.errors import EvaluateError, SeesFuture
 from ..core.settings import Settings
 from ..catalogue.design_matrix import Inputs
 from ..evaluate.metrics import ic_summary, rank_ic
-from ..evaluate.splits import Fold, walk_forward
+from ..evaluate.splits import Fold, leaking_sessions, walk_forward
 from ..models.contract import Model, make_model, models
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast, join_forecasts
@@ -32,18 +32,62 @@ def make_folds(
 # %% ../../nbs/train/20_walk_forward.ipynb #f2e0f291
 def check_no_lookahead(
     model: Model,  # fitted
-    inputs: Inputs,  # features up to the end of the test
+    inputs: Inputs,  # features, also of sessions after the test
     forecast: Forecast,  # forecast of the test
     start: int,  # first session of the test (position)
 ):
-    "Raise `SeesFuture` if a forecast changes when the sessions after it are removed."
-    t = start + len(forecast.sessions) // 2
-    without_future = model.predict(inputs.until(t + 1), t, t + 1).score[0]
-    if torch.allclose(without_future, forecast.score[t - start], rtol=1e-3, atol=1e-4, equal_nan=True):
-        return
+    "Raise `SeesFuture` if a forecast depends on a session after it, or on the other sessions of its test."
+    stop = start + len(forecast.sessions)
+    for t in sorted({start, start + (stop - start) // 2, start + (stop - start) // 2 + 1, stop - 1}):
+        first, last = max(start, t - NEAR), min(t + NEAR, len(inputs.sessions))
+        if t >= stop or t < first:
+            continue
+        low = max(0, first - 2 * model.sequence - NEAR)
+        near = inputs.until(last).last(last - low)
+        alone, other = (
+            model.predict(part, first - low, last - low) for part in (near, _other_future(near, t - low))
+        )
+        for k in range(t + 1 - first):
+            if not _same(alone, k, other, k, 0.0):
+                _raise_sees_future(
+                    model, forecast.sessions[first + k - start], "later sessions are cut away or changed"
+                )
+            if not _same(alone, k, forecast, first + k - start, TOLERANCE):
+                reason = "it is made together with other sessions"
+                _raise_sees_future(model, forecast.sessions[first + k - start], reason)
+
+# %% ../../nbs/train/20_walk_forward.ipynb #79847cef
+NEAR = 8  # sessions before and after a cut that are forecast again
+TOLERANCE = 1e-3  # of the spread across tickers: batches of different size may be rounded differently
+
+
+def _other_future(inputs, t):
+    "The inputs with other values in every session after `t`."
+    x, volatility, present = inputs.x.clone(), inputs.volatility.clone(), inputs.present.clone()
+    draw = torch.Generator().manual_seed(t)
+    noise = torch.rand(x[t + 1 :].shape, generator=draw).to(x)
+    x[t + 1 :] = noise - 0.5
+    volatility[t + 1 :] = 3 * volatility[t + 1 :].nan_to_num(0.01)
+    present[t + 1 :] = True
+    return replace(inputs, x=x, volatility=volatility, present=present)
+
+# %% ../../nbs/train/20_walk_forward.ipynb #80116ec3
+def _same(a, i, b, j, tolerance):
+    "Are two forecasts of one session equal, but for a share of their spread?"
+    for name in ("score", "p_up", "volatility", "quantiles"):
+        u, v = getattr(a, name)[i].double(), getattr(b, name)[j].double()
+        if not torch.equal(u.isnan(), v.isnan()):
+            return False
+        u, v = u.nan_to_num(0), v.nan_to_num(0)
+        spread = (v - v.mean(0)).abs().amax(0) + 1e-6 * v.abs().amax(0)
+        if ((u - v).abs() > tolerance * spread).any():
+            return False
+    return True
+
+
+def _raise_sees_future(model, session, reason):
     raise SeesFuture(
-        f"The model {model.name} forecasts {forecast.sessions[t - start]:%Y-%m-%d} differently when later "
-        "sessions are cut away.",
+        f"The model {model.name} forecasts {session:%Y-%m-%d} differently when {reason}.",
         "Let predict use inputs at or before the session it forecasts only.",
         model=model.name,
     )
@@ -58,13 +102,23 @@ def walk_forward_forecasts(
     "Forecasts of every test session, by a model refitted fold by fold."
     parts = []
     for fold in folds:
+        _refuse_leaking(fold)
         model = new_model().fit(dataset.window(fold.train_start, fold.train_stop + fold.reach))
         inputs = dataset.inputs.until(fold.test_stop)
         parts.append(model.predict(inputs, fold.test_start, fold.test_stop).validate())
-        check_no_lookahead(model, inputs, parts[-1], fold.test_start)
+        check_no_lookahead(model, dataset.inputs, parts[-1], fold.test_start)
         if after:
             after(fold, model)
     return join_forecasts(parts)
+
+
+def _refuse_leaking(fold):
+    "Refuse a fold whose training labels reach into its test."
+    if count := leaking_sessions(fold):
+        raise EvaluateError(
+            f"{count} training labels of {fold} end within the test.",
+            f"Leave a gap of at least {fold.reach} sessions between training and test.",
+        )
 
 # %% ../../nbs/train/20_walk_forward.ipynb #de2c3b7c
 @dataclass(eq=False)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions
-from stockpredict.core.errors import RunError, SeesFuture
+from stockpredict.core.errors import EvaluateError, RunError, SeesFuture
 from stockpredict.core.settings import load_settings
 from stockpredict.ingest.ingest import ingest
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.evaluate.splits import leaking_sessions
+from stockpredict.evaluate.splits import Fold, leaking_sessions
 from stockpredict.catalogue.design_matrix import Spec
 from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import make_model, models
@@ -360,3 +360,52 @@ def test_the_sample_experiment_tries_every_candidate(tmp_path):
 
 def test_make_model_uses_the_settings(tmp_path):
     assert make_model("lstm", small(tmp_path, **{"models.sequence": 7})).sequence == 7
+
+
+class Peeking(models["reversal"]):
+    "Reads `ahead` rows ahead at every `step`-th row, with scores times `scale`."
+
+    ahead, step, scale = 2, 1, 1e-4
+
+    def score(self, inputs, start, stop):
+        z = super().score(inputs, start, min(stop + self.ahead, len(inputs.sessions)))
+        own = z[: stop - start].clone()
+        for t in range(stop - start):
+            if (start + t) % self.step == 0 and t + self.ahead < len(z):
+                own[t] = z[t + self.ahead]
+        return own * self.scale
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e-4, 1.0])
+@pytest.mark.parametrize("ahead, step", [(1, 1), (1, 2), (2, 1), (2, 2), (5, 1)])
+def test_a_peek_is_found_at_every_scale(data, scale, ahead, step):
+    "Scores times 1e-4 that read two rows ahead passed, with a rank IC of 0.998."
+    peek = type("Peek", (Peeking,), dict(scale=scale, ahead=ahead, step=step))
+    with pytest.raises(SeesFuture):
+        walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), peek)
+
+
+@pytest.mark.parametrize("at", [300, 301])
+def test_a_fold_of_one_session_hides_no_peek(data, at):
+    peek = type("Peek", (Peeking,), dict(ahead=1, step=2))
+    folds = [Fold(at + k - 10, at + k, at + k + 1, 6) for k in range(2)]
+    with pytest.raises(SeesFuture):
+        walk_forward_forecasts(data, folds, peek)
+    assert len(walk_forward_forecasts(data, folds, models["reversal"]).sessions) == 2
+
+
+def test_a_fold_that_trains_on_its_test_is_refused(data):
+    with pytest.raises(EvaluateError, match="not possible"):
+        Fold(900, 700, 1000, 2)
+    with pytest.raises(EvaluateError, match="6 training labels"):
+        walk_forward_forecasts(data, [Fold(300, 300, 330, 6)], models["reversal"])
+
+
+@pytest.mark.parametrize("name", ["mean", "zero", "ridge", "lightgbm", "lstm"])
+def test_an_honest_model_is_not_suspected_whatever_its_scale(data, name):
+    def new():
+        params = dict(epochs=1, sequence=5) if name == "lstm" else {}
+        return make_model(name, **params)
+
+    folds = make_folds(small("x"), len(data.inputs.sessions))[:1]
+    assert walk_forward_forecasts(data, folds, new).available.any()
