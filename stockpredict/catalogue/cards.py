@@ -7,12 +7,15 @@ __all__ = ['sample_panel']
 
 # %% ../../nbs/catalogue/60_cards.ipynb #9490c771
 import inspect, textwrap
+from contextlib import contextmanager
 from functools import lru_cache
 from html import escape
 import numpy as np
+import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .feature import SETS, Feature, empty_tensor, fill_features, proof_panel, prove
+from .feature import SETS, Feature, empty_tensor, fill_features, proof_panel
+from .feature import prove_all
 from ..algebra.panel import FIELDS, Panel
 
 # %% ../../nbs/catalogue/60_cards.ipynb #b66a2d5a
@@ -119,9 +122,22 @@ def value_pictures(
     "A line and a histogram, side by side, in the colour of the text around them."
     x = values.cpu().numpy()
     most = int(np.isfinite(x[-last:]).sum(0).argmax())
+    drawn = x[-last:, most]
     bars, caption = distribution(x)
-    line = _svg("line", line_path(x[-last:, most]), "one ticker, the last year")
-    return line + _svg("bars", bars, f"all values: {caption}")
+    line = _figure("line", line_path(drawn), f"one stock's last year: {value_range(drawn)}")
+    return line + _figure("bars", bars, f"all values: {caption}")
+
+# %% ../../nbs/catalogue/60_cards.ipynb #6ff27347
+def value_range(
+    values: np.ndarray,  # any shape
+) -> str:
+    "The lowest and the highest value, in words."
+    x = values[np.isfinite(values)]
+    return f"{x.min():.3g} to {x.max():.3g}" if len(x) else "no value"
+
+
+def _figure(kind, path, caption):
+    return f"<figure>{_svg(kind, path, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 # %% ../../nbs/catalogue/60_cards.ipynb #f2ace53d
 # what `prove` tries, see catalogue/00_feature
@@ -160,11 +176,24 @@ def card_facts(
     }
 
 # %% ../../nbs/catalogue/60_cards.ipynb #4a4d06be
+@contextmanager
+def single_thread():
+    "Tensor operations on one thread within the block."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../../nbs/catalogue/60_cards.ipynb #3ca22e9e
 def card_values(
     chosen: list[Feature],  # any
 ) -> dict[Feature, Tensor]:  # `[session, ticker]`
-    "Values for the pictures, those of one market computed together."
+    "Values for the pictures, those of one market proven and computed together."
     markets, out = {}, {}
+    with single_thread():
+        prove_all([f for f in chosen if not f.proven])
     for f in chosen:
         markets.setdefault(frozenset(f.fields - set(FIELDS)), []).append(f)
     for also, mine in markets.items():
@@ -180,13 +209,13 @@ def card_values(
 def card(
     f: Feature,  # any
     values: Tensor | None = None,  # `[session, ticker]`; None = on the market of the cards
+    skill: str = "",  # what is known of its rank IC, in words; "" = no line about it
 ) -> str:  # HTML
     "A feature on a card."
-    if not f.proven:
-        prove(f)
-    if values is None:
+    if values is None or not f.proven:
         values = card_values([f])[f]
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in card_facts(f).items())
+    facts = card_facts(f) | ({"rank IC": skill} if skill else {})
+    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     code = ""
     if text := source_code(f):
         code = f"<details><summary>as written</summary><pre>{escape(text)}</pre></details>"
@@ -202,7 +231,8 @@ _STYLE = (
     ".card h3{margin:.3rem 0}.card small{font-weight:400;opacity:.7}"
     ".card dl{display:grid;grid-template-columns:max-content 1fr;gap:0 1rem;margin:.4rem 0}"
     ".card dt{opacity:.7}.card dd{margin:0}"
-    ".card .pictures svg{margin-right:1rem;color:#2b5b84}</style>"
+    ".card .pictures{display:flex;flex-wrap:wrap;gap:.3rem 1rem}.card figure{margin:0;max-width:240px}"
+    ".card figcaption{font-size:.75rem;opacity:.7}.card .pictures svg{color:#2b5b84}</style>"
 )
 
 

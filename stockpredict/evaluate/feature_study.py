@@ -13,7 +13,8 @@ from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
 from ..catalogue.cards import sample_panel
-from ..catalogue.feature import Feature, FEATURES, compute_one, resolve_names
+from ..catalogue.feature import Feature, FEATURES, as_features, compute_each, compute_one
+from ..catalogue.feature import resolve_names
 from ..algebra.panel import Panel
 from ..algebra.series import Series
 
@@ -50,6 +51,26 @@ def feature_ic(
     panel = sample_panel() if panel is None else panel
     outcome = forward_returns(panel.close.values, horizon, entry_delay).cpu().numpy()
     return ic_summary(rank_ic(studied_values(panel, feature), outcome, panel.sessions), horizon)
+
+# %% ../../nbs/evaluate/40_feature_study.ipynb #e35a5e4e
+CARD_WINDOW = 750  # sessions of the sample that the cards look at
+
+
+def sample_skill(
+    names: list,  # features
+) -> dict[str, str]:  # name -> sentence
+    "Mean rank IC of features on the first years of the bundled closes, in words."
+    panel = sample_panel().first(CARD_WINDOW)
+    outcome = forward_returns(panel.close.values, 1).cpu().numpy()
+    known = [f for f in as_features(names) if f.fields <= {"close"}]
+    years = f"{panel.sessions[0]:%Y} to {panel.sessions[-1]:%Y}"
+    out = {}
+    for f, x in compute_each(panel, known, 64):
+        e = ic_summary(rank_ic(x.cpu().numpy(), outcome, panel.sessions))
+        interval = f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+        shown = interval if np.isfinite(e.low) else "not defined, it does not rank the stocks"
+        out[f.name] = f"{shown}; one session ahead, {len(panel.tickers)} companies, {years}"
+    return out
 
 # %% ../../nbs/evaluate/40_feature_study.ipynb #6941d528
 def holm(

@@ -39,12 +39,17 @@ def group_features(
     return groups
 
 # %% ../../nbs/ops/10_handbook.ipynb #0542bc44
+UNMEASURED = "not on the bundled sample, which has closes only: stockpredict features study NAME"
+
+
 def handbook_page(
     names: str | list = "all",  # names of features or sets
 ) -> str:  # HTML
     "The page with every card."
+    from stockpredict.evaluate.feature_study import sample_skill
+
     chosen = as_features(names)
-    values = card_values(chosen)
+    values, skill = card_values(chosen), sample_skill(chosen)
     script = template_text("ops/handbook.js")
     content = fill(
         "handbook.html",
@@ -52,7 +57,7 @@ def handbook_page(
         script=Fragment(script),
         count=len(chosen),
         groups=[
-            (group, [Fragment(card(f, values[f])) for f in features])
+            (group, [Fragment(card(f, values[f], skill.get(f.name, UNMEASURED))) for f in features])
             for group, features in group_features(chosen).items()
         ],
     )
