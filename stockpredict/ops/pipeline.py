@@ -13,7 +13,7 @@ from ..core.errors import NotFound, StockpredictError
 from ..core.settings import Settings, load_settings
 from .reports import quick_formats, write_index
 from ..core.files import json_ready, write_json
-from .runs import run, runs_folder
+from .runs import as_overrides, run, runs_folder
 from .work import Work, lake_state, load_work, newest_work, open_work, retrain_lock, run_once
 from .work import step_result
 from .study import verdict_sentence
@@ -232,11 +232,12 @@ def answered(
     refresh_answers(settings)
     return predictions(settings, tickers, horizon)
 
-# %% ../../nbs/ops/70_pipeline.ipynb #b10317c6
+# %% ../../nbs/ops/70_pipeline.ipynb #654d4d8f
 def fan(
     frame,  # of `predictions`
     bars,  # bars of the ticker, recent ones are drawn
     ticker: str,  # which one
+    calendar: str = "XNYS",  # whose sessions lie between the decision and the entry
 ):
     "Recent closes of a ticker and the fan of its forecast."
     from stockpredict.core.calendar import get_calendar
@@ -245,7 +246,9 @@ def fan(
     mine = frame[frame.ticker == ticker].sort_values("horizon")
     levels = sorted(int(c[1:]) for c in mine if c.startswith("q"))
     closes = bars[bars.ticker == ticker].sort_values("event_time").close.tail(60)
-    delay = len(get_calendar().sessions(mine.decision_session.iloc[0], mine.entry_session.iloc[0])) - 1
+    delay = (
+        len(get_calendar(calendar).sessions(mine.decision_session.iloc[0], mine.entry_session.iloc[0])) - 1
+    )
     return fan_chart(
         closes, mine[[f"q{v}" for v in levels]], [v / 100 for v in levels], list(mine.horizon), delay, ticker
     )
@@ -326,6 +329,17 @@ def outcome(
     )
 
 # %% ../../nbs/ops/70_pipeline.ipynb #e91ba5cb
+def own_options(
+    settings: Settings,  # of a run
+) -> str:  # --set …, empty when a plain command reads the same settings
+    "The options with which another command uses the settings of a run."
+    import shlex
+
+    changes = as_overrides(settings, Path.cwd())
+    values = {k: ",".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in changes.items()}
+    return " ".join(f"--set {shlex.quote(f'{k}={v}')}" for k, v in values.items())
+
+# %% ../../nbs/ops/70_pipeline.ipynb #9bd17bc7
 def next_steps(
     result: Outcome,  # of a run
 ) -> str:  # a line a command
@@ -339,7 +353,9 @@ def next_steps(
         'make run SOURCE=files ARGS="--set data.files_path=prices.csv"': "the same on your own prices",
     }
     width = max(map(len, commands)) + 2
-    return "\n".join(["What to try next", *(f"  {c:{width}}{why}" for c, why in commands.items())])
+    options = own_options(result.work.settings)
+    title = f"What to try next, each with {options}" if options else "What to try next"
+    return "\n".join([title, *(f"  {c:{width}}{why}" for c, why in commands.items())])
 
 # %% ../../nbs/ops/70_pipeline.ipynb #04c20a45
 def show(

@@ -294,12 +294,13 @@ def limits(self: Study) -> list[str]:
     at_horizon = self.table[self.table.horizon == self.horizon]
     r = next(at_horizon[at_horizon.model == self.lead].itertuples())
     count = max(1, sum(at_horizon.complexity > 0))
+    delay = f"{s.validation.entry_delay} session{'s' * (s.validation.entry_delay != 1)}"
     least = -(ndtri(s.gate.alpha / count) + ndtri(0.2)) * r.ic_se
     return [
         ingested.get("label") or f"Source {ingested['source']}; what it leaves out is not known here.",
         f"{len(e.tickers)} tickers, {r.sessions} test sessions: a true rank IC below {least:.3f} would have "
         "been missed more often than one time in five.",
-        f"Trades are filled {s.validation.entry_delay} session(s) after the decision, at the close, and cost "
+        f"Trades are filled {delay} after the decision, at the close, and cost "
         f"{s.costs.bps:g} bp one way; market impact and borrowing are not charged.",
         f"{e.trials} models were tried on these sessions; what earlier studies of the same years tried is "
         "not counted.",
