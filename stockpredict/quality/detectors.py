@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..sources.bars import PRICES
-from .moves import Moves, missing_sessions, nearest_split_ratio
+from .moves import Moves, bar_spacing, missing_sessions, nearest_split_ratio
 from .moves import reversed_next_bar, trailing_mean, usual_move
 
 # %% ../../nbs/quality/05_detectors.ipynb #e659d0df
@@ -72,7 +72,7 @@ def split_missing(
     out[at] = _plausible(m, at, ratio) & (distance < tolerance) & ~(gap_distance > 2 * tolerance) & ordinary
     return out
 
-
+# %% ../../nbs/quality/05_detectors.ipynb #d61d8296
 def _calm(m, at):
     "No more money than usual, and a range of the day that is no larger."
     high, low = (m.bars[c].to_numpy(float)[at] for c in ("high", "low"))
@@ -222,8 +222,8 @@ def volume_absurd(
 def session_gap(
     m: Moves,  # the table as arrays
 ) -> np.ndarray:  # the bar after the hole
-    "One or more sessions are missing before this bar."
-    return missing_sessions(m) > 0
+    "One or more sessions are missing before this bar, and other tickers traded on them."
+    return (missing_sessions(m) > 0) & (bar_spacing(m) == "day")
 
 
 def symbol_reused(

@@ -14,8 +14,9 @@ from fastcore.basics import patch
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, BatchRefused
 from .corporate_actions import ALL_DETECTORS
-from .moves import ticker_positions
+from .copies import agreeing_copies, duplicate_keys, is_sorted, merge_copies
 from .scan import find_flags, no_flags, usable_bars
+from .table_remarks import table_remarks
 from ..sources.bars import BAR_COLUMNS, PRICES, TICKER
 
 # %% ../../nbs/quality/20_gate.ipynb #bb7078a0
@@ -92,10 +93,11 @@ RULES = [
 ]
 
 # %% ../../nbs/quality/20_gate.ipynb #8ee393c8
+VERSION = ["ticker", "event_time", "known_at"]  # names one version of one bar
 CONFLICT = Rule(
     "conflicting duplicate",
     "Another row gives other values for the same bar at the same known time; neither can be trusted.",
-    [("ExpectCompoundColumnsToBeUnique", {"column_list": ["ticker", "event_time", "known_at"]})],
+    [("ExpectCompoundColumnsToBeUnique", {"column_list": VERSION})],
 )
 
 # %% ../../nbs/quality/20_gate.ipynb #ad37c7e5
@@ -257,31 +259,11 @@ def with_rule_columns(
     )
 
 # %% ../../nbs/quality/20_gate.ipynb #5335121e
-def is_sorted(
-    bars: pd.DataFrame,  # any bars
-) -> bool:  # False also where a ticker comes in two stretches
-    "Whether bars are sorted by ticker and time."
-    if not len(bars):
-        return True
-    position, _ = ticker_positions(bars)
-    names = bars.ticker.iloc[np.flatnonzero(position == 0)]
-    if names.isna().any() or list(names) != sorted(set(names)):
-        return False
-    at = bars.event_time.to_numpy("datetime64[us]")
-    return bool((np.diff(at)[position[1:] > 0] >= np.timedelta64(0)).all())
-
-
-def duplicate_keys(
-    bars: pd.DataFrame,  # any bars
-) -> np.ndarray:  # bool, one a row
-    "Rows that share ticker and time with another row."
-    at = bars.event_time.to_numpy("datetime64[us]").view("int64")
-    key = pd.DataFrame({"ticker": pd.factorize(bars.ticker)[0], "at": at})
-    if not is_sorted(bars):
-        return key.duplicated(keep=False).to_numpy()
-    same = np.zeros(len(key) + 1, bool)
-    same[1:-1] = (np.diff(key.ticker) == 0) & (np.diff(key["at"]) == 0)
-    return same[1:] | same[:-1]
+COPIES = Rule(
+    "copies disagree",
+    "Copies of the bar agree on the close; it is kept, and what they disagree about is left empty.",
+)
+NO_FAULT = [NOT_YET, COPIES.name]  # reasons that do not speak against the source
 
 # %% ../../nbs/quality/20_gate.ipynb #73a05333
 @dataclass(frozen=True)
@@ -303,8 +285,8 @@ class GateResult:
 
     @property
     def faulty(self) -> int:
-        "Rows that cannot be true; a session that is still open is no fault."
-        return int((self.bad.reason != NOT_YET).sum())
+        "Rows that cannot be true; an open session and a copy with the same close are no fault."
+        return int((~self.bad.reason.isin(NO_FAULT)).sum())
 
     def table(self) -> pd.DataFrame:  # severity, failed, sentence and examples, indexed by rule
         "The checks as a table."
@@ -320,18 +302,25 @@ def refused(self: GateResult) -> bool:
     allowed = max(self.limit * self.rows, ALLOWED_ROWS if self.limit else 0)
     return self.faulty > allowed or 0 < self.faulty == self.rows
 
-
+# %% ../../nbs/quality/20_gate.ipynb #3f513b81
 @patch
 def summary(self: GateResult) -> str:
     "One sentence about the batch."
     warnings = sum(c["failed"] for c in self.checks if c["severity"] == "warning")
+    share = self.faulty / max(self.rows, 1)
+    above = share > self.limit and not self.refused
+    why = f"; {ALLOWED_ROWS} bad rows are accepted in a batch of any size" if above else ""
     return (
-        f"{'Refused: ' if self.refused else ''}{self.rows:,} rows, {len(self.good):,} good, "
-        f"{len(self.bad):,} quarantined ({self.faulty / max(self.rows, 1):.2%} faulty, "
-        f"limit {self.limit:.2%}), {warnings:,} remarks."
+        f"{'Refused: ' if self.refused else ''}{self.rows:,} {_plural('row', self.rows)}, "
+        f"{len(self.good):,} good, {len(self.bad):,} quarantined ({share:.2%} faulty, "
+        f"limit {self.limit:.2%}{why}), {warnings:,} {_plural('remark', warnings)}."
     )
 
-# %% ../../nbs/quality/20_gate.ipynb #37958c98
+
+def _plural(noun, n):
+    return noun if n == 1 else f"{noun}s"
+
+# %% ../../nbs/quality/20_gate.ipynb #200a43e6
 @patch
 def raise_if_refused(self: GateResult) -> GateResult:  # itself, for chaining
     "Raise `BatchRefused` when too much is bad."
@@ -339,10 +328,20 @@ def raise_if_refused(self: GateResult) -> GateResult:  # itself, for chaining
         return self
     errors = [c for c in self.checks if c["severity"] == "error" and c["failed"]]
     worst = sorted(errors, key=lambda c: -c["failed"])[:3]
-    why = "; ".join(f"{c['rule']}: {c['failed']:,} rows, such as {c['examples'][0]}" for c in worst)
+    why = "; ".join(
+        f"{c['rule']}: {c['failed']:,} {_plural('row', c['failed'])}, such as {c['examples'][0]}"
+        for c in worst
+    )
+    hints = [c["sentence"] for c in self.checks if c["rule"] == "traded on a closed day" and c["failed"]]
     raise BatchRefused(
         f"{self.faulty:,} of {self.rows:,} rows are bad ({why}).",
-        "Nothing was stored. Fix the source, or raise [data] quarantine_limit if this is expected.",
+        " ".join(
+            [
+                "Nothing was stored.",
+                *hints,
+                "Fix the source, or raise [data] quarantine_limit if this is expected.",
+            ]
+        ),
         faulty=self.faulty,
         rows=self.rows,
     )
@@ -402,14 +401,17 @@ def _check(rule, sentence, severity, rows):
 # %% ../../nbs/quality/20_gate.ipynb #d2cb8c32
 def _bad_masks(bars, calendar, now):
     "Rule name -> bool for each row; rows that repeat another exactly; rows that share a key with another."
-    masks = {rule.name: np.zeros(len(bars), bool) for rule in [*RULES, CONFLICT]}
+    masks = {rule.name: np.zeros(len(bars), bool) for rule in [*RULES, CONFLICT, COPIES]}
     for name, rows in failing_rows(with_rule_columns(bars, calendar, now), RULES).items():
         masks[name][rows] = True
     several = duplicate_keys(bars)
     repeated = np.zeros(len(bars), bool)
     repeated[several] = bars[several].duplicated().to_numpy()
     left = np.flatnonzero(several & ~np.logical_or.reduce(list(masks.values())) & ~repeated)
-    masks[CONFLICT.name][left[failing_rows(bars.iloc[left], [CONFLICT])[CONFLICT.name]]] = True
+    rows = left[failing_rows(bars.iloc[left], [CONFLICT])[CONFLICT.name]]
+    agree = agreeing_copies(bars.iloc[rows], VERSION)
+    masks[CONFLICT.name][rows[~agree]] = True
+    masks[COPIES.name][rows[agree]] = True
     return masks, repeated, several
 
 # %% ../../nbs/quality/20_gate.ipynb #a497e7aa
@@ -464,11 +466,16 @@ def inspect_bars(
     wrong = np.logical_or.reduce(list(masks.values()))
     keep = ~wrong & ~repeated
     good = bars if keep.all() else bars[keep].reset_index(drop=True)
-    if several[keep].any() or not is_sorted(good):
+    if masks[COPIES.name].any():
+        good = pd.concat([good, merge_copies(bars[masks[COPIES.name]], VERSION)], ignore_index=True)
+        good = good.sort_values(VERSION, ignore_index=True)
+    elif several[keep].any() or not is_sorted(good):
         good = good.sort_values(["ticker", "event_time", "known_at"], ignore_index=True)
     older = _older_versions(good)
     flags, earlier = _find_flags(good[~older] if older.any() else good, good, calendar, stored, now)
     checks = [_check(r.name, r.sentence, "error", bars[masks[r.name]]) for r in [*RULES, CONFLICT]]
+    checks.append(_check(COPIES.name, COPIES.sentence, "warning", bars[masks[COPIES.name]]))
+    checks += table_remarks(bars, good, masks["no session"], calendar)
     checks += _warnings(bars[repeated & ~wrong], good[older], flags)
     reasons = ["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)]
     bad = bars[wrong].assign(reason=pd.array(np.array(reasons, dtype=object), dtype="str"))

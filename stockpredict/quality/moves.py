@@ -136,16 +136,24 @@ def _column(bars, name):
     return bars[name].to_numpy(float) if name in bars else np.full(len(bars), np.nan)
 
 # %% ../../nbs/quality/00_moves.ipynb #09cfb4f7
+def place_bars(
+    bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
+    calendar: Calendar | str = "XNYS",  # the exchange
+) -> Moves:  # everything but positions and sessions is empty
+    "Where each bar stands in its ticker and among the sessions."
+    calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
+    close = bars["close"].to_numpy(float)
+    return Moves(bars, ticker_positions(bars)[0], session_numbers(bars, calendar), close, *[np.array([])] * 9)
+
+# %% ../../nbs/quality/00_moves.ipynb #ef0b6e40
 def measure_moves(
     bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
     calendar: Calendar | str = "XNYS",  # the exchange
 ) -> Moves:  # what the detectors look at
     "Compute once what all detectors need."
-    calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
-    position, _ = ticker_positions(bars)
+    m = place_bars(bars, calendar)
+    position = m.position
     close, opened, volume = (bars[c].to_numpy(float) for c in ("close", "open", "volume"))
-    unfilled = [np.array([])] * 9
-    m = Moves(bars, position, session_numbers(bars, calendar), close, *unfilled)
     with np.errstate(divide="ignore", invalid="ignore"):
         m.ratio = close / m.previous(close)
         payments = (_column(bars, name) for name in ("split", "dividend"))
@@ -167,11 +175,47 @@ def usual_move(
     return np.fmax(np.nan_to_num(m.own_size, nan=0.02), np.nan_to_num(m.market_size))
 
 # %% ../../nbs/quality/00_moves.ipynb #bbb605f2
+def market_holes(
+    m: Moves,  # the table as arrays
+) -> np.ndarray:  # numbers of sessions, ascending; empty where the table is no daily one
+    "Sessions inside the table on which no ticker has a bar."
+    if not len(m.session):
+        return np.array([], int)
+    first = m.session[m.position == 0]
+    last = m.session[np.append(m.position[1:] == 0, True)]
+    sessions = np.arange(m.session.min(), m.session.max() + 1)
+    spanning = np.searchsorted(np.sort(first), sessions, "left") - np.searchsorted(
+        np.sort(last), sessions, "right"
+    )
+    traded = np.zeros(len(sessions), bool)
+    traded[m.session - sessions[0]] = True
+    holes = sessions[~traded & (spanning >= MIN_TICKERS)]
+    return holes if len(holes) < 0.2 * len(sessions) else holes[:0]
+
+
 def missing_sessions(
     m: Moves,  # the table as arrays
-) -> np.ndarray:  # sessions without a bar of the ticker
+) -> np.ndarray:  # sessions without a bar of the ticker, holes of the whole market left out
     "How many sessions are missing between a bar and the one before."
-    return np.where(m.position > 0, np.diff(m.session, prepend=m.session[:1]) - 1, 0)
+    holes = np.searchsorted(market_holes(m), m.session)
+    traded = m.session - holes
+    return np.where(m.position > 0, np.diff(traded, prepend=traded[:1]) - 1, 0)
+
+# %% ../../nbs/quality/00_moves.ipynb #9b1e3430
+def bar_spacing(
+    m: Moves,  # the table as arrays
+) -> np.ndarray:  # "day", "week" or "month", one a bar
+    "How far apart the bars of each ticker usually are."
+    ticker = np.cumsum(m.position == 0) - 1
+    step = np.where(m.position > 0, np.diff(m.session, prepend=m.session[:1]), 0)
+    count = np.bincount(ticker, m.position > 0)
+
+    def mostly(condition):
+        share = np.bincount(ticker, condition & (m.position > 0)) / np.maximum(count, 1)
+        return ((share >= 0.8) & (count >= 8))[ticker]
+
+    weekly, monthly = mostly((step >= 3) & (step <= 6)), mostly((step >= 15) & (step <= 66))
+    return np.select([weekly, monthly], ["week", "month"], "day")
 
 # %% ../../nbs/quality/00_moves.ipynb #fb488e61
 def reversed_next_bar(

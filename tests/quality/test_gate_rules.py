@@ -137,7 +137,7 @@ def test_repeated_revised_and_conflicting_rows():
         and len(revised.good) == len(bars) + 1
         and revised.table().failed["revised"] == 1
     )
-    conflict = gate(pd.concat([bars, bars.iloc[[3]].assign(volume=1.0)]))
+    conflict = gate(pd.concat([bars, bars.iloc[[3]].assign(close=bars.open[3])]))
     assert (
         conflict.bad.reason.tolist() == ["conflicting duplicate"] * 2 and len(conflict.good) == len(bars) - 1
     )

@@ -1,4 +1,4 @@
-"""Splits and dividends in columns, adjusted closes that were not published, and genuine falls that must stay."""
+"""Splits and dividends in columns, adjusted closes that were not published, genuine falls that must stay."""
 
 import numpy as np
 import pandas as pd
@@ -118,7 +118,7 @@ def test_a_wrong_adjusted_close_is_still_found(market):
 
 
 def test_profit_warnings_are_no_missing_splits():
-    "Falls of 20 to 33 % overnight with two to four times the volume; one in eight is taken for a split at most."
+    "Falls of 20 to 33 % overnight with two to four times the volume; hardly any is taken for a split."
     rng = np.random.default_rng(5)
     called = []
     for seed in range(1, 4):
