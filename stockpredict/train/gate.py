@@ -20,8 +20,8 @@ def choose_model(
     study: Experiment,  # finished
     first: pd.DataFrame,  # lines of the skill table at the first horizon
 ) -> tuple:  # (simplest strong model not beaten by the best, the best, their difference), or three `None`
-    "The simplest strong candidate that the best one does not significantly beat."
-    strong = first[first.skill == "strong"]
+    "The simplest strong and profitable candidate that the best one does not significantly beat."
+    strong = first[(first.skill == "strong") & (first.net_bound > 0)]
     if not len(strong):
         return None, None, None
     best = strong.sort_values(["ic_p", "complexity"]).model.iloc[0]
@@ -122,7 +122,8 @@ def evidence_sentences(
         f"(Pesaran-Timmermann p = {min(1, n * r.pt_p):.2g}); R² against the mean of all stocks "
         f"{r.r2_os:.2%} (Clark-West p = {min(1, n * r.cw_p):.2g}); both p after the same correction.",
         f"Net Sharpe ratio {r.net_sharpe:.2f} [{r.net_low:.2f}, {r.net_high:.2f}] at "
-        f"{study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs; probability of a true edge "
+        f"{study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs, above {r.net_bound:.2f} with "
+        f"95 % confidence; it breaks even at {r.break_even:.1f} bp. Probability of a true edge "
         f"after {study.trials} models tried {r.dsr:.0%}.",
         f"The 90 % interval contained {r.cover90:.1%} of outcomes, the 50 % interval {r.cover50:.1%}.",
     ]
@@ -148,10 +149,23 @@ def decide(
     if name and name != best:
         reasons.append(_simpler_sentence(name, best, gap))
     if decision == "hold":
-        reasons.append("No candidate shows strong evidence of skill, so none is promoted.")
+        reasons.append(_hold_sentence(study, first))
     numbers = _verdict_numbers(study, table, alarms) | dict(best=best, lead=lead.model, override=override)
     skill = "none" if suspected else lead.skill
     return Verdict(decision, skill, name if decision == "promote" else "mean", reasons, numbers)
+
+# %% ../../nbs/train/50_gate.ipynb #7c385897
+def _hold_sentence(study, first):
+    "Why none is promoted: no strong evidence, or nothing left after costs."
+    strong = first[first.skill == "strong"]
+    if not len(strong):
+        return "No candidate shows strong evidence of skill, so none is promoted."
+    r = next(strong.sort_values("net_bound", ascending=False).itertuples())
+    return (
+        f"{r.model} ranks the stocks, but does not surely earn its costs: net Sharpe ratio "
+        f"{r.net_sharpe:.2f}, above {r.net_bound:.2f} with 95 % confidence, at "
+        f"{study.settings.costs.bps:g} bp; it breaks even at {r.break_even:.1f} bp. So none is promoted."
+    )
 
 # %% ../../nbs/train/50_gate.ipynb #ec853ddc
 def _simpler_sentence(name, best, gap):

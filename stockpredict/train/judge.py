@@ -60,7 +60,7 @@ def judge_market(
     if share is not None:
         own, alter = {"models.candidates": ["ridge"]}, lambda data: add_canary(data, share, seed)
     elif kind == "planted":
-        own = {"validation.horizons": [1], "validation.entry_delay": 1}
+        own = {"validation.horizons": [1], "validation.entry_delay": 1, "costs.bps": Settings().costs.bps}
     sessions = settings.validation.first_train + 500 + settings.validation.embargo
     study = simulated_experiment(settings.with_(**own), kind, seed, 40, sessions, alter=alter)
     verdict = decide(study)

@@ -100,21 +100,26 @@ def interval_numbers(
     )
 
 # %% ../../nbs/train/40_skill_table.ipynb #3d645890
+BOUND = 1.645  # standard errors below the estimate: a one-sided 95 % bound
+
+
 def portfolio_numbers(
     study: Experiment,  # finished
     name: str,  # candidate
     h: int,  # horizon in sessions
 ) -> tuple:  # (numbers, net returns)
-    "Sharpe ratio before and after costs, and turnover."
+    "Sharpe ratio before and after costs with its bound, turnover, and the cost at which nothing is left."
     book = study.portfolio(name, h)
-    net = sharpe(book.net)
+    net, traded = sharpe(book.net), float(book.turnover.mean())
     return dict(
         gross_sharpe=sharpe(book.gross, draws=2).value,
         net_sharpe=net.value,
         net_se=net.se,
         net_low=net.low,
         net_high=net.high,
-        turnover=float(book.turnover.mean()),
+        net_bound=net.value - BOUND * net.se,
+        turnover=traded,
+        break_even=1e4 * float(book.gross.mean()) / traded if traded > 0 else float("nan"),
     ), book.net
 
 # %% ../../nbs/train/40_skill_table.ipynb #feb171a5

@@ -315,7 +315,9 @@ def test_every_candidate_that_can_be_served_is_examined(planted):
     honest = Candidate("ridge", {}, replace(known.forecast, model="ridge"))
     leaking = replace(known, forecast=replace(known.forecast, score=leak))
     both = replace(
-        planted, candidates=dict(mean=planted.candidates["mean"], reversal=leaking, ridge=honest)
+        planted,
+        settings=planted.settings.with_(**{"costs.bps": 0}),
+        candidates=dict(mean=planted.candidates["mean"], reversal=leaking, ridge=honest),
     )
     table = skill_table(both)
     assert leading_candidate(both, table).model == "ridge"
@@ -374,7 +376,10 @@ def test_a_champion_that_is_better_on_the_same_days_stays(planted, null):
     noise = torch.randn(known.forecast.score.shape, generator=torch.Generator().manual_seed(1))
     drowned = replace(known, forecast=replace(known.forecast, score=known.forecast.score + 0.4 * noise))
     rivals = replace(
-        planted, candidates={"mean": planted.candidates["mean"], "reversal": drowned}, rival=known
+        planted,
+        settings=planted.settings.with_(**{"costs.bps": 0}),
+        candidates={"mean": planted.candidates["mean"], "reversal": drowned},
+        rival=known,
     )
     v = judge_experiment(rivals, PASSED, champion=known)
     assert (
@@ -540,3 +545,27 @@ def test_a_leaking_feature_of_the_user_shows_in_the_self_test(home):
     "A leaking pipeline promotes nothing: the blurred canary through `judge_market`."
     line = judge_market(self_test_settings(settings()), "blurred", "null", 5, "suspected-leak", 0.3)
     assert line["ok"] and "single feature" in line["alarms"]
+
+
+@pytest.mark.parametrize("bps, decision", [(5, "promote"), (30, "hold")])
+def test_a_ranking_that_does_not_earn_its_costs_is_not_promoted(planted, bps, decision):
+    "Models with net Sharpe ratios of -2.2 to -1.0 were promoted."
+    study = replace(planted, settings=planted.settings.with_(**{"costs.bps": bps}))
+    verdict = decide(study)
+    first = skill_table(study).query("horizon == 1").set_index("model")
+    row = first.loc["reversal"]
+    assert (verdict.decision, verdict.skill, row.skill) == (decision, "strong", "strong")
+    assert (row.net_bound > 0) == (decision == "promote")
+    assert row.net_bound == pytest.approx(row.net_sharpe - 1.645 * row.net_se)
+    assert 10 < row.break_even < 30 and any("breaks even at" in r for r in verdict.reasons)
+    net = study.portfolio("reversal", 1).with_costs(row.break_even).net
+    assert abs(net.mean()) < 1e-12
+    if decision == "hold":
+        assert "does not surely earn its costs" in verdict.reasons[-1] and verdict.model == "mean"
+
+
+def test_the_self_test_knows_the_gate_whatever_the_costs_of_the_user(home):
+    line = judge_market(
+        self_test_settings(settings(**{"costs.bps": 50})), "planted", "planted", 201, "promote"
+    )
+    assert line["ok"], line

@@ -1,4 +1,4 @@
-"""Bad bars of a real market: they neither widen a forecast nor decide a verdict, and untraded tails are left out."""
+"""Bad bars of a real market neither widen a forecast nor decide a verdict; untraded tails are left out."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""Two hundred markets without anything to forecast: the tests of forecast errors reject as often as they state."""
+"""Two hundred markets without anything to forecast: tests of forecast errors reject as often as stated."""
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ def forecast(centre, width):
 
 
 def null_market(seed):
-    "Returns with one common factor, fat tails and volatility clusters, and a regression on a useless feature."
+    "Returns with a common factor, fat tails and volatility clusters, and a regression on a useless feature."
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(TRAIN + TEST, NAMES))
     level = np.exp(0.3 * np.cumsum(rng.normal(size=(TRAIN + TEST, 1)), 0) / np.sqrt(20))
