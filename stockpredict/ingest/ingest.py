@@ -20,7 +20,7 @@ from ..quality.reconcile import on_traded_scale
 from ..lake.known_at import due_times
 from ..lake.lake import BarsAppended, Lake
 from ..lake.retract import Retraction  # noqa: F401  (gives the lake its method `genuine_since`)
-from ..quality.gate import ALLOWED_ROWS, NOT_YET, inspect_bars
+from ..quality.gate import ALLOWED_ROWS, NO_FAULT, inspect_bars
 from .plan import cut_plan, fetch_plan, first_asked, last_bars, newest_close
 from .plan import no_longer_sent, overlap_ratios, rewritten
 from .plan import unit_changes, with_failed_requests
@@ -115,7 +115,7 @@ def _bad_tickers(result):
     "Tickers whose bad rows would have the whole portion refused."
     if not result.refused:
         return []
-    bad = result.bad[result.bad.reason != NOT_YET].ticker.value_counts()
+    bad = result.bad[~result.bad.reason.isin(NO_FAULT)].ticker.value_counts()
     rows = bad + result.good.ticker.value_counts().reindex(bad.index, fill_value=0)
     allowed = (rows * result.limit).clip(lower=ALLOWED_ROWS if result.limit else 0)
     return sorted(bad.index[bad > allowed])
