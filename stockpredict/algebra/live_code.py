@@ -106,8 +106,8 @@ def code_text(
 
 # %% ../../nbs/algebra/33_live_code.ipynb #6801cd7f
 _LITERAL = (
-    datetime.date | datetime.time | datetime.timedelta | datetime.tzinfo | decimal.Decimal | re.Pattern | range
-    | slice | pathlib.PurePath | zoneinfo.ZoneInfo | np.generic | np.dtype | torch.dtype | torch.device
+    datetime.date | datetime.time | datetime.timedelta | datetime.tzinfo | decimal.Decimal | re.Pattern
+    | range | slice | pathlib.PurePath | zoneinfo.ZoneInfo | np.generic | np.dtype | torch.dtype | torch.device
     | pd.Timedelta | pd.Timestamp | pd.offsets.BaseOffset | enum.Enum | logging.Logger | types.GenericAlias
     | types.UnionType | typing.TypeVar | type(typing.Any) | type(pd.NaT) | type(pd.NA)
 )  # fmt: skip
@@ -230,7 +230,9 @@ _DYNAMIC = {"eval", "exec", "globals", "locals", "vars", "__import__", "getattr"
 
 @patch
 def _function_parts(self: CodeWalk, f, path):
-    origin = module_origin(f.__module__)
+    name = f.__globals__.get("__name__")
+    named = vars(sys.modules[name]) is f.__globals__ if name in sys.modules else False
+    origin = module_origin(name) if named else "local"  # code that only claims to be a library's is followed
     cells = [(n, c) for n, c in zip(f.__code__.co_freevars, f.__closure__ or ()) if _filled(c)]
     parts = [(f"<{n}>", c.cell_contents) for n, c in cells]
     if origin != "local":

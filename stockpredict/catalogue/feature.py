@@ -45,7 +45,7 @@ class Feature:
         self.across = across
         self.sets = tuple(sets)
         self.proven = 0  # sessions of the longest history it was proven on
-        self.widest = 0  # tickers of the widest panel of yours it was proven on
+        self.widest, self.newest = 0, pd.Timestamp.min  # tickers and last session of panels it was proven on
         self.source = "definition" if source == "-" else source
 
     @property
@@ -189,6 +189,7 @@ def prove_on(
     examine(f.name, lambda p: feature_values(f, p), panel, (f.lookback, f.crossings), seconds, fresh)
     check_foresight(f.name, feature_values(f, panel), panel)
     f.proven, f.widest = max(f.proven, len(panel)), max(f.widest, len(panel.tickers))
+    f.newest = max(f.newest, panel.sessions[-1])
 
 # %% ../../nbs/catalogue/00_feature.ipynb #a10013ec
 def prove_widely(
@@ -201,8 +202,9 @@ def prove_widely(
         prove(f)
     wide = wide_panel(f.fields - set(FIELDS))
     examine(f.name, lambda p: feature_values(f, p), wide, (f.lookback, f.crossings), 0.1)
-    for panel in _own_panels(f.func) if panels is None else panels:
-        prove_on(f, panel, fresh=True)
+    mine = _own_panels(f.func) if panels is None else panels
+    for panel in mine:
+        prove_on(f, panel, 1.2 / len(mine), fresh=True)
 
 # %% ../../nbs/catalogue/00_feature.ipynb #cb6c56b0
 def check_description(
@@ -339,9 +341,11 @@ def ensure_proven(
         )
     chosen = as_features(names)
     for f in (f for f in chosen if not is_packaged(f.func)):
+        f.refresh()
         if not f.proven:
             prove_widely(f, [])
-        if len(panel) > f.proven or len(panel.tickers) > f.widest:
+        other = len(panel) > f.proven or len(panel.tickers) > f.widest
+        if len(panel) and (other or panel.sessions[-1] > f.newest):
             prove_on(f, panel, 0.2)
     prove_all([f for f in chosen if not f.proven])
     young = [f for f in chosen if len(panel) > 4 * f.proven and all(panel.has(x) for x in f.fields)]

@@ -173,6 +173,22 @@ def fact_fields(
     return out
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #f3c911c3
+PUBLICATION_LAGS = {"fundamentals": "90D", "macro": "2D"}  # table -> lag of rows dated by their period
+_PERIOD_ENDS = {"fundamentals": "1D", "macro": "0D"}  # a report covers the whole of its last day
+
+
+def delay_early(
+    table: str,  # of the lake
+    facts: pd.DataFrame,  # its rows
+) -> pd.DataFrame:  # none known by the end of the period that it is about
+    "Give rows that are dated by their period the publication lag of their kind."
+    if table not in PUBLICATION_LAGS or not len(facts):
+        return facts
+    early = facts.known_at <= facts.event_time + pd.Timedelta(_PERIOD_ENDS[table])
+    published = facts.event_time + pd.Timedelta(PUBLICATION_LAGS[table])
+    return facts.assign(known_at=facts.known_at.mask(early, published)) if early.any() else facts
+
+# %% ../../nbs/catalogue/20_point_in_time.ipynb #40beed14
 @dataclass(frozen=True)
 class JoinRequest:
     "A panel that needs facts, and where they come from."
@@ -203,8 +219,9 @@ class JoinRequest:
         table: str,  # of the lake
         **where,  # further conditions of `Lake.facts`
     ) -> pd.DataFrame:
-        "Every version of the rows of a table."
-        return self.lake.facts(table, self.as_of, snapshot=self.snapshot, versions=True, **where)
+        "Every version of the rows of a table, none known before its period ended."
+        rows = self.lake.facts(table, self.as_of, snapshot=self.snapshot, versions=True, **where)
+        return delay_early(table, rows)
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #bf581919
 def with_facts(

@@ -532,3 +532,44 @@ def test_recorded_rates_give_spreads_of_the_known_size(shared):
         "the curve was inverted in 2006 and steep by the end of 2007"
     )
     assert not looks_ahead(lambda r, at: macro_fields(r["m"], at), dict(m=facts), closes, [100, 250, 390])
+
+
+# --- rows dated by their period
+
+
+@pytest.mark.parametrize(
+    "hours, counts_after",
+    [(-24, "90D"), (0, "90D"), (20, "90D"), (25, "25h"), (24 * 40, "960h"), (24 * 150, "3600h")],
+)
+def test_a_report_dated_by_its_period_counts_after_the_publication_lag(tmp_path, hours, counts_after):
+    "What claims to be known by the end of its period is not believed; what is known later stays as it is."
+    settings = load_settings(environ={}, overrides={"storage.home": str(tmp_path)})
+    bars = simulate("realistic", tickers=3, sessions=420, seed=2).bars
+    panel = Panel.from_bars(bars, CALENDAR)
+    period = CALENDAR.closes(panel.sessions[[80]])[0].normalize()
+    row = dict(ticker=panel.tickers[0], item="assets", form="10-Q", event_time=period, value=7.0)
+    with Lake(settings.storage) as lake:
+        lake.append(bars)
+        lake.add("fundamentals", pd.DataFrame([row | dict(known_at=period + pd.Timedelta(hours=hours))]))
+        got = with_facts(panel, lake, CALENDAR, ["assets"])._fields["assets"][:, 0].numpy()
+    closes = CALENDAR.closes(panel.sessions)
+    first = closes[np.isfinite(got)][0]
+    assert first == closes[closes >= period + pd.Timedelta(counts_after)][0]
+
+
+def test_rates_dated_by_their_day_count_two_days_later_and_headlines_at_once(tmp_path):
+    settings = load_settings(environ={}, overrides={"storage.home": str(tmp_path)})
+    bars = simulate("realistic", tickers=3, sessions=120, seed=2).bars
+    panel = Panel.from_bars(bars, CALENDAR)
+    closes = CALENDAR.closes(panel.sessions)
+    day = closes[50].normalize()
+    rate = dict(series="VIXCLS", event_time=day, known_at=day, value=20.0)
+    headline = dict(ticker=panel.tickers[0], hash="h", headline="up")
+    headline |= dict(event_time=closes[50], known_at=closes[50])
+    with Lake(settings.storage) as lake:
+        lake.append(bars)
+        lake.add("macro", pd.DataFrame([rate]))
+        lake.add("news", pd.DataFrame([headline]))
+        fields = with_facts(panel, lake, CALENDAR, ["vix", "headlines"])._fields
+    assert closes[np.isfinite(fields["vix"][:, 0].numpy())][0] == closes[closes >= day + 2 * DAY][0]
+    assert np.nanargmax(fields["headlines"][:, 0].numpy()) == 50
