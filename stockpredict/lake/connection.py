@@ -137,7 +137,7 @@ def collapse_journal(
 # %% ../../nbs/lake/00_connection.ipynb #48dfd815
 NEXT_STEPS = {  # words in DuckDB's message -> what you can do
     "existing ducklake at metadata": (
-        "The catalog is empty: restore it from a backup, or remove the file to start anew."
+        "The catalog is empty: restore it from a backup. To start anew, move the whole lake folder away."
     ),
     "no snapshot found": "It was expired or never existed; `lake.snapshots()` lists the available ones.",
     "no space|disk full|file size limit": (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable, did_you_mean
-from .connection import first_line, next_step
+from .failures import failure
 from .store import VersionedStore, moment, refuse_nul, to_arrow
 
 # %% ../../nbs/lake/10_facts.ipynb #5a0fd150
@@ -216,9 +216,11 @@ def add(
                 self._store_facts(cur, declared)
                 self.record_checksums()
         except duckdb.Error as e:
-            raise LakeUnavailable(
-                f"Nothing was added to {table}: {first_line(e)}.",
-                next_step(e, "Check the types of the columns, then add the rows again."),
+            raise failure(
+                self.storage,
+                e,
+                f"Nothing was added to {table}",
+                "Check the types of the columns, then add the rows again.",
             ) from e
     return FactsAdded(table, new, revised, len(rows) - new - revised, self.snapshot())
 

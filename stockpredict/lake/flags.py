@@ -8,11 +8,10 @@ __all__ = []
 # %% ../../nbs/lake/30_flags.ipynb #d5198f27
 import duckdb, pandas as pd
 from fastcore.basics import patch
-from ..core.errors import LakeUnavailable
 from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.detectors import DETECTORS
 from ..quality.scan import FLAGS, no_flags
-from .connection import first_line, next_step
+from .failures import failure
 from .facts import FACT_TABLES, fact_table
 from .integrity import MaintainedStore
 from .store import to_arrow
@@ -214,9 +213,8 @@ def replace_flags(
             n = sum(self._stage_facts(cur, FACT_TABLES["flags"], rows, now)) if len(rows) else 0
             self._commit_search(cur, source, n, last)
         except duckdb.Error as e:  # closing the cursor rolls back
-            raise LakeUnavailable(
-                f"No flag was stored: {first_line(e)}.",
-                next_step(e, "Check disk space and rights, then search again."),
+            raise failure(
+                self.storage, e, "No flag was stored", "Check disk space and rights, then search again."
             ) from e
         self.record_checksums()
     return n

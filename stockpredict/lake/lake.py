@@ -13,7 +13,8 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
 from .adjustments import adjust
-from .connection import first_line, next_step
+from .connection import first_line
+from .failures import failure
 from .fingerprint import HASHED_VALUES, carry_sums, change_of_sums, current_rows
 from .fingerprint import fingerprint_of, row_sums as _hash_sums
 from .flags import FlagStore
@@ -167,9 +168,11 @@ def append(
                 cur, source, received, asked_from, fetched, len(bars), plain, fresh, flagged
             )
         except duckdb.Error as e:
-            raise LakeUnavailable(
-                f"Nothing of the batch was stored: {first_line(e)}.",
-                next_step(e, "Check disk space and rights, then run the ingest again."),
+            raise failure(
+                self.storage,
+                e,
+                "Nothing of the batch was stored",
+                "Check disk space and rights, then run the ingest again.",
             ) from e
         if result.batch:
             self.record_checksums()

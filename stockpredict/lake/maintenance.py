@@ -10,9 +10,10 @@ import hashlib
 from pathlib import Path
 import duckdb, pandas as pd
 from fastcore.basics import patch
-from ..core.errors import DataError, LakeDamaged, LakeUnavailable
+from ..core.errors import DataError, LakeDamaged
 from ..core.files import atomic_write
-from .connection import first_line, next_step
+from .connection import first_line
+from .failures import failure
 from .facts import FACT_TABLES
 from .reference_facts import ReferenceStore
 
@@ -237,9 +238,8 @@ def _call_ducklake(self: MaintainedStore, statement, **params):
         try:
             return self.con.execute(statement, params or None).to_arrow_table().to_pandas()
         except duckdb.Error as e:
-            raise LakeUnavailable(
-                f"The upkeep did not finish: {first_line(e)}.",
-                next_step(e, "Nothing is lost; try again later."),
+            raise failure(
+                self.storage, e, "The upkeep did not finish", "Nothing is lost; try again later."
             ) from e
         finally:
             self.record_checksums()
@@ -363,9 +363,7 @@ def _purge(self: MaintainedStore, plan):
             self.step("purge committed")
             self.record_checksums()
         except duckdb.Error as e:  # closing the cursor rolls back
-            raise LakeUnavailable(
-                f"Nothing was purged: {first_line(e)}.", next_step(e, "Try again later.")
-            ) from e
+            raise failure(self.storage, e, "Nothing was purged", "Try again later.") from e
 
 
 @patch

@@ -9,8 +9,8 @@ __all__ = []
 import duckdb, pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
-from ..core.errors import DataError, LakeUnavailable, did_you_mean
-from .connection import first_line, next_step
+from ..core.errors import DataError, did_you_mean
+from .failures import failure
 from .facts import FACT_TABLES
 from .fingerprint import current_rows
 from .flags import flag_changes
@@ -168,10 +168,8 @@ def retract(
             gone = cur.execute("SELECT DISTINCT ticker FROM affected ORDER BY 1").fetchall()
             name = "" if dry_run or not rows else self._write_retraction(cur, source, now, reason)[0]
         except duckdb.Error as e:  # closing the cursor rolls back
-            problem = f"Nothing was retracted: {first_line(e)}."
-            raise LakeUnavailable(
-                problem, next_step(e, "Check disk space and rights, then try again.")
-            ) from e
+            advice = "Check disk space and rights, then try again."
+            raise failure(self.storage, e, "Nothing was retracted", advice) from e
         if name:
             self.record_checksums()
     done = (name, self.snapshot(), self.recorded_fingerprint(source))

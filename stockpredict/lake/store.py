@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, finish_rollback, first_line
 from .connection import next_step, open_duckdb, quoted
+from .failures import failure, refuse_over_old, sweep_unfinished
 
 # %% ../../nbs/lake/05_store.ipynb #8cef18a8
 class VersionedStore:
@@ -54,6 +55,8 @@ def _attach_or_create(self: VersionedStore):
     missing = not self.storage.catalog and not (self.dir / "catalog.sqlite").exists()
     if self.read_only and missing:
         raise _no_lake(self)
+    if missing or self._catalog_is_empty():
+        refuse_over_old(self.storage)
     try:
         self.dir.mkdir(parents=True, exist_ok=True)  # the lock is here even when the data are elsewhere
         if missing:
@@ -63,10 +66,15 @@ def _attach_or_create(self: VersionedStore):
             self._open()
     except (duckdb.Error, OSError) as e:
         self.close()
-        raise LakeUnavailable(
-            f"The lake cannot be opened: {first_line(e)}.",
-            next_step(e, "Check storage.home and storage.catalog, and the rights on them."),
-        ) from e
+        advice = "Check storage.home and storage.catalog, and the rights on them."
+        raise failure(self.storage, e, "The lake cannot be opened", advice) from e
+
+
+@patch
+def _catalog_is_empty(self: VersionedStore):
+    "Whether the catalog is a file without content."
+    kind, _, path = self.storage.catalog_url.partition(":")
+    return kind == "sqlite" and Path(path).is_file() and Path(path).stat().st_size == 0
 
 
 def _no_lake(store):
@@ -114,6 +122,8 @@ def _open(self: VersionedStore):
     if self.read_only:
         self.close()
         raise _no_lake(self)
+    if not tables and not self.storage.catalog:
+        refuse_over_old(self.storage)
     self.step("attached")
     with self.writer():
         self.con.execute("BEGIN")
@@ -136,11 +146,17 @@ def writer(
         raise LakeUnavailable("This lake was opened for reading.", "Open it with read_only=False to write.")
     until = time.monotonic() + wait
     self._acquire_file_lock(wait)
+    began = time.time()
     try:
         if self._lock.lock_counter == 1:
             self._acquire_server_lock(until)
             _write_note(self.dir / "writer.json")
         yield self
+    except BaseException:
+        if self._lock.lock_counter == 1 and self.con:
+            with suppress(duckdb.Error, OSError):
+                sweep_unfinished(self.con, self.storage, began)
+        raise
     finally:
         if self._lock.lock_counter == 1:
             with suppress(OSError):
@@ -160,9 +176,8 @@ def _acquire_file_lock(self: VersionedStore, wait):
     except Timeout:
         raise _locked(_read_note(self.dir / "writer.json")) from None
     except OSError as e:
-        raise LakeUnavailable(
-            f"The lake cannot be written: {first_line(e)}.", next_step(e, "Check the rights on storage.home.")
-        ) from e
+        advice = "Check the rights on storage.home."
+        raise failure(self.storage, e, "The lake cannot be written", advice) from e
 
 # %% ../../nbs/lake/05_store.ipynb #94011b3d
 _UNKNOWN_WRITER = {"pid": "unknown", "since": "a moment ago"}
@@ -280,7 +295,9 @@ def rows(
                 return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
                 passing = re.search("database is locked|readonly database", str(e))
-                if not passing or not attempts:
+                if passing and not attempts:
+                    raise failure(self.storage, e, "The lake cannot be read", "Try again later.") from e
+                if not passing:
                     raise self.read_error(e) from e
                 finish_rollback(self.storage)
                 attempts -= 1
