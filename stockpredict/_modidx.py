@@ -4232,6 +4232,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'stockpredict/quality/intraday_gate.py'),
                                                     'stockpredict.quality.intraday_gate._check': ( 'quality/intraday_gate.html#_check',
                                                                                                    'stockpredict/quality/intraday_gate.py'),
+                                                    'stockpredict.quality.intraday_gate._checks': ( 'quality/intraday_gate.html#_checks',
+                                                                                                    'stockpredict/quality/intraday_gate.py'),
                                                     'stockpredict.quality.intraday_gate._with_rule_columns': ( 'quality/intraday_gate.html#_with_rule_columns',
                                                                                                                'stockpredict/quality/intraday_gate.py'),
                                                     'stockpredict.quality.intraday_gate.inspect_intraday': ( 'quality/intraday_gate.html#inspect_intraday',

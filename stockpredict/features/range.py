@@ -35,6 +35,15 @@ def yang_zhang(bars: Panel, n: int) -> Series:
     return (nights + k * days + (1 - k) * _rogers_satchell_variance(bars).mean(n)).clip(low=0.0).sqrt()
 
 # %% ../../nbs/features/35_range.ipynb #52edb993
+def without_gap(
+    bars: Panel,  # daily bars
+) -> tuple[Series, Series]:  # high, low
+    "The day's range, moved to the close before where it lies wholly above or below it."
+    before = bars.close.lag(1)
+    gap = (bars.low - before).clip(low=0.0) - (before - bars.high).clip(low=0.0)
+    return bars.high - gap, bars.low - gap
+
+# %% ../../nbs/features/35_range.ipynb #de47df8c
 @technical("liquidity", _WINDOWS, "Roll (1984)")
 def roll_spread(bars: Panel, n: int) -> Series:
     "2 sqrt(-covariance of a return with the one before) over n, zero where it is positive"
@@ -43,10 +52,12 @@ def roll_spread(bars: Panel, n: int) -> Series:
 
 @technical("liquidity", _WINDOWS, "Corwin and Schultz (2012)")
 def corwin_schultz(bars: Panel, n: int) -> Series:
-    """mean over n of 2 (e^a - 1) / (1 + e^a), a from the log ranges of one and of two days, negative ones
-    counting zero"""
-    one = (bars.high / bars.low).log() ** 2
-    beta, gamma = one + one.lag(1), (bars.high.max(2) / bars.low.min(2)).log() ** 2
+    """mean over n of 2 (e^a - 1) / (1 + e^a), negative ones counting zero: a = (sqrt(2 b) - sqrt(b)) / s -
+    sqrt(g / s), s = 3 - 2 sqrt(2), b sum of the squared log(high / low) of two days, g squared log(higher
+    high / lower low); the second day moved to the close of the first where it lies wholly above or below"""
+    high, low = without_gap(bars)
+    beta = (high / low).log() ** 2 + (bars.high / bars.low).log().lag(1) ** 2
+    gamma = (high.maximum(bars.high.lag(1)) / low.minimum(bars.low.lag(1))).log() ** 2
     scale = 3 - 2 * math.sqrt(2)
     a = ((2 * beta).sqrt() - beta.sqrt()) / scale - (gamma / scale).sqrt()
     return (2 * (a.exp() - 1) / (1 + a.exp())).clip(low=0.0).mean(n)

@@ -384,8 +384,11 @@ PUSH, ECHO = (np.sign(AHEAD) * V / mean(V, 20)).shift(1), (R * np.log((V + 1) / 
 
 
 def corwin(n):
-    one = np.log(H / L) ** 2
-    b, g, k = one + one.shift(1), np.log(H.rolling(2).max() / L.rolling(2).min()) ** 2, 3 - 2 * 2**0.5
+    past, k = C.shift(1), 3 - 2 * 2**0.5
+    shift = np.maximum(L - past, 0) - np.maximum(past - H, 0)  # overnight, as in the paper
+    top, low = H - shift, L - shift
+    b = np.log(top / low) ** 2 + np.log(H / L).shift(1) ** 2
+    g = np.log(np.maximum(top, H.shift(1)) / np.minimum(low, L.shift(1))) ** 2
     a = ((2 * b) ** 0.5 - b**0.5) / k - (g / k) ** 0.5
     return mean((2 * (np.exp(a) - 1) / (1 + np.exp(a))).clip(lower=0), n)
 

@@ -138,10 +138,14 @@ def yang_zhang(n):
 
 
 def corwin_schultz(n):
-    "Equations 14 and 18 of the paper."
-    day = logs(H, L) ** 2
-    beta = day + day.shift(1)
-    gamma = np.log(pd.DataFrame(H).rolling(2).max() / pd.DataFrame(L).rolling(2).min()) ** 2
+    "Equations 14 and 18 of the paper, and its adjustment for what happened overnight."
+    high, low, past = pd.DataFrame(H), pd.DataFrame(L), pd.DataFrame(C).shift(1)
+    up, down = low > past, high < past
+    gap = (low - past).where(up, (high - past).where(down, 0.0)).where(past.notna())
+    second_high, second_low = high - gap, low - gap
+    beta = logs(second_high, second_low) ** 2 + logs(H, L).shift(1) ** 2
+    top, bottom = np.maximum(second_high, high.shift(1)), np.minimum(second_low, low.shift(1))
+    gamma = np.log(top / bottom) ** 2
     alpha = (np.sqrt(2 * beta) - np.sqrt(beta)) / (3 - 2 * 2**0.5) - np.sqrt(gamma / (3 - 2 * 2**0.5))
     return (2 * np.tanh(alpha / 2)).clip(lower=0).rolling(n).mean()
 
