@@ -181,13 +181,14 @@ HISTORICAL = {"sample", "simulated"}
 
 @checks.register("lake", at=20)
 def lake(settings):
-    "The content of the lake, and the age of its newest bar."
+    "The content of the lake, whether its files are as they were written, and the age of its newest bar."
     from stockpredict.core.calendar import get_calendar
     from stockpredict.lake.lake import Lake
 
     if not settings.storage.catalog and not (settings.storage.lake_dir / "catalog.sqlite").exists():
         return warn("none yet", "Run `stockpredict ingest`.")
     with Lake(settings.storage, read_only=True) as opened:
+        opened.check_files()
         tickers, sessions = opened.tickers(), opened.sessions()
         summary = f"snapshot {opened.snapshot()}, {len(tickers)} tickers, {len(sessions)} sessions"
     if not len(sessions):
@@ -217,7 +218,8 @@ def champion(settings):
     except NoChampion:
         return warn("no model is in service yet", "Run `stockpredict retrain`.")
     model = f"{engine.model.name} version {engine.pointer.version}"
-    return ok(f"{model}, {engine.pointer.skill} evidence of skill, signature verified")
+    skill = engine.pointer.skill.replace("none", "no")
+    return ok(f"{model}, {skill} evidence of skill, signature verified")
 
 # %% ../../nbs/ops/50_doctor.ipynb #c3231bf7
 @checks.register("table", at=31)
@@ -284,7 +286,7 @@ def mlflow(settings):
         return off("no run recorded yet")
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5) as db:
         runs = db.execute("SELECT count(*) FROM runs").fetchone()[0]
-    return ok(f"{runs} runs recorded")
+    return ok(f"{runs} run{'s' * (runs != 1)} recorded")
 
 # %% ../../nbs/ops/50_doctor.ipynb #5b548efe
 @checks.register("ports", at=42)
