@@ -12,7 +12,9 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid
 from ..sources.vendor_intraday import INTRADAY_COLUMNS
 from ..sources.intraday_simulation import bar_ends
-from .gate import CONFLICT, RULES, GateResult, failing_rows, known_by_receipt
+from .copies import agreeing_copies, merge_copies
+from .gate import CONFLICT, COPIES, RULES, GateResult, failing_rows, known_by_receipt
+from .intraday_detectors import INTRADAY_DETECTORS, find_intraday_flags
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #960567e7
 _INSIDE = "The time is not the end of a step inside a session of the exchange."
@@ -48,6 +50,9 @@ def _with_rule_columns(bars, calendar, now):
     )
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #37dca1fb
+STEP_VERSION = ["ticker", "interval", "event_time", "known_at"]  # names one version of one bar
+
+
 def _bad_rows(bars, calendar, now):
     "Rule name -> bool for each row; and the rows that repeat another row exactly."
     table = _with_rule_columns(bars, calendar, now)
@@ -56,8 +61,10 @@ def _bad_rows(bars, calendar, now):
     repeated = bars.duplicated().to_numpy()
     wrong = np.logical_or.reduce(list(masks.values()))
     left = bars[~repeated & ~wrong]
-    conflicting = left.index[left.duplicated(["ticker", "interval", "event_time", "known_at"], keep=False)]
-    masks[CONFLICT.name] = np.isin(np.arange(len(bars)), conflicting)
+    several = left[left.duplicated(STEP_VERSION, keep=False)]
+    agree = agreeing_copies(several, STEP_VERSION)
+    for name, rows in ((CONFLICT.name, several.index[~agree]), (COPIES.name, several.index[agree])):
+        masks[name] = np.isin(np.arange(len(bars)), rows)
     return masks, repeated
 
 
@@ -92,9 +99,24 @@ def inspect_intraday(
     bars = bars.reset_index(drop=True)
     masks, repeated = _bad_rows(bars, calendar, now)
     wrong = np.logical_or.reduce(list(masks.values()))
-    checks = [_check(r.name, r.sentence, "error", bars[masks[r.name]]) for r in [*INTRADAY_RULES, CONFLICT]]
-    copies = bars[repeated & ~wrong]
-    checks.append(_check("repeated", "The same row came twice; one copy is kept.", "warning", copies))
+    good = pd.concat([bars[~wrong & ~repeated], merge_copies(bars[masks[COPIES.name]], STEP_VERSION)])
+    good = good.sort_values(["ticker", "event_time", "known_at"], kind="stable", ignore_index=True)
+    newest = good.drop_duplicates(["ticker", "interval", "event_time"], keep="last")
+    flags = find_intraday_flags(newest, calendar)
+    flags["known_at"] = flags.known_at.fillna(now).astype("datetime64[us, UTC]")
     reasons = ["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)]
     bad = bars[wrong].assign(reason=pd.array(reasons, dtype="str")).reset_index(drop=True)
-    return GateResult(bars[~wrong & ~repeated].reset_index(drop=True), bad, checks, len(bars), limit)
+    checks = _checks(bars, masks, repeated & ~wrong, flags)
+    return GateResult(good, bad, checks, len(bars), limit, flags)
+
+# %% ../../nbs/quality/30_intraday_gate.ipynb #17e3b9b6
+def _checks(bars, masks, copies, flags):
+    "The rows of the report."
+    rules = [_check(r.name, r.sentence, "error", bars[masks[r.name]]) for r in [*INTRADAY_RULES, CONFLICT]]
+    repeated = _check("repeated", "The same row came twice; one copy is kept.", "warning", bars[copies])
+    agreed = _check(COPIES.name, COPIES.sentence, "warning", bars[masks[COPIES.name]])
+    by_flag = dict(list(flags.groupby("flag")))
+    detected = [
+        _check(d.name, d.sentence, "warning", by_flag.get(d.name, flags[:0])) for d in INTRADAY_DETECTORS
+    ]
+    return [*rules, repeated, agreed, *detected]

@@ -139,19 +139,22 @@ def _column(bars, name):
 def place_bars(
     bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
     calendar: Calendar | str = "XNYS",  # the exchange
+    numbers: np.ndarray | None = None,  # in the place of session numbers, for bars within a session
 ) -> Moves:  # everything but positions and sessions is empty
     "Where each bar stands in its ticker and among the sessions."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     close = bars["close"].to_numpy(float)
-    return Moves(bars, ticker_positions(bars)[0], session_numbers(bars, calendar), close, *[np.array([])] * 9)
+    numbers = session_numbers(bars, calendar) if numbers is None else numbers
+    return Moves(bars, ticker_positions(bars)[0], numbers, close, *[np.array([])] * 9)
 
 # %% ../../nbs/quality/00_moves.ipynb #ef0b6e40
 def measure_moves(
     bars: pd.DataFrame,  # sorted by ticker and time, one row a bar
     calendar: Calendar | str = "XNYS",  # the exchange
+    numbers: np.ndarray | None = None,  # in the place of session numbers, for bars within a session
 ) -> Moves:  # what the detectors look at
     "Compute once what all detectors need."
-    m = place_bars(bars, calendar)
+    m = place_bars(bars, calendar, numbers)
     position = m.position
     close, opened, volume = (bars[c].to_numpy(float) for c in ("close", "open", "volume"))
     with np.errstate(divide="ignore", invalid="ignore"):

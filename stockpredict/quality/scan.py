@@ -9,7 +9,7 @@ __all__ = ['find_flags', 'usable_bars']
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar
 from .detectors import DETECTORS, Detector
-from .moves import measure_moves, ticker_positions
+from .moves import Moves, measure_moves, ticker_positions
 
 # %% ../../nbs/quality/15_scan.ipynb #be9b0099
 FLAGS = ["ticker", "event_time", "known_at", "flag", "usable", "move", "sentence"]
@@ -42,7 +42,11 @@ def _known_at(m, at, last):
     return when.where((last >= 0) & ("known_at" in m.bars))
 
 # %% ../../nbs/quality/15_scan.ipynb #49146a38
-def _flags_of(m, detector, before):
+def flags_of(
+    m: Moves,  # the table as arrays, with a column arrived
+    detector: Detector,  # what to run
+    before: bool,  # also flags of stored bars that the batch completes
+) -> pd.DataFrame:  # FLAGS
     "The findings of one detector as a table of flags."
     at = np.flatnonzero(detector.detect(m))
     last = _last_evidence(m, detector, at)
@@ -119,7 +123,7 @@ def find_flags(
     if not len(bars):
         return no_flags()
     m = measure_moves(_sorted_bars(_joined(bars, stored)), calendar)
-    tables = [_flags_of(m, detector, before) for detector in detectors]
+    tables = [flags_of(m, detector, before) for detector in detectors]
     out = pd.concat([t for t in tables if len(t)] or [no_flags()], ignore_index=True)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 

@@ -162,7 +162,8 @@ def _small_close_error(table, at):
     correct = table.value(at, "close")
     wrong = table.rng.uniform(low, high)
     table.put(at, close=wrong)
-    table.scale(at, wrong / correct, ["adj_close"])
+    if "adj_close" in table.bars:
+        table.scale(at, wrong / correct, ["adj_close"])
 
 
 @corruption("wrong high", "wild range")

@@ -16,6 +16,10 @@ from ..quality.corporate_actions import ALL_DETECTORS
 from .corruption import CORRUPTIONS, corrupt, healthy_market
 from ..quality.scan import find_flags
 from ..quality.gate import GateResult, inspect_bars
+from ..quality.intraday_gate import inspect_intraday
+from ..sources.intraday_simulation import simulate_intraday
+from ..sources.simulate import simulate
+from ..sources.vendor_intraday import tidy_intraday
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #384725f7
 def list_findings(
@@ -172,6 +176,32 @@ def __repr__(self: Detection):
 def _repr_html_(self: Detection):
     columns = ["events", "found", "noticed", "recall", "at_least", "alarms", "precision"]
     return f"<p>{escape(self.summary())} {escape(self.note)}</p>{self.table[columns].round(3).to_html()}"
+
+# %% ../../nbs/testing/30_detector_benchmark.ipynb #fcab46ef
+_DAILY_ERRORS = ("close stands still", "dates off by one", "bar on a closed day", "split worked in twice")
+INTRADAY_ERRORS = [
+    name
+    for name, c in CORRUPTIONS.items()
+    if c.where == "bar" and name not in (*_DAILY_ERRORS, "payment invented")
+]
+
+
+def measure_intraday_detection(
+    each: int = 10,  # errors of each kind
+    tickers: int = 12,  # in the simulated market
+    sessions: int = 25,  # in the simulated market
+    seed: int = 1,  # same seed, same market, same errors
+) -> Detection:
+    "Inject errors into correct five-minute bars, pass them through the intraday gate, and count."
+    now = pd.Timestamp("2100-01-01", tz="UTC")
+    daily = simulate("realistic", tickers=tickers, sessions=sessions, seed=seed).bars
+    bars = tidy_intraday(simulate_intraday(daily), "simulated", stamps="end")
+    corrupted, record = corrupt(bars, INTRADAY_ERRORS, each=each, seed=seed)
+    times = pd.DatetimeIndex(sorted(bars.event_time.unique()))
+    findings = list_findings(inspect_intraday(corrupted, now=now), corrupted)
+    table, matrix = score(record, match_findings(findings, record, times))
+    false_alarms = len(list_findings(inspect_intraday(bars, now=now), bars))
+    return Detection(table, matrix, len(corrupted), false_alarms)
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #910ed02e
 SPLIT_FLAGS = ("split missing", "split misplaced", "spike", "unit changed")
