@@ -76,6 +76,24 @@ def _held_by_others(holders, problem):
         holders=holders,
     )
 
+# %% ../../nbs/lake/03_failures.ipynb #f46d85a5
+PATIENCE = 20.0  # seconds, as long as SQLite waits for a lock
+
+
+def wait_for_catalog(
+    storage,  # settings.storage
+    seconds: float = PATIENCE,  # how long to wait for other programs
+):
+    "Wait until no other program holds the catalog; after too long, raise `LakeLocked` with their names."
+    kind, _, path = storage.catalog_url.partition(":")
+    if kind != "sqlite" or Path(f"{path}-wal").exists():  # with a write-ahead log, readers are no obstacle
+        return
+    until = time.monotonic() + seconds
+    while holders := catalog_holders(storage):
+        if time.monotonic() >= until:
+            raise _held_by_others(holders, "The lake cannot be written")
+        time.sleep(0.05)
+
 # %% ../../nbs/lake/03_failures.ipynb #33548c31
 def refuse_over_old(
     storage,  # settings.storage

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, finish_rollback, first_line
 from .connection import next_step, open_duckdb, quoted
-from .failures import failure, refuse_over_old, sweep_unfinished
+from .failures import failure, refuse_over_old, sweep_unfinished, wait_for_catalog
 
 # %% ../../nbs/lake/05_store.ipynb #8cef18a8
 class VersionedStore:
@@ -151,6 +151,7 @@ def writer(
         if self._lock.lock_counter == 1:
             self._acquire_server_lock(until)
             _write_note(self.dir / "writer.json")
+        wait_for_catalog(self.storage)
         yield self
     except BaseException:
         if self._lock.lock_counter == 1 and self.con:

@@ -3,10 +3,12 @@ names that attack."""
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable, UnknownTicker
+from stockpredict.core.errors import DataError, LakeDamaged, LakeLocked, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.sources.bars import as_bars
 from stockpredict.lake.lake import Lake
@@ -176,8 +178,11 @@ def test_a_full_disk_refuses_cleanly_and_keeps_what_was_there(small_disk, market
         big = sample_bars(tickers=60, sessions=300).assign(source="big")
         filler = small_disk / "filler"
         filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 400_000))
+        files = sorted(p.name for p in small_disk.rglob("*.parquet"))
         with pytest.raises(LakeUnavailable, match=r"Nothing of the batch was stored.*disk space"):
             lake.append(big, now=NOW)
+        assert sorted(p.name for p in small_disk.rglob("*.parquet")) == files, "nothing is left behind"
+        kept_rows = lake.append(market[:20].assign(source="little"), now=NOW)  # there is room again
         with pytest.raises(OSError, match="No space left"):
             (small_disk / "rest").write_bytes(bytes(4 << 20))
         answer = pd.DataFrame(
@@ -190,6 +195,12 @@ def test_a_full_disk_refuses_cleanly_and_keeps_what_was_there(small_disk, market
         (small_disk / "rest").unlink()
         lake.clean("0s", dry_run=False)
         assert lake.add("macro", answer, lag="1D").rows_new == 3000 and lake.verify() == kept_rows.fingerprint
+
+
+def test_a_fresh_home_on_a_full_disk_hears_of_the_disk(small_disk):
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(LakeUnavailable, match=r"disk is full.*Free some disk space"):
+        Lake(storage(small_disk / "home"))
 
 
 def test_a_folder_that_became_read_only_still_reads(small_disk, market):
@@ -278,8 +289,98 @@ def test_a_broken_catalog_is_a_clear_sentence(tmp_path, market, damage):
             with Lake(s, read_only=how) as lake:
                 lake.bars()
         assert "Traceback" not in str(e.value) and len(str(e.value)) < 900
-        if damage == b"":
-            break  # to a writer, an empty file is a lake that is still to be made
+
+
+@pytest.mark.parametrize("catalog", [b"", None], ids=["empty", "missing"])
+def test_no_new_lake_is_started_over_an_old_one(tmp_path, market, catalog):
+    s = storage(tmp_path)
+    with Lake(s) as lake:
+        mark = lake.append(market, now=NOW).fingerprint
+    path = s.lake_dir / "catalog.sqlite"
+    saved = path.read_bytes()
+    path.unlink()
+    if catalog is not None:
+        path.write_bytes(catalog)
+    with pytest.raises(LakeUnavailable, match=r"data files of a lake.*Restore the catalog from a backup"):
+        Lake(s)
+    path.write_bytes(saved)
+    with Lake(s) as lake:
+        assert lake.verify() == mark
+
+
+def flipped(content, rng):
+    at = rng.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ (1 << rng.randrange(8))]) + content[at + 1 :]
+
+
+def check_flips(home, market, count, seed):
+    "Random flips in random data files: reads fail by name, and the version before still reads."
+    rng, s = random.Random(seed), storage(home)
+    cut = market.event_time[60]
+    with Lake(s) as lake:
+        first = lake.append(market[:200], now=NOW)
+        lake.append(market.assign(adj_close=market.close.where(market.event_time > cut, market.close / 2)), now=NOW)
+        months = pd.DataFrame(dict(series="GDP", event_time=market.event_time[:50], value=1.0))
+        lake.add("macro", months, lag="1D")
+        sound = [lake.bars(), lake.facts("macro")]
+    silent, named = 0, 0
+    for _ in range(count):
+        path = rng.choice([p for p in sorted(s.lake_dir.rglob("*.parquet")) if p.parent.name != "ingests"])
+        content = path.read_bytes()
+        path.write_bytes(flipped(content, rng))
+        with Lake(s, read_only=True) as lake:
+            for read, expected in zip((lake.bars, lambda lake=lake: lake.facts("macro")), sound, strict=True):
+                try:
+                    silent += not read().equals(expected)
+                except LakeDamaged as e:
+                    assert path.name in e.problem and "snapshot=" in e.fix and e.code == "lake-damaged"
+                    named += 1
+        path.write_bytes(content)
+    with Lake(s, read_only=True) as lake:
+        assert lake.bars().equals(sound[0]) and len(lake.bars(snapshot=first.snapshot)) == 200
+    assert named == count, "each flip is in a file that one of the two reads"
+    return silent
+
+
+def test_a_flipped_bit_is_never_read_as_a_price(tmp_path, market):
+    assert check_flips(tmp_path, market, 30, os.environ.get("TESTS_KILL_SEED", "0")) == 0
+
+
+# ---- foreign programs
+
+
+FOREIGN = """
+import sys
+from stockpredict.core.settings import Settings
+from stockpredict.lake.connection import connect
+con = connect(Settings().with_(**{"storage.home": sys.argv[1]}).storage)
+con.execute("BEGIN")
+con.execute("INSERT INTO lake.ingests (number) VALUES (99)")
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_foreign_transactions_on_the_catalog_are_named(tmp_path, market):
+    s = storage(tmp_path)
+    with Lake(s) as lake:
+        kept = lake.append(market, now=NOW)
+    command = [sys.executable, "-c", FOREIGN, str(tmp_path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
+    others = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        assert [p.stdout.readline() for p in others] == ["open\n"] * 2
+        with Lake(s) as lake, pytest.raises(LakeLocked) as e:
+            lake.append(market.assign(source="b"), now=NOW)
+        assert all(f"process {p.pid} (" in e.value.problem for p in others) and e.value.code == "lake-locked"
+    finally:
+        for p in others:
+            p.kill()
+            p.communicate()
+    with Lake(s) as lake:
+        assert lake.fingerprint() == kept.fingerprint
+        assert lake.append(market.assign(source="b"), now=NOW).rows_new == len(market)
 
 
 # ---- names that attack
@@ -347,3 +448,9 @@ def test_hostile_names_are_only_names(tmp_path, market):
         assert len(lake.bars(source=market.source.iloc[0])) == len(market)
     strange = [p for p in tmp_path.rglob("*") if "passwd" in p.name or "DROP" in p.name]
     assert strange == []
+
+
+if __name__ == "__main__":  # python tests/faults/test_lake_faults.py 500
+    with tempfile.TemporaryDirectory() as home:
+        silent = check_flips(home, sample_bars(tickers=4, sessions=120), int(sys.argv[1]), "command")
+    print(f"{sys.argv[1]} random bit flips, {silent} silent wrong values")
