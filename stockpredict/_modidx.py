@@ -3175,6 +3175,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'stockpredict.lake.facts._check_key': ('lake/facts.html#_check_key', 'stockpredict/lake/facts.py'),
                                          'stockpredict.lake.facts._check_known_at': ( 'lake/facts.html#_check_known_at',
                                                                                       'stockpredict/lake/facts.py'),
+                                         'stockpredict.lake.facts._check_not_future': ( 'lake/facts.html#_check_not_future',
+                                                                                        'stockpredict/lake/facts.py'),
                                          'stockpredict.lake.facts._declared': ('lake/facts.html#_declared', 'stockpredict/lake/facts.py'),
                                          'stockpredict.lake.facts._facts_query': ( 'lake/facts.html#_facts_query',
                                                                                    'stockpredict/lake/facts.py'),

@@ -6,6 +6,7 @@
 __all__ = ['predict_bars']
 
 # %% ../../nbs/serve/23_what_if.ipynb #b5f67695
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 
 import numpy as np
@@ -102,21 +103,23 @@ def join_facts(
     return joined
 
 # %% ../../nbs/serve/23_what_if.ipynb #4fb6c73d
+def ticker_tensors(
+    table: Inputs | Forecast,  # of tickers, in the second dimension
+) -> dict[str, torch.Tensor]:
+    "The tensors of a table that have a column for each ticker."
+    tensors = {f.name: getattr(table, f.name) for f in dataclass_fields(table)}
+    return {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.ndim > 1}
+
+
 def column_of(
-    inputs: Inputs,  # of many tickers
+    table: Inputs | Forecast,  # of many tickers
     n: int,  # which one
-) -> Inputs:
-    "The inputs of one ticker."
-    only = slice(n, n + 1)
-    return replace(
-        inputs,
-        x=inputs.x[:, only],
-        present=inputs.present[:, only],
-        volatility=inputs.volatility[:, only],
-        tickers=[inputs.tickers[n]],
-    )
+) -> Inputs | Forecast:
+    "The inputs, or the forecast, of one ticker."
+    columns = {k: v[:, n : n + 1] for k, v in ticker_tensors(table).items()}
+    return replace(table, **columns, tickers=[table.tickers[n]])
 
-
+# %% ../../nbs/serve/23_what_if.ipynb #20145da3
 def align_bars(
     engine: Engine,  # whose calendar
     window: Window,  # the universe
@@ -166,33 +169,9 @@ def side_by_side(
     parts: list[Inputs],  # of one ticker each
 ) -> Inputs:
     "Inputs of one ticker each as the columns of one table."
-
-    def joined(name):
-        return torch.cat([getattr(part, name) for part in parts], 1)
-
-    return replace(
-        parts[0],
-        x=joined("x"),
-        present=joined("present"),
-        volatility=joined("volatility"),
-        tickers=[ticker for part in parts for ticker in part.tickers],
-    )
-
-
-def forecast_of(
-    forecast: Forecast,  # of many tickers
-    n: int,  # which one
-) -> Forecast:
-    "The forecast for one ticker."
-    only = slice(n, n + 1)
-    return replace(
-        forecast,
-        quantiles=forecast.quantiles[:, only],
-        p_up=forecast.p_up[:, only],
-        volatility=forecast.volatility[:, only],
-        score=forecast.score[:, only],
-        tickers=[forecast.tickers[n]],
-    )
+    each = [ticker_tensors(part) for part in parts]
+    columns = {name: torch.cat([tensors[name] for tensors in each], 1) for name in each[0]}
+    return replace(parts[0], **columns, tickers=[ticker for part in parts for ticker in part.tickers])
 
 # %% ../../nbs/serve/23_what_if.ipynb #052289aa
 def predict_bars(
@@ -209,7 +188,7 @@ def predict_bars(
         parts = [part.inputs.last(engine.model.sequence) for part in joined]
         forecast = engine.forward(side_by_side(parts))
         predictions = iter(
-            [engine.to_predictions(part, forecast_of(forecast, i), "caller") for i, part in enumerate(joined)]
+            [engine.to_predictions(part, column_of(forecast, i), "caller") for i, part in enumerate(joined)]
         )
         return [next(predictions) if isinstance(result, Window) else result for result in results]
 
