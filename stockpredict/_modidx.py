@@ -3068,6 +3068,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'stockpredict/ingest/intraday.py'),
                                               'stockpredict.ingest.intraday._fetch_plan': ( 'ingest/intraday.html#_fetch_plan',
                                                                                             'stockpredict/ingest/intraday.py'),
+                                              'stockpredict.ingest.intraday._known_by_arrival': ( 'ingest/intraday.html#_known_by_arrival',
+                                                                                                  'stockpredict/ingest/intraday.py'),
                                               'stockpredict.ingest.intraday._newest_bars': ( 'ingest/intraday.html#_newest_bars',
                                                                                              'stockpredict/ingest/intraday.py'),
                                               'stockpredict.ingest.intraday._store': ( 'ingest/intraday.html#_store',

@@ -324,7 +324,8 @@ def universe(
     if unknown := [t for t in wanted if t not in set(available)]:
         names = ", ".join(unknown[:10])
         raise UnknownTicker(
-            f"{len(unknown)} tickers are not in the source {settings.data.source}: {names}.",
+            f"{len(unknown)} {'ticker is' if len(unknown) == 1 else 'tickers are'} not in the source "
+            f"{settings.data.source}: {names}.",
             " ".join(f"{t}: {did_you_mean(t, available)}" for t in unknown[:5]),
             tickers=unknown[:20],
         )

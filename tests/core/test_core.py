@@ -1,7 +1,9 @@
 """Settings, registry and errors."""
 
+import ast
 import copy
 import functools
+import json
 import pickle
 import subprocess
 import sys
@@ -318,3 +320,11 @@ def test_a_registry_loads_its_package_when_asked(tmp_path, monkeypatch):
     (pack / "two.py").write_text("import no_such_library\n")
     with pytest.raises(RegistryError, match=r"lazyparts\.two could not be imported.*no_such_library"):
         load_all("lazyparts")
+
+
+def test_every_code_has_its_entry_in_the_guide(root):
+    cells = json.loads((root / "nbs/guides/operate.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = next(s for c in cells if (s := "".join(c["source"])).startswith("WHAT_TO_DO = {"))
+    guide = ast.literal_eval(source.removeprefix("WHAT_TO_DO = ").strip())
+    assert set(guide) == {row["code"] for row in all_errors()}
+    assert all(len(text) > 12 and text.endswith(".") for text in guide.values())
