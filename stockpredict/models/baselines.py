@@ -100,12 +100,39 @@ def realised_slope(
     size = (zc * zc).flatten(0, 1).nansum(0)
     slope = torch.where(size > 1e-9, (zc * uc).flatten(0, 1).nansum(0) / size.clip(min=1e-9), 0).clip(0, 1.5)
     residuals = u - slope * z - u.flatten(0, 1).nanmean(0)
-    if (residuals.isfinite().flatten(0, 1).sum(0) < 100).any():
+    count = int(residuals.isfinite().flatten(0, 1).sum(0).min())
+    if count < 100:
         raise NotEnoughSessions(
-            "Fewer than 100 rows have a label to size the intervals with.",
+            f"{count} outcomes of {len(data.inputs.tickers)} tickers in {len(data)} sessions are too few to "
+            "size the intervals: 100 are needed.",
             "Use more sessions or more tickers.",
         )
     return slope, residuals
+
+# %% ../../nbs/models/30_baselines.ipynb #b56ad8f5
+def volatility_pull(
+    residuals: Tensor,  # `[S, N, H]` in units of volatility
+    volatility: Tensor,  # `[S, N]` daily
+) -> Tensor:  # `[2, H]`: mean logarithm of the volatility, and the strength of its return to it
+    "How much smaller the residuals are, in units of volatility, where the volatility is large."
+    size, log_sigma = residuals.double().abs(), volatility.double().log()[..., None]
+    known = (size > 1e-3) & log_sigma.isfinite()
+    y = torch.where(known, size.log(), float("nan")).flatten(0, 1)
+    x = torch.where(known, log_sigma, float("nan")).flatten(0, 1)
+    level = x.nanmean(0).nan_to_num(0)
+    x, y = x - level, y - y.nanmean(0)
+    slope = (x * y).nansum(0) / (x * x).nansum(0).clip(min=1e-9)
+    return torch.stack([level, (-slope).clip(0, 0.8)]).float()
+
+
+def width_factor(
+    pull: Tensor,  # `[2, H]`, from `volatility_pull`
+    volatility: Tensor,  # `[S, N]` daily
+) -> Tensor:  # `[S, N, H]`
+    "By how much intervals in units of volatility are wider or narrower at a level of volatility."
+    level, strength = pull.double()
+    gap = volatility.double().clip(min=1e-9).log()[..., None] - level
+    return (-strength * gap).exp().clip(0.5, 2).float()
 
 # %% ../../nbs/models/30_baselines.ipynb #40fedd42
 class LocationScale(Model):
@@ -149,11 +176,13 @@ def measure(
     self: LocationScale,
     data: Dataset,  # days the score was not fitted on, if it was fitted
 ) -> dict:  # `slope` [H] and `residual` [H, K]
-    "Slope and residual quantiles of the score."
+    "Slope of the score, and the residual quantiles with their dependence on the volatility."
     slope, residuals = realised_slope(self.score(data.inputs, data.start, data.stop), data)
-    columns = residuals.flatten(0, 1).cpu().numpy().T
-    grid = np.array([np.quantile(c[np.isfinite(c)], RESIDUAL_LEVELS) for c in columns])
-    return dict(slope=slope.float().cpu(), residual=torch.tensor(grid, dtype=torch.float32))
+    pull = volatility_pull(residuals, data.inputs.volatility[data.start :])
+    factor = width_factor(pull, data.inputs.volatility[data.start :])
+    columns = (residuals / factor).flatten(0, 1).cpu().numpy().T
+    grid = np.array([np.quantile(c[np.isfinite(c)], RESIDUAL_LEVELS, method="weibull") for c in columns])
+    return dict(slope=slope.float().cpu(), residual=torch.tensor(grid, dtype=torch.float32), pull=pull.cpu())
 
 
 @patch
@@ -167,6 +196,9 @@ def predict(
     stop = self.check_inputs(inputs, start, stop)
     z = self.score(inputs, start, stop)
     drift, slope, residual = (self.weights[k].to(z.device) for k in ("drift", "slope", "residual"))
+    if "pull" in self.weights:
+        factor = width_factor(self.weights["pull"].to(z.device), inputs.volatility[start:stop])
+        residual = factor[..., None] * residual
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761

@@ -8,13 +8,15 @@ __all__ = ['Lstm']
 # %% ../../nbs/models/60_nets.ipynb #62348a51
 import math
 from contextlib import contextmanager
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..catalogue.design_matrix import Inputs
 from ..core.settings import Settings
 from .baselines import LocationScale, distribution_forecast, historical_drift
-from .baselines import realised_slope
+from .baselines import realised_slope, volatility_pull, width_factor
+from ..core.errors import ModelOutputInvalid
 from .contract import model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast
@@ -199,6 +201,11 @@ def train_net(
             gradient_clip_val=1.0,
             default_root_dir=folder,
         ).fit(module, train, check)
+    if best.weights is None:
+        raise ModelOutputInvalid(
+            "The network could not be trained: its loss was not finite in any epoch.",
+            "Lower its learning rate, or look for extreme values among the features and labels.",
+        )
     net.load_state_dict(best.weights)
     return best.loss
 
@@ -331,17 +338,20 @@ def measure(
     self: Lstm,
     data: Dataset,  # days the network was not trained on
 ) -> dict:  # `slope` [H] and `stretch` [H, 5]
-    "Slope of the median, and the stretch of each quantile around it."
+    "Slope of the median, the stretch of each quantile around it, and its dependence on the volatility."
     q = self.quantiles(data.inputs, data.start, data.stop)
     slope, residuals = realised_slope(q[..., 2], data)
-    e, distance = residuals.flatten(0, 1), (q - q[..., 2:3]).double().flatten(0, 1)
+    sigma = data.inputs.volatility[data.start :].to(q.device)
+    pull = volatility_pull(residuals, sigma)
+    e = (residuals / width_factor(pull, sigma)).flatten(0, 1)
+    distance = (q - q[..., 2:3]).double().flatten(0, 1)
     stretch = torch.zeros(len(self.horizons), len(LEVELS), dtype=torch.float64)
     for j in range(len(self.horizons)):
         ok = e[:, j].isfinite()
         for i, p in enumerate(LEVELS):
             ratio = e[ok, j] / distance[ok, j, i] if i != 2 else e[ok, j]
-            stretch[j, i] = ratio.cpu().quantile(max(p, 1 - p))
-    return dict(slope=slope.float().cpu(), stretch=stretch.float())
+            stretch[j, i] = float(np.quantile(ratio.cpu().numpy(), max(p, 1 - p), method="weibull"))
+    return dict(slope=slope.float().cpu(), stretch=stretch.float(), pull=pull.cpu())
 
 
 @patch
@@ -358,4 +368,7 @@ def predict(
     z, distance = q[..., 2], q - q[..., 2:3]
     distance[..., 2] = 1
     residual = (distance * stretch).sort(-1).values
+    if "pull" in self.weights:
+        sigma = inputs.volatility[start:stop].to(q.device)
+        residual = residual * width_factor(self.weights["pull"].to(q.device), sigma)[..., None]
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, LEVELS, z)
