@@ -312,6 +312,9 @@ class Gate(Section):
     max_sharpe: float = Field(
         4.0, gt=0, description="A yearly Sharpe ratio after costs above this is treated as a leak."
     )
+    override: str = Field(
+        "", description="A written reason to continue in spite of a suspected leak; stored and printed."
+    )
 
 # %% ../../nbs/core/25_sections.ipynb #13531513
 class StreamSettings(Section):

@@ -9,6 +9,7 @@ __all__ = ['probabilistic_sharpe', 'volatility_table']
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri, xlogy, chdtrc
+from ..core.errors import EvaluateError
 from .metrics import Estimate, hac_ratio, align_pair
 
 # %% ../../nbs/evaluate/60_risk.ipynb #a9f76cf6
@@ -91,8 +92,8 @@ def deflated_sharpe(
 def drawdown(
     returns,  # return per session; a missing one counts as 0
 ) -> np.ndarray:
-    "Share of the highest wealth so far that is lost, session by session."
-    wealth = np.cumprod(1 + np.nan_to_num(np.asarray(returns, float)))
+    "Share of the highest wealth so far that is lost; wealth never falls below zero."
+    wealth = np.cumprod(np.maximum(1 + np.nan_to_num(np.asarray(returns, float)), 0))
     return 1 - wealth / np.maximum.accumulate(np.maximum(wealth, 1))
 
 # %% ../../nbs/evaluate/60_risk.ipynb #c586e254
@@ -136,22 +137,37 @@ def volatility_table(
     return pd.DataFrame(rows).T.rename_axis("forecast")
 
 # %% ../../nbs/evaluate/60_risk.ipynb #3d16b02b
+def _known_hits(hits):
+    "Hits as booleans, without missing ones."
+    hits = np.asarray(hits, float).ravel()
+    return hits[np.isfinite(hits)] > 0
+
+# %% ../../nbs/evaluate/60_risk.ipynb #502567a2
 def kupiec(
     hits,  # True where the loss was worse than the value at risk, `[session]`
     level: float,  # stated share of hits
 ) -> dict:
-    "Likelihood ratio test of the number of hits (Kupiec 1995): rate, statistic, p."
-    n, k = len(hits), int(np.sum(hits))
+    "Likelihood ratio test of the number of hits (Kupiec 1995): rate, statistic, p; missing hits left out."
+    if not 0 < level < 1:
+        raise EvaluateError(f"A share of hits of {level} can not be tested.", "Give a share between 0 and 1.")
+    hits = _known_hits(hits)
+    n, k = len(hits), int(hits.sum())
+    if not n:
+        return dict(rate=float("nan"), statistic=float("nan"), p=float("nan"), n=0)
     rate = k / n
     lr = 2 * (xlogy(k, rate) + xlogy(n - k, 1 - rate) - xlogy(k, level) - xlogy(n - k, 1 - level))
     return dict(rate=rate, statistic=float(max(lr, 0)), p=float(chdtrc(1, max(lr, 0))), n=n)
 
-# %% ../../nbs/evaluate/60_risk.ipynb #502567a2
+# %% ../../nbs/evaluate/60_risk.ipynb #f6674f4e
 def christoffersen(
     hits,  # True where the loss was worse than the value at risk, in time order
 ) -> dict:
     "Likelihood ratio test that a hit does not make the next one likelier (Christoffersen 1998)."
-    a, b = np.asarray(hits, bool)[:-1], np.asarray(hits, bool)[1:]
+    hits = np.asarray(hits, float)
+    pairs = np.isfinite(hits[:-1]) & np.isfinite(hits[1:])
+    if not pairs.any():
+        return dict.fromkeys(("after_calm", "after_hit", "statistic", "p"), float("nan"))
+    a, b = hits[:-1][pairs] > 0, hits[1:][pairs] > 0
     n00, n01, n10, n11 = ((~a & ~b).sum(), (~a & b).sum(), (a & ~b).sum(), (a & b).sum())
     calm, stressed, all_days = n01 / max(n00 + n01, 1), n11 / max(n10 + n11, 1), (n01 + n11) / max(len(a), 1)
     lr = 2 * (

@@ -8,7 +8,7 @@ __all__ = ['models', 'Model', 'model', 'make_model']
 # %% ../../nbs/models/20_contract.ipynb #7d25e1d1
 from fastcore.basics import patch
 from ..catalogue.design_matrix import Inputs
-from ..core.errors import FeatureError, NotFitted
+from ..core.errors import FeatureError, NotEnoughHistory, NotFitted
 from ..core.registry import Registry
 from ..core.settings import Settings
 from .dataset import Dataset
@@ -54,12 +54,29 @@ class Model:
         raise NotImplementedError
 
 # %% ../../nbs/models/20_contract.ipynb #e4380454
+def _refuse_holes(model, data):
+    "Refuse features with values that are not finite, and data without a label."
+    x, names = data.inputs.x, data.inputs.names
+    odd = [name for j, name in enumerate(names) if not x[data.start :, :, j].isfinite().all()]
+    if odd:
+        raise FeatureError(
+            f"{model.name or 'The model'} cannot be fitted: {', '.join(odd[:5])} is not finite everywhere.",
+            "Replace them by 0, which means no opinion, as make_inputs does.",
+        )
+    if not data.y.isfinite().any():
+        raise NotEnoughHistory(
+            f"{model.name or 'The model'} cannot be fitted: no outcome is known in this window.",
+            "Use a longer history, or shorter horizons.",
+        )
+
+# %% ../../nbs/models/20_contract.ipynb #2c181987
 @patch
 def record_features(
     self: Model,
     data: Dataset,  # what the model is fitted on
 ):
     "Store the horizons and the names and order of the features; call it first in `fit`."
+    _refuse_holes(self, data)
     self.names = list(data.inputs.names)
     self.horizons = tuple(data.horizons)
 

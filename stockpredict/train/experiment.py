@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from ..core.errors import RunError, StockpredictError
+from ..core.errors import EvaluateError, RunError, StockpredictError
 from ..core.files import atomic_write
 from ..core.progress import progress
 from ..core.settings import Settings
@@ -106,6 +106,18 @@ def reference_forecast(
     return walk_forward_forecasts(dataset, folds, lambda: make_model("mean", settings, **POOLED))
 
 # %% ../../nbs/train/30_experiment.ipynb #d968d9d8
+def _refuse_constant(dataset):
+    "Refuse outcomes that are all the same: nothing can be learned and nothing judged."
+    for j, h in enumerate(dataset.horizons):
+        known = dataset.y[..., j][dataset.y[..., j].isfinite()]
+        if len(known) and bool((known == known[0]).all()):
+            raise EvaluateError(
+                f"All {len(known):,} outcomes at {h} session(s) are {float(known[0]):.2%}: there is nothing "
+                "to forecast.",
+                "Look at the prices; a file whose closes never move is not a market.",
+            )
+
+# %% ../../nbs/train/30_experiment.ipynb #4985e871
 def compare_candidates(
     settings: Settings,  # candidates, horizons, seeds
     dataset: Dataset,  # whole history
@@ -117,6 +129,7 @@ def compare_candidates(
     "Run every candidate on the same folds, the historical mean always among them."
     names = list(dict.fromkeys(["mean", *(names or settings.models.candidates)]))
     inputs = dataset.inputs
+    _refuse_constant(dataset)
     folds = make_folds(settings, len(inputs.sessions))
     return Experiment(
         settings=settings,

@@ -138,13 +138,13 @@ def decide(
     first, alarms = table[table.horizon == study.horizons[0]], leak_alarms(study, table)
     name, best, gap = choose_model(study, first)
     lead = next(first[first.model == (name or leading_candidate(study, table).model)].itertuples())
-    suspected = bool(alarms) and not override
+    suspected = bool(alarms) and not override.strip()
     decision = "promote" if name else "hold"
     if suspected:
         decision = "suspected-leak"
     reasons = [alarm["sentence"] for alarm in alarms]
-    if alarms and override:
-        reasons.append(f"Overridden with this reason: {override}")
+    if alarms and not suspected:
+        reasons.append(f"Overridden with this reason: {override.strip()}")
     reasons += evidence_sentences(study, lead, suspected)
     if name and name != best:
         reasons.append(_simpler_sentence(name, best, gap))

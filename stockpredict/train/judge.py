@@ -202,10 +202,10 @@ def judge_experiment(
     study: Experiment,  # finished
     tested: SelfTest | None,  # `run_self_test` of the same settings; without it nothing is promoted
     champion=None,  # what is served today, with `.model` and `.params`
-    override: str = "",  # a written reason to continue in spite of an alarm; it is stored and shown
+    override: str = "",  # a written reason to continue in spite of an alarm; that of the settings by default
 ) -> Verdict:
     "Whether to believe an experiment."
-    v = decide(study, override)
+    v = decide(study, override or study.settings.gate.override)
     v.numbers["self_test"] = None if tested is None else asdict(tested)
     if v.decision == "promote" and champion is not None:
         worse, sentence, v.numbers["champion"] = compare_with_champion(study, v.model, champion)

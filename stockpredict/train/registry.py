@@ -93,7 +93,7 @@ def publish_model(
         _finish_interrupted(settings)
         champion = champion_or_none(settings)
         rolled_back = {e["from"] for e in read_events(settings) if e["event"] == "rollback"}
-        chosen = candidate_to_serve(study, verdict, champion)
+        chosen, older = candidate_to_serve(study, verdict, champion), _is_older(study, champion)
         candidate = chosen or study.candidates[verdict.numbers["lead"]]
         store_artifact(settings, candidate.folder / "artifact", candidate.artifact)
         step("stored")
@@ -101,8 +101,8 @@ def publish_model(
         put_into_outbox(settings, card)
         step("outbox")
         banned = candidate.artifact in rolled_back
-        if chosen is None or banned:
-            _hold(settings, champion, candidate, verdict, card["case"], banned)
+        if chosen is None or banned or older:
+            _hold(settings, champion, candidate, verdict, card["case"], banned, older)
         elif champion is None or champion.artifact != candidate.artifact:
             _promote(settings, champion, candidate, verdict, study.lineage, step)
     sync_mlflow(settings)
@@ -144,11 +144,25 @@ def _promote(settings, champion, candidate, verdict, lineage, step):
     step("remembered")
 
 # %% ../../nbs/train/90_registry.ipynb #9c2b8109
-def _hold(settings, champion, candidate, verdict, case, banned):
+def _is_older(study, champion):
+    "A sentence if the experiment ends before the data of the champion; empty otherwise."
+    mine = str(study.lineage.get("last_session", ""))
+    theirs = str(champion.lineage.get("last_session", "")) if champion else ""
+    if not mine or not theirs or mine >= theirs:
+        return ""
+    return (
+        f"This experiment ends with {mine}, and the champion was trained on sessions to {theirs}: an older "
+        "experiment does not replace a newer champion."
+    )
+
+# %% ../../nbs/train/90_registry.ipynb #0c5c8943
+def _hold(settings, champion, candidate, verdict, case, banned, older):
     "Record, once, that the champion stays."
     if any(e.get("case") == case for e in read_events(settings)):
         return
     why = verdict.reasons[0]
+    if older:
+        why = older
     if banned:
         why = f"{candidate.model} was rolled back before, so it is not served again."
     event = dict(
@@ -253,7 +267,7 @@ def rollback(
 def _earlier_entry(settings, champion, version):
     "The history's entry of a version, or of the one before the champion."
     entries = {e["artifact"]: e["entry"] for e in read_events(settings) if "entry" in e}
-    if version:
+    if version is not None:
         chosen = [entry for entry in entries.values() if entry["version"] == version]
     elif champion:
         chosen = [entries[champion.previous]] if champion.previous in entries else []
@@ -262,6 +276,6 @@ def _earlier_entry(settings, champion, version):
     if chosen:
         return chosen[0]
     problem = "There is no earlier version to go back to."
-    if version:
+    if version is not None:
         problem = f"There is no version {version} in the history."
     raise NoChampion(problem, "Look at stockpredict history for what was published.")

@@ -9,6 +9,7 @@ __all__ = ['one_day_returns', 'skill_table']
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from ..core.errors import NotEnoughSessions
 from ..evaluate.backtest import backtest
 from ..evaluate.metrics import Estimate, clark_west, diebold_mariano, hac_mean, hit_rate
 from ..evaluate.metrics import ic_summary, interval_coverage, majority_rate, pesaran_timmermann
@@ -109,7 +110,11 @@ def portfolio_numbers(
     h: int,  # horizon in sessions
 ) -> tuple:  # (numbers, net returns)
     "Sharpe ratio before and after costs with its bound, turnover, and the cost at which nothing is left."
-    book = study.portfolio(name, h)
+    try:
+        book = study.portfolio(name, h)
+    except NotEnoughSessions:  # it has no opinion on any session: nothing is traded
+        nothing = ("gross_sharpe", "net_sharpe", "net_se", "net_low", "net_high", "net_bound", "break_even")
+        return dict.fromkeys(nothing, float("nan")) | dict(turnover=0.0), np.zeros(0)
     net, traded = sharpe(book.net), float(book.turnover.mean())
     return dict(
         gross_sharpe=sharpe(book.gross, draws=2).value,

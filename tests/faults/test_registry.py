@@ -443,3 +443,16 @@ def test_the_registry_is_written_for_its_owner_and_readers(settings, old, verdic
         os.access(path, os.R_OK)
         and json.loads(path.read_text())["artifact"] == current_champion(settings).artifact
     )
+
+
+def test_an_older_experiment_does_not_replace_a_newer_champion(settings, old, new, verdicts):
+    newest = publish_model(settings, new, verdicts[id(new)])
+    assert publish_model(settings, old, verdicts[id(old)]) == newest
+    history = registry_history(settings)
+    assert list(history.event) == ["promote", "hold"] and "older experiment" in history.why[1]
+
+
+def test_there_is_no_version_zero(settings, old, verdicts):
+    publish_model(settings, old, verdicts[id(old)])
+    with pytest.raises(NoChampion, match="no version 0"):
+        rollback(settings, version=0)
