@@ -192,7 +192,7 @@ def to_lake(
         self._count(appended)
     return accepted
 
-
+# %% ../../nbs/stream/20_consumer.ipynb #365a544e
 @patch
 def _append(self: Consumer, good, bad, sent, fetched):
     "Append bars that count as received when their senders' clocks say."
