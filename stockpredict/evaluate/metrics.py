@@ -325,6 +325,29 @@ def crps_from_quantiles(
     return 2 * pinball(quantiles, levels, y) @ np.diff(edges)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #7d68a6a2
+WAVES = 4  # cosine waves behind an error bar for slow dependence, and its degrees of freedom
+
+
+def slow_ratio(
+    above: np.ndarray,  # one sum a session
+    below: np.ndarray,  # one sum a session; sessions without any are left out
+    null: float = 0.0,  # ratio under the null hypothesis
+) -> Estimate:
+    "Ratio of two totals with an error bar that allows for dependence over months."
+    a, b = np.asarray(above, float), np.asarray(below, float)
+    keep = np.isfinite(a) & np.isfinite(b) & (b != 0)
+    a, b = a[keep], b[keep]
+    n, r = len(b), a.sum() / b.sum() if b.sum() else np.nan
+    if n < 4 * WAVES:
+        return _estimate(r, np.zeros(0))
+    errors = (a - r * b) / b.mean()
+    angle = np.pi * np.outer(np.arange(1, WAVES + 1), (np.arange(n) + 0.5) / n)
+    se = float(np.sqrt(np.mean(2 / n * (np.cos(angle) @ errors) ** 2) / n))
+    t, reach = (r - null) / se if se > 1e-15 else 0.0, float(stdtrit(WAVES, 0.975)) * se
+    p = float(2 * stdtr(WAVES, -abs(t)))
+    return Estimate(float(r), se, float(r - reach), float(r + reach), float(t), p, n, float(WAVES))
+
+# %% ../../nbs/evaluate/30_metrics.ipynb #ff962a93
 def interval_coverage(
     low,  # lower bound `[session, ticker]`
     high,  # upper bound
@@ -337,7 +360,7 @@ def interval_coverage(
     hi, _ = align_pair(high, y)
     known = np.isfinite(lo) & np.isfinite(hi)
     inside = known & (y2 >= lo) & (y2 <= hi)
-    return hac_ratio(inside.sum(1), known.sum(1), horizon, null=nominal)
+    return slow_ratio(inside.sum(1), known.sum(1), null=nominal)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #f18595ec
 def pit_table(
@@ -352,7 +375,7 @@ def pit_table(
     place, edges = (y[..., None] > q).sum(-1), np.concatenate([[0.0], levels, [1.0]])
     rows = []
     for k, (a, b) in enumerate(pairwise(edges)):
-        e = hac_ratio((known & (place == k)).sum(1), known.sum(1), horizon, null=b - a)
+        e = slow_ratio((known & (place == k)).sum(1), known.sum(1), null=b - a)
         rows.append(dict(start=a, stop=b, expected=b - a, share=e.value, low=e.low, high=e.high, p=e.p))
     return pd.DataFrame(rows)
 
