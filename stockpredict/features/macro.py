@@ -45,7 +45,8 @@ def term_spread(bars: Panel) -> Series:
 
 @_macro("Fama and French (1989)")
 def credit_spread(bars: Panel) -> Series:
-    "Yield of low-grade corporate bonds over treasuries, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = yield of low-grade corporate bonds
+    over treasuries"""
     return year_zscore(fact_series(bars, "credit_yield_spread"))
 
 
@@ -57,7 +58,8 @@ def rate_change(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/60_macro.ipynb #0c8ad1a5
 @_macro("Whaley (2000)")
 def vix_level(bars: Panel) -> Series:
-    "Logarithm of the VIX, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = log of the last close of the VIX
+    that is known"""
     return year_zscore(fact_series(bars, "vix").log())
 
 

@@ -34,7 +34,8 @@ def residual_return(
 # %% ../../nbs/features/30_market.ipynb #126fc1e2
 @feature(group="momentum", n=[63], source="Blitz, Huij and Martens (2011)")
 def residual_mom(bars: Panel, n: int) -> Series:
-    "Mean residual return of n bars / its standard deviation, beta over 60 bars"
+    """mean of n e / their standard deviation; e = return - b * market's return, b the slope of 60 returns
+    on the market's up to the bar before, no intercept"""
     own = residual_return(bars, 60)
     return own.mean(n) / own.std(n)
 
@@ -48,7 +49,8 @@ def idio_vol(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/30_market.ipynb #1c764ea0
 @feature(group="momentum", n=[21], source="definition")
 def rank_change(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the 63-bar return minus that rank n bars ago"
+    """(r - 1/2) / k - 1/2, r the rank of the 63-bar return among the k stocks of the session, ties
+    averaged, less the same n bars ago"""
     return bars.close.pct_change(63).xrank().diff(n)
 
 # %% ../../nbs/features/30_market.ipynb #565c03a7
@@ -61,11 +63,13 @@ def year_zscore(
 # %% ../../nbs/features/30_market.ipynb #6aadde98
 @feature(group="market state", n=[20], source="Moreira and Muir (2017)", across=False)
 def market_vol(bars: Panel, n: int) -> Series:
-    "Volatility of the market over n bars, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = standard deviation of the mean
+    return of the stocks over n bars"""
     return year_zscore(bars.market.std(n))
 
 
 @feature(group="market state", n=[20], source="Stivers and Sun (2010)", across=False)
 def dispersion(bars: Panel, n: int) -> Series:
-    "Mean spread of returns across tickers over n bars, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = mean over n bars of the standard
+    deviation of returns across stocks"""
     return year_zscore(bars.returns.xstd().mean(n))

@@ -183,7 +183,7 @@ def row(bars: Panel, n: int) -> Series:
 
 @technical("oscillator", [100], "Connors and Alvarez (2012)")
 def ret_rank(bars: Panel, n: int) -> Series:
-    "Where the last return stands among n, from 0 to 1"
+    "(bars of n with a smaller return + half of those with the same, itself included) / n"
     return bars.returns.rank(n)
 
 # %% ../../nbs/features/10_momentum.ipynb #ba440249

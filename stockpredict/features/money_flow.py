@@ -185,7 +185,7 @@ def volume_z(bars: Panel, n: int) -> Series:
 
 @technical("attention", [60], "Gervais, Kaniel and Mingelgrin (2001)")
 def volume_rank(bars: Panel, n: int) -> Series:
-    "Where the volume stands among n, from 0 to 1"
+    "(bars of n with a smaller volume + half of those with the same, itself included) / n"
     return bars.volume.rank(n)
 
 # %% ../../nbs/features/25_money_flow.ipynb #e5e5da07

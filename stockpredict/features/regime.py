@@ -197,7 +197,8 @@ def market_vol_jump(bars: Panel, n: int, m: int) -> Series:
 
 @market_state("Baltussen, van Bekkum and van der Grient (2018)", n=[60])
 def market_vol_of_vol(bars: Panel, n: int) -> Series:
-    "Standard deviation over n of the daily change of log 20-session volatility, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = standard deviation over n of the
+    change of the log of the market's 20-session volatility"""
     return year_zscore(market_column(bars.returns).std(20).log().diff().std(n))
 
 # %% ../../nbs/features/45_regime.ipynb #6cef24b3
@@ -247,7 +248,8 @@ def avg_corr_change(bars: Panel, n: int) -> Series:
 
 @market_state("Goyal and Santa-Clara (2003)", n=[20])
 def avg_variance(bars: Panel, n: int) -> Series:
-    "log of the mean variance of the stocks over n, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = log of the mean over stocks of the
+    variance of n returns"""
     return year_zscore(market_column(bars.returns.var(n)).log())
 
 
@@ -260,15 +262,16 @@ def absorption(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/45_regime.ipynb #2cca878f
 @market_state("Kritzman and Li (2010), without correlations", n=[60])
 def turbulence(bars: Panel, n: int) -> Series:
-    """log of the mean over stocks of ((return - mean of the n before) / their standard deviation)^2,
-    against its past year"""
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = log of the mean over stocks of
+    ((return - mean of the n before) / their standard deviation)^2"""
     past = bars.returns.lag(1)
     return year_zscore(market_column(((bars.returns - past.mean(n)) / past.std(n)) ** 2).log())
 
 
 @market_state("Stivers and Sun (2010)", n=[21, 63])
 def return_spread(bars: Panel, n: int) -> Series:
-    "Standard deviation across stocks of n-bar returns, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = standard deviation across stocks of
+    n-bar returns"""
     return year_zscore(market_column(bars.close.pct_change(n), spread=True))
 
 
@@ -360,13 +363,15 @@ def money_lead(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/45_regime.ipynb #cc40ca20
 @market_state("Amihud (2002), of the market", n=[20])
 def market_illiquidity(bars: Panel, n: int) -> Series:
-    "log of the n-session mean of the mean |return| / money traded across stocks, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = log of the n-session mean of the
+    mean |return| / money traded across stocks"""
     return year_zscore(market_column(bars.returns.abs() / bars.money).mean(n).log())
 
 
 @market_state("Gervais, Kaniel and Mingelgrin (2001), of the market", n=[20])
 def market_volume(bars: Panel, n: int) -> Series:
-    "n-session mean of the mean over stocks of volume / its mean of n bars, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = n-session mean of the mean over
+    stocks of volume / its mean of n bars"""
     return year_zscore(market_column(bars.volume / bars.volume.mean(n)).mean(n))
 
 # %% ../../nbs/features/45_regime.ipynb #ac84c11b
@@ -393,5 +398,6 @@ def trend_age(bars: Panel, n: int, m: int) -> Series:
 
 @technical("volatility", [20, 60], "Moreira and Muir (2017), of a stock")
 def vol_regime(bars: Panel, n: int) -> Series:
-    "log of the standard deviation of n returns, against its past year"
+    """(x - mean of 252 x) / deviation of 252 x, limited to 3, / 6; x = log of the standard deviation of n
+    returns"""
     return year_zscore(bars.returns.std(n).log())

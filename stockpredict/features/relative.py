@@ -203,8 +203,9 @@ def _crash(x: Series) -> Series:  # 1 where a return lies one deviation of the 6
 # %% ../../nbs/features/50_relative.ipynb #9ed749f0
 @technical("tail", [252], "van Oordt and Zhou (2016), one standard deviation for the tail")
 def tail_beta(bars: Panel, n: int) -> Series:
-    """Sum of the stock's returns / sum of the market's over the sessions of n in which the market lost over
-    one standard deviation of the 60 before"""
+    """sum of the stock's returns / sum of the market's, over the sessions of n in which the market's
+    return lay below m - d, m the mean and d the standard deviation of its 60 returns before; the
+    market's return is the mean of all stocks'"""
     crash = broadcast_column(_crash(market_column(bars.returns)), bars)
     return (crash * bars.returns).sum(n) / (crash * bars.market).sum(n)
 
@@ -360,13 +361,15 @@ def scaled_reversal(
 # %% ../../nbs/features/50_relative.ipynb #38364756
 @technical("reversal", [5, 21], "Blitz, Huij, Lansdorp and Verbeek (2013)")
 def residual_reversal(bars: Panel, n: int) -> Series:
-    "Minus the sum of n residual returns / (their standard deviation over 60 * sqrt(n)), beta over 60 bars"
+    """-sum of n e / (standard deviation of 60 e * sqrt(n)); e = return - b * market's return, b the slope
+    of 60 returns on the market's up to the bar before, no intercept"""
     return scaled_reversal(residual_return(bars, 60), n)
 
 
 @technical("volatility", [60, 252], "Boyer, Mitton and Vorkink (2010)")
 def idio_skew(bars: Panel, n: int) -> Series:
-    "Skewness of n residual returns, beta over 60 bars"
+    """skewness of n e; e = return - b * market's return, b the slope of 60 returns on the market's up to
+    the bar before, no intercept"""
     return residual_return(bars, 60).skew(n)
 
 # %% ../../nbs/features/50_relative.ipynb #a4fc5b54
@@ -384,49 +387,56 @@ def beat_share(bars: Panel, n: int) -> Series:
 # %% ../../nbs/features/50_relative.ipynb #4823a13d
 @technical("rank", [5, 21, 63, 252], "Jegadeesh and Titman (1993)")
 def rank_return(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the n-bar return, -0.5 to +0.5"
+    """(r - 1/2) / k - 1/2, r the rank of the n-bar return among the k stocks of the session, ties averaged"""
     return bars.close.pct_change(n).xrank()
 
 
 @technical("rank", [20, 60], "Ang, Hodrick, Xing and Zhang (2006)")
 def rank_vol(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the standard deviation of n returns"
+    """(r - 1/2) / k - 1/2, r the rank of the standard deviation of n returns among the k stocks of the
+    session, ties averaged"""
     return bars.returns.std(n).xrank()
 
 
 @technical("rank", [20], "Brennan, Chordia and Subrahmanyam (1998)")
 def rank_money(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the mean money traded over n"
+    """(r - 1/2) / k - 1/2, r the rank of the mean money traded over n among the k stocks of the session,
+    ties averaged"""
     return bars.money.mean(n).xrank()
 
 
 @technical("rank", [20], "Gervais, Kaniel and Mingelgrin (2001)")
 def rank_volume(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of volume / its mean over n"
+    """(r - 1/2) / k - 1/2, r the rank of volume / its mean over n among the k stocks of the session, ties
+    averaged"""
     return (bars.volume / bars.volume.mean(n)).xrank()
 
 # %% ../../nbs/features/50_relative.ipynb #1f9a82b5
 @technical("rank", [21, 63], "Ang, Hodrick, Xing and Zhang (2006), the change")
 def rank_vol_change(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the 20-bar volatility - that rank n bars ago"
+    """(r - 1/2) / k - 1/2, r the rank of the standard deviation of 20 returns among the k stocks of the
+    session, ties averaged, less the same n bars ago"""
     return rank_vol(bars, 20).diff(n)
 
 
 @technical("rank", [5, 21, 63], "Brennan, Chordia and Subrahmanyam (1998), the change")
 def rank_money_change(bars: Panel, n: int) -> Series:
-    "Cross-sectional rank of the 20-bar mean of money traded - that rank n bars ago"
+    """(r - 1/2) / k - 1/2, r the rank of the mean money traded over 20 among the k stocks of the session,
+    ties averaged, less the same n bars ago"""
     return rank_money(bars, 20).diff(n)
 
 # %% ../../nbs/features/50_relative.ipynb #540d89d5
 @technical("rank", [5, 20, 60], "Chen, Chen, Hsin and Lee (2014), mean daily rank")
 def rank_mean(bars: Panel, n: int) -> Series:
-    "Mean of n daily cross-sectional ranks of the return"
+    """mean over n of (r - 1/2) / k - 1/2, r the rank of the return among the k stocks of the session, ties
+    averaged"""
     return bars.returns.xrank().mean(n)
 
 
 @technical("rank", [20, 60], "Chen, Chen, Hsin and Lee (2014), the noise of daily ranks")
 def rank_noise(bars: Panel, n: int) -> Series:
-    "Standard deviation of n daily cross-sectional ranks of the return"
+    """standard deviation over n of (r - 1/2) / k - 1/2, r the rank of the return among the k stocks of the
+    session, ties averaged"""
     return bars.returns.xrank().std(n)
 
 

@@ -75,7 +75,7 @@ def range_expansion(bars: Panel, n: int) -> Series:
 
 @technical("volatility", [7, 20], "Crabel (1990)")
 def range_rank(bars: Panel, n: int) -> Series:
-    "Where log(high / low) stands among n, from 0 to 1"
+    "(bars of n with a smaller log(high / low) + half of those with the same, itself included) / n"
     return (bars.high / bars.low).log().rank(n)
 
 

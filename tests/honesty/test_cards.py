@@ -4,14 +4,15 @@ import hashlib
 import re
 from base64 import b64decode
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from stockpredict.core.errors import SeesFuture, UnknownName
 from stockpredict.core.registry import Registry
 from stockpredict.evaluate.feature_study import feature_ic
-from stockpredict.catalogue.cards import card, sample_panel
-from stockpredict.catalogue.feature import feature, FEATURES, search_features, feature_table
+from stockpredict.catalogue.cards import card, card_panel, sample_panel
+from stockpredict.catalogue.feature import compute, feature, FEATURES, search_features, feature_table
 from stockpredict.features.price import rsi
 from stockpredict.core.templates import template_text
 from stockpredict.ops.handbook import handbook_page
@@ -108,3 +109,48 @@ def test_the_one_liners_of_the_readme_work():
     )
     with pytest.raises(UnknownName, match="rsi_14"):
         FEATURES["rsi_15"]
+
+
+def test_a_formula_suffices_to_compute_the_value():
+    "Written from the words of the cards alone: yesterday's beta, the tail, ranks with ties, a year's scale."
+    panel = card_panel()
+    c = panel.close.frame().astype(float)
+    r = c.pct_change()
+    m = r.mean(axis=1)
+    both = pd.DataFrame({t: m.where(r[t].notna()) for t in r})
+    b = pd.DataFrame(
+        {t: r[t].dropna().rolling(60).cov(m) / m[r[t].dropna().index].rolling(60).var() for t in r}
+    )
+    e = r - b.shift(1) * both
+    crash = m < m.shift(1).rolling(60).mean() - m.shift(1).rolling(60).std()
+    ranks = c.pct_change(5).rank(axis=1)
+    wide = np.log(panel.high.frame() / panel.low.frame())  # in single precision, for its ties
+    year = m.rolling(20).std()
+    z = (year - year.rolling(252).mean()) / year.rolling(252).std()
+
+    def time_rank(x):
+        return ((x < x[-1]).sum() + (x == x[-1]).sum() / 2) / len(x)
+
+    want = {
+        "residual_reversal_5": -e.rolling(5).sum() / (e.rolling(60).std() * 5**0.5),
+        "idio_skew_60": e.rolling(60).skew(),
+        "residual_mom_63": e.rolling(63).mean() / e.rolling(63).std(),
+        "tail_beta_252": (r.mul(crash, axis=0))
+        .rolling(252)
+        .sum()
+        .div((m * crash).rolling(252).sum(), axis=0),
+        "rank_return_5": (ranks - 0.5).div(ranks.count(axis=1), axis=0) - 0.5,
+        "range_rank_20": wide.rolling(20).apply(time_rank, raw=True),
+        "market_vol_20": pd.DataFrame({t: z.clip(-3, 3) / 6 for t in r}),
+    }
+    got = compute(panel, list(want))
+    full = [i for i, t in enumerate(panel.tickers) if c[t].notna().all()]
+    assert len(full) >= 3
+    for name, x in want.items():
+        a, b_ = got[name][-200:, full].double().numpy(), x.to_numpy()[-200:, full]
+        assert np.isfinite(b_).mean() > 0.9, name
+        np.testing.assert_allclose(a, b_, atol=5e-3, err_msg=f"{name}: {FEATURES[name].formula}")
+    for name in ("vix_level", "credit_spread", "dispersion_20", "turbulence_60"):
+        assert "mean of 252 x) / deviation of 252 x, limited to 3, / 6" in FEATURES[name].formula
+    vague = [n for n, f in FEATURES.items() if "against its past year" in f.formula]
+    assert vague == []
