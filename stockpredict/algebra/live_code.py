@@ -107,7 +107,8 @@ def code_text(
 # %% ../../nbs/algebra/33_live_code.ipynb #6801cd7f
 _LITERAL = (
     datetime.date | datetime.time | datetime.timedelta | datetime.tzinfo | decimal.Decimal | re.Pattern
-    | range | slice | pathlib.PurePath | zoneinfo.ZoneInfo | np.generic | np.dtype | torch.dtype | torch.device
+    | range | slice | pathlib.PurePath | zoneinfo.ZoneInfo | np.generic | np.dtype | torch.dtype
+    | torch.device
     | pd.Timedelta | pd.Timestamp | pd.offsets.BaseOffset | enum.Enum | logging.Logger | types.GenericAlias
     | types.UnionType | typing.TypeVar | type(typing.Any) | type(pd.NaT) | type(pd.NA)
 )  # fmt: skip

@@ -334,7 +334,7 @@ def add_window_method(
 ):
     "Give `Series` a method over the last `n` bars."
 
-    def f(self, n, *options):
+    def f(self, n=None, *options):
         bars = check_window(n, least) - 1
         return self._back(lambda x: kernel(x, n, *options), bars, name=f"{name} {n} {options}")
 
@@ -390,7 +390,7 @@ def quantile(
 
 # %% ../../nbs/algebra/40_series.ipynb #da6e8eeb
 def _add_pair_method(name, kernel, doc):
-    def f(self, other, n):
+    def f(self, other, n=None):
         return self._back(lambda x, y: kernel(x, y, n), check_window(n, 2) - 1, other, name=f"{name} {n}")
 
     f.__doc__ = doc

@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughHistory, SeesFuture, UnknownName
+from ..core.matching import best_matches
 from ..core.registry import Registry
 from ..algebra.kernels import BLOCK_VALUES
 from ..algebra.leak_scan import scan_function
@@ -313,13 +314,14 @@ def resolve_names(
 
 
 def _known(name):  # the name, or an error that lists the same indicator with other windows
-    base = name.lower()
-    windows = [n for n in FEATURES.names() if n == base or n.rpartition("_")[0] == base]
-    if name not in FEATURES and windows:
+    if name in FEATURES:
+        return name
+    windows = [n for n in FEATURES.names() if name.lower() in (n, n.rpartition("_")[0])]
+    if windows:
         raise UnknownName(
             f"There is no feature called '{name}'.", f"Choose a window: {', '.join(windows)}.", name=name
         )
-    return FEATURES[name] and name
+    return FEATURES[name]
 
 # %% ../../nbs/catalogue/00_feature.ipynb #88c526cb
 def as_features(
@@ -502,11 +504,8 @@ def feature_table(
 
 # %% ../../nbs/catalogue/00_feature.ipynb #641b1c7b
 def search_features(
-    word: str,  # part of a name, group, formula or source, in any case
-) -> pd.DataFrame:  # the rows of `feature_table` that contain it
-    "Search the catalogue for a word."
-
-    def text(name, f):
-        return " ".join((name, f.group, f.formula, f.source)).lower()
-
-    return feature_table([name for name, f in FEATURES.items() if word.lower() in text(name, f)])
+    word: str,  # starts of words in a name, group, formula or source, all of which must occur
+) -> pd.DataFrame:  # rows of `feature_table`, the best fit first
+    "Search the catalogue for a word or several."
+    texts = {name: (name, f.group, f.formula, f.source) for name, f in FEATURES.items()}
+    return feature_table(best_matches(word, texts))
