@@ -210,7 +210,7 @@ def test_a_search_for_features_finds_some_or_says_what_is_near(desk):
         ("features rsi_15 --json", "rsi_14"),
         ("features zzqqxx", "attention, calendar"),
         ("features --group volatlity", "Did you mean volatility?"),
-        ("features bollinger --group macro", "found in stretch, volatility"),
+        ("features bollinger --group macro", "occurs in stretch, volatility"),
     ):
         refused = desk(line, code=2)
         near = "stockpredict features" in refused or "leave --group away" in refused
