@@ -79,7 +79,7 @@ class Backtest:
 
     @property
     def equity(self) -> pd.DataFrame:
-        return (1 + pd.DataFrame({"gross": self.gross, "net": self.net})).cumprod()
+        return (1 + pd.DataFrame({"gross": self.gross, "net": self.net})).clip(lower=0).cumprod()
 
     def with_costs(
         self,
@@ -150,12 +150,13 @@ def backtest(
 # %% ../../nbs/evaluate/50_backtest.ipynb #9e99fa27
 @patch
 def summary(self: Backtest) -> pd.DataFrame:
-    "Return, volatility, Sharpe ratio with its interval, drawdown: before and after costs."
+    "Returns, volatility, Sharpe ratio with its interval, drawdown: before and after costs."
     rows = {}
     for name, r in (("gross", self.gross), ("net", self.net)):
-        s, wealth = annual_sharpe(r), (1 + r).cumprod()
+        s, wealth = annual_sharpe(r), (1 + r).clip(lower=0).cumprod()
         rows[name] = {
-            "return a year": 252 * r.mean(),
+            "mean return a year": 252 * r.mean(),
+            "compound return a year": float(wealth.iloc[-1] ** (252 / len(wealth)) - 1),
             "volatility": 252**0.5 * r.std(),
             "Sharpe": s.value,
             "low": s.low,
@@ -172,7 +173,10 @@ def __repr__(self: Backtest):
     head = f"Backtest of {size}, filled {self.delay} later, held {self.horizon}, "
     costs = f"{self.bps:g} bp a unit traded, turnover {self.turnover.mean():.2f} a session"
     series = {"gross": self.gross, "net": self.net}
-    rows = [f"{k:>5}: {252 * r.mean():+.1%} a year, Sharpe {annual_sharpe(r)}" for k, r in series.items()]
+    rows = [
+        f"{k:>5}: mean return {252 * r.mean():+.1%} a year, Sharpe {annual_sharpe(r)}"
+        for k, r in series.items()
+    ]
     return "\n".join([head + costs, *rows])
 
 

@@ -173,10 +173,15 @@ def ic_by(
     ic: pd.Series,  # rank IC per session, indexed by date
     by: str = "year",  # "year" or "month"
     horizon: int = 1,  # sessions a label spans
+    least: int | None = None,  # fewest sessions of a period; 20 for a year and 5 for a month by default
 ) -> pd.DataFrame:
-    "One row a calendar year (or month): value, low, high, t, n."
+    "One row a calendar year (or month) of enough sessions: value, low, high, t, n."
     period = ic.index.year if by == "year" else ic.index.to_period("M").astype(str)
-    rows = {k: hac_mean(part, horizon).as_dict() for k, part in ic.groupby(period)}
+    least = (20 if by == "year" else 5) if least is None else least
+    parts = {k: part for k, part in ic.groupby(period) if part.notna().sum() >= least}
+    if not parts:  # all are short
+        parts = dict(iter(ic.groupby(period)))
+    rows = {k: hac_mean(part, horizon).as_dict() for k, part in parts.items()}
     return pd.DataFrame(rows).T[["value", "low", "high", "t", "n"]].rename_axis(by).astype({"n": int})
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #9cef31ac

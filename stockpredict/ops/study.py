@@ -111,15 +111,29 @@ def skill_rows(
     return t[list(COLUMNS[kind])].rename(columns=COLUMNS[kind])
 
 # %% ../../nbs/ops/40_study.ipynb #5768cc5a
+def _span_of(r):
+    "The interval of the coverage; empty for tables of an earlier version."
+    low = getattr(r, "cover90_low", None)
+    return f"{low:.1%} to {r.cover90_high:.1%} " if low is not None and low == low else ""
+
+# %% ../../nbs/ops/40_study.ipynb #59d7334f
 @patch
 def headline(self: Study) -> dict:
     "The main numbers of the leading candidate."
     r = next(self.table[(self.table.model == self.lead) & (self.table.horizon == self.horizon)].itertuples())
     return {
         f"rank IC of {self.lead}": (f"{r.ic:+.4f}", f"{r.ic_low:+.4f} to {r.ic_high:+.4f}"),
-        "direction right": (f"{r.hit:.1%}", f"always the commoner sign: {r.majority:.1%}"),
-        "R² out of sample": (f"{r.r2_os:+.2%}", "against the historical mean"),
-        "90 % interval held": (f"{r.cover90:.1%}", f"of {r.rows:,} outcomes"),
+        "direction right": (
+            f"{r.hit:.1%}",
+            f"{r.hit - 1.96 * r.hit_se:.1%} to {r.hit + 1.96 * r.hit_se:.1%}; "
+            f"always the commoner sign: {r.majority:.1%}",
+        ),
+        "R² out of sample": (
+            f"{r.r2_os:+.2%}",
+            f"{r.r2_os - 1.96 * r.r2_se:+.2%} to {r.r2_os + 1.96 * r.r2_se:+.2%} "
+            "against the mean of all stocks",
+        ),
+        "90 % interval held": (f"{r.cover90:.1%}", f"{_span_of(r)}of {r.rows:,} outcomes"),
         "net Sharpe": (
             f"{r.net_sharpe:+.2f}",
             f"{r.net_low:+.2f} to {r.net_high:+.2f} at {self.experiment.settings.costs.bps:g} bp",
@@ -170,12 +184,30 @@ def data_summary(self: Study) -> tuple:  # (sentences, frame of refused rows by 
     count = f"SELECT count(*) AS n FROM lake.bars AT (VERSION => {snapshot}) {where}"
     with Lake(self.work.settings.storage, read_only=True) as lake:
         bars = lake.rows(count, source=ingested["source"]).n[0]
+        before = f"{count} AND event_time < CAST($start AS TIMESTAMPTZ)"
+        first = str(self.work.settings.data.start or "1000-01-01")
+        earlier = lake.rows(before, source=ingested["source"], start=first).n[0]
         refused = lake.rows(reasons, source=ingested["source"])
     sentence = (
         f"{bars:,} rows of {ingested['tickers']} tickers in {ingested['sessions']:,} sessions, "
         f"{ingested['first']} to {ingested['last']}; {refused.rows.sum():,} rows were quarantined."
     )
-    return [sentence, ingested.get("label", "")], refused
+    return [sentence, *self._left_out(earlier), ingested.get("label", "")], refused
+
+
+@patch
+def _left_out(self: Study, earlier):
+    "Sentences on bars before the first session of the settings, and on labels that were not used."
+    labels, start = self.experiment.lineage.get("labels", {}), self.work.settings.data.start
+    sentences = []
+    if earlier:
+        sentences.append(f"{earlier:,} bars before {start} (data.start) are in the lake and were not used.")
+    if labels:
+        sentences.append(
+            f"Of {labels['all']:,} labels {labels['untrusted']:,} touch a price that cannot be trusted and "
+            f"{labels['untraded']:,} a stock that hardly trades: they are neither learned from nor scored."
+        )
+    return sentences
 
 # %% ../../nbs/ops/40_study.ipynb #9406e12f
 @patch
@@ -304,6 +336,21 @@ def limits(self: Study) -> list[str]:
         f"{s.costs.bps:g} bp one way; market impact and borrowing are not charged.",
         f"{e.trials} models were tried on these sessions; what earlier studies of the same years tried is "
         "not counted.",
-        f"The verdict would change with p below {s.gate.alpha:g} after correction for {count} candidates, "
-        "or with any alarm of the plausibility limits.",
+        _what_would_change(self.verdict.decision, s.gate.alpha, count),
     ]
+
+
+def _what_would_change(decision, alpha, count):
+    "What would have turned the verdict into another."
+    corrected = f"after correction for {count} candidate{'s' * (count != 1)}"
+    if decision == "promote":
+        return (
+            f"The verdict would change with p above {alpha:g} {corrected}, with a portfolio that may not "
+            "earn its costs, or with any alarm of the plausibility limits."
+        )
+    if decision == "suspected-leak":
+        return "The verdict would change once no alarm of the plausibility limits is left."
+    return (
+        f"The verdict would change with p below {alpha:g} {corrected} and a portfolio that surely earns its "
+        "costs, or with any alarm of the plausibility limits."
+    )

@@ -10,7 +10,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions
 from stockpredict.core.errors import UnknownTicker
 from stockpredict.sources.simulate import sample_bars, simulate
-from stockpredict.evaluate.backtest import annual_sharpe, backtest, backtest_frame, close_returns
+from stockpredict.evaluate.backtest import Backtest, annual_sharpe, backtest, backtest_frame, close_returns
 from stockpredict.evaluate.backtest import cost_delay_surface, rank_weights
 from stockpredict.evaluate.labels import make_labels
 from stockpredict.algebra.panel import Panel
@@ -303,3 +303,16 @@ def test_nonsense_is_refused(bad):
         backtest(*world(), **bad)
     with pytest.raises(EvaluateError):
         backtest(np.ones((5, 3)), np.ones((4, 3)))
+
+
+def test_mean_and_compound_return_are_named_apart():
+    "A book that gains and loses a half in turn: 0 % on average, nearly all lost when compounded."
+    r = pd.Series([0.5, -0.5] * 126)
+    book = Backtest(r, 0 * r, pd.DataFrame(np.ones((252, 2))), 0.0, 1, 1)
+    table = book.summary()["net"]
+    assert table["mean return a year"] == 0
+    assert table["compound return a year"] == pytest.approx(0.75**126 - 1)
+    assert "mean return +0.0% a year" in repr(book)
+    ruined = Backtest(pd.Series([0.1, -1.2, 0.5]), 0 * r[:3], pd.DataFrame(np.ones((3, 2))), 0.0, 1, 1)
+    assert ruined.equity.net.tolist() == pytest.approx([1.1, 0, 0])
+    assert ruined.summary()["net"]["compound return a year"] == -1

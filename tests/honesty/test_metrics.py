@@ -494,3 +494,12 @@ def test_coverage_has_its_size_also_when_misses_come_together(clustered, most):
     assert np.mean(np.array(p) < 0.05) <= most
     narrow = [m.interval_coverage(0 * x - edge * 0.8, 0 * x + edge * 0.8, x).p for x in y[:50]]
     assert np.mean(np.array(narrow) < 0.05) > 0.8, "it still finds an interval that is a fifth too narrow"
+
+
+def test_a_period_of_few_sessions_is_left_out():
+    "A year of six sessions set the scale of the figure."
+    days = pd.bdate_range("2018-12-24", "2020-06-30")
+    ic = pd.Series(np.random.default_rng(1).normal(0, 0.1, len(days)), days)
+    assert list(m.ic_by(ic).index) == [2019, 2020] and list(m.ic_by(ic, least=1).index) == [2018, 2019, 2020]
+    assert list(m.ic_by(ic[:6]).index) == [2018], "there is nothing else"
+    assert m.ic_by(ic, "month").n.min() >= 5
