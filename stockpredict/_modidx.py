@@ -3749,6 +3749,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'stockpredict/models/nets.py'),
                                           'stockpredict.models.nets.SequenceNet.forward': ( 'models/nets.html#sequencenet.forward',
                                                                                             'stockpredict/models/nets.py'),
+                                          'stockpredict.models.nets._refuse_diverged': ( 'models/nets.html#_refuse_diverged',
+                                                                                         'stockpredict/models/nets.py'),
                                           'stockpredict.models.nets.best_weights_callback': ( 'models/nets.html#best_weights_callback',
                                                                                               'stockpredict/models/nets.py'),
                                           'stockpredict.models.nets.lightning_module': ( 'models/nets.html#lightning_module',

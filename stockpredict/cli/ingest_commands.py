@@ -49,6 +49,16 @@ def _print_ingest(report):
         f"from {report['source']}, {report['rows_quarantined']:,} quarantined. "
         f"The lake holds {report['first']} to {report['last']} at snapshot {report['snapshot']}."
     )
+    if report["rows_late"]:
+        out(f"{counted(report['rows_late'], 'bar')} came late and count as known from today.")
+    if gone := report["no_longer_sent"]:
+        first, total = gone[0], sum(row["bars"] for row in gone)
+        out(
+            f"{counted(total, 'stored bar')} of {counted(len(gone), 'ticker')} are no longer sent, such as "
+            f"{first['ticker']} {first['first']} to {first['last']}; they stay until you run "
+            f"`stockpredict lake retract {first['ticker']}`."
+        )
+    out(f"Views of days before {report['genuine_since']} show a backfill, later ones what you received.")
     if report["failed"]:
         first = report["failed"][0]["sentence"]
         failed = counted(len(report["failed"]), "request")

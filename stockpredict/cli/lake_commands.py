@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9de5928e
 import re
+from dataclasses import asdict
 from typing import Annotated
 import typer
 from .console import Group, Json, as_json, counted, load, out, pairs, show
@@ -110,7 +111,7 @@ def lake_facts(
     "Show facts about companies, the economy and the news."
     with open_lake(ctx) as lake:
         number = int(version) if version.isdigit() else version
-        snapshot = lake.number(number) if version else None
+        snapshot = lake.snapshot_number(number) if version else None
         facts = lake.facts(table, as_of or None, snapshot=snapshot, versions=versions)
     show(facts, json_, f"Nothing is known in {table}.")
 
@@ -188,6 +189,35 @@ def lake_unpin(
     with open_lake(ctx, write=True) as lake:
         lake.unpin(name)
     as_json(dict(unpinned=name)) if json_ else out(f"{name} is no longer pinned.")
+
+# %% ../../nbs/cli/20_lake_commands.ipynb #45cc98d3
+@lakes.command("retract")
+def lake_retract(
+    ctx: typer.Context,
+    tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; default: all of the batch.")] = None,
+    start: Annotated[str, typer.Option(help="First session.")] = "",
+    end: Annotated[str, typer.Option(help="Last session.")] = "",
+    batch: Annotated[str, typer.Option(help="Only what this batch delivered, such as b000012.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the quarantine.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run/--do-it", help="Only count, or do it.")] = True,
+    json_: Json = False,
+):
+    "Take back bars as a new version; views of earlier days still show them."
+    from stockpredict.lake import retract  # noqa: F401  (gives the lake its method)
+    from stockpredict.sources.bars import canonical_ticker
+    from stockpredict.sources.source import source_id
+
+    names = [canonical_ticker(t) for t in tickers] if tickers else None
+    own = source_id(load(ctx))
+    with open_lake(ctx, write=True) as lake:
+        source = own if own in lake.source_names() else None
+        span = (start or None, end or None, batch)
+        result = lake.retract(names, *span, source=source, reason=reason, dry_run=dry_run)
+    if json_:
+        return as_json(asdict(result))
+    what = f"{result.rows:,} bars of {', '.join(result.tickers[:5]) or 'no ticker'}"
+    done = f"{what} are retracted in batch {result.batch}; if the source sends them again, they come back."
+    out(done if result.batch else f"{what} would be retracted with --do-it; nothing was changed.")
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9ecf4c63
 DryRun = Annotated[bool, typer.Option("--dry-run/--do-it", help="Only list what would change, or do it.")]

@@ -18,6 +18,7 @@ from ..sources.bars import canonical_ticker
 from .frames import check_frame_name
 from ..quality.intraday_gate import inspect_intraday
 from ..sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, tidy_intraday
+from ..lake.known_at import due_times
 from ..lake.lake import Lake
 from ..sources.intraday_simulation import interval_minutes
 
@@ -90,6 +91,23 @@ class IntradayReport:
         return f"<table>{''.join(cells)}</table>"
 
 # %% ../../nbs/ingest/40_intraday.ipynb #91862225
+def _known_by_arrival(lake, settings, source, every, bars, now):
+    "The bars; those that come later than the next session's close count as known from their receipt."
+    bars = bars.assign(stated=bars.stated if "stated" in bars else False)
+    if not len(bars) or not lake.has_table("intraday"):
+        return bars
+    query = """
+        SELECT ticker, min(event_time) AS first FROM lake.intraday
+        WHERE source = $source AND interval = $every GROUP BY ticker"""
+    first = lake.rows(query, source=source, every=every).set_index("ticker")["first"]
+    lag = pd.Timedelta(minutes=settings.data.lake_bars_lag_minutes)
+    late = due_times(bars.event_time, get_calendar(settings.data.calendar), lag) < now
+    late &= (
+        bars.event_time > pd.to_datetime(bars.ticker.map(first.to_dict()), utc=True)
+    ) & ~bars.stated.astype("bool")
+    return bars.assign(known_at=bars.known_at.mask(late, now)) if late.any() else bars
+
+# %% ../../nbs/ingest/40_intraday.ipynb #f930c87e
 def _store(settings, source, bars, every, now, wait, **vendor_part):
     "Pass bars through the gate, store them and report."
     data = settings.data
@@ -100,7 +118,8 @@ def _store(settings, source, bars, every, now, wait, **vendor_part):
         if len(bad):
             refused = lake.add("intraday_refused", bad, source=source, now=now)
             quarantined = refused.rows_new + refused.rows_revised
-        done = lake.add("intraday", result.good, source=source, now=now)
+        good = _known_by_arrival(lake, settings, source, every, result.good, now)
+        done = lake.add("intraday", good, source=source, now=now)
     counts = (done.rows_new, done.rows_revised, done.rows_same, quarantined)
     return IntradayReport(source, every, len(bars), *counts, done.snapshot, result.summary(), **vendor_part)
 

@@ -139,6 +139,8 @@ def _with_times(table, frame, known_at, lag):
     for name in ("event_time", "known_at", *times):
         if name in frame:
             frame[name] = pd.to_datetime(frame[name], utc=True).astype("datetime64[us, UTC]")
+    if "stated" not in frame:
+        frame["stated"] = lag is None
     if lag is not None:
         frame["known_at"] = (frame.event_time + pd.Timedelta(lag)).astype("datetime64[us, UTC]")
     _check_known_at(table, frame)
@@ -209,6 +211,7 @@ def add(
     if "source" not in rows:
         rows["source"] = source
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
+    _check_not_future(declared, rows, received)
     with self.writer(), self.con.cursor() as cur:
         try:
             new, revised = self._stage_facts(cur, declared, rows, received)
@@ -234,6 +237,20 @@ def _declared(name):
     return FACT_TABLES[name]
 
 # %% ../../nbs/lake/10_facts.ipynb #809001b9
+def _check_not_future(table, rows, received):
+    "Raise `DataError` when rows state that they become known more than a day after their receipt."
+    future = rows.stated.astype("bool") & (rows.known_at > received + pd.Timedelta(days=1))
+    if "until" in rows:
+        future &= rows.known_at != pd.to_datetime(rows.until, utc=True)
+    if future.any():
+        example = rows.known_at[future].max()
+        raise DataError(
+            f"{future.sum():,} of {len(rows):,} rows for {table.name} become known after they were received, "
+            f"such as {example:%Y-%m-%d}.",
+            "Correct known_at. For a delay that you assume, give lag= instead.",
+        )
+
+# %% ../../nbs/lake/10_facts.ipynb #1657c1c4
 _STAGE = """
 CREATE OR REPLACE TEMP TABLE fresh_facts AS
 WITH numbered AS (
@@ -256,23 +273,31 @@ WITH numbered AS (
     WINDOW w AS (PARTITION BY {key} ORDER BY known_at, pos)
 ), newest AS (
     SELECT {key}, max(known_at) AS top, arg_max(v, known_at) AS now_v FROM stored GROUP BY ALL
+), final AS (
+    SELECT max(pos) AS pos, true AS latest FROM numbered GROUP BY {key}
 ), kept AS (
-    SELECT pos - 1 AS pos, taken, versions FROM compared
-    WHERE NOT old AND (v IS DISTINCT FROM before OR versions = 0 AND before IS NULL)
+    SELECT pos - 1 AS pos, taken, versions,
+        v IS DISTINCT FROM before OR versions = 0 AND before IS NULL AS differs
+    FROM compared
+    WHERE NOT old
 )
-SELECT n.* EXCLUDE (v, pos, last, known_at), versions > 0 AS again,
-    CASE WHEN taken THEN greatest($now, top + INTERVAL 1 MICROSECOND) ELSE known_at END AS known_at
-FROM numbered n JOIN kept USING (pos) LEFT JOIN newest USING ({key})
-WHERE NOT taken OR n.v IS DISTINCT FROM now_v"""
+SELECT n.* EXCLUDE (v, pos, last, known_at, stated), versions > 0 AS again,
+    CASE WHEN taken OR (versions > 0 AND NOT stated) THEN greatest($now, top + INTERVAL 1 MICROSECOND)
+        ELSE known_at END AS known_at
+FROM numbered n JOIN kept USING (pos) LEFT JOIN newest USING ({key}) LEFT JOIN final USING (pos)
+WHERE CASE WHEN versions > 0 AND NOT stated THEN latest AND n.v IS DISTINCT FROM now_v
+    ELSE differs AND (NOT taken OR n.v IS DISTINCT FROM now_v) END"""
 
-# %% ../../nbs/lake/10_facts.ipynb #d9c6ce62
+# %% ../../nbs/lake/10_facts.ipynb #ad375a7b
 @patch
 def _stage_facts(self: FactStore, cur, table, rows, now):
     "Compare a batch with stored rows: how many are new, how many are further versions."
     key = [*table.key, "source"]
     casts = ", ".join(f"CAST({name} AS {type_}) AS {name}" for name, type_ in table.columns.items())
-    cur.register("facts_raw", to_arrow(rows.assign(pos=range(len(rows))), [*table.columns, "pos"]))
-    cur.execute(f"CREATE OR REPLACE TEMP TABLE facts_in AS SELECT {casts}, pos FROM facts_raw")
+    extra = ["pos", "stated"]
+    rows = rows.assign(pos=range(len(rows)), stated=rows.get("stated", True))
+    cur.register("facts_raw", to_arrow(rows, [*table.columns, *extra]))
+    cur.execute(f"CREATE OR REPLACE TEMP TABLE facts_in AS SELECT {casts}, pos, stated FROM facts_raw")
     cur.unregister("facts_raw")
     stored = "facts_in WHERE false"
     if self.has_table(table.name):

@@ -14,8 +14,10 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.calendar import get_calendar
+from stockpredict.core.errors import DataError
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import ingest
+from stockpredict.ingest.intraday import add_intraday, load_intraday
 from stockpredict.lake.known_at import due_times
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES, suspects, with_rule_columns
@@ -316,6 +318,35 @@ def test_history_before_the_first_bar_and_a_new_ticker_are_a_backfill(tmp_path):
     assert report.rows_new == 4 + 9 and report.rows_late == 0
     with Lake(s.storage, read_only=True) as lake:
         assert len(lake.bars("AAA", as_of="2024-01-12")) == 9
+
+
+# ---- facts and intraday bars
+
+
+def test_a_revision_under_another_lag_counts_from_its_receipt(tmp_path):
+    "The kind of the bars, among facts: the assumed lag of today must not date a revision of tomorrow."
+    rows = pd.DataFrame(dict(series="GDP", event_time="2020-01-01", value=[1.0]))
+    with Lake(settings_for(tmp_path).storage) as lake:
+        lake.add("macro", rows, lag="45D", now="2020-03-01")
+        done = lake.add("macro", rows.assign(value=2.0), lag="30D", now="2021-01-01")
+        assert done.rows_revised == 1 and lake.macro("GDP").GDP.item() == 2.0
+        assert lake.macro("GDP", as_of="2020-12-31").GDP.item() == 1.0
+        assert lake.macro("GDP", as_of="2020-02-10").empty
+        assert lake.add("macro", rows.assign(value=2.0), lag="60D", now="2021-02-01").rows_same == 1
+        with pytest.raises(DataError, match="become known after they were received, such as 2030-01-01"):
+            lake.add("macro", rows.assign(value=3.0), known_at="2030-01-01")
+
+
+def test_intraday_bars_follow_the_same_rules(tmp_path):
+    minutes = pd.date_range("2024-01-16 14:30Z", periods=4, freq="5min")
+    bars = pd.DataFrame(dict(ticker="AAA", time=minutes, close=[10.0, 11, 12, 13]))
+    s = settings_for(tmp_path)
+    add_intraday(bars[:3], "mine", settings=s, lag_minutes=15, now="2024-01-16T23:00Z")
+    second = bars.assign(close=[10.0, 50.0, 12, 13])
+    report = add_intraday(second, "mine", settings=s, lag_minutes=5, now="2024-02-20T12:00Z")
+    assert (report.rows_new, report.rows_corrected) == (1, 1)
+    seen = [load_intraday(s, "AAA", as_of=at).close.tolist() for at in ("2024-01-20", "2024-02-20T12:00Z")]
+    assert seen == [[10.0, 11, 12], [10.0, 50, 12, 13]]
 
 
 if __name__ == "__main__":
