@@ -201,13 +201,19 @@ def train_net(
             gradient_clip_val=1.0,
             default_root_dir=folder,
         ).fit(module, train, check)
-    if best.weights is None:
-        raise ModelOutputInvalid(
-            "The network could not be trained: its loss was not finite in any epoch.",
-            "Lower its learning rate, or look for extreme values among the features and labels.",
-        )
+    _refuse_diverged(best)
     net.load_state_dict(best.weights)
     return best.loss
+
+# %% ../../nbs/models/60_nets.ipynb #d50214a7
+def _refuse_diverged(best):
+    "Refuse a network whose validation loss was never finite."
+    if best.weights is not None:
+        return
+    raise ModelOutputInvalid(
+        "The network could not be trained: its loss was not finite in any epoch.",
+        "Lower its learning rate, or look for extreme values among the features and labels.",
+    )
 
 # %% ../../nbs/models/60_nets.ipynb #35f3c5e7
 @model("lstm", complexity=4, kind="net")
@@ -353,7 +359,7 @@ def measure(
             stretch[j, i] = float(np.quantile(ratio.cpu().numpy(), max(p, 1 - p), method="weibull"))
     return dict(slope=slope.float().cpu(), stretch=stretch.float(), pull=pull.cpu())
 
-
+# %% ../../nbs/models/60_nets.ipynb #41fbd1a4
 @patch
 def predict(
     self: Lstm,

@@ -94,7 +94,7 @@ def examined_lines(
     others = [r for r in strong.itertuples() if (r.model, r.horizon) != (lead.model, lead.horizon)]
     return [lead, *others] if lead.claims else others
 
-
+# %% ../../nbs/train/45_leak_checks.ipynb #42dcceca
 def sharpe_alarms(
     study: Experiment,  # finished
     lead,  # line from `examined_lines`
