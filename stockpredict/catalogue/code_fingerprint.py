@@ -61,23 +61,23 @@ def _engine_files():  # path -> when it was last changed, as it was when this mo
     files = code_behind({Path(sys.modules[m].__file__) for m in modules})
     return {path: path.stat().st_mtime_ns for path in files}
 
-
-_engine_files()
-
-# %% ../../nbs/catalogue/35_code_fingerprint.ipynb #9e9206a1
-@cache
-def _engine_bytes():
+# %% ../../nbs/catalogue/35_code_fingerprint.ipynb #a9eef433
+def _hash_engine():
     mark = hashlib.sha256()
     for path in _engine_files():
         mark.update(hashlib.sha256(path.read_bytes()).digest())
-    return f"{mark.hexdigest()} {version('exchange-calendars')}"
+    return mark.hexdigest()
+
+# %% ../../nbs/catalogue/35_code_fingerprint.ipynb #9e9206a1
+_LOADED = _hash_engine()  # of the files as they were imported
 
 
 def engine_mark() -> str | None:  # None = its files were changed after they were imported
     "Identity of the engine and the libraries it computes with."
-    if any(path.stat().st_mtime_ns != then for path, then in _engine_files().items()):
+    touched = any(path.stat().st_mtime_ns != then for path, then in _engine_files().items())
+    if touched and _hash_engine() != _LOADED:
         return None
-    return f"{_engine_bytes()} {torch.__version__} {np.__version__}"
+    return f"{_LOADED} {version('exchange-calendars')} {torch.__version__} {np.__version__}"
 
 # %% ../../nbs/catalogue/35_code_fingerprint.ipynb #3e65e060
 def fact_kinds(

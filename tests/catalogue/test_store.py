@@ -590,7 +590,7 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
         equal(store.frame(), batch(store, tmp_path))
         before = store.frame()
         n = store.lake.snapshot()
-        facts(settings, "2040-01-01", "2040-01-03", 3)
+        facts(settings, "2018-01-01", "2018-01-03", 3)
         assert store.lake.snapshot() > n and store.materialise().loaded == 0
         equal(store.frame(), before)
     with FeatureStore(settings.with_(**{"data.index": "nasdaq"}), FACTS) as other:
