@@ -254,7 +254,8 @@ def test_skill_that_never_fades_is_a_suspected_leak():
         )
 
     study = study_of(survivors(7, 0.001, 1200), settings(**{"models.candidates": "ridge"}), alter)
-    assert decide(study).decision == "suspected-leak" and checks(study) == {"no fading"}
+    assert decide(study).decision == "suspected-leak"
+    assert {"no fading"} <= checks(study) <= {"no fading", "Sharpe ratio"}
 
 
 def test_better_on_unseen_days_than_on_seen_ones_is_a_suspected_leak(planted):

@@ -198,10 +198,10 @@ def scrambled(data, t):
     x, y = data.inputs.x.clone(), data.y.clone()
     x[t:] = torch.randn(x[t:].shape, generator=noise)
     volatility = data.inputs.volatility.clone()
-    volatility[t:] = torch.rand(volatility[t:].shape, generator=noise) + 0.01
+    volatility[t:] = 0.1 * torch.rand(volatility[t:].shape, generator=noise) + 0.01
     for j, h in enumerate(data.horizons):
         late = y[max(t - data.entry_delay - h, 0) :, :, j]
-        late[:] = torch.randn(late.shape, generator=noise)
+        late[:] = 0.05 * torch.randn(late.shape, generator=noise)
     return replace(data, inputs=replace(data.inputs, x=x, volatility=volatility), y=y)
 
 
