@@ -61,9 +61,7 @@ class IngestReport:
         default_factory=list
     )  # requests without an answer: ticker, start, reason, sentence
     cached: list[str] = field(default_factory=list)  # of these, tickers whose stored bars must do for now
-    missing: list[str] = field(
-        default_factory=list
-    )  # tickers without the newest closed session, from a vendor
+    missing: list[str] = field(default_factory=list)  # tickers without the newest closed session
     disagreements: list[dict] = field(default_factory=list)  # days on which vendors contradict each other
     dead_letters: int = 0  # failed requests that wait to be asked again
 

@@ -227,7 +227,7 @@ def add(
             ) from e
     return FactsAdded(table, new, revised, len(rows) - new - revised, self.snapshot())
 
-
+# %% ../../nbs/lake/10_facts.ipynb #1a171846
 def _declared(name):
     "The declared table of a name, or an error with similar names."
     name = str(name)

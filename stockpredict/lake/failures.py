@@ -49,7 +49,7 @@ def disk_is_full(
     place = next((p for p in (folder, *folder.absolute().parents) if p.exists()), None)
     return place is not None and shutil.disk_usage(place).free < LITTLE_SPACE
 
-
+# %% ../../nbs/lake/03_failures.ipynb #656d87fc
 def failure(
     storage,  # settings.storage
     error: Exception,  # from DuckDB or the operating system

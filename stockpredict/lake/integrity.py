@@ -29,7 +29,7 @@ WHERE begin_snapshot <= $snapshot AND (end_snapshot IS NULL OR end_snapshot > $s
 ORDER BY since, file"""
 NEWEST = 2**62  # stands for the newest version
 
-
+# %% ../../nbs/lake/25_integrity.ipynb #09001260
 @patch
 def before_read(
     self: MaintainedStore,
@@ -55,7 +55,7 @@ def before_read(
     if damaged:
         _raise_damaged(damaged)
 
-
+# %% ../../nbs/lake/25_integrity.ipynb #82283d57
 def _raise_damaged(damaged):
     "Raise the error for damaged files, with the last version that does not need them."
     row, what = damaged[0]

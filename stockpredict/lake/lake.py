@@ -144,10 +144,8 @@ def append(
     now=None,  # when the batch was received; None = the clock
     asked_from: str = "",  # first day that was requested, for the ingest log
     fetched: int | None = None,  # rows the source sent, for the ingest log
-    # split and dividend factors that came as a table, see `factors_from_products`
-    factors: pd.DataFrame | None = None,
-    # flags of these bars and older ones, see `Quality`; None = no search ran
-    flags: pd.DataFrame | None = None,
+    factors: pd.DataFrame | None = None,  # factors that came as a table, see `factors_from_products`
+    flags: pd.DataFrame | None = None,  # of these bars and older ones; None = no search ran
     due: pd.Series | None = None,  # until when each bar is on time, see `due_times`; None = four days
     backfill: bool = False,  # history that is loaded for the first time, in several batches
     stream: bool = False,  # messages of the live stream, which may come again and in any order
@@ -164,9 +162,8 @@ def append(
             plain, *fresh = stage_batch(cur, *batch)
             flagged = self._stage_flags(cur, flags, source, received)
             self.step("staged")
-            result = self._write_batch(
-                cur, source, received, asked_from, fetched, len(bars), plain, fresh, flagged
-            )
+            counts = (fetched, len(bars))
+            result = self._write_batch(cur, source, received, asked_from, *counts, plain, fresh, flagged)
         except duckdb.Error as e:
             raise failure(
                 self.storage,
@@ -378,7 +375,7 @@ def sessions(
     query = f"SELECT DISTINCT event_time::DATE AS day FROM {bars} WHERE source = $source ORDER BY 1"
     return pd.DatetimeIndex(pd.to_datetime(self.rows(query, source=source).day), name="session")
 
-
+# %% ../../nbs/lake/50_lake.ipynb #e4221b2f
 @patch
 def _existing(self: Lake, source):
     "SQL for the bars of a source that exist; without retractions every stored row stands for one."

@@ -190,7 +190,7 @@ def damaged_files(
             damaged.append({"table": row.table, "file": name, "what": what, "intact": int(row.since) - 1})
     return pd.DataFrame(damaged, columns=["table", "file", "what", "intact"])
 
-
+# %% ../../nbs/lake/20_maintenance.ipynb #9d708b5a
 @patch
 def _delete_files(self: MaintainedStore):
     "Files that list deleted rows; with a flipped bit, rows would come back or others would go."

@@ -33,7 +33,7 @@ FROM lake.bars b JOIN (SELECT ticker, event_time FROM affected) USING (ticker, e
 WHERE b.source = $source AND b.batch < $batch
 QUALIFY row_number() OVER (PARTITION BY b.ticker, b.event_time ORDER BY b.known_at DESC) = 1"""
 
-
+# %% ../../nbs/lake/55_retract.ipynb #bc434f51
 @patch
 def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch):
     "Fill `affected` and `before`: bars to take back, and the versions that return; how many bars."
@@ -74,7 +74,7 @@ INSERT INTO lake.quarantine ({", ".join(BAR_COLUMNS)}, reason, batch)
 SELECT ticker, event_time, top, {_PRICES}, $source, $reason, $name
 FROM affected ORDER BY ticker, event_time"""
 
-
+# %% ../../nbs/lake/55_retract.ipynb #9d60837f
 @patch
 def _write_retraction(self: Lake, cur, source, now, reason):
     "Write the staged versions in one transaction: the name of the batch and the fingerprint."
@@ -96,7 +96,7 @@ def _write_retraction(self: Lake, cur, source, now, reason):
     self.step("retraction committed")
     return entry
 
-
+# %% ../../nbs/lake/55_retract.ipynb #db42fa79
 @patch
 def _stage_withdrawn(self: Lake, cur, source, now):
     "Stage the withdrawal of the flags of bars that go; how many."

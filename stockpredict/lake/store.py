@@ -76,12 +76,12 @@ def _catalog_is_empty(self: VersionedStore):
     kind, _, path = self.storage.catalog_url.partition(":")
     return kind == "sqlite" and Path(path).is_file() and Path(path).stat().st_size == 0
 
-
+# %% ../../nbs/lake/05_store.ipynb #94676c86
 def _no_lake(store):
     home = str(store.storage.home)
     return LakeUnavailable("There is no lake here yet.", "Run `stockpredict ingest` first.", home=home)
 
-# %% ../../nbs/lake/05_store.ipynb #94676c86
+# %% ../../nbs/lake/05_store.ipynb #67901847
 @patch
 def close(self: VersionedStore):
     "Close the connection; a writer leaves the catalog as one plain file."
@@ -97,7 +97,7 @@ def close(self: VersionedStore):
 def record_checksums(self: VersionedStore):
     "Called after each commit; a subclass records the checksums of new files here."
 
-
+# %% ../../nbs/lake/05_store.ipynb #2cf58084
 @patch
 def before_read(
     self: VersionedStore,
@@ -167,7 +167,7 @@ def writer(
                 self._server_guard = None
         self._lock.release()
 
-
+# %% ../../nbs/lake/05_store.ipynb #d962b60e
 @patch
 def _acquire_file_lock(self: VersionedStore, wait):
     "Take this machine's lock, or report who has it."
