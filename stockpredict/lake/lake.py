@@ -157,20 +157,15 @@ def append(
     fetched = len(bars) if fetched is None else fetched
     with self.writer(), self.con.cursor() as cur:
         try:
-            bars, overdue = with_arrival(bars, received, due, backfill, stream)
-            batch = (bars, refused, factors, source, received, overdue, stream)
-            plain, *fresh = stage_batch(cur, *batch)
+            bars, late = with_arrival(bars, received, due, backfill, stream)
+            plain, *fresh = stage_batch(cur, bars, refused, factors, source, received, late, stream)
             flagged = self._stage_flags(cur, flags, source, received)
             self.step("staged")
             counts = (fetched, len(bars))
             result = self._write_batch(cur, source, received, asked_from, *counts, plain, fresh, flagged)
         except duckdb.Error as e:
-            raise failure(
-                self.storage,
-                e,
-                "Nothing of the batch was stored",
-                "Check disk space and rights, then run the ingest again.",
-            ) from e
+            advice = "Check disk space and rights, then run the ingest again."
+            raise failure(self.storage, e, "Nothing of the batch was stored", advice) from e
         if result.batch:
             self.record_checksums()
     return result
