@@ -118,7 +118,7 @@ def _store(files, key, compiled):
         except OSError:
             continue  # closed to this user, or full
 
-
+# %% ../../nbs/algebra/05_loop_cache.ipynb #a563b890
 def _save(file, key, compiled):
     try:
         file.save(key, compiled)

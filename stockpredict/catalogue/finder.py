@@ -39,7 +39,7 @@ def _kept_rows(place):  # None where there are none, or where they cannot be rea
     except (OSError, ValueError):
         return None
 
-
+# %% ../../nbs/catalogue/65_finder.ipynb #8f37fb9d
 def feature_rows() -> list[dict]:  # name, group, formula, look_back, fields, source
     "The rows of the catalogue, from their file where the code is the same."
     name = f"features-{catalogue_mark()}.json"
