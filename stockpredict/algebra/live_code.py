@@ -95,11 +95,11 @@ def _plain_text(x):  # a constant in a form that is equal in every process; None
 
 
 @functools.lru_cache(8192)
-def code_text(
+def code_form(
     code: types.CodeType,  # of a function
 ) -> str:
     "What decides how a piece of code runs."
-    constants = [code_text(c) if isinstance(c, types.CodeType) else _plain_text(c) for c in code.co_consts]
+    constants = [code_form(c) if isinstance(c, types.CodeType) else _plain_text(c) for c in code.co_consts]
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     form = code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
     return f"{code.co_code.hex()} {code.co_names} {arguments} {code.co_freevars} {form} {constants}"
@@ -244,7 +244,7 @@ def _function_parts(self: CodeWalk, f, path):
     parts += [(f"attribute {k}", v) for k, v in sorted(vars(f).items()) if k not in ("on", "__wrapped__")]
     if "__wrapped__" in vars(f):
         parts.append(("__wrapped__", f.__wrapped__))
-    return f"function {code_text(f.__code__)}", parts + self._name_parts(f, path)
+    return f"function {code_form(f.__code__)}", parts + self._name_parts(f, path)
 
 
 def _filled(cell):  # a cell may be empty while its function is still being defined

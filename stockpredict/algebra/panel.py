@@ -111,7 +111,7 @@ def _check_long(frame):
         )
 
 
-def parse_day(
+def read_day(
     day,  # a date, an instant, or text
 ) -> pd.Timestamp:  # without a time zone
     "A date, or an error that shows how to write one."
@@ -173,7 +173,7 @@ def until(
     session: str | pd.Timestamp,  # a date; the panel ends with the last session on or before it
 ) -> Panel:
     "The panel as it was known after a session."
-    return self._rows(slice(0, self.sessions.searchsorted(parse_day(session), side="right")))
+    return self._rows(slice(0, self.sessions.searchsorted(read_day(session), side="right")))
 
 
 @patch

@@ -23,7 +23,7 @@ from ..lake.adjustments import adjust_forward
 from ..lake.lake import Lake
 from ..sources.source import source_id
 from ..algebra.live_code import CodeWalk
-from ..algebra.panel import Panel, parse_day
+from ..algebra.panel import Panel, read_day
 from .feature import as_features, compute_each, resolve_names
 from .point_in_time import with_facts
 from .latest import latest
@@ -383,8 +383,8 @@ def frame(
     snapshot: int | None = None,  # a version of the lake; None = the newest
 ) -> pd.DataFrame:  # ticker, event_time, known_at and the features; sorted by ticker and time
     "Values of all features, computed where they are not yet stored."
-    lo = "0001-01-01" if start is None else f"{parse_day(start):%Y-%m-%d}"
-    hi = "9999-12-31" if end is None else f"{parse_day(end):%Y-%m-%d}"
+    lo = "0001-01-01" if start is None else f"{read_day(start):%Y-%m-%d}"
+    hi = "9999-12-31" if end is None else f"{read_day(end):%Y-%m-%d}"
     if lo > hi:
         raise FeatureError(f"The start {lo} lies after the end {hi}.", "Swap them.")
     wanted = [tickers] if isinstance(tickers, str) else tickers
