@@ -83,6 +83,8 @@ def refresh(
 # %% ../../nbs/catalogue/00_feature.ipynb #ace8a067
 @patch(as_prop=True)
 def _traits(self: Feature) -> tuple[Series, Counter]:
+    if not is_packaged(self.func):
+        self.refresh()
     if "traits" not in self.__dict__:
         panel = proof_panel(160).first(2)
         panel.grid.shared = SeriesCache()
