@@ -113,24 +113,25 @@ def realised_slope(
 def volatility_pull(
     residuals: Tensor,  # `[S, N, H]` in units of volatility
     volatility: Tensor,  # `[S, N]` daily
-) -> Tensor:  # `[2, H]`: mean logarithm of the volatility, and the strength of its return to it
+) -> Tensor:  # `[3, H]`: mean logarithm of the volatility, strength of its return to it, mean residual
     "How much smaller the residuals are, in units of volatility, where the volatility is large."
-    size, log_sigma = residuals.double().abs(), volatility.double().log()[..., None]
+    centre = residuals.double().flatten(0, 1).nanmean(0).nan_to_num(0)
+    size, log_sigma = (residuals.double() - centre).abs(), volatility.double().log()[..., None]
     known = (size > 1e-3) & log_sigma.isfinite()
     y = torch.where(known, size.log(), float("nan")).flatten(0, 1)
     x = torch.where(known, log_sigma, float("nan")).flatten(0, 1)
     level = x.nanmean(0).nan_to_num(0)
     x, y = x - level, y - y.nanmean(0)
     slope = (x * y).nansum(0) / (x * x).nansum(0).clip(min=1e-9)
-    return torch.stack([level, (-slope).clip(0, 0.8)]).float()
+    return torch.stack([level, (-slope).clip(0, 0.8), centre]).float()
 
 
 def width_factor(
-    pull: Tensor,  # `[2, H]`, from `volatility_pull`
+    pull: Tensor,  # `[3, H]`, from `volatility_pull`
     volatility: Tensor,  # `[S, N]` daily
 ) -> Tensor:  # `[S, N, H]`
     "By how much intervals in units of volatility are wider or narrower at a level of volatility."
-    level, strength = pull.double()
+    level, strength, _ = pull.double()
     gap = volatility.double().clip(min=1e-9).log()[..., None] - level
     return (-strength * gap).exp().clip(0.5, 2).float()
 
@@ -180,7 +181,7 @@ def measure(
     slope, residuals = realised_slope(self.score(data.inputs, data.start, data.stop), data)
     pull = volatility_pull(residuals, data.inputs.volatility[data.start :])
     factor = width_factor(pull, data.inputs.volatility[data.start :])
-    columns = (residuals / factor).flatten(0, 1).cpu().numpy().T
+    columns = (pull[2] + (residuals - pull[2]) / factor).flatten(0, 1).cpu().numpy().T
     grid = np.array([np.quantile(c[np.isfinite(c)], RESIDUAL_LEVELS, method="weibull") for c in columns])
     return dict(slope=slope.float().cpu(), residual=torch.tensor(grid, dtype=torch.float32), pull=pull.cpu())
 
@@ -197,8 +198,9 @@ def predict(
     z = self.score(inputs, start, stop)
     drift, slope, residual = (self.weights[k].to(z.device) for k in ("drift", "slope", "residual"))
     if "pull" in self.weights:
-        factor = width_factor(self.weights["pull"].to(z.device), inputs.volatility[start:stop])
-        residual = factor[..., None] * residual
+        pull = self.weights["pull"].to(z.device)
+        factor, centre = width_factor(pull, inputs.volatility[start:stop]), pull[2, :, None]
+        residual = centre + factor[..., None] * (residual - centre)
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761
@@ -281,6 +283,7 @@ class Zero(LocationScale):
         super().fit(data)
         e = self.weights["residual"]
         self.weights |= dict(residual=(e - e.flip(-1)) / 2, drift=torch.zeros(len(self.horizons)))
+        self.weights["pull"][2] = 0
         return self
 
 # %% ../../nbs/models/30_baselines.ipynb #6cec6f39

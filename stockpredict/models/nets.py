@@ -349,7 +349,7 @@ def measure(
     slope, residuals = realised_slope(q[..., 2], data)
     sigma = data.inputs.volatility[data.start :].to(q.device)
     pull = volatility_pull(residuals, sigma)
-    e = (residuals / width_factor(pull, sigma)).flatten(0, 1)
+    e = (pull[2] + (residuals - pull[2]) / width_factor(pull, sigma)).flatten(0, 1)
     distance = (q - q[..., 2:3]).double().flatten(0, 1)
     stretch = torch.zeros(len(self.horizons), len(LEVELS), dtype=torch.float64)
     for j in range(len(self.horizons)):
@@ -376,5 +376,6 @@ def predict(
     residual = (distance * stretch).sort(-1).values
     if "pull" in self.weights:
         sigma = inputs.volatility[start:stop].to(q.device)
-        residual = residual * width_factor(self.weights["pull"].to(q.device), sigma)[..., None]
+        pull = self.weights["pull"].to(q.device)
+        residual = pull[2, :, None] + (residual - pull[2, :, None]) * width_factor(pull, sigma)[..., None]
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, LEVELS, z)
