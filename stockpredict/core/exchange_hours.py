@@ -30,18 +30,19 @@ def parse_special_day(
 ) -> SpecialDay:
     "A special day from its text; raises `SettingsError` for anything else."
     match = _SPECIAL.fullmatch(text.strip())
+    problem = SettingsError(
+        f"'{text.strip()[:60]}' is no special day.",
+        "Write + or -, the date, hours for a session if they are unusual, and a reason, "
+        "as in +2024-01-20 09:15-15:30 Saturday session.",
+    )
     try:
         sign, day, opens, closes, reason = match.groups()
         hours = (opens, closes) if opens else ()
         begin, end = (pd.Timestamp(f"{day} {at}") for at in hours or ("00:00", "23:59"))
-        if hours and (sign == "-" or begin >= end):
-            raise ValueError(text)
     except (AttributeError, ValueError):
-        raise SettingsError(
-            f"'{text.strip()[:60]}' is no special day.",
-            "Write + or -, the date, hours for a session if they are unusual, and a reason, "
-            "as in +2024-01-20 09:15-15:30 Saturday session.",
-        ) from None
+        raise problem from None
+    if hours and (sign == "-" or begin >= end):
+        raise problem
     return SpecialDay(pd.Timestamp(day), sign == "+", hours, reason.strip())
 
 # %% ../../nbs/core/38_exchange_hours.ipynb #a43e7a2d

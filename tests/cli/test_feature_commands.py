@@ -26,12 +26,12 @@ def shell(tmp_path):
     return run
 
 
-def found(shell, *words) -> list[str]:
+def names_of(shell, *words) -> list[str]:
     return [r["name"] for r in json.loads(shell("features", *words, "--json"))]
 
 
 def test_rsi_finds_the_relative_strength_index_and_not_corsi_or_dispersion(shell):
-    names = found(shell, "rsi")
+    names = names_of(shell, "rsi")
     assert names[:3] == ["rsi_2", "rsi_7", "rsi_14"]
     for name in names:
         f = FEATURES[name]
@@ -40,13 +40,13 @@ def test_rsi_finds_the_relative_strength_index_and_not_corsi_or_dispersion(shell
 
 
 def test_all_words_of_a_phrase_must_occur_in_any_order(shell):
-    names = found(shell, "wilder", "volatility")
-    assert names and sorted(names) == sorted(found(shell, "volatility wilder"))
+    names = names_of(shell, "wilder", "volatility")
+    assert names and sorted(names) == sorted(names_of(shell, "volatility wilder"))
     for name in names:
         text = f"{FEATURES[name].group} {FEATURES[name].source} {FEATURES[name].formula}".lower()
         assert "wilder" in text and "volatil" in text + name
-    assert found(shell) == found(shell, "") and len(found(shell)) == len(FEATURES)
-    assert found(shell, "search", "rsi") == found(shell, "rsi") == best_matches("rsi", texts())
+    assert names_of(shell) == names_of(shell, "") and len(names_of(shell)) == len(FEATURES)
+    assert names_of(shell, "search", "rsi") == names_of(shell, "rsi") == best_matches("rsi", texts())
 
 
 def texts():

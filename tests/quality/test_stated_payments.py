@@ -40,10 +40,10 @@ def flags_of(bars):
 
 @pytest.fixture(scope="module")
 def market():
-    made = simulate("null", tickers=12, sessions=300, seed=2)
-    bars = add_dividends(made.bars.sort_values(["ticker", "event_time"], ignore_index=True))
+    market = simulate("null", tickers=12, sessions=300, seed=2)
+    bars = add_dividends(market.bars.sort_values(["ticker", "event_time"], ignore_index=True))
     days = get_calendar().day_of(bars.event_time).strftime("%Y-%m-%d")
-    for split in made.truth["splits"]:
+    for split in market.truth["splits"]:
         at = (bars.ticker == split["ticker"]) & (days == str(split["session"])[:10])
         bars.loc[at, "split"] = split["ratio"]
     return bars
@@ -70,8 +70,8 @@ def test_a_stated_split_that_the_closes_followed_is_no_error(ratio):
     bars = one_stock(close, split=split)
     bars["volume"] = np.where(np.arange(60) < 30, bars.volume, bars.volume * ratio)
     assert flags_of(bars).empty, flags_of(bars)[["flag", "event_time"]]
-    found = not flags_of(bars.assign(split=0.0)).empty
-    assert found or ratio == 1.5, "and without the column a large one is found"
+    flagged = not flags_of(bars.assign(split=0.0)).empty
+    assert flagged or ratio == 1.5, "and without the column a large one is flagged"
 
 
 def test_a_split_that_the_vendor_divided_already_is_no_error_either():
