@@ -55,9 +55,9 @@ def data_kind(
 
 # %% ../../nbs/algebra/75_leak_scan.ipynb #15d5ffc8
 _OUTSIDE = set(
-    "os io socket subprocess requests httpx urllib http ftplib sqlite3 duckdb pyarrow polars pickle shelve dbm "
-    "pathlib shutil tempfile glob fileinput mmap ctypes multiprocessing threading asyncio _thread signal time "
-    "timeit random secrets uuid sys gc inspect importlib redis psutil h5py joblib marshal csv codecs "
+    "os io socket subprocess requests httpx urllib http ftplib sqlite3 duckdb pyarrow polars pickle shelve "
+    "dbm pathlib shutil tempfile glob fileinput mmap ctypes multiprocessing threading asyncio _thread signal "
+    "time timeit random secrets uuid sys gc inspect importlib redis psutil h5py joblib marshal csv codecs "
     "linecache tokenize posix nt _io _pickle _time".split()
 )
 _READING = set(

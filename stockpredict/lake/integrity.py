@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/lake/25_integrity.ipynb #66845f99
-import duckdb
 from fastcore.basics import patch
 from ..core.errors import LakeDamaged
 from .maintenance import INTACT, MaintainedStore, data_file, file_stamp, same_bytes

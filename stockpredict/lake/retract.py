@@ -6,16 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/lake/55_retract.ipynb #e5468688
+from contextlib import nullcontext
 import duckdb, pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
-from ..core.errors import DataError, did_you_mean
+from ..core.errors import DataError, UnknownTicker, did_you_mean
 from .failures import failure
 from .facts import FACT_TABLES
 from .fingerprint import current_rows
 from .flags import flag_changes
 from .lake import Lake
-from .store import FIRST, LAST, moment
+from .store import LAST, moment
 from ..quality.scan import no_flags
 from ..sources.bars import BAR_COLUMNS
 
@@ -28,10 +29,16 @@ FROM ({current}) b
 WHERE {chosen}"""
 _BEFORE = f"""
 CREATE OR REPLACE TEMP TABLE before AS
-SELECT b.ticker, b.event_time, {_PRICES}
-FROM lake.bars b JOIN (SELECT ticker, event_time FROM affected) USING (ticker, event_time)
-WHERE b.source = $source AND b.batch < $batch
-QUALIFY row_number() OVER (PARTITION BY b.ticker, b.event_time ORDER BY b.known_at DESC) = 1"""
+SELECT * FROM (
+    SELECT b.ticker, b.event_time, {_PRICES}
+    FROM lake.bars b JOIN (SELECT ticker, event_time FROM affected) USING (ticker, event_time)
+    WHERE b.source = $source AND coalesce(b.batch, 0) < $batch
+    QUALIFY row_number() OVER (PARTITION BY b.ticker, b.event_time ORDER BY b.known_at DESC) = 1
+)
+WHERE close IS NOT NULL"""
+_NOTHING_BEFORE = f"""
+CREATE OR REPLACE TEMP TABLE before AS
+SELECT ticker, event_time, {_PRICES} FROM affected WHERE false"""
 
 # %% ../../nbs/lake/55_retract.ipynb #bc434f51
 @patch
@@ -47,7 +54,10 @@ def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch):
         params["batch"] = batch
     query = _AFFECTED.format(current=current_rows("bars"), chosen=" AND ".join(chosen))
     cur.execute(query, params)
-    cur.execute(_BEFORE, {"source": source, "batch": batch or 0})
+    if batch:
+        cur.execute(_BEFORE, {"source": source, "batch": batch})
+    else:
+        cur.execute(_NOTHING_BEFORE)
     return cur.execute("SELECT count(*) FROM affected").fetchone()[0]
 
 # %% ../../nbs/lake/55_retract.ipynb #e8773397
@@ -57,17 +67,24 @@ SELECT a.ticker, a.event_time, greatest($now, a.top + INTERVAL 1 MICROSECOND),
     b.open, b.high, b.low, b.close, b.volume, $source, false, true, $number
 FROM affected a LEFT JOIN before b USING (ticker, event_time)
 ORDER BY a.ticker, a.event_time"""
-_NEUTRAL = """
+_FACTORS_BACK = """
 INSERT INTO lake.adjustments (ticker, event_time, known_at, factor, source)
-SELECT ticker, event_time, greatest($now, known_at + INTERVAL 1 MICROSECOND), 1, source
-FROM (
+WITH newest AS (
+    SELECT *, lag(factor, 1, 1) OVER w AS earlier
     FROM lake.adjustments
-    WHERE source = $source
-    QUALIFY row_number() OVER (PARTITION BY ticker, event_time ORDER BY known_at DESC) = 1
+    WHERE source = $source AND ticker IN (SELECT ticker FROM affected)
+    WINDOW w AS (PARTITION BY ticker, event_time ORDER BY known_at)
+    QUALIFY lead(factor) OVER w IS NULL
+), gone AS (
+    SELECT ticker, event_time, true AS goes FROM affected ANTI JOIN before USING (ticker, event_time)
+), returning AS (
+    SELECT *, CASE WHEN goes THEN 1 ELSE earlier END AS back
+    FROM newest LEFT JOIN gone USING (ticker, event_time)
+    WHERE goes OR known_at = $came
 )
-JOIN (SELECT ticker, event_time FROM affected ANTI JOIN before USING (ticker, event_time))
-USING (ticker, event_time)
-WHERE factor <> 1
+SELECT ticker, event_time, greatest($now, known_at + INTERVAL 1 MICROSECOND), back, source
+FROM returning
+WHERE factor <> back
 ORDER BY ticker, event_time"""
 _SET_ASIDE = f"""
 INSERT INTO lake.quarantine ({", ".join(BAR_COLUMNS)}, reason, batch)
@@ -76,7 +93,7 @@ FROM affected ORDER BY ticker, event_time"""
 
 # %% ../../nbs/lake/55_retract.ipynb #9d60837f
 @patch
-def _write_retraction(self: Lake, cur, source, now, reason):
+def _write_retraction(self: Lake, cur, source, now, reason, came=None):
     "Write the staged versions in one transaction: the name of the batch and the fingerprint."
     number = cur.execute("SELECT coalesce(max(number), 0) + 1 FROM lake.ingests").fetchone()[0]
     name = f"b{number:06d}"
@@ -85,7 +102,7 @@ def _write_retraction(self: Lake, cur, source, now, reason):
     cur.execute("BEGIN")
     self.step("retraction begun")
     cur.execute(_TOMBSTONES, {"source": source, "now": now, "number": number})
-    cur.execute(_NEUTRAL, {"source": source, "now": now})
+    cur.execute(_FACTORS_BACK, {"source": source, "now": now, "came": came})
     cur.execute(_SET_ASIDE, {"source": source, "reason": reason, "name": name})
     if flags:
         self._write_flags(cur)
@@ -126,22 +143,50 @@ class Retraction:
 
     rows: int  # bars
     tickers: list[str]  # of these bars
-    batch: str  # name of the batch that took them back, "" for a dry run
+    batch: str  # name of the batch that took them back, "" when nothing was written
     snapshot: int  # of the lake, afterwards
     fingerprint: str  # of the source's bars, afterwards
 
-
-def _batch_number(lake, name, source):
-    "Number of a batch, from its name."
-    log = lake.rows("SELECT number, batch FROM lake.ingests WHERE source = $source", source=source)
-    numbers = dict(zip(log.batch, log.number))
-    if name not in numbers:
-        raise DataError(
-            f"No batch of {source} is called {name[:20]}.", did_you_mean(name[:20], list(numbers))
-        )
-    return int(numbers[name])
-
 # %% ../../nbs/lake/55_retract.ipynb #f7b56889
+def _batch_column(lake):
+    "SQL for the number of a bar's batch; empty in a lake of an earlier release that is only read."
+    query = """
+        SELECT count(*) AS n
+        FROM duckdb_columns()
+        WHERE database_name = 'lake' AND table_name = 'bars' AND column_name = 'batch'"""
+    return "batch" if lake.rows(query).n[0] else "NULL::INTEGER"
+
+
+def _refuse_unknown(lake, names, source):
+    "Raise `UnknownTicker` for names of which the source never sent a bar."
+    query = "SELECT DISTINCT ticker FROM lake.bars WHERE source = $source ORDER BY 1"
+    known = lake.rows(query, source=source).ticker.tolist()
+    if unknown := sorted(set(names) - set(known)):
+        few = ", ".join(name[:20] for name in unknown[:10])
+        problem = f"The lake never had bars of {few} from {source or 'any source'}."
+        raise UnknownTicker(problem, did_you_mean(unknown[0][:20], known), tickers=unknown[:20])
+
+# %% ../../nbs/lake/55_retract.ipynb #a00e9598
+def _batch_number(lake, name, source):
+    "Number of a batch, from its name, and when it came."
+    query = """
+        SELECT number, batch, started, rows_new + rows_corrected AS bars
+        FROM lake.ingests
+        WHERE source = $source"""
+    log = lake.rows(query, source=source).set_index("batch")
+    if name not in log.index:
+        problem = f"No batch of {source or 'any source'} is called {name[:20]}."
+        raise DataError(problem, did_you_mean(name[:20], log.index.tolist()))
+    number = int(log.number[name])
+    query = f"SELECT coalesce(min({_batch_column(lake)}), $most) AS first FROM lake.bars"
+    if log.bars[name] and number < lake.rows(query, most=number + 1)["first"][0]:
+        raise DataError(
+            f"An earlier release stored {name} and did not note which bars it brought.",
+            "Name tickers and a period to retract instead.",
+        )
+    return number, log.started[name]
+
+# %% ../../nbs/lake/55_retract.ipynb #98ce9fd4
 @patch
 def retract(
     self: Lake,
@@ -160,13 +205,16 @@ def retract(
     source = source or self.source()
     now = pd.Timestamp.now("UTC") if now is None else moment(now)
     names = [tickers] if isinstance(tickers, str) else tickers
-    number = _batch_number(self, batch, source) if batch else None
+    _refuse_unknown(self, names or [], source)
+    number, came = _batch_number(self, batch, source) if batch else (None, None)
+    name = ""
     reason = f"retracted: {reason}" if reason else "retracted"
-    with self.writer(), self.con.cursor() as cur:
+    with nullcontext() if dry_run else self.writer(), self.con.cursor() as cur:
         try:
             rows = self._stage_retraction(cur, source, names, moment(start), moment(end, late=True), number)
             gone = cur.execute("SELECT DISTINCT ticker FROM affected ORDER BY 1").fetchall()
-            name = "" if dry_run or not rows else self._write_retraction(cur, source, now, reason)[0]
+            if rows and not dry_run:
+                name = self._write_retraction(cur, source, now, reason, came)[0]
         except duckdb.Error as e:  # closing the cursor rolls back
             advice = "Check disk space and rights, then try again."
             raise failure(self.storage, e, "Nothing was retracted", advice) from e
@@ -176,21 +224,34 @@ def retract(
     return Retraction(rows, [ticker for (ticker,) in gone], *done)
 
 # %% ../../nbs/lake/55_retract.ipynb #cd4d4e08
+_FIRST_BATCH = """
+WITH brought AS (
+    SELECT source, ticker, {batch} AS number FROM lake.bars
+), unnumbered AS (
+    SELECT max(started) AS latest
+    FROM lake.ingests
+    WHERE source = $source AND rows_new > 0
+    AND number < (SELECT coalesce(min(number), 2147483647) FROM brought)
+)
+SELECT min(coalesce(started, latest)) AS at
+FROM brought
+LEFT JOIN (SELECT number, started FROM lake.ingests) USING (number)
+CROSS JOIN unnumbered
+WHERE source = $source AND ticker = ANY($tickers)"""
+
+# %% ../../nbs/lake/55_retract.ipynb #9e013f6e
 @patch
 def genuine_since(
     self: Lake,
     source: str | None = None,  # None = the source ingested last
     tickers: list[str] | None = None,  # None = the source as a whole
 ) -> pd.Timestamp | None:  # an instant; None while the lake has no bars of the source
-    "When the first batch of a source was received, or the first batch with any of these tickers."
+    "When the first batch of a source was received, or the first with any of these tickers."
     source = source or self.source()
     query = "SELECT min(started) AS at FROM lake.ingests WHERE source = $source AND rows_new > 0"
     params = {"source": source}
     if tickers is not None:
-        query = """
-            SELECT min(i.started) AS at
-            FROM lake.bars b JOIN lake.ingests i ON i.number = b.batch
-            WHERE b.source = $source AND b.ticker = ANY($tickers)"""
+        query = _FIRST_BATCH.format(batch=_batch_column(self))
         params["tickers"] = list(tickers)
     at = self.rows(query, **params)["at"][0]
     return None if pd.isna(at) else at

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/lake/47_staging.ipynb #3f91d362
 import pandas as pd
 from .adjustments import FACTOR_NOISE, batch_factors
-from .known_at import ARRIVAL, with_arrival
+from .known_at import ARRIVAL
 from .store import to_arrow
 from ..sources.bars import BAR_COLUMNS
 

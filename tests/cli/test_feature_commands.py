@@ -1,4 +1,4 @@
-"""The feature commands: what a search finds and in which order, what the study says, and how little it costs."""
+"""The feature commands: what a search finds, in which order, what the study says, how little it costs."""
 
 import json
 import os

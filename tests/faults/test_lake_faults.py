@@ -319,7 +319,8 @@ def check_flips(home, market, count, seed):
     cut = market.event_time[60]
     with Lake(s) as lake:
         first = lake.append(market[:200], now=NOW)
-        lake.append(market.assign(adj_close=market.close.where(market.event_time > cut, market.close / 2)), now=NOW)
+        halved = market.close.where(market.event_time > cut, market.close / 2)
+        lake.append(market.assign(adj_close=halved), now=NOW)
         months = pd.DataFrame(dict(series="GDP", event_time=market.event_time[:50], value=1.0))
         lake.add("macro", months, lag="1D")
         sound = [lake.bars(), lake.facts("macro")]

@@ -115,7 +115,7 @@ def received(lake, source, **how):
 
 
 def batch(rng, now, truth, lag):
-    "Rows as a source may send them: resent, corrected, stamped rightly, too early or too late, or not at all."
+    "Rows as a source may send them: resent, corrected, stamped rightly, too early, too late, or not at all."
     rows = []
     stamped = rng.random() < 0.4
     for ticker in "AB":
@@ -170,7 +170,8 @@ def check_case(lake, twin, source, seed):
         for at, seen in past:
             if not any(row[3] is not None for row in rows):
                 later = received(lake, source, as_of=at)
-                assert {bar: later[bar] for bar in seen} == seen, (seed, number, "an earlier view changed", at)
+                same = {bar: later[bar] for bar in seen} == seen
+                assert same, (seed, number, "an earlier view changed", at)
         past = [(at, received(lake, source, as_of=at)) for at in {at for at, _ in past} | {now}]
         now += pd.Timedelta(hours=rng.choice([1, 20, 30, 100, 240]))
     if reference.versions:
@@ -185,7 +186,8 @@ def check_cases(count, seed):
     for block in range(0, count, 25):
         with tempfile.TemporaryDirectory() as home:
             lakes = [
-                Lake(Settings().with_(**{"storage.home": f"{home}/{name}"}).storage) for name in ("one", "two")
+                Lake(Settings().with_(**{"storage.home": f"{home}/{name}"}).storage)
+                for name in ("one", "two")
             ]
             for case in range(block, min(block + 25, count)):
                 totals += check_case(*lakes, f"case{case}", f"{seed} {case}")
@@ -218,7 +220,8 @@ def settings_for(tmp_path, lag=15, **more):
 
 def deliver(tmp_path, closes, **columns):
     days = [str(day.date()) for day in SESSIONS[: len(closes)]]
-    pd.DataFrame(dict(ticker="AAA", date=days, close=closes, **columns)).to_csv(tmp_path / "bars.csv", index=False)
+    rows = pd.DataFrame(dict(ticker="AAA", date=days, close=closes, **columns))
+    rows.to_csv(tmp_path / "bars.csv", index=False)
 
 
 NINE = [100.0, 101, 102, 103, 104, 105, 106, 107, 108]
@@ -235,7 +238,9 @@ def view(s, as_of=None):
 def test_a_correction_appears_now_and_not_in_the_past(tmp_path, lag, stamps):
     "Nine bars with a lag of 15 minutes; the last close becomes 150 and the lag another one."
     first, second = (
-        {"known_at": [f"{c + pd.Timedelta(minutes=m):%Y-%m-%dT%H:%M:%SZ}" for c in CLOSES[:9]]} if kind else {}
+        {"known_at": [f"{c + pd.Timedelta(minutes=m):%Y-%m-%dT%H:%M:%SZ}" for c in CLOSES[:9]]}
+        if kind
+        else {}
         for kind, m in zip(stamps, (15, 15 if lag == 60 else lag), strict=True)
     )
     deliver(tmp_path, NINE, **first)

@@ -88,7 +88,7 @@ def average_range(h, lo, c):
 def test_every_value_equals_the_rules_written_anew_in_double_precision(got):
     counted = dict.fromkeys(NAMES, 0)
     for j in range(len(PANEL.tickers)):
-        o, h, lo, c, v = arrays(j)
+        _, h, lo, c, _ = arrays(j)
         wide = 3 * average_range(h, lo, c)
         for t in [*range(300, 700, 37), 698, 699]:
             window = slice(t - MEMORY + 1, t + 1)
@@ -109,7 +109,7 @@ def test_talib_agrees_though_it_starts_at_the_first_bar(got):
     talib = pytest.importorskip("talib", reason="TA-Lib is an oracle of the extra 'dev'.")
     kaufman, wilder = [], []
     for j in range(len(PANEL.tickers)):
-        o, h, lo, c, v = arrays(j)
+        _, h, lo, c, _ = arrays(j)
         if not np.isfinite(c).all():
             continue
         kaufman.append(got["kama_ratio_10"][:, j] - (c / talib.KAMA(c, 10) - 1))
