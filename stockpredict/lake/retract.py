@@ -77,13 +77,13 @@ WITH newest AS (
     QUALIFY lead(factor) OVER w IS NULL
 ), gone AS (
     SELECT ticker, event_time, true AS goes FROM affected ANTI JOIN before USING (ticker, event_time)
-), returning AS (
+), changed AS (
     SELECT *, CASE WHEN goes THEN 1 ELSE earlier END AS back
     FROM newest LEFT JOIN gone USING (ticker, event_time)
     WHERE goes OR known_at = $came
 )
 SELECT ticker, event_time, greatest($now, known_at + INTERVAL 1 MICROSECOND), back, source
-FROM returning
+FROM changed
 WHERE factor <> back
 ORDER BY ticker, event_time"""
 _SET_ASIDE = f"""
