@@ -209,14 +209,16 @@ def lake_retract(
 
     names = [canonical_ticker(t) for t in tickers] if tickers else None
     own = source_id(load(ctx))
-    with open_lake(ctx, write=True) as lake:
+    with open_lake(ctx, write=not dry_run) as lake:
         source = own if own in lake.source_names() else None
         span = (start or None, end or None, batch)
         result = lake.retract(names, *span, source=source, reason=reason, dry_run=dry_run)
     if json_:
         return as_json(asdict(result))
-    what = f"{result.rows:,} bars of {', '.join(result.tickers[:5]) or 'no ticker'}"
-    done = f"{what} are retracted in batch {result.batch}; if the source sends them again, they come back."
+    if not result.rows:
+        return out("No bar that the lake shows now is meant, so nothing was changed.")
+    what = f"{counted(result.rows, 'bar')} of {', '.join(result.tickers[:5])}"
+    done = f"Batch {result.batch} retracts {what}; what the source sends again comes back."
     out(done if result.batch else f"{what} would be retracted with --do-it; nothing was changed.")
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9ecf4c63

@@ -45,7 +45,11 @@ def last_bars(
     source: str,  # id of the source
 ) -> pd.Series:  # time of the newest bar, by ticker
     "The newest stored bar of each ticker."
-    query = "SELECT ticker, max(event_time) AS last FROM lake.bars WHERE source = $source GROUP BY ticker"
+    query = f"""
+        SELECT ticker, max(event_time) AS last
+        FROM {lake._existing(source)}
+        WHERE source = $source
+        GROUP BY ticker"""
     return lake.rows(query, source=source).set_index("ticker")["last"]
 
 
