@@ -1,0 +1,366 @@
+"Bars that the source no longer sends: reported, kept until they are retracted, and what that changes."
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from stockpredict.cli.main import app
+from stockpredict.core.calendar import get_calendar
+from stockpredict.core.errors import DataError, LakeUnavailable, UnknownTicker
+from stockpredict.core.settings import Settings
+from stockpredict.ingest.ingest import ingest
+from stockpredict.lake import retract  # noqa: F401  (gives the lake its methods)
+from stockpredict.lake.connection import connect
+from stockpredict.lake.lake import Lake
+from stockpredict.sources.bars import BAR_COLUMNS
+
+DAYS = [str(day.date()) for day in get_calendar().sessions("2024-01-02", "2024-01-24")]
+JANUARY, LATER = "2024-01-17T12:00Z", "2024-01-20T12:00Z"
+TICKERS = ("AAA", "BBB", "CCC")
+TEN = pd.DataFrame(
+    [
+        dict(ticker=t, date=d, close=100.0 * k + i)
+        for k, t in enumerate(TICKERS, 1)
+        for i, d in enumerate(DAYS[:10])
+    ]
+)
+
+
+class Ground:
+    "A lake over one file of bars."
+
+    def __init__(self, place, **more):
+        self.place = place
+        self.changes = {
+            "storage.home": str(place / "home"),
+            "data.source": "files",
+            "data.files_path": str(place / "bars.csv"),
+            "data.start": "2024-01-02",
+            **more,
+        }
+        self.settings = Settings().with_(**self.changes)
+
+    def ingest(self, rows, now, **how):
+        rows.to_csv(self.place / "bars.csv", index=False)
+        return ingest(self.settings, now, **how)
+
+    def view(self, as_of=None, **how):
+        with Lake(self.settings.storage, read_only=True) as lake:
+            return lake.bars(source="files", as_of=as_of, **how)
+
+    def state(self):
+        "Everything that a write would change."
+        with Lake(self.settings.storage, read_only=True) as lake:
+            return (
+                lake.snapshot(),
+                lake.fingerprint(source="files"),
+                len(lake.sql("FROM quarantine")),
+                lake.verify(),
+            )
+
+    def lake(self):
+        return Lake(self.settings.storage)
+
+    def command(self, *words):
+        options = [word for k, v in self.changes.items() for word in ("--set", f"{k}={v}")]
+        return CliRunner().invoke(app, [*words, *options])
+
+
+@pytest.fixture
+def ground(tmp_path):
+    ground = Ground(tmp_path)
+    ground.ingest(TEN, JANUARY)
+    return ground
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory):
+    "A lake that its tests do not change."
+    ground = Ground(tmp_path_factory.mktemp("quiet"))
+    ground.ingest(TEN, JANUARY)
+    return ground
+
+
+def same(one, two):
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def same_values(one, two):
+    "The same bars, perhaps known at another time, or with the published prices beside the adjusted ones."
+    columns = [c for c in BAR_COLUMNS if c != "known_at"]
+    same(one[columns], two[columns])
+
+
+def lost_row(rows, ticker="AAA", day=DAYS[8]):
+    return rows[~((rows.ticker == ticker) & (rows.date == day))]
+
+
+# ---- reported, and kept
+
+
+def test_a_row_and_a_ticker_that_are_no_longer_sent_are_reported_and_stay(ground):
+    before = ground.view()
+    report = ground.ingest(lost_row(TEN[TEN.ticker != "CCC"]), LATER)
+    assert report.no_longer_sent == [
+        {"ticker": "AAA", "bars": 1, "first": DAYS[8], "last": DAYS[8]},
+        {"ticker": "CCC", "bars": 10, "first": DAYS[0], "last": DAYS[9]},
+    ]
+    assert (report.rows_new, report.rows_corrected, report.rows_quarantined) == (0, 0, 0)
+    same(ground.view(), before)
+    with ground.lake() as lake:
+        lake.retract("CCC", now=LATER)
+        lake.retract("AAA", DAYS[8], DAYS[8], now=LATER)
+    again = ground.ingest(lost_row(TEN[TEN.ticker != "CCC"]), "2024-01-21T12:00Z", full=True)
+    assert (again.no_longer_sent, again.tickers, again.rows_corrected) == ([], 2, 0)
+
+
+def test_a_row_far_back_is_missed_by_the_daily_run_and_reported_by_a_full_one(ground):
+    rows = lost_row(TEN, day=DAYS[1])
+    assert ground.ingest(rows, LATER).no_longer_sent == [], "days before the overlap were not asked for"
+    gone = ground.ingest(rows, LATER, full=True).no_longer_sent
+    assert gone == [{"ticker": "AAA", "bars": 1, "first": DAYS[1], "last": DAYS[1]}]
+
+
+def test_tickers_that_were_not_asked_for_are_not_reported(ground, tmp_path):
+    ground = Ground(tmp_path, **{"data.universe": ["AAA", "BBB"]})
+    assert ground.ingest(TEN, LATER, full=True).no_longer_sent == []
+
+
+def test_the_command_names_them_with_the_next_step_and_the_genuine_past(ground):
+    lost_row(TEN[TEN.ticker != "CCC"]).to_csv(ground.place / "bars.csv", index=False)
+    text = " ".join(ground.command("ingest").stdout.split())
+    assert "11 stored bars of 2 tickers are no longer sent, such as AAA" in text
+    assert f"such as AAA {DAYS[8]} to {DAYS[8]}" in text and "`stockpredict lake retract AAA`" in text
+    assert "Views of days before 2024-01-17 show a backfill, later ones what you received." in text
+    report = json.loads(ground.command("ingest", "--json").stdout)
+    assert report["genuine_since"] == "2024-01-17" and len(report["no_longer_sent"]) == 2
+
+
+# ---- retracted from the shell
+
+HOW = [
+    (["BBB"], {("BBB", day) for day in DAYS[:11]}),
+    (
+        ["bbb", "AAA", "--start", DAYS[2], "--end", DAYS[3]],
+        {(t, d) for t in ("AAA", "BBB") for d in DAYS[2:4]},
+    ),
+    (["--batch", "b000002"], {(t, DAYS[10]) for t in TICKERS}),
+    (["CCC", "--batch", "b000002"], {("CCC", DAYS[10])}),
+]
+
+
+def bars_of(frame):
+    return set(zip(frame.ticker, frame.event_time.dt.strftime("%Y-%m-%d"), strict=True))
+
+
+@pytest.mark.parametrize("words, gone", HOW, ids=["ticker", "period", "batch", "ticker of a batch"])
+def test_a_retraction_changes_the_present_and_no_earlier_view(ground, words, gone):
+    more = pd.DataFrame([dict(ticker=t, date=DAYS[10], close=5.0) for t in TICKERS])
+    ground.ingest(pd.concat([TEN, more]), "2024-01-18T12:00Z")
+    moments = ("2024-01-05", "2024-01-17", "2024-01-18T12:00Z", LATER)
+    now, views, state = ground.view(), {at: ground.view(at) for at in moments}, ground.state()
+    version = ground.view(snapshot=state[0])
+    dry = ground.command("lake", "retract", *words)
+    assert dry.exit_code == 0 and "would be retracted with --do-it; nothing was changed" in dry.stdout
+    assert ground.state() == state and json.loads(ground.command("lake", "retract", *words, "--json").stdout)[
+        "rows"
+    ] == len(gone)
+    done = ground.command("lake", "retract", *words, "--reason", "wrong market", "--do-it")
+    assert done.exit_code == 0 and "Batch b000003 retracts" in done.stdout
+    assert bars_of(now) - bars_of(ground.view()) == gone and bars_of(ground.view()) <= bars_of(now)
+    for at, seen in views.items():
+        same(ground.view(at), seen)
+    same(ground.view(snapshot=state[0]), version)
+    after = ground.state()
+    assert after[1] != state[1] and after[0] > state[0] and after[2] == state[2] + len(gone)
+    with ground.lake() as lake:
+        assert lake.sql("SELECT DISTINCT reason FROM quarantine").reason.tolist() == [
+            "retracted: wrong market"
+        ]
+        assert set(lake.tickers("files")) == {ticker for ticker, _ in bars_of(now) - gone}
+    twice = ground.command("lake", "retract", *words, "--do-it")
+    assert twice.exit_code == 0 and "so nothing was changed." in " ".join(twice.stdout.split())
+    assert ground.state() == after, "a second time there is nothing to take back"
+
+
+def test_what_the_source_sends_again_comes_back_as_a_new_version(ground):
+    before = ground.view()
+    with ground.lake() as lake:
+        lake.retract("BBB", now=LATER)
+    assert set(ground.view().ticker) == {"AAA", "CCC"}
+    report = ground.ingest(TEN, "2024-01-21T12:00Z")
+    assert (report.rows_new, report.rows_corrected, report.tickers) == (0, 10, 3), (
+        "all ten, not the newest few"
+    )
+    back = ground.view()
+    same_values(back, before)
+    assert (back.known_at[back.ticker == "BBB"] == pd.Timestamp("2024-01-21T12:00Z")).all()
+    same(ground.view("2024-01-19"), before)
+    assert set(ground.view("2024-01-20T18:00Z").ticker) == {"AAA", "CCC"}
+    with ground.lake() as lake:
+        assert lake.verify() == report.fingerprint
+        gone = lake.retract(batch=report.batch, now="2024-01-22T12:00Z")
+        assert (gone.rows, lake.tickers()) == (10, ["AAA", "CCC"])
+    assert ground.ingest(TEN, "2024-01-23T12:00Z").rows_corrected == 10
+
+
+def test_a_batch_of_corrections_returns_the_versions_before_and_their_factors(tmp_path):
+    "The vendor sends a split that never took place, with prices of its own, and takes it back."
+    ground = Ground(tmp_path)
+    ground.ingest(TEN.assign(adj_close=TEN.close), JANUARY)
+    before = ground.view()
+    split = TEN.assign(adj_close=TEN.close.where(TEN.date > DAYS[4], TEN.close / 2))
+    wrong = split.assign(close=split.close.where(split.date != DAYS[6], split.close + 1))
+    report = ground.ingest(wrong, "2024-01-18T12:00Z", full=True)
+    assert report.rows_corrected == 3 and report.adjustments >= 3
+    changed = ground.view()
+    assert (changed.close[:4] < 60).all()
+    with ground.lake() as lake:
+        assert lake.retract(batch=report.batch, now=LATER).rows == 3
+        lake.verify()
+    same_values(ground.view(), before)
+    same(ground.view("2024-01-18T12:00Z"), changed)
+    same_values(ground.view(JANUARY), before)
+
+
+def test_a_bar_of_a_split_takes_its_factor_along_and_brings_it_back(tmp_path):
+    ground = Ground(tmp_path)
+    split = TEN.assign(adj_close=TEN.close.where(TEN.date > DAYS[4], TEN.close / 2))
+    ground.ingest(split, JANUARY)
+    before = ground.view()
+    with ground.lake() as lake:
+        lake.retract("AAA", DAYS[5], DAYS[5], now=LATER)
+    mine = ground.view().query("ticker == 'AAA'")
+    assert mine.close.tolist() == [100.0 + i for i in range(10) if i != 5], "no factor without its bar"
+    ground.ingest(split, "2024-01-21T12:00Z", full=True)
+    same_values(ground.view(), before)
+
+
+@pytest.mark.parametrize(
+    "words, error, near",
+    [
+        (["AAA", "BBC"], UnknownTicker, "Did you mean BBB"),
+        (["--batch", "b00001"], DataError, "Did you mean b000001"),
+        (["AAA", "--batch", "b000077"], DataError, "b000001"),
+        (["--start", DAYS[3]], DataError, "Name tickers, or a batch"),
+        (["AAA", "--start", "soon"], DataError, "2020-03-12"),
+    ],
+)
+def test_what_is_unknown_is_refused_with_the_names_that_come_near(quiet, words, error, near):
+    state = quiet.state()
+    for how in ([], ["--do-it"]):
+        done = quiet.command("lake", "retract", *words, *how)
+        assert isinstance(done.exception, error) and near in done.exception.fix, done.exception
+    assert quiet.state() == state
+
+
+def test_a_dry_run_needs_no_lock_and_makes_no_lake(ground, tmp_path):
+    with ground.lake() as lake, lake.writer():
+        assert "10 bars of AAA would be retracted" in ground.command("lake", "retract", "AAA").stdout
+    empty = Ground(tmp_path / "none")
+    done = empty.command("lake", "retract", "AAA")
+    assert isinstance(done.exception, LakeUnavailable) and not (tmp_path / "none" / "home" / "lake").exists()
+
+
+def test_a_retraction_that_is_interrupted_leaves_nothing(ground):
+    state = ground.state()
+    for at in ("retraction begun", "retraction written"):
+
+        def fail(step, at=at):
+            if step == at:
+                raise KeyboardInterrupt
+
+        with Lake(ground.settings.storage, on_step=fail) as lake, pytest.raises(KeyboardInterrupt):
+            lake.retract("AAA")
+        assert ground.state() == state
+    with ground.lake() as lake:
+        assert lake.retract("AAA").rows == 10
+
+
+# ---- from which day on the past is genuine
+
+
+def test_the_past_is_genuine_from_the_first_batch_with_a_bar(ground):
+    more = pd.DataFrame([dict(ticker="NEW", date=d, close=7.0) for d in DAYS[:10]])
+    report = ground.ingest(pd.concat([TEN, more]), LATER)
+    assert report.genuine_since == "2024-01-17"
+    with ground.lake() as lake:
+        lake.retract("AAA", now="2024-01-21")
+        assert [lake.genuine_since(tickers=[t]) for t in ("AAA", "NEW")] == [
+            pd.Timestamp(JANUARY),
+            pd.Timestamp(LATER),
+        ]
+        assert lake.genuine_since(tickers=["AAA", "NEW"]) == lake.genuine_since() == pd.Timestamp(JANUARY)
+        assert lake.genuine_since("nobody") is None and lake.genuine_since(tickers=["NOPE"]) is None
+
+
+# ---- lakes of earlier releases
+
+
+def earlier_release(ground, *columns):
+    "Drop columns that an earlier release did not have yet."
+    with connect(ground.settings.storage) as con:
+        for table, column in columns:
+            con.execute(f"ALTER TABLE lake.{table} DROP COLUMN {column}")
+
+
+@pytest.fixture
+def old(tmp_path):
+    "A lake of an earlier release with a correction, and its views."
+    ground = Ground(tmp_path)
+    ground.ingest(TEN, JANUARY)
+    corrected = TEN.assign(close=TEN.close.where(TEN.date != DAYS[8], TEN.close + 5))
+    ground.ingest(corrected, "2024-01-18T12:00Z")
+    ground.corrected = corrected
+    earlier_release(ground, ("bars", "batch"))
+    return ground
+
+
+def test_an_old_lake_reads_the_same_and_ingests_on(old):
+    expected = old.corrected.close.tolist()
+    bars, snapshot = old.view(), old.state()[0]
+    assert bars.close.tolist() == expected, "read before anything writes"
+    assert old.view(JANUARY).close.tolist() == TEN.close.tolist()
+    more = pd.DataFrame([dict(ticker="AAA", date=DAYS[10], close=9.0)])
+    rows = pd.concat([old.corrected.assign(close=lambda f: f.close.where(f.close != 100, 50)), more])
+    report = old.ingest(rows, LATER, full=True)
+    assert (report.rows_new, report.rows_corrected, report.genuine_since) == (1, 1, "2024-01-17")
+    same(old.view(snapshot=snapshot), bars)
+    same(old.view("2024-01-19"), bars)
+    assert old.view(JANUARY).close.tolist() == TEN.close.tolist()
+    assert sorted(old.view().close) == sorted(rows.close)
+    with Lake(old.settings.storage, read_only=True) as lake:
+        assert lake.verify() == report.fingerprint
+        for number in range(2, snapshot + 1):
+            assert len(lake.bars(source="files", snapshot=number)) in (0, 30)
+
+
+def test_what_an_old_lake_stored_is_not_lost_by_a_retraction(old):
+    "A correction that is taken back returns to the version of the earlier release."
+    before = old.view()
+    worse = old.corrected.assign(close=old.corrected.close.where(old.corrected.date != DAYS[9], 1.0))
+    report = old.ingest(worse, LATER)
+    with old.lake() as lake:
+        with pytest.raises(DataError, match="did not note which bars it brought"):
+            lake.retract(batch="b000002", dry_run=True)
+        assert lake.retract(batch=report.batch, now="2024-01-21").rows == 3
+        lake.verify()
+    same_values(old.view(), before)
+    with old.lake() as lake:
+        assert lake.retract("AAA", now="2024-01-22").rows == 10 and lake.tickers() == ["BBB", "CCC"]
+
+
+def test_the_past_of_an_old_lake_is_never_genuine_too_early(old):
+    "Nothing tells which batch brought a bar, so the last batch with new bars counts."
+    with Lake(old.settings.storage, read_only=True) as lake:
+        assert lake.genuine_since(tickers=["AAA"]) == lake.genuine_since() == pd.Timestamp(JANUARY)
+        assert lake.retract("AAA", dry_run=True).rows == 10
+        with pytest.raises(DataError, match="did not note which bars it brought"):
+            lake.retract(batch="b000001", dry_run=True)
+    more = pd.DataFrame([dict(ticker="NEW", date=d, close=7.0) for d in DAYS[:10]])
+    old.ingest(pd.concat([old.corrected, more]), LATER)
+    with old.lake() as lake:
+        days = [lake.genuine_since(tickers=[t]) for t in ("AAA", "NEW")]
+    assert days == [pd.Timestamp(JANUARY), pd.Timestamp(LATER)]
