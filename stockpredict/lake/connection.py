@@ -74,6 +74,14 @@ def finish_rollback(
         con.execute("FROM sqlite_query('catalog', 'SELECT count(*) FROM sqlite_master')")
 
 # %% ../../nbs/lake/00_connection.ipynb #cd265fc4
+def _patient(catalog_url):
+    "The connection string, with the longest wait for a lock on a PostgreSQL server."
+    kind, _, server = catalog_url.partition(":")
+    if not kind.startswith("postgres") or "=" not in server or "://" in server or "options=" in server:
+        return catalog_url
+    return f"{catalog_url} options='-c lock_timeout=20000'"
+
+# %% ../../nbs/lake/00_connection.ipynb #4fb03d2c
 def connect(
     storage,  # settings.storage
     read_only: bool = False,  # refuse every write
@@ -96,7 +104,7 @@ def connect(
     try:
         if remote:
             con.execute(_s3_secret())
-        catalog = quoted(f"ducklake:{storage.catalog_url}")
+        catalog = quoted(f"ducklake:{_patient(storage.catalog_url)}")
         con.execute(f"ATTACH {catalog} AS lake ({', '.join(options)})")
     except BaseException:
         con.close()

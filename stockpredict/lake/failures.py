@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 import duckdb
 from ..core.errors import LakeLocked, LakeUnavailable, StockpredictError
-from .connection import NEXT_STEPS, first_line, next_step
+from .connection import NEXT_STEPS, first_line, next_step, open_duckdb, quoted
 
 # %% ../../nbs/lake/03_failures.ipynb #bf9acb8d
 def catalog_holders(
@@ -37,6 +37,25 @@ def _program(pid):
     except OSError:
         return "a program"
 
+# %% ../../nbs/lake/03_failures.ipynb #2c5a22ae
+_LOCKERS = """
+SELECT DISTINCT pid, coalesce(nullif(application_name, ''), 'a program') AS name
+FROM pg_locks JOIN pg_class ON pg_class.oid = relation JOIN pg_stat_activity USING (pid)
+WHERE granted AND relname LIKE 'ducklake_%'
+AND pg_locks.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')"""
+
+
+def _server_holders(storage):
+    "Programs that have locked tables of a PostgreSQL catalog."
+    kind, _, url = storage.catalog_url.partition(":")
+    if not kind.startswith("postgres"):
+        return []
+    with suppress(duckdb.Error), open_duckdb(["postgres_scanner"]) as con:
+        con.execute(f"ATTACH {quoted(url)} AS server (TYPE postgres)")
+        lockers = con.execute(f"FROM postgres_query('server', {quoted(_LOCKERS)})").fetchall()
+        return [{"pid": pid, "name": name} for pid, name in lockers]
+    return []
+
 # %% ../../nbs/lake/03_failures.ipynb #4be18909
 LITTLE_SPACE = 2**20  # bytes; with less than this nothing can be written
 _LOCKED = "database is locked|lock timeout|could not obtain lock|deadlock"
@@ -58,7 +77,7 @@ def failure(
 ) -> StockpredictError:  # for you to raise
     "The error that reports a failed write: locked by another program, disk full, or what the library says."
     if re.search(_LOCKED, str(error).lower()):
-        return _held_by_others(catalog_holders(storage), problem)
+        return _held_by_others(catalog_holders(storage) or _server_holders(storage), problem)
     if disk_is_full(Path(storage.lake_dir)):
         return LakeUnavailable(
             f"{problem}: the disk is full.", NEXT_STEPS["no space|disk full|file size limit"]

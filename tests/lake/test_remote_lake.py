@@ -260,6 +260,86 @@ def test_one_writer_across_processes_and_a_crash_frees_the_lock(ground, market, 
         holder.stdout.close()
 
 
+# ---- a foreign program with a transaction on a PostgreSQL catalog
+
+BEGUN = {
+    "reads": "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM ducklake_snapshot;",
+    "writes": "BEGIN; UPDATE ducklake_snapshot SET snapshot_time = snapshot_time WHERE snapshot_id = 1;",
+    "locks": "BEGIN; LOCK TABLE ducklake_snapshot IN ACCESS EXCLUSIVE MODE;",
+}
+FOREIGN = """
+import sys
+from stockpredict.core.settings import Settings
+from stockpredict.lake.connection import connect
+home, catalog, data = sys.argv[1:4]
+changes = {"storage.home": home, "storage.catalog": catalog, "storage.data_path": data}
+con = connect(Settings().with_(**changes).storage)
+con.execute("BEGIN")
+con.execute("INSERT INTO lake.quarantine (ticker, reason) VALUES ('FOREIGN', 'test')")
+print("open", flush=True)
+sys.stdin.readline()
+con.execute("COMMIT")
+"""
+
+
+@pytest.fixture
+def served(postgres, tmp_path, market):
+    "A lake with 90 bars in a catalog on the server, data in a folder."
+    catalog, data = postgres.database(), str(tmp_path / "data")
+    changes = {"storage.home": str(tmp_path / "home"), "storage.catalog": catalog, "storage.data_path": data}
+    s = Settings().with_(**changes)
+    with Lake(s.storage) as lake:
+        lake.append(market[:90], now="2024-01-01T12:00Z")
+    return s
+
+
+@pytest.mark.parametrize("kind", ["reads", "writes", pytest.param("locks", marks=pytest.mark.slow)])
+def test_a_foreign_transaction_hinders_nobody_unless_it_locks_the_tables(postgres, served, market, kind):
+    name = served.storage.catalog.rsplit("=")[-1]
+    words = ["-h", "127.0.0.1", "-p", str(postgres.port), "-U", "postgres", "-d", name, "-qAt"]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=postgres.place)
+    other = subprocess.Popen([*postgres.user, str(postgres.bin / "psql"), *words], **pipes)
+    try:
+        other.stdin.write(f"SET application_name = 'a report';\n{BEGUN[kind]}\nSELECT 'ready';\n")
+        other.stdin.flush()
+        while (line := other.stdout.readline().strip()) != "ready":
+            assert other.poll() is None, line
+        if kind == "locks":
+            with pytest.raises(LakeLocked, match=r"process \d+ \(a report\) has a transaction open") as e:
+                Lake(served.storage)
+            assert e.value.code == "lake-locked" and "stored data is untouched" in e.value.fix
+        else:
+            with Lake(served.storage) as lake:
+                assert lake.append(market, now="2024-01-02T12:00Z").rows_new == len(market) - 90
+        assert other.poll() is None, "it is still there"
+    finally:
+        other.kill()
+        other.communicate()
+    with Lake(served.storage) as lake:
+        lake.append(market, now="2024-01-02T12:00Z")
+        assert len(lake.bars()) == len(market) and lake.verify() == lake.recorded_fingerprint()
+
+
+def test_a_foreign_writer_and_ours_both_keep_what_they_wrote(served, market):
+    s = served.storage
+    words = [str(s.home), s.catalog, str(s.data_path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen([sys.executable, "-c", FOREIGN, *words], **pipes)
+    try:
+        assert other.stdout.readline() == "open\n"
+        with Lake(s) as lake:
+            mark = lake.append(market, now="2024-01-02T12:00Z").fingerprint
+            assert lake.sql("SELECT count(*) AS n FROM quarantine").n[0] == 0, "not committed yet"
+        other.communicate("\n")
+        assert other.returncode == 0
+    finally:
+        other.kill()
+        other.communicate()
+    with Lake(s) as lake:
+        assert lake.sql("SELECT ticker FROM quarantine").ticker.tolist() == ["FOREIGN"]
+        assert lake.verify() == mark and len(lake.bars()) == len(market)
+
+
 def test_an_interrupted_batch_leaves_nothing(ground, market):
     def fail(step):
         if step == "diary written":
