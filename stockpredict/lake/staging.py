@@ -53,14 +53,18 @@ incoming AS (
 ), matched AS (
     SELECT d.*, coalesce(d.stated AND d.known_at > top, false) AS ahead,
         coalesce($stream AND now_stated AND d.known_at < top, false) AS behind,
-        row(b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM d.v AS again
+        row(b.open, b.high, b.low, b.close, b.volume) IS NOT DISTINCT FROM d.v AS again,
+        $stream AND row(e.open, e.high, e.low, e.close, e.volume) IS NOT DISTINCT FROM d.v AS delivered
     FROM dated d
     LEFT JOIN held b ON b.ticker = d.ticker AND b.event_time = d.event_time AND b.known_at = d.known_at
+    LEFT JOIN held e ON $stream
+        AND e.ticker = d.ticker AND e.event_time = d.event_time AND e.known_at = d.sent_at
 ), placed AS (
     SELECT *, row_number() OVER w AS place, lead(v) OVER w IS NULL AS latest, lag(v) OVER w AS before,
         coalesce(lag(ahead) OVER w, false) AS before_ahead,
         max(known_at) FILTER (ahead) OVER (PARTITION BY ticker, event_time) AS furthest
     FROM matched
+    WHERE NOT delivered AND NOT ($stream AND again)
     WINDOW w AS (PARTITION BY ticker, event_time ORDER BY known_at)
 )"""
 

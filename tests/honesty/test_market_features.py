@@ -562,7 +562,7 @@ def test_an_unannounced_closure_is_not_foreseen():
 
 
 def test_outside_the_calendar_nothing_is_known():
-    panel = Panel({"close": torch.ones(2, 1)}, pd.to_datetime(["1985-03-04", "2090-03-06"]), ["A"])
+    panel = Panel({"close": torch.ones(2, 1)}, pd.to_datetime(["1875-03-04", "2090-03-06"]), ["A"])
     assert feature_values(FEATURES["turn_of_month"], panel).isnan().all()
 
 

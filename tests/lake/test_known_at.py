@@ -8,6 +8,7 @@ import os
 import random
 import sys
 import tempfile
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from stockpredict.lake.known_at import due_times
 from stockpredict.lake.lake import Lake
 from stockpredict.quality.gate import RULES, suspects, with_rule_columns
 from stockpredict.sources.bars import as_bars, tidy_bars
+from stockpredict.sources.simulate import sample_bars
 
 CALENDAR = get_calendar()
 SESSIONS = CALENDAR.sessions("2024-01-02", "2024-01-24")
@@ -357,3 +359,23 @@ def test_intraday_bars_follow_the_same_rules(tmp_path):
 if __name__ == "__main__":
     total = check_cases(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "0")
     print("{} bars, {} versions, {} quarantined rows: every view as in the reference".format(*total))
+
+
+@pytest.mark.parametrize("split", [[0, 8], [0, 3, 8], [0, 5, 6, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
+def test_messages_delivered_twice_in_any_batches_leave_the_lake_as_it_is(tmp_path, split):
+    "Six bars, of which two are corrected within the same second; then every message comes again."
+    bars = sample_bars(tickers=2, sessions=3)
+    newer = bars.tail(2).assign(volume=lambda f: f.volume + 1)
+    messages = pd.concat([bars, newer], ignore_index=True)
+    messages["known_at"] = messages.known_at + pd.to_timedelta([0] * 6 + [1, 1], unit="h")
+    sent = pd.Timestamp("2024-06-03T12:00Z") + pd.to_timedelta(np.arange(8), unit="ms")
+    messages = messages.assign(stated=True, received=sent)
+    with Lake(Settings().with_(**{"storage.home": str(tmp_path)}).storage) as lake:
+        for first, last in pairwise(split):
+            lake.append(messages[first:last], now="2024-06-03T12:01Z", stream=True)
+        fingerprint, shown = lake.fingerprint(), lake.bars()
+        for first, last in pairwise(split):
+            again = lake.append(messages[first:last], now="2024-06-03T13:00Z", stream=True)
+            assert (again.rows_new, again.rows_corrected) == (0, 0)
+        assert lake.fingerprint() == fingerprint and lake.bars().equals(shown)
+    assert sorted(shown.volume) == sorted([*bars.volume[:4], *newer.volume])
