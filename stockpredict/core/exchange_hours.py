@@ -115,7 +115,7 @@ def session_dates(
     for begin, end, weekmask in getattr(calendar, "special_weekmasks", None) or []:
         first, last = max(begin or days[0], days[0]), min(end or days[-1], days[-1])
         span = pd.date_range(first, last)
-        span = span[[weekmask[d] == "1" for d in span.dayofweek]]
+        span = span[[weekmask[d] == "1" for d in span.day_of_week]]
         opened = span.difference(_holidays(calendar, first, last))
         days = days[(days < first) | (days > last)].union(opened)
     return days

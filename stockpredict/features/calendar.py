@@ -31,7 +31,7 @@ def session_timetables(
 
     past = get_calendar(exchange).sessions()
     sudden = pd.DatetimeIndex(xc.get_calendar(exchange).adhoc_holidays).tz_localize(None).as_unit(past.unit)
-    sudden = sudden[(sudden > past[0]) & (sudden < past[-1]) & (sudden.dayofweek < 5)]
+    sudden = sudden[(sudden > past[0]) & (sudden < past[-1]) & (sudden.day_of_week < 5)]
     return past, past.union(sudden)
 
 # %% ../../nbs/features/40_calendar.ipynb #63a5a650
@@ -58,7 +58,7 @@ class SessionDates:
 
     @cached_property
     def friday(self):  # of the same week
-        return self.day + pd.to_timedelta(4 - self.day.dayofweek, unit="D")
+        return self.day + pd.to_timedelta(4 - self.day.day_of_week, unit="D")
 
     def left(self, period: str) -> np.ndarray:  # 0 = the last one
         "Announced sessions left in the period: `M` month or `Q` quarter."
@@ -116,7 +116,7 @@ def context(
 @context("calendar", "French (1980)", n=[0, 1, 2, 3, 4])
 def weekday(bars: Panel, n: int) -> Series:
     "+0.5 on this day of the week (0 = Monday … 4 = Friday), else -0.5"
-    return calendar_series(bars, lambda d: d.day.dayofweek == n)
+    return calendar_series(bars, lambda d: d.day.day_of_week == n)
 
 
 @context("calendar", "French and Roll (1986)")
@@ -206,7 +206,7 @@ def year_wave(bars: Panel, n: int) -> Series:
     "Half the sine (0) or cosine (1) of 2 pi * day of the year / 365.25"
 
     def wave(d):
-        return (np.sin, np.cos)[n](2 * np.pi * d.day.dayofyear.to_numpy() / 365.25) / 2
+        return (np.sin, np.cos)[n](2 * np.pi * d.day.day_of_year.to_numpy() / 365.25) / 2
 
     return calendar_series(bars, wave)
 

@@ -370,7 +370,7 @@ def facts(
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     if not self.has_table(table, snapshot):
         empty = ", ".join(f"NULL::{type_} AS {name}" for name, type_ in declared.columns.items())
-        return self.con.execute(f"SELECT {empty} WHERE false").df()
+        return self.con.execute(f"SELECT {empty} WHERE false").to_arrow_table().to_pandas()
     self.before_read([table], snapshot)
     params = {"as_of": moment(as_of, late=True), "start": moment(start), "end": moment(end, late=True)}
     params |= {column: _as_list(value) for column, value in where.items()}

@@ -128,7 +128,7 @@ def _known_too_early(table, at):
 @corruption("bar on a closed day", "no session")
 def _closed_day(table, at):
     close = table.value(at, "event_time")
-    saturday = close + pd.Timedelta(days=5 - close.dayofweek)
+    saturday = close + pd.Timedelta(days=5 - close.day_of_week)
     table.added.append(lambda: table.bars.loc[[at]].assign(event_time=saturday, known_at=saturday))
     table.moved = saturday
 

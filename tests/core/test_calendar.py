@@ -171,7 +171,7 @@ def test_weekday_periods_that_the_library_ignores_are_applied():
     "Under pandas 3 the library forgets its own Saturdays: Bombay 2024, Korea until 1998, Moscow."
     assert get_calendar("XBOM").is_session("2024-01-20") and get_calendar("XBOM").is_session("2025-02-01")
     assert get_calendar("XKRX").is_session("1998-12-05") and not get_calendar("XKRX").is_session("1998-12-12")
-    assert len(get_calendar("XMOS").sessions("2024-01-01", "2025-12-31").dayofweek.unique()) > 5
+    assert len(get_calendar("XMOS").sessions("2024-01-01", "2025-12-31").day_of_week.unique()) > 5
 
 
 SPECIAL = "XBOM; +2024-03-02 09:15-12:30 disaster recovery test; -2024-07-10 a closure of its own"

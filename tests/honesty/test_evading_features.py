@@ -150,7 +150,7 @@ def in_january(b):
 
 
 def on_mondays(b):
-    return only(b, b.sessions.dayofweek == 0)
+    return only(b, b.sessions.day_of_week == 0)
 
 
 def on_the_thirteenth(b):

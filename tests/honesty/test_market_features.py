@@ -163,15 +163,15 @@ def gone(period):
     return np.array([((day > ALL) & (of == mine)).sum() for day, mine in zip(DAYS, first)])
 
 
-FRIDAY = DAYS + pd.to_timedelta(4 - DAYS.dayofweek, unit="D")
+FRIDAY = DAYS + pd.to_timedelta(4 - DAYS.day_of_week, unit="D")
 FIRST = FRIDAY.to_period("M").start_time
-THIRD = FIRST + pd.to_timedelta((4 - FIRST.dayofweek) % 7 + 14, unit="D")
+THIRD = FIRST + pd.to_timedelta((4 - FIRST.day_of_week) % 7 + 14, unit="D")
 NEXT, LAST = ALL[ALL.searchsorted(DAYS, "right")], ALL[ALL.searchsorted(DAYS) - 1]
 HOLIDAY = np.array([len(pd.bdate_range(a, b)) for a, b in zip(DAYS, NEXT)]) > 2
 AFTER = np.array([len(pd.bdate_range(a, b)) for a, b in zip(LAST, DAYS)]) > 2
 
 CALENDAR = {
-    **{f"weekday_{n}": lambda n=n: flag(DAYS.dayofweek == n) for n in range(5)},
+    **{f"weekday_{n}": lambda n=n: flag(DAYS.day_of_week == n) for n in range(5)},
     "rest_before": lambda: pd.Series((np.minimum((DAYS - LAST).days, 4) - 1) / 3 - 0.5, index=DAYS),
     "rest_after": lambda: pd.Series((np.minimum((NEXT - DAYS).days, 4) - 1) / 3 - 0.5, index=DAYS),
     "turn_of_month": lambda: flag((left("M") == 0) | (gone("M") < 3)),
@@ -184,7 +184,7 @@ CALENDAR = {
     "december": lambda: flag(DAYS.month == 12),
     "halloween": lambda: flag(np.isin(DAYS.month, [11, 12, 1, 2, 3, 4])),
     "santa": lambda: flag((left("Y") < 5) | (gone("Y") < 2)),
-    "year_wave_0": lambda: pd.Series(np.sin(2 * np.pi * DAYS.dayofyear / 365.25) / 2, index=DAYS),
+    "year_wave_0": lambda: pd.Series(np.sin(2 * np.pi * DAYS.day_of_year / 365.25) / 2, index=DAYS),
     "president_year_1": lambda: flag(DAYS.year == 2017),
     "president_year_2": lambda: flag(DAYS.year == 2018),
     "moon": lambda: pd.Series(

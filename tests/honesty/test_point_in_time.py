@@ -190,7 +190,7 @@ def test_unknown_keys_empty_tables_and_missing_times(closes):
 
 
 def test_news_of_the_evening_and_the_weekend_count_for_the_next_session(closes):
-    friday = next(i for i, c in enumerate(closes) if c.dayofweek == 4 and i > 5)
+    friday = next(i for i, c in enumerate(closes) if c.day_of_week == 4 and i > 5)
     known = pd.DatetimeIndex(
         [closes[0], closes[friday], closes[friday] + pd.Timedelta("1s"), closes[friday] + DAY * 2]
     )

@@ -211,6 +211,18 @@ def test_the_picture_comes_first(notebooks):
     assert [nb.name for nb in reference(notebooks) if not any(drawn(c) for c in nb.cells[:10])] == []
 
 
+def test_no_stored_output_shows_a_warning(notebooks):
+    "A deprecation is mended where it is used, not shown to the reader."
+    warned = [
+        f"{nb.name} [{cell['id']}]"
+        for nb in notebooks
+        for cell in nb.cells
+        for output in cell.get("outputs", [])
+        if re.search(r"\d: \w*Warning: ", "".join(output.get("text", [])))
+    ]
+    assert warned == []
+
+
 def test_every_notebook_opens_with_a_title_and_one_sentence(notebooks):
     def opens(nb):
         first = next((source(c) for c in nb.cells if c["cell_type"] == "markdown"), "")
