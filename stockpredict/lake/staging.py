@@ -106,9 +106,11 @@ def _stage_bars(cur, bars, source, overdue, more=(), stream=False):
         bounds |= {"start": bars.event_time.min(), "end": bars.event_time.max()}
     cur.execute(_HELD, {"source": source, "names": names} | bounds)
     any_held = cur.execute("SELECT count(*) FROM held").fetchone()[0]
-    plain = not any_held and not overdue and not cur.execute(_TWICE).fetchone()[0]
-    wanted = not plain or len(more) > 0
+    unusual = any_held or cur.execute(_TWICE).fetchone()[0] > 0
+    wanted = unusual or overdue or len(more) > 0
     cur.execute(_STARTED, {"source": source, "names": [*names, *more], "wanted": wanted})
+    late = overdue and cur.execute("SELECT count(*) FROM started").fetchone()[0] > 0
+    plain = not unusual and not late
     if plain:
         cur.execute(_PLAIN)
     else:
