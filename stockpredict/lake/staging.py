@@ -119,32 +119,41 @@ def _stage_bars(cur, bars, source, overdue, more=(), stream=False):
 
 # %% ../../nbs/lake/47_staging.ipynb #82bb3ec9
 _FACTORS = """
-CREATE OR REPLACE TEMP TABLE fresh_factors AS
+CREATE OR REPLACE TEMP TABLE changed AS
 WITH newest AS (
     SELECT ticker, event_time, max(known_at) AS top, arg_max(factor, known_at) AS factor
     FROM lake.adjustments
     WHERE source = $source
     GROUP BY ALL
-), arrives AS (
-    SELECT ticker, event_time, min(known_at) AS known_at FROM fresh WHERE NOT revised GROUP BY ALL
+)
+SELECT f.*, top
+FROM factors f
+LEFT JOIN newest n USING (ticker, event_time)
+WHERE CASE WHEN top IS NULL THEN f.factor <> 1 ELSE abs(f.factor / n.factor - 1) > $noise END"""
+_FACTOR_TIMES = """
+CREATE OR REPLACE TEMP TABLE fresh_factors AS
+WITH arrives AS (
+    SELECT ticker, event_time, min(known_at) AS known_at
+    FROM fresh SEMI JOIN changed USING (ticker, event_time)
+    WHERE NOT revised
+    GROUP BY ALL
 ), beside AS (
-    SELECT DISTINCT ticker, event_time, true AS stored FROM held
+    SELECT DISTINCT ticker, event_time, true AS stored
+    FROM held SEMI JOIN changed USING (ticker, event_time)
 ), arrived AS (
-    SELECT f.*, top, n.factor AS before, a.known_at AS bar_known, greatest($now, f.known_at) AS receipt,
-        stored OR coalesce(f.event_time > first AND f.known_at + INTERVAL 4 DAY < $now, false) AS late
-    FROM factors f
-    LEFT JOIN newest n USING (ticker, event_time)
+    SELECT c.*, a.known_at AS bar_known, greatest($now, c.known_at) AS receipt,
+        stored OR coalesce(c.event_time > first AND c.known_at + INTERVAL 4 DAY < $now, false) AS late
+    FROM changed c
     LEFT JOIN arrives a USING (ticker, event_time)
     LEFT JOIN beside USING (ticker, event_time)
-    LEFT JOIN started s ON s.ticker = f.ticker
+    LEFT JOIN started s ON s.ticker = c.ticker
 )
 SELECT ticker, event_time,
     CASE WHEN top IS NOT NULL THEN greatest($now, top + INTERVAL 1 MICROSECOND)
         WHEN bar_known IS NOT NULL THEN bar_known
         WHEN late THEN receipt ELSE known_at END AS known_at,
     factor, source
-FROM arrived
-WHERE CASE WHEN top IS NULL THEN factor <> 1 ELSE abs(factor / before - 1) > $noise END"""
+FROM arrived"""
 _REFUSED = """
 CREATE OR REPLACE TEMP TABLE fresh_refused AS
 SELECT * FROM refused
@@ -162,11 +171,10 @@ def _batch_factors(bars, factors):
 
 # %% ../../nbs/lake/47_staging.ipynb #d7c57ab4
 def _stage_rest(cur, table, statement, params):
-    "Fill `fresh_factors` or `fresh_refused`."
-    if cur.execute(f"SELECT count(*) FROM {table}").fetchone()[0]:
-        cur.execute(statement, params)
-    else:
-        cur.execute(_NOTHING_TO_COMPARE.format(table))
+    "Compare factors or refused rows with the stored ones, if there are any; whether there are."
+    some = cur.execute(f"SELECT count(*) FROM {table}").fetchone()[0] > 0
+    cur.execute(statement if some else _NOTHING_TO_COMPARE.format(table), params if some else None)
+    return some
 
 # %% ../../nbs/lake/47_staging.ipynb #9179c9d8
 _COUNTS = """
@@ -195,6 +203,7 @@ def stage_batch(
     plain = _stage_bars(cur, bars, source, overdue, more, stream)
     cur.register("refused", to_arrow(refused, columns))
     cur.register("factors", _batch_factors(bars, factors))
-    _stage_rest(cur, "factors", _FACTORS, {"source": source, "now": now, "noise": FACTOR_NOISE})
+    if _stage_rest(cur, "factors", _FACTORS, {"source": source, "noise": FACTOR_NOISE}):
+        cur.execute(_FACTOR_TIMES, {"now": now})
     _stage_rest(cur, "refused", _REFUSED, {"source": source})
     return plain, *cur.execute(_COUNTS).fetchone()
