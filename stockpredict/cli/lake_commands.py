@@ -146,7 +146,7 @@ def change_words(
     parts = []
     for key, content in re.findall(r"(\w+)=\[([^\]]*)\]", changes):
         tables = [word.strip().removeprefix("main.") for word in content.split(",")]
-        objects = [] if key == "schemas_created" else [names.get(word, word) for word in tables]
+        objects = [] if key == "schemas_created" else sorted(names.get(word, word) for word in tables)
         parts.append(f"{CHANGES.get(key, key.replace('_', ' '))} {', '.join(objects)}".strip())
     return "; ".join(parts) or changes
 

@@ -130,6 +130,8 @@ SELECT f.*, top
 FROM factors f
 LEFT JOIN newest n USING (ticker, event_time)
 WHERE CASE WHEN top IS NULL THEN f.factor <> 1 ELSE abs(f.factor / n.factor - 1) > $noise END"""
+
+# %% ../../nbs/lake/47_staging.ipynb #49c42668
 _FACTOR_TIMES = """
 CREATE OR REPLACE TEMP TABLE fresh_factors AS
 WITH arrives AS (
@@ -154,6 +156,8 @@ SELECT ticker, event_time,
         WHEN late THEN receipt ELSE known_at END AS known_at,
     factor, source
 FROM arrived"""
+
+# %% ../../nbs/lake/47_staging.ipynb #2ab7d8a2
 _REFUSED = """
 CREATE OR REPLACE TEMP TABLE fresh_refused AS
 SELECT * FROM refused

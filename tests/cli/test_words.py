@@ -30,7 +30,8 @@ def home(tmp_path_factory):
 def test_versions_say_what_changed_with_the_names_of_tables(home):
     for line in (["lake", "snapshots"], ["lake", "expire", "--days", "0"]):
         text = CliRunner().invoke(app, [*line, *home]).stdout
-        assert "tables_" not in text and "created bars" in text and " UTC" in text
+        assert "tables_" not in text and " UTC" in text
+        assert "created adjustments, bars" in text, text
     rows = json.loads(CliRunner().invoke(app, ["lake", "snapshots", "--json", *home]).stdout)
     assert rows[0]["changes"].startswith("rows added to ") and "bars" in rows[0]["changes"]
 
