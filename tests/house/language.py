@@ -1,6 +1,7 @@
 """What the language of the house asks of a notebook, as functions that return sentences."""
 
 import ast
+import functools
 import importlib.metadata
 import re
 import tomllib
@@ -177,9 +178,15 @@ def imported_packages(tree) -> set[str]:
     return packages - {"stockpredict"}
 
 
+@functools.cache
+def packages_installed() -> dict:
+    "Distributions by the package they bring; asked once, because it reads the record of each."
+    return importlib.metadata.packages_distributions()
+
+
 def providers(packages: set[str]) -> set[str]:
     "Distributions that bring these packages; the standard library brings none."
-    homes = importlib.metadata.packages_distributions()
+    homes = packages_installed()
     return {normal(name) for package in packages for name in homes.get(package, [])}
 
 
