@@ -329,10 +329,26 @@ def crps_from_quantiles(
     edges = np.concatenate([[0.0], (np.asarray(levels)[1:] + np.asarray(levels)[:-1]) / 2, [1.0]])
     return 2 * pinball(quantiles, levels, y) @ np.diff(edges)
 
-# %% ../../nbs/evaluate/30_metrics.ipynb #7d68a6a2
-WAVES = 4  # cosine waves behind an error bar for slow dependence, and its degrees of freedom
+# %% ../../nbs/evaluate/30_metrics.ipynb #7dc85e8e
+WAVES = 4  # cosine waves behind an error bar for slow dependence, and its most degrees of freedom
+MEMORY = 80  # sessions in which volatility is assumed to forget, at the slowest
 
 
+def slow_variance(
+    errors: np.ndarray,  # mean-zero series, one value a session
+) -> tuple[float, float]:
+    "Long-run variance that allows for dependence over months, and the degrees of freedom it has."
+    n, waves = len(errors), np.arange(1, WAVES + 1)
+    angle = np.pi * np.outer(waves, (np.arange(n) + 0.5) / n)
+    power = 2 / n * (np.cos(angle) @ errors) ** 2
+    reach = 1 + (MEMORY * np.pi * waves / n) ** 2  # an autoregression's spectrum at 0 over that at the wave
+    independent = float(np.mean(np.square(errors)))
+    variance = max(independent + np.mean((power - independent) * reach), power.mean())
+    slow = np.clip(1 - independent / variance, 0, 1) if variance > 0 else 0.0
+    weights = 1 + (reach - 1) * slow
+    return float(variance), float(weights.sum() ** 2 / np.sum(weights**2))
+
+# %% ../../nbs/evaluate/30_metrics.ipynb #45525e91
 def slow_ratio(
     above: np.ndarray,  # one sum a session
     below: np.ndarray,  # one sum a session; sessions without any are left out
@@ -345,12 +361,11 @@ def slow_ratio(
     n, r = len(b), a.sum() / b.sum() if b.sum() else np.nan
     if n < 4 * WAVES:
         return _estimate(r, np.zeros(0))
-    errors = (a - r * b) / b.mean()
-    angle = np.pi * np.outer(np.arange(1, WAVES + 1), (np.arange(n) + 0.5) / n)
-    se = float(np.sqrt(np.mean(2 / n * (np.cos(angle) @ errors) ** 2) / n))
-    t, reach = (r - null) / se if se > 1e-15 else 0.0, float(stdtrit(WAVES, 0.975)) * se
-    p = float(2 * stdtr(WAVES, -abs(t)))
-    return Estimate(float(r), se, float(r - reach), float(r + reach), float(t), p, n, float(WAVES))
+    variance, df = slow_variance((a - r * b) / b.mean())
+    se = float(np.sqrt(variance / n))
+    t, reach = (r - null) / se if se > 1e-15 else 0.0, float(stdtrit(df, 0.975)) * se
+    p = float(2 * stdtr(df, -abs(t)))
+    return Estimate(float(r), se, float(r - reach), float(r + reach), float(t), p, n, df)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #ff962a93
 def interval_coverage(
@@ -395,6 +410,17 @@ def brier_score(
     return hac_ratio(np.nansum((p - (y > 0)) ** 2, 1), np.isfinite(p).sum(1), horizon, null=0.25)
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #2f119538
+def equal_groups(
+    p: np.ndarray,  # forecast probabilities, NaN where missing
+    bins: int,  # most groups
+) -> np.ndarray:
+    "Number of each cell's group: groups of equal size, or one for each value where there are few values."
+    levels = np.unique(p[np.isfinite(p)])
+    if len(levels) > bins:
+        levels = np.unique(np.quantile(p[np.isfinite(p)], np.linspace(0, 1, bins + 1)))[:-1]
+    return np.clip(np.searchsorted(levels, p, "right") - 1, 0, max(len(levels) - 1, 0))
+
+# %% ../../nbs/evaluate/30_metrics.ipynb #57e1c16c
 def reliability(
     p_up,  # forecast probability `[session, ticker]`
     y,  # outcome
@@ -403,10 +429,7 @@ def reliability(
 ) -> pd.DataFrame:
     "Observed share of rises by group of forecast probability: columns forecast, observed, low, high, n."
     p, y = align_pair(p_up, y)
-    groups = (
-        np.unique(np.nanquantile(p, np.linspace(0, 1, bins + 1))) if np.isfinite(p).any() else np.zeros(0)
-    )
-    place = np.clip(np.searchsorted(groups, p, "right") - 1, 0, max(len(groups) - 2, 0))
+    place = equal_groups(p, bins)
     rows = []
     for k in np.unique(place[np.isfinite(p)]):
         inside = np.isfinite(p) & (place == k)

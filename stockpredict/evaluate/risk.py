@@ -119,10 +119,11 @@ def volatility_table(
     returns,  # the return of that session, same shape
     benchmark: str,  # name of the forecast the others are compared with
     horizon: int = 1,  # sessions a return spans
+    realised=None,  # realised variance, e.g. one of `variance_proxies`; the squared return by default
 ) -> pd.DataFrame:
     "QLIKE, its skill over the benchmark, and the slope of realised on forecast variance, one row a forecast."
     rows = {}
-    square = np.asarray(returns, float) ** 2
+    square = np.asarray(returns, float) ** 2 if realised is None else np.asarray(realised, float)
     losses = {name: qlike(np.asarray(f, float) ** 2, square) for name, f in forecasts.items()}
     loss = {name: align_pair(values, square)[0] for name, values in losses.items()}
     for name, f in forecasts.items():
