@@ -36,11 +36,10 @@ def quality_check(
     json_: Json = False,
 ):
     "Check bars and store nothing; exit code 1 if they would be refused."
-    from stockpredict.ingest.ingest import load_bars
     from stockpredict.quality.gate import inspect_bars
 
     data = load(ctx).data
-    bars = read_file(load(ctx), file) if file else load_bars(load(ctx), adjusted=False)
+    bars = read_file(load(ctx), file) if file else read_lake(load(ctx))
     result = inspect_bars(bars, data.calendar, data.quarantine_limit)
     checks = result.table().reset_index()
     if json_:
@@ -62,6 +61,16 @@ def read_file(
     from stockpredict.sources.source import make_source
 
     return make_source(settings.with_(**{"data.source": "files", "data.files_path": file})).bars()
+
+# %% ../../nbs/cli/30_quality_commands.ipynb #a9e33b3d
+def read_lake(
+    settings,  # all settings
+):
+    "The stored bars that the settings choose, with the adjusted close beside the traded one."
+    from stockpredict.ingest.ingest import load_bars
+
+    raw, adjusted = (load_bars(settings, adjusted=how) for how in (False, True))
+    return raw.assign(adj_close=adjusted.close)
 
 # %% ../../nbs/cli/30_quality_commands.ipynb #3e257809
 QUARANTINE = """

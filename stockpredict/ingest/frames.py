@@ -16,6 +16,7 @@ from ..sources.bars import tidy_bars
 from ..lake.known_at import due_times
 from ..lake.lake import Lake
 from ..quality.gate import inspect_bars
+from .rescan import bars_before
 
 # %% ../../nbs/ingest/20_frames.ipynb #0885f3b4
 FRAME_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,39}")
@@ -66,11 +67,14 @@ def add_frame(
     bars = tidy_bars(frame, source=name, calendar=data.calendar, columns=columns, lag_minutes=lag)
     if not len(bars):
         raise BarsInvalid("The frame has no rows.", "Hand over at least one row.")
-    result = inspect_bars(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     first_day = str(bars.event_time.min().date())
-    due = due_times(result.good.event_time, get_calendar(data.calendar), pd.Timedelta(minutes=lag))
     with Lake(settings.storage) as lake, lake.writer(wait):
-        done = lake.append(result.good, result.bad, now, first_day, len(frame), flags=result.flags, due=due)
+        stored = bars_before(lake, name, bars)
+        result = inspect_bars(bars, data.calendar, data.quarantine_limit, now, stored=stored)
+        result.raise_if_refused()
+        due = due_times(result.good.event_time, get_calendar(data.calendar), pd.Timedelta(minutes=lag))
+        flags = pd.concat([result.flags, result.earlier], ignore_index=True)
+        done = lake.append(result.good, result.bad, now, first_day, len(frame), flags=flags, due=due)
     counts = (done.rows_new, done.rows_corrected, done.rows_same, done.rows_quarantined)
     after = (done.snapshot, done.fingerprint)
     return FrameReport(name, len(frame), *counts, *after, result.summary(), result.checks)

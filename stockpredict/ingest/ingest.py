@@ -24,7 +24,7 @@ from ..quality.gate import ALLOWED_ROWS, NO_FAULT, inspect_bars
 from .plan import cut_plan, fetch_plan, first_asked, last_bars, newest_close
 from .plan import no_longer_sent, overlap_ratios, rewritten
 from .plan import unit_changes, with_failed_requests
-from .rescan import rescan_flags
+from .rescan import bars_before, rescan_flags
 from ..sources.source import make_source, source_id, universe
 from ..sources.vendor_chain import dead_letters, vendor_ledger
 
@@ -83,20 +83,9 @@ def _repr_html_(self: IngestReport):
     return f"<table>{''.join(rows)}</table>"
 
 # %% ../../nbs/ingest/10_ingest.ipynb #b342b45c
-def _stored_before(lake, source, bars):
-    "The stored months before a batch, adjusted closes beside the published ones."
-    if not bars.event_time.notna().any() or source not in lake.source_names():
-        return None
-    first = bars.event_time.min()
-    tickers = sorted(bars.ticker.dropna().unique())
-    span = (tickers, first - pd.Timedelta(days=120), first - pd.Timedelta(seconds=1))
-    raw, adjusted = (lake.bars(*span, adjusted=how, source=source) for how in (False, True))
-    return raw.assign(adj_close=adjusted.close)
-
-
 def _inspect(lake, source, settings, bars, now):
     data = settings.data
-    stored = _stored_before(lake, source.id, bars)
+    stored = bars_before(lake, source.id, bars)
     return inspect_bars(bars, data.calendar, data.quarantine_limit, now, stored=stored)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #2b6ca8c0

@@ -15,6 +15,35 @@ from ..quality.scan import find_flags
 from ..lake.lake import Lake
 from ..sources.source import source_id
 
+# %% ../../nbs/ingest/00_rescan.ipynb #a8237b0d
+def bars_to_check(
+    lake: Lake,  # open
+    source: str,  # id of the source
+    tickers: list[str] | None = None,  # None = all
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+) -> pd.DataFrame:  # bars as traded, with the column adj_close
+    "Stored bars as the detectors need them: the traded prices and the adjusted close."
+    span = (tickers, start, end)
+    raw, adjusted = (lake.bars(*span, adjusted=how, source=source) for how in (False, True))
+    return raw.assign(adj_close=adjusted.close)
+
+# %% ../../nbs/ingest/00_rescan.ipynb #1e9bcbfb
+def bars_before(
+    lake: Lake,  # open
+    source: str,  # id of the source
+    bars: pd.DataFrame,  # a batch
+    days: int = 120,  # how far back
+) -> pd.DataFrame | None:  # as `bars_to_check`; None while the lake has no bars of the source
+    "The stored months before a batch, against which the gate judges it."
+    if not bars.event_time.notna().any() or source not in lake.source_names():
+        return None
+    first = bars.event_time.min()
+    tickers = sorted(bars.ticker.dropna().unique())
+    return bars_to_check(
+        lake, source, tickers, first - pd.Timedelta(days=days), first - pd.Timedelta(seconds=1)
+    )
+
 # %% ../../nbs/ingest/00_rescan.ipynb #cf3592a4
 def _portions(lake, source, most):
     "Lists of tickers, each list with about as many bars as fit into a portion."
@@ -39,8 +68,7 @@ def rescan_flags(
     portions = _portions(lake, source, most)
     changed = 0
     for tickers in portions:
-        raw, adjusted = (lake.bars(tickers, adjusted=how, source=source) for how in (False, True))
-        flags = find_flags(raw.assign(adj_close=adjusted.close), calendar, detectors=ALL_DETECTORS)
+        flags = find_flags(bars_to_check(lake, source, tickers), calendar, detectors=ALL_DETECTORS)
         changed += lake.replace_flags(flags, source, tickers, now, last=tickers is portions[-1])
         if say:
             say(f"{tickers[0]} to {tickers[-1]}: {len(flags):,} flags")
