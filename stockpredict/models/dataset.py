@@ -26,6 +26,7 @@ class Dataset:
     start: int = 0  # first decision session (position)
     stop: int | None = None  # end of the window (position, exclusive); `None` is the last session
     entry_delay: int = 1  # sessions between the decision and the entry
+    panel: Panel | None = None  # bars it was made from; a window does not have them
 
     def __post_init__(self):
         n_sessions = len(self.inputs.sessions)
@@ -37,7 +38,7 @@ class Dataset:
                 "Ask for a shorter or an earlier window.",
             )
         if self.stop < n_sessions:
-            self.inputs = _copy_until(self.inputs, self.stop)
+            self.inputs, self.panel = _copy_until(self.inputs, self.stop), None
         self.y = self.y[: self.stop].to(self.inputs.x.device, copy=True)
         for j, h in enumerate(self.horizons):
             self.y[max(self.stop - self.entry_delay - h, 0) :, :, j] = float("nan")
@@ -162,7 +163,7 @@ def from_panel(
 
     spec = spec if isinstance(spec, Spec) else Spec(spec)
     y = make_labels(panel, list(horizons), entry_delay=entry_delay).y
-    return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay)
+    return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay, panel=panel)
 
 # %% ../../nbs/models/00_dataset.ipynb #4c03dcc8
 def sample_dataset(
