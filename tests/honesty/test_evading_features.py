@@ -395,10 +395,10 @@ def test_an_honest_feature_is_not_refused(name):
 
 
 def test_every_function_of_the_package_would_pass_the_wider_proof(monkeypatch):
-    "As if each were written in a notebook today; forty functions in each run, all with --all-steps."
+    "As if each were written in a notebook today; a dozen functions in each run, all with --all-steps."
     by_function = {f.func: f for f in as_features("all")}
     by_name = {f.name: f for f in by_function.values()}
-    drawn = [by_name[name] for name in sample(sorted(by_name), 40)]
+    drawn = [by_name[name] for name in sample(sorted(by_name), 12)]
     assert all(f.lookback for f in drawn)
     monkeypatch.setattr("stockpredict.catalogue.feature.is_packaged", lambda func: False)
     refused = []
@@ -407,7 +407,7 @@ def test_every_function_of_the_package_would_pass_the_wider_proof(monkeypatch):
             prove_widely(Feature(f.func, f.args, f.group, f.source, f.across, f.sets), [])
         except FeatureError as e:
             refused.append(str(e))
-    assert len(drawn) >= 40 and refused == []
+    assert len(drawn) >= 12 and refused == []
 
 
 def test_a_feature_without_a_docstring_is_refused():

@@ -166,7 +166,7 @@ def check_case(lake, twin, source, seed):
             reference.receive(rows, now)
             assert lake.recorded_fingerprint(source) == lake.fingerprint(source=source), (seed, number)
             assert received(lake, source) == reference.view(), (seed, number)
-        sessions = rng.sample(CLOSES, 3)
+        sessions = rng.sample(CLOSES, 2)
         for at in [now, *(close + pd.Timedelta(minutes=rng.choice([-1, 10, 700])) for close in sessions)]:
             assert received(lake, source, as_of=at) == reference.view(at), (seed, number, at)
         for at, seen in past:
@@ -174,7 +174,7 @@ def check_case(lake, twin, source, seed):
                 later = received(lake, source, as_of=at)
                 same = {bar: later[bar] for bar in seen} == seen
                 assert same, (seed, number, "an earlier view changed", at)
-        past = [(at, received(lake, source, as_of=at)) for at in {at for at, _ in past} | {now}]
+        past = [(at, received(lake, source, as_of=at)) for at in [*(at for at, _ in past), now][-3:]]
         now += pd.Timedelta(hours=rng.choice([1, 20, 30, 100, 240]))
     if reference.versions:
         expected = twin.append(reference.current(source), now=now, backfill=True).fingerprint
@@ -199,7 +199,7 @@ def check_cases(count, seed):
 
 
 def test_random_corrections_lags_and_stamps_agree_with_a_plain_reference():
-    cases = 60 if os.environ.get("TESTS_ALL_STEPS") == "1" else 5
+    cases = 60 if os.environ.get("TESTS_ALL_STEPS") == "1" else 3
     bars, versions, quarantined = check_cases(cases, os.environ.get("TESTS_KILL_SEED", "0"))
     assert versions > bars > 0 and quarantined > 0
 
@@ -235,8 +235,16 @@ def view(s, as_of=None):
         return lake.bars(source="files", as_of=as_of).close.tolist()
 
 
-@pytest.mark.parametrize("stamps", [(None, None), ("stated", None), (None, "stated"), ("stated", "stated")])
-@pytest.mark.parametrize("lag", [5, 15, 60])
+@pytest.mark.parametrize(
+    "lag, stamps",
+    [
+        (5, (None, None)),
+        (60, (None, None)),
+        (5, ("stated", None)),
+        (15, (None, "stated")),
+        (60, ("stated", "stated")),
+    ],
+)
 def test_a_correction_appears_now_and_not_in_the_past(tmp_path, lag, stamps):
     "Nine bars with a lag of 15 minutes; the last close becomes 150 and the lag another one."
     first, second = (
