@@ -32,22 +32,23 @@ def ingest(
         return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
-    from stockpredict.ops.work import lake_state
 
     quick_formats()  # the quality gate imports jsonschema
     with telling() as say:
         settings = load(ctx, data__source=source)
         report = ingest(settings, full=full, replay=replay, wait=wait, on_step=say).as_dict()
-    report = {k: v for k, v in report.items() if k != "checks"} | lake_state(settings)
+    report = {k: v for k, v in report.items() if k != "checks"}
+    report |= {"first": report["first_session"], "last": report["last_session"]}
     as_json(report) if json_ else _print_ingest(report)
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #b7ab3979
 def _print_ingest(report):
     "The result of an ingest in sentences."
+    period = f"{report['first']} to {report['last']}" if report["sessions"] else "no bar of it"
     out(
         f"{report['rows_new']:,} new and {counted(report['rows_corrected'], 'corrected bar')} "
         f"from {report['source']}, {report['rows_quarantined']:,} quarantined. "
-        f"The lake holds {report['first']} to {report['last']} at snapshot {report['snapshot']}."
+        f"The lake holds {period} at snapshot {report['snapshot']}."
     )
     if report["rows_late"]:
         out(f"{counted(report['rows_late'], 'bar')} came late and count as known from today.")
@@ -58,6 +59,8 @@ def _print_ingest(report):
             f"{first['ticker']} {first['first']} to {first['last']}; they stay until you run "
             f"`stockpredict lake retract {first['ticker']}`."
         )
+    if since := report["compared_from"]:
+        out(f"Bars before {since} were not requested again; `stockpredict ingest --full` compares them too.")
     out(f"Views of days before {report['genuine_since']} show a backfill, later ones what you received.")
     if report["failed"]:
         first = report["failed"][0]["sentence"]

@@ -18,14 +18,14 @@ from ..core.settings import Settings
 from ..sources.bars import canonical_ticker, empty_bars
 from ..quality.reconcile import on_traded_scale
 from ..lake.known_at import due_times
-from ..lake.lake import BarsAppended, Lake
+from ..lake.lake import BarsAppended, Lake, use_lake
 from ..lake.retract import Retraction  # noqa: F401  (gives the lake its method `genuine_since`)
 from ..quality.gate import ALLOWED_ROWS, NO_FAULT, inspect_bars
 from .plan import cut_plan, fetch_plan, first_asked, last_bars, newest_close
 from .plan import no_longer_sent, overlap_ratios, rewritten
 from .plan import unit_changes, with_failed_requests
 from .rescan import bars_before, rescan_flags
-from ..sources.source import make_source, source_id, universe
+from ..sources.source import Source, make_source, source_id, universe
 from ..sources.vendor_chain import dead_letters, vendor_ledger
 
 # %% ../../nbs/ingest/10_ingest.ipynb #be7e23f5
@@ -47,12 +47,15 @@ class IngestReport:
     fingerprint: str  # of this source's bars, afterwards
     sessions: int  # stored from this source, afterwards
     tickers: int  # stored from this source, afterwards
+
     last_session: str  # newest session stored, YYYY-MM-DD
     quality: str  # one sentence from the gate
+    first_session: str = ""  # oldest session stored, YYYY-MM-DD
     rows_late: int = 0  # new bars that came late and count as known from their receipt
     genuine_since: str = ""  # day of the first batch; views of earlier days show a backfill
     # stored bars that this delivery lacks: ticker, bars, first, last
     no_longer_sent: list[dict] = field(default_factory=list)
+    compared_from: str = ""  # older bars were not requested again, so not compared; "" = no such bars
     checks: list[dict] = field(default_factory=list, repr=False)  # every check, see `GateResult`
     vendors: dict = field(default_factory=dict)  # vendor -> for how many tickers it answered
     requests: int = 0  # sent to vendors
@@ -151,7 +154,7 @@ def _append(lake, source, settings, bars, result, in_other_unit, now, asked_from
 
 # %% ../../nbs/ingest/10_ingest.ipynb #09a16268
 def _portion(lake, source, settings, plan, now, full, asked_from):
-    "What the lake did with one portion, what the gate decided, tickers rewritten, bars no longer sent."
+    "What the lake did, what the gate decided, tickers rewritten, bars no longer sent, for one portion."
     data = settings.data
     bars = _fetch(lake, source, settings, plan, now)
     absent = _absent(lake, source, settings, plan, bars)
@@ -177,10 +180,18 @@ def _portion(lake, source, settings, plan, now, full, asked_from):
     return done, result, again, absent
 
 
+def _sends_everything(source):
+    "Whether the source reads whole files, so that days before the plan have come as well."
+    return not source.remote and type(source).fetch is Source.fetch
+
+
 def _absent(lake, source, settings, plan, bars):
     "Stored bars that the source was asked for and did not send; a failed request shows nothing."
     failed = set(source.failed) if source.remote else set()
     answered = [(day, [t for t in tickers if t not in failed]) for day, tickers in plan]
+    if _sends_everything(source):
+        answered = [(settings.data.start, [t for _, tickers in answered for t in tickers])]
+        bars = source.bars()
     return no_longer_sent(lake, source.id, answered, bars, settings.data.end)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #a1d21bc7
@@ -275,7 +286,13 @@ def _unlisted(lake, source, settings):
     return no_longer_sent(lake, source.id, [(settings.data.start, gone)], empty_bars(), settings.data.end)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #cdc2641f
-def _report(lake, source, settings, tickers, done, now):
+def _compared_from(source, settings, plan):
+    "From which day on stored bars were compared with what was sent; empty when nothing is older."
+    days = [day for day, tickers in plan if tickers and day > settings.data.start]
+    return max(days) if days and not _sends_everything(source) else ""
+
+
+def _report(lake, source, settings, plan, tickers, done, now):
     "One report for all portions."
     counts = ("rows_new", "rows_corrected", "rows_same", "rows_late", "rows_quarantined", "adjustments")
     results = [result for _, result, _, _ in done]
@@ -290,10 +307,12 @@ def _report(lake, source, settings, tickers, done, now):
         rewritten=sorted({ticker for _, _, again, _ in done for ticker in again}),
         genuine_since=f"{since:%Y-%m-%d}" if since is not None else "",
         no_longer_sent=[row for *_, absent in done for row in absent] + _unlisted(lake, source, settings),
+        compared_from=_compared_from(source, settings, plan),
         snapshot=lake.snapshot(),
         fingerprint=done[-1][0].fingerprint,
         sessions=len(sessions),
         tickers=len(lake.tickers(source.id)),
+        first_session=str(sessions[0].date()) if len(sessions) else "",
         last_session=str(sessions[-1].date()) if len(sessions) else "",
         quality=_summary(results),
         checks=_checks(results),
@@ -328,7 +347,7 @@ def ingest(
             _raise_if_nothing_came(source, lake)
         if source.id in lake.source_names() and not lake.flags_complete(source.id):
             rescan_flags(lake, source.id, settings.data.calendar, now)
-        return _report(lake, source, settings, tickers, done, now)
+        return _report(lake, source, settings, plan, tickers, done, now)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #afba05bc
 def load_bars(
@@ -339,13 +358,14 @@ def load_bars(
     as_of: pd.Timestamp | str | None = None,  # what was known then; None = everything known
     adjusted: bool = True,  # prices adjusted for splits and dividends known by then
     snapshot: int | None = None,  # a version of the lake
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # bars, sorted by ticker and time
     "Bars of the configured source, as known at a point in time."
     source = source_id(settings)
     data = settings.data
     names = data.universe if tickers is None else [tickers] if isinstance(tickers, str) else tickers
     names = [canonical_ticker(name) for name in names]
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         if source not in lake.source_names(snapshot):
             problem = f"The lake holds no bars of the source {source}."
             raise LakeUnavailable(problem, "Run `stockpredict ingest` first.", source=source)

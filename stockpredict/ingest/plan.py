@@ -10,6 +10,7 @@ import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.settings import Settings
 from ..lake.lake import Lake
+from ..lake.store import moment, to_arrow
 
 # %% ../../nbs/ingest/05_plan.ipynb #1d650f72
 def monthly_coverage(
@@ -153,6 +154,18 @@ def unit_changes(
     return sorted(median.index[median.between(90, 110) | median.between(1 / 110, 1 / 90)])
 
 # %% ../../nbs/ingest/05_plan.ipynb #9901d783
+_ABSENT = """
+WITH gone AS (
+    SELECT DISTINCT ticker, event_time
+    FROM {bars} b SEMI JOIN asked a ON a.ticker = b.ticker AND b.event_time >= a.since
+    WHERE source = $source AND event_time <= $end
+)
+SELECT ticker, count(*)::INTEGER AS bars, min(day) AS first, max(day) AS last
+FROM (SELECT *, strftime(event_time, '%Y-%m-%d') AS day FROM gone) ANTI JOIN sent USING (ticker, event_time)
+GROUP BY ticker
+ORDER BY ticker"""
+
+
 def no_longer_sent(
     lake: Lake,  # open lake
     source: str,  # id of the source
@@ -161,13 +174,14 @@ def no_longer_sent(
     end: str = "",  # last day that was asked for, "" = no end
 ) -> list[dict]:  # ticker, bars, first, last
     "Stored bars that a source was asked for and did not send."
-    asked = {ticker: day for day, tickers in plan for ticker in tickers}
-    if not asked or source not in lake.source_names():
+    rows = [(ticker, moment(day)) for day, tickers in plan for ticker in tickers]
+    asked = pd.DataFrame(rows, columns=["ticker", "since"])
+    if not len(asked) or source not in lake.source_names():
         return []
-    stored = lake.bars(list(asked), min(asked.values()), end or None, adjusted=False, source=source)
-    wanted = stored.event_time >= pd.to_datetime(stored.ticker.map(asked), utc=True)
-    key = ["ticker", "event_time"]
-    absent = stored[wanted & ~pd.MultiIndex.from_frame(stored[key]).isin(pd.MultiIndex.from_frame(bars[key]))]
-    days = absent.event_time.dt.strftime("%Y-%m-%d").groupby(absent.ticker)
-    table = days.agg(["size", "min", "max"]).set_axis(["bars", "first", "last"], axis=1)
-    return table.rename_axis("ticker").reset_index().to_dict("records")
+    lake.before_read(["bars"])
+    with lake.con.cursor() as cur:
+        cur.register("asked", to_arrow(asked, ["ticker", "since"]))
+        cur.register("sent", to_arrow(bars, ["ticker", "event_time"]))
+        query = _ABSENT.format(bars=lake._existing(source))
+        absent = lake.rows(query, cursor=cur, source=source, end=moment(end or None, late=True))
+    return absent.to_dict("records")

@@ -47,6 +47,13 @@ def test_a_fallback_continues_one_history(given, standin):
     assert load_bars(s).groupby("ticker").size().to_dict() == {"AAA": 296, "BBB": 299}
 
 
+def test_the_report_says_which_bars_were_not_requested_again(given):
+    s = given()
+    assert ingest(s.with_(**{"data.end": "2020-02-28"}), NOW).compared_from == ""
+    assert ingest(s, NOW).compared_from == "2020-02-21", "five sessions before the newest stored bar"
+    assert ingest(s, NOW, full=True).compared_from == ""
+
+
 def test_second_opinions_are_compared(given, standin):
     standin.fault("hundred", vendor="yahoo", ticker="AAA")
     s = VendorChain(given(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))

@@ -116,11 +116,25 @@ def test_a_row_and_a_ticker_that_are_no_longer_sent_are_reported_and_stay(ground
     assert (again.no_longer_sent, again.tickers, again.rows_corrected) == ([], 2, 0)
 
 
-def test_a_row_far_back_is_missed_by_the_daily_run_and_reported_by_a_full_one(ground):
+def test_a_row_far_back_is_reported_by_the_daily_run(ground):
+    "A file has always been sent whole, so every stored bar is compared."
     rows = lost_row(TEN, day=DAYS[1])
-    assert ground.ingest(rows, LATER).no_longer_sent == [], "days before the overlap were not asked for"
-    gone = ground.ingest(rows, LATER, full=True).no_longer_sent
-    assert gone == [{"ticker": "AAA", "bars": 1, "first": DAYS[1], "last": DAYS[1]}]
+    gone = [{"ticker": "AAA", "bars": 1, "first": DAYS[1], "last": DAYS[1]}]
+    for full in (False, True):
+        report = ground.ingest(rows, LATER, full=full)
+        assert (report.no_longer_sent, report.compared_from) == (gone, "")
+    with ground.lake() as lake:
+        lake.retract("AAA", DAYS[1], DAYS[1], now=LATER)
+    assert ground.ingest(rows, LATER).no_longer_sent == []
+    assert ground.ingest(lost_row(rows, day=DAYS[2]), LATER).no_longer_sent[0]["first"] == DAYS[2]
+
+
+def test_a_row_moved_to_another_day_is_reported(ground):
+    "As many rows as before; the day that is new to the lake lies before the overlap."
+    ground.ingest(lost_row(TEN, day=DAYS[2]), JANUARY)  # the lake has this day already
+    moved = TEN.assign(date=TEN.date.mask((TEN.ticker == "AAA") & (TEN.date == DAYS[1]), "2024-01-06"))
+    (gone,) = ground.ingest(moved, LATER).no_longer_sent
+    assert (gone["ticker"], gone["first"], gone["last"]) == ("AAA", DAYS[1], DAYS[1])
 
 
 def test_tickers_that_were_not_asked_for_are_not_reported(ground, tmp_path):
