@@ -157,11 +157,12 @@ def unit_changes(
 _ABSENT = """
 WITH gone AS (
     SELECT DISTINCT ticker, event_time
-    FROM {bars} b SEMI JOIN asked a ON a.ticker = b.ticker AND b.event_time >= a.since
-    WHERE source = $source AND event_time <= $end
+    FROM (SELECT * FROM {bars} WHERE source = $source AND event_time <= $end)
+    ANTI JOIN sent USING (ticker, event_time)
 )
 SELECT ticker, count(*)::INTEGER AS bars, min(day) AS first, max(day) AS last
-FROM (SELECT *, strftime(event_time, '%Y-%m-%d') AS day FROM gone) ANTI JOIN sent USING (ticker, event_time)
+FROM (SELECT *, strftime(event_time, '%Y-%m-%d') AS day FROM gone) g
+SEMI JOIN asked a ON a.ticker = g.ticker AND g.event_time >= a.since
 GROUP BY ticker
 ORDER BY ticker"""
 
