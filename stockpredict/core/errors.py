@@ -8,9 +8,10 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalend
            'BarsInvalid', 'VendorFailed', 'VendorThrottled', 'VendorRefused', 'PayloadRejected', 'SchemaDrift',
            'BatchRefused', 'UnknownTicker', 'EmptyUniverse', 'LakeLocked', 'LakeUnavailable', 'LakeDamaged',
            'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture', 'NotEnoughHistory', 'FactsMissing',
-           'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'NotFitted', 'ModelOutputInvalid',
-           'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed', 'RunTimeout', 'FlowLocked',
-           'PortTaken', 'FolderUnavailable', 'ServeError', 'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound']
+           'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'UnknownLevel', 'NotFitted',
+           'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed',
+           'RunTimeout', 'FlowLocked', 'PortTaken', 'FolderUnavailable', 'ServeError', 'RequestInvalid', 'NotReady',
+           'QueueFull', 'NotFound']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -243,6 +244,12 @@ class UnknownHorizon(ModelError):
     "The model does not forecast this horizon."
 
     code, status = "unknown-horizon", 404
+
+
+class UnknownLevel(ModelError):
+    "The forecast has no quantile at this probability."
+
+    code, status = "unknown-level", 404
 
 
 class NotFitted(ModelError):

@@ -150,7 +150,7 @@ def build_manifest(
         horizons=model.horizons,
         levels=LEVELS,
         sequence=model.sequence,
-        lookback=spec.get("lookback", 1) + model.sequence - 1,
+        lookback=max(spec.get("lookback", 1), model.memory + 1) + model.sequence - 1,
         versions=package_versions(),
         files={n: dict(sha256=hashlib.sha256(b).hexdigest(), bytes=len(b)) for n, b in sorted(files.items())},
     )
@@ -227,7 +227,9 @@ def _manifest_hash(manifest):
     return hashlib.sha256(canonical_json(stable)).hexdigest()
 
 # %% ../../nbs/models/70_artifact.ipynb #a15bee80
-ALLOWED = re.compile(r"manifest\.json|signature\.json|state\.json|weights\.safetensors|h[0-9]{1,4}\.txt")
+ALLOWED = re.compile(
+    r"manifest\.json|signature\.json|state\.json|weights\.safetensors|([a-z]{1,12}\.)?h[0-9]{1,4}\.txt"
+)
 SERIALISED_CODE = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04|\x1f\x8b")
 MOST = 1 << 30  # bytes of the largest file
 

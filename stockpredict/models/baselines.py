@@ -56,12 +56,13 @@ def distribution_forecast(
     "A forecast from a centre and the quantiles around it, `NaN` where none can be made."
     start, stop = span
     sigma = _horizon_volatility(model, inputs, start, stop)
-    at = [min(range(len(levels)), key=lambda i: abs(levels[i] - p)) for p in LEVELS]
+    out = LEVELS if set(LEVELS) <= set(levels) else levels  # a network of an earlier version has five
+    at = [levels.index(p) for p in out]
     q = sigma[..., None] * (location[..., None] + residual[..., at])
     p_up = 1 - quantile_cdf(-location, residual.expand(*location.shape, len(levels)), levels)
     hole = sigma.isnan()
     return Forecast(
-        levels=LEVELS,
+        levels=out,
         quantiles=q.clip(min=-0.999),
         p_up=p_up.masked_fill(hole, float("nan")),
         volatility=sigma,

@@ -450,7 +450,8 @@ def example_answer(
 ) -> dict:  # fields of `Prediction`, less its age
     "A fixed answer of the example table."
     sigma, close = 0.018 * horizon**0.5, 128.4
-    levels = {"0.05": -1.64, "0.25": -0.67, "0.5": 0.01, "0.75": 0.68, "0.95": 1.66}
+    levels = {"0.025": -1.95, "0.05": -1.64, "0.1": -1.28, "0.25": -0.67, "0.5": 0.01}
+    levels |= {"0.75": 0.68, "0.9": 1.29, "0.95": 1.66, "0.975": 1.98}
     quantiles = {level: round(z * sigma, 6) for level, z in levels.items()}
     answer = {"ticker": ticker, "horizon": horizon, "decision_session": "2022-12-27"}
     answer |= {"entry_session": "2022-12-28", "target_session": {1: "2022-12-29", 5: "2023-01-05"}[horizon]}

@@ -21,8 +21,11 @@ def render_page(
     return template(f"serve/{name}").render(**values)
 
 # %% ../../nbs/serve/50_pages.ipynb #96b98195
+STRIP_LEVELS = ("0.05", "0.25", "0.5", "0.75", "0.95")
+
+
 def strip_shapes(
-    quantiles: list[float],  # five returns, 5 % to 95 %
+    quantiles: dict[str, float],  # returns by probability level, as served
     span: float,  # return at the edge of the picture
     width: int = 280,  # pixels
 ) -> dict:  # positions for the template
@@ -34,8 +37,9 @@ def strip_shapes(
     def bar(low, high):
         return {"x": low, "width": f"{max(high - low, 0.5):.1f}"}
 
-    low, lower, median, upper, high = map(x, quantiles)
-    label = f"90 % range {quantiles[0]:+.1%} to {quantiles[4]:+.1%}, median {quantiles[2]:+.2%}"
+    low, lower, median, upper, high = (x(quantiles[level]) for level in STRIP_LEVELS)
+    label = f"90 % range {quantiles['0.05']:+.1%} to {quantiles['0.95']:+.1%}"
+    label += f", median {quantiles['0.5']:+.2%}"
     return {
         "wide": bar(low, high),
         "half": bar(lower, upper),
@@ -46,7 +50,7 @@ def strip_shapes(
 
 
 def strip(
-    quantiles: list[float],  # five returns, 5 % to 95 %
+    quantiles: dict[str, float],  # returns by probability level, as served
     span: float,  # return at the edge of the picture
 ):  # markup that a template inserts as it is
     "One forecast as an inline SVG."
@@ -88,12 +92,12 @@ def front_row(
     span: float,  # return at the edge of its strip
 ) -> dict:  # texts for the template
     "One line of the front page."
-    quantiles = [prediction["quantiles"][level] for level in sorted(prediction["quantiles"], key=float)]
+    quantiles = prediction["quantiles"]
     return {
         "ticker": prediction["ticker"],
         "last_close": f"{prediction['last_close']:,.2f}",
         "strip": strip(quantiles, span),
-        "range": f"{quantiles[0]:+.1%} to {quantiles[-1]:+.1%}",
+        "range": f"{quantiles['0.05']:+.1%} to {quantiles['0.95']:+.1%}",
         "p_up": f"{prediction['p_up']:.0%}",
         "volatility": f"{prediction['volatility']['daily']:.2%}",
     }

@@ -93,11 +93,14 @@ def interval_numbers(
     q, base = (f.quantiles[:, :, f.horizon_index(h)].numpy() for f in forecasts)
     levels = forecasts[0].levels
     loss, base_loss = pinball(q, levels, y).mean(-1), pinball(base, levels, y).mean(-1)
-    most = interval_coverage(q[..., 0], q[..., 4], y, 0.9, h)
+    own = study.candidates[name].forecast
+    half, most = (
+        interval_coverage(*(v.numpy() for v in own.interval(share, h)), y, share, h) for share in (0.5, 0.9)
+    )
     return dict(
         pinball_skill=skill_score(loss, base_loss, h).value,
         dm_p=1 - diebold_mariano(loss, base_loss, h).p_greater if claims else 1.0,
-        cover50=interval_coverage(q[..., 1], q[..., 3], y, 0.5, h).value,
+        cover50=half.value,
         cover90=most.value,
         cover90_low=most.low,
         cover90_high=most.high,

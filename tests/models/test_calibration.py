@@ -9,15 +9,12 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.models.contract import make_model
 from stockpredict.models.dataset import Dataset, sample_dataset
 
-LOW, HIGH = 0, 4  # positions of the 5 % and the 95 % quantile
-
-
 def inside_by_width(forecast, y, h=0):
     "Share of outcomes inside the 90 % interval, by tercile of its width."
-    q = forecast.quantiles[:, :, h].numpy()
-    width = q[..., HIGH] - q[..., LOW]
+    low, high = (q[..., h].numpy() for q in forecast.interval(0.9))
+    width = high - low
     known = np.isfinite(width) & np.isfinite(y)
-    inside = (y >= q[..., LOW]) & (y <= q[..., HIGH])
+    inside = (y >= low) & (y <= high)
     tercile = np.digitize(width, np.quantile(width[known], [1 / 3, 2 / 3]))
     return np.array([inside[known & (tercile == k)].mean() for k in range(3)])
 
@@ -60,8 +57,8 @@ def test_few_residuals_make_wide_enough_intervals():
         data.inputs.volatility[data.inputs.volatility.isfinite()] = 0.01
         window = data.window(20, 60)
         forecast = make_model("zero").fit(window).predict(data.inputs, 70)
-        q = forecast.quantiles[:, :, 0].numpy()
+        low, high = (q.numpy() for q in forecast.interval(0.9, 1))
         outcome = data.y[70:, :, 0].numpy()
-        known = np.isfinite(outcome) & np.isfinite(q[..., 0])
-        shares.append(((outcome >= q[..., LOW]) & (outcome <= q[..., HIGH]))[known].mean())
+        known = np.isfinite(outcome) & np.isfinite(low)
+        shares.append(((outcome >= low) & (outcome <= high))[known].mean())
     assert 0.895 < np.mean(shares) < 0.912, np.mean(shares)
