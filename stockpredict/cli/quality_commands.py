@@ -105,11 +105,12 @@ def quality_flags(
     from stockpredict.sources.bars import canonical_ticker
 
     wanted = [canonical_ticker(t) for t in tickers or []]
-    if wanted:
-        load_bars(load(ctx), wanted)  # refuses a ticker that the lake does not hold
-    if again:
-        _check_again(ctx, json_)
-    flags = stored_flags(load(ctx), as_of or None, tickers=wanted or None)
+    with open_lake(ctx, write=again) as lake:
+        if wanted:
+            load_bars(load(ctx), wanted, lake=lake)  # refuses a ticker that the lake does not hold
+        if again:
+            _check_again(lake, load(ctx), json_)
+        flags = stored_flags(load(ctx), as_of or None, tickers=wanted or None, lake=lake)
     if flags is None:
         raise DataError(
             "Some stored bars have not been checked yet.", "Run `stockpredict quality flags --again` once."
@@ -117,13 +118,12 @@ def quality_flags(
     show(flags.drop(columns="source"), json_, "No bar is flagged.", move="+.1%")
 
 
-def _check_again(ctx, json_):
+def _check_again(lake, settings, json_):
     "Check all stored bars again and store the flags."
     from stockpredict.ingest.rescan import rescan_flags
     from stockpredict.sources.source import source_id
 
-    with open_lake(ctx, write=True) as lake:
-        n = rescan_flags(lake, source_id(load(ctx)), load(ctx).data.calendar)
+    n = rescan_flags(lake, source_id(settings), settings.data.calendar)
     if not json_:
         out(f"{counted(n, 'flag is', 'flags are')} new, gone or back.")
 

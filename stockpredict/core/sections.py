@@ -226,6 +226,12 @@ def tracking_uri(self: Storage) -> str:
     "MLflow tracking, with its default."
     return self.mlflow_uri or f"sqlite:///{(self.home_dir / 'mlflow.db').absolute()}"
 
+# %% ../../nbs/core/25_sections.ipynb #f6fe4ba1
+@patch(as_prop=True)
+def lake_exists(self: Storage) -> bool:
+    "Whether a lake was created here; a catalog named in the settings counts as one."
+    return bool(self.catalog) or (self.lake_dir / "catalog.sqlite").exists()
+
 # %% ../../nbs/core/25_sections.ipynb #a582e151
 class Features(Section):
     "What the models look at."

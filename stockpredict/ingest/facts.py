@@ -12,7 +12,7 @@ import pandas as pd
 from ..core.errors import DataError, StockpredictError
 from ..core.files import read_json, write_json
 from ..core.settings import Settings
-from ..lake.lake import Lake
+from ..lake.lake import Lake, use_lake
 from ..sources.source import source_id
 from ..sources.vendor_facts import end_of_day, fetch_constituents, fetch_fundamentals
 from ..sources.vendor_facts import fetch_macro, fetch_news
@@ -29,21 +29,22 @@ class FactRequest:
     every: str = "12h"  # how long an answer stays good enough
 
 # %% ../../nbs/ingest/30_facts.ipynb #269d1419
-def _stored(settings, table, **where):
+def _stored(settings, table, lake=None, **where):
     "Stored facts; no rows when there is no lake yet."
-    if not any(settings.storage.lake_dir.glob("*")) and not settings.storage.catalog:
+    if lake is None and not settings.storage.lake_exists:
         return pd.DataFrame()
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         return lake.facts(table, **where)
 
 
 def newest_known(
     settings: Settings,  # all settings
     table: str,  # of facts
+    lake: Lake | None = None,  # open for reading; None = open one for this call
     **where: str,  # key column = value
 ) -> str:  # YYYY-MM-DD; "" = nothing is stored
     "The day before the newest version of a fact became known, to ask again from there."
-    rows = _stored(settings, table, versions=True, **where)
+    rows = _stored(settings, table, lake, versions=True, **where)
     return f"{rows.known_at.max() - pd.Timedelta('1D'):%Y-%m-%d}" if len(rows) else ""
 
 # %% ../../nbs/ingest/30_facts.ipynb #c1fc0ef6
@@ -54,11 +55,12 @@ def fact_requests(
     headlines: list[str] = (),  # tickers whose headlines you want
     vendor: str = "tiingo",  # of the headlines: tiingo, alphavantage or fmp
     now: pd.Timestamp | None = None,  # when the answers become known at the latest; None = the clock
+    lake: Lake | None = None,  # open until the requests are fetched; None = opened by each that needs it
 ) -> list[FactRequest]:  # in the order given
     "Requests to vendors for macro series, statements and headlines."
 
     def macro(name):
-        since = newest_known(settings, "macro", series=name)
+        since = newest_known(settings, "macro", lake, series=name)
         return fetch_macro(settings, name, now=now, since=since)
 
     def statements(ticker):
@@ -75,21 +77,16 @@ def fact_requests(
 _COLUMNS = ["table", "about", "rows_new", "rows_revised", "rows_same", "reason", "sentence"]
 
 
-def _ingest_one(settings, request, wait):
+def _ingest_one(lake, request, wait):
     "Fetch and store one request; the row of the report about it."
     row = {"table": request.table, "about": request.about, "reason": "", "sentence": ""}
     row |= {"rows_new": 0, "rows_revised": 0, "rows_same": 0}
     try:
         frame = request.fetch()
         if len(frame):
-            with Lake(settings.storage) as lake, lake.writer(wait):
+            with lake.writer(wait):
                 done = lake.add(request.table, frame, source=request.source)
-            counts = {
-                "rows_new": done.rows_new,
-                "rows_revised": done.rows_revised,
-                "rows_same": done.rows_same,
-            }
-            row |= counts
+            row |= {name: getattr(done, name) for name in ("rows_new", "rows_revised", "rows_same")}
     except StockpredictError as e:
         row |= {"reason": e.context.get("reason", e.code), "sentence": e.problem}
     return row
@@ -100,15 +97,19 @@ def ingest_facts(
     requests: list[FactRequest],  # from `fact_requests`, or your own
     on_step: Callable[[str], None] | None = None,  # called with a sentence after each request
     wait: float = 60,  # seconds to wait for another writer
+    lake: Lake | None = None,  # open for writing; None = one is opened for all requests
 ) -> pd.DataFrame:  # a row a request: table, about, rows_new, rows_revised, rows_same, reason, sentence
     "Fetch and store facts; failures are rows of the result."
     rows = []
-    for request in requests:
-        row = _ingest_one(settings, request, wait)
-        rows.append(row)
-        if on_step:
-            new = f"{row['rows_new'] + row['rows_revised']} new"
-            on_step(f"{request.about}: {row['reason'] or new}")
+    if not requests:
+        return pd.DataFrame(rows, columns=_COLUMNS)
+    with use_lake(lake, settings.storage, read_only=False) as lake:
+        for request in requests:
+            row = _ingest_one(lake, request, wait)
+            rows.append(row)
+            if on_step:
+                new = f"{row['rows_new'] + row['rows_revised']} new"
+                on_step(f"{request.about}: {row['reason'] or new}")
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 # %% ../../nbs/ingest/30_facts.ipynb #17f0d74e
@@ -135,11 +136,12 @@ def member_changes(
     settings: Settings,  # all settings
     index: str,  # sp500, nasdaq or dowjones
     now: pd.Timestamp | str | None = None,  # an instant; None = the clock
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # index_name, ticker, event_time, until, known_at
     "What today's list of members changes."
     now = _instant(now)
     listed = fetch_constituents(settings, index)
-    stored = _stored(settings, "members", index_name=index)
+    stored = _stored(settings, "members", lake, index_name=index)
     nobody = pd.DataFrame(columns=["ticker", "event_time"])
     inside = stored[stored.until.isna()] if len(stored) else nobody
     if 2 * len(listed) < inside.ticker.nunique():
@@ -156,12 +158,13 @@ def sector_changes(
     settings: Settings,  # all settings
     index: str,  # sp500, nasdaq or dowjones
     now: pd.Timestamp | str | None = None,  # an instant; None = the clock
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # ticker, event_time, known_at, sector, industry
     "Sectors of the members that differ from the stored ones."
     now = _instant(now)
     columns = ["ticker", "sector", "industry"]
     listed = fetch_constituents(settings, index)[columns]
-    stored = _stored(settings, "sectors", ticker=listed.ticker.tolist())
+    stored = _stored(settings, "sectors", lake, ticker=listed.ticker.tolist())
     if len(stored):
         last = stored.sort_values("event_time").drop_duplicates("ticker", keep="last")[columns]
         known = set(last.itertuples(index=False, name=None))
@@ -173,6 +176,7 @@ def scheduled_requests(
     settings: Settings,  # all settings
     tickers: list[str] | None = None,  # companies; None = the universe, or all that the lake has
     now: pd.Timestamp | str | None = None,  # an instant; None = the clock
+    lake: Lake | None = None,  # open until the requests are fetched; None = opened by each that needs it
 ) -> list[FactRequest]:  # index lists between macro series and companies
     "Requests for everything that the section `[facts]` names."
     facts = settings.facts
@@ -181,16 +185,16 @@ def scheduled_requests(
     if tickers is None and (facts.reports or facts.news):
         tickers = settings.data.universe
         if not tickers:
-            with Lake(settings.storage, read_only=True) as lake:
-                tickers = lake.tickers(source_id(settings))
+            with use_lake(lake, settings.storage) as stored:
+                tickers = stored.tickers(source_id(settings))
     lists = []
     for index in facts.members:
         for table, changes in {"members": member_changes, "sectors": sector_changes}.items():
-            fetch = lambda i=index, f=changes: f(settings, i, now)  # noqa: E731
+            fetch = lambda i=index, f=changes: f(settings, i, now, lake)  # noqa: E731
             lists.append(FactRequest(table, index, fetch, "fmp", "7D"))
     reports, news = (tickers if wanted else () for wanted in (facts.reports, facts.news))
     companies = fact_requests(settings, (), reports, news, facts.news_vendor, now)
-    return [*fact_requests(settings, facts.macro, now=now), *lists, *companies]
+    return [*fact_requests(settings, facts.macro, now=now, lake=lake), *lists, *companies]
 
 # %% ../../nbs/ingest/30_facts.ipynb #eddc1dcb
 def request_log(
@@ -225,13 +229,23 @@ def ingest_due_facts(
     on_step: Callable[[str], None] | None = None,  # called with a sentence after each request
 ) -> pd.DataFrame:  # as from `ingest_facts`, for what was asked
     "Fetch and store what is due, and log the results."
-    now = _instant(now)
-    log, refusing, parts = request_log(settings), set(), []
-    requests = scheduled_requests(settings, now=now) if requests is None else requests
-    for request in due_requests(requests, log, now)[: settings.facts.at_most]:
+    now, log = _instant(now), request_log(settings)
+    wanted = scheduled_requests(settings, now=now) if requests is None else requests
+    if not due_requests(wanted, log, now):
+        return ingest_facts(settings, [])
+    with Lake(settings.storage) as lake:  # without its lock, which each request takes when it is fetched
+        wanted = scheduled_requests(settings, now=now, lake=lake) if requests is None else requests
+        due = due_requests(wanted, log, now)[: settings.facts.at_most]
+        return _ingest_each(settings, lake, due, log, now, on_step)
+
+
+def _ingest_each(settings, lake, requests, log, now, on_step):
+    "Fetch and store one request after the other, and write each result to the log."
+    refusing, parts = set(), []
+    for request in requests:
         if request.source in refusing:
             continue
-        part = ingest_facts(settings, [request], on_step)
+        part = ingest_facts(settings, [request], on_step, lake=lake)
         row = part.iloc[0]
         if row.reason in VENDOR_REFUSALS:
             refusing.add(request.source)
@@ -240,18 +254,22 @@ def ingest_due_facts(
         log[key] = {"asked": str(now), "answered": answered, "reason": row.reason, "sentence": row.sentence}
         write_json(settings.storage.home_dir / "facts.json", log, sort_keys=True, durable=False)
         parts.append(part)
-    return pd.concat(parts, ignore_index=True) if parts else ingest_facts(settings, [])
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/ingest/30_facts.ipynb #2cf2d148
 def fact_freshness(
     settings: Settings,  # all settings
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # a row a table: rows, newest (known), asked, failing, sentence
     "Age and failures of the stored facts, table by table."
     log = request_log(settings)
+    if lake is None and settings.storage.lake_exists:
+        with Lake(settings.storage, read_only=True) as lake:
+            return fact_freshness(settings, lake)
     rows = []
     for table in ("macro", "fundamentals", "news", "members", "sectors"):
         entries = [entry for key, entry in log.items() if key.startswith(f"{table}:")]
-        stored = _stored(settings, table, versions=True)
+        stored = _stored(settings, table, lake, versions=True)
         failing = [entry for entry in entries if entry["reason"]]
         if entries or len(stored):
             newest = stored.known_at.max() if len(stored) else pd.NaT

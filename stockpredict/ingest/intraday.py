@@ -19,7 +19,7 @@ from .frames import check_frame_name
 from ..quality.intraday_gate import inspect_intraday
 from ..sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, tidy_intraday
 from ..lake.known_at import due_times
-from ..lake.lake import Lake
+from ..lake.lake import Lake, use_lake
 from ..sources.intraday_simulation import interval_minutes
 
 # %% ../../nbs/ingest/40_intraday.ipynb #230876ba
@@ -51,11 +51,12 @@ def load_intraday(
     as_of: pd.Timestamp | str | None = None,  # what was known then; None = everything known
     snapshot: int | str | None = None,  # a version of the lake
     source: str | None = None,  # None = the source known last, bar by bar
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # intraday bars, sorted by ticker and time
     "Intraday bars from the lake in one line."
     names = [tickers] if isinstance(tickers, str) else tickers
     names = None if names is None else [canonical_ticker(name) for name in names]
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         bars = lake.intraday(names, start, end, every, as_of, snapshot, source)
         if len(bars) or lake.has_table("intraday"):
             return bars
@@ -108,13 +109,13 @@ def _known_by_arrival(lake, settings, source, every, bars, now):
     return bars.assign(known_at=bars.known_at.mask(late, now)) if late.any() else bars
 
 # %% ../../nbs/ingest/40_intraday.ipynb #f930c87e
-def _store(settings, source, bars, every, now, wait, **vendor_part):
+def _store(settings, source, bars, every, now, wait, lake=None, **vendor_part):
     "Pass bars through the gate, store them and report."
     data = settings.data
     result = inspect_intraday(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
     bad = result.bad.dropna(subset=["ticker", "event_time"])
     quarantined = 0
-    with Lake(settings.storage) as lake, lake.writer(wait):
+    with use_lake(lake, settings.storage, read_only=False) as lake, lake.writer(wait):
         if len(bad):
             refused = lake.add("intraday_refused", bad, source=source, now=now)
             quarantined = refused.rows_new + refused.rows_revised
@@ -147,16 +148,15 @@ def add_intraday(
     return _store(settings, name, bars, bars.interval[0], now, wait)
 
 # %% ../../nbs/ingest/40_intraday.ipynb #d89f7622
-def _newest_bars(settings, source):
+def _newest_bars(lake, source):
     "Ticker -> end of its newest stored step."
-    with Lake(settings.storage) as lake:  # creates the lake where there is none
-        if not lake.has_table("intraday"):
-            return {}
-        query = (
-            "SELECT ticker, max(event_time) AS last FROM lake.intraday "
-            "WHERE source = $source AND interval = $every GROUP BY ticker"
-        )
-        return lake.rows(query, source=source.id, every=source.every).set_index("ticker")["last"].to_dict()
+    if not lake.has_table("intraday"):
+        return {}
+    query = (
+        "SELECT ticker, max(event_time) AS last FROM lake.intraday "
+        "WHERE source = $source AND interval = $every GROUP BY ticker"
+    )
+    return lake.rows(query, source=source.id, every=source.every).set_index("ticker")["last"].to_dict()
 
 
 def _fetch_plan(calendar, tickers, stored, days, now):
@@ -203,8 +203,14 @@ def ingest_intraday(
             "No ticker was named.",
             "Name some, as in `stockpredict ingest intraday AAPL`, or set [data] universe.",
         )
+    with Lake(settings.storage) as lake:  # without its lock, which is taken when the bars are here
+        return _ingest_names(lake, source, settings, names, days, now, wait, on_step)
+
+
+def _ingest_names(lake, source, settings, names, days, now, wait, on_step):
+    "Fetch and store what the lake lacks of some tickers."
     calendar = get_calendar(settings.data.calendar)
-    plan = _fetch_plan(calendar, names, _newest_bars(settings, source), days, now)
+    plan = _fetch_plan(calendar, names, _newest_bars(lake, source), days, now)
     bars = source.collect(plan, str(now.date()), on_step)
     vendor_part = _vendor_part(source)
     source.queue(now)
@@ -216,6 +222,6 @@ def ingest_intraday(
             failures=vendor_part["failed"][:20],
         )
     bars = bars.reindex(columns=INTRADAY_COLUMNS)
-    report = _store(settings, source.id, bars, source.every, now, wait, **vendor_part)
+    report = _store(settings, source.id, bars, source.every, now, wait, lake, **vendor_part)
     source.settle(now)
     return report

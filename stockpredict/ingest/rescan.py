@@ -12,7 +12,7 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.settings import Settings
 from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.scan import find_flags
-from ..lake.lake import Lake
+from ..lake.lake import Lake, use_lake
 from ..sources.source import source_id
 
 # %% ../../nbs/ingest/00_rescan.ipynb #a8237b0d
@@ -80,9 +80,10 @@ def stored_flags(
     as_of: pd.Timestamp | str | None = None,  # what was known then; None = everything known
     snapshot: int | str | None = None,  # a version of the lake
     tickers: list[str] | None = None,  # None = all
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame | None:  # as `lake.flags`; None = some bars were not judged, so find the flags yourself
     "The flags of the configured source, if all its bars were judged."
     source = source_id(settings)
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         complete = lake.flags_complete(source, snapshot)
         return lake.flags(tickers, as_of, snapshot=snapshot, source=source) if complete else None

@@ -7,7 +7,8 @@ __all__ = ['Lake']
 
 # %% ../../nbs/lake/50_lake.ipynb #4f3979e1
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
@@ -61,6 +62,20 @@ class Lake(FlagStore):
             "Read an earlier snapshot with `snapshot=`, or restore the file from a backup.",
             files=damaged,
         )
+
+# %% ../../nbs/lake/50_lake.ipynb #6eccbfc1
+@contextmanager
+def use_lake(
+    lake: Lake | None,  # open already; None = open one for this block
+    storage,  # settings.storage, of a lake that is opened here
+    read_only: bool = True,  # of a lake that is opened here
+) -> Iterator[Lake]:
+    "The lake that was handed over, or one that is open during the block."
+    if lake is not None:
+        yield lake
+        return
+    with Lake(storage, read_only) as own:
+        yield own
 
 # %% ../../nbs/lake/50_lake.ipynb #b391399f
 @patch

@@ -52,7 +52,7 @@ class VersionedStore:
 @patch
 def _attach_or_create(self: VersionedStore):
     "Attach the catalog; a writer creates what is missing."
-    missing = not self.storage.catalog and not (self.dir / "catalog.sqlite").exists()
+    missing = not self.storage.lake_exists
     if self.read_only and missing:
         raise _no_lake(self)
     if missing or self._catalog_is_empty():

@@ -185,7 +185,7 @@ def lake(settings):
     from stockpredict.core.calendar import get_calendar
     from stockpredict.lake.lake import Lake
 
-    if not settings.storage.catalog and not (settings.storage.lake_dir / "catalog.sqlite").exists():
+    if not settings.storage.lake_exists:
         return warn("none yet", "Run `stockpredict ingest`.")
     with Lake(settings.storage, read_only=True) as opened:
         opened.check_files()

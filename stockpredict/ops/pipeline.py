@@ -39,14 +39,20 @@ def ingest_market(
     quick_formats()  # the quality gate imports jsonschema
     from stockpredict.ingest.ingest import ingest as ingest_bars
 
+    from stockpredict.lake.lake import Lake
+
     report = {k: v for k, v in vars(ingest_bars(settings)).items() if k != "checks"}
-    return json_ready(report | ingest_facts_step(settings) | lake_state(settings))
+    facts = ingest_facts_step(settings)
+    with Lake(settings.storage, read_only=True) as lake:
+        mark = facts_mark(settings, lake)
+        return json_ready(
+            report | facts | ({"facts_mark": mark} if mark else {}) | lake_state(settings, lake)
+        )
 
 # %% ../../nbs/ops/70_pipeline.ipynb #f75c1c48
 def ingest_facts_step(
-    settings: Settings,  # what to gather, and for which features
-    # facts: a row for each request; facts_mark: identity of what the features read, absent without any
-) -> dict:
+    settings: Settings,  # what to gather
+) -> dict:  # facts: a row for each request; empty when nothing was due
     "Ingest the facts of the section [facts]; a failure there does not stop the run."
     from stockpredict.ingest.facts import ingest_due_facts
 
@@ -54,16 +60,15 @@ def ingest_facts_step(
         rows = ingest_due_facts(settings).to_dict("records")
     except (StockpredictError, OSError) as e:
         rows = [{"table": "", "about": "facts", "reason": getattr(e, "code", "failed"), "sentence": str(e)}]
-    mark = facts_mark(settings)
-    return ({"facts": rows} if rows else {}) | ({"facts_mark": mark} if mark else {})
+    return {"facts": rows} if rows else {}
 
 # %% ../../nbs/ops/70_pipeline.ipynb #7e50cafb
 def facts_mark(
     settings: Settings,  # whose features and index
+    lake,  # a `Lake` that is open
 ) -> str:  # 12 hex digits, "" when no facts are read
     "Identity of the facts that the features and the index of the settings read."
     import hashlib
-    from stockpredict.lake.lake import Lake
     from stockpredict.features.membership import MEMBER
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.catalogue.code_fingerprint import fact_tables
@@ -71,12 +76,11 @@ def facts_mark(
     tables = fact_tables({*Spec(settings.features.names).needs, *([MEMBER] if settings.data.index else [])})
     if not tables:
         return ""
-    with Lake(settings.storage, read_only=True) as lake:
-        content = [
-            lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist()
-            for t in tables
-            if lake.has_table(t)
-        ]
+    content = [
+        lake.rows(f"SELECT count(*) AS n, max(known_at) AS k FROM lake.{t}").iloc[0].astype(str).tolist()
+        for t in tables
+        if lake.has_table(t)
+    ]
     return hashlib.sha256(json.dumps([tables, content]).encode()).hexdigest()[:12]
 
 # %% ../../nbs/ops/70_pipeline.ipynb #e22b54a0
@@ -210,7 +214,7 @@ def predictions(
     return pd.DataFrame(
         [
             {k: s[k] for k in keep}
-            | {f"q{float(k):.0%}".replace("%", ""): v for k, v in s["quantiles"].items()}
+            | {f"q{100 * float(k):g}": v for k, v in s["quantiles"].items()}
             | {
                 "volatility": s["volatility"]["horizon"],
                 "model": s["model"]["name"],
@@ -244,13 +248,18 @@ def fan(
     from stockpredict.evaluate.plots import fan_chart
 
     mine = frame[frame.ticker == ticker].sort_values("horizon")
-    levels = sorted(int(c[1:]) for c in mine if c.startswith("q"))
+    levels = sorted(float(c[1:]) for c in mine if c.startswith("q"))
     closes = bars[bars.ticker == ticker].sort_values("event_time").close.tail(60)
     delay = (
         len(get_calendar(calendar).sessions(mine.decision_session.iloc[0], mine.entry_session.iloc[0])) - 1
     )
     return fan_chart(
-        closes, mine[[f"q{v}" for v in levels]], [v / 100 for v in levels], list(mine.horizon), delay, ticker
+        closes,
+        mine[[f"q{v:g}" for v in levels]],
+        [v / 100 for v in levels],
+        list(mine.horizon),
+        delay,
+        ticker,
     )
 
 # %% ../../nbs/ops/70_pipeline.ipynb #578ee212

@@ -90,23 +90,27 @@ def open_work(
 
 # %% ../../nbs/ops/30_work.ipynb #c1087bf6
 def lake_state(
-    settings: Settings,  # whose lake
+    settings: Settings,  # whose lake, and which source
+    lake=None,  # a `Lake` that is open; None = open one for this call
 ) -> dict:  # source, first and last session, tickers, snapshot, fingerprint
-    "The content of the lake, without asking any source."
-    from stockpredict.lake.lake import Lake
+    "The bars of the configured source, or of the newest one where there are none of it."
+    from stockpredict.lake.lake import use_lake
+    from stockpredict.sources.source import source_id
 
-    with Lake(settings.storage, read_only=True) as lake:
-        sessions, tickers = lake.sessions(), lake.tickers()
+    with use_lake(lake, settings.storage) as lake:
+        source = source_id(settings)
+        source = source if source in lake.source_names() else lake.source()
+        sessions, tickers = lake.sessions(source), lake.tickers(source)
         if not len(sessions):
             raise EmptyUniverse("The lake is empty.", "Run `stockpredict ingest` first.")
         return {
-            "source": lake.source(),
+            "source": source,
             "tickers": len(tickers),
             "sessions": len(sessions),
             "first": f"{sessions[0]:%Y-%m-%d}",
             "last": f"{sessions[-1]:%Y-%m-%d}",
             "snapshot": lake.snapshot(),
-            "fingerprint": lake.fingerprint(),
+            "fingerprint": lake.fingerprint(source=source),
         }
 
 # %% ../../nbs/ops/30_work.ipynb #26b79ee7

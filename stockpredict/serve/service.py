@@ -322,10 +322,9 @@ def _storage_health(self: Service):
     serving = storage.serving_dir.absolute()
     existing = next(path for path in (serving, *serving.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    lake = bool(storage.catalog) or (storage.lake_dir / "catalog.sqlite").exists()
     redis = self._component("redis") if self.settings.serving.redis_url else {"status": "off"}
     return {
-        "lake": {"status": "ok" if lake else "trouble"},
+        "lake": {"status": "ok" if storage.lake_exists else "trouble"},
         "redis": redis,
         "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20},
     }

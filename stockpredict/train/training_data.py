@@ -10,7 +10,7 @@ import pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory
 from ..core.settings import Settings
-from ..lake.lake import Lake, moment
+from ..lake.lake import Lake, moment, use_lake
 from ..ingest.ingest import load_bars
 from ..sources.source import source_id
 from ..algebra.panel import Panel
@@ -26,13 +26,14 @@ def attach_facts(
     panel: Panel,  # bars
     snapshot: int | None = None,  # version of the lake the bars were read from
     as_of=None,  # an instant: facts known by then
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> Panel:
     "The panel with the facts that the features and the index of the settings need."
     index = settings.data.index
     needs = {*Spec(settings.features.names).needs, *([MEMBER] if index else [])}
     if not needs:
         return panel
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         panel_with_facts = with_facts(
             panel,
             lake,
@@ -55,17 +56,17 @@ def training_panel(
     settings: Settings,  # source, universe, dates, calendar, storage
     as_of=None,  # a date (its end) or an instant, UTC; now by default
     snapshot: int | None = None,  # a version of the lake; the newest by default
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> tuple:  # (panel, version of the lake)
     "Bars of finished sessions with their facts, as they were known at a moment."
     at = min(moment(as_of, late=True), pd.Timestamp.now("UTC"))
-    if snapshot is None:
-        with Lake(settings.storage, read_only=True) as lake:
-            snapshot = lake.snapshot()
-    bars = load_bars(settings, as_of=at, snapshot=snapshot)
-    bars = bars[bars.event_time <= at]
-    if len(bars):
-        panel = Panel.from_bars(bars, get_calendar(settings.data.calendar))
-        return attach_facts(settings, panel, snapshot, at), snapshot
+    with use_lake(lake, settings.storage) as lake:
+        snapshot = lake.snapshot() if snapshot is None else snapshot
+        bars = load_bars(settings, as_of=at, snapshot=snapshot, lake=lake)
+        bars = bars[bars.event_time <= at]
+        if len(bars):
+            panel = Panel.from_bars(bars, get_calendar(settings.data.calendar))
+            return attach_facts(settings, panel, snapshot, at, lake), snapshot
     raise EmptyUniverse(
         f"The lake has no bar of a finished session by {at:%Y-%m-%d %H:%M} UTC.",
         "Run stockpredict ingest, or ask for a later as-of date.",
