@@ -143,9 +143,12 @@ def build_manifest(
         "commit": git_commit() or "unknown",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    kind = dict(name=model.name, kind=model.kind, complexity=model.complexity)
+    if parts := getattr(model, "parts", None):
+        kind["heads"] = {head: part.name for head, part in parts.items()}
     own = dict(
         format=FORMAT,
-        model=dict(name=model.name, kind=model.kind, complexity=model.complexity),
+        model=kind,
         spec=spec,
         horizons=model.horizons,
         levels=LEVELS,
