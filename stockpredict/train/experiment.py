@@ -21,6 +21,7 @@ from ..ingest.rescan import stored_flags
 from ..catalogue.design_matrix import volatility_of
 from ..evaluate.label_mask import mask_untrusted, untraded_bars, untrusted_bars
 from ..evaluate.metrics import ic_summary, rank_ic
+from ..evaluate.probability_metrics import variance_proxies
 from ..evaluate.splits import Fold
 from ..algebra.panel import Panel
 from ..models.contract import make_model
@@ -34,6 +35,7 @@ from stockpredict.train.training_data import (
 )
 from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
+from .refits import Audit, audit_data, forecast_digest, left_out_closes
 
 # %% ../../nbs/train/30_experiment.ipynb #b1097652
 @dataclass(eq=False, repr=False)
@@ -52,7 +54,9 @@ class Experiment:
     candidates: dict[str, Candidate]  # by model name
     rival: Candidate | None = None  # today's champion, on the same sessions
     reference: Forecast | None = None  # the mean of all stocks, which every model contains as a special case
+    ranges: np.ndarray | None = None  # `[S, N]` realised variance of each session from its high and low
     workdir: Path | None = None  # folder it is stored in
+    audit: Audit | None = None  # what is known about the data; `None` if they were never examined
 
     @property
     def horizons(self) -> tuple:
@@ -125,13 +129,15 @@ def compare_candidates(
     names: list | None = None,  # candidates; those of the settings by default
     run=run_candidate,  # how one candidate is made
     lineage: dict | None = None,  # where the data come from
+    ranges: np.ndarray | None = None,  # `[S, N]` realised variance of each session, from `range_variance`
+    audit: dict | None = None,  # how the data were made, for `audit_data`
 ) -> Experiment:
     "Run every candidate on the same folds, the historical mean always among them."
     names = list(dict.fromkeys(["mean", *(names or settings.models.candidates)]))
     inputs = dataset.inputs
     _refuse_constant(dataset)
     folds = make_folds(settings, len(inputs.sessions))
-    return Experiment(
+    study = Experiment(
         settings=settings,
         lineage=lineage or {},
         sessions=inputs.sessions,
@@ -143,7 +149,11 @@ def compare_candidates(
         feature_ic=feature_skill(dataset),
         candidates={name: run(settings, dataset, folds, name) for name in names},
         reference=reference_forecast(settings, dataset, folds),
+        ranges=ranges,
     )
+    study.audit = audit_data(dataset, study.close, study.tested, **(audit or {}))
+    study.audit.forecasts = {n: forecast_digest(c.forecast) for n, c in study.candidates.items()}
+    return study
 
 # %% ../../nbs/train/30_experiment.ipynb #e0da6558
 @patch
@@ -193,6 +203,8 @@ def save(
         close=np.ascontiguousarray(self.close),
         sessions=self.sessions.as_unit("us").asi8.copy(),
     )
+    if self.ranges is not None:
+        arrays["ranges"] = np.ascontiguousarray(self.ranges)
     save_file(arrays, self.workdir / "market.safetensors")
     self.feature_ic.to_parquet(self.workdir / "feature_ic.parquet")
     if self.reference is not None:
@@ -205,6 +217,7 @@ def save(
         folds=[asdict(f) for f in self.folds],
         candidates=list(self.candidates),
         rival=self.rival.folder.name if self.rival else "",
+        audit=asdict(self.audit) if self.audit else None,
     )
     atomic_write(self.workdir / "experiment.json", json.dumps(description, indent=1))
 
@@ -241,7 +254,9 @@ def load(
         candidates={name: candidates[name] for name in description["candidates"]},
         rival=candidates.get(description["rival"]),
         reference=Forecast.load(reference) if reference.exists() else None,
+        ranges=arrays.get("ranges"),
         workdir=place,
+        audit=Audit(**description["audit"]) if description.get("audit") else None,
     )
 
 # %% ../../nbs/train/30_experiment.ipynb #4e7819cd
@@ -282,6 +297,37 @@ def exclude_bars(
     return replace(data, y=y, inputs=replace(data.inputs, volatility=sigma)), excluded, labels
 
 # %% ../../nbs/train/30_experiment.ipynb #976f03d2
+def range_variance(
+    panel: Panel,  # bars
+    excluded: torch.Tensor | None = None,  # bool `[S, N]`: bars that do not count
+) -> np.ndarray | None:  # `[S, N]`, NaN where it is unknown; `None` without open, high and low
+    "Realised variance of each session by Garman and Klass, the move over night included."
+    if not all(panel.has(name) for name in ("open", "high", "low")):
+        return None
+    prices = [getattr(panel, name).values.double() for name in ("open", "high", "low", "close")]
+    if excluded is not None:
+        prices = [p.masked_fill(excluded, float("nan")) for p in prices]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variance = variance_proxies(*(p.cpu().numpy() for p in prices))["Garman-Klass"]
+    return np.where(np.isfinite(variance), np.maximum(variance, 0.0), np.nan)
+
+# %% ../../nbs/train/30_experiment.ipynb #fc3b55c9
+def audit_context(
+    settings: Settings,  # of the run
+    panel: Panel,  # bars
+    spec,  # features and normalisation
+    untrusted: torch.Tensor,  # bool `[S, N]`, from `untrusted_bars`
+    read: dict,  # as_of and snapshot the bars were read with
+) -> dict:  # for `audit_data`
+    "How the data of an experiment are made from bars, and what its universe leaves out."
+
+    def make(bars):
+        data = training_dataset(settings, bars, spec)
+        return exclude_bars(data, bars, untrusted[: len(bars)])[0]
+
+    return dict(make=make, left_out=left_out_closes(settings, panel, **read))
+
+# %% ../../nbs/train/30_experiment.ipynb #3bb26f12
 def run_experiment(
     settings: Settings,  # everything
     workdir: Path,  # folder of the experiment; unfinished work in it is continued
@@ -308,7 +354,10 @@ def run_experiment(
         quiet = not sys.stderr.isatty()
     with progress("training", steps, quiet) as on_step:
         store = CandidateStore(place, settings, lineage, spec, on_step)
-        study = compare_candidates(settings, data, close, run=store, lineage=lineage)
+        context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
+        read = dict(as_of=as_of, snapshot=snapshot)
+        context["audit"] = audit_context(settings, panel, spec, wrong, read)
+        study = compare_candidates(settings, data, close, run=store, **context)
 
         def run_champion(name, params):
             return store(settings, data, study.folds, name, params, "champion", refit=False)

@@ -8,6 +8,8 @@ __all__ = ['add_canary']
 # %% ../../nbs/train/35_known_markets.ipynb #bd11cac4
 import math
 from dataclasses import replace
+import numpy as np
+import pandas as pd
 import torch
 from ..core.calendar import get_calendar
 from ..core.settings import Settings
@@ -19,7 +21,7 @@ from ..catalogue.feature import resolve_names
 from ..models.dataset import Dataset
 from .training_data import covered_spec
 from .walk_forward import make_folds
-from .experiment import Experiment, compare_candidates
+from .experiment import Experiment, compare_candidates, range_variance
 
 # %% ../../nbs/train/35_known_markets.ipynb #eddef649
 def add_canary(
@@ -40,10 +42,33 @@ def add_canary(
     )
     return replace(data, inputs=inputs)
 
+# %% ../../nbs/train/35_known_markets.ipynb #847691e2
+STEPS = 16  # moves within a session
+
+
+def steady_bars(
+    tickers: int = 40,  # how many
+    sessions: int = 900,  # how many
+    seed: int = 1,  # same seed, same market
+) -> pd.DataFrame:  # as `simulate` returns them
+    "Bars of stocks whose volatility never changes, each with its own, moved by one common factor."
+    bars = simulate("null", tickers=tickers, sessions=sessions, seed=seed).bars
+    days, names = np.sort(bars.event_time.unique()), np.sort(bars.ticker.unique())
+    rng = np.random.default_rng(seed)
+    size = rng.uniform(0.008, 0.025, len(names)) / STEPS**0.5
+    own, common = (rng.standard_normal((len(days), STEPS, n)) for n in (len(names), 1))
+    path = np.cumsum((size * (0.9 * own + 0.44 * common)).reshape(-1, len(names)), axis=0)
+    path = 100 * np.exp(path).reshape(len(days), STEPS, len(names))
+    opens = np.concatenate([np.full((1, len(names)), 100.0), path[:-1, -1]])
+    seen = np.concatenate([opens[:, None], path], axis=1)
+    at = np.searchsorted(days, bars.event_time.to_numpy()), np.searchsorted(names, bars.ticker.to_numpy())
+    prices = dict(open=opens, high=seen.max(1), low=seen.min(1), close=path[:, -1], adj_close=path[:, -1])
+    return bars.assign(**{name: values[at] for name, values in prices.items()})
+
 # %% ../../nbs/train/35_known_markets.ipynb #03a19208
 def simulated_experiment(
     settings: Settings,  # candidates, features, folds
-    kind: str = "null",  # `null`, `planted` or `realistic`
+    kind: str = "null",  # `null`, `planted`, `realistic` or `steady`
     seed: int = 1,  # of the market
     tickers: int = 60,  # number of tickers
     sessions: int = 900,  # number of sessions
@@ -51,12 +76,18 @@ def simulated_experiment(
 ) -> Experiment:
     "An experiment on a simulated market, made by the code that real ones use."
     v = settings.validation
-    bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=0.05, seed=seed).bars
+    if kind == "steady":
+        bars = steady_bars(tickers, sessions, seed)
+    else:
+        bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=0.05, seed=seed).bars
     panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar("XNYS"))
     names = [n for n in resolve_names(settings.features.names) if not Spec(n).needs]  # there are no facts
     settings_of_bars = settings.with_(**{"features.names": names or ["core"]})
     spec = covered_spec(settings_of_bars, panel, make_folds(settings, len(panel))[0].train_stop)
-    data = Dataset.from_panel(panel, spec, v.horizons, v.entry_delay)
-    if alter:
-        data = alter(data)
-    return compare_candidates(settings, data, panel.close.values.cpu().numpy())
+
+    def make(bars):
+        data = Dataset.from_panel(bars, spec, v.horizons, v.entry_delay)
+        return alter(data) if alter else data
+
+    close, how = panel.close.values.cpu().numpy(), dict(make=make, own=alter, panel=panel)
+    return compare_candidates(settings, make(panel), close, ranges=range_variance(panel), audit=how)
