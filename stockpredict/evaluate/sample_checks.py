@@ -108,7 +108,8 @@ def ordered_outcomes(
 
     known = np.isfinite(y)
     rank = rankdata(np.where(known, y, np.nan), axis=1, nan_policy="omit")
-    rank = np.where(known, rank - np.nanmean(np.where(known, rank, np.nan), axis=1, keepdims=True), 0.0)
+    middle = (known.sum(1, keepdims=True) + 1) / 2
+    rank = np.where(known, rank - middle, 0.0)
     length = np.sqrt((rank**2).sum(1, keepdims=True))
     enough = (known.sum(1, keepdims=True) >= 8) & (length > 0)
     return np.where(enough, rank / np.where(length > 0, length, 1.0), 0.0).astype(np.float32)

@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 from .experiment import Experiment
 from .skill_table import ic_difference, skill_table
-from .leak_checks import leading_candidate, leak_alarms
+from .leak_checks import leading_candidate, leak_alarms, leak_doubts
 
 # %% ../../nbs/train/50_gate.ipynb #68528aba
 def choose_model(
@@ -138,26 +138,29 @@ def decide(
     first, alarms = table[table.horizon == study.horizons[0]], leak_alarms(study, table)
     name, best, gap = choose_model(study, first)
     lead = next(first[first.model == (name or leading_candidate(study, table).model)].itertuples())
+    doubts = leak_doubts(study)
     suspected = bool(alarms) and not override.strip()
-    decision = "promote" if name else "hold"
+    decision = "promote" if name and (not doubts or override.strip()) else "hold"
     if suspected:
         decision = "suspected-leak"
-    reasons = [alarm["sentence"] for alarm in alarms]
-    if alarms and not suspected:
+    reasons = [alarm["sentence"] for alarm in alarms] + doubts
+    if reasons and override.strip():
         reasons.append(f"Overridden with this reason: {override.strip()}")
     reasons += evidence_sentences(study, lead, suspected)
     if name and name != best:
         reasons.append(_simpler_sentence(name, best, gap))
     if decision == "hold":
-        reasons.append(_hold_sentence(study, first))
+        reasons.append(_hold_sentence(study, first, bool(name)))
     numbers = _verdict_numbers(study, table, alarms) | dict(best=best, lead=lead.model, override=override)
     skill = "none" if suspected else lead.skill
     return Verdict(decision, skill, name if decision == "promote" else "mean", reasons, numbers)
 
 # %% ../../nbs/train/50_gate.ipynb #7c385897
-def _hold_sentence(study, first):
-    "Why none is promoted: no strong evidence, or nothing left after costs."
+def _hold_sentence(study, first, doubted):
+    "Why none is promoted: no strong evidence, data that were not proven, or nothing left after costs."
     strong = first[first.skill == "strong"]
+    if doubted:
+        return "The data could not be made again from the past alone, so none is promoted."
     if not len(strong):
         return "No candidate shows strong evidence of skill, so none is promoted."
     r = next(strong.sort_values("net_bound", ascending=False).itertuples())
@@ -181,6 +184,7 @@ def _verdict_numbers(study, table, alarms):
     return dict(
         table=_json_rows(table),
         alarms=alarms,
+        audit=asdict(study.audit) if study.audit else None,
         lineage=study.lineage,
         trials=study.trials,
         limits=study.settings.gate.model_dump(),

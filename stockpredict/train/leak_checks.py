@@ -131,6 +131,17 @@ def skill_by_delay(
     return pd.DataFrame(rows).T.rename_axis("delay")
 
 # %% ../../nbs/train/45_leak_checks.ipynb #5f23cca2
+def edges_count(
+    study: Experiment,  # finished
+    who: str,  # candidate
+) -> bool:
+    "Is skill in the sessions of the label alone an alarm, or may it be news?"
+    audit = study.audit
+    if audit is None or not audit.vouches(who, study.candidates[who].forecast):
+        return True
+    return bool(audit.alarms) or study.settings.validation.entry_delay == 0
+
+# %% ../../nbs/train/45_leak_checks.ipynb #cb4009d2
 def fading_alarms(
     study: Experiment,  # finished
     who: str,  # candidate
@@ -153,7 +164,7 @@ def fading_alarms(
         return small and hac_mean(inside - late).p_greater < alpha
 
     alarms = []
-    if gone(d + h) and (d == 0 or gone(d - 1)):
+    if edges_count(study, who) and gone(d + h) and (d == 0 or gone(d - 1)):
         alarms.append(_edge_alarm(who, level, hac_mean(delayed_ic(study, who, d + h, h)).value))
     if study.tested.stop - study.tested.start > 2 * FAR:
         late = hac_mean(delayed_ic(study, who, d + FAR, h))
@@ -204,9 +215,19 @@ def leak_alarms(
     table: pd.DataFrame,  # its skill table
 ) -> list:  # of dict(check, value, limit, sentence)
     "Everything about an experiment that is too good to be true."
-    alarms = level_alarms(study, table) + feature_alarms(study)
+    alarms = [*(study.audit.alarms if study.audit else []), *level_alarms(study, table)]
+    alarms += feature_alarms(study)
     for line in examined_lines(study, table):
         alarms += sharpe_alarms(study, line)
         alarms += fading_alarms(study, line.model, line.horizon)
         alarms += unseen_alarms(study, line)
     return alarms
+
+# %% ../../nbs/train/45_leak_checks.ipynb #bc55100d
+def leak_doubts(
+    study: Experiment,  # finished
+) -> list:  # of sentences
+    "What nobody could check about the data of an experiment."
+    if study.audit is None:
+        return ["The data of this experiment were never made again from the past: run the training again."]
+    return list(study.audit.doubts)
