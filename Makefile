@@ -46,15 +46,15 @@ run: env         ## Market data to a served prediction, on the offline sample (S
 check: env       ## In a minute: lint, laws, the notebooks you changed and the tests near them
 	$(BIN)/python nbs/check.py
 
-test: env lint notebooks   ## Everything CI runs; ARGS=--all-steps kills at every step there is
+test: env lint notebooks   ## Everything CI runs; ARGS=--all-steps kills at every step there is and measures coverage
 	$(if $(findstring --all-steps,$(ARGS)),OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py --top-to-bottom)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=15 tests $(ARGS)
 
 lint: env        ## Style and mistakes a machine can see
 	$(BIN)/ruff check .
 
-notebooks: env   ## Run every lesson against the exported package, each notebook in a process of its own
-	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py --coverage
+notebooks: env   ## Run every lesson against the exported package (with --all-steps: how much of it they reach)
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py $(if $(findstring --all-steps,$(ARGS)),--coverage)
 
 lab: env         ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
