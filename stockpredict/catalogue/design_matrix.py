@@ -15,6 +15,7 @@ from torch import Tensor
 from ..core.errors import FeatureError
 from .feature import Feature, as_features, compute_each, resolve_names
 from ..algebra.kernels import exp_memory
+from .bar_history import BarHistory
 from .latest import latest
 from ..algebra.panel import FIELDS, Panel
 from ..algebra.series import Grid, Series, _combine
@@ -142,6 +143,7 @@ class Inputs:
     tickers: list[str]  # column names
     names: tuple[str, ...]  # feature names, in order
     spec: Spec = field(default=None)  # the recipe
+    bars: BarHistory | None = field(default=None)  # the prices behind it, for volatility models
 
     @property
     def usable(self) -> Tensor:
@@ -151,12 +153,14 @@ class Inputs:
         return len(self.sessions)
 
     def _rows(self, rows: slice) -> "Inputs":
+        start, stop, _ = rows.indices(len(self))
         return replace(
             self,
             x=self.x[rows],
             present=self.present[rows],
             volatility=self.volatility[rows],
             sessions=self.sessions[rows],
+            bars=None if self.bars is None else self.bars.rows(start, max(start, stop)),
         )
 
     def __repr__(self):
@@ -177,7 +181,9 @@ def make_inputs(
     values = compute_each(panel, every, 32) if newest is None else latest(panel, every, newest).items()
     for i, (f, v) in enumerate(values):
         if i == len(chosen):
-            return Inputs(x, end.present, v.float(), coverage, end.sessions, panel.tickers, spec.names, spec)
+            bars = BarHistory.from_panel(panel, newest)
+            labels = (end.sessions, panel.tickers, spec.names, spec)
+            return Inputs(x, end.present, v.float(), coverage, *labels, bars)
         coverage[i] = int((~v.isnan()).sum()) / bars
         x[:, :, i] = normalise_section(v, end.grid, spec.normalise, f.across)
 

@@ -47,7 +47,8 @@ class Dataset:
 def _copy_until(inputs, stop):
     "The inputs before `stop`, in memory of their own."
     past = inputs.until(stop)
-    return replace(past, x=past.x.clone(), present=past.present.clone(), volatility=past.volatility.clone())
+    tensors = {k: getattr(past, k).clone() for k in ("x", "present", "volatility")}
+    return replace(past, **tensors, bars=None if past.bars is None else past.bars.copy())
 
 # %% ../../nbs/models/00_dataset.ipynb #1a2ae867
 @patch

@@ -117,6 +117,8 @@ def column_of(
 ) -> Inputs | Forecast:
     "The inputs, or the forecast, of one ticker."
     columns = {k: v[:, n : n + 1] for k, v in ticker_tensors(table).items()}
+    if bars := getattr(table, "bars", None):
+        columns["bars"] = bars.select([table.tickers[n]])
     return replace(table, **columns, tickers=[table.tickers[n]])
 
 # %% ../../nbs/serve/23_what_if.ipynb #20145da3
@@ -156,6 +158,8 @@ def join_universe(
     }
     joined = Panel(fields | join_facts(panel, n, values), panel.sessions, tickers)
     inputs = column_of(engine.inputs(joined), n)
+    if inputs.bars:  # what is measured across the market is measured on the market as it is
+        inputs = replace(inputs, bars=replace(inputs.bars, market=window.inputs.bars))
     if not inputs.usable[-1, 0]:
         raise NotEnoughHistory(
             f"{len(request.bars)} bars are too few to know how volatile {ticker} is.",
@@ -171,7 +175,13 @@ def side_by_side(
     "Inputs of one ticker each as the columns of one table."
     each = [ticker_tensors(part) for part in parts]
     columns = {name: torch.cat([tensors[name] for tensors in each], 1) for name in each[0]}
-    return replace(parts[0], **columns, tickers=[ticker for part in parts for ticker in part.tickers])
+    tickers = [ticker for part in parts for ticker in part.tickers]
+    if bars := parts[0].bars:
+        prices, broken = (
+            torch.cat([getattr(part.bars, k) for part in parts], -1) for k in ("prices", "broken")
+        )
+        columns["bars"] = replace(bars, prices=prices, broken=broken, tickers=tickers)
+    return replace(parts[0], **columns, tickers=tickers)
 
 # %% ../../nbs/serve/23_what_if.ipynb #052289aa
 def predict_bars(

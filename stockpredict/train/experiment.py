@@ -294,7 +294,9 @@ def exclude_bars(
         untrusted=int((known & ~trusted).sum()),
         untraded=int((trusted & ~y.isfinite()).sum()),
     )
-    return replace(data, y=y, inputs=replace(data.inputs, volatility=sigma)), excluded, labels
+    bars = None if data.inputs.bars is None else data.inputs.bars.without(untrusted)
+    inputs = replace(data.inputs, volatility=sigma, bars=bars)
+    return replace(data, y=y, inputs=inputs), excluded, labels
 
 # %% ../../nbs/train/30_experiment.ipynb #976f03d2
 def range_variance(

@@ -69,7 +69,8 @@ def _other_future(inputs, t):
     x[t + 1 :] = noise - 0.5
     volatility[t + 1 :] = 3 * volatility[t + 1 :].nan_to_num(0.01)
     present[t + 1 :] = True
-    return replace(inputs, x=x, volatility=volatility, present=present)
+    bars = None if inputs.bars is None else inputs.bars.other_future(t, seed=t)
+    return replace(inputs, x=x, volatility=volatility, present=present, bars=bars)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #80116ec3
 def _same(a, i, b, j, tolerance):
