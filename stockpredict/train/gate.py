@@ -14,6 +14,9 @@ from fastcore.basics import patch
 from .experiment import Experiment
 from .skill_table import ic_difference, skill_table
 from .leak_checks import leading_candidate, leak_alarms, leak_doubts
+from .volatility_skill import volatility_skill
+from .head_gates import judge_direction, judge_volatility
+from .serving_parts import heads_in_brief, refuse_head, settle_heads
 
 # %% ../../nbs/train/50_gate.ipynb #68528aba
 def choose_model(
@@ -40,6 +43,7 @@ class Verdict:
     model: str  # candidate to serve
     reasons: list  # sentences with numbers
     numbers: dict = field(default_factory=dict)  # the skill table, alarms, comparisons, lineage
+    heads: dict = field(default_factory=dict)  # verdict on direction, volatility and intervals; {} before
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True)
@@ -65,7 +69,7 @@ DECISION_COLOURS = {"promote": "#009E73", "hold": "#0072B2", "suspected-leak": "
 def __repr__(self: Verdict):
     decision, evidence = DECISIONS[self.decision], EVIDENCE[self.skill]
     head = f"{decision} ({evidence} evidence of skill), to serve: {self.model}"
-    return "\n".join([head, *(f"- {r}" for r in self.reasons)])
+    return "\n".join([head, *filter(None, [heads_in_brief(self.heads)]), *(f"- {r}" for r in self.reasons)])
 
 
 @patch
@@ -76,7 +80,7 @@ def _repr_html_(self: Verdict):
         f'<div style="border-left:6px solid {colour};padding:2px 12px">'
         f'<b style="color:{colour}">{DECISIONS[self.decision]}</b> '
         f"· <b>{EVIDENCE[self.skill]}</b> evidence of skill · to serve: <b>{escape(self.model)}</b>"
-        f"<ul>{items}</ul></div>"
+        f"<br>{escape(heads_in_brief(self.heads))}<ul>{items}</ul></div>"
     )
 
 # %% ../../nbs/train/50_gate.ipynb #eb0a100f
@@ -129,31 +133,52 @@ def evidence_sentences(
     ]
 
 # %% ../../nbs/train/50_gate.ipynb #ba8bd29d
+def judge_heads(
+    study: Experiment,  # finished
+    direction: dict,  # verdict on the head, from `judge_direction`
+    suspected: bool = False,  # is a leak suspected?
+    doubted: bool = False,  # could the data not be made again from the past alone?
+    champion=None,  # what is served today
+) -> tuple:  # (dict: verdict by head, dict: name by part)
+    "The verdicts on direction, volatility and intervals, and who would serve what."
+    volatility = judge_volatility(study, volatility_skill(study, study.horizons[:1]), suspected)
+    why = "The data could not be made again from the past alone, so it is not promoted."
+    if doubted and volatility["decision"] == "promote":
+        volatility = refuse_head(volatility, why, "volatility not promoted")
+    heads, parts = settle_heads(study, direction, volatility, champion, suspected)
+    if doubted and heads["intervals"]["decision"] == "promote":
+        heads["intervals"] = refuse_head(heads["intervals"], why)
+    return heads, parts
+
+# %% ../../nbs/train/50_gate.ipynb #9a12186a
 def decide(
     study: Experiment,  # finished
     override: str = "",  # a written reason to continue in spite of an alarm
+    champion=None,  # what is served today: it keeps the heads for which nothing new is promoted
 ) -> Verdict:
     "The verdict of the data: too good, good, or neither."
     table = skill_table(study)
     first, alarms = table[table.horizon == study.horizons[0]], leak_alarms(study, table)
     name, best, gap = choose_model(study, first)
     lead = next(first[first.model == (name or leading_candidate(study, table).model)].itertuples())
-    doubts = leak_doubts(study)
-    suspected = bool(alarms) and not override.strip()
-    decision = "promote" if name and (not doubts or override.strip()) else "hold"
-    if suspected:
-        decision = "suspected-leak"
+    doubts, believed = leak_doubts(study), bool(override.strip())
+    suspected, doubted = bool(alarms) and not believed, bool(doubts) and not believed
+    decision = "suspected-leak" if suspected else ("promote" if name and not doubted else "hold")
+    skill = "none" if suspected else lead.skill
+    direction = judge_direction(lead, decision, skill)
+    heads, parts = judge_heads(study, direction, suspected, doubted, champion)
     reasons = [alarm["sentence"] for alarm in alarms] + doubts
-    if reasons and override.strip():
+    if reasons and believed:
         reasons.append(f"Overridden with this reason: {override.strip()}")
     reasons += evidence_sentences(study, lead, suspected)
     if name and name != best:
         reasons.append(_simpler_sentence(name, best, gap))
+    reasons += [heads[head]["sentence"] for head in ("volatility", "intervals")]
     if decision == "hold":
         reasons.append(_hold_sentence(study, first, bool(name)))
     numbers = _verdict_numbers(study, table, alarms) | dict(best=best, lead=lead.model, override=override)
-    skill = "none" if suspected else lead.skill
-    return Verdict(decision, skill, name if decision == "promote" else "mean", reasons, numbers)
+    model = name if decision == "promote" else "mean"
+    return Verdict(decision, skill, model, reasons, numbers | dict(parts=parts), heads)
 
 # %% ../../nbs/train/50_gate.ipynb #7c385897
 def _hold_sentence(study, first, doubted):

@@ -24,11 +24,14 @@ def head_verdict(
     model: str,  # candidate it is about
     evidence: str,  # `none`, `weak` or `strong`
     sentence: str,  # with numbers
+    short: str = "",  # the same in a few words, to be joined with those of the other heads
     **numbers,  # what the sentence rests on
 ) -> dict:
     "The verdict on one part of a forecast, as plain data."
     plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
-    return dict(decision=decision, model=model, evidence=evidence, sentence=sentence, numbers=plain)
+    return dict(
+        decision=decision, model=model, evidence=evidence, sentence=sentence, short=short, numbers=plain
+    )
 
 # %% ../../nbs/train/47_head_gates.ipynb #8d72a5d6
 def deciding_proxy(
@@ -98,17 +101,20 @@ def judge_volatility(
     name, claiming = choose_volatility(study, lines), lines[~lines.kind.isin(["common", "baseline"])]
     if not len(claiming):
         sentence = "No candidate forecasts volatility: that of EWMA is used, which claims no skill."
-        return head_verdict("suspected-leak" if suspected else "hold", "mean", "none", sentence)
+        decision = "suspected-leak" if suspected else "hold"
+        return head_verdict(decision, "mean", "none", sentence, "volatility by EWMA")
     lead = name or claiming.sort_values("qlike").model.iloc[0]
     r = next(lines.loc[[lead]].itertuples())
     parts = [_versus(r, key, rival) for key, rival in RIVAL_NAMES.items() if hasattr(r, f"over_{key}")]
     known = ", ".join(filter(None, parts))
     text = f"volatility by {lead}, QLIKE {known}; R² of log volatility {r.r2:.0%}"
     numbers = {k: getattr(r, k) for k in lines.columns if k not in ("model", "kind", "evidence")}
+    numbers |= dict(short="no volatility beyond EWMA")
     if suspected:
         sentence = f"Not counted while a leak is suspected: {text}."
         return head_verdict("suspected-leak", lead, "none", sentence, **numbers)
     if name:
+        numbers |= dict(short=f"volatility by {lead}, QLIKE {_versus(r, 'ewma', 'EWMA')}")
         return head_verdict("promote", lead, "strong", f"V{text[1:]}.", **numbers)
     why = f", surely worse than {r.worse_than}" if r.worse_than else ""
     sentence = f"No volatility is promoted{why}; the best was {text}."
@@ -132,7 +138,9 @@ def interval_evidence(
     a, b = quantile_losses(forecast, study.candidates["mean"].forecast, study, h)["pinball"]
     dm, more = diebold_mariano(a, b, h), diebold_mariano(a, (1 + MATERIAL) * b, h)
     worse = bool(more.value > 0 and more.p_greater < 0.05)
-    off = overall[(overall.p < alpha) | ((overall.value - overall.share).abs() > MOST_OFF)]
+    off = overall[
+        overall.value.isna() | (overall.p < alpha) | ((overall.value - overall.share).abs() > MOST_OFF)
+    ]
     wrong = [f"the {s.share:.0%} interval held {s.value:.1%}" for s in off.itertuples()]
     wrong += ["their loss is surely larger than that of plain ones"] * worse
     even = bool(((thirds.value - 0.9).abs() <= MOST_OFF_THIRD).all())
@@ -162,6 +170,7 @@ def judge_intervals(
         f"({thirds}), pinball loss {numbers['pinball']:+.2%} against plain intervals "
         f"(p = {numbers['pinball_p']:.2g})"
     )
+    numbers |= dict(short=f"the 90 % interval held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}]")
     if suspected:
         sentence = f"Not counted while a leak is suspected: {text}."
         return head_verdict("suspected-leak", model, "none", sentence, **numbers)
@@ -188,4 +197,7 @@ def judge_direction(
     }
     numbers = dict(ic=r.ic, low=r.ic_low, high=r.ic_high, p=r.p_adjusted, net_sharpe=r.net_sharpe)
     sentence = starts[decision].format(r.model) + text.removeprefix(f"{r.model} ") + "."
-    return head_verdict(decision, r.model, skill, sentence, **numbers)
+    short = f"direction by {r.model}, rank IC {r.ic:.3f} [{r.ic_low:.3f}, {r.ic_high:.3f}]"
+    if decision != "promote":
+        short = "no direction"
+    return head_verdict(decision, r.model, skill, sentence, short, **numbers)

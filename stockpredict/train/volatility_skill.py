@@ -137,13 +137,22 @@ def _against(losses, name, rivals, h):
         row |= {f"over_{key}{end}": value for end, value in better.items()}
     return row
 
+# %% ../../nbs/train/42_volatility_skill.ipynb #65ed2662
+def claiming_volatilities(
+    study: Experiment,  # finished
+) -> int:
+    "Number of different volatility forecasts that claim to be better than EWMA."
+    names = study.volatilities()[0]
+    return sum(study.candidates[name].kind != "baseline" for name in names)
+
 
 def volatility_skill(
     study: Experiment,  # finished
+    horizons: tuple = (),  # those to compute; all by default
 ) -> pd.DataFrame:  # a line per forecast, horizon and stand-in
     "QLIKE of every different volatility forecast, its tests against the rivals, and R²."
     rows = []
-    for h in study.horizons:
+    for h in horizons or study.horizons:
         different, shared = study.volatilities(h)
         forecasts = different | study.common_volatility(h)
         rivals = {EWMA: "ewma", CONSTANT: "constant"}
@@ -158,5 +167,5 @@ def volatility_skill(
                 row |= dict(shared=" ".join(k for k, v in shared.items() if v == name))
                 row |= _against(losses, name, rivals, h) | explained_volatility(forecasts[name], variance, h)
                 rows.append(row)
-    table, count = pd.DataFrame(rows), max(1, len(study.volatilities()[0]))
+    table, count = pd.DataFrame(rows), max(1, claiming_volatilities(study))
     return table.assign(p_adjusted=(table.over_ewma_p * count).clip(upper=1))
