@@ -14,12 +14,15 @@ from ..core.calendar import get_calendar
 from ..core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions
 from ..core.errors import UnknownTicker, did_you_mean
 from .metrics import Estimate, hac_mean, row_ranks
+from .ranks import LARGE, large_rank_weights
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #bfb70507
 def rank_weights(
     score: np.ndarray,  # `[session, ticker]`, NaN for no opinion
 ) -> np.ndarray:
     "Weights proportional to centred ranks: each row sums to 0, its absolute values to 1 (or all are 0)."
+    if score.size >= LARGE:
+        return large_rank_weights(score)
     score = np.where(np.isfinite(score), score, np.nan)
     ranks = row_ranks(score)
     centred = np.nan_to_num(ranks - (np.isfinite(ranks).sum(1, keepdims=True) + 1) / 2)
@@ -32,6 +35,8 @@ def sleeves(
     horizon: int,  # sessions a sleeve is held
 ) -> np.ndarray:
     "Average of the last `horizon` targets; the book fills up during the first sessions."
+    if horizon == 1:
+        return target
     total = np.cumsum(target, 0)
     if horizon < len(total):
         total[horizon:] -= total[:-horizon].copy()

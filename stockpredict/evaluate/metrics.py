@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from scipy.special import stdtr, stdtrit
 from ..core.errors import EvaluateError
+from .ranks import LARGE, large_ranks
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #bc644c07
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def row_ranks(
     x: np.ndarray,  # `[session, ticker]`, NaN where missing
 ) -> np.ndarray:
     "Ranks 1, 2, … within each row; ties share their mean rank, NaN stays NaN."
+    if x.size >= LARGE:
+        return large_ranks(x)
     order = np.argsort(x, axis=1, kind="stable")
     s, places = np.take_along_axis(x, order, 1), np.arange(x.shape[1])
     starts = np.ones(x.shape, bool)

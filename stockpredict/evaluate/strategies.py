@@ -9,8 +9,17 @@ __all__ = ['portfolio_weights']
 import numpy as np
 from ..core.errors import EvaluateError
 from .backtest import rank_weights, sleeves
+from .ranks import LARGE, large_ranks
 
 # %% ../../nbs/evaluate/52_strategies.ipynb #5992093e
+def table_places(
+    score: np.ndarray,  # `[session, ticker]`, NaN where missing
+) -> np.ndarray:
+    "Places 1, 2, … within each row; of equal scores the earlier column comes first, NaN stays NaN."
+    order = np.argsort(np.argsort(score, axis=1, kind="stable"), axis=1, kind="stable") + 1.0
+    return np.where(np.isnan(score), np.nan, order)
+
+# %% ../../nbs/evaluate/52_strategies.ipynb #7e123946
 def end_weights(
     score: np.ndarray,  # `[session, ticker]`, NaN for no opinion
     share: float,  # share of the scored names on each side
@@ -20,12 +29,11 @@ def end_weights(
     score = np.where(np.isfinite(score), score, np.nan)
     known = np.isfinite(score).sum(1)
     sides = 2 if short else 1
-    count = np.clip(np.round(known * share), 1, np.maximum(known // sides, 1)).astype(int)
-    place = np.argsort(np.argsort(score, axis=1, kind="stable"), axis=1, kind="stable")  # NaN comes last
-    weight = np.where(known >= 2, 1 / (sides * count), 0.0)[:, None]
-    top = (place >= (known - count)[:, None]) & (place < known[:, None])
-    bottom = short & (place < count[:, None])
-    return weight * (top.astype(float) - bottom)
+    count = np.clip(np.round(known * share), 1, np.maximum(known // sides, 1))[:, None]
+    weight = np.where(known >= 2, 1 / (sides * count[:, 0]), 0.0)[:, None]
+    place = large_ranks(score, shared=False) if score.size >= LARGE else table_places(score)
+    out = np.where(place > known[:, None] - count, weight, 0.0)
+    return np.where(place <= count, -weight, out) if short else out
 
 # %% ../../nbs/evaluate/52_strategies.ipynb #2f01fac8
 KINDS = ("rank", "long_only", "long_short", "decile", "signal")
