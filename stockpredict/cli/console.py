@@ -201,15 +201,6 @@ def _cell(value, spec):
         return f"{value:,.0f}" if abs(value) >= 1e6 else f"{value:.6g}"
     return Text(clear(format(value, spec or "")))
 
-# %% ../../nbs/cli/00_console.ipynb #0e1622a2
-def counted(
-    number: int,  # how many
-    one: str,  # what is counted, in the singular
-    many: str = "",  # in the plural; default: with an s
-) -> str:
-    "A number with the word that fits it."
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
 # %% ../../nbs/cli/00_console.ipynb #2e795ea8
 def show(
     frame,  # pandas frame

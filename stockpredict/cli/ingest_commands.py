@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/cli/10_ingest_commands.ipynb #cbb84968
 from typing import Annotated
 import typer
-from .console import Group, Json, as_json, counted, load, out, show, telling
+from .console import Group, Json, as_json, load, out, show, telling
+from ..core.words import counted
 
 # %% ../../nbs/cli/10_ingest_commands.ipynb #70af7b2e
 ingests = typer.Typer(help="Update the lake from files and vendors.", invoke_without_command=True, cls=Group)
@@ -124,10 +125,10 @@ def ingest_intraday(
         report = ingest_intraday(load(ctx), tickers or (), every, days, wait=wait, on_step=say).as_dict()
     if json_:
         return as_json(report)
+    corrected = counted(report["rows_corrected"], "corrected bar")
     out(
-        f"{report['rows_new']:,} new and {report['rows_corrected']:,} corrected bars of {report['interval']} "
-        f"from {report['source']}, {report['rows_quarantined']:,} quarantined. "
-        f"The lake is at snapshot {report['snapshot']}."
+        f"{report['rows_new']:,} new and {corrected} of {report['interval']} from {report['source']}, "
+        f"{report['rows_quarantined']:,} quarantined. The lake is at snapshot {report['snapshot']}."
     )
     for failure in report["failed"][:5]:
         out(f"{failure['ticker']}: {failure['sentence']}")

@@ -10,7 +10,8 @@ import re
 from dataclasses import asdict
 from typing import Annotated
 import typer
-from .console import Group, Json, as_json, counted, load, out, pairs, show
+from .console import Group, Json, as_json, load, out, pairs, show
+from ..core.words import counted
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #cd89612e
 lakes = typer.Typer(help="Query the lake and keep it in order.", invoke_without_command=True, cls=Group)

@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/cli/30_quality_commands.ipynb #24e36764
 from typing import Annotated
 import typer
-from .console import Group, Json, as_json, counted, load, out, show
+from .console import Group, Json, as_json, load, out, show
+from ..core.words import counted
 from .lake_commands import open_lake
 
 # %% ../../nbs/cli/30_quality_commands.ipynb #414a754f
@@ -96,9 +97,14 @@ def quality_flags(
     tickers: Annotated[list[str] | None, typer.Argument(help="Tickers; default: all.")] = None,
     as_of: Annotated[str, typer.Option("--as-of", metavar="DATE", help="As known on this date.")] = "",
     again: Annotated[bool, typer.Option("--again", help="Check all stored bars again first.")] = False,
+    every: Annotated[
+        str, typer.Option(metavar="STEP", help="Flags of intraday bars of this step, such as 5min.")
+    ] = "",
     json_: Json = False,
 ):
     "List suspicious bars, as the gate flagged them."
+    if every:
+        return _intraday_flags(ctx, tickers, as_of, again, every, json_)
     from stockpredict.core.errors import DataError
     from stockpredict.ingest.ingest import load_bars
     from stockpredict.ingest.rescan import stored_flags
@@ -116,6 +122,23 @@ def quality_flags(
             "Some stored bars have not been checked yet.", "Run `stockpredict quality flags --again` once."
         )
     show(flags.drop(columns="source"), json_, "No bar is flagged.", move="+.1%")
+
+
+def _intraday_flags(ctx, tickers, as_of, again, every, json_):
+    "List suspicious intraday bars."
+    from stockpredict.ingest.intraday import load_intraday, rescan_intraday
+    from stockpredict.sources.bars import canonical_ticker
+
+    wanted = [canonical_ticker(t) for t in tickers or []]
+    with open_lake(ctx, write=again) as lake:
+        load_intraday(
+            load(ctx), wanted or None, end="1900-01-01", every=every, lake=lake
+        )  # refuses bad words
+        n = rescan_intraday(lake, every, load(ctx).data.calendar) if again else 0
+        flags = lake.intraday_flags(wanted or None, as_of or None, every=every)
+    if again and not json_:
+        out(f"{counted(n, 'flag is', 'flags are')} new, gone or back.")
+    show(flags, json_, "No bar is flagged.", move="+.1%")
 
 
 def _check_again(lake, settings, json_):

@@ -8,7 +8,8 @@ __all__ = []
 # %% ../../nbs/cli/40_stream_commands.ipynb #aa88793b
 from typing import Annotated
 import typer
-from .console import Group, Json, as_json, clear, counted, load, out, pairs, show
+from .console import Group, Json, as_json, clear, load, out, pairs, show
+from ..core.words import counted
 from .quality_commands import read_file
 
 # %% ../../nbs/cli/40_stream_commands.ipynb #a8eef12a

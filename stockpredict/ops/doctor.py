@@ -13,6 +13,7 @@ from ..core.errors import StockpredictError
 from ..core.redis import open_redis
 from ..core.registry import Registry
 from ..core.settings import Settings, load_settings
+from ..core.words import counted
 from .reports import finished_runs, table
 from ..core.files import git_commit
 
@@ -286,7 +287,7 @@ def mlflow(settings):
         return off("no run recorded yet")
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5) as db:
         runs = db.execute("SELECT count(*) FROM runs").fetchone()[0]
-    return ok(f"{runs} run{'s' * (runs != 1)} recorded")
+    return ok(f"{counted(runs, 'run')} recorded")
 
 # %% ../../nbs/ops/50_doctor.ipynb #5b548efe
 @checks.register("ports", at=42)

@@ -9,6 +9,7 @@ __all__ = ['Study', 'skill_rows']
 import json
 from pathlib import Path
 from fastcore.basics import patch
+from ..core.words import counted
 from .work import load_work, step_result
 
 # %% ../../nbs/ops/40_study.ipynb #c958e321
@@ -108,6 +109,7 @@ def skill_rows(
         return [f"{a:{form}}, {b:{form}}" for a, b in zip(t[low], t[high], strict=True)]
 
     t = t.assign(span=span("ic_low", "ic_high", "+.3f"), net_span=span("net_low", "net_high", "+.2f"))
+    t["p_adjusted"] = t.p_adjusted.where(t.complexity > 0)  # a baseline is no claim, so it has none
     return t[list(COLUMNS[kind])].rename(columns=COLUMNS[kind])
 
 # %% ../../nbs/ops/40_study.ipynb #5768cc5a
@@ -326,7 +328,7 @@ def limits(self: Study) -> list[str]:
     at_horizon = self.table[self.table.horizon == self.horizon]
     r = next(at_horizon[at_horizon.model == self.lead].itertuples())
     count = max(1, sum(at_horizon.complexity > 0))
-    delay = f"{s.validation.entry_delay} session{'s' * (s.validation.entry_delay != 1)}"
+    delay = counted(s.validation.entry_delay, "session")
     least = -(ndtri(s.gate.alpha / count) + ndtri(0.2)) * r.ic_se
     return [
         ingested.get("label") or f"Source {ingested['source']}; what it leaves out is not known here.",
@@ -342,7 +344,7 @@ def limits(self: Study) -> list[str]:
 
 def _what_would_change(decision, alpha, count):
     "What would have turned the verdict into another."
-    corrected = f"after correction for {count} candidate{'s' * (count != 1)}"
+    corrected = f"after correction for {counted(count, 'candidate')}"
     if decision == "promote":
         return (
             f"The verdict would change with p above {alpha:g} {corrected}, with a portfolio that may not "

@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, BatchRefused
+from ..core.words import counted
 from .corporate_actions import ALL_DETECTORS
 from .copies import agreeing_copies, duplicate_keys, is_sorted, merge_copies
 from .scan import find_flags, no_flags, usable_bars
@@ -311,14 +312,10 @@ def summary(self: GateResult) -> str:
     above = share > self.limit and not self.refused
     why = f"; {ALLOWED_ROWS} bad rows are accepted in a batch of any size" if above else ""
     return (
-        f"{'Refused: ' if self.refused else ''}{self.rows:,} {_plural('row', self.rows)}, "
+        f"{'Refused: ' if self.refused else ''}{counted(self.rows, 'row')}, "
         f"{len(self.good):,} good, {len(self.bad):,} quarantined ({share:.2%} faulty, "
-        f"limit {self.limit:.2%}{why}), {warnings:,} {_plural('remark', warnings)}."
+        f"limit {self.limit:.2%}{why}), {counted(warnings, 'remark')}."
     )
-
-
-def _plural(noun, n):
-    return noun if n == 1 else f"{noun}s"
 
 # %% ../../nbs/quality/20_gate.ipynb #200a43e6
 @patch
@@ -328,10 +325,7 @@ def raise_if_refused(self: GateResult) -> GateResult:  # itself, for chaining
         return self
     errors = [c for c in self.checks if c["severity"] == "error" and c["failed"]]
     worst = sorted(errors, key=lambda c: -c["failed"])[:3]
-    why = "; ".join(
-        f"{c['rule']}: {c['failed']:,} {_plural('row', c['failed'])}, such as {c['examples'][0]}"
-        for c in worst
-    )
+    why = "; ".join(f"{c['rule']}: {counted(c['failed'], 'row')}, such as {c['examples'][0]}" for c in worst)
     hints = [c["sentence"] for c in self.checks if c["rule"] == "traded on a closed day" and c["failed"]]
     raise BatchRefused(
         f"{self.faulty:,} of {self.rows:,} rows are bad ({why}).",

@@ -27,6 +27,7 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from ..core.errors import NotFound, RequestInvalid, StockpredictError
+from ..core.words import counted
 
 # %% ../../nbs/serve/00_http.ipynb #be2a625c
 LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
@@ -173,7 +174,7 @@ def validation_error(
     "One sentence for all the mistakes in the parameters of a request."
     texts = [f"{'.'.join(map(str, m['loc'][1:])) or 'body'}: {m['msg']}" for m in mistakes[:10]]
     return RequestInvalid(
-        f"The request has {len(mistakes)} mistake(s): {'; '.join(texts)}.",
+        f"The request has {counted(len(mistakes), 'mistake')}: {'; '.join(texts)}.",
         "See /docs for requests that work.",
         mistakes=texts,
     )

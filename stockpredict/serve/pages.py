@@ -11,6 +11,7 @@ from importlib.resources import files
 
 from ..core.errors import NotFound, all_errors
 from ..core.templates import template, template_text
+from ..core.words import counted
 
 # %% ../../nbs/serve/50_pages.ipynb #2213b464
 def render_page(
@@ -66,8 +67,7 @@ def age_text(
     "The age of the data in words."
     if age == 0:
         return "current"
-    sessions = "session" if age == 1 else "sessions"
-    return f"{age} {sessions} old{', stale' if stale else ''}"
+    return f"{counted(age, 'session')} old{', stale' if stale else ''}"
 
 
 def table_facts(

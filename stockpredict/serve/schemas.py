@@ -16,6 +16,7 @@ import orjson
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from ..core.errors import RequestInvalid, StockpredictError
+from ..core.words import counted
 
 # %% ../../nbs/serve/10_schemas.ipynb #c442ca75
 DISCLAIMER = "Research output, not investment advice."
@@ -260,7 +261,7 @@ def parse_request(
         mistakes = error.errors(include_url=False, include_input=False, include_context=False)[:10]
         texts = [f"{'.'.join(map(str, m['loc'])) or 'body'}: {m['msg']}" for m in mistakes]
         raise RequestInvalid(
-            f"The request has {error.error_count()} mistake(s): {'; '.join(texts)}.",
+            f"The request has {counted(error.error_count(), 'mistake')}: {'; '.join(texts)}.",
             "See POST /v1/predict at /docs for a request that works.",
             mistakes=texts,
         ) from None

@@ -15,6 +15,7 @@ from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker
 from ..core.errors import did_you_mean
 from ..core.registry import Registry
+from ..core.words import counted
 from .bars import ALIASES, TICKER, canonical_ticker, empty_bars, map_columns, tidy_bars
 from .simulate import simulate
 
@@ -324,7 +325,7 @@ def universe(
     if unknown := [t for t in wanted if t not in set(available)]:
         names = ", ".join(unknown[:10])
         raise UnknownTicker(
-            f"{len(unknown)} {'ticker is' if len(unknown) == 1 else 'tickers are'} not in the source "
+            f"{counted(len(unknown), 'ticker is', 'tickers are')} not in the source "
             f"{settings.data.source}: {names}.",
             " ".join(f"{t}: {did_you_mean(t, available)}" for t in unknown[:5]),
             tickers=unknown[:20],

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from stockpredict.cli.console import counted
 from stockpredict.cli.main import app, main
 from stockpredict.core.errors import FolderUnavailable
+from stockpredict.core.words import counted
 
 
 @pytest.fixture(scope="module")
