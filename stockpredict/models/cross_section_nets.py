@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #249c6878
+from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -134,9 +135,23 @@ def _set_groups(self: CrossAttention, net):
     net.encoder.group = torch.tensor([number[name] for name in names])
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #3d454b5b
+def by_name(
+    data: Dataset,  # a window of the past
+) -> Dataset:
+    "The same data with the tickers in the order of their names."
+    i, names = data.inputs, sorted(data.inputs.tickers)
+    if list(i.tickers) == names:
+        return data
+    order = data.name_order().to(i.x.device)
+    bars = None if i.bars is None else i.bars.select(names)
+    tensors = dict(x=i.x[:, order], present=i.present[:, order], volatility=i.volatility[:, order])
+    return replace(data, inputs=replace(i, **tensors, tickers=names, bars=bars), y=data.y[:, order])
+
+# %% ../../nbs/models/64_cross_section_nets.ipynb #9b39ab96
 @patch
 def _train(self: CrossAttention, data: Dataset, epochs: int, report=None):
-    "Train with the tickers of the data."
+    "Train with the tickers of the data, in the order of their names."
+    data = by_name(data)
     self.tickers = list(data.inputs.tickers)
     return super(CrossAttention, self)._train(data, epochs, report)
 

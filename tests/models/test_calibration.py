@@ -9,6 +9,7 @@ from stockpredict.core.calendar import get_calendar
 from stockpredict.models.contract import make_model
 from stockpredict.models.dataset import Dataset, sample_dataset
 
+
 def inside_by_width(forecast, y, h=0):
     "Share of outcomes inside the 90 % interval, by tercile of its width."
     low, high = (q[..., h].numpy() for q in forecast.interval(0.9))

@@ -1,110 +1,24 @@
-"""The contract of every registered model, of datasets and of forecasts."""
+"""Models, datasets and forecasts; the contract of every model is in test_contract.py."""
 
 import contextlib
 import io
-import json
 import logging
 import os
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from stockpredict.core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions, NotFitted
+from stockpredict.core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions
 from stockpredict.core.errors import UnknownHorizon, UnknownName, UnknownTicker
-from stockpredict.models.artifact import ensure_keys, load_artifact, save_artifact
 from stockpredict.models.contract import HEADS, make_model, models
-from stockpredict.models.dataset import Dataset, sample_dataset
+from stockpredict.models.dataset import Dataset
 from stockpredict.models.forecast import LEVELS, Forecast, join_forecasts
-
-NAMES = ("ret_1", "mom_5", "mom_21", "mom_252_21", "vol_20", "rsi_14")
-SMALL = dict(
-    lightgbm=dict(rounds=20), lstm=dict(epochs=2, hidden=8, sequence=10)
-)  # quick to fit; everything else as it comes
-ALL = models.names()
-STOP = 460
-
-
-def new(name, **params):
-    return make_model(name, **{**SMALL.get(name, {}), **params})
-
-
-def same(a: Forecast, b: Forecast, tolerance=0.0):
-    "The same rows with the same numbers."
-    assert torch.equal(a.available, b.available)
-    for part in ("quantiles", "p_up", "volatility", "score"):
-        gap = (getattr(a, part)[a.available] - getattr(b, part)[b.available]).abs()
-        assert gap.max().item() <= tolerance if gap.numel() else True, f"{part} differs by {gap.max().item()}"
-
-
-def same_state(a, b):
-    (heads, weights, texts) = zip(a.state(), b.state(), strict=True)
-    assert heads[0] == heads[1] and texts[0] == texts[1] and weights[0].keys() == weights[1].keys()
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-
-
-def scrambled(data: Dataset, stop: int) -> Dataset:
-    "The same dataset with another world from `stop` on, labels that end there included."
-    g, i, y = torch.Generator().manual_seed(99), data.inputs, data.y.clone()
-    x, present, vol = i.x.clone(), i.present.clone(), i.volatility.clone()
-    x[stop:] = torch.rand(x[stop:].shape, generator=g) * 100
-    present[stop:] = torch.rand(present[stop:].shape, generator=g) > 0.5
-    vol[stop:] = torch.rand(vol[stop:].shape, generator=g)
-    for j, h in enumerate(data.horizons):
-        first = stop - data.entry_delay - h
-        y[first:, :, j] = torch.randn(y[first:, :, j].shape, generator=g)
-    return Dataset(replace(i, x=x, present=present, volatility=vol), y, data.horizons)
-
-
-def reordered(data: Dataset) -> Dataset:
-    "The same dataset with its tickers in another order."
-    order = torch.randperm(len(data.inputs.tickers), generator=torch.Generator().manual_seed(4))
-    i = data.inputs
-    return Dataset(
-        replace(
-            i,
-            x=i.x[:, order],
-            present=i.present[:, order],
-            volatility=i.volatility[:, order],
-            tickers=[i.tickers[k] for k in order],
-        ),
-        data.y[:, order],
-        data.horizons,
-    )
-
-
-@pytest.fixture(scope="module")
-def data():
-    return sample_dataset(tickers=16, sessions=520, names=NAMES)
-
-
-@pytest.fixture(scope="module")
-def past(data):
-    return data.window(0, STOP)
-
-
-@pytest.fixture(scope="module")
-def fitted(past):
-    "Each model fitted once on the past."
-    fitted = {}
-
-    def get(name):
-        if name not in fitted:
-            fitted[name] = new(name, seed=3).fit(past)
-        return fitted[name]
-
-    return get
-
-
-@pytest.fixture(scope="module")
-def null():
-    "A market without anything to find."
-    return sample_dataset("null", tickers=40, sessions=800, names=NAMES, seed=11)
+from zoo import ALL, STOP, new, reordered, same
 
 
 def test_the_registry_has_every_model_of_the_settings():
@@ -121,135 +35,6 @@ def test_the_registry_has_every_model_of_the_settings():
         make_model("rigde")
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_shapes_and_values(name, fitted, data):
-    m = fitted(name)
-    f = m.predict(data.inputs, STOP, 500).validate()
-    assert f.quantiles.shape == (40, 16, 2, len(LEVELS)) and f.model == name and f.horizons == (1, 5)
-    assert f.sessions.equals(data.inputs.sessions[STOP:500]) and f.tickers == list(data.inputs.tickers)
-    assert torch.equal(f.available, data.inputs.usable[STOP:500]), (
-        "a forecast for every row with a bar and a volatility, and for no other"
-    )
-    assert (f.volatility[..., 1][f.available] / f.volatility[..., 0][f.available] - 5**0.5).abs().max() < 1e-5
-    up, middle = f.p_up[f.available], f.median[f.available]
-    odd = ((up > 0.5) != (middle > 0)) & (middle.abs() > 1e-4)
-    assert odd.float().mean() < 0.02, "the probability agrees with the median"
-    everything = m.predict(data.inputs)
-    assert len(everything.sessions) == 520 and not everything.available[: m.sequence - 1].any()
-    assert m.predict(data.inputs, 519).quantiles.shape[0] == 1
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_state_is_plain_data_and_predicts_the_same(name, fitted, data):
-    m = fitted(name)
-    head, weights, texts = m.state()
-    again = type(m).from_state(json.loads(json.dumps(head)), weights, texts)
-    assert all(isinstance(w, torch.Tensor) for w in weights.values()) and all(
-        isinstance(t, str) for t in texts.values()
-    )
-    assert m.feature_count() in (None, len(NAMES))
-    same(m.predict(data.inputs, STOP), again.predict(data.inputs, STOP))
-    same_state(m, again)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_artifact_predicts_the_same(name, fitted, data, tmp_path):
-    m, keys = fitted(name), ensure_keys(tmp_path / "keys")
-    loaded = load_artifact(save_artifact(m, data.inputs.spec, tmp_path / name, {}, keys.private), keys.public)
-    same(m.predict(data.inputs, STOP), loaded.model.predict(data.inputs, STOP))
-    assert loaded.spec == data.inputs.spec and loaded.lookback == data.inputs.spec.lookback + m.sequence - 1
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_the_latest_bar_needs_only_its_sequence(name, fitted, data):
-    m = fitted(name)
-    whole, n = m.predict(data.inputs, STOP), m.sequence
-    for stop in (STOP + 1, 490, 520):
-        latest = m.predict(data.inputs.until(stop).last(n), n - 1)
-        assert latest.available.any()
-        same(latest, whole.reindex(latest.sessions), tolerance=1e-6 if name == "lstm" else 0.0)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_one_ticker_alone_gets_the_same_forecast(name, fitted, data):
-    "Forecasts are made row by row; the comparison across tickers is finished in the inputs."
-    m, i = fitted(name), data.inputs
-    one = replace(
-        i, x=i.x[:, 3:4], present=i.present[:, 3:4], volatility=i.volatility[:, 3:4], tickers=[i.tickers[3]]
-    )
-    alone, whole = m.predict(one, STOP), m.predict(i, STOP)
-    g = alone.available[:, 0]
-    assert (alone.quantiles[g, 0] - whole.quantiles[g, 3]).abs().max() <= (1e-6 if name == "lstm" else 0.0)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_order_of_tickers_does_not_matter(name, fitted, data):
-    other = reordered(data)
-    m = new(name, seed=3).fit(other.window(0, STOP))
-    f, g = fitted(name).predict(data.inputs, STOP), m.predict(other.inputs, STOP)
-    back = [other.inputs.tickers.index(t) for t in data.inputs.tickers]
-    g = Forecast(
-        g.levels,
-        g.quantiles[:, back],
-        g.p_up[:, back],
-        g.volatility[:, back],
-        g.sessions,
-        f.tickers,
-        g.horizons,
-        g.model,
-        g.score[:, back],
-    )
-    same(f, g, tolerance=1e-6)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_no_model_sees_the_future(name, fitted, data):
-    other = scrambled(data, STOP)
-    m = new(name, seed=3).fit(other.window(0, STOP))
-    same_state(fitted(name), m)
-    same(
-        fitted(name).predict(data.inputs, 300, STOP),
-        m.predict(other.inputs, 300, STOP),
-        tolerance=1e-6 if name == "lstm" else 0.0,
-    )
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_same_seed_same_model(name, fitted, past):
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
-    again = new(name, seed=3).fit(past)
-    same_state(fitted(name), again)
-    assert torch.equal(before, torch.random.get_rng_state()), "fitting leaves the global random state alone"
-
-
-@pytest.mark.parametrize("name", ["lightgbm", "lstm"])
-def test_another_seed_another_model(name, fitted, past, data):
-    a, b = fitted(name).predict(data.inputs, STOP), new(name, seed=4).fit(past).predict(data.inputs, STOP)
-    assert not torch.equal(a.score[a.available], b.score[b.available])
-
-
-def test_no_two_models_rank_alike(fitted, data):
-    own = [n for n in ALL if "direction" in models.meta(n)["heads"] and n != "composed"]
-    scores = {name: fitted(name).predict(data.inputs, STOP) for name in own}
-    for a, b in combinations(own, 2):
-        one, two = scores[a], scores[b]
-        assert not torch.equal(one.score[one.available], two.score[two.available]), f"{a} and {b} rank alike"
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_predict_refuses_before_fit_and_for_other_features(name, fitted, data):
-    with pytest.raises(NotFitted):
-        new(name).predict(data.inputs, STOP)
-    i = data.inputs
-    flipped = replace(i, x=i.x.flip(-1), names=tuple(reversed(i.names)))
-    with pytest.raises(FeatureError, match="another order"):
-        fitted(name).predict(flipped, STOP)
-    fewer = replace(i, x=i.x[..., :-1], names=i.names[:-1])
-    with pytest.raises(FeatureError, match="rsi_14"):
-        fitted(name).predict(fewer, STOP)
-
-
 @pytest.mark.parametrize("name", ["reversal", "momentum", "persistence"])
 def test_a_rule_without_its_feature_names_it(name, data):
     i, column = data.inputs, models[name].column
@@ -259,30 +44,6 @@ def test_a_rule_without_its_feature_names_it(name, data):
     )
     with pytest.raises(FeatureError, match=f"Add {column} to"):
         make_model(name).fit(without)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_no_skill_in_a_null_market_and_calibrated_intervals(name, null):
-    "On a null market 90 % intervals hold 90 % ± 3 points out of sample, and no score ranks."
-    m = new(name, seed=1).fit(null.window(0, 560))
-    f, y = m.predict(null.inputs, 560).validate(), null.y[560:]
-    rows = f.available[..., None] & y.isfinite()
-    for j, h in enumerate(f.horizons):
-        o = y[..., j][rows[..., j]]
-        for share, slack in ((0.5, 0.05), (0.8, 0.04), (0.9, 0.03), (0.95, 0.02)):
-            low, high = (q[rows[..., j]] for q in f.interval(share, h))
-            coverage = ((o >= low) & (o <= high)).float().mean().item()
-            assert abs(coverage - share) < slack, f"{share:.0%} at horizon {h}: {coverage:.3f}"
-        assert abs(f.p_up[..., j][rows[..., j]].mean() - 0.5) < 0.05
-    outcome = pd.DataFrame(y[..., 0].numpy(), f.sessions, f.tickers)
-    ic = (
-        f.frame("score", 1)
-        .where(outcome.notna())
-        .rank(axis=1)
-        .corrwith(outcome.rank(axis=1), axis=1)
-        .dropna()
-    )
-    assert name == "zero" or abs(ic.mean()) < 4 * ic.std() / len(ic) ** 0.5
 
 
 def test_a_score_high_on_average_does_not_lift_the_market(past, data):
@@ -300,35 +61,10 @@ def test_a_score_high_on_average_does_not_lift_the_market(past, data):
     ).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["reversal", "ridge", "lightgbm", "lstm"])
-def test_the_planted_signal_is_learned(name):
-    data = sample_dataset(tickers=40, sessions=700, names=NAMES, rank_ic=0.1, seed=2)
-    f, y = make_model(name, seed=1).fit(data.window(0, 500)).predict(data.inputs, 500), data.y[500:, :, 0]
-    outcome = pd.DataFrame(y.numpy(), f.sessions, f.tickers)
-    ic = (
-        f.frame("score", 1)
-        .where(outcome.notna())
-        .rank(axis=1)
-        .corrwith(outcome.rank(axis=1), axis=1)
-        .dropna()
-    )
-    assert ic.mean() > 0.04 and ic.mean() > 2 * ic.std() / len(ic) ** 0.5, f"{name}: {ic.mean():.3f}"
-
-
-@pytest.mark.parametrize("name", [n for n in ALL if hasattr(models[n], "space")])
-def test_the_search_space_makes_models(name, past):
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(20):
-        params = models[name].space(study.ask())
-        assert make_model(name, seed=1, **params).params.items() >= params.items()
-    json.dumps(params)
-
-
 def test_training_a_net_prints_nothing_and_leaves_no_files(tmp_path, past, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    import lightning.pytorch  # noqa: F401 - its import sets levels of its own
+
     levels = {n: logging.getLogger(n).level for n in ("lightning.pytorch", "lightning.fabric")}
     out, err, steps = io.StringIO(), io.StringIO(), []
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -1,0 +1,119 @@
+"""Networks: earlier states, interrupted training, warm start, processes that train together."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load
+from stockpredict.core.errors import ArtifactRejected
+from stockpredict.models import nets
+from stockpredict.models.contract import make_model, models
+from stockpredict.models.dataset import sample_dataset
+from stockpredict.models.nets import Batches, net_labels, train_net, with_presence
+from zoo import new, same_state
+
+
+@pytest.fixture(scope="module")
+def small():
+    return sample_dataset(tickers=8, sessions=300, names=("ret_1", "mom_5", "vol_20"))
+
+
+def test_a_network_saved_with_five_quantiles_predicts_what_it_predicted():
+    "The state and the forecast were stored by version 055eefe, before there were heads."
+    old = json.loads((Path(__file__).parent / "old_lstm.json").read_text())
+    m = models["lstm"].from_state(old["header"], load(base64.b64decode(old["weights"])))
+    data = sample_dataset(tickers=6, sessions=200, names=("ret_1", "mom_5"))
+    f = m.predict(data.inputs, 198).validate()
+    assert list(f.levels) == old["levels"]
+    for part in ("quantiles", "p_up", "volatility"):
+        then = torch.tensor(old[part])
+        assert (getattr(f, part)[-1, :3, 0] - then).abs().max() < 1e-6 * then.abs().max(), part
+
+
+def test_an_interrupted_fit_ends_with_the_bits_of_an_uninterrupted_one(small, tmp_path):
+    class Power(Exception):
+        pass
+
+    def fail(epoch, loss):
+        if epoch == 2:
+            raise Power
+
+    past, params = small.window(0, 260), dict(epochs=4, hidden=8, seed=2, dropout=0.2)
+    straight = make_model("mlp", **params).fit(past)
+    broken = make_model("mlp", **params)
+    broken.checkpoint = tmp_path / "mlp.checkpoint"
+    with pytest.raises(Power):
+        broken.fit(past, report=fail)
+    again = make_model("mlp", **params)
+    again.checkpoint, epochs = broken.checkpoint, []
+    again.fit(past, report=lambda epoch, loss: epochs.append(epoch))
+    assert epochs and epochs[0] == 2, "the first two epochs were not trained again"
+    same_state(straight, again)
+    other = make_model("mlp", **(params | dict(seed=3)))
+    other.checkpoint = broken.checkpoint
+    with pytest.raises(ArtifactRejected, match="belongs to another training"):
+        other.fit(past)
+    broken.checkpoint.write_bytes(b"\x80\x04." + broken.checkpoint.read_bytes()[:99])
+    with pytest.raises(ArtifactRejected, match="damaged"):
+        again.fit(past)
+
+
+def test_a_finished_training_is_not_repeated(small, tmp_path):
+    past, seen = small.window(0, 260), []
+    for _ in range(2):
+        m = new("mlp", seed=2)
+        m.checkpoint = tmp_path / "done"
+        seen.append([])
+        m.fit(past, report=lambda epoch, loss: seen[-1].append(loss))
+    assert len(seen[0]) == 2 and seen[1] == []
+
+
+def test_an_update_starts_where_the_fit_ended(small):
+    m = new("gru", seed=1).fit(small.window(0, 250))
+    before = {k: v.clone() for k, v in m.weights.items()}
+    m.rate = 0.0
+    m.update(small.window(0, 260))
+    for name in before:
+        if name.startswith("net."):
+            assert torch.equal(before[name], m.weights[name]), "nothing is learned at a rate of zero"
+    assert not torch.equal(before["stretch"], m.weights["stretch"]), "the calibration is that of the new days"
+
+
+def test_windows_are_cut_from_the_panel_and_never_stored(small):
+    "The batches hold the panel once, and a batch is as large as its rows."
+    x = with_presence(small.inputs)
+    batches = Batches(x, net_labels(small), small.rows(60), 60, size=32)
+    assert batches.x.data_ptr() == x.data_ptr()
+    stored = sum(v.nbytes for v in vars(batches).values() if isinstance(v, torch.Tensor))
+    assert stored < 2.2 * x.nbytes + batches.y.nbytes
+    window, _ = next(iter(batches))
+    assert window.shape == (32, 60, 4) and window.untyped_storage().nbytes() == window.nbytes
+
+
+def test_two_processes_train_one_network(small):
+    "Gloo, each process on its share of the rows: the loss falls, and the weights come back to this one."
+    torch.manual_seed(0)
+    m = new("mlp")
+    m.names, m.horizons = list(small.inputs.names), small.horizons
+    net, x = m.new_net(), with_presence(small.inputs)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    first, second = small.window(0, 260).split()
+    parts = [Batches(x, net_labels(p), p.rows(), 1, fixed=p is second) for p in (first, second)]
+    untrained = nets.finite_loss(net, parts[1])
+    loss = train_net(net, parts, 2, 0.01, processes=2)
+    assert loss < untrained
+    assert not torch.equal(net.state_dict()["heads.linear.bias"], before["heads.linear.bias"])
+
+
+def test_the_shares_of_two_processes_are_the_rows_of_one(small, monkeypatch):
+    x, y = with_presence(small.inputs), net_labels(small)
+    whole = Batches(x, y, small.rows(), 1, most=100, seed=5).order(1000).tolist()
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr(nets, "world", lambda rank=rank: (rank, 2))
+        batches = Batches(x, y, small.rows(), 1, size=16, most=100, seed=5)
+        shares.append(batches.order(1000).tolist())
+        assert len(batches) == len(list(batches)) == 4
+    assert sorted(shares[0] + shares[1]) == sorted(whole) and not set(shares[0]) & set(shares[1])
