@@ -239,7 +239,9 @@ def with_facts(
     for name, part in FACT_JOINS.items():
         if wanted & set(FACT_JOINS.meta(name)["fields"]):
             fields |= part(request)
-    return attach_fields(panel, {f: x for f, x in fields.items() if f in wanted})
+    out = attach_fields(panel, {f: x for f, x in fields.items() if f in wanted})
+    out.dated = frozenset(wanted)  # joined by when they became known
+    return out
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #ef3e969c
 def missing_facts(

@@ -67,8 +67,10 @@ def attrition_alarms(
     "Outcomes that were left out for what they are."
     alarms = []
     for j, h in enumerate(horizons):
-        with np.errstate(invalid="ignore", divide="ignore"):
-            z = returns[..., j] / np.sqrt(np.nanmean(returns[..., j] ** 2, axis=0, keepdims=True))
+        known = np.isfinite(returns[..., j])
+        squares = np.where(known, returns[..., j], 0.0) ** 2
+        scale = np.sqrt(squares.sum(0) / np.maximum(known.sum(0), 1))
+        z = np.where(known & (scale > 0), returns[..., j] / np.where(scale > 0, scale, 1.0), np.nan)
         gone = np.isfinite(z) & ~kept[..., j]
         if gone.sum() < FEWEST or gone.all():
             continue

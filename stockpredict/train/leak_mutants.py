@@ -91,7 +91,7 @@ def centred_average(panel, make, strength):
     "Close over a mean that is centred on today."
     close = panel.close.frame()
     ratio = close / close.rolling(21, center=True, min_periods=1).mean()
-    return add_column(make(panel), blurred(-torch.from_numpy(ratio.to_numpy()).float(), strength))
+    return add_column(make(panel), blurred(-torch.from_numpy(ratio.to_numpy().copy()).float(), strength))
 
 
 @leak("low-pass filter over all time")
@@ -109,7 +109,7 @@ def nearest_week(panel, make, strength):
     "A weekly close joined to the nearest date, not to the last one."
     close = panel.close.frame()
     weekly = close[::5].reindex(close.index, method="nearest") / close - 1
-    return add_column(make(panel), blurred(torch.from_numpy(weekly.to_numpy()).float(), strength))
+    return add_column(make(panel), blurred(torch.from_numpy(weekly.to_numpy().copy()).float(), strength))
 
 
 @leak("gaps filled from behind")
@@ -142,14 +142,16 @@ def range_over_time(panel, make, strength):
 def vendor_levels(panel, make, strength):
     "Prices as a vendor adjusts them at the end of history."
     last = panel.close.frame().ffill().iloc[-1].to_numpy()
-    return add_column(make(panel), blurred(-panel.close.values / torch.from_numpy(last).float(), strength))
+    return add_column(
+        make(panel), blurred(-panel.close.values / torch.from_numpy(last.copy()).float(), strength)
+    )
 
 
 @leak("rank of the price over all time")
 def rank_over_time(panel, make, strength):
     "Share of all closes of a stock that are below today's."
     rank = panel.close.frame().rank(pct=True).to_numpy()
-    return add_column(make(panel), blurred(-torch.from_numpy(rank).float(), strength))
+    return add_column(make(panel), blurred(-torch.from_numpy(rank.copy()).float(), strength))
 
 # %% ../../nbs/train/36_leak_mutants.ipynb #335b46b7
 @leak("target mean by stock")
@@ -213,7 +215,7 @@ def coming_volatility(panel, make, strength):
     "Volatility that is realised later."
     data, returns = make(panel), panel.returns.frame()
     later = returns.rolling(20, min_periods=5).std().shift(-20)
-    sigma = torch.from_numpy(later.to_numpy()).float()
+    sigma = torch.from_numpy(later.to_numpy().copy()).float()
     sigma = torch.where(data.inputs.volatility.isnan(), math.nan, sigma.nan_to_num(0.02))
     return replace(data, inputs=replace(data.inputs, volatility=sigma))
 
@@ -304,7 +306,7 @@ def _best(panel, score, share=0.5):
 @leak("survivors by smallest drawdown")
 def survivors(panel, make, strength):
     "The half of the stocks that fell least."
-    close = torch.from_numpy(panel.close.frame().ffill().bfill().to_numpy())
+    close = torch.from_numpy(panel.close.frame().ffill().bfill().to_numpy().copy())
     fall = (close / close.cummax(0).values).amin(0)
     return make(_best(panel, fall))
 
@@ -312,7 +314,7 @@ def survivors(panel, make, strength):
 @leak("winners of the whole period")
 def winners(panel, make, strength):
     "The half of the stocks with the highest return."
-    close = torch.from_numpy(panel.close.frame().ffill().bfill().to_numpy())
+    close = torch.from_numpy(panel.close.frame().ffill().bfill().to_numpy().copy())
     return make(_best(panel, close[-1] / close[0]))
 
 # %% ../../nbs/train/36_leak_mutants.ipynb #931394f2

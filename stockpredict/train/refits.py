@@ -19,7 +19,7 @@ from ..ingest.ingest import load_bars
 from ..sources.source import source_id
 from ..algebra.leak_scan import data_kind
 from ..algebra.live_code import CodeWalk, is_packaged
-from ..algebra.panel import Panel
+from ..algebra.panel import FIELDS, Panel
 from ..algebra.proof_market import renamed
 from ..evaluate.sample_checks import attrition_alarms, known_returns, mismatched
 from ..evaluate.sample_checks import sample_alarm, selection_alarms, twin_alarms
@@ -134,13 +134,15 @@ def draw_cuts(
     close: np.ndarray,  # `[session, ticker]`
     tested: slice,  # sessions of the test
     margin: int,  # sessions that must follow a cut
-) -> list:  # two positions, or one in a short test
+    in_a_row: int = 1,  # cuts in consecutive sessions, beginning at the second
+) -> list:  # positions, sorted
     "Sessions at which the bars are cut off."
     digest = hashlib.sha256(np.nan_to_num(np.asarray(close, dtype=float)).tobytes()).digest()
     dice = np.random.default_rng(np.frombuffer(digest[:16], dtype=np.uint64))
     first, last = tested.start + 1, max(tested.start + 2, tested.stop - 1 - margin)
     middle = (first + last) // 2
-    return sorted({int(dice.integers(first, middle + 1)), int(dice.integers(middle, last))})
+    early, late = int(dice.integers(first, middle + 1)), int(dice.integers(middle, last))
+    return sorted({early, *(t for t in range(late, late + in_a_row) if t < tested.stop)})
 
 # %% ../../nbs/train/27_refits.ipynb #f636a9f6
 def check_cut(
@@ -206,6 +208,9 @@ def held_data(
     return kinds[0] if kinds else ""
 
 # %% ../../nbs/train/27_refits.ipynb #9f934d17
+SMALL, IN_A_ROW = 2_000_000, 7  # values in small data, and consecutive cuts for them
+
+
 def audit_data(
     data: Dataset,  # of the experiment
     close: np.ndarray,  # `[session, ticker]` closes, NaN where they are not trusted
@@ -227,14 +232,21 @@ def audit_data(
     else:
         make = make or _by_recipe(data)
         audit.doubts += _unknown_columns(data) if not whole else []
-        for k, t in enumerate(draw_cuts(close, tested, margin)):
-            check_cut(audit, data, make, panel, t, tested.start, bool(k), whole)
+        audit.doubts += _undated_fields(panel)
+        small = data.inputs.x.numel() < SMALL or not is_packaged(own or make)
+        cuts, before = draw_cuts(close, tested, margin, IN_A_ROW if small else 1), len(audit.doubts)
+        for t in cuts:
+            check_cut(audit, data, make, panel, t, tested.start, t == cuts[-1], whole)
             audit.cuts.append(f"{data.inputs.sessions[t]:%Y-%m-%d}")
+            if audit.alarms or len(audit.doubts) > before:
+                break  # one difference is enough
     audit_sample(audit, data, close, tested)
     if left_out is None and panel is not None:
         left_out = _not_used(data, panel)
     if left_out is not None and left_out.shape[1]:
         audit.alarms += selection_alarms(np.asarray(close), left_out)
+    used = (data.inputs.usable & data.y.isfinite().any(-1)).any(0).cpu().numpy()
+    audit.alarms += selection_alarms(np.asarray(close)[:, used], np.asarray(close)[:, ~used])
     audit.alarms = list({a["sentence"]: a for a in audit.alarms}.values())
     return audit
 
@@ -254,6 +266,17 @@ def _unknown_columns(data):
         f"{', '.join(unknown[:5])} {'was' if len(unknown) == 1 else 'were'} added to the data by hand and "
         "cannot be made again from bars: put facts into the lake with the time they became known, and write "
         "a feature of them."
+    ]
+
+# %% ../../nbs/train/27_refits.ipynb #3635f9dc
+def _undated_fields(panel):
+    "Doubts about fields beside the bars of which nobody knows when they became known."
+    dated = {*FIELDS, "money", *panel.__dict__.get("dated", ())}
+    if not (names := sorted(set(panel._fields) - dated)):
+        return []
+    return [
+        f"The fields {', '.join(names[:5])} were attached to the bars by hand, so nothing shows when they "
+        "became known: ingest them as facts, with the moment of their publication."
     ]
 
 # %% ../../nbs/train/27_refits.ipynb #808e6d93
