@@ -60,9 +60,8 @@ class IngestReport:
     vendors: dict = field(default_factory=dict)  # vendor -> for how many tickers it answered
     requests: int = 0  # sent to vendors
     troubles: dict = field(default_factory=dict)  # `vendor: reason` -> how often, another may have answered
-    failed: list[dict] = field(
-        default_factory=list
-    )  # requests without an answer: ticker, start, reason, sentence
+    # requests without an answer: ticker, start, reason, sentence
+    failed: list[dict] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)  # of these, tickers whose stored bars must do for now
     missing: list[str] = field(default_factory=list)  # tickers without the newest closed session
     disagreements: list[dict] = field(default_factory=list)  # days on which vendors contradict each other
@@ -179,7 +178,7 @@ def _portion(lake, source, settings, plan, now, full, asked_from):
         lake.step("settled")
     return done, result, again, absent
 
-
+# %% ../../nbs/ingest/10_ingest.ipynb #54d59b87
 def _sends_everything(source):
     "Whether the source reads whole files, so that days before the plan have come as well."
     return not source.remote and type(source).fetch is Source.fetch
@@ -291,7 +290,7 @@ def _compared_from(source, settings, plan):
     days = [day for day, tickers in plan if tickers and day > settings.data.start]
     return max(days) if days and not _sends_everything(source) else ""
 
-
+# %% ../../nbs/ingest/10_ingest.ipynb #0fddff97
 def _report(lake, source, settings, plan, tickers, done, now):
     "One report for all portions."
     counts = ("rows_new", "rows_corrected", "rows_same", "rows_late", "rows_quarantined", "adjustments")

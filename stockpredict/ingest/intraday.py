@@ -16,6 +16,7 @@ from ..core.errors import BarsInvalid, EmptyUniverse, LakeUnavailable, SourceUna
 from ..core.settings import Settings, load_settings
 from ..sources.bars import canonical_ticker
 from .frames import check_frame_name
+from ..quality.intraday_detectors import find_intraday_flags, judged_steps
 from ..quality.intraday_gate import inspect_intraday
 from ..sources.vendor_intraday import INTRADAY_COLUMNS, IntradayChain, tidy_intraday
 from ..lake.known_at import due_times
@@ -109,20 +110,62 @@ def _known_by_arrival(lake, settings, source, every, bars, now):
     return bars.assign(known_at=bars.known_at.mask(late, now)) if late.any() else bars
 
 # %% ../../nbs/ingest/40_intraday.ipynb #f930c87e
+def _steps_around(lake, source, every, bars):
+    "Stored bars of the same tickers from a week before the batch to the session after it."
+    if not bars.event_time.notna().any() or not lake.has_table("intraday"):
+        return None
+    span = (bars.event_time.min() - pd.Timedelta(days=7), bars.event_time.max() + pd.Timedelta(days=4))
+    return lake.intraday(sorted(bars.ticker.dropna().unique()), *span, every, source=source)
+
+
+def _update_flags(lake, source, every, good, stored, result, now):
+    "Store the flags that a batch adds, completes or refutes."
+    flags = pd.concat([result.flags, result.earlier], ignore_index=True)
+    late = flags.ticker.isin(good.ticker[good.known_at == now])
+    flags["known_at"] = flags.known_at.mask(late, flags.known_at.clip(lower=now))
+    if len(good):
+        lake.update_intraday_flags(flags, judged_steps(good, stored), every, source, now)
+
+# %% ../../nbs/ingest/40_intraday.ipynb #30a9aac1
 def _store(settings, source, bars, every, now, wait, lake=None, **vendor_part):
     "Pass bars through the gate, store them and report."
     data = settings.data
-    result = inspect_intraday(bars, data.calendar, data.quarantine_limit, now).raise_if_refused()
-    bad = result.bad.dropna(subset=["ticker", "event_time"])
     quarantined = 0
     with use_lake(lake, settings.storage, read_only=False) as lake, lake.writer(wait):
+        stored = _steps_around(lake, source, every, bars)
+        result = inspect_intraday(bars, data.calendar, data.quarantine_limit, now, stored)
+        bad = result.raise_if_refused().bad.dropna(subset=["ticker", "event_time"])
         if len(bad):
             refused = lake.add("intraday_refused", bad, source=source, now=now)
             quarantined = refused.rows_new + refused.rows_revised
         good = _known_by_arrival(lake, settings, source, every, result.good, now)
+        _update_flags(lake, source, every, good, stored, result, now)
         done = lake.add("intraday", good, source=source, now=now)
     counts = (done.rows_new, done.rows_revised, done.rows_same, quarantined)
     return IntradayReport(source, every, len(bars), *counts, done.snapshot, result.summary(), **vendor_part)
+
+# %% ../../nbs/ingest/40_intraday.ipynb #d99ffc7b
+def rescan_intraday(
+    lake: Lake,  # open for writing
+    every: str = "5min",  # length of a step
+    calendar: str = "XNYS",  # the exchange
+    now: pd.Timestamp | str | None = None,  # when the flags become known; None = the clock
+    most: int = 50,  # tickers at a time
+) -> int:  # flags added, withdrawn or brought back
+    "Find the flags of all stored intraday bars of an interval again."
+    now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
+    if not lake.has_table("intraday"):
+        return 0
+    interval = f"{interval_minutes(every)}min"
+    query = "SELECT DISTINCT source, ticker FROM lake.intraday WHERE interval = $interval ORDER BY ALL"
+    changed = 0
+    for source, own in lake.rows(query, interval=interval).groupby("source"):
+        for first in range(0, len(own), most):
+            bars = lake.intraday(own.ticker[first : first + most].tolist(), every=every, source=source)
+            flags = find_intraday_flags(bars, calendar)
+            flags["known_at"] = flags.known_at.fillna(now).astype("datetime64[us, UTC]")
+            changed += lake.update_intraday_flags(flags, judged_steps(bars), interval, source, now)
+    return changed
 
 # %% ../../nbs/ingest/40_intraday.ipynb #8f8afbc7
 def add_intraday(
@@ -206,7 +249,7 @@ def ingest_intraday(
     with Lake(settings.storage) as lake:  # without its lock, which is taken when the bars are here
         return _ingest_names(lake, source, settings, names, days, now, wait, on_step)
 
-
+# %% ../../nbs/ingest/40_intraday.ipynb #1550e3d4
 def _ingest_names(lake, source, settings, names, days, now, wait, on_step):
     "Fetch and store what the lake lacks of some tickers."
     calendar = get_calendar(settings.data.calendar)

@@ -10,11 +10,13 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.detectors import DETECTORS
+from ..quality.intraday_detectors import INTRADAY_DETECTORS
 from ..quality.scan import FLAGS, no_flags
 from .failures import failure
 from .facts import FACT_TABLES, fact_table
 from .integrity import MaintainedStore
 from .store import to_arrow
+from ..sources.intraday_simulation import interval_minutes
 
 # %% ../../nbs/lake/30_flags.ipynb #e0219271
 fact_table(
@@ -23,9 +25,16 @@ fact_table(
     "usable BOOLEAN, move DOUBLE, sentence VARCHAR, withdrawn BOOLEAN",
     "This is unusual about the bar; do not trust a return over it unless it is usable.",
 )
+fact_table(
+    "intraday_flags",
+    "ticker VARCHAR, interval VARCHAR, event_time, flag VARCHAR",
+    "usable BOOLEAN, move DOUBLE, sentence VARCHAR, withdrawn BOOLEAN",
+    "This is unusual about the intraday bar; do not trust a return over it unless it is usable.",
+)
 _KEY = ["ticker", "event_time", "flag"]
 NEIGHBOUR_FLAGS = {d.name for d in ALL_DETECTORS if callable(d.lookahead) or d.lookahead >= 0}
 RESCAN_FLAGS = {d.name for d in DETECTORS}
+NEIGHBOUR_STEPS = {d.name for d in INTRADAY_DETECTORS if callable(d.lookahead) or d.lookahead >= 0}
 
 
 class FlagStore(MaintainedStore):
@@ -45,10 +54,16 @@ def flags(
 ) -> pd.DataFrame:  # FLAGS and source, and withdrawn on request
     "Flags about bars, as they were known."
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
-    where = {}
+    span = (as_of, start, end, snapshot, source or self.source(snapshot))
+    return self._flag_rows("flags", tickers, span, withdrawn)
+
+
+@patch
+def _flag_rows(self: FlagStore, table, tickers, span, withdrawn, **where):
+    "The flags of a table as they were known."
     if tickers is not None:
-        where = {"ticker": [tickers] if isinstance(tickers, str) else [str(t) for t in tickers]}
-    rows = self.facts("flags", as_of, start, end, snapshot, source or self.source(snapshot), **where)
+        where["ticker"] = [tickers] if isinstance(tickers, str) else [str(t) for t in tickers]
+    rows = self.facts(table, *span, **where)
     rows = rows.assign(usable=rows.usable.astype("bool"), withdrawn=rows.withdrawn.astype("bool"))
     columns = [*FLAGS, "source", "withdrawn"]
     if not withdrawn:
@@ -232,3 +247,51 @@ def _commit_search(self: FlagStore, cur, source, changes, last):
         cur.execute(update, {"source": source})
     cur.execute("COMMIT")
     self.step("search committed")
+
+# %% ../../nbs/lake/30_flags.ipynb #da948c46
+@patch
+def intraday_flags(
+    self: FlagStore,
+    tickers: list[str] | str | None = None,  # None = all
+    as_of=None,  # what was known then; None = everything known
+    start=None,  # first session, inclusive
+    end=None,  # last session, inclusive
+    every: str = "5min",  # length of a step
+    snapshot: int | str | None = None,  # a version of the lake, or the name of a pin
+    source: str | None = None,  # None = the source known last, bar by bar
+    withdrawn: bool = False,  # include flags that were withdrawn
+) -> pd.DataFrame:  # FLAGS and source, and withdrawn on request
+    "Flags about intraday bars, as they were known."
+    snapshot = None if snapshot is None else self.snapshot_number(snapshot)
+    interval = f"{interval_minutes(every)}min"
+    span = (as_of, start, end, snapshot, source)
+    return self._flag_rows("intraday_flags", tickers, span, withdrawn, interval=interval)
+
+# %% ../../nbs/lake/30_flags.ipynb #d41395f1
+@patch
+def update_intraday_flags(
+    self: FlagStore,
+    detected: pd.DataFrame,  # FLAGS, found by a search
+    judged: pd.DataFrame,  # ticker, event_time, anew: bars about which the search decides
+    interval: str,  # length of a step, such as 5min
+    source: str,  # whose bars
+    now: pd.Timestamp,  # when the search ran
+) -> int:  # flags added, withdrawn or brought back
+    "Store what a search through intraday bars found."
+    at = pd.concat([judged.event_time, detected.event_time])
+    tickers = sorted({*judged.ticker, *detected.ticker})
+    if not tickers:
+        return 0
+    span = {"start": at.min(), "end": at.max(), "source": source}
+    stored = self.facts("intraday_flags", **span, ticker=tickers, interval=interval)
+    bar = ["ticker", "event_time"]
+    inside, anew = (
+        pd.MultiIndex.from_frame(stored[bar]).isin(pd.MultiIndex.from_frame(bars[bar]))
+        for bars in (judged, judged[judged.anew])
+    )
+    rows = flag_changes(detected, stored, anew | inside & stored.flag.isin(NEIGHBOUR_STEPS), now)
+    if not len(rows):
+        return 0
+    rows = rows.assign(interval=interval, stated=False)
+    done = self.add("intraday_flags", rows, source=source, now=now)
+    return done.rows_new + done.rows_revised

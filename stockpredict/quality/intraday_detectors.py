@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from .detectors import DETECTORS, Detector, run_lengths
 from .moves import Moves, measure_moves
-from .scan import flags_of, no_flags
+from .scan import flags_of, join_stored, no_flags
 from ..sources.intraday_simulation import bar_ends
 
 # %% ../../nbs/quality/25_intraday_detectors.ipynb #c255d5e1
@@ -66,17 +66,43 @@ INTRADAY_DETECTORS = [d for d in DETECTORS if d.name not in _DAILY_ONLY]
 INTRADAY_DETECTORS += [Detector("frozen session", frozen_session, usable=False, lookahead=steps_until_frozen)]
 
 # %% ../../nbs/quality/25_intraday_detectors.ipynb #d9f38f8f
+def with_stored_steps(
+    bars: pd.DataFrame,  # intraday bars of one interval
+    stored: pd.DataFrame | None = None,  # bars of the same tickers already stored
+) -> pd.DataFrame:  # sorted by ticker and time, with a column `arrived`
+    "A batch with the stored bars of its tickers and interval; a bar that both have is the batch's."
+    if stored is not None:
+        stored = stored[stored.interval.isin(bars.interval.unique())]
+    return join_stored(bars, stored).sort_values(["ticker", "event_time"], ignore_index=True)
+
+
+def judged_steps(
+    bars: pd.DataFrame,  # intraday bars of one interval
+    stored: pd.DataFrame | None = None,  # bars of the same tickers already stored
+) -> pd.DataFrame:  # ticker, event_time, anew
+    "The bars that a batch decides about."
+    table = with_stored_steps(bars, stored)
+    own = table.arrived.astype(bool)
+    beside = table.assign(own=own).groupby("ticker").own
+    near = own | beside.shift(1, fill_value=False) | beside.shift(-1, fill_value=False)
+    values = ["ticker", "event_time", "open", "high", "low", "close", "volume"]
+    if stored is not None:
+        own &= ~pd.MultiIndex.from_frame(table[values]).isin(pd.MultiIndex.from_frame(stored[values]))
+    return table.assign(anew=own).loc[near, ["ticker", "event_time", "anew"]].reset_index(drop=True)
+
+# %% ../../nbs/quality/25_intraday_detectors.ipynb #90b9a135
 def find_intraday_flags(
     bars: pd.DataFrame,  # intraday bars, one row a bar, of one or more intervals
     calendar: Calendar | str = "XNYS",  # the exchange
     detectors: list[Detector] = INTRADAY_DETECTORS,  # which detectors to run
-) -> pd.DataFrame:  # flags, sorted by ticker and time
-    "Run every intraday detector over a table of bars."
+    stored: pd.DataFrame | None = None,  # bars of the same tickers already stored
+) -> pd.DataFrame:  # flags, sorted by ticker and time; with `stored` also those the bars complete
+    "Run every intraday detector over a table of bars, judged together with the stored bars."
     calendar = get_calendar(calendar) if isinstance(calendar, str) else calendar
     tables = [no_flags()]
     for interval, rows in bars.groupby("interval"):
-        table = rows.sort_values(["ticker", "event_time"], ignore_index=True).assign(arrived=True)
+        table = with_stored_steps(rows, stored)
         m = measure_steps(table, calendar, interval)
-        tables += [flags for d in detectors if len(flags := flags_of(m, d, before=False))]
+        tables += [f for d in detectors if len(f := flags_of(m, d, before=stored is not None))]
     out = pd.concat(tables, ignore_index=True)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)

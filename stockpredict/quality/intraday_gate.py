@@ -81,11 +81,15 @@ def _check(rule, sentence, severity, rows):
     }
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #7081c5d5
+_BAR = ["ticker", "event_time"]
+
+
 def inspect_intraday(
     bars: pd.DataFrame,  # intraday bars, from `tidy_intraday`
     calendar: Calendar | str = "XNYS",  # the exchange
     limit: float = 0.02,  # refuse the batch above this share of bad rows
     now: pd.Timestamp | str | None = None,  # when the batch was received; None = the clock
+    stored: pd.DataFrame | None = None,  # bars of the same tickers already stored
 ) -> GateResult:  # rows to store, rows to quarantine, and why
     "Pass a batch of intraday bars through all rules."
     if absent := [c for c in INTRADAY_COLUMNS if c not in bars]:
@@ -102,12 +106,14 @@ def inspect_intraday(
     good = pd.concat([bars[~wrong & ~repeated], merge_copies(bars[masks[COPIES.name]], STEP_VERSION)])
     good = good.sort_values(["ticker", "event_time", "known_at"], kind="stable", ignore_index=True)
     newest = good.drop_duplicates(["ticker", "interval", "event_time"], keep="last")
-    flags = find_intraday_flags(newest, calendar)
-    flags["known_at"] = flags.known_at.fillna(now).astype("datetime64[us, UTC]")
+    everything = find_intraday_flags(newest, calendar, stored=stored)
+    everything["known_at"] = everything.known_at.fillna(now).astype("datetime64[us, UTC]")
+    own = pd.MultiIndex.from_frame(everything[_BAR]).isin(pd.MultiIndex.from_frame(newest[_BAR]))
+    flags, earlier = everything[own].reset_index(drop=True), everything[~own].reset_index(drop=True)
     reasons = ["; ".join(name for name, m in masks.items() if m[i]) for i in np.flatnonzero(wrong)]
     bad = bars[wrong].assign(reason=pd.array(reasons, dtype="str")).reset_index(drop=True)
     checks = _checks(bars, masks, repeated & ~wrong, flags)
-    return GateResult(good, bad, checks, len(bars), limit, flags)
+    return GateResult(good, bad, checks, len(bars), limit, flags, earlier)
 
 # %% ../../nbs/quality/30_intraday_gate.ipynb #17e3b9b6
 def _checks(bars, masks, copies, flags):

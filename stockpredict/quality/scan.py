@@ -98,7 +98,7 @@ def _sorted_bars(table):
     return table.sort_values(["ticker", "event_time"], ignore_index=True)
 
 # %% ../../nbs/quality/15_scan.ipynb #39ea8c0d
-def _joined(bars, stored):
+def join_stored(bars, stored):
     "The batch with the stored bars of its tickers; a bar that both have is the batch's."
     table = bars.assign(arrived=True)
     if stored is None or not len(stored):
@@ -122,7 +122,7 @@ def find_flags(
     "Run every detector over a table of bars, judged together with the stored bars."
     if not len(bars):
         return no_flags()
-    m = measure_moves(_sorted_bars(_joined(bars, stored)), calendar)
+    m = measure_moves(_sorted_bars(join_stored(bars, stored)), calendar)
     tables = [flags_of(m, detector, before) for detector in detectors]
     out = pd.concat([t for t in tables if len(t)] or [no_flags()], ignore_index=True)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
