@@ -156,6 +156,20 @@ def from_standin(tmp_path, standin):
     return usual
 
 
+@pytest.fixture
+def two_vendors(from_standin):
+    "Settings of two tickers, asked from Yahoo and then from Tiingo, without a second try."
+    return from_standin(
+        {
+            "data.universe": ["AAA", "BBB"],
+            "data.start": "2019-01-01",
+            "data.end": "2020-03-10",
+            "sources.chain": ["yahoo", "tiingo"],
+            "sources.retries": 0,
+        }
+    )
+
+
 @pytest.fixture(scope="session")
 def together(tmp_path_factory, worker_id) -> Path:
     "A folder that all workers of this run share."

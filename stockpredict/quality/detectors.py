@@ -50,6 +50,12 @@ def _usual_level(ticker, level, at):
     return count.reset_index().drop_duplicates("ticker", keep="last").set_index("ticker").level
 
 # %% ../../nbs/quality/05_detectors.ipynb #4ed63d3d
+def _lasting(m):
+    "Moves that the bars around them do not take back, after a gap of five sessions at most."
+    back = reversed_next_bar(m)
+    return ~back & ~(m.previous(back.astype(float)) == 1) & (missing_sessions(m) <= 5)
+
+# %% ../../nbs/quality/05_detectors.ipynb #1c77fedd
 LOG_THREE = np.log(3.0)  # money traded between a third and three times its recent mean counts as ordinary
 CALM = np.log(1.1)  # with a small ratio, money up to a tenth above its recent mean
 
@@ -60,9 +66,7 @@ def split_missing(
     "The price moved overnight by the ratio of a split, with ordinary trading: perhaps an unadjusted split."
     excess = m.move - np.nan_to_num(m.market_move)
     size = np.abs(excess)
-    reversed_ = reversed_next_bar(m)
-    lasting = ~reversed_ & ~(m.previous(reversed_.astype(float)) == 1) & (missing_sessions(m) <= 5)
-    at = np.flatnonzero(lasting & (size > 0.18) & (size > 7 * usual_move(m)))
+    at = np.flatnonzero(_lasting(m) & (size > 0.18) & (size > 7 * usual_move(m)))
     ratio, distance = nearest_split_ratio(excess[at])
     gap_distance = np.abs((m.gap - np.nan_to_num(m.market_move))[at] + np.log(ratio))
     own = np.clip(2.5 * np.nan_to_num(m.own_size[at], nan=0.02), 0.02, 0.10)
@@ -94,12 +98,10 @@ def step_unexplained(
     "The price nearly halved or doubled overnight with ordinary trading, and no split or payment is stated."
     excess = m.move - np.nan_to_num(m.market_move)
     size = np.abs(excess)
-    reversed_ = reversed_next_bar(m)
-    lasting = ~reversed_ & ~(m.previous(reversed_.astype(float)) == 1) & (missing_sessions(m) <= 5)
     overnight = ~(np.abs(m.gap - np.nan_to_num(m.market_move)) < 0.8 * size)
     quiet = np.where(np.isfinite(m.shares), np.abs(m.shares) < LOG_THREE, size > 1.2)
     priced = np.fmin(m.close, m.previous(m.close)) > 1
-    step = (size > 0.6) & (size > 10 * usual_move(m)) & lasting & overnight & quiet & priced
+    step = (size > 0.6) & (size > 10 * usual_move(m)) & _lasting(m) & overnight & quiet & priced
     return step & ~split_missing(m) & ~unit_changed(m)
 
 # %% ../../nbs/quality/05_detectors.ipynb #14357a2c

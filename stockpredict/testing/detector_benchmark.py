@@ -121,6 +121,16 @@ def _lower_bound(hits, events):
     return np.where(hits > 0, beta.ppf(0.025, hits, events - hits + 1), 0.0)
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #13c2fb52
+def _detection(bars, corrupted, record, inspect):
+    "What a gate finds in a market with injected errors, and in the same market without them."
+    now = pd.Timestamp("2100-01-01", tz="UTC")
+    times = pd.DatetimeIndex(sorted(bars.event_time.unique()))
+    findings = list_findings(inspect(corrupted, now=now), corrupted)
+    table, matrix = score(record, match_findings(findings, record, times))
+    false_alarms = len(list_findings(inspect(bars, now=now), bars))
+    return Detection(table, matrix, len(corrupted), false_alarms)
+
+# %% ../../nbs/testing/30_detector_benchmark.ipynb #07f7835b
 def measure_detection(
     each: int = 10,  # errors of each kind
     tickers: int = 100,  # in the simulated market
@@ -128,14 +138,8 @@ def measure_detection(
     seed: int = 1,  # same seed, same market, same errors
 ) -> Detection:
     "Inject errors into a correct market, pass it through the gate, and count the detected ones."
-    now = pd.Timestamp("2100-01-01", tz="UTC")
     bars = healthy_market(tickers, sessions, seed)
-    corrupted, record = corrupt(bars, each=each, seed=seed)
-    times = pd.DatetimeIndex(sorted(bars.event_time.unique()))
-    findings = list_findings(inspect_bars(corrupted, now=now), corrupted)
-    table, matrix = score(record, match_findings(findings, record, times))
-    false_alarms = len(list_findings(inspect_bars(bars, now=now), bars))
-    return Detection(table, matrix, len(corrupted), false_alarms)
+    return _detection(bars, *corrupt(bars, each=each, seed=seed), inspect_bars)
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #ce53e864
 @patch
@@ -193,15 +197,9 @@ def measure_intraday_detection(
     seed: int = 1,  # same seed, same market, same errors
 ) -> Detection:
     "Inject errors into correct five-minute bars, pass them through the intraday gate, and count."
-    now = pd.Timestamp("2100-01-01", tz="UTC")
     daily = simulate("realistic", tickers=tickers, sessions=sessions, seed=seed).bars
     bars = tidy_intraday(simulate_intraday(daily), "simulated", stamps="end")
-    corrupted, record = corrupt(bars, INTRADAY_ERRORS, each=each, seed=seed)
-    times = pd.DatetimeIndex(sorted(bars.event_time.unique()))
-    findings = list_findings(inspect_intraday(corrupted, now=now), corrupted)
-    table, matrix = score(record, match_findings(findings, record, times))
-    false_alarms = len(list_findings(inspect_intraday(bars, now=now), bars))
-    return Detection(table, matrix, len(corrupted), false_alarms)
+    return _detection(bars, *corrupt(bars, INTRADAY_ERRORS, each=each, seed=seed), inspect_intraday)
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #910ed02e
 SPLIT_FLAGS = ("split missing", "split misplaced", "spike", "unit changed")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import patience
 import pytest
+from vendor_clock import Clock
 
 from stockpredict.core.errors import (
     VendorFailed,
@@ -35,20 +36,6 @@ from stockpredict.testing.fake_vendors import FakeVendors
 @pytest.fixture(scope="module")
 def market():
     return sample_bars()
-
-
-class Clock:
-    "Time that passes only when somebody sleeps."
-
-    def __init__(self):
-        self.now, self.slept = 0.0, []
-
-    def __call__(self):
-        return self.now
-
-    async def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += seconds
 
 
 def polite(tmp_path, clock, **more):

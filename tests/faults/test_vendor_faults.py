@@ -9,6 +9,7 @@ from email.utils import format_datetime
 import numpy as np
 import pandas as pd
 import pytest
+from vendor_clock import Clock
 
 from stockpredict.core.errors import BarsInvalid, BatchRefused, SchemaDrift, SourceUnavailable
 from stockpredict.ingest.ingest import ingest, load_bars
@@ -40,20 +41,6 @@ def given(from_standin):
             "sources.deadline": 5,
         }
     )
-
-
-class Clock:
-    "Time that passes only when somebody sleeps."
-
-    def __init__(self):
-        self.now, self.slept = 0.0, []
-
-    def __call__(self):
-        return self.now
-
-    async def sleep(self, seconds):
-        self.slept.append(seconds)
-        self.now += seconds
 
 
 def quick(settings):

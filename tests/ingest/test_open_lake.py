@@ -79,7 +79,8 @@ def test_due_facts_open_the_lake_once_and_without_its_lock(settings, opened):
             other.add("macro", macro(f"{series} of another"), source="fred")
         return macro(series)
 
-    requests = [FactRequest("macro", s, lambda s=s: while_another_writes(s), "fred") for s in ("A", "B", "C")]
+    series = ("A", "B", "C")
+    requests = [FactRequest("macro", s, lambda s=s: while_another_writes(s), "fred") for s in series]
     rows = ingest_due_facts(settings, requests, "2024-03-01T12:00Z")
     assert rows.rows_new.tolist() == [2, 2, 2] and (rows.reason == "").all()
     assert len(opened) == 1 + 3, "one lake for the run, and the three of the other process"

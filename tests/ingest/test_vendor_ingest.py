@@ -18,21 +18,8 @@ def market():
     return sample_bars()
 
 
-@pytest.fixture
-def given(from_standin):
-    return from_standin(
-        {
-            "data.universe": ["AAA", "BBB"],
-            "data.start": "2019-01-01",
-            "data.end": "2020-03-10",
-            "sources.chain": ["yahoo", "tiingo"],
-            "sources.retries": 0,
-        }
-    )
-
-
-def test_a_fallback_continues_one_history(given, standin):
-    s = given()
+def test_a_fallback_continues_one_history(two_vendors, standin):
+    s = two_vendors()
     assert ingest(s.with_(**{"data.end": "2020-02-28"}), NOW).vendors == {"yahoo": 2}
     standin.fault("500", 99, vendor="yahoo")
     later = ingest(s, NOW)
@@ -47,23 +34,25 @@ def test_a_fallback_continues_one_history(given, standin):
     assert load_bars(s).groupby("ticker").size().to_dict() == {"AAA": 296, "BBB": 299}
 
 
-def test_the_report_says_which_bars_were_not_requested_again(given):
-    s = given()
+def test_the_report_says_which_bars_were_not_requested_again(two_vendors):
+    s = two_vendors()
     assert ingest(s.with_(**{"data.end": "2020-02-28"}), NOW).compared_from == ""
     assert ingest(s, NOW).compared_from == "2020-02-21", "five sessions before the newest stored bar"
     assert ingest(s, NOW, full=True).compared_from == ""
 
 
-def test_second_opinions_are_compared(given, standin):
+def test_second_opinions_are_compared(two_vendors, standin):
     standin.fault("hundred", vendor="yahoo", ticker="AAA")
-    s = VendorChain(given(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))
+    s = VendorChain(two_vendors(sources__opinions=3, sources__chain=["yahoo", "tiingo", "fmp"]))
     bars = s.fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
     assert (
         {d["used"] for d in s.differ} == {"tiingo"}
         and {d["ticker"] for d in s.differ} == {"AAA"}
         and len(s.differ) == 22
     )
-    plain = VendorChain(given(sources__chain=["tiingo"])).fetch(["AAA", "BBB"], "2019-05-01", "2019-05-31")
+    plain = VendorChain(two_vendors(sources__chain=["tiingo"])).fetch(
+        ["AAA", "BBB"], "2019-05-01", "2019-05-31"
+    )
     pd.testing.assert_frame_equal(bars[["ticker", "close"]], plain[["ticker", "close"]])
 
     def frame(closes):
@@ -86,8 +75,8 @@ def ranges(standin):
     return [(r.ticker, r.query["startDate"], r.query["endDate"]) for r in rows.itertuples()]
 
 
-def test_only_what_is_missing_is_asked_for(given, standin):
-    s = given(sources__chain=["tiingo"], data__end="2020-03-04")
+def test_only_what_is_missing_is_asked_for(two_vendors, standin):
+    s = two_vendors(sources__chain=["tiingo"], data__end="2020-03-04")
     first = ingest(s, "2020-03-05T12:00Z")
     assert (first.requests, ranges(standin)) == (
         2,
@@ -111,8 +100,8 @@ def test_only_what_is_missing_is_asked_for(given, standin):
     assert (sunday.requests, sunday.missing) == (0, []), "the exchange has not opened since"
 
 
-def test_a_backfill_goes_on_where_it_was_stopped(given, standin):
-    s = given(data__universe=["AAA", "BBB", "CCC", "DDD"], sources__batch=1, sources__at_once=1)
+def test_a_backfill_goes_on_where_it_was_stopped(two_vendors, standin):
+    s = two_vendors(data__universe=["AAA", "BBB", "CCC", "DDD"], sources__batch=1, sources__at_once=1)
     seen = []
 
     def power_cut(step):
@@ -132,10 +121,10 @@ def test_a_backfill_goes_on_where_it_was_stopped(given, standin):
         assert lake.verify() == rest.fingerprint
 
 
-def test_an_interrupted_earlier_start_leaves_no_hole(given, standin):
-    late = given(data__start="2019-09-03", sources__batch=1)
+def test_an_interrupted_earlier_start_leaves_no_hole(two_vendors, standin):
+    late = two_vendors(data__start="2019-09-03", sources__batch=1)
     ingest(late, NOW)
-    early = given(sources__batch=1)
+    early = two_vendors(sources__batch=1)
 
     def power_cut(step):
         if step == "settled":

@@ -37,19 +37,6 @@ def market():
     return sample_bars()
 
 
-@pytest.fixture
-def given(from_standin):
-    return from_standin(
-        {
-            "data.universe": ["AAA", "BBB"],
-            "data.start": "2019-01-01",
-            "data.end": "2020-03-10",
-            "sources.chain": ["yahoo", "tiingo"],
-            "sources.retries": 0,
-        }
-    )
-
-
 # ---- every recorded answer
 
 
@@ -226,20 +213,20 @@ def test_recorded_answers_travel_through_the_stand_in(shared, tmp_path):
 # ---- one source
 
 
-def test_the_chain_is_a_source_like_any_other(given, standin):
-    s = VendorChain(given())
+def test_the_chain_is_a_source_like_any_other(two_vendors, standin):
+    s = VendorChain(two_vendors())
     bars = s.fetch(["BBB", "AAA"], "2019-05-01", "2019-06-28")
     assert bars.ticker.drop_duplicates().tolist() == ["AAA", "BBB"], (
         "in the order of tickers, whoever answered first"
     )
     assert (
         set(bars.source) == {"vendors-standin"}
-        and VendorChain(given(sources__base_urls="tiingo=https://my.proxy")).id == "vendors"
+        and VendorChain(two_vendors(sources__base_urls="tiingo=https://my.proxy")).id == "vendors"
     )
     with pytest.raises(EmptyUniverse, match=r"\[data\] universe"):
-        VendorChain(given(data__universe=[])).tickers()
+        VendorChain(two_vendors(data__universe=[])).tickers()
     with pytest.raises(UnknownName, match="Did you mean yahoo"):
-        VendorChain(given(sources__chain=["yaho"]))
+        VendorChain(two_vendors(sources__chain=["yaho"]))
 
 
 @pytest.mark.parametrize("vendor", ["yahoo", "tiingo", "fmp", "alphavantage", "alphavantage_adjusted"])
