@@ -6,42 +6,16 @@
 __all__ = ['LocationScale']
 
 # %% ../../nbs/models/30_baselines.ipynb #033f82bd
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughSessions
 from ..catalogue.design_matrix import Inputs
+from .calibration import RESIDUAL_LEVELS, quantile_cdf, residual_shape, width_factor
+from .calibration import volatility_pull  # noqa: F401
 from .contract import Model, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast
-
-# %% ../../nbs/models/30_baselines.ipynb #4d4c4ca2
-RESIDUAL_LEVELS = (0.01, *(round(0.025 * i, 3) for i in range(1, 40)), 0.99)
-
-
-def normal_cdf(
-    z: Tensor,  # any shape
-) -> Tensor:
-    "The standard normal distribution, with the same result at every position of an array."
-    if z.is_cuda:
-        return torch.special.ndtr(z)
-    from scipy.special import ndtr
-
-    return torch.from_numpy(np.asarray(ndtr(z.contiguous().numpy())))
-
-
-def quantile_cdf(
-    x: Tensor,  # `[...]` where to evaluate
-    xp: Tensor,  # `[..., Q]` quantiles, ascending
-    levels: tuple,  # their probability levels
-) -> Tensor:
-    "Probability of at most `x`, linear between quantiles on the normal scale and a little beyond them."
-    z = torch.special.ndtri(torch.tensor(levels, dtype=x.dtype, device=x.device))
-    i = (xp <= x[..., None]).sum(-1).clip(1, len(levels) - 1)
-    low, high = xp.gather(-1, (i - 1)[..., None])[..., 0], xp.gather(-1, i[..., None])[..., 0]
-    share = ((x - low) / (high - low).clip(min=1e-9)).clip(-4, 5)
-    return normal_cdf(z[i - 1] + share * (z[i] - z[i - 1]))
 
 # %% ../../nbs/models/30_baselines.ipynb #b2a5ec3e
 def distribution_forecast(
@@ -52,10 +26,13 @@ def distribution_forecast(
     residual: Tensor,  # `[..., K]` quantiles around the centre, broadcast over rows
     levels: tuple,  # probability levels of `residual`
     score: Tensor,  # `[S, N, H]` what ranks tickers
+    volatility: Tensor | None = None,  # `[S, N, H]`; that of the inputs by default
 ) -> Forecast:
     "A forecast from a centre and the quantiles around it, `NaN` where none can be made."
     start, stop = span
-    sigma = _horizon_volatility(model, inputs, start, stop)
+    sigma = horizon_volatility(model, inputs, start, stop)
+    if volatility is not None:
+        sigma = torch.where(sigma.isnan(), sigma, volatility.to(sigma))
     out = LEVELS if set(LEVELS) <= set(levels) else levels  # a network of an earlier version has five
     at = [levels.index(p) for p in out]
     q = sigma[..., None] * (location[..., None] + residual[..., at])
@@ -74,8 +51,13 @@ def distribution_forecast(
     )
 
 
-def _horizon_volatility(model, inputs, start, stop):
-    "Volatility over each horizon `[S, N, H]`, `NaN` in rows that cannot be forecast."
+def horizon_volatility(
+    model: Model,  # whose horizons
+    inputs: Inputs,  # features and volatility
+    start: int,  # first session (position)
+    stop: int,  # end (position, exclusive)
+) -> Tensor:
+    "Volatility of the inputs over each horizon `[S, N, H]`, `NaN` in rows that cannot be forecast."
     known = inputs.usable
     known[: model.sequence - 1] = False
     sigma = torch.where(known, inputs.volatility, float("nan"))[start:stop, :, None]
@@ -109,32 +91,6 @@ def realised_slope(
             "Use more sessions or more tickers.",
         )
     return slope, residuals
-
-# %% ../../nbs/models/30_baselines.ipynb #b56ad8f5
-def volatility_pull(
-    residuals: Tensor,  # `[S, N, H]` in units of volatility
-    volatility: Tensor,  # `[S, N]` daily
-) -> Tensor:  # `[3, H]`: mean logarithm of the volatility, strength of its return to it, mean residual
-    "How much smaller the residuals are, in units of volatility, where the volatility is large."
-    centre = residuals.double().flatten(0, 1).nanmean(0).nan_to_num(0)
-    size, log_sigma = (residuals.double() - centre).abs(), volatility.double().log()[..., None]
-    known = (size > 1e-3) & log_sigma.isfinite()
-    y = torch.where(known, size.log(), float("nan")).flatten(0, 1)
-    x = torch.where(known, log_sigma, float("nan")).flatten(0, 1)
-    level = x.nanmean(0).nan_to_num(0)
-    x, y = x - level, y - y.nanmean(0)
-    slope = (x * y).nansum(0) / (x * x).nansum(0).clip(min=1e-9)
-    return torch.stack([level, (-slope).clip(0, 0.8), centre]).float()
-
-
-def width_factor(
-    pull: Tensor,  # `[3, H]`, from `volatility_pull`
-    volatility: Tensor,  # `[S, N]` daily
-) -> Tensor:  # `[S, N, H]`
-    "By how much intervals in units of volatility are wider or narrower at a level of volatility."
-    level, strength, _ = pull.double()
-    gap = volatility.double().clip(min=1e-9).log()[..., None] - level
-    return (-strength * gap).exp().clip(0.5, 2).float()
 
 # %% ../../nbs/models/30_baselines.ipynb #40fedd42
 class LocationScale(Model):
@@ -180,11 +136,7 @@ def measure(
 ) -> dict:  # `slope` [H] and `residual` [H, K]
     "Slope of the score, and the residual quantiles with their dependence on the volatility."
     slope, residuals = realised_slope(self.score(data.inputs, data.start, data.stop), data)
-    pull = volatility_pull(residuals, data.inputs.volatility[data.start :])
-    factor = width_factor(pull, data.inputs.volatility[data.start :])
-    columns = (pull[2] + (residuals - pull[2]) / factor).flatten(0, 1).cpu().numpy().T
-    grid = np.array([np.quantile(c[np.isfinite(c)], RESIDUAL_LEVELS, method="weibull") for c in columns])
-    return dict(slope=slope.float().cpu(), residual=torch.tensor(grid, dtype=torch.float32), pull=pull.cpu())
+    return dict(slope=slope.float().cpu()) | residual_shape(residuals, data.inputs.volatility[data.start :])
 
 
 @patch

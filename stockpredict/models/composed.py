@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from ..catalogue.design_matrix import Inputs
 from ..core.errors import ModelError, ModelOutputInvalid
-from .baselines import quantile_cdf
+from .calibration import quantile_cdf
 from .contract import HEADS, Model, make_model, model, models
 from .dataset import Dataset
 from .forecast import Forecast
