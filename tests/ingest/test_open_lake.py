@@ -75,7 +75,7 @@ def test_training_data_and_flags_read_one_open_lake(settings, opened):
 
 def test_due_facts_open_the_lake_once_and_without_its_lock(settings, opened):
     def while_another_writes(series):
-        with Lake(settings.storage) as other, other.writer():  # the vendor is slow, and another process writes
+        with Lake(settings.storage) as other, other.writer():  # another writes meanwhile
             other.add("macro", macro(f"{series} of another"), source="fred")
         return macro(series)
 
