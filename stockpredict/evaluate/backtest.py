@@ -178,10 +178,13 @@ def __repr__(self: Backtest):
     head = f"Backtest of {size}, filled {self.delay} later, held {self.horizon}, "
     costs = f"{self.bps:g} bp a unit traded, turnover {self.turnover.mean():.2f} a session"
     series = {"gross": self.gross, "net": self.net}
-    rows = [
-        f"{k:>5}: mean return {252 * r.mean():+.1%} a year, Sharpe {annual_sharpe(r)}"
-        for k, r in series.items()
-    ]
+    rows = []
+    for k, r in series.items():
+        grown = float((1 + r).clip(lower=0).prod() ** (252 / len(r)) - 1)
+        rows.append(
+            f"{k:>5}: return {grown:+.1%} a year (geometric), {252 * r.mean():+.1%} (mean), "
+            f"Sharpe {annual_sharpe(r)}"
+        )
     return "\n".join([head + costs, *rows])
 
 
@@ -241,41 +244,112 @@ def _sessions(frame, calendar):
     return days
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #a8ccce0b
-def close_returns(
+def session_grid(
     bars: pd.DataFrame,  # ticker, event_time, close at least; adj_close is preferred
     calendar: str = "XNYS",  # exchange whose sessions are the rows
 ) -> pd.DataFrame:
-    "Returns from each ticker's bar to its next, `[session, ticker]`; a session without a bar is NaN."
+    "Closes `[session, ticker]` on every session from the first bar to the last; NaN without a bar."
     cal, price = get_calendar(calendar), "adj_close" if "adj_close" in bars else "close"
     close = (
         bars.assign(session=_sessions(bars, cal))
         .pivot(index="session", columns="ticker", values=price)
         .sort_index()
     )
-    grid = close.reindex(
+    return close.reindex(
         pd.DatetimeIndex(cal.sessions(close.index[0], close.index[-1])).astype(close.index.dtype)
     )
+
+# %% ../../nbs/evaluate/50_backtest.ipynb #238c0c5c
+def close_returns(
+    bars: pd.DataFrame,  # ticker, event_time, close at least; adj_close is preferred
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+) -> pd.DataFrame:
+    "Returns from each ticker's bar to its next, `[session, ticker]`; a session without a bar is NaN."
+    grid = session_grid(bars, calendar)
     return grid.apply(lambda c: c.dropna().pct_change(fill_method=None).reindex(grid.index))
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #738fdba3
-def backtest_frame(
-    frame: pd.DataFrame,  # your predictions: ticker, session (or event_time), score
-    bars: pd.DataFrame,  # bars of these tickers, e.g. `load_bars(settings)`
+def _parsed(frame, column):
+    "A column as times; text with different zones becomes UTC."
+    values = frame[column]
+    if not pd.api.types.is_datetime64_any_dtype(values):
+        text = values.astype(str)
+        zoned = text.str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).all()
+        values = pd.to_datetime(text, errors="coerce", utc=bool(zoned), format="mixed")
+    times = pd.DatetimeIndex(values)
+    if times.isna().any():
+        bad = frame[column].iloc[int(times.isna().argmax())]
+        raise CalendarError(f"{bad} is not a date in the column {column}.", f"Check the column {column}.")
+    return times
+
+# %% ../../nbs/evaluate/50_backtest.ipynb #11dbdd7b
+def check_stamps(
+    frame: pd.DataFrame,  # predictions with session or event_time, and made_at if it is known
+    calendar: str,  # exchange whose closes are the fills
+    delay: int,  # sessions between score and fill
+) -> pd.DatetimeIndex:  # the session of each row
+    "The sessions of a table of predictions, after a check of dates, zones and the time they were made."
+    column = "session" if "session" in frame else "event_time"
+    times = _parsed(frame, column)
+    if column == "session" and (times.tz is not None or (times != times.normalize()).any()):
+        raise CalendarError(
+            f"A session is a date, {frame[column].iloc[0]} has a time zone or a time of day.",
+            "Name the column event_time if it holds moments, or drop the zone and the time.",
+        )
+    if column == "event_time" and times.tz is None:
+        raise CalendarError(
+            f"The event_time {frame[column].iloc[0]} has no time zone.", "Localise the column, e.g. to UTC."
+        )
+    cal = get_calendar(calendar)
+    days = _sessions(frame, cal)
+    if "made_at" in frame:
+        stamps = _parsed(frame, "made_at")
+        if stamps.tz is None:
+            raise CalendarError("made_at has no time zone.", "Localise the column, e.g. to UTC.")
+        known = cal.sessions(days.min(), days.max() + pd.Timedelta(days=14 + 2 * delay))
+        place = np.searchsorted(known, days) + delay
+        fills = pd.DatetimeIndex(cal.closes(known[np.minimum(place, len(known) - 1)]))
+        late = np.flatnonzero((stamps >= fills) if delay else (stamps > fills))
+        if len(late):
+            row = frame.iloc[late[0]]
+            raise EvaluateError(
+                f"{len(late)} scores were made after their fill: {row.ticker}, dated "
+                f"{days[late[0]]:%Y-%m-%d}, was made {row.made_at}.",
+                "Date a score by the last session that ended before it was made, or use a longer delay.",
+            )
+    return days
+
+# %% ../../nbs/evaluate/50_backtest.ipynb #c40a466f
+def frame_grid(
+    frame: pd.DataFrame,  # predictions: ticker, session (or event_time), score, and made_at if it is known
+    bars: pd.DataFrame,  # bars of these tickers
     calendar: str = "XNYS",  # exchange whose sessions are the rows
-    **options,  # passed on to `backtest`: bps, delay, horizon, …
-) -> Backtest:
-    "Backtest predictions made anywhere, against bars."
+    delay: int = 1,  # sessions between score and fill
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Scores and one-session returns `[session, ticker]` on one grid, from two tables."
     needed = {"ticker", "score", "event_time" if "event_time" in frame else "session"} - set(frame)
     if needed:
         raise ColumnsUnmapped(
             f"The predictions lack {', '.join(sorted(needed))}.",
             "Give ticker, session (or event_time) and score.",
         )
-    frame = frame.assign(session=_sessions(frame, get_calendar(calendar)))
+    frame = frame.assign(session=check_stamps(frame, calendar, delay))
     returns = close_returns(bars, calendar)
+    check_rows(frame, returns)
+    score = frame.pivot(index="session", columns="ticker", values="score")
+    return score.reindex(index=returns.index, columns=returns.columns).astype(float), returns
+
+# %% ../../nbs/evaluate/50_backtest.ipynb #c2c1b7b5
+def check_rows(
+    frame: pd.DataFrame,  # predictions with ticker, session and score
+    returns: pd.DataFrame,  # `[session, ticker]`
+):
+    "Refuse unknown tickers, duplicate rows, scores that are no numbers and dates without bars."
     unknown = sorted(set(frame.ticker) - set(returns))
     if unknown:
         raise UnknownTicker(f"No bars for {', '.join(unknown[:5])}.", did_you_mean(unknown[0], list(returns)))
+    if not pd.api.types.is_numeric_dtype(frame.score):
+        raise EvaluateError(f"The score {frame.score.iloc[0]!r} is not a number.", "Make the column numeric.")
     if frame.duplicated(["ticker", "session"]).any():
         twice = frame[frame.duplicated(["ticker", "session"])].iloc[0]
         raise EvaluateError(
@@ -288,9 +362,16 @@ def backtest_frame(
             f"{len(off)} prediction dates have no session with bars, {off[0]:%Y-%m-%d} is the first.",
             "Date a score by the session it was made after.",
         )
-    score = frame.pivot(index="session", columns="ticker", values="score").reindex(
-        index=returns.index, columns=returns.columns
-    )
+
+# %% ../../nbs/evaluate/50_backtest.ipynb #2326f1df
+def backtest_frame(
+    frame: pd.DataFrame,  # your predictions: ticker, session (or event_time), score, made_at if known
+    bars: pd.DataFrame,  # bars of these tickers, e.g. `load_bars(settings)`
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+    **options,  # passed on to `backtest`: bps, delay, horizon, …
+) -> Backtest:
+    "Backtest predictions made anywhere, against bars."
+    score, returns = frame_grid(frame, bars, calendar, options.get("delay", 1))
     return backtest(
         score.to_numpy(), returns.to_numpy(), sessions=returns.index, tickers=returns.columns, **options
     )

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from itertools import product
 from ..algebra.numba_kernels import compiled
 from ..core.errors import EvaluateError
-from .backtest import annual_sharpe
+from .backtest import annual_sharpe, close_returns, frame_grid, session_grid
 from .strategies import portfolio_weights
 
 # %% ../../nbs/evaluate/53_execution.ipynb #78672f80
@@ -266,6 +266,33 @@ def run_arrays(w, r, traded, sized, costs, delay, capital, compound, keep):
         w, r, last_bars(r), traded, numbers, rates, int(delay), float(capital), bool(compound), out, kept
     )
     return out, kept
+
+# %% ../../nbs/evaluate/53_execution.ipynb #68df84ff
+def run_frame(
+    frame: pd.DataFrame,  # predictions: ticker, session (or event_time), score, made_at if it is known
+    bars: pd.DataFrame,  # bars of these tickers
+    costs: TradingCosts = TradingCosts(),  # commission, spread, impact, borrow, volume limit
+    *,
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+    kind: str = "rank",  # see `portfolio_weights`
+    share: float = 0.2,  # share of the names on each side, for long_only and long_short
+    horizon: int = 1,  # sessions each position is held
+    delay: int = 1,  # sessions between score and fill
+    capital: float = 1e6,  # wealth at the start
+) -> PortfolioRun:
+    "An account that trades a table of predictions with all costs."
+    score, returns = frame_grid(frame, bars, calendar, delay)
+    weights = portfolio_weights(score.to_numpy(), kind, share, horizon)
+    traded = None
+    if costs.impact > 0 or np.isfinite(costs.participation):
+        value = bars.assign(close=bars.close * bars.volume, adj_close=bars.close * bars.volume)
+        traded = (
+            session_grid(value, calendar).reindex(index=returns.index, columns=returns.columns).to_numpy()
+        )
+    return run_portfolio(
+        weights, returns.to_numpy(), costs, dollar_volume=traded, delay=delay, capital=capital,
+        sessions=returns.index, tickers=returns.columns,
+    )  # fmt: skip
 
 # %% ../../nbs/evaluate/53_execution.ipynb #54db737f
 def capacity_curve(

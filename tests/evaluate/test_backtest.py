@@ -280,6 +280,42 @@ def test_unusable_predictions_are_refused_by_name(bars, mine, spoil, error, word
         backtest_frame(spoil(mine), bars)
 
 
+def test_a_moment_is_no_session_and_a_zone_is_asked_for(bars, mine):
+    naive = get_calendar().closes(mine.session).tz_localize(None)
+    for spoiled, word in [
+        (mine.assign(session=mine.session.dt.tz_localize("UTC")), "time zone or a time of day"),
+        (mine.assign(session=mine.session + pd.Timedelta(hours=16)), "time zone or a time of day"),
+        (mine.drop(columns="session").assign(event_time=naive), "no time zone"),
+        (mine.drop(columns="session").assign(event_time=naive.astype(str)), "no time zone"),
+        (mine.assign(made_at=naive), "no time zone"),
+    ]:
+        with pytest.raises(CalendarError, match=word):
+            backtest_frame(spoiled, bars)
+    local = mine.drop(columns="session").assign(
+        event_time=get_calendar().closes(mine.session).tz_convert("America/New_York").astype(str)
+    )
+    pd.testing.assert_series_equal(backtest_frame(mine, bars).net, backtest_frame(local, bars).net)
+
+
+def test_a_score_made_after_its_fill_is_refused(bars, mine):
+    "The stamp decides, not the date the row carries."
+    closes = get_calendar().closes(mine.session)
+    base = backtest_frame(mine, bars).net
+    pd.testing.assert_series_equal(base, backtest_frame(mine.assign(made_at=closes), bars).net)
+    pd.testing.assert_series_equal(
+        backtest_frame(mine, bars, delay=0).net,
+        backtest_frame(mine.assign(made_at=closes), bars, delay=0).net,
+    )
+    late = mine.assign(made_at=closes + pd.Timedelta(days=5))
+    with pytest.raises(EvaluateError, match="made after their fill"):
+        backtest_frame(late, bars)
+    with pytest.raises(EvaluateError, match="made after their fill"):
+        backtest_frame(mine.assign(made_at=closes + pd.Timedelta(minutes=1)), bars, delay=0)
+    backtest_frame(late, bars, delay=6)
+    with pytest.raises(EvaluateError, match="not a number"):
+        backtest_frame(mine.assign(score="high"), bars)
+
+
 def test_an_event_time_on_a_closed_day_is_refused(bars, mine):
     sunday = mine.head(3).drop(columns="session").assign(event_time=pd.Timestamp("2019-01-06T15:00Z"))
     with pytest.raises(CalendarError, match="2019-01-06"):
@@ -312,7 +348,7 @@ def test_mean_and_compound_return_are_named_apart():
     table = book.summary()["net"]
     assert table["mean return a year"] == 0
     assert table["compound return a year"] == pytest.approx(0.75**126 - 1)
-    assert "mean return +0.0% a year" in repr(book)
+    assert "return -100.0% a year (geometric), +0.0% (mean)" in repr(book)
     ruined = Backtest(pd.Series([0.1, -1.2, 0.5]), 0 * r[:3], pd.DataFrame(np.ones((3, 2))), 0.0, 1, 1)
     assert ruined.equity.net.tolist() == pytest.approx([1.1, 0, 0])
     assert ruined.summary()["net"]["compound return a year"] == -1

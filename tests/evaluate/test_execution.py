@@ -200,3 +200,21 @@ def test_a_grid_is_what_single_runs_are():
 def test_what_cannot_be_traded_is_refused_with_a_reason(call, word):
     with pytest.raises(EvaluateError, match=word):
         call()
+
+
+def test_a_table_of_predictions_is_traded_in_one_call():
+    from stockpredict.evaluate.backtest import close_returns, session_grid
+    from stockpredict.sources.simulate import sample_bars
+
+    bars = sample_bars()
+    returns = close_returns(bars)
+    table = returns.stack().rename("score").rename_axis(["session", "ticker"]).reset_index()
+    costs = TradingCosts(1, 2, impact=0.5, participation=0.05)
+    ours = execution.run_frame(table, bars, costs, kind="decile", horizon=3, capital=1e8)
+    volume = session_grid(bars.assign(close=bars.close * bars.volume, adj_close=bars.close * bars.volume))
+    weights = strategies.portfolio_weights(returns.to_numpy(), "decile", horizon=3)
+    arrays = run_portfolio(weights, returns.to_numpy(), costs, dollar_volume=volume.to_numpy(), capital=1e8)
+    np.testing.assert_allclose(ours.net, arrays.net, atol=1e-15)
+    assert ours.daily.impact.sum() > 0 and list(ours.weights) == list(returns)
+    with pytest.raises(EvaluateError, match="two scores"):
+        execution.run_frame(pd.concat([table, table.head(1)]), bars)
