@@ -253,27 +253,6 @@ def test_tuning_is_seeded_counts_and_survives_models_without_a_space(data):
         assert params == {} and len(none) == 0 and list(none.columns) == list(ledger.columns)
 
 
-def test_a_pruned_trial_still_counts(data, monkeypatch):
-    "Models that report a loss can be pruned; here one that worsens from trial to trial."
-    losses = iter(range(100))
-
-    class Slow(models["ridge"]):
-        def fit(self, dataset, report=None):
-            level = next(losses)
-            for step in range(4):
-                if report:
-                    report(step, level)
-            return super().fit(dataset)
-
-    monkeypatch.setitem(models._parts, "ridge", Slow)
-    _, ledger = tune(data, "ridge", 8)
-    assert (
-        len(ledger) == 8
-        and (ledger.state == "pruned").sum() >= 3
-        and ledger.value[ledger.state == "pruned"].isna().all()
-    )
-
-
 def test_features_that_a_close_only_source_cannot_fill_are_left_out(tmp_path):
     bars = sample_bars(6, 300)
     bars[["open", "high", "low", "volume"]] = np.nan
