@@ -14,6 +14,7 @@ def current_rows(
     snapshot: int | None = None,  # a version of the lake, None = the newest
     tickers: bool = False,  # restrict to `$tickers`?
     once: bool = False,  # each bar came only once, so there is nothing to compare
+    noted: bool = True,  # is it noted of each bar whether it was stored before? Not in earlier releases
 ) -> str:  # a query with parameters $source, $as_of, $start, $end and perhaps $tickers
     "SQL for the newest row of each key among those known by `$as_of`."
     at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
@@ -28,7 +29,7 @@ def current_rows(
     return f"""
         WITH again AS MATERIALIZED (
             SELECT ticker, event_time, max(known_at) AS newest {known}
-            {revised if table == "bars" else ""}
+            {revised if table == "bars" and noted else ""}
             GROUP BY ALL HAVING count(*) > 1
         )
         SELECT seen.* FROM (SELECT * {known}) seen

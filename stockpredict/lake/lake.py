@@ -93,8 +93,9 @@ def source(
 def _log_of(self: Lake, source, snapshot):
     "From the ingest log: the source meant, whether each bar came once, whether there are factors."
     at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
+    sums = "NULL" if self.lacks("ingests", "sums", snapshot) else "arg_max(sums, number)"
     log = self.rows(f"""
-        SELECT source, max(number) AS n, sum(rows_corrected) AS corrected, arg_max(sums, number) AS sums
+        SELECT source, max(number) AS n, sum(rows_corrected) AS corrected, {sums} AS sums
         FROM lake.ingests{at}
         GROUP BY source
         ORDER BY n DESC""")
@@ -124,7 +125,8 @@ def bars(
     params = {"source": source, "as_of": moment(as_of, late=True)}
     if tickers is not None:
         params["tickers"] = [tickers] if isinstance(tickers, str) else [str(t) for t in tickers]
-    query = current_rows("bars", snapshot, tickers is not None, once)
+    noted = once or not self.lacks("bars", "revised", snapshot)
+    query = current_rows("bars", snapshot, tickers is not None, once, noted)
     period = {"start": moment(start), "end": moment(end, late=True)}
     bars = self.rows(
         f"SELECT {', '.join(BAR_COLUMNS)} FROM ({query}) ORDER BY ticker, event_time", **params, **period
@@ -285,7 +287,9 @@ def row_sums(
     cur = cursor or self.con.cursor()
     params = {"source": source, "as_of": LAST, "start": FIRST, "end": LAST}
     try:
-        return [_hash_sums(cur, table, current_rows(table, snapshot), **params) for table in HASHED_VALUES]
+        noted = not self.lacks("bars", "revised", snapshot)
+        queries = {table: current_rows(table, snapshot, noted=noted) for table in HASHED_VALUES}
+        return [_hash_sums(cur, table, query, **params) for table, query in queries.items()]
     except duckdb.Error as e:
         raise self.read_error(e) from e
 

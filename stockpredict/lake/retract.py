@@ -52,7 +52,8 @@ def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch):
     if batch:
         chosen.append("batch = $batch")
         params["batch"] = batch
-    query = _AFFECTED.format(current=current_rows("bars"), chosen=" AND ".join(chosen))
+    current = current_rows("bars", noted=not self.lacks("bars", "revised"))
+    query = _AFFECTED.format(current=current, chosen=" AND ".join(chosen))
     cur.execute(query, params)
     if batch:
         cur.execute(_BEFORE, {"source": source, "batch": batch})
@@ -150,11 +151,7 @@ class Retraction:
 # %% ../../nbs/lake/55_retract.ipynb #f7b56889
 def _batch_column(lake):
     "SQL for the number of a bar's batch; empty in a lake of an earlier release that is only read."
-    query = """
-        SELECT count(*) AS n
-        FROM duckdb_columns()
-        WHERE database_name = 'lake' AND table_name = 'bars' AND column_name = 'batch'"""
-    return "batch" if lake.rows(query).n[0] else "NULL::INTEGER"
+    return "NULL::INTEGER" if lake.lacks("bars", "batch") else "batch"
 
 
 def _refuse_unknown(lake, names, source):

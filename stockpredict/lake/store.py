@@ -40,6 +40,7 @@ class VersionedStore:
         self._lock = FileLock(self.dir / "writer.lock")
         self._server_guard = None  # connection that holds the catalog server's lock
         self._known_tables = set()
+        self._columns = {}  # (table, version) -> its columns
         self._attach_or_create()
 
     def __enter__(self):
@@ -329,6 +330,20 @@ def table_names(self: VersionedStore) -> list[str]:  # sorted
 def snapshot(self: VersionedStore) -> int:  # grows with every commit
     "Number of the newest snapshot."
     return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
+
+# %% ../../nbs/lake/05_store.ipynb #1bf104f8
+@patch
+def lacks(
+    self: VersionedStore,
+    table: str,  # its name
+    column: str,  # its name
+    snapshot: int | None = None,  # a version of the lake; None = the newest
+) -> bool:
+    "Whether a table does not have a column, because an earlier release wrote it."
+    if (table, snapshot) not in self._columns:
+        at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
+        self._columns[table, snapshot] = set(self.rows(f"FROM lake.{table}{at} LIMIT 0").columns)
+    return column not in self._columns[table, snapshot]
 
 # %% ../../nbs/lake/05_store.ipynb #c3b5dca3
 def to_arrow(

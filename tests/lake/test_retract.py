@@ -351,6 +351,35 @@ def test_an_old_lake_reads_the_same_and_ingests_on(old):
             assert len(lake.bars(source="files", snapshot=number)) in (0, 30)
 
 
+OLDER = [("bars", "batch"), ("bars", "revised"), ("ingests", "sums"), ("ingests", "flags")]
+
+
+def test_a_lake_of_an_early_release_is_read_before_and_after_a_writer_opens_it(old):
+    "Readers never wait for a writer, also for versions from before the columns came."
+    expected, views = old.view(), {at: old.view(at) for at in (JANUARY, "2024-01-18T12:00Z", LATER)}
+    mark, snapshot = old.state()[1], old.state()[0]
+    earlier_release(old, *OLDER[1:])
+    with Lake(old.settings.storage, read_only=True) as lake:
+        assert [lake.lacks(*column) for column in OLDER] == [True] * 4
+        assert lake.verify() == lake.fingerprint() == mark == lake.recorded_fingerprint()
+        assert not lake.flags_complete("files") and lake.retract("AAA", dry_run=True).rows == 10
+        assert len(lake.bars("AAA", source="files", snapshot=lake.snapshot())) == 10
+    same_values(old.view(), expected)
+    for at, view in views.items():
+        same_values(old.view(at), view)
+    for words in (["lake", "status"], ["lake", "snapshots"], ["quality"]):
+        assert old.command(*words).exit_code == 0, words
+    alone = Lake(old.settings.storage, read_only=True)  # stays open while a writer adds the columns
+    early = alone.snapshot()
+    report = old.ingest(old.corrected.assign(close=old.corrected.close.replace(100, 50)), LATER)
+    with alone:
+        same_values(alone.bars(source="files", as_of="2024-01-19"), expected)
+        assert alone.verify() == report.fingerprint
+        for number in (snapshot, early):
+            same_values(alone.bars(source="files", snapshot=number), expected)
+            assert alone.fingerprint(number, "files") == mark
+
+
 def test_what_an_old_lake_stored_is_not_lost_by_a_retraction(old):
     "A correction that is taken back returns to the version of the earlier release."
     before = old.view()
