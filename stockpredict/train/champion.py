@@ -10,7 +10,7 @@ import hashlib, json, logging, os, re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ..core.errors import ArtifactRejected, FlowLocked, NoChampion
-from ..core.files import atomic_write, file_lock
+from ..core.files import atomic_write, file_lock, read_json
 from ..core.settings import Settings
 
 # %% ../../nbs/train/70_champion.ipynb #728e5685
@@ -37,6 +37,8 @@ class Champion:
     reasons: list = field(default_factory=list)  # sentences of the verdict
     lineage: dict = field(default_factory=dict)  # data, code and settings it was made from
     mlflow: str = "pending"  # run in MLflow, `pending` until it is recorded there
+    # by head: model, params, decision, evidence, wording, since (a version); {} in earlier versions
+    heads: dict = field(default_factory=dict)
 
     def __post_init__(self):
         if re.fullmatch(r"[0-9a-f]{8,64}", str(self.artifact)) and self.skill in EVIDENCE_WORDING:
@@ -106,10 +108,11 @@ def without_evidence(
     entry: dict,  # fields of `Champion` that nobody signed
 ) -> dict:
     "The same entry, whose evidence counts as none."
-    if entry.get("skill") not in ("weak", "strong"):
+    if entry.get("skill") not in ("weak", "strong") and not entry.get("heads"):
         return entry
     note = "What this entry said about the evidence is not signed, so it counts as none."
-    return entry | dict(skill="none", wording="no signed evidence of skill", reasons=[note])
+    unsigned = dict(skill="none", wording="no signed evidence of skill", reasons=[note])
+    return entry | unsigned | (dict(heads={}) if "heads" in entry else {})
 
 # %% ../../nbs/train/70_champion.ipynb #dbecdeb0
 def read_champion_entry(
@@ -207,7 +210,7 @@ def read_events(
             problem = "Line %d of history.jsonl is not what this installation has signed; it is left out."
             logging.getLogger("stockpredict").warning(problem, number)
             continue
-        content = {k: v for k, v in event.items() if k not in ("key", "signature")}
+        content = {k: v for k, v in event.items() if k not in ("key", "signature", "before")}
         events.append(content if state == "signed" else _unsigned_event(content))
     return events
 
@@ -219,21 +222,77 @@ def _unsigned_event(event):
     return event | dict(skill="none") if "skill" in event else event
 
 # %% ../../nbs/train/70_champion.ipynb #c44cd794
+def line_hash(
+    line: bytes,  # of the history, without its end
+) -> str:  # 32 hex digits
+    "Identity of one line of the history."
+    return hashlib.sha256(line.strip()).hexdigest()[:32]
+
+
 def append_event(
     settings: Settings,  # whose registry
     event: dict,  # JSON-able
 ):
-    "Append one event as a complete, signed line."
-    event = sign_entry(settings, event)
-    with open(settings.storage.registry_dir / "history.jsonl", "ab+") as f:
-        f.seek(0, os.SEEK_END)
-        if f.tell():
-            f.seek(-1, os.SEEK_END)
-            if f.read(1) != b"\n":
-                f.write(b"\n")
-        f.write(json.dumps(event, sort_keys=True).encode() + b"\n")
+    "Append one event as a complete, signed line that names the line before."
+    path = settings.storage.registry_dir / "history.jsonl"
+    with open(path, "ab+") as f:
+        f.seek(0)
+        content = f.read()
+        lines = content.splitlines()
+        event = sign_entry(settings, event | dict(before=line_hash(lines[-1]) if lines else ""))
+        line = json.dumps(event, sort_keys=True).encode()
+        f.write((b"\n" if content and not content.endswith(b"\n") else b"") + line + b"\n")
         f.flush()
         os.fsync(f.fileno())
+    end = dict(lines=len(lines) + 1, last=line_hash(line))
+    atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
+
+# %% ../../nbs/train/70_champion.ipynb #1a6d562f
+def _line_problem(settings, number, line, before):
+    "What is wrong with one line of the history, if anything."
+    try:
+        event = dict(json.loads(line))
+        state = entry_state(settings, event)
+    except (ValueError, TypeError):
+        return f"Line {number} is not readable."
+    if state in ("changed", "foreign"):
+        words = {"changed": "was changed after it was signed", "foreign": "is signed by another key"}
+        return f"Line {number} {words[state]}."
+    if "before" in event and event["before"] != before:
+        return f"Line {number} does not follow line {number - 1}: a line was removed, inserted or moved here."
+    return ""
+
+
+def _end_problem(settings, hashes, chained):
+    "What is wrong with the end of the history, if anything."
+    end = read_json(settings.storage.registry_dir / "history.end", default=None)
+    if end is None:
+        missing = "The file history.end is missing, so lines may have been removed at the end."
+        return missing if chained else ""
+    if entry_state(settings, end) != "signed":
+        return "history.end is not what this installation has signed."
+    lines = len(hashes) - 1
+    if hashes[min(end["lines"], lines)] == end["last"]:
+        return ""
+    if lines < end["lines"]:
+        removed = end["lines"] - lines
+        return f"{removed} of {end['lines']} lines were removed at the end of the history."
+    return f"Line {end['lines']} is not the one that was written there."
+
+# %% ../../nbs/train/70_champion.ipynb #64fd41ca
+def history_problems(
+    settings: Settings,  # whose registry
+) -> list:  # sentences; empty if every line is signed and follows the one before
+    "Check signatures and order of all lines of the history."
+    path = settings.storage.registry_dir / "history.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    hashes = ["", *map(line_hash, lines)]
+    problems = [_line_problem(settings, n, line, hashes[n - 1]) for n, line in enumerate(lines, 1)]
+    chained = [b'"before"' in line for line in lines]
+    for n in range(1, len(lines)):
+        if chained[n - 1] and not chained[n] and not problems[n]:
+            problems[n] = f"Line {n + 1} has no link to the line before."
+    return list(filter(None, [*problems, _end_problem(settings, hashes, any(chained))]))
 
 # %% ../../nbs/train/70_champion.ipynb #06700f5c
 def now_utc() -> str:  # ISO 8601 with seconds

@@ -8,6 +8,7 @@ __all__ = ['SelfTest', 'run_self_test', 'judge_experiment']
 # %% ../../nbs/train/60_judge.ipynb #44288815
 import json
 from dataclasses import asdict, dataclass
+import numpy as np
 import pandas as pd
 from ..core.files import atomic_write
 from ..core.progress import progress
@@ -16,14 +17,35 @@ from ..catalogue.feature import resolve_names
 from .lineage import code_version
 from .experiment import Experiment
 from .known_markets import add_canary, simulated_experiment
-from .skill_table import ic_difference
+from ..evaluate.metrics import hac_mean, session_means
+from ..models.contract import models
 from .gate import Verdict, decide
+from .serving_parts import refuse_head, served_forecast, settle_heads
+from .volatility_skill import deciding_losses
+from .interval_skill import quantile_losses
+from .anytime import anytime_mean, relative_difference
 
 # %% ../../nbs/train/60_judge.ipynb #a3b9d7f1
+def tested_kinds(
+    names: list,  # candidates of the settings
+    head: str = "direction",  # which they have to forecast
+) -> list:
+    "The simplest candidate of each kind that forecasts a head and is no baseline."
+    simplest = {}
+    for name in names:
+        meta = models.meta(name)
+        if meta["kind"] in ("baseline", "composed") or head not in meta.get("heads", (head,)):
+            continue
+        known = simplest.get(meta["kind"])
+        if known is None or meta["complexity"] < models.meta(known)["complexity"]:
+            simplest[meta["kind"]] = name
+    return list(simplest.values())
+
+# %% ../../nbs/train/60_judge.ipynb #149c6d55
 def self_test_settings(
     settings: Settings,  # what is to be tested
 ) -> Settings:
-    "The same features, horizons, delay and costs on a small scale, with two quick models."
+    "The same features, horizons, delay and costs on a small scale, with ridge and one model of each kind."
     defaults = Settings()
     own = {part: getattr(defaults, part) for part in ("data", "simulated", "sources")}
     names = list(dict.fromkeys([*resolve_names(settings.features.names), "mom_5"]))
@@ -31,8 +53,9 @@ def self_test_settings(
     return settings.model_copy(update=own).with_(
         **{
             "features.names": names,
-            "models.candidates": ["ridge", "lightgbm"],
+            "models.candidates": list(dict.fromkeys(["ridge", *tested_kinds(settings.models.candidates)])),
             "models.trials": 1,
+            "models.epochs": 1,
             "validation.folds": 2,
             "validation.horizons": horizons[:1],
             "validation.first_train": max(400, 10 * horizons[0]),
@@ -47,36 +70,41 @@ KNOWN_MARKETS = dict(
 )
 
 
+def _market_settings(settings, kind, share):
+    "What one market needs of its own."
+    if share is not None:
+        return {"models.candidates": ["ridge"]}
+    if kind == "planted":
+        return {"validation.horizons": [1], "validation.entry_delay": 1, "costs.bps": Settings().costs.bps}
+    return {}
+
+# %% ../../nbs/train/60_judge.ipynb #e3bbfdda
 def judge_market(
     settings: Settings,  # from `self_test_settings`
     name: str,  # for the table
-    kind: str,  # `null` or `planted`
+    kind: str,  # `null`, `planted` or `steady`
     seed: int,  # of the market
     expected: str,  # decision
     share: float | None = None,  # correlation of a canary with the outcome, if there is one
+    head: str = "direction",  # whose decision counts
 ) -> dict:  # one line of the self-test
     "Decide about one simulated market."
-    own, alter = {}, None
-    if share is not None:
-        own, alter = {"models.candidates": ["ridge"]}, lambda data: add_canary(data, share, seed)
-    elif kind == "planted":
-        own = {"validation.horizons": [1], "validation.entry_delay": 1, "costs.bps": Settings().costs.bps}
+    alter = None if share is None else lambda data: add_canary(data, share, seed)
     sessions = settings.validation.first_train + 500 + settings.validation.embargo
-    study = simulated_experiment(settings.with_(**own), kind, seed, 40, sessions, alter=alter)
-    verdict = decide(study)
+    settings = settings.with_(**_market_settings(settings, kind, share))
+    verdict = decide(simulated_experiment(settings, kind, seed, 40, sessions, alter=alter))
     lead = next(row for row in verdict.numbers["table"] if row["model"] == verdict.numbers["lead"])
-    return dict(
-        market=name,
-        seed=seed,
-        expected=expected,
-        decision=verdict.decision,
-        ok=verdict.decision == expected,
-        model=lead["model"],
-        ic=lead["ic"],
-        low=lead["ic_low"],
-        high=lead["ic_high"],
-        alarms=sorted({alarm["check"] for alarm in verdict.numbers["alarms"]}),
-    )
+    row = dict(market=name, seed=seed, expected=expected, model=lead["model"], head=head)
+    row |= dict(ic=lead["ic"], low=lead["ic_low"], high=lead["ic_high"])
+    if head == "volatility":
+        numbers = verdict.heads[head]["numbers"]
+        gap = {
+            k: numbers.get(f"over_ewma{end}") for k, end in (("ic", ""), ("low", "_low"), ("high", "_high"))
+        }
+        row |= dict(model=verdict.heads[head]["model"]) | gap
+    decision = verdict.heads[head]["decision"]
+    alarms = sorted({alarm["check"] for alarm in verdict.numbers["alarms"]})
+    return row | dict(decision=decision, ok=decision == expected, alarms=alarms)
 
 # %% ../../nbs/train/60_judge.ipynb #8edcad1a
 @dataclass
@@ -119,12 +147,17 @@ MARKET_NAMES = {
     "planted": "rank IC 0.05 planted",
     "canary": "the outcome among the features",
     "blurred": "three tenths of the outcome among the features",
+    "moving": "volatility that comes and goes",
+    "steady": "volatility that stands still",
 }
 
 
 def _market_sentence(m):
     "What happened in one market, and what was expected."
     expectation = "." if m["ok"] else f", expected {m['expected']}."
+    if m.get("head") == "volatility":
+        gap = "" if m["ic"] is None else f" QLIKE of {m['model']} {m['ic']:+.1%} against EWMA,"
+        return f"{MARKET_NAMES[m['market']]} (seed {m['seed']}):{gap} volatility {m['decision']}{expectation}"
     return (
         f"{MARKET_NAMES[m['market']]} (seed {m['seed']}): rank IC {m['ic']:.3f} "
         f"[{m['low']:.3f}, {m['high']:.3f}], {m['decision']}{expectation}"
@@ -145,6 +178,23 @@ def judge_markets(
     return rows
 
 # %% ../../nbs/train/60_judge.ipynb #52689745
+def judge_volatility_markets(
+    settings: Settings,  # of the self-test
+    names: list,  # candidates of the settings
+    quiet: bool = True,  # show no progress
+) -> list[dict]:  # a row a market, see `judge_market`; none if no candidate forecasts volatility
+    "Decide about markets whose volatility moves and stands still."
+    own = [name for name in names if models.meta(name)["kind"] == "volatility"]
+    claiming = own or tested_kinds(names, "volatility")
+    if not claiming:
+        return []
+    small, markets = settings.with_(**{"models.candidates": claiming, "models.trials": 0}), []
+    if own:
+        markets.append(("moving", "null", 401, "promote", None, "volatility"))
+    markets.append(("steady", "steady", 402, "hold", None, "volatility"))
+    return judge_markets(small, markets, quiet)
+
+# %% ../../nbs/train/60_judge.ipynb #bdf254b4
 def run_self_test(
     settings: Settings,  # what is to be tested
     fresh: bool = False,  # run it even if this code passed it with the same `self_test_settings`
@@ -162,42 +212,93 @@ def run_self_test(
     if errors == 1:
         null += judge_markets(small, [("null", "null", seed, "hold") for seed in range(301, 307)], quiet)
     known = judge_markets(small, [(name, *market) for name, market in KNOWN_MARKETS.items()], quiet)
+    known += judge_volatility_markets(small, settings.models.candidates, quiet)
     null_passed = sum(not m["ok"] for m in null) <= (errors == 1)
     result = SelfTest(null_passed and all(m["ok"] for m in known), null + known, key)
     atomic_write(place, result.to_json())
     return result
 
 # %% ../../nbs/train/60_judge.ipynb #c1ebd7ab
+CHAMPION_WORDS = dict(
+    direction="difference of daily rank IC",
+    volatility="relative difference of daily QLIKE",
+    intervals="relative difference of daily pinball loss",
+)
+
+
+def champion_differences(
+    study: Experiment,  # finished, with a rival
+    head: str,  # which part is compared
+    name: str,  # candidate
+    parts: dict | None = None,  # who would serve what, for the intervals
+) -> np.ndarray:  # a value a session; above zero where the candidate is better
+    "Paired daily differences between a candidate and the champion."
+    if head == "direction":
+        return (study.daily_ic(name) - study.daily_ic(study.rival)).to_numpy()
+    if head == "volatility":
+        losses = deciding_losses(study, {name: study.candidates[name].forecast, "": study.rival.forecast})
+        mine, theirs = losses[name], losses[""]
+    else:
+        forecast, h = served_forecast(study, parts), study.horizons[0]
+        mine, theirs = quantile_losses(forecast, study.rival.forecast, study, h)["pinball"]
+    both = np.isfinite(mine) & np.isfinite(theirs)
+    mine, theirs = (session_means(np.where(both, loss, np.nan)) for loss in (mine, theirs))
+    return relative_difference(theirs, mine)
+
+# %% ../../nbs/train/60_judge.ipynb #a01720ea
 def compare_with_champion(
     study: Experiment,  # finished
     name: str,  # candidate to promote
     champion,  # what is served today, with `.model` and `.params`
+    head: str = "direction",  # which part is compared
+    parts: dict | None = None,  # who would serve what, for the intervals
 ) -> tuple:  # (significantly worse?, sentence, numbers)
     "The candidate against the champion on the same sessions."
-    who = f"the champion {champion.model}"
     if study.rival is None:
         note = f"The champion {champion.model} was not tried on these sessions, so it was not compared."
         return False, study.lineage.get("rival", note), {}
-    gap = ic_difference(study, name, study.rival)
+    x, h = champion_differences(study, head, name, parts), study.horizons[0]
+    gap, bound = hac_mean(x, h), 2.0 if head == "direction" else 1.0
+    any_time = anytime_mean(x, -bound, bound, horizon=h + study.settings.validation.entry_delay)
     p_worse = 1 - gap.p_greater if gap.se > 0 else 0.5
-    numbers = dict(
-        model=champion.model,
-        params=champion.params,
-        difference=gap.value,
-        low=gap.low,
-        high=gap.high,
-        p_worse=p_worse,
-        sessions=gap.n,
-    )
+    numbers = dict(model=champion.model, params=champion.params, sessions=gap.n, head=head)
+    numbers |= dict(difference=gap.value, low=gap.low, high=gap.high, p_worse=p_worse)
+    numbers |= dict(anytime_low=any_time.low, anytime_high=any_time.high)
+    numbers |= dict(anytime_p_better=any_time.p_greater, anytime_p_worse=any_time.p_less)
     worse = bool(p_worse < 0.05)
     sentence = (
-        f"{name} is {'' if worse else 'not '}significantly worse than {who} on the same {gap.n} sessions "
-        f"(difference of daily rank IC {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}], "
-        f"p = {p_worse:.2g})."
+        f"{name} is {'' if worse else 'not '}significantly worse than the champion {champion.model} on the "
+        f"same {gap.n} sessions ({CHAMPION_WORDS[head]} {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}], "
+        f"p = {p_worse:.2g}; read every day: [{any_time.low:+.3f}, {any_time.high:+.3f}], "
+        f"p = {any_time.p_less:.2g} for worse, {any_time.p_greater:.2g} for better)."
     )
     return worse, sentence, numbers
 
 # %% ../../nbs/train/60_judge.ipynb #99f7f33e
+def refuse_worse_heads(
+    v: Verdict,  # from `decide`; changed in place
+    study: Experiment,  # finished
+    champion,  # what is served today
+):
+    "Compare each promoted head with the champion's, and hold those that are surely worse."
+    for head in ("direction", "volatility"):
+        if v.heads[head]["decision"] == "promote":
+            worse, sentence, numbers = compare_with_champion(study, v.heads[head]["model"], champion, head)
+            v.numbers["champion" if head == "direction" else f"champion_{head}"] = numbers
+            v.reasons.append(sentence)
+            if worse:
+                short = "no direction promoted" if head == "direction" else "volatility not promoted"
+                v.heads[head] = refuse_head(v.heads[head], "The champion's is surely better.", short)
+    v.heads, v.numbers["parts"] = settle_heads(study, v.heads["direction"], v.heads["volatility"], champion)
+
+
+def promoted_heads(
+    heads: dict,  # verdict by head
+) -> list:
+    "Heads that would change what is served."
+    return [h for h in ("direction", "volatility") if heads.get(h, {}).get("decision") == "promote"]
+
+# %% ../../nbs/train/60_judge.ipynb #51a24820
 def judge_experiment(
     study: Experiment,  # finished
     tested: SelfTest | None,  # `run_self_test` of the same settings; without it nothing is promoted
@@ -205,25 +306,23 @@ def judge_experiment(
     override: str = "",  # a written reason to continue in spite of an alarm; that of the settings by default
 ) -> Verdict:
     "Whether to believe an experiment."
-    v = decide(study, override or study.settings.gate.override)
+    v = decide(study, override or study.settings.gate.override, champion)
     v.numbers["self_test"] = None if tested is None else asdict(tested)
-    if v.decision == "promote" and champion is not None:
-        worse, sentence, v.numbers["champion"] = compare_with_champion(study, v.model, champion)
-        v.reasons.append(sentence)
-        if worse:
-            v.decision = "hold"
+    if champion is not None and promoted_heads(v.heads):
+        refuse_worse_heads(v, study, champion)
     if tested is not None and tested.passed:
         v.reasons.append(f"The self-test passed on {len(tested.markets)} markets with known truth.")
     else:
         v.reasons.insert(0, _self_test_sentence(tested))
-        if v.decision == "promote":
-            v.decision = "hold"
+        for head in promoted_heads(v.heads):
+            v.heads[head] = refuse_head(v.heads[head], "The self-test was not passed.")
+    v.decision = v.heads["direction"]["decision"]
     if v.decision != "promote":
         v.model = champion.model if champion is not None else "mean"
-        v.reasons.append(_serving_sentence(v.model, champion))
+        v.reasons.append(_serving_sentence(v, champion))
     return v
 
-# %% ../../nbs/train/60_judge.ipynb #834b864d
+# %% ../../nbs/train/60_judge.ipynb #5b7966a2
 def _self_test_sentence(tested):
     "Why nothing is promoted without a passed self-test."
     if tested is None:
@@ -232,8 +331,14 @@ def _self_test_sentence(tested):
     return " ".join(["The self-test failed, so nothing is promoted.", *failures])
 
 
-def _serving_sentence(model, champion):
-    "What is served when nothing is promoted."
+def _serving_sentence(v, champion):
+    "What is served when no direction is promoted."
+    if promoted_heads(v.heads):
+        who = {k: "the champion" if n == "champion" else n for k, n in v.numbers["parts"].items()}
+        return (
+            f"To serve: the volatility of {who['volatility']} with the direction of {who['direction']} and "
+            f"the intervals of {who['shape']}."
+        )
     if champion is not None:
-        return f"The champion {model} stays."
+        return f"The champion {v.model} stays."
     return "Serving the historical mean with calibrated intervals, labelled: no evidence of skill."

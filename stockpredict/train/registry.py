@@ -17,6 +17,9 @@ from ..models.artifact import Artifact, load_artifact, public_key
 from .walk_forward import Candidate
 from .experiment import Experiment
 from .gate import Verdict
+from .judge import promoted_heads
+from .serving_parts import heads_in_brief
+from .composition import champion_heads, composed_candidate
 from .champion import EVIDENCE_WORDING, Champion, append_event, champion_event
 from .champion import champion_or_none, current_champion, now_utc, read_events
 from .champion import registry_lock, write_champion
@@ -71,8 +74,11 @@ def candidate_to_serve(
     study: Experiment,  # finished
     verdict: Verdict,  # about it
     champion: Champion | None,  # what is served
+    settings: Settings | None = None,  # registry and keys, to compose the parts of several models
 ) -> Candidate | None:
     "The candidate to publish, or `None` to leave things as they are."
+    if promoted_heads(verdict.heads) and settings is not None:
+        return composed_candidate(settings, study, verdict.numbers["parts"], champion)
     if verdict.decision == "promote":
         return study.candidates[verdict.model]
     if champion is None:
@@ -93,7 +99,8 @@ def publish_model(
         _finish_interrupted(settings)
         champion = champion_or_none(settings)
         rolled_back = {e["from"] for e in read_events(settings) if e["event"] == "rollback"}
-        chosen, older = candidate_to_serve(study, verdict, champion), _is_older(study, champion)
+        chosen, refused = _chosen(settings, study, verdict, champion)
+        older = refused or _is_older(study, champion)
         candidate = chosen or study.candidates[verdict.numbers["lead"]]
         store_artifact(settings, candidate.folder / "artifact", candidate.artifact)
         step("stored")
@@ -104,10 +111,30 @@ def publish_model(
         if chosen is None or banned or older:
             _hold(settings, champion, candidate, verdict, card["case"], banned, older)
         elif champion is None or champion.artifact != candidate.artifact:
-            _promote(settings, champion, candidate, verdict, study.lineage, step)
+            _promote(settings, champion, candidate, verdict, study, step)
     sync_mlflow(settings)
     step("told")
     return current_champion(settings)
+
+# %% ../../nbs/train/90_registry.ipynb #2688dcac
+def _chosen(settings, study, verdict, champion):
+    "The candidate to publish, and why a promoted one cannot be composed."
+    try:
+        return candidate_to_serve(study, verdict, champion, settings), ""
+    except ArtifactRejected as e:
+        if champion is None:
+            raise
+        return None, f"{e.problem} {e.fix}"
+
+
+def event_kind(
+    entry: dict,  # fields of `Champion`
+) -> str:  # `rollback`, `baseline` or `promote`
+    "What the history calls a change of the champion to this entry."
+    if entry["decision"] == "rollback":
+        return "rollback"
+    words = [entry["skill"], entry.get("heads", {}).get("volatility", {}).get("evidence", "none")]
+    return "baseline" if set(words) == {"none"} else "promote"
 
 # %% ../../nbs/train/90_registry.ipynb #77402113
 def _version_number(settings, artifact):
@@ -120,27 +147,32 @@ def _version_number(settings, artifact):
     return numbers.get(artifact, max(numbers.values(), default=0) + 1)
 
 # %% ../../nbs/train/90_registry.ipynb #ac5e7e62
-def _promote(settings, champion, candidate, verdict, lineage, step):
+def _promote(settings, champion, candidate, verdict, study, step):
     "Replace the pointer, then append the event."
+    version = _version_number(settings, candidate.artifact)
+    heads = champion_heads(study, verdict, version, champion)
     skill = verdict.skill if verdict.decision == "promote" else "none"
-    new = Champion(
-        version=_version_number(settings, candidate.artifact),
-        artifact=candidate.artifact,
-        model=candidate.model,
-        skill=skill,
-        decision=verdict.decision,
-        promoted_at=now_utc(),
-        params=candidate.params,
-        previous=champion.artifact if champion else "",
-        wording=EVIDENCE_WORDING[skill],
-        reasons=verdict.reasons,
-        lineage=lineage,
+    skill = heads["direction"]["evidence"] if heads else skill
+    known = heads.get("volatility", {}).get("evidence", "none") != "none"
+    entry = asdict(
+        Champion(
+            version=version,
+            artifact=candidate.artifact,
+            model=candidate.model,
+            skill=skill,
+            decision="promote" if promoted_heads(verdict.heads) else verdict.decision,
+            promoted_at=now_utc(),
+            params=candidate.params,
+            previous=champion.artifact if champion else "",
+            wording=heads_in_brief(verdict.heads) if known else EVIDENCE_WORDING[skill],
+            reasons=verdict.reasons,
+            lineage=study.lineage,
+            heads=heads,
+        )
     )
-    entry = asdict(new)
     write_champion(settings, entry)
     step("pointed")
-    kind = "baseline" if skill == "none" else "promote"
-    append_event(settings, champion_event(kind, entry, verdict.reasons[0]))
+    append_event(settings, champion_event(event_kind(entry), entry, verdict.reasons[0]))
     step("remembered")
 
 # %% ../../nbs/train/90_registry.ipynb #9c2b8109
@@ -188,9 +220,7 @@ def _finish_interrupted(settings):
         return
     if events and (events[-1]["artifact"], events[-1]["at"]) == (champion.artifact, champion.promoted_at):
         return
-    kind = "baseline" if champion.skill == "none" else "promote"
-    if champion.decision == "rollback":
-        kind = "rollback"
+    kind = event_kind(asdict(champion))
     event = champion_event(kind, asdict(champion), "The publisher was interrupted after the swap.")
     if kind == "rollback" and events:
         event["from"] = events[-1]["artifact"]

@@ -20,7 +20,7 @@ def reigning_evidence(
 ) -> dict:  # head → `none`, `weak` or `strong`
     "The evidence for each head of the champion."
     heads = getattr(champion, "heads", None) or {}
-    skill = champion.skill if champion is not None else "none"
+    skill = getattr(champion, "skill", "none")
     words = {head: heads.get(head, {}).get("evidence", "none") for head in ("volatility", "intervals")}
     return dict(direction=heads.get("direction", {}).get("evidence", skill)) | words
 

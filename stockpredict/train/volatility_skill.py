@@ -90,7 +90,22 @@ def volatility_losses(
         for name, f in forecasts.items()
     }
 
+# %% ../../nbs/train/42_volatility_skill.ipynb #10d48fab
+def deciding_losses(
+    study: Experiment,  # finished
+    forecasts: dict,  # name → forecast of the test sessions
+    horizon: int | None = None,  # sessions held; the first by default
+) -> dict:  # QLIKE `[T, N]` by name
+    "QLIKE per cell of any forecasts, against the stand-in with the least noise."
+    h = horizon or study.horizons[0]
+    variance = list(study.realised(h).values())[-1]
+    frames = {name: f.frame("volatility", h).to_numpy() for name, f in forecasts.items()}
+    return {
+        name: np.where(np.isfinite(variance) & np.isfinite(f), qlike(f**2, variance), np.nan)
+        for name, f in frames.items()
+    }
 
+# %% ../../nbs/train/42_volatility_skill.ipynb #79e1a60c
 def loss_gap(
     loss: np.ndarray,  # `[T, N]`
     rival: np.ndarray,  # of the rival

@@ -451,7 +451,9 @@ def home(tmp_path_factory):
 def test_the_self_test_passes_with_the_shipped_settings_and_is_stored(home, monkeypatch):
     shipped = load_settings(overrides={"storage.home": str(home)}, environ={})
     tested = run_self_test(shipped)
-    assert tested.passed and [m["expected"] for m in tested.markets] == [
+    directions = [m for m in tested.markets if m["head"] == "direction"]
+    assert {m["market"] for m in tested.markets} >= {"steady"} and tested.passed
+    assert [m["expected"] for m in directions] == [
         "hold",
         "hold",
         "promote",
