@@ -143,6 +143,7 @@ def run(tmp_path_factory):
     manager.shutdown_kernel(now=True)
 
 
+@pytest.mark.kill_points(7)  # some of them in each run, all with --all-steps
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edit_is_seen_by_the_next_read(run, what):
     before, edit = EDITS[what]
