@@ -39,7 +39,9 @@ def load(path: Path, tickers: int) -> tuple[Dataset, Panel]:
     bars["event_time"] = calendar.closes(pd.DatetimeIndex(pd.to_datetime(bars.date)))
     ratio = bars.adj_close / bars.close
     bars = bars.assign(**{k: bars[k] * ratio for k in ("open", "high", "low", "close")})
-    panel = Panel.from_bars(bars[["ticker", "event_time", "open", "high", "low", "close", "volume"]], calendar)
+    panel = Panel.from_bars(
+        bars[["ticker", "event_time", "open", "high", "low", "close", "volume"]], calendar
+    )
     data = Dataset.from_panel(panel, ["ret_1", "mom_5"], HORIZONS)
     return exclude_bars(data, panel, untrusted_bars(panel, calendar))[0], panel
 
@@ -94,15 +96,17 @@ def coverage(forecast, data: Dataset, start: int) -> pd.DataFrame:
         sigma = forecast.frame("volatility", h).to_numpy()
         edges = np.nanquantile(sigma, [1 / 3, 2 / 3])
         groups = {f"volatility {k + 1}/3": np.digitize(sigma, edges) == k for k in range(3)}
-        groups |= {str(year): (forecast.sessions.year == year)[:, None] & np.isfinite(sigma)
-                   for year in sorted(set(forecast.sessions.year))}
+        groups |= {
+            str(year): (forecast.sessions.year == year)[:, None] & np.isfinite(sigma)
+            for year in sorted(set(forecast.sessions.year))
+        }
         for share in (0.5, 0.8, 0.9, 0.95):
             low, high = (q.numpy() for q in forecast.interval(share, h))
             e = interval_coverage(low, high, y, share, h)
             row = dict(horizon=h, stated=share, all=e.value, low=e.low, high=e.high)
             known = np.isfinite(y) & np.isfinite(low)
             inside = (y >= low) & (y <= high)
-            row |= {name: inside[g & known].mean() for name, g in groups.items()}
+            row |= {name: inside[g & known].mean() for name, g in groups.items() if (g & known).sum() > 1000}
             names = [inside[known[:, n], n].mean() for n in range(y.shape[1]) if known[:, n].sum() > 250]
             rows.append(row | {"names 5 %": np.quantile(names, 0.05), "names 95 %": np.quantile(names, 0.95)})
     return pd.DataFrame(rows).set_index(["horizon", "stated"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 import pandas as pd
 import torch
+from ..catalogue.bar_history import BarHistory
 from ..catalogue.design_matrix import Inputs, Spec
 from ..core.errors import ArtifactRejected, NotFitted
 from ..core.files import atomic_write, flush_to_disk, git_commit, json_ready
@@ -354,6 +355,7 @@ def _check_formulas(spec):
 def _empty_market(names, n):
     "Inputs of two tickers in which nothing happens."
     days = pd.bdate_range("2020-01-01", periods=n)
+    still = BarHistory(torch.full((4, n, 2), 100.0), torch.zeros(n, 2, dtype=torch.bool), ["A", "B"])
     return Inputs(
         torch.zeros(n, 2, len(names)),
         torch.ones(n, 2, dtype=torch.bool),
@@ -362,6 +364,7 @@ def _empty_market(names, n):
         days,
         ["A", "B"],
         tuple(names),
+        bars=still,
     )
 
 # %% ../../nbs/models/70_artifact.ipynb #e4e2143a

@@ -61,7 +61,7 @@ class Composed(Model):
     def __init__(
         self,
         direction: str = "ridge",  # model of the location and the score
-        volatility: str = "zero",  # model of the standard deviation
+        volatility: str = "ewma",  # model of the standard deviation
         shape: str = "",  # model of the quantiles around the location; that of the volatility if empty
         options: dict | None = None,  # parameters of each model, by head
         seed: int = 0,  # of each model that is given none
