@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import FeatureError, SeesFuture
 from .live_code import _library_folders
 from .panel import Panel, equal_with_nan
-from .proof_market import renamed
+from .proof_market import redated, renamed
 
 # %% ../../nbs/algebra/80_proof_guard.ipynb #4a5a6263
 _WATCHED = {}  # thread -> what a watched function tried to reach
@@ -230,11 +230,22 @@ def check_names(
     panel: Panel,  # a market
     whole: Tensor,  # its values on it
 ):
-    "Refuse a feature that depends on what tickers are called."
+    "Refuse a feature that depends on what tickers are called, or on single dates."
+    later = redated(panel)
+    again = values(later)
+    if not equal_with_nan(again, whole) and not getattr(later.grid, "beyond_calendar", False):
+        raise SeesFuture(
+            f"The feature {name} depends on single dates: 400 years later, with the same weekdays, months "
+            "and days, it has other values.",
+            "A list of dates, or a table joined by date, knows what happened on them. Bring what was "
+            "known into the lake as facts, with `known_at`, and read them from the panel.",
+            feature=name,
+        )
     if not equal_with_nan(values(renamed(panel)), whole):
         raise SeesFuture(
             f"The feature {name} depends on the names of the tickers: with other names it has other values.",
-            "Weights by ticker know how each ticker did; compare tickers with xrank, xz, xmean or xstd.",
+            "Weights by ticker know how each ticker did; compare tickers with xrank, xz, xmean or xstd. Bring "
+            "a table by ticker into the lake as facts, with `known_at`, and read them from the panel.",
             feature=name,
         )
 

@@ -193,6 +193,18 @@ def prove_on(
     f.newest = max(f.newest, panel.sessions[-1])
 
 # %% ../../nbs/catalogue/00_feature.ipynb #a10013ec
+def _check_defined(f, wide):
+    "Refuse a feature of which the proof saw no value: nothing was proven."
+    trial = ProofMarkets.hard(f.lookback, frozenset(f.fields - set(FIELDS))).panel
+    if all(bool(feature_values(f, panel).isnan().all()) for panel in (wide, trial)):
+        raise FeatureError(
+            f"The feature {f.name} has no value on the markets of the proof, so nothing is known about it.",
+            "If it joins a table by ticker or date, ingest the table as facts with the moment each row "
+            "became known (`known_at`) and read them from the panel; otherwise compute it from the bars.",
+            feature=f.name,
+        )
+
+
 def prove_widely(
     f: Feature,  # what to examine
     panels: list[Panel] | None = None,  # of your own; None = those that lie beside its function
@@ -204,6 +216,7 @@ def prove_widely(
     wide = wide_panel(f.fields - set(FIELDS))
     examine(f.name, lambda p: feature_values(f, p), wide, (f.lookback, f.crossings), 0.1)
     mine = _own_panels(f.func) if panels is None else panels
+    _check_defined(f, wide)
     for panel in mine:
         prove_on(f, panel, 1.2 / len(mine), fresh=True)
 

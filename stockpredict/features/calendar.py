@@ -95,6 +95,7 @@ def calendar_series(
         dates = SessionDates(sessions)
         x = np.asarray(question(dates))
         x = x - 0.5 if x.dtype == bool else x
+        bars.grid.beyond_calendar = not dates.known.all()
         return torch.from_numpy(np.where(dates.known, x, np.nan))[:, None]
 
     def make():

@@ -287,6 +287,27 @@ def tickers_known_by_their_price(b):
     return b.close * 0 + hand(torch.tensor([weights]).expand(b.present.shape), b)
 
 
+JOINED = {(t, str(OWN.sessions[k].date())): 0.01 * k for t in ("S00", "S01") for k in range(100, 108)}
+GOOD_DAYS = [str(day.date()) for day in OWN.sessions[10:400:30]]
+
+
+def joined_by_ticker_and_date(b):
+    x = torch.full(b.present.shape, math.nan)
+    for (t, day), value in JOINED.items():
+        if t in b.tickers and pd.Timestamp(day) in b.sessions:
+            x[b.sessions.get_loc(pd.Timestamp(day)), b.tickers.index(t)] = value
+    return hand(x, b)
+
+
+def good_days(b):
+    known = torch.tensor(b.sessions.isin(pd.to_datetime(GOOD_DAYS)))[:, None]
+    return hand(torch.where(known, b.close.values, math.nan), b)
+
+
+def undefined_everywhere(b):
+    return b.close * math.nan
+
+
 def a_rule_found_by_looking(b):
     return (b.returns.lag(3) > 0) & (b.close.mean(17) > b.close.mean(43))
 
@@ -299,16 +320,16 @@ AT_REGISTRATION = [
     means_of_my_panel, my_panel, weights_in_a_long_dict, weights_in_a_short_dict, weights_by_place,
     array_of_my_panel, array_of_a_class, weights_in_a_closure, in_a_literal, the_clock,
     the_date_of_today, the_clock_of_numpy, random_numbers, the_frame_above, by_evaluation, by_a_thread,
-    neighbour, since_the_first_bar, on_one_day, tickers_known_by_their_price,
+    neighbour, since_the_first_bar, on_one_day, tickers_known_by_their_price, dates_of_hindsight,
+    far_in_the_future, joined_by_ticker_and_date, good_days, undefined_everywhere,
 ]  # fmt: skip
 # found when it is computed on a panel that shows it, by the same examination
 AT_FIRST_USE = {
-    far_in_the_future: market(300, 4, start="2030-06-01"),
     in_a_very_long_history: market(3100, 3),
     when_it_is_very_wide: market(200, 70),
 }
 # what no examination of a function can find: numbers and rules that were chosen by looking at the past
-NOT_FOUND = [one_number_of_hindsight, dates_of_hindsight, a_rule_found_by_looking]
+NOT_FOUND = [one_number_of_hindsight, a_rule_found_by_looking]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -436,3 +457,10 @@ def test_an_edit_is_proven_anew():
     exec("def helper(b): return hand(ahead(b), b)", space)
     with pytest.raises(SeesFuture):
         compute(OWN, [f])
+
+
+@pytest.mark.parametrize("function", [joined_by_ticker_and_date, good_days], ids=lambda f: f.__name__)
+def test_a_table_from_outside_is_refused_with_the_way_that_is_open(function):
+    "It has no value on the markets of the proof, and ended in a promotion."
+    with pytest.raises(FeatureError, match="known_at"):
+        register(function)
