@@ -19,6 +19,7 @@ SMALL = dict(  # quick to fit, everything else as it comes
     mlp=NET,
     tabm=dict(members=4, **NET),
     cross_attention=dict(NET, sequence=4),
+    stack=dict(options=dict(lightgbm=dict(rounds=10))),
     **dict.fromkeys(("lstm", "gru", "tcn", "transformer"), WINDOW),
 )
 ALL = models.names()
