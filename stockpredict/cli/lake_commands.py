@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/cli/20_lake_commands.ipynb #9de5928e
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 import typer
 from .console import Group, Json, as_json, load, out, pairs, show
@@ -64,22 +65,21 @@ def lake_asof(
     with open_lake(ctx) as lake:
         source = own if own in lake.source_names() else None
         bars = lake.bars([name], start or None, end or None, date, adjusted=not raw, source=source)
-    if not json_ and len(bars):
+        if not len(bars):
+            raise _nothing_known(lake, name, date, source)
+    if not json_:
         out(f"{name} from {bars.source.iloc[-1]}, as it was known by {date}")
         bars = bars.drop(columns=["ticker", "source"])
-    if not len(bars):
-        raise _nothing_known(ctx, name, date)
     show(bars.tail(last), json_)
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #a96f09b2
-def _nothing_known(ctx, name, date):
+def _nothing_known(lake, name, date, source=None):
     "The error for a ticker of which nothing was known on a date."
     from stockpredict.core.errors import NotFound, UnknownName, did_you_mean
 
-    with open_lake(ctx) as lake:
-        if name not in (tickers := lake.tickers()):
-            return UnknownName(f"The lake holds no ticker {name}.", did_you_mean(name, tickers))
-        first = lake.bars([name], adjusted=False).known_at.min()
+    if name not in (tickers := lake.tickers(source)):
+        return UnknownName(f"The lake holds no ticker {name}.", did_you_mean(name, tickers))
+    first = lake.bars([name], adjusted=False, source=source).known_at.min()
     return NotFound(
         f"On {date} nothing was known of {name}; its first bar was known on {first:%Y-%m-%d %H:%M} UTC.",
         "Ask for a later date, or for an earlier --start.",
@@ -199,28 +199,40 @@ def lake_retract(
     start: Annotated[str, typer.Option(help="First session.")] = "",
     end: Annotated[str, typer.Option(help="Last session.")] = "",
     batch: Annotated[str, typer.Option(help="Only what this batch delivered, such as b000012.")] = "",
+    file: Annotated[str, typer.Option(help="Only bars as in this file of the source, or in a copy.")] = "",
     reason: Annotated[str, typer.Option(help="Why, for the quarantine.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run/--do-it", help="Only count, or do it.")] = True,
     json_: Json = False,
 ):
-    "Take back bars as a new version; views of earlier days still show them."
+    "Take back bars, a batch or a file as a new version; views of earlier days still show them."
     from stockpredict.lake import retract  # noqa: F401  (gives the lake its method)
     from stockpredict.sources.bars import canonical_ticker
     from stockpredict.sources.source import source_id
 
     names = [canonical_ticker(t) for t in tickers] if tickers else None
-    own = source_id(load(ctx))
+    own = "files" if file else source_id(load(ctx))
     with open_lake(ctx, write=not dry_run) as lake:
         source = own if own in lake.source_names() else None
         span = (start or None, end or None, batch)
-        result = lake.retract(names, *span, source=source, reason=reason, dry_run=dry_run)
+        named = _bars_of_file(load(ctx), file) if file else None
+        result = lake.retract(names, *span, source=source, reason=reason, dry_run=dry_run, named=named)
     if json_:
         return as_json(asdict(result))
-    if not result.rows:
+    if not result.rows + result.factors:
         return out("No bar that the lake shows now is meant, so nothing was changed.")
-    what = f"{counted(result.rows, 'bar')} of {', '.join(result.tickers[:5])}"
+    factors = f" and {counted(result.factors, 'price factor')}" if result.factors else ""
+    what = f"{counted(result.rows, 'bar')}{factors} of {', '.join(result.tickers[:5])}"
     done = f"Batch {result.batch} retracts {what}; what the source sends again comes back."
     out(done if result.batch else f"{what} would be retracted with --do-it; nothing was changed.")
+
+# %% ../../nbs/cli/20_lake_commands.ipynb #12a4130f
+def _bars_of_file(settings, file):
+    "The bars of a file, which is named by its path or by its name in the folder of the source."
+    from stockpredict.sources.source import make_source
+
+    inside = Path(settings.data.files_path).expanduser() / file
+    path = inside if settings.data.files_path and inside.exists() else Path(file)
+    return make_source(settings.with_(**{"data.source": "files", "data.files_path": str(path)})).bars()
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9ecf4c63
 DryRun = Annotated[bool, typer.Option("--dry-run/--do-it", help="Only list what would change, or do it.")]

@@ -17,6 +17,7 @@ from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .stream_commands import streams
+from ..core.words import counted
 
 # %% ../../nbs/cli/50_main.ipynb #85aa3d45
 app = typer.Typer(
@@ -91,7 +92,7 @@ def _print_skill(frame):
 
     for horizon in frame.horizon.unique():
         for kind in ("rank", "worth"):
-            out(f"\n{horizon} session{'s' * (horizon > 1)} ahead")
+            out(f"\n{counted(horizon, 'session')} ahead")
             out(grid(skill_rows(frame, horizon, kind), **FORMATS))
 
 # %% ../../nbs/cli/50_main.ipynb #6b97d9f5
