@@ -118,9 +118,12 @@ def likelihood_loop(r, news, change, first, value, gradient, fisher):
             if missing:
                 down = 0.5
             else:
-                value[j] -= 0.5 * (np.log(h) + square / h)
+                surprise = square / h
+                value[j] -= 0.5 * (np.log(h) + min(surprise, LARGEST_SHOCK))
+                if surprise > LARGEST_SHOCK:
+                    surprise = 0.0
                 for a in range(4):
-                    gradient[a, j] += 0.5 * (square / h - 1) * dh[a] / h
+                    gradient[a, j] += 0.5 * (surprise - 1) * dh[a] / h
                     for b in range(a + 1):
                         fisher[a, b, j] += 0.5 * dh[a] * dh[b] / (h * h)
             capped = missing or square > LARGEST_SHOCK * h
@@ -148,7 +151,7 @@ def fit_garch(
     passes: int = 40,  # most passes over the data
 ) -> np.ndarray:  # coordinates `[4, N]`
     "Coordinates of the parameters of every ticker."
-    mean = np.nanmean(r**2, 0)
+    mean = np.nanmean(np.minimum(r**2, 110 * np.nanmedian(r**2, 0)), 0)  # without the wrong prices
     first, free = mean if first is None else first, 4 if leverage else 3
     centre = np.array([np.log(mean), *(np.full(len(mean), x) for x in TYPICAL)])
     theta, damping = centre.copy(), np.full(len(mean), 1e-3)

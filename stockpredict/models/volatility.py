@@ -272,6 +272,21 @@ def mean_after(
         out[:-shift] = mean[shift:]
     return out
 
+# %% ../../nbs/models/35_volatility.ipynb #0f4d7f03
+MOST_TYPICAL, QUARTER = 100.0, 63
+
+
+def bounded_variance(
+    moves: dict,  # from `BarHistory.moves`
+) -> np.ndarray:  # `[S, N]`
+    "Variance of each day, at most a hundred times what was typical in the quarter before it."
+    v = daily_variance(moves)
+    with np.errstate(divide="ignore"):
+        logs = np.log(v)
+    typical = trailing_mean(np.where(np.isfinite(logs), logs, np.nan), QUARTER)
+    before = np.vstack([np.full((1, v.shape[1]), np.nan), typical[:-1]])
+    return np.minimum(v, np.where(np.isnan(before), np.inf, MOST_TYPICAL * np.exp(before)))
+
 # %% ../../nbs/models/35_volatility.ipynb #93fbe1b9
 @model("har", complexity=1, kind="volatility", heads=("volatility", "shape"))
 class Har(VolatilityModel):
@@ -295,7 +310,7 @@ class Har(VolatilityModel):
 
     def regressors(self, bars: BarHistory) -> tuple:  # `[S, N, 4]`, daily variance `[S, N]`
         "Mean variances of the spans."
-        v = daily_variance(bars.moves())
+        v = bounded_variance(bars.moves())
         parts = [trailing_mean(v, span) for span in SPANS]
         parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
         return np.stack(parts, -1), v
@@ -341,7 +356,8 @@ class LogHar(VolatilityModel):
         for h in self.horizons:
             y = mean_after(v, h, data.entry_delay)
             rows = _fit_rows(data, y, x.sum(-1))
-            coefs.append(qlike_regression(x[rows], y[rows]))
+            tickers = rows.sum() / max(rows.any(1).sum(), 1)
+            coefs.append(qlike_regression(x[rows], y[rows], EXPECTED, PRIOR_SESSIONS * tickers))
         self.weights["coefficients"] = torch.tensor(np.array(coefs))
 
     def variance(self, bars: BarHistory, start: int, stop: int) -> np.ndarray:
@@ -350,6 +366,10 @@ class LogHar(VolatilityModel):
         return np.exp(x @ self.weights["coefficients"].cpu().numpy().T) * np.array(self.horizons, float)
 
 # %% ../../nbs/models/35_volatility.ipynb #57771b43
+EXPECTED = np.array([0, 0.05, 0.25, 0.35, 0.3, 0, 0, 0, 0, -0.1, -0.1])  # in the order of `log_regressors`
+PRIOR_SESSIONS = 5.0
+
+
 def log_regressors(
     bars: BarHistory,  # prices
 ) -> tuple:  # `[S, N, 11]`, daily variance `[S, N]`
@@ -371,7 +391,7 @@ def log_variances(
     moves: dict,  # from `BarHistory.moves`
 ) -> tuple:  # daily variance `[S, N]`, its logarithms over the spans `[S, N, 4]`
     "Logarithm of the mean variance of the last day, week, month and year."
-    v = daily_variance(moves)
+    v = bounded_variance(moves)
     day, week, month, year = (trailing_mean(v, span) for span in SPANS)
     day = np.where(np.isnan(day), week, np.maximum(day, 0.05 * month))
     with np.errstate(divide="ignore"):
@@ -382,16 +402,18 @@ def log_variances(
 def qlike_regression(
     x: np.ndarray,  # `[R, K]`, the first column constant
     y: np.ndarray,  # `[R]` variances
-    steps: int = 12,  # Newton steps
+    prior: np.ndarray,  # `[K]` coefficients to expect, the constant excepted
+    weight: float,  # rows that the prior is worth
+    steps: int = 20,  # Newton steps
 ) -> np.ndarray:
-    "Coefficients b for which the mean QLIKE of exp(x b) against y is smallest."
-    y = np.maximum(y, 1e-10)
-    ridge = 1e-5 * len(y) * np.eye(x.shape[1])
-    b = least_squares(x, np.log(y))
-    b[0] += np.log(np.mean(y / np.exp(x @ b)).clip(0.1, 10))
+    "Coefficients b for which the mean QLIKE of exp(x b) against y is smallest, drawn towards a prior."
+    y, b = np.maximum(y, 1e-10), np.array(prior, float)
+    ridge = weight * np.diag(np.arange(len(b)) > 0)
+    b[0] = np.log(np.median(y / np.exp(x @ b - b[0])))
     for _ in range(steps):
         ratio = (y / np.exp(x @ b)).clip(max=LARGEST_RATIO)
-        step = np.linalg.solve((x * ratio[:, None]).T @ x + ridge, x.T @ (ratio - 1))
+        pull = x.T @ (ratio - 1) - ridge @ (b - prior)
+        step = np.linalg.solve((x * ratio[:, None]).T @ x + ridge, pull)
         b = b + step.clip(-0.5, 0.5)
         if np.abs(step).max() < 1e-9:
             break
