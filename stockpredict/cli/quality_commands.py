@@ -123,7 +123,7 @@ def quality_flags(
         )
     show(flags.drop(columns="source"), json_, "No bar is flagged.", move="+.1%")
 
-
+# %% ../../nbs/cli/30_quality_commands.ipynb #f16a5e87
 def _intraday_flags(ctx, tickers, as_of, again, every, json_):
     "List suspicious intraday bars."
     from stockpredict.ingest.intraday import load_intraday, rescan_intraday

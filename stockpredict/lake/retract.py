@@ -16,7 +16,7 @@ from .facts import FACT_TABLES
 from .fingerprint import current_rows
 from .flags import flag_changes
 from .lake import Lake
-from .store import LAST, moment
+from .store import LAST, moment, to_arrow
 from ..quality.scan import no_flags
 from ..sources.bars import BAR_COLUMNS
 
@@ -36,13 +36,22 @@ SELECT * FROM (
     QUALIFY row_number() OVER (PARTITION BY b.ticker, b.event_time ORDER BY b.known_at DESC) = 1
 )
 WHERE close IS NOT NULL"""
+_VERSION_BEFORE = """
+CREATE OR REPLACE TEMP TABLE before AS
+SELECT * FROM (
+    SELECT b.ticker, b.event_time, b.open, b.high, b.low, b.close, b.volume
+    FROM lake.bars b JOIN affected a USING (ticker, event_time)
+    WHERE b.source = $source AND b.known_at < a.top
+    QUALIFY row_number() OVER (PARTITION BY b.ticker, b.event_time ORDER BY b.known_at DESC) = 1
+)
+WHERE close IS NOT NULL"""
 _NOTHING_BEFORE = f"""
 CREATE OR REPLACE TEMP TABLE before AS
 SELECT ticker, event_time, {_PRICES} FROM affected WHERE false"""
 
 # %% ../../nbs/lake/55_retract.ipynb #bc434f51
 @patch
-def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch):
+def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch, named=None):
     "Fill `affected` and `before`: bars to take back, and the versions that return; how many bars."
     params = {"source": source, "as_of": LAST, "start": start, "end": end}
     chosen = ["true"]
@@ -52,14 +61,27 @@ def _stage_retraction(self: Lake, cur, source, tickers, start, end, batch):
     if batch:
         chosen.append("batch = $batch")
         params["batch"] = batch
+    if named is not None:
+        chosen.append("(ticker, event_time, close) IN (SELECT (ticker, event_time, close) FROM named)")
+        cur.register("named", to_arrow(named, ["ticker", "event_time", "close"]))
     current = current_rows("bars", noted=not self.lacks("bars", "revised"))
     query = _AFFECTED.format(current=current, chosen=" AND ".join(chosen))
     cur.execute(query, params)
     if batch:
         cur.execute(_BEFORE, {"source": source, "batch": batch})
+    elif named is not None:
+        cur.execute(_VERSION_BEFORE, {"source": source})
     else:
         cur.execute(_NOTHING_BEFORE)
     return cur.execute("SELECT count(*) FROM affected").fetchone()[0]
+
+
+@patch
+def _stage_factors(self: Lake, cur, source, tickers, start, end, came):
+    "Fill `factors_back`: factors to put back, and to which value; how many."
+    params = {"source": source, "came": came, "tickers": tickers, "start": start, "end": end}
+    cur.execute(_FACTORS_BACK, params)
+    return cur.execute("SELECT count(*) FROM factors_back").fetchone()[0]
 
 # %% ../../nbs/lake/55_retract.ipynb #e8773397
 _TOMBSTONES = f"""
@@ -69,11 +91,12 @@ SELECT a.ticker, a.event_time, greatest($now, a.top + INTERVAL 1 MICROSECOND),
 FROM affected a LEFT JOIN before b USING (ticker, event_time)
 ORDER BY a.ticker, a.event_time"""
 _FACTORS_BACK = """
-INSERT INTO lake.adjustments (ticker, event_time, known_at, factor, source)
+CREATE OR REPLACE TEMP TABLE factors_back AS
 WITH newest AS (
     SELECT *, lag(factor, 1, 1) OVER w AS earlier
     FROM lake.adjustments
-    WHERE source = $source AND ticker IN (SELECT ticker FROM affected)
+    WHERE source = $source AND event_time BETWEEN $start AND $end
+    AND ($tickers IS NULL OR ticker = ANY($tickers))
     WINDOW w AS (PARTITION BY ticker, event_time ORDER BY known_at)
     QUALIFY lead(factor) OVER w IS NULL
 ), gone AS (
@@ -83,10 +106,16 @@ WITH newest AS (
     FROM newest LEFT JOIN gone USING (ticker, event_time)
     WHERE goes OR known_at = $came
 )
-SELECT ticker, event_time, greatest($now, known_at + INTERVAL 1 MICROSECOND), back, source
+SELECT ticker, event_time, known_at, back
 FROM changed
-WHERE factor <> back
+WHERE factor <> back"""
+_OLD_FACTORS = """
+INSERT INTO lake.adjustments (ticker, event_time, known_at, factor, source)
+SELECT ticker, event_time, greatest($now, known_at + INTERVAL 1 MICROSECOND), back, $source
+FROM factors_back
 ORDER BY ticker, event_time"""
+_TICKERS = """
+SELECT ticker FROM affected UNION SELECT ticker FROM factors_back ORDER BY 1"""
 _SET_ASIDE = f"""
 INSERT INTO lake.quarantine ({", ".join(BAR_COLUMNS)}, reason, batch)
 SELECT ticker, event_time, top, {_PRICES}, $source, $reason, $name
@@ -94,7 +123,7 @@ FROM affected ORDER BY ticker, event_time"""
 
 # %% ../../nbs/lake/55_retract.ipynb #9d60837f
 @patch
-def _write_retraction(self: Lake, cur, source, now, reason, came=None):
+def _write_retraction(self: Lake, cur, source, now, reason):
     "Write the staged versions in one transaction: the name of the batch and the fingerprint."
     number = cur.execute("SELECT coalesce(max(number), 0) + 1 FROM lake.ingests").fetchone()[0]
     name = f"b{number:06d}"
@@ -103,7 +132,7 @@ def _write_retraction(self: Lake, cur, source, now, reason, came=None):
     cur.execute("BEGIN")
     self.step("retraction begun")
     cur.execute(_TOMBSTONES, {"source": source, "now": now, "number": number})
-    cur.execute(_FACTORS_BACK, {"source": source, "now": now, "came": came})
+    cur.execute(_OLD_FACTORS, {"source": source, "now": now})
     cur.execute(_SET_ASIDE, {"source": source, "reason": reason, "name": name})
     if flags:
         self._write_flags(cur)
@@ -143,10 +172,11 @@ class Retraction:
     "What was taken back."
 
     rows: int  # bars
-    tickers: list[str]  # of these bars
+    tickers: list[str]  # of these bars and factors
     batch: str  # name of the batch that took them back, "" when nothing was written
     snapshot: int  # of the lake, afterwards
     fingerprint: str  # of the source's bars, afterwards
+    factors: int = 0  # factors of splits and dividends put back
 
 # %% ../../nbs/lake/55_retract.ipynb #f7b56889
 def _batch_column(lake):
@@ -184,6 +214,9 @@ def _batch_number(lake, name, source):
     return number, log.started[name]
 
 # %% ../../nbs/lake/55_retract.ipynb #98ce9fd4
+_TRY_AGAIN = "Check disk space and rights, then try again."
+
+
 @patch
 def retract(
     self: Lake,
@@ -195,30 +228,31 @@ def retract(
     reason: str = "",  # why, for the quarantine
     now=None,  # when this happens; None = the clock
     dry_run: bool = False,  # only count
+    named: pd.DataFrame | None = None,  # only these bars, at these closes: ticker, event_time, close
 ) -> Retraction:  # counts, snapshot and fingerprint
     "Take back bars as a new version; earlier views still show them."
-    if tickers is None and not batch:
-        raise DataError("Everything would be retracted.", "Name tickers, or a batch.")
+    if tickers is None and not batch and named is None:
+        raise DataError("Everything would be retracted.", "Name tickers, a batch or a file.")
     source = source or self.source()
     now = pd.Timestamp.now("UTC") if now is None else moment(now)
     names = [tickers] if isinstance(tickers, str) else tickers
     _refuse_unknown(self, names or [], source)
     number, came = _batch_number(self, batch, source) if batch else (None, None)
-    name = ""
-    reason = f"retracted: {reason}" if reason else "retracted"
+    name, reason = "", f"retracted: {reason}" if reason else "retracted"
     with nullcontext() if dry_run else self.writer(), self.con.cursor() as cur:
         try:
-            rows = self._stage_retraction(cur, source, names, moment(start), moment(end, late=True), number)
-            gone = cur.execute("SELECT DISTINCT ticker FROM affected ORDER BY 1").fetchall()
-            if rows and not dry_run:
-                name = self._write_retraction(cur, source, now, reason, came)[0]
+            span = (names, moment(start), moment(end, late=True))
+            rows = self._stage_retraction(cur, source, *span, number, named)
+            factors = self._stage_factors(cur, source, *span, came)
+            gone = cur.execute(_TICKERS).fetchall()
+            if (rows or factors) and not dry_run:
+                name = self._write_retraction(cur, source, now, reason)[0]
         except duckdb.Error as e:  # closing the cursor rolls back
-            advice = "Check disk space and rights, then try again."
-            raise failure(self.storage, e, "Nothing was retracted", advice) from e
+            raise failure(self.storage, e, "Nothing was retracted", _TRY_AGAIN) from e
         if name:
             self.record_checksums()
-    done = (name, self.snapshot(), self.recorded_fingerprint(source))
-    return Retraction(rows, [ticker for (ticker,) in gone], *done)
+    tickers = [ticker for (ticker,) in gone]
+    return Retraction(rows, tickers, name, self.snapshot(), self.recorded_fingerprint(source), factors)
 
 # %% ../../nbs/lake/55_retract.ipynb #cd4d4e08
 _FIRST_BATCH = """

@@ -239,6 +239,71 @@ def test_a_batch_of_corrections_returns_the_versions_before_and_their_factors(tm
     same_values(ground.view(JANUARY), before)
 
 
+def test_a_batch_that_brought_only_factors_is_taken_back(tmp_path):
+    "A dividend that the vendor worked into the adjusted close of two tickers by mistake."
+    ground = Ground(tmp_path)
+    sent = TEN.assign(adj_close=TEN.close)
+    ground.ingest(sent, JANUARY)
+    before = ground.view()
+    paid = sent.ticker.isin(["AAA", "BBB"]) & (sent.date < DAYS[5])
+    report = ground.ingest(sent.assign(adj_close=sent.close.where(~paid, sent.close * 0.9)), LATER, full=True)
+    assert (report.rows_corrected, report.adjustments) == (0, 2)
+    after = ground.view()
+    assert (after.close != before.close).sum() == 10
+    text = " ".join(ground.command("lake", "retract", "--batch", report.batch).stdout.split())
+    assert "0 bars and 2 price factors of AAA, BBB would be retracted" in text
+    with ground.lake() as lake:
+        one = lake.retract("AAA", batch=report.batch, now="2024-01-21")
+        assert (one.rows, one.factors, one.tickers) == (0, 1, ["AAA"])
+        two = lake.retract(batch=report.batch, now="2024-01-22")
+        assert (two.factors, two.tickers) == (1, ["BBB"]) and lake.verify() == two.fingerprint
+        assert lake.retract(batch=report.batch, now="2024-01-23").batch == ""
+    same_values(ground.view(), before)
+    same(ground.view("2024-01-20T13:00Z"), after)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["in the folder", "moved away"])
+def test_a_file_is_taken_back_by_its_name(tmp_path, moved):
+    "Two files came with one ingest; the second has a new session and corrects an older one."
+    (tmp_path / "in").mkdir()
+    ground = Ground(tmp_path, **{"data.files_path": str(tmp_path / "in")})
+
+    def deliver(rows, name, now):
+        rows.to_csv(tmp_path / "in" / name, index=False)
+        return ingest(ground.settings, now)
+
+    deliver(TEN, "first.csv", JANUARY)
+    good = pd.DataFrame([dict(ticker=t, date=DAYS[10], close=55.0) for t in TICKERS])
+    good.to_csv(tmp_path / "in" / "good.csv", index=False)
+    expected = ingest(ground.settings, LATER) and ground.view()
+    bad = pd.DataFrame([dict(ticker="AAA", date=DAYS[11], close=7.0), dict(ticker="BBB", date=DAYS[11], close=8)])
+    report = deliver(bad, "bad.csv", "2024-01-21T12:00Z")
+    assert report.rows_new == 2
+    name = "bad.csv"
+    if moved:
+        (tmp_path / "in" / name).rename(tmp_path / name)
+        name = str(tmp_path / name)
+    dry = ground.command("lake", "retract", "--file", name)
+    assert "2 bars of AAA, BBB would be retracted" in dry.stdout and dry.exit_code == 0
+    done = ground.command("lake", "retract", "--file", name, "--do-it", "--json")
+    assert json.loads(done.stdout)["rows"] == 2
+    same(ground.view(), expected)
+    assert "No bar that the lake shows now" in ground.command("lake", "retract", "--file", name).stdout
+    again = ingest(ground.settings, "2024-01-22T12:00Z")
+    assert again.rows_new + again.rows_corrected == (0 if moved else 2), "a file that stays comes again"
+
+
+def test_a_bar_that_a_file_corrected_returns_to_the_version_before(ground, tmp_path):
+    before = ground.view()
+    ground.ingest(TEN.assign(close=TEN.close.where(TEN.date != DAYS[8], 1.0)), LATER)
+    TEN[TEN.date == DAYS[8]].assign(close=1.0).to_csv(tmp_path / "slip.csv", index=False)
+    result = ground.command("lake", "retract", "--file", str(tmp_path / "slip.csv"), "--do-it", "--json")
+    assert json.loads(result.stdout)["rows"] == 3
+    same_values(ground.view(), before)
+    absent = ground.command("lake", "retract", "--file", "nowhere.csv")
+    assert absent.exit_code == 1 or "no file or folder" in str(absent.exception)
+
+
 def test_a_bar_of_a_split_takes_its_factor_along_and_brings_it_back(tmp_path):
     ground = Ground(tmp_path)
     split = TEN.assign(adj_close=TEN.close.where(TEN.date > DAYS[4], TEN.close / 2))
@@ -258,7 +323,7 @@ def test_a_bar_of_a_split_takes_its_factor_along_and_brings_it_back(tmp_path):
         (["AAA", "BBC"], UnknownTicker, "Did you mean BBB"),
         (["--batch", "b00001"], DataError, "Did you mean b000001"),
         (["AAA", "--batch", "b000077"], DataError, "b000001"),
-        (["--start", DAYS[3]], DataError, "Name tickers, or a batch"),
+        (["--start", DAYS[3]], DataError, "Name tickers, a batch or a file"),
         (["AAA", "--start", "soon"], DataError, "2020-03-12"),
     ],
 )
