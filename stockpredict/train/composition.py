@@ -105,6 +105,17 @@ def reigning_head(
     return dict(model=champion.model, params=champion.params) | words | dict(since=champion.version)
 
 
+def agreed_heads(
+    verdict: Verdict,  # from `judge_experiment`
+) -> dict:  # verdict by head
+    "The heads of a verdict; empty where it was judged as a whole, or changed since."
+    direction = verdict.heads.get("direction")
+    if not direction or direction["decision"] != verdict.decision:
+        return {}
+    same = verdict.decision != "promote" or direction["model"] == verdict.model
+    return verdict.heads if same and verdict.numbers.get("parts") else {}
+
+# %% ../../nbs/train/85_composition.ipynb #b885386b
 def champion_heads(
     study: Experiment,  # finished
     verdict: Verdict,  # about it
@@ -112,11 +123,9 @@ def champion_heads(
     champion: Champion | None = None,  # what is served
 ) -> dict:  # by head
     "What the new pointer says about each head."
-    heads, parts = {}, verdict.numbers.get("parts")
-    if not (parts and verdict.heads):
-        return heads
-    for head, part in PART_OF_HEAD.items():
-        judged, name = verdict.heads[head], parts[part]
+    heads, agreed = {}, agreed_heads(verdict)
+    for head, part in PART_OF_HEAD.items() if agreed else ():
+        judged, name = agreed[head], verdict.numbers["parts"][part]
         if name == CHAMPION:
             heads[head] = reigning_head(champion, head)
             continue

@@ -113,7 +113,7 @@ def evidence_sentences(
 ) -> list:  # of sentences
     "What is known about one candidate, in sentences."
     v, h = study.settings.validation, study.horizons[0]
-    n = max(1, sum(c.complexity > 0 for c in study.candidates.values()))
+    n = max(1, sum(c.complexity > 0 and c.has("direction") for c in study.candidates.values()))
     word = "no evidence" if r.skill == "none" else f"{r.skill} evidence"
     if suspected:
         word = "which counts for nothing while a leak is suspected"

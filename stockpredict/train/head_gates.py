@@ -34,6 +34,9 @@ def head_verdict(
     )
 
 # %% ../../nbs/train/47_head_gates.ipynb #8d72a5d6
+LEAST_GAIN = 0.01  # share of a constant's loss that a volatility that moves has to save
+
+
 def deciding_proxy(
     table: pd.DataFrame,  # from `volatility_skill`
 ) -> str:
@@ -54,7 +57,7 @@ def volatility_evidence(
     known = [c for c in CLASSICS if f"over_{c}_p" in mine]
     worse = pd.DataFrame({c: (mine[f"over_{c}_p"] > 0.95) & (mine[f"over_{c}"] > 0) for c in known})
     worse = worse.reindex(mine.index).fillna(False)
-    moves = claims & (mine.over_constant_p < 0.05)
+    moves = claims & (mine.over_constant_p < 0.05) & (mine.over_constant < -LEAST_GAIN)
     strong = moves & (mine.p_adjusted < alpha) & (mine.over_constant_p < alpha)
     words = np.select([strong, moves & (mine.p_adjusted < 0.05)], ["strong", "weak"], "none")
     losers = [" ".join(c for c in known if worse.loc[name, c]) for name in mine.index]

@@ -190,7 +190,7 @@ def judge_volatility_markets(
         return []
     small, markets = settings.with_(**{"models.candidates": claiming, "models.trials": 0}), []
     if own:
-        markets.append(("moving", "null", 401, "promote", None, "volatility"))
+        markets.append(("moving", "moving", 401, "promote", None, "volatility"))
     markets.append(("steady", "steady", 402, "hold", None, "volatility"))
     return judge_markets(small, markets, quiet)
 

@@ -46,18 +46,29 @@ def add_canary(
 STEPS = 16  # moves within a session
 
 
+def _waves(sessions, tickers, rng, memory=0.9):
+    "Independent series that return to zero, with variance 1."
+    out, shocks = np.zeros((sessions, tickers)), rng.standard_normal((sessions, tickers))
+    for t in range(sessions):
+        out[t] = memory * out[t - 1] + (1 - memory**2) ** 0.5 * shocks[t]
+    return out
+
+
 def steady_bars(
     tickers: int = 40,  # how many
     sessions: int = 900,  # how many
     seed: int = 1,  # same seed, same market
+    swing: float = 0.0,  # standard deviation of log volatility around its mean; 0 = it never changes
 ) -> pd.DataFrame:  # as `simulate` returns them
-    "Bars of stocks whose volatility never changes, each with its own, moved by one common factor."
+    "Bars of stocks with a volatility of their own, which stands still or swings, and one common factor."
     bars = simulate("null", tickers=tickers, sessions=sessions, seed=seed).bars
     days, names = np.sort(bars.event_time.unique()), np.sort(bars.ticker.unique())
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.008, 0.025, len(names)) / STEPS**0.5
     own, common = (rng.standard_normal((len(days), STEPS, n)) for n in (len(names), 1))
-    path = np.cumsum((size * (0.9 * own + 0.44 * common)).reshape(-1, len(names)), axis=0)
+    waves = swing * _waves(len(days), len(names), rng)[:, None]
+    moves = size * np.exp(waves - swing**2) * (0.9 * own + 0.44 * common)
+    path = np.cumsum(moves.reshape(-1, len(names)), axis=0)
     path = 100 * np.exp(path).reshape(len(days), STEPS, len(names))
     opens = np.concatenate([np.full((1, len(names)), 100.0), path[:-1, -1]])
     seen = np.concatenate([opens[:, None], path], axis=1)
@@ -68,7 +79,7 @@ def steady_bars(
 # %% ../../nbs/train/35_known_markets.ipynb #03a19208
 def simulated_experiment(
     settings: Settings,  # candidates, features, folds
-    kind: str = "null",  # `null`, `planted`, `realistic` or `steady`
+    kind: str = "null",  # `null`, `planted`, `realistic`, `steady` or `moving`
     seed: int = 1,  # of the market
     tickers: int = 60,  # number of tickers
     sessions: int = 900,  # number of sessions
@@ -76,8 +87,8 @@ def simulated_experiment(
 ) -> Experiment:
     "An experiment on a simulated market, made by the code that real ones use."
     v = settings.validation
-    if kind == "steady":
-        bars = steady_bars(tickers, sessions, seed)
+    if kind in ("steady", "moving"):
+        bars = steady_bars(tickers, sessions, seed, swing=0.5 if kind == "moving" else 0.0)
     else:
         bars = simulate(kind, tickers=tickers, sessions=sessions, rank_ic=0.05, seed=seed).bars
     panel = Panel.from_bars(adjust(bars, price_factors(bars)), get_calendar("XNYS"))

@@ -19,7 +19,7 @@ from .experiment import Experiment
 from .gate import Verdict
 from .judge import promoted_heads
 from .serving_parts import heads_in_brief
-from .composition import champion_heads, composed_candidate
+from .composition import agreed_heads, champion_heads, composed_candidate
 from .champion import EVIDENCE_WORDING, Champion, append_event, champion_event
 from .champion import champion_or_none, current_champion, now_utc, read_events
 from .champion import registry_lock, write_champion
@@ -77,7 +77,7 @@ def candidate_to_serve(
     settings: Settings | None = None,  # registry and keys, to compose the parts of several models
 ) -> Candidate | None:
     "The candidate to publish, or `None` to leave things as they are."
-    if promoted_heads(verdict.heads) and settings is not None:
+    if promoted_heads(agreed_heads(verdict)) and settings is not None:
         return composed_candidate(settings, study, verdict.numbers["parts"], champion)
     if verdict.decision == "promote":
         return study.candidates[verdict.model]
@@ -160,7 +160,7 @@ def _promote(settings, champion, candidate, verdict, study, step):
             artifact=candidate.artifact,
             model=candidate.model,
             skill=skill,
-            decision="promote" if promoted_heads(verdict.heads) else verdict.decision,
+            decision="promote" if promoted_heads(heads) else verdict.decision,
             promoted_at=now_utc(),
             params=candidate.params,
             previous=champion.artifact if champion else "",

@@ -202,8 +202,9 @@ def add_evidence(
 def skill_table(
     study: Experiment,  # finished
 ) -> pd.DataFrame:  # one line per candidate and horizon
-    "Skill of every candidate at every horizon, with its uncertainty."
-    rows = [skill_row(study, name, h) for h in study.horizons for name in study.candidates]
+    "Skill of every candidate with a direction at every horizon, with its uncertainty."
+    names = [name for name, c in study.candidates.items() if c.has("direction")]
+    rows = [skill_row(study, name, h) for h in study.horizons for name in names]
     table = pd.DataFrame([row for row, _ in rows])
     add_deflated_sharpe(table, [net for _, net in rows], study.trials)
     add_evidence(table, study)

@@ -53,9 +53,11 @@ def common_volatility(
 ) -> dict:  # by name: volatility of the return over the horizon, `[T, N]`
     "Volatility by an exponentially weighted mean, and by each stock's mean so far."
     squares = pd.DataFrame(one_day_returns(self.close)).clip(-LARGEST_RETURN, LARGEST_RETURN) ** 2
+    best = squares if self.ranges is None else pd.DataFrame(self.ranges).where(squares.notna())
+    scale = squares.where(best.notna()).sum(axis=1).cumsum() / best.sum(axis=1).cumsum().clip(1e-12)
     daily = {
         EWMA: squares.ewm(alpha=0.06, min_periods=10).mean(),
-        CONSTANT: squares.expanding(min_periods=20).mean(),
+        CONSTANT: best.expanding(min_periods=20).mean().mul(scale, axis=0),
     }
     root = (horizon or self.horizons[0]) ** 0.5
     return {name: root * v.to_numpy()[self.tested] ** 0.5 for name, v in daily.items()}

@@ -143,6 +143,13 @@ class Candidate:
     def complexity(self) -> int:
         return models.meta(self.model)["complexity"]
 
+    def has(
+        self,
+        head: str,  # `direction`, `volatility` or `shape`
+    ) -> bool:
+        "Does the model forecast this part by itself?"
+        return head in models.meta(self.model).get("heads", (head,))
+
     def __repr__(self):
         params = self.params or ""
         return f"Candidate {self.model} {params}: {len(self.ledger)} trials, {self.forecast!r}"
