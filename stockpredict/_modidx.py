@@ -5383,6 +5383,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'stockpredict/serve/pages.py')},
             'stockpredict.serve.schemas': { 'stockpredict.serve.schemas.Envelope': ( 'serve/schemas.html#envelope',
                                                                                      'stockpredict/serve/schemas.py'),
+                                            'stockpredict.serve.schemas.HeadCard': ( 'serve/schemas.html#headcard',
+                                                                                     'stockpredict/serve/schemas.py'),
                                             'stockpredict.serve.schemas.Metadata': ( 'serve/schemas.html#metadata',
                                                                                      'stockpredict/serve/schemas.py'),
                                             'stockpredict.serve.schemas.ModelCard': ( 'serve/schemas.html#modelcard',

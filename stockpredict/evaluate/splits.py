@@ -100,9 +100,12 @@ def walk_forward(
     first_train: int = 750,  # decision sessions in the first training window
     embargo: int = 5,  # sessions left out between the last training label and the test
     min_test: int = 20,  # fewest sessions in one test
+    window: int | None = None,  # most decision sessions in a training window; None = all of the past
 ) -> list[Fold]:
-    "Expanding, purged and embargoed folds whose tests tile the rest of history."
-    _positive(horizon_max=horizon_max, folds=folds, first_train=first_train, min_test=min_test)
+    "Purged and embargoed folds, expanding or rolling, whose tests tile the rest of history."
+    _positive(
+        horizon_max=horizon_max, folds=folds, first_train=first_train, min_test=min_test, window=window or 1
+    )
     if min(entry_delay, embargo) < 0:
         raise EvaluateError(
             f"entry_delay is {entry_delay} and embargo is {embargo}; neither can be negative.",
@@ -120,7 +123,7 @@ def walk_forward(
             need=need,
         )
     edges = np.linspace(first_train + gap, n_sessions, folds + 1).round().astype(int).tolist()
-    return [Fold(a - gap, a, b, reach) for a, b in pairwise(edges)]
+    return [Fold(a - gap, a, b, reach, max(0, a - gap - (window or a))) for a, b in pairwise(edges)]
 
 # %% ../../nbs/evaluate/20_splits.ipynb #9f962687
 def _positive(**values):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions, UnknownHorizon
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.evaluate.labels import forward_returns, make_labels
+from stockpredict.evaluate.index_splits import IndexFold, combinatorial_folds, fold_paths, leave_era_out
+from stockpredict.evaluate.index_splits import leave_names_out, purge
 from stockpredict.evaluate.splits import Fold, count_leaking, leaking_sessions, purged_tail, walk_forward
 from stockpredict.algebra.panel import Panel
 
@@ -131,6 +133,93 @@ def test_skfolio_purges_the_same_rows(horizon, embargo, folds):
 def test_nonsense_is_refused(bad):
     with pytest.raises(EvaluateError):
         walk_forward(**dict(n_sessions=2000, horizon_max=5) | bad)
+
+
+@pytest.mark.parametrize("window", [1, 60, 200, 5000])
+def test_a_rolling_window_keeps_the_newest_sessions(window):
+    expanding, rolling = walk_forward(1500, 5), walk_forward(1500, 5, window=window)
+    for a, b in zip(expanding, rolling, strict=True):
+        assert (a.test, a.train_stop) == (b.test, b.train_stop) and leaking_sessions(b) == 0
+        assert len(b.train) == min(window, len(a.train))
+    with pytest.raises(EvaluateError):
+        walk_forward(1500, 5, window=-3)
+
+
+# --- any sets of sessions: every pair, by the definition (10,000 configurations: benchmarks/splits.py)
+
+
+def leaking_pairs(train, test, ends, embargo):
+    "Pairs of decisions whose windows meet, or that break the embargo; every pair looked at."
+    t, s = np.meshgrid(train, test, indexing="ij")
+    apart = np.minimum(ends[t], ends[s]) < np.maximum(t, s)
+    late = (t > ends[s]) & (t <= ends[s] + embargo)
+    return int((~apart | late).sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_every_pair_of_a_purge_is_clean_and_no_session_is_wasted(seed):
+    rng = np.random.default_rng(seed)
+    n, reach, embargo = int(rng.integers(2, 120)), int(rng.integers(1, 15)), int(rng.integers(0, 10))
+    ends = np.arange(n) + rng.integers(1, reach + 1, n)
+    test = np.flatnonzero(rng.random(n) < rng.uniform(0, 0.4))
+    everything = np.setdiff1d(np.arange(n), test)
+    train = purge(everything, test, reach, embargo, ends)
+    assert leaking_pairs(train, test, ends, embargo) == 0
+    for lost in np.setdiff1d(everything, train):
+        assert leaking_pairs([lost], test, ends, embargo) > 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_every_pair_of_a_combinatorial_fold_is_clean(seed):
+    rng = np.random.default_rng(seed)
+    n, horizon, delay = int(rng.integers(30, 400)), int(rng.integers(1, 12)), int(rng.integers(0, 3))
+    blocks, embargo = int(rng.integers(2, 8)), int(rng.integers(0, 8))
+    tested = int(rng.integers(1, blocks))
+    try:
+        folds = combinatorial_folds(n, horizon, delay, blocks, tested, embargo)
+    except NotEnoughSessions as e:
+        assert n < e.context["need"]
+        combinatorial_folds(e.context["need"], horizon, delay, blocks, tested, embargo)
+        return
+    ends = np.arange(n) + horizon + delay
+    times = np.zeros(n, int)
+    for fold in folds:
+        assert leaking_pairs(fold.train, fold.test, ends, embargo) == 0
+        times[fold.test] += 1
+    paths = fold_paths(blocks, tested)
+    assert (times == len(paths)).all() and paths.shape[1] == blocks
+    assert sorted(np.unique(paths)) == list(range(len(folds)))
+
+
+@pytest.mark.parametrize("n, horizon, blocks, tested, embargo", [(600, 5, 6, 2, 0), (611, 1, 5, 3, 7), (900, 20, 6, 2, 4)])
+def test_skfolio_makes_the_same_combinatorial_folds(n, horizon, blocks, tested, embargo):
+    "On one ticker; its purge counts positions, so its purged size is our reach."
+    from skfolio.model_selection import CombinatorialPurgedCV
+
+    theirs = CombinatorialPurgedCV(blocks, tested, purged_size=horizon + 1, embargo_size=embargo)
+    ours = combinatorial_folds(n, horizon, 1, blocks, tested, embargo)
+    found = [(a.tolist(), np.sort(np.concatenate(b)).tolist()) for a, b in theirs.split(np.zeros((n, 1)))]
+    assert [f.train.tolist() for f in ours] == [a for a, _ in found]
+    assert fold_paths(blocks, tested).shape == (theirs.n_test_paths, blocks)
+
+
+@pytest.mark.parametrize("train, test", [([], [5]), ([1], []), (range(5, 30), [3]), (range(10), range(8, 12))])
+def test_an_index_fold_made_by_hand_cannot_leak(train, test):
+    with pytest.raises(EvaluateError, match="not possible"):
+        IndexFold(train, test, reach=3)
+
+
+def test_eras_and_names_are_each_left_out_once():
+    eras = leave_era_out(1000, 5, eras=4)
+    assert sorted(np.concatenate([f.test for f in eras])) == list(range(1000))
+    names = [f"T{i}" for i in range(23)]
+    groups = leave_names_out(names, range(100), range(110, 150), 6, groups=4, seed=3)
+    assert sorted(n for f in groups for n in f.test_names) == sorted(names)
+    assert all(not set(f.train_names) & set(f.test_names) for f in groups)
+    with pytest.raises(EvaluateError, match="cannot be dealt"):
+        leave_names_out(names[:5], range(100), range(110, 150), 6)
 
 
 # --- labels
