@@ -82,7 +82,7 @@ def residual_shape(
 
 # %% ../../nbs/models/25_calibration.ipynb #c75a8454
 RECORD = 250  # decisions whose outcomes adapt the intervals
-RATE = 0.03  # share of a wrong width that is corrected by one session
+RATE = 0.06  # share of a wrong width that is corrected by one session, for labels of one session
 FEW = 10  # tickers whose record counts half
 SHARE_GRID = np.sinh(np.linspace(-4.5, 4.5, 361)) / 4  # residuals at which shares are tabulated
 
@@ -107,11 +107,12 @@ def adapted_log_widths(
     quantiles: np.ndarray,  # `[H, Q]` residual quantiles around the centre, without the median
     levels: tuple,  # their probabilities
     ends: np.ndarray,  # `[T, H]` number of decisions whose outcomes are known, by session to forecast
+    horizons: tuple,  # sessions that a label spans
 ) -> np.ndarray:  # `[T, H, Q]`
     "Logarithm of the factor by which each quantile moves away from the centre."
     p, h = np.asarray(levels), np.arange(quantiles.shape[0])[None, :, None]
     side, z = np.where(p < 0.5, -1.0, 1.0), torch.special.ndtri(torch.tensor(levels)).abs().numpy()
-    speed = RATE / (z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi))
+    speed = RATE / (z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)) / np.sqrt(horizons)[:, None]
     log_width = np.zeros((*ends.shape, len(p)))
     for back in range(RECORD, 0, -1):
         j = ends - back

@@ -193,7 +193,7 @@ def _widths(self: VolatilityModel, inputs, start, stop, quantiles):
         record = self._market_record(bars, start, stop)
         outer = quantiles[:, off].double().numpy()
         levels = tuple(LEVELS[i] for i in off)
-        widened = record and adapted_log_widths(*record[:2], outer, levels, record[2])
+        widened = record and adapted_log_widths(*record[:2], outer, levels, record[2], self.horizons)
         market.shared[key] = widened
     if market.shared[key] is not None:
         widths[..., off] = torch.from_numpy(np.exp(market.shared[key])).float()
@@ -404,17 +404,17 @@ def qlike_regression(
     y: np.ndarray,  # `[R]` variances
     prior: np.ndarray,  # `[K]` coefficients to expect, the constant excepted
     weight: float,  # rows that the prior is worth
-    steps: int = 20,  # Newton steps
+    steps: int = 100,  # most scoring steps
 ) -> np.ndarray:
     "Coefficients b for which the mean QLIKE of exp(x b) against y is smallest, drawn towards a prior."
     y, b = np.maximum(y, 1e-10), np.array(prior, float)
     ridge = weight * np.diag(np.arange(len(b)) > 0)
-    b[0] = np.log(np.median(y / np.exp(x @ b - b[0])))
+    b[0] += np.log(np.median(y / np.exp(x @ b)))
+    inverse = np.linalg.inv(x.T @ x + ridge)
     for _ in range(steps):
         ratio = (y / np.exp(x @ b)).clip(max=LARGEST_RATIO)
-        pull = x.T @ (ratio - 1) - ridge @ (b - prior)
-        step = np.linalg.solve((x * ratio[:, None]).T @ x + ridge, pull)
-        b = b + step.clip(-0.5, 0.5)
-        if np.abs(step).max() < 1e-9:
+        step = inverse @ (x.T @ (ratio - 1) - ridge @ (b - prior))
+        b = b + step / max(1.0, np.abs(x @ step).max())
+        if np.abs(step).max() < 1e-7:
             break
     return b

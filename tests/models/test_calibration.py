@@ -76,7 +76,7 @@ def broken():
     "Forty stocks whose days differ little in size until the break, and very much after it."
     rng = np.random.default_rng(8)
     size = np.where(
-        np.arange(1150)[:, None] < BREAK, 1.0, rng.choice([0.2, 0.6, 2.4], (1150, 1), p=[0.5, 0.3, 0.2])
+        np.arange(1150)[:, None] < BREAK, 1.0, rng.choice([0.4, 0.7, 2.0], (1150, 1), p=[0.45, 0.3, 0.25])
     )
     r = 0.015 * size * rng.standard_normal((1150, 40))
     close = torch.tensor(100 * np.exp(np.cumsum(r, 0)), dtype=torch.float32)
