@@ -118,7 +118,7 @@ def stress_losses(
     return pd.DataFrame(rows).T.rename_axis("scenario")
 
 # %% ../../nbs/evaluate/64_attribution.ipynb #abb30051
-def replay(
+def replay_crisis(
     weights: pd.Series,  # weight of each ticker today
     returns: pd.DataFrame,  # one-session returns `[session, ticker]`, the past crisis included
     start: str,  # first session

@@ -239,7 +239,7 @@ def run_portfolio(
     return PortfolioRun(daily, frame, costs, delay, capital)
 
 # %% ../../nbs/evaluate/53_execution.ipynb #9abf2a60
-def last_bars(
+def last_rows(
     returns: np.ndarray,  # `[session, ticker]`, NaN where there is no bar
 ) -> np.ndarray:
     "Row of each ticker's last bar, -1 where there is none; a name with a bar in the last row never ends."
@@ -263,7 +263,7 @@ def run_arrays(w, r, traded, sized, costs, delay, capital, compound, keep):
     numbers = (costs.bps * 1e-4, 1 / costs.memory, float(costs.impact), float(costs.participation), sized)
     out, kept = np.zeros((len(r), len(COLUMNS))), np.zeros((len(r) if keep else 0, names))
     run_sessions(
-        w, r, last_bars(r), traded, numbers, rates, int(delay), float(capital), bool(compound), out, kept
+        w, r, last_rows(r), traded, numbers, rates, int(delay), float(capital), bool(compound), out, kept
     )
     return out, kept
 

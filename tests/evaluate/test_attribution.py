@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
-from stockpredict.evaluate.attribution import SCENARIOS, brinson, exposures, factor_attribution, replay
+from stockpredict.evaluate.attribution import SCENARIOS, brinson, exposures, factor_attribution, replay_crisis
 from stockpredict.evaluate.attribution import stress_losses
 
 DAYS = pd.bdate_range("2015-01-02", periods=800)
@@ -38,8 +38,8 @@ def test_intervals_of_betas_cover():
         t = exposures(*book(seed))
         hits.append((t.low <= [0, 0.9, -0.3]) & ([0, 0.9, -0.3] <= t.high))
     assert (np.mean(hits, axis=0) > 0.87).all()
-    found = exposures(*book(1, alpha=0.001)).loc["alpha a year"]
-    assert found.low > 0 and found.value == pytest.approx(0.252, abs=0.08)
+    estimate = exposures(*book(1, alpha=0.001)).loc["alpha a year"]
+    assert estimate.low > 0 and estimate.value == pytest.approx(0.252, abs=0.08)
 
 
 def test_the_parts_add_up_and_gaps_are_left_out():
@@ -92,12 +92,12 @@ def test_a_replay_is_the_books_path_and_states_what_it_covers():
     r = pd.DataFrame(0.02 * rng.normal(size=(800, 3)), DAYS, ["A", "B", "C"])
     w = pd.Series({"A": 0.5, "C": -0.5})
     window = r.loc["2016-01-01":"2016-03-31"]
-    ours, path = replay(w, r, "2016-01-01", "2016-03-31"), 0.5 * window.A - 0.5 * window.C
+    ours, path = replay_crisis(w, r, "2016-01-01", "2016-03-31"), 0.5 * window.A - 0.5 * window.C
     assert ours["return"] == pytest.approx((1 + path).prod() - 1) and ours.covered == 1
     assert ours["worst session"] == pytest.approx(path.min())
-    young = replay(pd.Series({"A": 0.5, "NEW": 0.5}), r, "2016-01-01", "2016-03-31")
+    young = replay_crisis(pd.Series({"A": 0.5, "NEW": 0.5}), r, "2016-01-01", "2016-03-31")
     assert young.covered == 0.5 and young["return"] == pytest.approx((1 + window.A).prod() - 1)
     with pytest.raises(NotEnoughSessions):
-        replay(w, r, "1987-10-01", "1987-10-31")
+        replay_crisis(w, r, "1987-10-01", "1987-10-31")
     with pytest.raises(NotEnoughSessions, match="cannot carry"):
         exposures(*[x.iloc[:25] for x in book()])

@@ -63,11 +63,11 @@ def test_risk_parity_shares_the_variance_and_cvar_has_the_least_shortfall():
 
 def test_limits_hold_and_a_forecast_moves_the_weights():
     r = market(5)
-    held = np.full(5, 0.2)
-    w = solve(r.to_numpy(), "minimum_variance", held, max_turnover=0.1)
-    assert np.abs(w - held).sum() <= 0.1 + 1e-4 and w.sum() == pytest.approx(1)
-    liked = solve(r.to_numpy(), "mean_variance", held, forecast=np.array([0, 0, 0, 0, 0.003]))
-    plain = solve(r.to_numpy(), "mean_variance", held, forecast=np.zeros(5))
+    current = np.full(5, 0.2)
+    w = solve(r.to_numpy(), "minimum_variance", current, max_turnover=0.1)
+    assert np.abs(w - current).sum() <= 0.1 + 1e-4 and w.sum() == pytest.approx(1)
+    liked = solve(r.to_numpy(), "mean_variance", current, forecast=np.array([0, 0, 0, 0, 0.003]))
+    plain = solve(r.to_numpy(), "mean_variance", current, forecast=np.zeros(5))
     assert liked[4] > plain[4] + 0.2
     weights = optimal_weights(r, "cvar", window=100, rebalance=20, max_turnover=0.15)
     drifted = weights.shift() * (1 + r)
