@@ -323,6 +323,7 @@ def market(self: Study):
 def limits(self: Study) -> list[str]:
     "What this result cannot tell you."
     from scipy.special import ndtri
+    from stockpredict.train.holdout import holdout_sentence
 
     e, s, ingested = self.experiment, self.experiment.settings, self.work.ingested
     at_horizon = self.table[self.table.horizon == self.horizon]
@@ -338,6 +339,7 @@ def limits(self: Study) -> list[str]:
         f"{s.costs.bps:g} bp one way; market impact and borrowing are not charged.",
         f"{e.trials} models were tried on these sessions; what earlier studies of the same years tried is "
         "not counted.",
+        holdout_sentence(self.work.settings, f"{e.sessions[e.tested.start]:%Y-%m-%d}"),
         _what_would_change(self.verdict.decision, s.gate.alpha, count),
     ]
 

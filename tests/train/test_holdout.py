@@ -1,0 +1,96 @@
+"""Each look at the final period is written down, counted and cannot be taken back."""
+
+import json
+
+import numpy as np
+import pytest
+
+from stockpredict.core.errors import EvaluateError, NotEnoughSessions
+from stockpredict.core.settings import load_settings
+from stockpredict.models.dataset import sample_dataset
+from stockpredict.train.holdout import HoldoutVault, holdout_looks, holdout_sentence, read_looks
+
+
+@pytest.fixture(scope="module")
+def panel():
+    return sample_dataset("null", tickers=6, sessions=120, names=("ret_1",)).panel
+
+
+@pytest.fixture
+def vault(tmp_path, panel):
+    settings = load_settings(overrides={"storage.home": str(tmp_path)}, environ={})
+    return HoldoutVault(settings, f"{panel.sessions[100]:%Y-%m-%d}")
+
+
+def log(vault):
+    return vault.settings.storage.registry_dir / "holdout.jsonl"
+
+
+def test_research_ends_before_the_holdout_and_leaves_no_trace(vault, panel):
+    assert len(vault.research(panel)) == 100 and vault.research(panel).sessions[-1] < panel.sessions[100]
+    assert read_looks(vault.settings) == [] and "No look" in holdout_sentence(vault.settings)
+
+
+def test_every_look_is_written_before_the_bars_are_given(vault, panel):
+    for k in range(3):
+        bars, held_out = vault.look(panel, why=f"look {k}", who="ana")
+    assert len(bars) == 120 and held_out == slice(100, 120)
+    looks = holdout_looks(vault.settings)
+    assert list(looks.why) == ["look 0", "look 1", "look 2"] and set(looks.who) == {"ana"}
+    assert set(looks.settings) == {vault.settings.hash} and (looks.first == vault.first).all()
+    assert "looked at 3 times, last by ana" in holdout_sentence(vault.settings)
+    assert "no longer a test" in holdout_sentence(vault.settings)
+    later = str(np.datetime64(looks["last"].iloc[0]) + 1)
+    assert len(holdout_looks(vault.settings, later)) == 0
+
+
+@pytest.mark.parametrize("how", ["changed", "first removed", "last removed", "inserted", "forged", "end gone"])
+def test_a_log_that_was_touched_is_not_counted(vault, panel, how):
+    for k in range(3):
+        vault.look(panel, why=f"look {k}")
+    path, lines = log(vault), log(vault).read_bytes().splitlines(keepends=True)
+    other = json.loads(lines[1]) | dict(who="nobody")
+    changes = {
+        "changed": [lines[0], lines[1].replace(b"look 1", b"look 9"), lines[2]],
+        "first removed": lines[1:],
+        "last removed": lines[:2],
+        "inserted": [lines[0], lines[0], *lines[1:]],
+        "forged": [lines[0], json.dumps(other).encode() + b"\n", lines[2]],
+        "end gone": lines,
+    }
+    path.write_bytes(b"".join(changes[how]))
+    if how == "end gone":
+        path.with_suffix(".end").unlink()
+    with pytest.raises(EvaluateError, match="was changed"):
+        read_looks(vault.settings)
+    assert "counts as used" in holdout_sentence(vault.settings)
+    with pytest.raises(EvaluateError, match="was changed"):
+        vault.look(panel, why="again")
+
+
+def test_a_crash_after_the_line_leaves_a_log_that_counts_it(vault, panel):
+    vault.look(panel, why="first")
+    end = log(vault).with_suffix(".end").read_bytes()
+    vault.look(panel, why="second")
+    log(vault).with_suffix(".end").write_bytes(end)
+    assert len(read_looks(vault.settings)) == 2
+    vault.look(panel, why="third")
+    assert len(read_looks(vault.settings)) == 3
+
+
+def test_a_look_that_cannot_be_written_gives_nothing(vault, panel, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stockpredict.train.holdout.append_look", full)
+    with pytest.raises(OSError):
+        vault.look(panel, why="no room")
+
+
+def test_nonsense_is_refused(vault, panel):
+    with pytest.raises(EvaluateError, match="none was given"):
+        vault.look(panel, why="")
+    with pytest.raises(EvaluateError, match="no date"):
+        HoldoutVault(vault.settings, "soon")
+    with pytest.raises(NotEnoughSessions):
+        HoldoutVault(vault.settings, "2099-01-01").research(panel)
