@@ -244,8 +244,8 @@ def check_names(
     if not equal_with_nan(values(renamed(panel)), whole):
         raise SeesFuture(
             f"The feature {name} depends on the names of the tickers: with other names it has other values.",
-            "Weights by ticker know how each ticker did; compare tickers with xrank, xz, xmean or xstd. Bring "
-            "a table by ticker into the lake as facts, with `known_at`, and read them from the panel.",
+            "Weights by ticker know how each ticker did; compare tickers with xrank, xz, xmean or xstd. "
+            "Bring a table by ticker into the lake as facts, with `known_at`, and read them from the panel.",
             feature=name,
         )
 
@@ -289,6 +289,21 @@ def check_foresight(
             f"of {len(panel)} sessions and {len(panel.tickers)} tickers, which no honest feature has.",
             "Check when the values it reads became known: a field that you attached may be dated by its "
             "period, or shifted by one session.",
+            feature=name,
+        )
+
+# %% ../../nbs/algebra/80_proof_guard.ipynb #9ec65971
+def check_defined(
+    name: str,  # of the feature, for messages
+    values: Callable,  # function of a panel, returning a tensor
+    panels: list[Panel],  # the markets of the proof
+):
+    "Refuse a feature of which the proof saw no value."
+    if all(bool(values(panel).isnan().all()) for panel in panels):
+        raise FeatureError(
+            f"The feature {name} has no value on the markets of the proof, so nothing is known about it.",
+            "If it joins a table by ticker or date, ingest the table as facts with the moment each row "
+            "became known (`known_at`) and read them from the panel; otherwise compute it from the bars.",
             feature=name,
         )
 

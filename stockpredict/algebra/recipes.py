@@ -187,6 +187,34 @@ def rows_needed(
             need[p] = max(need.get(p, 0), need[recipe] + bars)
     return need
 
+# %% ../../nbs/algebra/35_recipes.ipynb #166da3b9
+def closed_graph(
+    recipe: int | None,  # from `recipe_number`; None = filled by hand
+    fields: tuple,  # names of fields that may stand at its beginning
+) -> bool:  # whatever the other tickers are, a ticker has the same values
+    "Whether a graph consists of steps of the algebra that stay within a ticker."
+    if recipe is None:
+        return False
+    begin = {RECIPES[name,] for name in fields if (name,) in RECIPES}
+    seen, ahead = set(), [recipe]
+    while ahead:
+        r = ahead.pop()
+        if r in seen or r in begin:
+            continue
+        seen.add(r)
+        _, parts, kind, op = STEPS.get(r, (0, (), "unknown", None))
+        if kind not in ("each", "back") or not parts or not _within_algebra(op):
+            return False
+        ahead += parts
+    return True
+
+
+def _within_algebra(x):  # a function of the algebra around plain values and functions of the algebra
+    if isinstance(x, types.FunctionType):
+        own = x.__globals__.get("__name__", "").startswith("stockpredict.algebra.")
+        return own and all(_within_algebra(c.cell_contents) for c in x.__closure__ or ())
+    return all(map(_within_algebra, x)) if isinstance(x, tuple | list) else _is_own(x)
+
 # %% ../../nbs/algebra/35_recipes.ipynb #52de914c
 def newest_rows(
     x,  # tensor, or a number, which is returned unchanged

@@ -22,10 +22,11 @@ from ..algebra.kernels import BLOCK_VALUES
 from ..algebra.leak_scan import scan_function
 from ..algebra.live_code import CodeWalk, is_packaged
 from ..algebra.panel import FIELDS, Panel, Series, equal_with_nan
-from ..algebra.proof_guard import check_foresight, examine, watched
+from ..algebra.proof_guard import check_defined, check_foresight, examine, watched
 from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
 from ..algebra.recipes import SeriesCache, greedy_order, rows_needed
 from ..algebra.series import Grid
+from ..algebra.ticker_sample import sampled_tickers
 
 # %% ../../nbs/catalogue/00_feature.ipynb #1f729c3c
 class Feature:
@@ -176,35 +177,23 @@ def _own_panels(func):  # panels that lie beside a function, the largest first
     beside = [x for x in list(getattr(func, "__globals__", {}).values()) if isinstance(x, Panel)]
     return sorted(beside, key=lambda p: -p.present.numel())[:2]
 
-
+# %% ../../nbs/catalogue/00_feature.ipynb #bd6cca09
 def prove_on(
     f: Feature,  # what to examine
     panel: Panel,  # one of your own
     seconds: float = 0.5,  # of processor time for random sessions
     fresh: bool = False,  # try it in a fresh process too
 ):
-    "Prove a feature on a panel of your own, with all its tickers."
+    "Prove a feature on a panel of your own: on all its tickers, or on some that stand for all."
     if len(panel) < 2 or not all(panel.has(x) for x in f.fields):
         return
-    panel = panel.to("cpu") if panel.present.is_cuda else panel
+    panel = sampled_tickers(f, f._traits[0], whole := panel.to("cpu"))
     examine(f.name, lambda p: feature_values(f, p), panel, (f.lookback, f.crossings), seconds, fresh)
     check_foresight(f.name, feature_values(f, panel), panel)
-    f.proven, f.widest = max(f.proven, len(panel)), max(f.widest, len(panel.tickers))
+    f.proven, f.widest = max(f.proven, len(panel)), max(f.widest, len(whole.tickers))
     f.newest = max(f.newest, panel.sessions[-1])
 
 # %% ../../nbs/catalogue/00_feature.ipynb #a10013ec
-def _check_defined(f, wide):
-    "Refuse a feature of which the proof saw no value: nothing was proven."
-    trial = ProofMarkets.hard(f.lookback, frozenset(f.fields - set(FIELDS))).panel
-    if all(bool(feature_values(f, panel).isnan().all()) for panel in (wide, trial)):
-        raise FeatureError(
-            f"The feature {f.name} has no value on the markets of the proof, so nothing is known about it.",
-            "If it joins a table by ticker or date, ingest the table as facts with the moment each row "
-            "became known (`known_at`) and read them from the panel; otherwise compute it from the bars.",
-            feature=f.name,
-        )
-
-
 def prove_widely(
     f: Feature,  # what to examine
     panels: list[Panel] | None = None,  # of your own; None = those that lie beside its function
@@ -216,7 +205,8 @@ def prove_widely(
     wide = wide_panel(f.fields - set(FIELDS))
     examine(f.name, lambda p: feature_values(f, p), wide, (f.lookback, f.crossings), 0.1)
     mine = _own_panels(f.func) if panels is None else panels
-    _check_defined(f, wide)
+    hard = ProofMarkets.hard(f.lookback, f.fields - set(FIELDS))
+    check_defined(f.name, lambda p: feature_values(f, p), [wide, hard.panel])
     for panel in mine:
         prove_on(f, panel, 1.2 / len(mine), fresh=True)
 

@@ -179,11 +179,22 @@ class Retraction:
     factors: int = 0  # factors of splits and dividends put back
 
 # %% ../../nbs/lake/55_retract.ipynb #f7b56889
+_TRY_AGAIN = "Check disk space and rights, then try again."
+
+
 def _batch_column(lake):
     "SQL for the number of a bar's batch; empty in a lake of an earlier release that is only read."
     return "NULL::INTEGER" if lake.lacks("bars", "batch") else "batch"
 
 
+@patch
+def _known_names(self: Lake, tickers, source):
+    "Tickers as a list, of which the source sent bars; None = all."
+    names = [tickers] if isinstance(tickers, str) else tickers
+    _refuse_unknown(self, names or [], source)
+    return names
+
+# %% ../../nbs/lake/55_retract.ipynb #b535b231
 def _refuse_unknown(lake, names, source):
     "Raise `UnknownTicker` for names of which the source never sent a bar."
     query = "SELECT DISTINCT ticker FROM lake.bars WHERE source = $source ORDER BY 1"
@@ -214,9 +225,6 @@ def _batch_number(lake, name, source):
     return number, log.started[name]
 
 # %% ../../nbs/lake/55_retract.ipynb #98ce9fd4
-_TRY_AGAIN = "Check disk space and rights, then try again."
-
-
 @patch
 def retract(
     self: Lake,
@@ -235,8 +243,7 @@ def retract(
         raise DataError("Everything would be retracted.", "Name tickers, a batch or a file.")
     source = source or self.source()
     now = pd.Timestamp.now("UTC") if now is None else moment(now)
-    names = [tickers] if isinstance(tickers, str) else tickers
-    _refuse_unknown(self, names or [], source)
+    names = self._known_names(tickers, source)
     number, came = _batch_number(self, batch, source) if batch else (None, None)
     name, reason = "", f"retracted: {reason}" if reason else "retracted"
     with nullcontext() if dry_run else self.writer(), self.con.cursor() as cur:
@@ -251,8 +258,8 @@ def retract(
             raise failure(self.storage, e, "Nothing was retracted", _TRY_AGAIN) from e
         if name:
             self.record_checksums()
-    tickers = [ticker for (ticker,) in gone]
-    return Retraction(rows, tickers, name, self.snapshot(), self.recorded_fingerprint(source), factors)
+    done = (name, self.snapshot(), self.recorded_fingerprint(source), factors)
+    return Retraction(rows, [ticker for (ticker,) in gone], *done)
 
 # %% ../../nbs/lake/55_retract.ipynb #cd4d4e08
 _FIRST_BATCH = """
