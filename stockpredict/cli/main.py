@@ -16,6 +16,7 @@ from .feature_commands import features, write_cards
 from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
+from .registry_commands import compare, registry
 from .stream_commands import streams
 from ..core.words import counted
 
@@ -29,8 +30,15 @@ app = typer.Typer(
     cls=Group,
     help="From market data to a validated prediction.",
 )
-for name, part in (("ingest", ingests), ("lake", lakes), ("quality", qualities), ("stream", streams)):
+for name, part in (
+    ("ingest", ingests),
+    ("lake", lakes),
+    ("quality", qualities),
+    ("stream", streams),
+    ("registry", registry),
+):
     app.add_typer(part, name=name)
+app.command("compare")(compare)
 for name, hidden in (("fake-vendors", False), ("standin", True)):
     app.command(name, hidden=hidden)(fake_vendors)
 

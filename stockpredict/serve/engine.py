@@ -39,11 +39,13 @@ class ChampionPointer:
     skill: str  # none, weak or strong
     decision: str = ""  # promote or hold
     promoted_at: str = ""  # ISO 8601, UTC
+    heads: tuple = ()  # (head, model, evidence, sentence) of each judged part
 
     @property
     def valid(self) -> bool:
         "Does it name an artifact of the registry and a known verdict?"
-        return bool(re.fullmatch(r"[0-9a-f]{8,64}", self.artifact)) and self.skill in SKILL
+        words = {self.skill, *(evidence for _, _, evidence, _ in self.heads)}
+        return bool(re.fullmatch(r"[0-9a-f]{8,64}", self.artifact)) and words <= set(SKILL)
 
 
 def parse_pointer(
@@ -57,6 +59,7 @@ def parse_pointer(
             str(entry.get("skill", "none")),
             str(entry.get("decision", "")),
             str(entry.get("promoted_at", "")),
+            tuple((k, h["model"], h["evidence"], h["wording"]) for k, h in entry.get("heads", {}).items()),
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
@@ -231,8 +234,9 @@ def _common_fields(self: Engine, data_as_of, session, snapshot, fingerprint):
 
     pointer = self.pointer
     model = {"name": self.model.name, "version": pointer.version, "artifact": pointer.artifact}
+    heads = {k: dict(model=m, evidence=e, verdict=text) for k, m, e, text in pointer.heads}
     return {
-        "model": model | {"skill": pointer.skill, "verdict": SKILL[pointer.skill]},
+        "model": model | {"skill": pointer.skill, "verdict": SKILL[pointer.skill], "heads": heads},
         "decision_session": str(session.date()),
         "entry_session": session_after(self.delay),
         "targets": {str(h): session_after(self.delay + h) for h in self.model.horizons},

@@ -33,6 +33,15 @@ SKILL = {
 }
 
 
+class HeadCard(BaseModel):
+    "Who forecasts one part, and how well that is known."
+
+    model_config = ConfigDict(frozen=True)
+    model: str = Field(description="registered name of the model of this part")
+    evidence: Literal["none", "weak", "strong"] = Field(description="verdict of the validation gate on it")
+    verdict: str = Field(description="the same verdict as a sentence with numbers")
+
+
 class ModelCard(BaseModel):
     "The model behind a forecast."
 
@@ -42,6 +51,9 @@ class ModelCard(BaseModel):
     artifact: str = Field(description="content hash of the verified artifact")
     skill: Literal["none", "weak", "strong"] = Field(description="verdict of the validation gate")
     verdict: str = Field(description="the same verdict as a sentence")
+    heads: dict[str, HeadCard] = Field(
+        {}, description="verdicts on `direction`, `volatility` and `intervals`; empty for older models"
+    )
 
 # %% ../../nbs/serve/10_schemas.ipynb #d1b44768
 class Volatility(BaseModel):

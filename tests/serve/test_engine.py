@@ -1,9 +1,11 @@
 """The engine: only what was signed, only finite numbers, the same numbers as the full history."""
 
 import asyncio
+import copy
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,8 +14,8 @@ import torch
 from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
 from stockpredict.core.errors import NotEnoughHistory, QueueFull, UnknownHorizon
 from stockpredict.serve.batcher import Batcher
-from stockpredict.serve.engine import Engine, champion_pointer
-from stockpredict.serve.schemas import WhatIf
+from stockpredict.serve.engine import Engine, champion_pointer, parse_pointer
+from stockpredict.serve.schemas import ModelCard, WhatIf
 from stockpredict.serve.what_if import join_universe, predict_bars
 
 from .conftest import point, publish
@@ -54,6 +56,22 @@ def test_a_pointer_that_is_not_ours_is_refused(settings, entry):
     (settings.storage.registry_dir / "champion.json").write_text(entry, encoding="latin1")
     with pytest.raises(ArtifactRejected):
         champion_pointer(settings)
+
+
+def test_the_answer_names_the_verdict_of_each_head(engine):
+    volatility = {"model": "har", "evidence": "strong", "wording": "Volatility by har, 3 % below EWMA."}
+    entry = {"version": 1, "artifact": "aaaaaaaa", "heads": {"volatility": volatility}}
+    pointer, asked = parse_pointer(entry), copy.copy(engine)
+    asked.pointer = replace(engine.pointer, heads=pointer.heads)
+    newest = engine.window().panel.sessions[-1]
+    card = ModelCard(**asked._common_fields(newest, newest, 1, "abc")["model"])
+    assert card.heads["volatility"].evidence == "strong" and "3 % below" in card.heads["volatility"].verdict
+    assert engine.window().common["model"]["heads"] == {}  # a pointer of an earlier version has none
+
+
+@pytest.mark.parametrize("heads", [{"volatility": {"model": "har"}}, {"volatility": 1}, ["volatility"]])
+def test_a_pointer_with_broken_heads_is_none(heads):
+    assert parse_pointer({"version": 1, "artifact": "aaaaaaaa", "heads": heads}) is None
 
 
 def test_no_champion_says_what_to_run(settings):

@@ -1,0 +1,99 @@
+"""The registry from the shell: what is published, what differs, what was changed, and switching back."""
+
+import json
+
+import pytest
+from stockpredict.cli.main import app
+from stockpredict.core.settings import load_settings
+from stockpredict.ingest.ingest import ingest
+from stockpredict.train.experiment import run_experiment
+from stockpredict.train.gate import decide
+from stockpredict.train.head_gates import head_verdict
+from stockpredict.train.registry import publish_model
+from typer.testing import CliRunner
+
+SMALL = {
+    "storage.mlflow_uri": "http://127.0.0.1:9",
+    "data.source": "simulated",
+    "simulated.tickers": 12,
+    "simulated.sessions": 420,
+    "models.trials": 0,
+    "models.candidates": "reversal",
+    "features.names": "ret_1 mom_5 vol_20",
+    "validation.first_train": 200,
+    "validation.folds": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    "A registry with two versions, and the command line on it."
+    home = tmp_path_factory.mktemp("home")
+    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
+    ingest(settings)
+    study = run_experiment(settings, home / "one")
+    publish_model(settings, study, decide(study))
+    v = decide(study)
+    v.heads["volatility"] = head_verdict("promote", "reversal", "strong", "Volatility by reversal.", "volatility")
+    v.numbers["parts"] = dict(direction="mean", volatility="reversal", shape="mean")
+    publish_model(settings, study, v)
+
+    def run(*words, code=0):
+        changes = [w for k, x in {**SMALL, "storage.home": home}.items() for w in ("--set", f"{k}={x}")]
+        from stockpredict.cli.console import SettingsOptions
+
+        done = CliRunner().invoke(app, [*words, *changes], obj=SettingsOptions())
+        assert done.exit_code == code, done.output + repr(done.exception)
+        return done.stdout
+
+    run.settings = settings
+    return run
+
+
+def test_the_list_names_the_served_version_and_its_heads(shell):
+    rows = json.loads(shell("registry", "list", "--json"))
+    assert [(r["version"], r["served"], r["model"]) for r in rows] == [(1, False, "mean"), (2, True, "composed")]
+    assert rows[1]["volatility"] == "reversal (strong)" and rows[1]["direction"] == "mean (none)"
+    assert "composed" in shell("registry", "list")
+
+
+def test_show_says_what_is_served_and_where_it_comes_from(shell):
+    served = json.loads(shell("registry", "show", "--json"))
+    assert served["version"] == 2 and served["heads"]["volatility"]["evidence"] == "strong"
+    assert served["features"] == ["ret_1", "mom_5", "vol_20"] and served["manifest"]["horizons"] == [1, 5]
+    assert json.loads(shell("registry", "show", "1", "--json"))["model"] == "mean"
+    assert "Volatility by reversal." in shell("registry", "show")
+    shell("registry", "show", "9", code=1)
+
+
+def test_diff_names_what_differs_and_nothing_else(shell):
+    rows = json.loads(shell("registry", "diff", "1", "2", "--json"))
+    fields = {r["field"] for r in rows}
+    assert {"model", "version", "artifact", "heads.volatility.model"} <= fields and "skill" not in fields
+    assert "the same" in shell("registry", "diff", "1", "1")
+
+
+def test_promote_rollback_and_history_switch_and_remember(shell):
+    back = json.loads(shell("registry", "rollback", "--why", "drill", "--json"))
+    assert back["version"] == 1 and json.loads(shell("registry", "show", "--json"))["version"] == 1
+    assert json.loads(shell("registry", "promote", "2", "--json"))["version"] == 2
+    events = json.loads(shell("registry", "history", "--json"))
+    assert [e["event"] for e in events] == ["rollback", "rollback", "promote", "baseline"]
+    assert [e["why"] for e in events[:2]] == ["promoted by command", "drill"]
+    assert json.loads(shell("registry", "verify", "--json")) == {"ok": True, "problems": []}
+    assert json.loads(shell("registry", "rollback", "--to", "1", "--json"))["version"] == 1
+
+
+def test_verify_names_a_changed_artifact_and_a_missing_line(shell):
+    folder = shell.settings.storage.registry_dir
+    history = folder / "history.jsonl"
+    intact = history.read_text()
+    history.write_text("".join(intact.splitlines(keepends=True)[:-1]))
+    state = next(folder.glob("versions/*/state.json"))
+    content = state.read_bytes()
+    state.write_bytes(content.replace(b"ret_1", b"ret_2"))
+    found = json.loads(shell("registry", "verify", "--json", code=1))["problems"]
+    assert any("removed at the end" in p for p in found) and any(state.parent.name[:12] in p for p in found)
+    history.write_text(intact)
+    state.write_bytes(content)
+    assert "as they were signed" in shell("registry", "verify")
