@@ -304,7 +304,7 @@ class Har(VolatilityModel):
         base, coefs = x[..., 2:3], []
         for h in self.horizons:
             y = mean_after(v, h, data.entry_delay)[..., None] / base
-            rows = _fit_rows(data, y[..., 0], x[..., 0])
+            rows = fit_rows(data, y[..., 0], x[..., 0])
             coefs.append(least_squares((x / base)[rows], y[rows][:, 0].clip(max=LARGEST_RATIO)))
         self.weights["coefficients"] = torch.tensor(np.array(coefs))
 
@@ -322,8 +322,12 @@ class Har(VolatilityModel):
         return daily * np.array(self.horizons, float)
 
 # %% ../../nbs/models/35_volatility.ipynb #ddfe66b3
-def _fit_rows(data, y, x):
-    "Rows of the window with a target and regressors, `[S, N]`."
+def fit_rows(
+    data: Dataset,  # window to learn from
+    y: np.ndarray,  # `[S, N]` targets
+    x: np.ndarray,  # `[S, N]`, `NaN` where a regressor is missing
+) -> np.ndarray:  # bool `[S, N]`
+    "Rows of the window with a target and regressors."
     decided = data.usable().cpu().numpy()
     return decided & np.isfinite(y) & np.isfinite(x)
 
@@ -355,7 +359,7 @@ class LogHar(VolatilityModel):
         coefs = []
         for h in self.horizons:
             y = mean_after(v, h, data.entry_delay)
-            rows = _fit_rows(data, y, x.sum(-1))
+            rows = fit_rows(data, y, x.sum(-1))
             tickers = rows.sum() / max(rows.any(1).sum(), 1)
             coefs.append(qlike_regression(x[rows], y[rows], EXPECTED, PRIOR_SESSIONS * tickers))
         self.weights["coefficients"] = torch.tensor(np.array(coefs))
