@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from ..core.words import counted
 from ..catalogue.design_matrix import Inputs
 from .baselines import LocationScale
 from .contract import model
@@ -21,7 +22,8 @@ FIXED_PARAMS = dict(
     objective="regression",
     verbosity=-1,
     deterministic=True,
-    force_row_wise=True,
+    force_col_wise=True,
+    bin_construct_sample_cnt=20_000,
     num_threads=1,
     max_bin=63,
     bagging_freq=1,
@@ -36,6 +38,7 @@ def train_booster(
     y: np.ndarray,  # `[R]` labels, finite
     names: list,  # feature names
     params: dict,  # of the `Trees`
+    threads: int = 1,  # processor cores; the trees do not depend on their number
 ) -> str:
     "Train one booster and return its text."
     import lightgbm
@@ -45,14 +48,18 @@ def train_booster(
         num_leaves=params["leaves"],
         learning_rate=params["rate"],
         min_data_in_leaf=max(20, round(params["leaf_share"] * len(y))),
+        num_threads=threads,
     )
     table = lightgbm.Dataset(x, y, feature_name=list(names), params=settings)
-    return lightgbm.train(settings, table, num_boost_round=params["rounds"]).model_to_string()
+    text = lightgbm.train(settings, table, num_boost_round=params["rounds"]).model_to_string()
+    return text.replace(f"[num_threads: {threads}]", "[num_threads: 1]")
 
 # %% ../../nbs/models/50_trees.ipynb #d4bace3a
 @model("lightgbm", complexity=3, kind="trees")
 class Trees(LocationScale):
     "Boosted regression trees on relative, standardised returns, one booster per horizon."
+
+    threads = 1  # processor cores for the training, not a part of what is learned
 
     def __init__(
         self,
@@ -88,7 +95,7 @@ def fit_score(
     x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
     for j, h in enumerate(self.horizons):
         ok = np.isfinite(y[:, j])
-        self.texts[f"h{h}"] = train_booster(x[ok], y[ok, j], self.names, self.params)
+        self.texts[f"h{h}"] = train_booster(x[ok], y[ok, j], self.names, self.params, self.threads)
     self.prepare()
 
 
@@ -132,7 +139,7 @@ def importance(self: Trees) -> pd.DataFrame:
     "Share of the gain by feature, with features down and horizons across."
     gain = {}
     for name, booster in self.boosters.items():
-        column = f"{name[1:]} session{'s' * (name != 'h1')}"
+        column = counted(int(name[1:]), "session")
         gain[column] = booster.feature_importance("gain")
     table = pd.DataFrame(gain, self.names)
     return table / table.sum().clip(lower=1e-12)
