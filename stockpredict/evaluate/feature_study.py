@@ -9,6 +9,7 @@ __all__ = ['holm', 'benjamini_hochberg', 'study_features']
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from ..core.words import counted
 from ..core.errors import EvaluateError, NotEnoughSessions
 from .labels import forward_returns
 from .metrics import Estimate, ic_summary, rank_ic, row_ranks
@@ -328,7 +329,7 @@ def _sentence(name, h, r, alpha):
     if min(r.holm, r.bh) < alpha and not r.tells_days:
         return _about_stocks(r)
     redundant = f" Redundant: {r.speaks_for} is stronger." if r.speaks_for not in (None, name) else ""
-    ahead = f"{h} session{'s' * (h > 1)} ahead"
+    ahead = f"{counted(h, 'session')} ahead"
     if r.holm < alpha:
         return f"Evidence {ahead}, significant after Holm (p {r.holm:.2g}).{redundant}"
     if r.bh < alpha:
@@ -373,7 +374,7 @@ def plot(
     ax.axvline(0, color="#444", lw=0.8)
     ax.set_yticks(range(len(t)), t.index, fontsize=8)
     ax.set_title(
-        f"Mean rank IC, {h} session{'s' * (h > 1)} ahead, up to {self.until:%Y-%m-%d}",
+        f"Mean rank IC, {counted(h, 'session')} ahead, up to {self.until:%Y-%m-%d}",
         loc="left",
         fontsize=10,
     )

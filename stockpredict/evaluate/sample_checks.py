@@ -9,6 +9,7 @@ __all__ = []
 import math
 import numpy as np
 import torch
+from ..core.words import counted
 from .label_mask import mask_untrusted
 from .labels import forward_returns
 
@@ -85,8 +86,8 @@ def attrition_alarms(
 def _attrition_alarm(n, h, mean, t, what):
     "The alarm about outcomes left out."
     sentence = (
-        f"{n:,} outcomes at {h} session(s) that the closes allow are not used, and they are not like the "
-        f"others: on average they lie at the {50 + 100 * mean:.0f} % place of all outcomes{what} "
+        f"{n:,} outcomes at {counted(h, 'session')} that the closes allow are not used, and they are not "
+        f"like the others: on average they lie at the {50 + 100 * mean:.0f} % place of all outcomes{what} "
         f"(t = {t:.1f}), so the choice knew them."
     )
     return sample_alarm("labels left out", mean, math.copysign(LEFT_OUT, mean), sentence)

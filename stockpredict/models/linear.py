@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from ..core.words import counted
 from ..catalogue.design_matrix import Inputs
 from .baselines import LocationScale
 from .contract import model
@@ -111,7 +112,7 @@ def feature_count(self: Ridge) -> int:
 @patch
 def coefficients(self: Ridge) -> pd.DataFrame:
     "Coefficients, with features down and horizons across."
-    columns = [f"{h} session{'s' * (h > 1)}" for h in self.horizons]
+    columns = [counted(h, "session") for h in self.horizons]
     return pd.DataFrame(self.weights["coef"].cpu().numpy(), self.names, columns)
 
 # %% ../../nbs/models/40_linear.ipynb #c4228122

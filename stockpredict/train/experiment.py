@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
+from ..core.words import counted
 from ..core.errors import EvaluateError, RunError, StockpredictError
 from ..core.files import atomic_write
 from ..core.progress import progress
 from ..core.settings import Settings
 from ..ingest.rescan import stored_flags
+from ..lake.lake import Lake
 from ..catalogue.design_matrix import volatility_of
 from ..evaluate.label_mask import mask_untrusted, untraded_bars, untrusted_bars
 from ..evaluate.metrics import ic_summary, rank_ic
@@ -116,8 +118,8 @@ def _refuse_constant(dataset):
         known = dataset.y[..., j][dataset.y[..., j].isfinite()]
         if len(known) and bool((known == known[0]).all()):
             raise EvaluateError(
-                f"All {len(known):,} outcomes at {h} session(s) are {float(known[0]):.2%}: there is nothing "
-                "to forecast.",
+                f"All {len(known):,} outcomes at {counted(h, 'session')} are {float(known[0]):.2%}: there is "
+                "nothing to forecast.",
                 "Look at the prices; a file whose closes never move is not a market.",
             )
 
@@ -342,10 +344,12 @@ def run_experiment(
     v, place = settings.validation, Path(workdir)
     place.mkdir(parents=True, exist_ok=True)
     (place / "experiment.json").unlink(missing_ok=True)
-    panel, snapshot = training_panel(settings, as_of, snapshot)
+    with Lake(settings.storage, read_only=True) as lake:
+        panel, snapshot = training_panel(settings, as_of, snapshot, lake)
+        flags = stored_flags(settings, as_of, snapshot, lake=lake)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = training_dataset(settings, panel, spec)
-    wrong = untrusted_bars(panel, settings.data.calendar, stored_flags(settings, as_of, snapshot))
+    wrong = untrusted_bars(panel, settings.data.calendar, flags)
     data, excluded, labels = exclude_bars(data, panel, wrong)
     close = panel.close.values.masked_fill(excluded, float("nan")).cpu().numpy()
     lineage = make_lineage(settings, panel, snapshot) | dict(labels=labels)

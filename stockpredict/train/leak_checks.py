@@ -10,6 +10,7 @@ import math
 import pandas as pd
 import torch
 from scipy.special import ndtri
+from ..core.words import counted
 from ..evaluate.labels import forward_returns
 from ..evaluate.metrics import hac_mean, ic_summary, rank_ic
 from .experiment import Experiment
@@ -42,7 +43,7 @@ def level_alarms(
     "Rank IC, hit rate and R² beyond their limits."
     g, alarms = study.settings.gate, []
     for r in table.itertuples():
-        who = f"{r.model} at {r.horizon} session(s)"
+        who = f"{r.model} at {counted(r.horizon, 'session')}"
         most = max(g.max_hit, r.majority + g.max_hit - 0.5)
         if abs(r.ic) > g.max_ic and abs(r.ic_t) > 3:
             finding = f"{who} has a mean rank IC of {r.ic:.3f}"
