@@ -1,0 +1,103 @@
+"""Sizes and powers of the tests behind a verdict, by simulation: share of p-values below 5 %.
+
+    python benchmarks/tests_of_skill.py [--only coverage ic direction loss nested comparison tail]
+                                        [--markets 300]
+
+Each row is a test, a market without skill (size, wanted .03 to .08) and one with some (power). Markets have
+fat tails, GARCH volatility and a common factor where that matters. Small draws of the same stand in the tests.
+"""
+
+import argparse
+import time
+
+import numpy as np
+
+from stockpredict.evaluate import metrics as m
+from stockpredict.evaluate.forecast_comparison import compare_losses
+from stockpredict.evaluate.return_metrics import tail_test
+
+
+def garch(rng, sessions, names, reaction=0.08, memory=0.90):
+    "Returns with one persistent variance and fat tails, `[session, name]`."
+    variance, out = 1.0, np.empty((sessions + 200, names))
+    for t in range(len(out)):
+        out[t] = np.sqrt(variance) * rng.standard_t(6, names) / np.sqrt(1.5)
+        variance = 1 - reaction - memory + reaction * np.mean(out[t] ** 2) + memory * variance
+    return out[200:]
+
+
+def coverage(rng, skill):
+    "500 sessions of ten names; without skill the interval is right, with it a fifth too narrow."
+    y = garch(rng, 500, 10)
+    edge = EDGE * (0.8 if skill else 1)
+    return m.interval_coverage(np.full(y.shape, -edge), np.full(y.shape, edge), y).p
+
+
+def ic(rng, skill):
+    "Two years of forty names, labels of five sessions, a persistent score."
+    shocks, score = rng.normal(size=(504, 40)), np.zeros((504, 40))
+    for t in range(1, 504):
+        score[t] = 0.9 * score[t - 1] + shocks[t]
+    moves = garch(rng, 508, 40) + 0.03 * skill * np.vstack([score, score[-4:]])
+    y = np.lib.stride_tricks.sliding_window_view(moves, 5, axis=0).sum(-1)
+    return m.ic_summary(m.rank_ic(score, y), 5).p_greater
+
+
+def direction(rng, skill):
+    "Pesaran and Timmermann on a panel with a common factor."
+    score, market = rng.normal(size=(500, 20)), garch(rng, 500, 1)
+    return m.pesaran_timmermann(score, market + garch(rng, 500, 20) + 0.05 * skill * score).p
+
+
+def loss(rng, skill):
+    "Diebold and Mariano (Harvey, Leybourne, Newbold): two forecasts of equal error, or not."
+    y = garch(rng, 500, 10)
+    a, b = (0.4 * rng.normal(size=y.shape) for _ in range(2))
+    return m.diebold_mariano((y - a) ** 2, (y - b * (1.25 if skill else 1)) ** 2).p
+
+
+def nested(rng, skill):
+    "Clark and West: a slope estimated on an expanding window against zero."
+    x = rng.normal(size=601)
+    y = np.r_[0, 0.12 * skill * x[:-1]] + garch(rng, 601, 1)[:, 0]
+    past = np.cumsum(x[:-1] * y[1:]) / np.cumsum(x[:-1] ** 2)
+    return m.clark_west(past[100:-1] * x[101:-1], y[102:]).p
+
+
+def comparison(rng, skill):
+    "Hansen's SPA: six candidates against a benchmark."
+    common, n = garch(rng, 300, 1)[:, 0], 300
+    data = {f"m{k}": (common + 0.5 * rng.normal(size=n)) ** 2 for k in range(7)}
+    data["m0"] = (common * (0.75 if skill else 1) + 0.5 * rng.normal(size=n)) ** 2
+    return compare_losses(data, "m6", draws=300).attrs["spa"]["consistent"]
+
+
+def tail(rng, skill):
+    "Kupiec and Christoffersen jointly; with skill the value at risk ignores the volatility."
+    variance, r = np.repeat(rng.choice([0.2, 1.8], 40), 25), rng.normal(size=1000)
+    stated = np.full(1000, 1.6449) if skill else 1.6449 * np.sqrt(variance)
+    return tail_test(np.sqrt(variance) * r, stated)["joint p"]
+
+
+EDGE = float(np.quantile(np.abs(garch(np.random.default_rng(0), 40_000, 10)), 0.9))
+TESTS = {f.__name__: f for f in (coverage, ic, direction, loss, nested, comparison, tail)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=list(TESTS), default=list(TESTS))
+    parser.add_argument("--markets", type=int, default=300)
+    arguments = parser.parse_args()
+    print(f"{'test':<12} {'size':>6} {'power':>6}   over {arguments.markets} markets each, at 5 %")
+    for name in arguments.only:
+        begin, rng = time.process_time(), np.random.default_rng(7)
+        shares = [np.mean([TESTS[name](rng, s) < 0.05 for _ in range(arguments.markets)]) for s in (0, 1)]
+        spent = time.process_time() - begin
+        print(
+            f"{name:<12} {shares[0]:>6.3f} {shares[1]:>6.2f}   {TESTS[name].__doc__} ({spent:.0f} s CPU)",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
