@@ -157,13 +157,14 @@ def from_panel(
     spec: Spec | str | list[str],  # features and normalisation; names of features or sets for the usual one
     horizons: tuple = (1, 5),  # sessions held
     entry_delay: int = 1,  # sessions between decision and entry
+    labels: str = "return",  # kind of label, see `labels_by_kind`
 ) -> Dataset:
     "Features and labels of a whole panel."
     from stockpredict.catalogue.design_matrix import make_inputs
-    from stockpredict.evaluate.labels import make_labels
+    from stockpredict.evaluate.label_kinds import labels_by_kind
 
     spec = spec if isinstance(spec, Spec) else Spec(spec)
-    y = make_labels(panel, list(horizons), entry_delay=entry_delay).y
+    y = labels_by_kind(panel, list(horizons), entry_delay, labels).y
     return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay, panel=panel)
 
 # %% ../../nbs/models/00_dataset.ipynb #4c03dcc8
