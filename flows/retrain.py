@@ -18,7 +18,7 @@ from stockpredict.core.errors import SourceUnavailable, StockpredictError
 from stockpredict.core.progress import timed_step
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline
-from stockpredict.ops.flow_server import close_schedule, flow_server, set_flow_environment
+from stockpredict.ops.flow_server import close_schedule, enter_run, flow_server, set_flow_environment
 from stockpredict.ops.work import retrain_lock
 
 set_flow_environment(serving="--serve" in sys.argv)
@@ -61,6 +61,7 @@ judge, publish, refresh, page = map(step, (pipeline.judge, pipeline.publish, pip
 def retrain(settings_path: str = "", overrides: dict | None = None, as_of: str = "", scheduled: bool = False):
     "Ingest, look at the data, make features, train, test ourselves, judge, publish, answer, report."
     settings = load_settings(settings_path or None, overrides)
+    enter_run()
     if scheduled and (why := pipeline.due(settings)):
         return Completed(message=f"closed: {why}", name="Skipped")
     with retrain_lock(settings, "the retrain flow"):

@@ -130,7 +130,7 @@ def renamed(
     names = [f"X{i:05d}" for i in range(len(panel.tickers))]
     return Panel(panel._fields, panel.sessions, names)
 
-
+# %% ../../nbs/algebra/70_proof_market.ipynb #f2eef8c7
 CALENDAR_CYCLE = 146_097  # days of 400 years: weekdays, months and leap years repeat
 
 

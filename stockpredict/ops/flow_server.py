@@ -21,6 +21,7 @@ import psutil
 
 from ..core.errors import NotReady
 from ..core.settings import Settings
+from .lifeline import _same as living_process
 from .lifeline import own_mark, stop_processes, sweep, under_watch
 from .reports import quick_formats
 from .runs import runs_folder
@@ -142,3 +143,41 @@ def flow_server(
             child.wait()
     problem = f"The Prefect server of this flow ended with code {child.returncode} while starting."
     raise NotReady(problem, f"Read {home / 'flow-server.log'}, or run without Prefect: stockpredict retrain.")
+
+# %% ../../nbs/ops/57_flow_server.ipynb #7bc7e433
+_SIGN = "process "
+_ENDED = "Its process was killed or its machine went down. The next run goes on where it stopped."
+
+
+def run_sign() -> str:  # for the tags of a flow run
+    "The machine and the process that carry out a flow run."
+    me = psutil.Process()
+    return f"{_SIGN}{socket.gethostname()} {me.pid} {me.create_time():.2f}"
+
+
+def has_ended(
+    tags: list[str],  # of a flow run
+) -> bool:  # False also for a run that is not signed, or that another machine carries out
+    "Whether the process of a signed flow run has ended."
+    for sign in (tag.removeprefix(_SIGN).split() for tag in tags if tag.startswith(_SIGN)):
+        if len(sign) == 3 and sign[0] == socket.gethostname():
+            return living_process(*sign[1:]) is None
+    return False
+
+# %% ../../nbs/ops/57_flow_server.ipynb #8aba724a
+def enter_run() -> int:  # runs that were closed
+    "Called by a flow as it begins: close the runs of killed processes, and sign its own."
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.runtime import flow_run
+    from prefect.states import Crashed
+
+    if not flow_run.id:
+        return 0  # the function was called without Prefect
+    running = FlowRunFilter(state={"type": {"any_": ["RUNNING"]}})
+    with get_client(sync_client=True) as client:
+        dead = [run for run in client.read_flow_runs(flow_run_filter=running) if has_ended(run.tags)]
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message=_ENDED), force=True)
+        client.update_flow_run(flow_run.id, tags=[*flow_run.tags, run_sign()])
+    return len(dead)

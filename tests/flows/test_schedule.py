@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 from urllib.request import Request, urlopen
@@ -14,7 +15,7 @@ from live_redis import spare_port
 
 from stockpredict.core.settings import load_settings
 from stockpredict.ops.doctor import run_check
-from stockpredict.ops.flow_server import close_schedule
+from stockpredict.ops.flow_server import close_schedule, has_ended, run_sign
 from stockpredict.ops.lifeline import marked
 from stockpredict.ops.processes import _purpose, down, parts, up
 
@@ -34,6 +35,16 @@ def planned(api, log):
     assert not LOOP_ERROR.search(text := log.read_text()), text[-3000:]
     wanted = {"state": {"type": {"any_": ["SCHEDULED"]}}}
     return [run for run in ask(api, "flow_runs/filter", flow_runs=wanted) if run["auto_scheduled"]]
+
+
+def dead_sign():
+    "The sign of a run whose process has ended."
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    born = psutil.Process(child.pid).create_time()
+    child.communicate()
+    sign = f"process {socket.gethostname()} {child.pid} {born:.2f}"
+    assert has_ended([sign])
+    return sign
 
 
 @pytest.fixture
@@ -69,6 +80,10 @@ def test_what_up_deploys_receives_scheduled_runs(alone):
         minute = int(cron.split()[0])
         times = {run["expected_start_time"] for run in runs}
         assert len(times) == len(runs) >= 3 and all(f":{minute:02d}:00" in t for t in times)
+        killed, living, foreign = (
+            ask(api, "flow_runs/", flow_id=deployment["flow_id"], state={"type": "RUNNING"}, tags=tags)["id"]
+            for tags in ([dead_sign()], [run_sign()], ["process elsewhere 1 0.00"])
+        )
         started = ask(api, f"deployments/{deployment['id']}/create_flow_run")["id"]
         wait = {"flow_runs": {"id": {"any_": [started]}}}
         ended = patience.wait_until(
@@ -81,6 +96,11 @@ def test_what_up_deploys_receives_scheduled_runs(alone):
             every=0.5,
         )
         assert (ended[0]["state_name"], ended[0]["state_type"]) == ("Skipped", "COMPLETED")
+        assert sum(tag.startswith("process ") for tag in ended[0]["tags"]) == 1, "it signed itself"
+        every = {"flow_runs": {"id": {"any_": [killed, living, foreign]}}}
+        states = {run["id"]: run["state"] for run in ask(api, "flow_runs/filter", **every)}
+        assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
+        assert states[killed]["message"].startswith("Its process was killed")
     finally:
         down(settings.storage.home_dir)
     assert not LOOP_ERROR.search(log.read_text()), log.read_text()[-3000:]
