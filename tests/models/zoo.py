@@ -22,7 +22,8 @@ SMALL = dict(  # quick to fit, everything else as it comes
     stack=dict(options=dict(lightgbm=dict(rounds=10))),
     **dict.fromkeys(("lstm", "gru", "tcn", "transformer"), WINDOW),
 )
-ALL = models.names()
+PRETRAINED = [n for n in models.names() if models[n].kind == "foundation"]  # need weights of their own
+ALL = [n for n in models.names() if n not in PRETRAINED]
 STOP = 460
 
 
