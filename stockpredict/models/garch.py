@@ -17,7 +17,8 @@ from .dataset import Dataset
 from .volatility import VolatilityModel, trailing_mean
 
 # %% ../../nbs/models/37_garch.ipynb #9461a087
-LARGEST_SHOCK = 49.0  # a squared return counts as at most so many variances
+LARGEST_SHOCK = 49.0  # a squared return moves the variance as at most so many variances
+IMPOSSIBLE_SHOCK = 400.0  # and is no evidence of anything beyond so many
 
 
 @dataclass
@@ -119,8 +120,8 @@ def likelihood_loop(r, news, change, first, value, gradient, fisher):
                 down = 0.5
             else:
                 surprise = square / h
-                value[j] -= 0.5 * (np.log(h) + min(surprise, LARGEST_SHOCK))
-                if surprise > LARGEST_SHOCK:
+                value[j] -= 0.5 * (np.log(h) + min(surprise, IMPOSSIBLE_SHOCK))
+                if surprise > IMPOSSIBLE_SHOCK:
                     surprise = 0.0
                 for a in range(4):
                     gradient[a, j] += 0.5 * (surprise - 1) * dh[a] / h

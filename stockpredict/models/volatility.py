@@ -273,13 +273,13 @@ def mean_after(
     return out
 
 # %% ../../nbs/models/35_volatility.ipynb #0f4d7f03
-MOST_TYPICAL, QUARTER = 100.0, 63
+MOST_TYPICAL, QUARTER = 400.0, 63
 
 
 def bounded_variance(
     moves: dict,  # from `BarHistory.moves`
 ) -> np.ndarray:  # `[S, N]`
-    "Variance of each day, at most a hundred times what was typical in the quarter before it."
+    "Variance of each day, at most 400 times what was typical in the quarter before it."
     v = daily_variance(moves)
     with np.errstate(divide="ignore"):
         logs = np.log(v)
@@ -371,7 +371,7 @@ class LogHar(VolatilityModel):
 
 # %% ../../nbs/models/35_volatility.ipynb #57771b43
 EXPECTED = np.array([0, 0.05, 0.25, 0.35, 0.3, 0, 0, 0, 0, -0.1, -0.1])  # in the order of `log_regressors`
-PRIOR_SESSIONS = 5.0
+PRIOR_SESSIONS = 1.0
 
 
 def log_regressors(

@@ -175,7 +175,7 @@ def test_one_bad_bar_does_not_ruin_a_forecast(name):
     mask[400, 3] = True
     reference = make_model(name).fit(clean.window(0, TEST)).predict(clean.inputs, TEST)
     for data, most in (
-        (bad, 1.5),
+        (bad, 2.0),
         (replace(bad, inputs=replace(bad.inputs, bars=bad.inputs.bars.without(mask))), 1.02),
     ):
         data.inputs.volatility[:] = clean.inputs.volatility
