@@ -1168,6 +1168,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stockpredict.cli.main.report_list': ('cli/main.html#report_list', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.report_path': ('cli/main.html#report_path', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.report_run': ('cli/main.html#report_run', 'stockpredict/cli/main.py'),
+                                       'stockpredict.cli.main.report_verify': ('cli/main.html#report_verify', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.retrain': ('cli/main.html#retrain', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.rollback': ('cli/main.html#rollback', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.serve': ('cli/main.html#serve', 'stockpredict/cli/main.py'),

@@ -220,6 +220,26 @@ def report_path(
     folder = load(ctx).storage.reports_dir
     out(str(folder / latest_report(folder, name)["folder"] / "page.html"))
 
+# %% ../../nbs/cli/50_main.ipynb #5f73934a
+@reports.command("verify")
+def report_verify(
+    ctx: typer.Context,
+    page: Annotated[
+        str, typer.Argument(help="page.html of a validation, or its folder; empty: the newest.")
+    ] = "",
+    json_: Json = False,
+):
+    "Compute the numbers of a validation page again from its run; exit code 1 if one differs."
+    from stockpredict.ops.heads_page import verify_page
+    from stockpredict.ops.reports import latest_report
+
+    folder = load(ctx).storage.reports_dir
+    result = verify_page(Path(page) if page else folder / latest_report(folder, "r40_validate")["folder"])
+    text = "\n".join([f"{result['checked']:,} numbers checked.", *result["differences"]])
+    as_json(result) if json_ else out(text)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
 # %% ../../nbs/cli/50_main.ipynb #fcacaa5c
 WITHOUT_MODEL = ("r10_ingest", "r20_features")  # run notebooks that need the lake alone
 

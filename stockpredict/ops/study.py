@@ -39,21 +39,25 @@ class Study:
 def verdict_sentence(
     verdict,  # `Verdict`, or the same as a dictionary
 ) -> str:
-    "The verdict in one sentence."
+    "The verdict in one sentence, with a line on the three heads."
     v = verdict if isinstance(verdict, dict) else vars(verdict)
-    model, skill = v["model"], v["skill"]
+    heads, model, skill = v.get("heads") or {}, v["model"], v["skill"]
+    brief = "; ".join(heads[h]["short"] for h in heads if heads[h].get("short"))
+    brief = f" {brief[:1].upper()}{brief[1:]}." if brief else ""
+    if v["decision"] == "hold" and heads.get("volatility", {}).get("decision") == "promote":
+        return f"The volatility of {heads['volatility']['model']} is promoted.{brief}"
     if v["decision"] == "promote":
-        return f"Strong evidence of skill: {model} is promoted."
+        return f"Strong evidence of skill: {model} is promoted.{brief}"
     if v["decision"] == "suspected-leak":
-        return "Too good to be true: a leak is suspected, and nothing new is served."
+        return f"Too good to be true: a leak is suspected, and nothing new is served.{brief}"
     words = {
         "none": "No evidence of skill",
         "weak": "Weak evidence of skill, not enough to promote",
         "strong": "Evidence of skill, but not promoted",
     }
     if model == "mean":
-        return f"{words[skill]}: the historical mean is served, with its intervals."
-    return f"{words[skill]}: {model} stays in service."
+        return f"{words[skill]}: the historical mean is served, with its intervals.{brief}"
+    return f"{words[skill]}: {model} stays in service.{brief}"
 
 # %% ../../nbs/ops/40_study.ipynb #986038fd
 COLUMNS = {
@@ -219,6 +223,8 @@ def self_test_rows(self: Study):
 
     limit, rows = self.experiment.settings.gate.max_ic, {}
     for m in self.self_test.markets:
+        if m.get("head", "direction") != "direction":  # its numbers are losses, no rank IC
+            continue
         chance = 2.58 * (m["high"] - m["low"]) / 3.92
         span = {"hold": (-chance, chance), "promote": (chance, limit), "suspected-leak": (limit, 1.0)}[
             m["expected"]

@@ -136,7 +136,8 @@ def read_comparison(
         digest, name = line.split()
         if hashlib.sha256((place / name).read_bytes()).hexdigest() != digest:
             raise RunError(f"{name} was changed after it was written.", "Run the comparison again.")
-    return pd.DataFrame(json.loads((place / FILES[0]).read_text())["table"])
+    columns = ["head", "model", "horizon", "measure", "against", "value", "low", "high", "p"]
+    return pd.DataFrame(json.loads((place / FILES[0]).read_text())["table"])[columns]
 
 # %% ../../nbs/train/97_comparison.ipynb #32850f08
 def compare_on(
