@@ -110,7 +110,8 @@ def cost(tickers: int, sessions: int) -> str:
     whole = time.process_time() - start
     experiment.audit_data = real
     return (
-        f"{tickers} tickers, {sessions} sessions, default settings: audit {spent[0]:.1f} of {whole:.1f} CPU s "
+        f"{tickers} tickers, {sessions} sessions, default settings: "
+        f"audit {spent[0]:.1f} of {whole:.1f} CPU s "
         f"({spent[0] / whole:.0%})"
     )
 

@@ -3,7 +3,8 @@
     python benchmarks/splits.py [--configurations 10000] [--seed 0]
 
 Walk-forward folds (expanding and rolling), combinatorial folds, and purges of labels that end at different
-times. A pair is wrong when the windows of the two labels meet, or when the embargo after a test label is broken.
+times. A pair is wrong when the windows of the two labels meet, or when the embargo after a test label is
+broken.
 """
 
 import argparse

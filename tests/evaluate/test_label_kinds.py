@@ -1,4 +1,4 @@
-"""Excess, residual, volatility and barrier labels by loops over every cell, and nothing of them is known early."""
+"""Excess, residual, volatility and barrier labels by loops over every cell; nothing of them is known early."""
 
 import math
 
@@ -75,7 +75,7 @@ def test_realised_volatility_is_the_mean_over_the_window(panel, bars, by, horizo
 
 
 def test_the_variances_agree_where_nothing_but_noise_moves():
-    "On a random walk of 400 steps a session the three estimate the same variance, the ranges with less noise."
+    "On a random walk of 400 steps a session all three estimate one variance, the ranges with less noise."
     rng = np.random.default_rng(1)
     steps = 0.01 / 20 * rng.standard_normal((1500, 400, 2))
     path = np.exp(np.cumsum(steps.reshape(-1, 2), 0)).reshape(1500, 400, 2)
@@ -97,7 +97,8 @@ def test_the_variances_agree_where_nothing_but_noise_moves():
 def test_the_triple_barrier_is_its_definition(panel, bars, delay, horizon, up, down):
     close, sigma = bars["close"], 0.015
     vol = torch.full(close.shape, sigma)
-    outcome, side, end = (x.numpy() for x in triple_barrier(panel.close.values, vol, horizon, delay, up, down))
+    found = triple_barrier(panel.close.values, vol, horizon, delay, up, down)
+    outcome, side, end = (x.numpy() for x in found)
     unit = sigma * math.sqrt(horizon)
 
     def one(t, n):

@@ -1,4 +1,4 @@
-"""Leaks that are slow, weak or hidden in the rows, from raw bars to the verdict: flagged or held, never promoted.
+"""Leaks that are slow, weak or hidden in the rows, from raw bars to the verdict: flagged or held, none promoted.
 Honest changes stay clean, and a signal that lasts one session is no leak."""
 
 import math
@@ -9,7 +9,8 @@ import pytest
 import torch
 from stockpredict.core.settings import load_settings
 from stockpredict.evaluate.labels import forward_returns
-from stockpredict.evaluate.sample_checks import attrition_alarms, known_returns, selection_alarms, twin_sessions
+from stockpredict.evaluate.sample_checks import attrition_alarms, known_returns, selection_alarms
+from stockpredict.evaluate.sample_checks import twin_sessions
 from stockpredict.models.dataset import Dataset
 from stockpredict.train.experiment import compare_candidates
 from stockpredict.train.gate import decide

@@ -193,7 +193,10 @@ def test_every_pair_of_a_combinatorial_fold_is_clean(seed):
     assert sorted(np.unique(paths)) == list(range(len(folds)))
 
 
-@pytest.mark.parametrize("n, horizon, blocks, tested, embargo", [(600, 5, 6, 2, 0), (611, 1, 5, 3, 7), (900, 20, 6, 2, 4)])
+SKFOLIO = [(600, 5, 6, 2, 0), (611, 1, 5, 3, 7), (900, 20, 6, 2, 4)]
+
+
+@pytest.mark.parametrize("n, horizon, blocks, tested, embargo", SKFOLIO)
 def test_skfolio_makes_the_same_combinatorial_folds(n, horizon, blocks, tested, embargo):
     "On one ticker; its purge counts positions, so its purged size is our reach."
     from skfolio.model_selection import CombinatorialPurgedCV
@@ -205,7 +208,10 @@ def test_skfolio_makes_the_same_combinatorial_folds(n, horizon, blocks, tested, 
     assert fold_paths(blocks, tested).shape == (theirs.n_test_paths, blocks)
 
 
-@pytest.mark.parametrize("train, test", [([], [5]), ([1], []), (range(5, 30), [3]), (range(10), range(8, 12))])
+LEAKING = [([], [5]), ([1], []), (range(5, 30), [3]), (range(10), range(8, 12))]
+
+
+@pytest.mark.parametrize("train, test", LEAKING)
 def test_an_index_fold_made_by_hand_cannot_leak(train, test):
     with pytest.raises(EvaluateError, match="not possible"):
         IndexFold(train, test, reach=3)

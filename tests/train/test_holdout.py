@@ -44,7 +44,10 @@ def test_every_look_is_written_before_the_bars_are_given(vault, panel):
     assert len(holdout_looks(vault.settings, later)) == 0
 
 
-@pytest.mark.parametrize("how", ["changed", "first removed", "last removed", "inserted", "forged", "end gone"])
+TOUCHED = ["changed", "first removed", "last removed", "inserted", "forged", "end gone"]
+
+
+@pytest.mark.parametrize("how", TOUCHED)
 def test_a_log_that_was_touched_is_not_counted(vault, panel, how):
     for k in range(3):
         vault.look(panel, why=f"look {k}")
