@@ -4,7 +4,8 @@
                                         [--markets 300]
 
 Each row is a test, a market without skill (size, wanted .03 to .08) and one with some (power). Markets have
-fat tails, GARCH volatility and a common factor where that matters. Small draws of the same stand in the tests.
+fat tails, GARCH volatility and a common factor where that matters. Small draws of the same
+stand in the tests.
 """
 
 import argparse
