@@ -147,8 +147,8 @@ def verify_page(
 ) -> dict:  # ok, checked, differences: sentences
     "Compute the numbers of a validation page again, and name those that differ."
     folder = Path(page) if Path(page).is_dir() else Path(page).parent
-    result = read_json(folder / "result.json", default=None)
-    if not result or not result.get("numbers"):
+    result = (read_json(folder / "result.json", default=None) or {}).get("result") or {}
+    if not result.get("numbers"):
         raise NotFound(
             f"{folder} holds no page with recorded numbers.",
             "Name a page that r40_validate of this version wrote.",
