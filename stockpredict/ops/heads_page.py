@@ -19,7 +19,9 @@ from .study import Study
 def heads_rows(self: Study) -> pd.DataFrame:  # a line per head; empty for verdicts of earlier versions
     "The verdict on each head."
     keys = ("decision", "model", "evidence", "sentence")
-    rows = [dict(head=head) | {k: v[k] for k in keys} for head, v in self.verdict.heads.items()]
+    heads = self.verdict.heads
+    ordered = [(head, heads[head]) for head in ("direction", "volatility", "intervals") if head in heads]
+    rows = [dict(head=head) | {k: v[k] for k in keys} for head, v in ordered]
     return pd.DataFrame(rows, columns=["head", *keys])
 
 

@@ -42,7 +42,8 @@ def verdict_sentence(
     "The verdict in one sentence, with a line on the three heads."
     v = verdict if isinstance(verdict, dict) else vars(verdict)
     heads, model, skill = v.get("heads") or {}, v["model"], v["skill"]
-    brief = "; ".join(heads[h]["short"] for h in heads if heads[h].get("short"))
+    order = [heads[h] for h in ("direction", "volatility", "intervals") if h in heads]
+    brief = "; ".join(h["short"] for h in order if h.get("short"))
     brief = f" {brief[:1].upper()}{brief[1:]}." if brief else ""
     if v["decision"] == "hold" and heads.get("volatility", {}).get("decision") == "promote":
         return f"The volatility of {heads['volatility']['model']} is promoted.{brief}"

@@ -74,7 +74,8 @@ def coverage_rows(
         for name, where in (groups or {"all": np.ones(len(y), bool)}).items():
             inside = where if where.ndim == 2 else where[:, None]
             e = interval_coverage(low, high, np.where(inside, y, np.nan), share, horizon)
-            keys = dict(share=share, group=name, value=e.value, low=e.low, high=e.high)
+            ends = dict(low=max(e.low, 0.0), high=min(e.high, 1.0))
+            keys = dict(share=share, group=name, value=e.value) | ends
             rows.append(keys | dict(p=e.p, sessions=e.n))
     return rows
 
