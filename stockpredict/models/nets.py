@@ -338,7 +338,7 @@ def trainer_options(
     return options | dict(accelerator="cpu", devices=processes, precision="32-true")
 
 
-def compiled(
+def compile_net(
     net: nn.Module,  # what to train
     device: str,  # `cpu`, `cuda`
 ) -> nn.Module:
@@ -396,6 +396,6 @@ def train_net(
         return before[0]["loss"]
     options = trainer_options(device, processes) | dict(callbacks=callbacks, max_epochs=epochs - done)
     with silent_lightning() as folder:
-        module = lightning_module(compiled(net, device), rate)
+        module = lightning_module(compile_net(net, device), rate)
         L.Trainer(**options, default_root_dir=folder).fit(module, train, check)
     return finite_loss(net, check) if processes > 1 else refuse_diverged(best.loss)
