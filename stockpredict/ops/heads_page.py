@@ -45,7 +45,8 @@ def volatility_rows(self: Study) -> pd.DataFrame:
         row = {"forecast": r["model"], "stand-in": r["proxy"], "QLIKE": r["qlike"], "R²": r["r2"]}
         for rival in ("ewma", "constant", "garch", "har"):
             gap = r.get(f"over_{rival}", float("nan"))
-            words = f"{gap:+.1%} ({r.get(f'over_{rival}_low', gap):+.1%}, {r.get(f'over_{rival}_high', gap):+.1%})"
+            low, high = (r.get(f"over_{rival}_{end}", gap) for end in ("low", "high"))
+            words = f"{gap:+.1%} ({low:+.1%}, {high:+.1%})"
             row |= {f"to {rival}": words if gap == gap else "", f"p {rival}": r.get(f"over_{rival}_p")}
         rows.append(row)
     return pd.DataFrame(rows)
