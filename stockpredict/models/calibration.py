@@ -38,6 +38,11 @@ def quantile_cdf(
     return normal_cdf(z[i - 1] + share * (z[i] - z[i - 1]))
 
 # %% ../../nbs/models/25_calibration.ipynb #4975ea4f
+def _by_horizon(volatility):
+    "The volatility with an axis for the horizons."
+    return volatility if volatility.ndim == 3 else volatility[..., None]
+
+# %% ../../nbs/models/25_calibration.ipynb #1ef6b56b
 def volatility_pull(
     residuals: Tensor,  # `[S, N, H]` in units of volatility
     volatility: Tensor,  # `[S, N]` daily, or `[S, N, H]`
@@ -63,11 +68,6 @@ def width_factor(
     gap = _by_horizon(volatility).double().clip(min=1e-9).log() - level
     return (-strength * gap).exp().clip(0.5, 2).float()
 
-
-def _by_horizon(volatility):
-    "The volatility with an axis for the horizons."
-    return volatility if volatility.ndim == 3 else volatility[..., None]
-
 # %% ../../nbs/models/25_calibration.ipynb #12a282f3
 def residual_shape(
     residuals: Tensor,  # `[S, N, H]` in units of volatility, of days the model was not fitted on
@@ -87,7 +87,7 @@ FEW = 10  # tickers whose record counts half
 SHARE_GRID = np.sinh(np.linspace(-4.5, 4.5, 361)) / 4  # residuals at which shares are tabulated
 
 
-def share_table(
+def outcome_shares(
     residuals: np.ndarray,  # `[S, N, H]` in units of the volatility and of `width_factor`
 ) -> tuple:  # (share of tickers at or below each value of `SHARE_GRID` `[S, H, G]`, tickers `[S, H]`)
     "How the outcomes of each session are distributed across tickers."
@@ -102,7 +102,7 @@ def share_table(
 
 # %% ../../nbs/models/25_calibration.ipynb #edcde39f
 def adapted_log_widths(
-    shares: np.ndarray,  # `[S, H, G]`, from `share_table`, of consecutive decisions
+    shares: np.ndarray,  # `[S, H, G]`, from `outcome_shares`, of consecutive decisions
     count: np.ndarray,  # `[S, H]` tickers behind them
     quantiles: np.ndarray,  # `[H, Q]` residual quantiles around the centre, without the median
     levels: tuple,  # their probabilities

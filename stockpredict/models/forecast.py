@@ -22,7 +22,9 @@ LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 FIVE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of models saved before there were nine
 
 
-def levels_of(count: int) -> tuple:
+def levels_of(
+    count: int,  # quantiles of a model
+) -> tuple:
     "The probability levels of a model that returns so many quantiles."
     by_count = {len(levels): levels for levels in (LEVELS, FIVE_LEVELS)}
     if count in by_count:

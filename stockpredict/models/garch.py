@@ -14,7 +14,7 @@ from ..algebra.numba_kernels import compiled
 from ..catalogue.bar_history import BarHistory
 from .contract import model
 from .dataset import Dataset
-from .volatility import VolatilityModel, trailing_mean
+from .volatility import VolatilityModel, span_mean
 
 # %% ../../nbs/models/37_garch.ipynb #9461a087
 LARGEST_SHOCK = 49.0  # a squared return moves the variance as at most so many variances
@@ -242,7 +242,7 @@ def parameters_of(
     theta = np.repeat(shared[:, None], len(tickers), 1)
     theta[:, at >= 0] = known[:, at[at >= 0]]
     p = to_parameters(theta)
-    recent = trailing_mean(r**2, 250)
+    recent = span_mean(r**2, 250)
     recent = np.where(recent > 0, recent, UNKNOWN)
     p.long_run = np.where(at >= 0, p.long_run, recent)
     return p

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..catalogue.bar_history import BarHistory, daily_variance
+from ..catalogue.bar_history import BarHistory, bar_variance
 from ..catalogue.design_matrix import Inputs
 from ..core.errors import FeatureError
 from .baselines import distribution_forecast, historical_drift, horizon_volatility
 from .baselines import realised_slope
 from .calibration import RECORD, RESIDUAL_LEVELS, adapted_log_widths, residual_shape
-from .calibration import share_table, width_factor
+from .calibration import outcome_shares, width_factor
 from .contract import Model, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast
@@ -139,7 +139,7 @@ def _market_record(self: VolatilityModel, bars, start, stop):
         u = outcomes / sigma - drift
     factor = width_factor(pull, torch.from_numpy(sigma)).numpy()
     centre = pull[2].numpy()
-    shares, count = share_table((u - centre) / factor)
+    shares, count = outcome_shares((u - centre) / factor)
     known = np.arange(start, stop)[:, None] - self.notes["entry_delay"] - np.array(self.horizons) - first + 1
     return shares, count, known
 
@@ -248,7 +248,7 @@ def trailing_count(
 SPANS = (1, 5, 22, 250)  # day, week, month, year
 
 
-def trailing_mean(
+def span_mean(
     x: np.ndarray,  # `[S, N]`, `NaN` where missing
     window: int,  # sessions
 ) -> np.ndarray:
@@ -267,7 +267,7 @@ def mean_after(
     entry_delay: int,  # sessions from the decision to the entry
 ) -> np.ndarray:
     "Mean daily variance while a decision is held, `NaN` where it is not known yet."
-    out, mean, shift = np.full_like(v, np.nan), trailing_mean(v, horizon), entry_delay + horizon
+    out, mean, shift = np.full_like(v, np.nan), span_mean(v, horizon), entry_delay + horizon
     if shift < len(v):
         out[:-shift] = mean[shift:]
     return out
@@ -280,10 +280,10 @@ def bounded_variance(
     moves: dict,  # from `BarHistory.moves`
 ) -> np.ndarray:  # `[S, N]`
     "Variance of each day, at most 400 times what was typical in the quarter before it."
-    v = daily_variance(moves)
+    v = bar_variance(moves)
     with np.errstate(divide="ignore"):
         logs = np.log(v)
-    typical = trailing_mean(np.where(np.isfinite(logs), logs, np.nan), QUARTER)
+    typical = span_mean(np.where(np.isfinite(logs), logs, np.nan), QUARTER)
     before = np.vstack([np.full((1, v.shape[1]), np.nan), typical[:-1]])
     return np.minimum(v, np.where(np.isnan(before), np.inf, MOST_TYPICAL * np.exp(before)))
 
@@ -311,7 +311,7 @@ class Har(VolatilityModel):
     def regressors(self, bars: BarHistory) -> tuple:  # `[S, N, 4]`, daily variance `[S, N]`
         "Mean variances of the spans."
         v = bounded_variance(bars.moves())
-        parts = [trailing_mean(v, span) for span in SPANS]
+        parts = [span_mean(v, span) for span in SPANS]
         parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
         return np.stack(parts, -1), v
 
@@ -380,8 +380,8 @@ def log_regressors(
     "Constant, log variances of the spans and of the market, and the falls of the last day and week."
     moves = bars.moves()
     v, logs = log_variances(moves)
-    month = np.sqrt(trailing_mean(v, 22))
-    falls = [np.minimum(trailing_mean(moves["close"], n) * n**0.5 / month, 0.0) for n in (1, 5)]
+    month = np.sqrt(span_mean(v, 22))
+    falls = [np.minimum(span_mean(moves["close"], n) * n**0.5 / month, 0.0) for n in (1, 5)]
     falls = [np.where(np.isnan(f), 0.0, f).clip(-6, 0) for f in falls]
     whole = logs if bars.market is None else log_variances(bars.market.moves())[1]
     with np.errstate(invalid="ignore"):
@@ -396,7 +396,7 @@ def log_variances(
 ) -> tuple:  # daily variance `[S, N]`, its logarithms over the spans `[S, N, 4]`
     "Logarithm of the mean variance of the last day, week, month and year."
     v = bounded_variance(moves)
-    day, week, month, year = (trailing_mean(v, span) for span in SPANS)
+    day, week, month, year = (span_mean(v, span) for span in SPANS)
     day = np.where(np.isnan(day), week, np.maximum(day, 0.05 * month))
     with np.errstate(divide="ignore"):
         logs = np.log(np.stack([day, week, month, year], -1))

@@ -14,7 +14,7 @@ from .contract import model
 from .dataset import Dataset
 from .trees import train_booster
 from .volatility import EXPECTED, PRIOR_SESSIONS, VolatilityModel, fit_rows, log_regressors
-from .volatility import mean_after, qlike_regression, trailing_mean, weighted_mean
+from .volatility import mean_after, qlike_regression, span_mean, weighted_mean
 
 # %% ../../nbs/models/56_volatility_trees.ipynb #9e10a56b
 TREE_FEATURES = (
@@ -31,11 +31,11 @@ def tree_features(
     "Logarithms of variances relative to the year's, with falls, gaps and jumps."
     moves, year = bars.moves(), x[..., 4]
     with np.errstate(divide="ignore", invalid="ignore"):
-        quarter = np.log(trailing_mean(v, 63))
+        quarter = np.log(span_mean(v, 63))
         slow = np.log(weighted_mean(moves["close"] ** 2, 0.94, 250))
-        gap = np.log(trailing_mean(moves["gap"] ** 2, 5) + 1e-8) - year
-        fall = trailing_mean(np.minimum(moves["close"], 0) ** 2, 5) / trailing_mean(moves["close"] ** 2, 5)
-        largest = np.log(np.sqrt(trailing_mean(v**2, 22))) - x[..., 3]
+        gap = np.log(span_mean(moves["gap"] ** 2, 5) + 1e-8) - year
+        fall = span_mean(np.minimum(moves["close"], 0) ** 2, 5) / span_mean(moves["close"] ** 2, 5)
+        largest = np.log(np.sqrt(span_mean(v**2, 22))) - x[..., 3]
     before = np.concatenate([np.full_like(x[:1, :, 1], np.nan), x[:-1, :, 1]])
     own = [x[..., 1], x[..., 2], x[..., 3], before, quarter, slow]
     parts = [part - year for part in own] + [gap, fall, largest]
