@@ -72,7 +72,7 @@ def block_edges(
     size = n_sessions // blocks
     return [(k * size, (k + 1) * size if k < blocks - 1 else n_sessions) for k in range(blocks)]
 
-
+# %% ../../nbs/evaluate/22_index_splits.ipynb #8da2dd08
 def combinatorial_folds(
     n_sessions: int,  # sessions on the grid
     horizon_max: int,  # longest horizon, in sessions

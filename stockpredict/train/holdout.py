@@ -145,7 +145,7 @@ def holdout_looks(
     looks = pd.DataFrame(read_looks(settings), columns=columns).fillna("")
     return looks[looks["last"] >= first].reset_index(drop=True)
 
-
+# %% ../../nbs/train/85_holdout.ipynb #9b261508
 def holdout_sentence(
     settings: Settings,  # whose registry
     first: str = "",  # first session in question; all looks by default

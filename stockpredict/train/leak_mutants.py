@@ -183,7 +183,7 @@ def whole_scaler(panel, make, strength):
     x = data.inputs.x
     return _with_x(data, (x - x.mean((0, 1))) / x.std((0, 1)).clip(min=1e-6))
 
-
+# %% ../../nbs/train/36_leak_mutants.ipynb #2f6eb716
 @leak("scaler by stock over the whole sample")
 def stock_scaler(panel, make, strength):
     "Each feature of each stock standardised over all sessions."
@@ -241,7 +241,7 @@ def no_losses(panel, make, strength):
     data = make(panel)
     return _without(data, data.y < -0.04)
 
-
+# %% ../../nbs/train/36_leak_mutants.ipynb #d4301ebc
 @leak("outcomes beyond two deviations dropped")
 def no_extremes(panel, make, strength):
     "Large moves in either direction are taken for outliers."
@@ -256,7 +256,7 @@ def no_falls(panel, make, strength):
     present = data.inputs.present & ~(future_return(panel, 5) < -0.05)
     return replace(data, inputs=replace(data.inputs, present=present))
 
-# %% ../../nbs/train/36_leak_mutants.ipynb #f4298726
+# %% ../../nbs/train/36_leak_mutants.ipynb #58ae710e
 def _copied(data, noise):
     "Sixty sessions of the test replaced by sessions of the training, with noise."
     at, source, n = len(data) - 130, 150, 60
@@ -272,7 +272,7 @@ def copied_block(panel, make, strength):
     "The same rows in training and test."
     return _copied(make(panel), 0.0)
 
-
+# %% ../../nbs/train/36_leak_mutants.ipynb #55fd4c72
 @leak("a block of the test copied with noise")
 def noisy_copy(panel, make, strength):
     "Nearly the same rows in training and test."
@@ -310,7 +310,7 @@ def survivors(panel, make, strength):
     fall = (close / close.cummax(0).values).amin(0)
     return make(_best(panel, fall))
 
-
+# %% ../../nbs/train/36_leak_mutants.ipynb #35135a7a
 @leak("winners of the whole period")
 def winners(panel, make, strength):
     "The half of the stocks with the highest return."

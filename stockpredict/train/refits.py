@@ -48,7 +48,7 @@ class Audit:
         "Are these the forecasts that the walk-forward made?"
         return self.forecasts.get(name) == forecast_digest(forecast)
 
-
+# %% ../../nbs/train/27_refits.ipynb #ad327038
 def forecast_digest(
     forecast: Forecast,  # of one candidate
 ) -> str:  # 16 hex digits
@@ -178,7 +178,7 @@ def check_cut(
         judge_difference(audit, moved, start, date, whole)
     return None
 
-
+# %% ../../nbs/train/27_refits.ipynb #cf8b21a6
 def _stock_places(data, panel, rename=False):
     "Where the stocks of the data stand among all."
     names = renamed(panel).tickers if rename else panel.tickers
@@ -223,8 +223,8 @@ def audit_data(
     "Everything that can be checked about the data of an experiment."
     audit, whole, panel = Audit(), make is not None, data.panel if panel is None else panel
     margin = data.entry_delay + max(data.horizons)
-    if own is not None and (held := held_data(own)):
-        audit.doubts.append(f"The function that makes the data holds {held}, which may know the future.")
+    if own is not None and (kind := held_data(own)):
+        audit.doubts.append(f"The function that makes the data holds {kind}, which may know the future.")
     if panel is None or (data.inputs.spec is None and not whole):
         audit.doubts.append(
             "The data do not come with the bars they were made from, so they cannot be checked."

@@ -1,4 +1,4 @@
-"""Excess, residual, volatility and barrier labels by loops over every cell; nothing of them is known early."""
+"""Excess, residual, volatility and barrier labels by loops over every cell; none is known early."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Leaks that are slow, weak or hidden in the rows, from raw bars to the verdict: flagged or held, none promoted.
+"""Leaks that are slow, weak or hidden in the rows, from raw bars to the verdict: flagged or held.
 Honest changes stay clean, and a signal that lasts one session is no leak."""
 
 import math
