@@ -102,7 +102,7 @@ class HoldoutVault:
         panel: Panel,  # all bars
     ) -> Panel:
         "The bars before the holdout."
-        return panel.first(self._start(panel))
+        return panel.first(_holdout_start(self, panel))
 
     def look(
         self,
@@ -111,7 +111,7 @@ class HoldoutVault:
         who: str = "",  # the user of this computer by default
     ) -> tuple:  # (all bars, slice of the holdout's positions)
         "Everything, after the look was written down."
-        start = self._start(panel)
+        start = _holdout_start(self, panel)
         if not why.strip():
             raise EvaluateError(
                 "The holdout is opened for a reason, and none was given.",
@@ -124,16 +124,18 @@ class HoldoutVault:
         append_look(self.settings, look)
         return panel, slice(start, len(panel))
 
-    def _start(self, panel):
-        start = int(panel.sessions.searchsorted(pd.Timestamp(self.first)))
-        if 0 < start < len(panel):
-            return start
-        raise NotEnoughSessions(
-            f"The holdout begins on {self.first}, and the bars end on {panel.sessions[-1]:%Y-%m-%d}.",
-            "Choose a first session that lies within the bars.",
-            have=len(panel),
-            need=start + 1,
-        )
+# %% ../../nbs/train/85_holdout.ipynb #b30fcdc1
+def _holdout_start(self, panel):
+    "Position of the first session of a holdout."
+    start = int(panel.sessions.searchsorted(pd.Timestamp(self.first)))
+    if 0 < start < len(panel):
+        return start
+    raise NotEnoughSessions(
+        f"The holdout begins on {self.first}, and the bars end on {panel.sessions[-1]:%Y-%m-%d}.",
+        "Choose a first session that lies within the bars.",
+        have=len(panel),
+        need=start + 1,
+    )
 
 # %% ../../nbs/train/85_holdout.ipynb #da7d74d7
 def holdout_looks(

@@ -245,8 +245,6 @@ def audit_data(
         left_out = _not_used(data, panel)
     if left_out is not None and left_out.shape[1]:
         audit.alarms += selection_alarms(np.asarray(close), left_out)
-    used = (data.inputs.usable & data.y.isfinite().any(-1)).any(0).cpu().numpy()
-    audit.alarms += selection_alarms(np.asarray(close)[:, used], np.asarray(close)[:, ~used])
     audit.alarms = list({a["sentence"]: a for a in audit.alarms}.values())
     return audit
 
@@ -293,6 +291,8 @@ def audit_sample(
     tested: slice,  # sessions of the test
 ):
     "Labels against closes, and repeated sessions."
+    used = (data.inputs.usable & data.y.isfinite().any(-1)).any(0).cpu().numpy()
+    audit.alarms += selection_alarms(np.asarray(close)[:, used], np.asarray(close)[:, ~used])
     y = data.y.cpu().numpy()
     returns = known_returns(close, data.horizons, data.entry_delay)
     kept = np.isfinite(y) & data.inputs.usable.cpu().numpy()[..., None]
