@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/core/05_words.ipynb #ce50ad7e
+# %% ../../nbs/core/05_words.ipynb #62f4a811
 def counted(
     number: int,  # how many
     one: str,  # what is counted, in the singular
