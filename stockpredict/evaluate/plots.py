@@ -435,8 +435,10 @@ def self_test_strip(
         colour = BLUE if r["passed"] else RED
         ax.plot([r["low"], r["high"]], [0, 0], c=colour, lw=2.5, alpha=0.5)
         ax.plot(r["value"], 0, "o" if r["passed"] else "X", c=colour, ms=8)
-        ends = [min(r["low"], r["expected_low"], 0), max(r["high"], r["expected_high"], 0)]
-        room = 0.15 * (ends[1] - ends[0])
+        if r["value"] != r["value"]:  # nothing was measured
+            ax.text(0.5, 0.5, "–", transform=ax.transAxes, color=colour, ha="center")
+        ends = np.nanmin([r["low"], r["expected_low"], 0.0]), np.nanmax([r["high"], r["expected_high"], 0])
+        room = 0.15 * (ends[1] - ends[0]) or 0.01
         ax.set(yticks=[], ylim=(-1, 1), xlim=(ends[0] - room, ends[1] + room))
         ax.locator_params(axis="x", nbins=4)
         ax.axvline(0, c=INK, lw=0.8)

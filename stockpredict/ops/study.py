@@ -222,18 +222,19 @@ def self_test_rows(self: Study):
     "One row for each market: the range the rank IC had to be in, and its value."
     import pandas as pd
 
-    limit, rows = self.experiment.settings.gate.max_ic, {}
+    limit, rows, unknown = self.experiment.settings.gate.max_ic, {}, float("nan")
     for m in self.self_test.markets:
         if m.get("head", "direction") != "direction":  # its numbers are losses, no rank IC
             continue
-        chance = 2.58 * (m["high"] - m["low"]) / 3.92
+        ic, low, high = (unknown if m[k] is None else m[k] for k in ("ic", "low", "high"))
+        chance = 2.58 * (high - low) / 3.92 if high >= low else 0.0
         span = {"hold": (-chance, chance), "promote": (chance, limit), "suspected-leak": (limit, 1.0)}[
             m["expected"]
         ]
         rows[f"{m['market']} {m['seed']}"] = dict(
-            value=m["ic"],
-            low=m["low"],
-            high=m["high"],
+            value=ic,
+            low=low,
+            high=high,
             expected_low=span[0],
             expected_high=span[1],
             passed=m["ok"],

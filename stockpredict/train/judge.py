@@ -158,10 +158,8 @@ def _market_sentence(m):
     if m.get("head") == "volatility":
         gap = "" if m["ic"] is None else f" QLIKE of {m['model']} {m['ic']:+.1%} against EWMA,"
         return f"{MARKET_NAMES[m['market']]} (seed {m['seed']}):{gap} volatility {m['decision']}{expectation}"
-    return (
-        f"{MARKET_NAMES[m['market']]} (seed {m['seed']}): rank IC {m['ic']:.3f} "
-        f"[{m['low']:.3f}, {m['high']:.3f}], {m['decision']}{expectation}"
-    )
+    numbers = "–" if m["ic"] is None else f"{m['ic']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+    return f"{MARKET_NAMES[m['market']]} (seed {m['seed']}): rank IC {numbers}, {m['decision']}{expectation}"
 
 # %% ../../nbs/train/60_judge.ipynb #ffe141cb
 def judge_markets(
