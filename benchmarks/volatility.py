@@ -1,11 +1,13 @@
-"""Volatility and intervals on real US stocks, 2015 to 2020: QLIKE of every volatility model with tests against
-EWMA(.94), GARCH(1,1) and HAR, and coverage of composed intervals overall, by volatility, by year and by name.
+"""Volatility and intervals on real US stocks, 2015 to 2020: QLIKE of every volatility model with tests
+against EWMA(.94), GARCH(1,1) and HAR, and coverage of composed intervals overall, by volatility, by year
+and by name.
 
     python benchmarks/volatility.py [tickers=100] [refit=63] [data=PATH] [direction=mean] [only=NAMES]
 
-Printed with tickers=120 refit=252 (121 tickers, 2017 to 2020, one session): log_har gains 2.8 % QLIKE on GARCH
-(p .0002), 2.7 % on HAR (p < .0001), 6.2 % on EWMA (p < .0001); its 50/80/90/95 % intervals hold 50.0, 80.0, 90.0
-and 95.0 %, the 90 % one 89.9/90.3/89.8 % by volatility tercile and 90.1/89.5/90.3 % in 2017, 2018 and 2019.
+Printed with tickers=120 refit=252 (121 tickers, 2017 to 2020, one session): log_har gains 2.8 % QLIKE on
+GARCH (p .0002), 2.7 % on HAR (p < .0001), 6.2 % on EWMA (p < .0001); its 50/80/90/95 % intervals hold
+50.0, 80.0, 90.0 and 95.0 %, the 90 % one 89.9/90.3/89.8 % by volatility tercile and 90.1/89.5/90.3 % in
+2017, 2018 and 2019.
 """
 
 import sys
@@ -23,7 +25,6 @@ from stockpredict.evaluate.splits import Fold
 from stockpredict.models.composed import compose_forecast
 from stockpredict.models.contract import make_model, models
 from stockpredict.models.dataset import Dataset
-from stockpredict.models.forecast import join_forecasts
 from stockpredict.train.experiment import exclude_bars
 from stockpredict.train.walk_forward import walk_forward_forecasts
 
@@ -93,7 +94,7 @@ def table_of_losses(forecasts: dict, data: Dataset, start: int) -> pd.DataFrame:
 
 
 def coverage(forecast, data: Dataset, start: int) -> pd.DataFrame:
-    "Coverage of 50, 80, 90 and 95 % intervals: all, by tercile of the volatility, by year, spread over names."
+    "Coverage of 50, 80, 90 and 95 % intervals: all, by tercile of volatility, by year, spread over names."
     rows = []
     for h in HORIZONS:
         y = data.y[start : start + len(forecast.sessions), :, data.horizons.index(h)].numpy()

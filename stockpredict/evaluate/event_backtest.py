@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../nbs/evaluate/55_event_backtest.ipynb #e540da45
 import math
 import numpy as np
-import pandas as pd
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ..core.errors import EvaluateError

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from itertools import product
 from ..algebra.numba_kernels import compiled
 from ..core.errors import EvaluateError
-from .backtest import annual_sharpe, close_returns, frame_grid, session_grid
+from .backtest import annual_sharpe, frame_grid, session_grid
 from .strategies import portfolio_weights
 
 # %% ../../nbs/evaluate/53_execution.ipynb #78672f80

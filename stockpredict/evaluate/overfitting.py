@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/evaluate/36_overfitting.ipynb #cd5689d5
 import numpy as np
-import pandas as pd
 from dataclasses import dataclass
 from itertools import combinations
 from scipy.special import ndtri

@@ -49,7 +49,7 @@ def fitted_part(
     name: str,  # candidate or `CHAMPION`
     champion: Champion | None,  # what is served
 ):  # a fitted model
-    "The model of one part; refuses a part of the champion that reads other features and cannot be made again."
+    "The model of one part; refuses a part of the champion with other features that cannot be made again."
     trusted = public_key(settings.storage.keys_dir)
     if name != CHAMPION:
         return load_artifact(study.candidates[name].folder / "artifact", trusted).model

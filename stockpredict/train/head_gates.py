@@ -13,7 +13,7 @@ from ..evaluate.metrics import diebold_mariano
 from ..models.forecast import Forecast
 from .experiment import Experiment
 from .interval_skill import coverage_rows, quantile_losses, volatility_thirds
-from .volatility_skill import CLASSICS, loss_gap, volatility_losses, volatility_skill
+from .volatility_skill import CLASSICS, loss_gap, volatility_losses
 
 # %% ../../nbs/train/47_head_gates.ipynb #482a54bc
 JUDGED_HEADS = ("direction", "volatility", "intervals")

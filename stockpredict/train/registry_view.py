@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/train/95_registry_view.ipynb #c74ae5e9
-import json
 import pandas as pd
 from ..core.errors import NoChampion, StockpredictError
 from ..core.settings import Settings

@@ -34,7 +34,8 @@ def shell(tmp_path_factory):
     study = run_experiment(settings, home / "one")
     publish_model(settings, study, decide(study))
     v = decide(study)
-    v.heads["volatility"] = head_verdict("promote", "reversal", "strong", "Volatility by reversal.", "volatility")
+    sentence = "Volatility by reversal."
+    v.heads["volatility"] = head_verdict("promote", "reversal", "strong", sentence, "volatility")
     v.numbers["parts"] = dict(direction="mean", volatility="reversal", shape="mean")
     publish_model(settings, study, v)
 
@@ -52,7 +53,8 @@ def shell(tmp_path_factory):
 
 def test_the_list_names_the_served_version_and_its_heads(shell):
     rows = json.loads(shell("registry", "list", "--json"))
-    assert [(r["version"], r["served"], r["model"]) for r in rows] == [(1, False, "mean"), (2, True, "composed")]
+    versions = [(r["version"], r["served"], r["model"]) for r in rows]
+    assert versions == [(1, False, "mean"), (2, True, "composed")]
     assert rows[1]["volatility"] == "reversal (strong)" and rows[1]["direction"] == "mean (none)"
     assert "composed" in shell("registry", "list")
 
@@ -92,8 +94,9 @@ def test_verify_names_a_changed_artifact_and_a_missing_line(shell):
     state = next(folder.glob("versions/*/state.json"))
     content = state.read_bytes()
     state.write_bytes(content.replace(b"ret_1", b"ret_2"))
-    found = json.loads(shell("registry", "verify", "--json", code=1))["problems"]
-    assert any("removed at the end" in p for p in found) and any(state.parent.name[:12] in p for p in found)
+    problems = json.loads(shell("registry", "verify", "--json", code=1))["problems"]
+    assert any("removed at the end" in p for p in problems)
+    assert any(state.parent.name[:12] in p for p in problems)
     history.write_text(intact)
     state.write_bytes(content)
     assert "as they were signed" in shell("registry", "verify")

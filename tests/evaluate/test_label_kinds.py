@@ -66,12 +66,12 @@ def test_realised_volatility_is_the_mean_over_the_window(panel, bars, by, horizo
             inside = span / 2 - (2 * math.log(2) - 1) * (c[t, n] - o[t, n]) ** 2
         return (o[t, n] - c[t - 1, n]) ** 2 + inside
 
-    found = realised_volatility(panel, horizon, delay, by).numpy()
+    ours = realised_volatility(panel, horizon, delay, by).numpy()
     for t in (0, 77, 200):
         for n in range(8):
             want = math.sqrt(np.mean([variance(t + delay + k, n) for k in range(1, horizon + 1)]))
-            assert found[t, n] == pytest.approx(want, rel=1e-4, nan_ok=True)
-    assert np.isnan(found[-delay - horizon :]).all()
+            assert ours[t, n] == pytest.approx(want, rel=1e-4, nan_ok=True)
+    assert np.isnan(ours[-delay - horizon :]).all()
 
 
 def test_the_variances_agree_where_nothing_but_noise_moves():
@@ -97,8 +97,8 @@ def test_the_variances_agree_where_nothing_but_noise_moves():
 def test_the_triple_barrier_is_its_definition(panel, bars, delay, horizon, up, down):
     close, sigma = bars["close"], 0.015
     vol = torch.full(close.shape, sigma)
-    found = triple_barrier(panel.close.values, vol, horizon, delay, up, down)
-    outcome, side, end = (x.numpy() for x in found)
+    labels = triple_barrier(panel.close.values, vol, horizon, delay, up, down)
+    outcome, side, end = (x.numpy() for x in labels)
     unit = sigma * math.sqrt(horizon)
 
     def one(t, n):

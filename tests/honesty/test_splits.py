@@ -203,8 +203,8 @@ def test_skfolio_makes_the_same_combinatorial_folds(n, horizon, blocks, tested, 
 
     theirs = CombinatorialPurgedCV(blocks, tested, purged_size=horizon + 1, embargo_size=embargo)
     ours = combinatorial_folds(n, horizon, 1, blocks, tested, embargo)
-    found = [(a.tolist(), np.sort(np.concatenate(b)).tolist()) for a, b in theirs.split(np.zeros((n, 1)))]
-    assert [f.train.tolist() for f in ours] == [a for a, _ in found]
+    reference = [(a.tolist(), np.sort(np.concatenate(b)).tolist()) for a, b in theirs.split(np.zeros((n, 1)))]
+    assert [f.train.tolist() for f in ours] == [a for a, _ in reference]
     assert fold_paths(blocks, tested).shape == (theirs.n_test_paths, blocks)
 
 

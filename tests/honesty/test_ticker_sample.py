@@ -1,4 +1,4 @@
-"""A large panel is proven on some tickers only where no ticker knows of another; leaks of wide panels stay caught."""
+"""A panel is proven on some tickers only where tickers are independent; leaks of wide panels are caught."""
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_a_leak_of_wide_panels_is_refused(panel, f):
 
 def test_a_feature_that_knows_a_name_is_refused_whatever_the_sample(panel):
     for _ in range(5):
-        with pytest.raises(SeesFuture, match="names of the tickers|another value"):
+        with pytest.raises(SeesFuture, match=r"names of the tickers|another value"):
             prove_on(Feature(of_one_name), panel, 0.1)
 
 

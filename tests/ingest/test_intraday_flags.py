@@ -1,4 +1,4 @@
-"""Flags of intraday bars stand in the lake: judged with the stored bars, versioned, withdrawn, read as of a day."""
+"""Flags of intraday bars in the lake: judged with the stored bars, versioned, withdrawn, read as of a day."""
 
 import json
 

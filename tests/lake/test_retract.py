@@ -276,7 +276,7 @@ def test_a_file_is_taken_back_by_its_name(tmp_path, moved):
     good = pd.DataFrame([dict(ticker=t, date=DAYS[10], close=55.0) for t in TICKERS])
     good.to_csv(tmp_path / "in" / "good.csv", index=False)
     expected = ingest(ground.settings, LATER) and ground.view()
-    bad = pd.DataFrame([dict(ticker="AAA", date=DAYS[11], close=7.0), dict(ticker="BBB", date=DAYS[11], close=8)])
+    bad = pd.DataFrame(dict(ticker=["AAA", "BBB"], date=DAYS[11], close=[7.0, 8.0]))
     report = deliver(bad, "bad.csv", "2024-01-21T12:00Z")
     assert report.rows_new == 2
     name = "bad.csv"

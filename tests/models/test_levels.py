@@ -31,7 +31,7 @@ def test_intervals_of_every_published_share_exist(share, z):
 
 
 def test_a_level_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(UnknownLevel, match="Ask for one of 0.05, 0.25, 0.5, 0.75, 0.95"):
+    with pytest.raises(UnknownLevel, match=r"Ask for one of 0\.05, 0\.25, 0\.5, 0\.75, 0\.95"):
         normal(FIVE_LEVELS).interval(0.8)
     with pytest.raises(ModelOutputInvalid, match="7 quantiles"):
         levels_of(7)
@@ -51,11 +51,11 @@ def test_the_columns_of_the_long_table_are_distinct():
 
 
 def test_a_network_saved_with_five_quantiles_is_loaded_and_forecasts_them(tmp_path, monkeypatch):
-    from stockpredict.models import nets
+    from stockpredict.models import net_model
 
     data = sample_dataset(tickers=8, sessions=260, names=("ret_1",))
     with monkeypatch.context() as patch:
-        patch.setattr(nets, "LEVELS", FIVE_LEVELS)
+        patch.setattr(net_model, "LEVELS", FIVE_LEVELS)
         old = make_model("lstm", epochs=1, hidden=4, sequence=5, rows=500).fit(data.window(0, 200))
         before = old.predict(data.inputs, 200)
     assert before.levels == FIVE_LEVELS and len(old.weights["net.head.bias"]) == 2 * 5

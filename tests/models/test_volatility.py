@@ -1,4 +1,4 @@
-"""Volatility models: right numbers, better than exponential weighting where there is structure, robust to bad bars."""
+"""Volatility models: right numbers, better than EWMA where there is structure, robust to bad bars."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from stockpredict.algebra.panel import Panel
 from stockpredict.catalogue.bar_history import BarHistory
 from stockpredict.core.errors import FeatureError, SeesFuture
 from stockpredict.models.contract import make_model, models
-from stockpredict.models.dataset import Dataset, sample_dataset
+from stockpredict.models.dataset import Dataset
 from stockpredict.models.garch import GarchParameters, fit_garch, garch_variance, to_parameters
 from stockpredict.models.volatility import VolatilityModel, weighted_mean
 from stockpredict.train.walk_forward import check_no_lookahead
@@ -27,7 +27,7 @@ def simulated(tickers=20, sessions=700, seed=1, react=0.04, keep=0.82, fall=0.14
     h, level, paths, true = long_run.copy(), long_run * (1 - react - fall / 2 - keep), [], []
     close = np.full(tickers, 100.0)
     days = pd.bdate_range("2015-01-01", periods=sessions)
-    for day in days:
+    for _ in days:
         steps = rng.normal(size=(40, tickers)) * np.sqrt(h / 40)
         path = np.exp(np.cumsum(steps, 0)) * close
         r = np.log(path[-1] / close)

@@ -119,7 +119,8 @@ def test_rollback_restores_every_head_in_less_than_five_seconds_of_cpu(place):
 def test_a_part_of_other_features_is_not_composed_and_the_history_says_why(place):
     settings, study = place
     first = publish_model(settings, study, promoting(study, volatility="ridge"))
-    study.rival, v = replace(study.candidates["ridge"], model="composed"), promoting(study, first, direction="reversal")
+    study.rival = replace(study.candidates["ridge"], model="composed")
+    v = promoting(study, first, direction="reversal")
     study.features = [*study.features, "rsi_14"]
     del study.candidates["ridge"]
     assert publish_model(settings, study, v) == first
@@ -168,7 +169,7 @@ def test_an_unsigned_claim_about_a_head_counts_as_none(place):
 
 
 def test_a_leak_or_a_failed_self_test_holds_all_heads(place):
-    settings, study = place
+    _, study = place
     v = judge_experiment(study, SelfTest(False, []))
     assert {h["decision"] for k, h in v.heads.items() if k != "intervals"} == {"hold"}
     leaking = decide(study)
@@ -177,7 +178,7 @@ def test_a_leak_or_a_failed_self_test_holds_all_heads(place):
 
 @pytest.mark.parametrize("head", ["direction", "volatility", "intervals"])
 def test_the_comparison_with_the_champion_shows_both_tests(place, head):
-    settings, study = place
+    _, study = place
     study.rival = study.candidates["mean"]
     parts = dict.fromkeys(("direction", "volatility", "shape"), "ridge")
     worse, sentence, numbers = compare_with_champion(study, "ridge", study.rival, head, parts)
@@ -200,7 +201,7 @@ def test_a_thinned_or_reordered_history_is_named(place):
     }
     for problem, changed in cases.items():
         path.write_text("".join(changed))
-        assert any(problem in found for found in history_problems(settings)), problem
+        assert any(problem in line for line in history_problems(settings)), problem
 
 
 def test_the_artifact_of_the_composition_is_signed_and_its_forecast_that_of_the_parts(place):

@@ -1,5 +1,5 @@
-"""Skill on names and in eras left out: a signal survives, a memory of names does not, and no label of the left-out
-side reaches the training."""
+"""Skill on names and in eras left out: a signal survives, a memory of names does not, and no label of
+the left-out side reaches the training."""
 
 from dataclasses import replace
 
