@@ -228,7 +228,7 @@ class LastValue(FeatureRule):
 
     column = "ret_1"
 
-
+# %% ../../nbs/models/30_baselines.ipynb #b09cf6dc
 @model("always_up", complexity=0, kind="baseline")
 class AlwaysUp(LocationScale):
     "Every stock rises: the drift of the market, upwards whatever it was, and no ranking."
