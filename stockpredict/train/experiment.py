@@ -356,13 +356,11 @@ def run_experiment(
     if note := missing_facts_note(settings, panel, spec):
         lineage["left_out"] = note
     steps = (len(settings.models.candidates) + 1) * (v.folds + 2)
-    if quiet is None:
-        quiet = not sys.stderr.isatty()
+    quiet = not sys.stderr.isatty() if quiet is None else quiet
     with progress("training", steps, quiet) as on_step:
         store = CandidateStore(place, settings, lineage, spec, on_step)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
-        read = dict(as_of=as_of, snapshot=snapshot)
-        context["audit"] = audit_context(settings, panel, spec, wrong, read)
+        context["audit"] = audit_context(settings, panel, spec, wrong, dict(as_of=as_of, snapshot=snapshot))
         study = compare_candidates(settings, data, close, run=store, **context)
 
         def run_champion(name, params):

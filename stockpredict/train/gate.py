@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 import pandas as pd
 from fastcore.basics import patch
+from ..core.words import counted
 from .experiment import Experiment
 from .skill_table import ic_difference, skill_table
 from .leak_checks import leading_candidate, leak_alarms, leak_doubts
@@ -119,8 +120,8 @@ def evidence_sentences(
         word = "which counts for nothing while a leak is suspected"
     return [
         f"{r.model}: mean daily rank IC {r.ic:.4f} [{r.ic_low:.4f}, {r.ic_high:.4f}] over {r.sessions} "
-        f"unseen sessions at {h} session(s), filled {v.entry_delay} later; p = {r.p_adjusted:.2g} after "
-        f"correcting for {n} candidate{'s' * (n != 1)}, {r.over_mean:+.4f} against the historical mean "
+        f"unseen sessions at {counted(h, 'session')}, filled {v.entry_delay} later; p = {r.p_adjusted:.2g} "
+        f"after correcting for {counted(n, 'candidate')}, {r.over_mean:+.4f} against the historical mean "
         f"(p = {r.over_mean_p:.2g}): {word}.",
         f"Direction right {r.hit:.1%} of the time, always calling the more frequent sign {r.majority:.1%} "
         f"(Pesaran-Timmermann p = {min(1, n * r.pt_p):.2g}); R² against the mean of all stocks "

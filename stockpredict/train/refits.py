@@ -231,8 +231,7 @@ def audit_data(
         )
     else:
         make = make or _by_recipe(data)
-        audit.doubts += _unknown_columns(data) if not whole else []
-        audit.doubts += _undated_fields(panel)
+        audit.doubts += ([] if whole else _unknown_columns(data)) + _undated_fields(panel)
         small = data.inputs.x.numel() < SMALL or not is_packaged(own or make)
         cuts, before = draw_cuts(close, tested, margin, IN_A_ROW if small else 1), len(audit.doubts)
         for t in cuts:
