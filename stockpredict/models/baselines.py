@@ -18,6 +18,19 @@ from .dataset import Dataset
 from .forecast import LEVELS, Forecast
 
 # %% ../../nbs/models/30_baselines.ipynb #b2a5ec3e
+def horizon_volatility(
+    model: Model,  # whose horizons
+    inputs: Inputs,  # features and volatility
+    start: int,  # first session (position)
+    stop: int,  # end (position, exclusive)
+) -> Tensor:
+    "Volatility of the inputs over each horizon `[S, N, H]`, `NaN` in rows that cannot be forecast."
+    known = inputs.usable
+    known[: model.sequence - 1] = False
+    sigma = torch.where(known, inputs.volatility, float("nan"))[start:stop, :, None]
+    return sigma * torch.tensor(model.horizons, dtype=torch.float32, device=sigma.device).sqrt()
+
+# %% ../../nbs/models/30_baselines.ipynb #1fe02a8b
 def distribution_forecast(
     model: Model,  # whose forecast it is
     inputs: Inputs,  # where it is made
@@ -49,19 +62,6 @@ def distribution_forecast(
         model=model.name,
         score=score.masked_fill(hole, float("nan")),
     )
-
-
-def horizon_volatility(
-    model: Model,  # whose horizons
-    inputs: Inputs,  # features and volatility
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Volatility of the inputs over each horizon `[S, N, H]`, `NaN` in rows that cannot be forecast."
-    known = inputs.usable
-    known[: model.sequence - 1] = False
-    sigma = torch.where(known, inputs.volatility, float("nan"))[start:stop, :, None]
-    return sigma * torch.tensor(model.horizons, dtype=torch.float32, device=sigma.device).sqrt()
 
 # %% ../../nbs/models/30_baselines.ipynb #02bb758c
 def historical_drift(

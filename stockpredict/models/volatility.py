@@ -316,26 +316,30 @@ class Har(VolatilityModel):
             coefs.append(least_squares((x / base)[rows], y[rows][:, 0].clip(max=LARGEST_RATIO)))
         self.weights["coefficients"] = torch.tensor(np.array(coefs))
 
-    def regressors(
-        self,
-        bars: BarHistory,  # prices
-    ) -> tuple:  # `[S, N, 4]`, daily variance `[S, N]`
-        "Mean variances of the spans."
-        v = bounded_variance(bars.moves())
-        parts = [span_mean(v, span) for span in SPANS]
-        parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
-        return np.stack(parts, -1), v
+# %% ../../nbs/models/35_volatility.ipynb #74789b49
+@patch
+def regressors(
+    self: Har,
+    bars: BarHistory,  # prices
+) -> tuple:  # `[S, N, 4]`, daily variance `[S, N]`
+    "Mean variances of the spans."
+    v = bounded_variance(bars.moves())
+    parts = [span_mean(v, span) for span in SPANS]
+    parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
+    return np.stack(parts, -1), v
 
-    def variance(
-        self,
-        bars: BarHistory,  # prices
-        start: int,  # first session to forecast, in sessions of the inputs; may be negative
-        stop: int,  # end (exclusive)
-    ) -> np.ndarray:  # `[S, N, H]`
-        "The regression, not below a tenth of the year's mean."
-        x = self.regressors(bars)[0][bars.ahead + start : bars.ahead + stop]
-        daily = np.maximum(x @ self.weights["coefficients"].cpu().numpy().T, x[..., 3:] / 10)
-        return daily * np.array(self.horizons, float)
+
+@patch
+def variance(
+    self: Har,
+    bars: BarHistory,  # prices
+    start: int,  # first session to forecast, in sessions of the inputs; may be negative
+    stop: int,  # end (exclusive)
+) -> np.ndarray:  # `[S, N, H]`
+    "The regression, not below a tenth of the year's mean."
+    x = self.regressors(bars)[0][bars.ahead + start : bars.ahead + stop]
+    daily = np.maximum(x @ self.weights["coefficients"].cpu().numpy().T, x[..., 3:] / 10)
+    return daily * np.array(self.horizons, float)
 
 # %% ../../nbs/models/35_volatility.ipynb #ddfe66b3
 def fit_rows(
