@@ -58,7 +58,7 @@ def test_a_network_saved_with_five_quantiles_is_loaded_and_forecasts_them(tmp_pa
         patch.setattr(net_model, "LEVELS", FIVE_LEVELS)
         old = make_model("lstm", epochs=1, hidden=4, sequence=5, rows=500).fit(data.window(0, 200))
         before = old.predict(data.inputs, 200)
-    assert before.levels == FIVE_LEVELS and len(old.weights["net.head.bias"]) == 2 * 5
+    assert before.levels == FIVE_LEVELS and len(old.weights["net.heads.linear.bias"]) == 2 * (5 + 2)
     keys = ensure_keys(tmp_path / "keys")
     folder = save_artifact(old, data.inputs.spec, tmp_path / "old", {}, keys.private)
     after = load_artifact(folder, keys.public).model.predict(data.inputs, 200).validate()
