@@ -67,6 +67,7 @@ def promoting(study, champion=None, **models):
     if "volatility" in models:
         v.numbers["parts"]["shape"] = models["volatility"]
     v.decision = v.heads["direction"]["decision"]
+    v.model = models.get("direction", v.model)
     return v
 
 
