@@ -95,11 +95,11 @@ def calendar_series(
         dates = SessionDates(sessions)
         x = np.asarray(question(dates))
         x = x - 0.5 if x.dtype == bool else x
-        bars.grid.beyond_calendar = not dates.known.all()
         return torch.from_numpy(np.where(dates.known, x, np.nan))[:, None]
 
     def make():
         values = row(bars.sessions).to(bars._fields["close"]).expand(bars.present.shape)
+        bars.grid.beyond_calendar = not SessionDates(bars.sessions).known.all()
         return Series(values, bars.grid, fields={"close"})
 
     return series_step(bars.grid, _question_key(question), "days", row, make)

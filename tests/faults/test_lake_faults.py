@@ -60,7 +60,7 @@ def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path
     out = patience.run([sys.executable, Path(__file__).with_name("crash_child_lake.py"), tmp_path], env=ENV)
     assert out.returncode == 0, out.stderr[-2000:]
     report = [json.loads(line) for line in out.stdout.splitlines()]
-    assert {x["task"] for x in report} == {"append", "add", "purge", "tidy"} and len(report) >= 12
+    assert {x["task"] for x in report} == {"append", "add", "purge", "tidy"} and len(report) >= 8
     for x in report:
         assert x["code"] == (0 if x["k"] == 0 else -9), x
         assert x["whole"] and x["again"] == 0 and x["healed"], x
