@@ -220,6 +220,18 @@ def finished(together):
     }
 
 
+@pytest.fixture(scope="session")
+def trained(together) -> Path:
+    "The home of the small study, made by the first worker that asks; a test that changes it takes a copy."
+    import small_study
+
+    home = together / "trained"
+    with in_turn(together / "trained.lock"):
+        if not (home / small_study.STUDY / "experiment.json").exists():
+            small_study.train(home)
+    return home
+
+
 @pytest.fixture
 def finished_alone(finished, together):
     "The same, and nobody else changes it meanwhile."

@@ -3,35 +3,22 @@
 import json
 
 import pytest
+import small_study
 from stockpredict.cli.main import app
-from stockpredict.core.settings import load_settings
-from stockpredict.ingest.ingest import ingest
-from stockpredict.train.experiment import run_experiment
 from stockpredict.train.gate import decide
 from stockpredict.train.head_gates import head_verdict
 from stockpredict.train.registry import publish_model
 from typer.testing import CliRunner
 
-SMALL = {
-    "storage.mlflow_uri": "http://127.0.0.1:9",
-    "data.source": "simulated",
-    "simulated.tickers": 12,
-    "simulated.sessions": 420,
-    "models.trials": 0,
-    "models.candidates": "reversal",
-    "features.names": "ret_1 mom_5 vol_20",
-    "validation.first_train": 200,
-    "validation.folds": 2,
-}
+HERE = small_study.SMALL | {"storage.mlflow_uri": "http://127.0.0.1:9"}
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory):
+def shell(trained, tmp_path_factory):
     "A registry with two versions, and the command line on it."
-    home = tmp_path_factory.mktemp("home")
-    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
-    ingest(settings)
-    study = run_experiment(settings, home / "one")
+    home = tmp_path_factory.mktemp("shell") / "home"
+    settings, study = small_study.copy_of(trained, home)
+    settings = small_study.settings_at(home, **HERE)
     publish_model(settings, study, decide(study))
     v = decide(study)
     sentence = "Volatility by reversal."
@@ -40,7 +27,7 @@ def shell(tmp_path_factory):
     publish_model(settings, study, v)
 
     def run(*words, code=0):
-        changes = [w for k, x in {**SMALL, "storage.home": home}.items() for w in ("--set", f"{k}={x}")]
+        changes = [w for k, x in {**HERE, "storage.home": home}.items() for w in ("--set", f"{k}={x}")]
         from stockpredict.cli.console import SettingsOptions
 
         done = CliRunner().invoke(app, [*words, *changes], obj=SettingsOptions())

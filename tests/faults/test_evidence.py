@@ -1,54 +1,23 @@
 """Evidence cannot be edited: pointer and history are signed; a lost key is named with advice that helps."""
 
 import json
-import shutil
 
 import pytest
+import small_study
 from stockpredict.core.errors import ArtifactRejected
-from stockpredict.core.settings import load_settings
-from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import ensure_keys
 from stockpredict.serve.engine import champion_pointer
 from stockpredict.serve.service import promotion_history
-from stockpredict.train import mlflow_mirror
 from stockpredict.train.champion import current_champion, read_events
-from stockpredict.train.experiment import Experiment, run_experiment
+from stockpredict.train.experiment import run_experiment
 from stockpredict.train.gate import decide
 from stockpredict.train.registry import publish_model, registry_history, rollback
-
-SMALL = {
-    "data.source": "simulated",
-    "simulated.tickers": 12,
-    "simulated.sessions": 420,
-    "models.trials": 0,
-    "models.candidates": "reversal",
-    "features.names": "ret_1 mom_5 vol_20",
-    "validation.first_train": 200,
-    "validation.folds": 2,
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    "A home with data, keys and an experiment."
-    home = tmp_path_factory.mktemp("home")
-    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
-    ingest(settings)
-    run_experiment(settings, home / "work" / "one")
-    return home
-
 
 @pytest.fixture
 def published(trained, tmp_path, monkeypatch):
     "A registry that serves the historical mean, without evidence."
-
-    def client(settings):
-        raise ConnectionError("MLflow is not there")
-
-    monkeypatch.setattr(mlflow_mirror, "mlflow_client", client)
-    home = shutil.copytree(trained, tmp_path / "home")
-    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
-    study = Experiment.load(home / "work" / "one")
+    small_study.without_mlflow(monkeypatch)
+    settings, study = small_study.copy_of(trained, tmp_path / "home")
     publish_model(settings, study, decide(study))
     return settings, study
 

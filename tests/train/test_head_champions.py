@@ -1,58 +1,29 @@
 """One champion for each head: composing, comparing, rolling back, and a history that cannot be thinned."""
 
 import json
-import shutil
 import time
 from dataclasses import replace
 
 import pytest
+import small_study
 import torch
 from stockpredict.core.errors import ArtifactRejected
-from stockpredict.core.settings import load_settings
-from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.serve.engine import champion_pointer
-from stockpredict.train import mlflow_mirror
 from stockpredict.train.champion import current_champion, history_problems, sign_entry
-from stockpredict.train.experiment import Experiment, run_experiment
 from stockpredict.train.gate import Verdict, decide
 from stockpredict.train.head_gates import head_verdict
 from stockpredict.train.judge import SelfTest, compare_with_champion, judge_experiment
 from stockpredict.train.registry import load_version, publish_model, registry_history, rollback
 from stockpredict.train.serving_parts import CHAMPION, settle_heads
 
-SMALL = {
-    "data.source": "simulated",
-    "simulated.tickers": 12,
-    "simulated.sessions": 420,
-    "models.trials": 0,
-    "models.candidates": "reversal ridge",
-    "features.names": "ret_1 mom_5 vol_20",
-    "validation.first_train": 200,
-    "validation.folds": 2,
-}
 PASSED = SelfTest(True, [])
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    "A home with data, keys and an experiment."
-    home = tmp_path_factory.mktemp("home")
-    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
-    ingest(settings)
-    run_experiment(settings, home / "work" / "one")
-    return home
 
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    def client(settings):
-        raise ConnectionError("MLflow is not there")
-
-    monkeypatch.setattr(mlflow_mirror, "mlflow_client", client)
-    home = shutil.copytree(trained, tmp_path / "home")
-    settings = load_settings(overrides={**SMALL, "storage.home": str(home)}, environ={})
-    return settings, Experiment.load(home / "work" / "one")
+    small_study.without_mlflow(monkeypatch)
+    return small_study.copy_of(trained, tmp_path / "home")
 
 
 def promoting(study, champion=None, **models):
