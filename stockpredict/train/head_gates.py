@@ -110,15 +110,15 @@ def judge_volatility(
     r = next(lines.loc[[lead]].itertuples())
     parts = [_versus(r, key, rival) for key, rival in RIVAL_NAMES.items() if hasattr(r, f"over_{key}")]
     known = ", ".join(filter(None, parts))
-    text = f"volatility by {lead}, QLIKE {known}; R² of log volatility {r.r2:.0%}"
+    text = f"{lead}, QLIKE {known}; R² of log volatility {r.r2:.0%}"
     numbers = {k: getattr(r, k) for k in lines.columns if k not in ("model", "kind", "evidence")}
     numbers |= dict(short="no volatility beyond EWMA")
     if suspected:
-        sentence = f"Not counted while a leak is suspected: {text}."
+        sentence = f"Not counted while a leak is suspected: volatility by {text}."
         return head_verdict("suspected-leak", lead, "none", sentence, **numbers)
     if name:
         numbers |= dict(short=f"volatility by {lead}, QLIKE {_versus(r, 'ewma', 'EWMA')}")
-        return head_verdict("promote", lead, "strong", f"V{text[1:]}.", **numbers)
+        return head_verdict("promote", lead, "strong", f"Volatility by {text}.", **numbers)
     why = f", surely worse than {r.worse_than}" if r.worse_than else ""
     sentence = f"No volatility is promoted{why}; the best was {text}."
     return head_verdict("hold", lead, r.evidence, sentence, **numbers)
@@ -169,16 +169,16 @@ def judge_intervals(
     r = next(line for line in numbers["coverage"] if line["share"] == 0.9)
     thirds = ", ".join(f"{line['group']} {line['value']:.1%}" for line in numbers["thirds"])
     text = (
-        f"the 90 % interval of {model} held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}] of outcomes "
+        f"90 % interval of {model} held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}] of outcomes "
         f"({thirds}), pinball loss {numbers['pinball']:+.2%} against plain intervals "
         f"(p = {numbers['pinball_p']:.2g})"
     )
     numbers |= dict(short=f"the 90 % interval held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}]")
     if suspected:
-        sentence = f"Not counted while a leak is suspected: {text}."
+        sentence = f"Not counted while a leak is suspected: the {text}."
         return head_verdict("suspected-leak", model, "none", sentence, **numbers)
     if not wrong:
-        return head_verdict("promote", model, evidence, f"T{text[1:]}.", **numbers)
+        return head_verdict("promote", model, evidence, f"The {text}.", **numbers)
     sentence = f"The intervals of {model} do not hold: {', '.join(wrong)}."
     return head_verdict("hold", model, "none", sentence, **numbers)
 

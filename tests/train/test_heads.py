@@ -112,6 +112,7 @@ def test_nobody_is_promoted_where_volatility_stands_still():
         claimed = with_volatility(still, by_ranges(still, sessions))
         v = judge_volatility(claimed, volatility_skill(claimed))
         assert v["decision"] == "hold" and "constant" in v["sentence"]
+        assert f"; the best was {v['model']}, QLIKE" in v["sentence"]
 
 
 def test_a_volatility_that_is_better_by_one_proxy_only_is_not_believed(study):
