@@ -11,6 +11,7 @@ import pandas as pd
 from scipy.special import stdtrit
 from ..core.errors import EvaluateError, NotEnoughSessions
 from .metrics import hac_lags, newey_west
+from .risk import max_drawdown
 
 # %% ../../nbs/evaluate/64_attribution.ipynb #c1764b3b
 def exposures(
@@ -136,6 +137,5 @@ def replay_crisis(
     scale = np.where(covered > 0, gross / np.where(covered > 0, covered, 1), 0.0)
     path = (window.fillna(0.0) @ weights) * scale
     wealth = (1 + path).clip(lower=0).cumprod()
-    fall = float((1 - wealth / wealth.cummax().clip(lower=1)).max())
-    result = {"return": wealth.iloc[-1] - 1, "worst session": path.min(), "drawdown": fall}
+    result = {"return": wealth.iloc[-1] - 1, "worst session": path.min(), "drawdown": max_drawdown(path)}
     return pd.Series({**result, "covered": share, "sessions": len(path)})

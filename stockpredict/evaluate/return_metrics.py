@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import EvaluateError, NotEnoughSessions
 from scipy.special import chdtrc
-from .risk import christoffersen, kupiec, stationary_bootstrap
+from .risk import christoffersen, drawdown, kupiec, stationary_bootstrap
 
 # %% ../../nbs/evaluate/62_return_metrics.ipynb #81f23347
 def path_metrics(
@@ -25,7 +25,7 @@ def path_metrics(
     with np.errstate(divide="ignore", invalid="ignore"):
         wealth = np.cumprod(np.maximum(1 + r, 0), -1)
         grown = wealth[..., -1] ** (periods / n) - 1
-        fall = 1 - wealth / np.maximum.accumulate(np.maximum(wealth, 1), -1)
+        worst_fall = drawdown(r).max(-1)
         sd, down = r.std(-1, ddof=1), np.sqrt(np.mean(np.minimum(excess, 0) ** 2, -1))
         worst = np.sort(r, -1)[..., : max(int(np.ceil(level * n)), 1)]
         gains, losses = np.maximum(r, 0).sum(-1), np.maximum(-r, 0).sum(-1)
@@ -34,8 +34,8 @@ def path_metrics(
             "volatility a year": sd * periods**0.5,
             "Sharpe": np.where(sd > 1e-15, excess.mean(-1) / sd, np.nan) * periods**0.5,
             "Sortino": np.where(down > 1e-15, excess.mean(-1) / down, np.nan) * periods**0.5,
-            "Calmar": np.where(fall.max(-1) > 1e-15, grown / fall.max(-1), np.nan),
-            "maximum drawdown": fall.max(-1),
+            "Calmar": np.where(worst_fall > 1e-15, grown / worst_fall, np.nan),
+            "maximum drawdown": worst_fall,
             "profit factor": np.where(losses > 0, gains / losses, np.nan),
             f"VaR {level:.0%}": -worst[..., -1],
             f"expected shortfall {level:.0%}": -worst.mean(-1),

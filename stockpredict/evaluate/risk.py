@@ -90,11 +90,11 @@ def deflated_sharpe(
 
 # %% ../../nbs/evaluate/60_risk.ipynb #d86ecfd1
 def drawdown(
-    returns,  # return per session; a missing one counts as 0
+    returns,  # return per session along the last axis; a missing one counts as 0
 ) -> np.ndarray:
     "Share of the highest wealth so far that is lost; wealth never falls below zero."
-    wealth = np.cumprod(np.maximum(1 + np.nan_to_num(np.asarray(returns, float)), 0))
-    return 1 - wealth / np.maximum.accumulate(np.maximum(wealth, 1))
+    wealth = np.cumprod(np.maximum(1 + np.nan_to_num(np.asarray(returns, float)), 0), -1)
+    return 1 - wealth / np.maximum.accumulate(np.maximum(wealth, 1), -1)
 
 # %% ../../nbs/evaluate/60_risk.ipynb #c586e254
 def max_drawdown(
