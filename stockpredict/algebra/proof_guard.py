@@ -231,9 +231,7 @@ def check_names(
     whole: Tensor,  # its values on it
 ):
     "Refuse a feature that depends on what tickers are called, or on single dates."
-    later = redated(panel)
-    again = values(later)
-    if not equal_with_nan(again, whole) and not getattr(later.grid, "beyond_calendar", False):
+    if not equal_with_nan(values(redated(panel)), whole):
         raise SeesFuture(
             f"The feature {name} depends on single dates: 400 years later, with the same weekdays, months "
             "and days, it has other values.",

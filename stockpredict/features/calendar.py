@@ -16,10 +16,12 @@ import torch
 from ..core.calendar import get_calendar
 from ..catalogue.feature import feature, technical
 from ..algebra.panel import Panel
+from ..algebra.proof_market import CALENDAR_CYCLE
 from ..algebra.series import Series, series_step
 
 # %% ../../nbs/features/40_calendar.ipynb #56c3a46d
 EXCHANGE = "XNYS"  # the exchange whose calendar is used
+CYCLE = np.timedelta64(CALENDAR_CYCLE, "D")  # after which weekdays and dates repeat
 
 
 @lru_cache(4)
@@ -44,7 +46,11 @@ class SessionDates:
         exchange: str = EXCHANGE,  # whose calendar
     ):
         self.past, self.announced = session_timetables(exchange)
-        self.day = pd.DatetimeIndex(sessions).as_unit(self.past.unit)
+        days = pd.DatetimeIndex(sessions).as_unit(self.past.unit)
+        later = len(days) and days[0] > self.past[0] + CYCLE
+        self.day, self.cycle = days, CYCLE if later else 0 * CYCLE
+        if later:
+            self.past, self.announced = self.past + CYCLE, self.announced + CYCLE
         self.known = (self.day > self.past[0]) & (self.day < self.past[-1])
 
     @cached_property
@@ -99,7 +105,6 @@ def calendar_series(
 
     def make():
         values = row(bars.sessions).to(bars._fields["close"]).expand(bars.present.shape)
-        bars.grid.beyond_calendar = not SessionDates(bars.sessions).known.all()
         return Series(values, bars.grid, fields={"close"})
 
     return series_step(bars.grid, _question_key(question), "days", row, make)
@@ -225,7 +230,7 @@ def moon(bars: Panel) -> Series:
     new = pd.Timestamp("2000-01-06 18:14")
 
     def phase(d):
-        days = ((d.day + pd.Timedelta("21h") - new) / pd.Timedelta("1D")).to_numpy()
+        days = ((d.day - d.cycle + pd.Timedelta("21h") - new) / pd.Timedelta("1D")).to_numpy()
         return np.cos(2 * np.pi * days / 29.530588) / 2
 
     return calendar_series(bars, phase)
@@ -239,7 +244,10 @@ def clock_change(bars: Panel) -> Series:
         noon = (day.tz_localize("UTC") + pd.Timedelta("17h")).tz_convert("America/New_York")
         return noon.tz_localize(None) - day
 
-    return calendar_series(bars, lambda d: offset(d.day) != offset(d.past[d.last_position]))
+    def changed(d):
+        return offset(d.day - d.cycle) != offset(d.past[d.last_position] - d.cycle)
+
+    return calendar_series(bars, changed)
 
 # %% ../../nbs/features/40_calendar.ipynb #2aef2d61
 def _closed_weekdays(first, second):  # weekdays strictly between two dates

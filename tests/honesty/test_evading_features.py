@@ -22,7 +22,9 @@ from stockpredict.core.registry import Registry
 from stockpredict.catalogue.feature import Feature, as_features, compute, feature, prove_widely
 from stockpredict.catalogue.point_in_time import attach_fields, fact_series
 from stockpredict.algebra.panel import Panel
+from stockpredict.algebra.proof_guard import check_names
 from stockpredict.algebra.series import Series
+from stockpredict.features.calendar import calendar_series
 
 
 def market(sessions, tickers, seed=5, start="2015-01-01"):
@@ -304,6 +306,21 @@ def good_days(b):
     return hand(torch.where(known, b.close.values, math.nan), b)
 
 
+def good_days_behind_a_mark(b):
+    "The mark that exempted calendar features once; a feature could set it itself."
+    b.grid.beyond_calendar = True
+    return hand(b.close.values * torch.tensor(~b.sessions.isin(pd.to_datetime(GOOD_DAYS)))[:, None], b)
+
+
+def good_days_asked_of_the_calendar(b):
+    return calendar_series(b, lambda d: d.day.isin(pd.to_datetime(GOOD_DAYS)))
+
+
+def good_days_until_2100(b):
+    known = torch.tensor(b.sessions.isin(pd.to_datetime(GOOD_DAYS)) | (b.sessions.year > 2100))[:, None]
+    return hand(torch.where(known, math.nan, b.close.values), b)
+
+
 def undefined_everywhere(b):
     return b.close * math.nan
 
@@ -322,6 +339,7 @@ AT_REGISTRATION = [
     the_date_of_today, the_clock_of_numpy, random_numbers, the_frame_above, by_evaluation, by_a_thread,
     neighbour, since_the_first_bar, on_one_day, tickers_known_by_their_price, dates_of_hindsight,
     far_in_the_future, joined_by_ticker_and_date, good_days, undefined_everywhere,
+    good_days_behind_a_mark, good_days_asked_of_the_calendar, good_days_until_2100,
 ]  # fmt: skip
 # found when it is computed on a panel that shows it, by the same examination
 AT_FIRST_USE = {
@@ -429,6 +447,17 @@ def test_every_function_of_the_package_would_pass_the_wider_proof(monkeypatch):
         except FeatureError as e:
             refused.append(str(e))
     assert len(drawn) >= 12 and refused == []
+
+
+def test_calendar_features_need_no_exemption():
+    "400 years later each has the values of today, and has some: the calendar moves with the market."
+    panel = market(300, 2)
+    packaged = [f for f in as_features("all") if f.group == "calendar"]
+    for f in packaged:
+        whole = f.func(panel, *f.args).values
+        check_names(f.name, lambda p, f=f: f.func(p, *f.args).values, panel, whole)
+        assert whole.isfinite().all(), f.name
+    assert len(packaged) > 20
 
 
 def test_a_feature_without_a_docstring_is_refused():
