@@ -1,7 +1,8 @@
 """How often the promotion gate is wrong where the truth is known: markets without any skill, and markets with
-a planted rank IC of 0.05.
+a planted rank IC of 0.05; for the volatility head, markets of constant and of moving volatility.
 
     python benchmarks/gate.py [--null 40] [--planted 20] [--first-seed 1001] [--quick]
+    python benchmarks/gate.py --volatility 20 [--first-seed 5001] [--minutes 4] [--models log_har]
 
 Each market goes through the code of a real run: features, purged walk-forward, candidates, verdict. A market
 takes a few CPU seconds. Shares come with their exact 95 % interval (Clopper and Pearson, 1934): no promotion
@@ -37,6 +38,37 @@ def judge(kind: str, n: int, first: int) -> list:
     ]
 
 
+def judge_volatility(n: int, first: int, minutes: float, names: str) -> dict:
+    """The verdicts of the volatility head on up to `n` steady and `n` moving markets, in turn, with the
+    models that are named; no further pair begins after `minutes`."""
+    import time
+
+    from tqdm import tqdm
+
+    from stockpredict.core.settings import load_settings
+    from stockpredict.train.judge import judge_market, self_test_settings
+
+    began, changes = time.monotonic(), {"models.candidates": names, "models.trials": 0}
+    small = self_test_settings(load_settings()).with_(**changes)
+    verdicts = dict(steady=[], moving=[])
+    for seed in tqdm(range(first, first + n), desc=names, disable=None):
+        if time.monotonic() - began > 60 * minutes:
+            break
+        for kind, expected in (("steady", "hold"), ("moving", "promote")):
+            verdicts[kind].append(judge_market(small, kind, kind, seed, expected, None, "volatility"))
+    return verdicts
+
+
+def print_volatility(n: int, first: int, minutes: float, names: str):
+    "The share promoted of each kind, and the gap of the leading model to EWMA."
+    for kind, rows in judge_volatility(n, first, minutes, names).items():
+        promoted = sum(m["decision"] == "promote" for m in rows)
+        gaps = sorted(m["ic"] for m in rows if m["ic"] is not None)
+        middle = f"; median QLIKE against EWMA {gaps[len(gaps) // 2]:+.2%}" if gaps else ""
+        seeds = f"seeds {first} to {first + len(rows) - 1}"
+        print(f"{kind} markets, volatility promoted: {share(promoted, len(rows))}{middle}; {seeds}")
+
+
 def planted_signal(n: int, first: int) -> list:
     """Rank IC of the planted signal itself on `n` markets: what a model that knew the rule would be
     measured at."""
@@ -63,7 +95,12 @@ def main():
     ask.add_argument("--planted", type=int, default=20)
     ask.add_argument("--first-seed", type=int, default=1001)
     ask.add_argument("--quick", action="store_true", help="four markets of each kind")
+    ask.add_argument("--volatility", type=int, default=0, help="markets of each kind for the volatility head")
+    ask.add_argument("--minutes", type=float, default=1e9, help="begin no further volatility market after")
+    ask.add_argument("--models", default="log_har", help="for the volatility head")
     args = ask.parse_args()
+    if args.volatility:
+        return print_volatility(args.volatility, args.first_seed, args.minutes, args.models)
     null, planted = (
         judge(k, 4 if args.quick else n, args.first_seed)
         for k, n in (("null", args.null), ("planted", args.planted))
