@@ -10,10 +10,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..catalogue.design_matrix import Inputs
-from .baselines import LocationScale
 from .contract import model
-from .dataset import Dataset
+from .trees import HorizonRegressors
 
 # %% ../../nbs/models/52_forests.ipynb #ca7821ce
 def forest_tensors(
@@ -56,7 +54,7 @@ def forest_predict(
 
 # %% ../../nbs/models/52_forests.ipynb #e7052b12
 @model("forest", complexity=3, kind="trees")
-class Forest(LocationScale):
+class Forest(HorizonRegressors):
     "Random forest of relative, standardised returns, one for each horizon."
 
     def __init__(
@@ -85,44 +83,27 @@ class Forest(LocationScale):
 
 # %% ../../nbs/models/52_forests.ipynb #5b56fc84
 @patch
-def fit_score(
-    self: Forest,
-    data: Dataset,  # window to learn from
-):
-    "Grow one forest per horizon, on the rows that have its label."
+def fit_horizon(self: Forest, horizon: int, x: np.ndarray, y: np.ndarray):
+    "Grow the forest of one horizon and keep its tensors."
     from sklearn.ensemble import RandomForestRegressor
 
-    t, n = data.rows()
-    x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
-    for j, h in enumerate(self.horizons):
-        ok = np.isfinite(y[:, j])
-        rows = min(self.rows, int(ok.sum()))
-        forest = RandomForestRegressor(
-            self.trees,
-            max_depth=self.depth,
-            min_samples_leaf=max(5, round(self.leaf_share * rows)),
-            max_features=self.features,
-            max_samples=rows,
-            random_state=self.seed,
-            n_jobs=1,
-        ).fit(x[ok], y[ok, j])
-        self.weights |= {f"h{h}.{k}": v for k, v in forest_tensors(forest).items()}
+    rows = min(self.rows, len(y))
+    forest = RandomForestRegressor(
+        self.trees,
+        max_depth=self.depth,
+        min_samples_leaf=max(5, round(self.leaf_share * rows)),
+        max_features=self.features,
+        max_samples=rows,
+        random_state=self.seed,
+        n_jobs=1,
+    ).fit(x, y)
+    self.weights |= {f"h{horizon}.{k}": v for k, v in forest_tensors(forest).items()}
 
 # %% ../../nbs/models/52_forests.ipynb #b80ff396
 @patch
-def score(
-    self: Forest,
-    inputs: Inputs,  # features
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Mean of the trees for every row with a bar."
-    present = inputs.present[start:stop].cpu()
-    x = inputs.x[start:stop].cpu()[present]
-    z = torch.zeros(*present.shape, len(self.horizons))
-    for j, h in enumerate(self.horizons):
-        z[..., j][present] = forest_predict(self.nodes(h), x).float()
-    return z.to(inputs.x.device)
+def predict_horizon(self: Forest, horizon: int, x: np.ndarray) -> Tensor:
+    "Mean of the trees of one horizon."
+    return forest_predict(self.nodes(horizon), torch.from_numpy(x))
 
 
 @patch
@@ -163,7 +144,7 @@ def train_xgboost(
 
 # %% ../../nbs/models/52_forests.ipynb #507a261f
 @model("xgboost", complexity=3, kind="trees")
-class XGBoost(LocationScale):
+class XGBoost(HorizonRegressors):
     "Boosted regression trees by XGBoost, one booster per horizon."
 
     def __init__(
@@ -191,24 +172,14 @@ class XGBoost(LocationScale):
 
 # %% ../../nbs/models/52_forests.ipynb #23847598
 @patch
-def fit_score(
-    self: XGBoost,
-    data: Dataset,  # window to learn from
-):
-    "Train one booster per horizon, on the rows that have its label."
-    t, n = data.rows()
-    x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
-    for j, h in enumerate(self.horizons):
-        ok = np.isfinite(y[:, j])
-        self.texts[f"h{h}"] = train_xgboost(x[ok], y[ok, j], self.params)
-    self.prepare()
+def fit_horizon(self: XGBoost, horizon: int, x: np.ndarray, y: np.ndarray):
+    "Train the booster of one horizon and keep its JSON."
+    self.texts[f"h{horizon}"] = train_xgboost(x, y, self.params)
 
 
 @patch
 def prepare(self: XGBoost):
     "Build the boosters from their texts."
-    if not self.texts:
-        return
     from xgboost import Booster
 
     self.boosters = {k: Booster(params=dict(nthread=1)) for k in self.texts}
@@ -217,20 +188,9 @@ def prepare(self: XGBoost):
 
 # %% ../../nbs/models/52_forests.ipynb #7f4bbc6c
 @patch
-def score(
-    self: XGBoost,
-    inputs: Inputs,  # features
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Prediction of the boosters for every row with a bar."
-    present = inputs.present[start:stop].cpu()
-    x = inputs.x[start:stop].cpu()[present].numpy()
-    z = torch.zeros(*present.shape, len(self.horizons))
-    for j, h in enumerate(self.horizons):
-        if len(x):
-            z[..., j][present] = torch.from_numpy(self.boosters[f"h{h}"].inplace_predict(x)).float()
-    return z.to(inputs.x.device)
+def predict_horizon(self: XGBoost, horizon: int, x: np.ndarray) -> np.ndarray:
+    "Prediction of the booster of one horizon."
+    return self.boosters[f"h{horizon}"].inplace_predict(x)
 
 
 @patch

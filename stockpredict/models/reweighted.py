@@ -7,14 +7,10 @@ __all__ = []
 
 # %% ../../nbs/models/54_reweighted.ipynb #bd6b2c83
 import numpy as np
-import torch
 from fastcore.basics import patch
-from torch import Tensor
-from ..catalogue.design_matrix import Inputs
-from .baselines import LocationScale
 from .contract import model
 from .dataset import Dataset
-from .trees import FIXED_PARAMS
+from .trees import FIXED_PARAMS, HorizonRegressors, read_boosters
 
 # %% ../../nbs/models/54_reweighted.ipynb #70dfaf20
 def row_weights(
@@ -69,7 +65,7 @@ def shuffle_value(
 
 # %% ../../nbs/models/54_reweighted.ipynb #9cbcb862
 @model("double_ensemble", complexity=4, kind="trees")
-class DoubleEnsemble(LocationScale):
+class DoubleEnsemble(HorizonRegressors):
     "Boosters in sequence, each with new weights of rows and a new choice of features."
 
     def __init__(
@@ -119,7 +115,7 @@ def _train(self: DoubleEnsemble, x, y, weight, seed):
 
 
 @patch
-def _mean_of(self: DoubleEnsemble, horizon, x):
+def predict_horizon(self: DoubleEnsemble, horizon: int, x: np.ndarray) -> np.ndarray:
     "Mean prediction of the boosters of one horizon."
     parts = [
         booster.predict(np.ascontiguousarray(x[:, self.notes["features"][name]]), num_threads=1)
@@ -130,8 +126,8 @@ def _mean_of(self: DoubleEnsemble, horizon, x):
 
 # %% ../../nbs/models/54_reweighted.ipynb #52e84205
 @patch
-def _fit_horizon(self: DoubleEnsemble, horizon, x, y):
-    "The boosters of one horizon, one after the other."
+def fit_horizon(self: DoubleEnsemble, horizon: int, x: np.ndarray, y: np.ndarray):
+    "Train the boosters of one horizon, one after the other."
     rng = np.random.default_rng([self.seed, horizon])
     features, weight, softness = np.arange(x.shape[1]), np.ones(len(y)), 1.0
     for k in range(1, self.boosters + 1):
@@ -141,10 +137,10 @@ def _fit_horizon(self: DoubleEnsemble, horizon, x, y):
         self.notes["features"][name] = features.tolist()
         if k == self.boosters:
             return
-        error = (y - self._mean_of(horizon, x)) ** 2
+        error = (y - self.predict_horizon(horizon, x)) ** 2
         weight, softness = row_weights(error, early, late, softness), softness * self.decay
         rows = rng.choice(len(y), min(len(y), self.rows), replace=False)
-        value = shuffle_value(lambda v: self._mean_of(horizon, v), x[rows], y[rows], rng)
+        value = shuffle_value(lambda v: self.predict_horizon(horizon, v), x[rows], y[rows], rng)
         features = choose_features(value, rng)
 
 # %% ../../nbs/models/54_reweighted.ipynb #52310ce7
@@ -155,40 +151,15 @@ def fit_score(
 ):
     "Train the boosters of each horizon on the rows that have its label."
     self.ready, self.texts, self.notes["features"] = {}, {}, {}
-    t, n = data.rows()
-    x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
-    for j, h in enumerate(self.horizons):
-        ok = np.isfinite(y[:, j])
-        self._fit_horizon(h, x[ok], y[ok, j])
+    super(DoubleEnsemble, self).fit_score(data)
 
 
 @patch
 def prepare(self: DoubleEnsemble):
     "Build the boosters from their texts."
-    if not self.texts:
-        return
-    from lightgbm import Booster
-
-    self.ready = {name: Booster(model_str=text) for name, text in sorted(self.texts.items())}
+    self.ready = read_boosters(dict(sorted(self.texts.items())))
 
 # %% ../../nbs/models/54_reweighted.ipynb #f802ce0f
-@patch
-def score(
-    self: DoubleEnsemble,
-    inputs: Inputs,  # features
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Mean of the boosters for every row with a bar."
-    present = inputs.present[start:stop].cpu()
-    x = inputs.x[start:stop].cpu()[present].numpy()
-    z = torch.zeros(*present.shape, len(self.horizons))
-    for j, h in enumerate(self.horizons):
-        if len(x):
-            z[..., j][present] = torch.from_numpy(self._mean_of(h, x)).float()
-    return z.to(inputs.x.device)
-
-
 @patch
 def feature_count(self: DoubleEnsemble) -> int:
     "Number of features if every booster stays within them, -1 otherwise."

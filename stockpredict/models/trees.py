@@ -17,6 +17,57 @@ from .baselines import LocationScale
 from .contract import model
 from .dataset import Dataset
 
+# %% ../../nbs/models/50_trees.ipynb #43442477
+class HorizonRegressors(LocationScale):
+    "One regressor per horizon, fitted to rows and asked row by row."
+
+    def fit_horizon(
+        self,
+        horizon: int,  # sessions held
+        x: np.ndarray,  # `[R, F]` features
+        y: np.ndarray,  # `[R]` labels, finite
+    ):
+        "Fit the regressor of one horizon and keep it as texts or tensors."
+        raise NotImplementedError
+
+    def predict_horizon(
+        self,
+        horizon: int,  # sessions held
+        x: np.ndarray,  # `[R, F]` features, at least one row
+    ) -> np.ndarray | Tensor:  # `[R]`
+        "Prediction of the regressor of one horizon."
+        raise NotImplementedError
+
+# %% ../../nbs/models/50_trees.ipynb #538785c9
+@patch
+def fit_score(
+    self: HorizonRegressors,
+    data: Dataset,  # window to learn from
+):
+    "Fit one regressor per horizon, on the rows that have its label."
+    t, n = data.rows()
+    x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
+    for j, h in enumerate(self.horizons):
+        ok = np.isfinite(y[:, j])
+        self.fit_horizon(h, x[ok], y[ok, j])
+    self.prepare()
+
+
+@patch
+def score(
+    self: HorizonRegressors,
+    inputs: Inputs,  # features
+    start: int,  # first session (position)
+    stop: int,  # end (position, exclusive)
+) -> Tensor:
+    "Prediction of the regressors for every row with a bar."
+    present = inputs.present[start:stop]
+    x, z = inputs.x[start:stop][present].cpu().numpy(), torch.zeros(*present.shape, len(self.horizons))
+    for j, h in enumerate(self.horizons):
+        if len(x):
+            z[..., j][present.cpu()] = torch.as_tensor(self.predict_horizon(h, x)).float()
+    return z.to(inputs.x.device)
+
 # %% ../../nbs/models/50_trees.ipynb #b696b371
 FIXED_PARAMS = dict(
     objective="regression",
@@ -54,9 +105,18 @@ def train_booster(
     text = lightgbm.train(settings, table, num_boost_round=params["rounds"]).model_to_string()
     return text.replace(f"[num_threads: {threads}]", "[num_threads: 1]")
 
+# %% ../../nbs/models/50_trees.ipynb #496eb762
+def read_boosters(
+    texts: dict,  # from `train_booster`, by name
+) -> dict:
+    "The boosters of texts, by name."
+    from lightgbm import Booster
+
+    return {name: Booster(model_str=text) for name, text in texts.items()}
+
 # %% ../../nbs/models/50_trees.ipynb #d4bace3a
 @model("lightgbm", complexity=3, kind="trees")
-class Trees(LocationScale):
+class Trees(HorizonRegressors):
     "Boosted regression trees on relative, standardised returns, one booster per horizon."
 
     threads = 1  # processor cores for the training, not a part of what is learned
@@ -86,45 +146,21 @@ class Trees(LocationScale):
 
 # %% ../../nbs/models/50_trees.ipynb #c15a5007
 @patch
-def fit_score(
-    self: Trees,
-    data: Dataset,  # window to learn from
-):
-    "Train one booster per horizon, on the rows that have its label."
-    t, n = data.rows()
-    x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
-    for j, h in enumerate(self.horizons):
-        ok = np.isfinite(y[:, j])
-        self.texts[f"h{h}"] = train_booster(x[ok], y[ok, j], self.names, self.params, self.threads)
-    self.prepare()
+def fit_horizon(self: Trees, horizon: int, x: np.ndarray, y: np.ndarray):
+    "Train the booster of one horizon and keep its text."
+    self.texts[f"h{horizon}"] = train_booster(x, y, self.names, self.params, self.threads)
 
 
+@patch
+def predict_horizon(self: Trees, horizon: int, x: np.ndarray) -> np.ndarray:
+    "Prediction of the booster of one horizon."
+    return self.boosters[f"h{horizon}"].predict(x, num_threads=1)
+
+# %% ../../nbs/models/50_trees.ipynb #da7b827a
 @patch
 def prepare(self: Trees):
     "Build the boosters from their texts."
-    if not self.texts:
-        return
-    from lightgbm import Booster
-
-    self.boosters = {name: Booster(model_str=text) for name, text in self.texts.items()}
-
-# %% ../../nbs/models/50_trees.ipynb #afff6735
-@patch
-def score(
-    self: Trees,
-    inputs: Inputs,  # features
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Prediction of the boosters for every row with a bar."
-    present = inputs.present[start:stop]
-    x = inputs.x[start:stop][present].cpu().numpy()
-    z = torch.zeros(*present.shape, len(self.horizons))
-    for j, h in enumerate(self.horizons):
-        if len(x):
-            values = self.boosters[f"h{h}"].predict(x, num_threads=1)
-            z[..., j][present.cpu()] = torch.from_numpy(values).float()
-    return z.to(inputs.x.device)
+    self.boosters = read_boosters(self.texts)
 
 
 @patch

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..catalogue.bar_history import BarHistory
 from .contract import model
 from .dataset import Dataset
-from .trees import train_booster
+from .trees import read_boosters, train_booster
 from .volatility import EXPECTED, PRIOR_SESSIONS, VolatilityModel, fit_rows, log_regressors
 from .volatility import mean_after, qlike_regression, span_mean, weighted_mean
 
@@ -100,11 +100,7 @@ def learn(
 @patch
 def prepare(self: VolatilityTrees):
     "Build the boosters from their texts."
-    if not self.texts:
-        return
-    from lightgbm import Booster
-
-    self.boosters = {name: Booster(model_str=text) for name, text in self.texts.items()}
+    self.boosters = read_boosters(self.texts)
 
 # %% ../../nbs/models/56_volatility_trees.ipynb #7000410c
 @patch
