@@ -9,6 +9,7 @@ __all__ = ['EVIDENCE_WORDING', 'Champion', 'current_champion', 'champion_or_none
 import hashlib, json, logging, os, re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from ..core.errors import ArtifactRejected, FlowLocked, NoChampion
 from ..core.files import atomic_write, file_lock, read_json
 from ..core.settings import Settings
@@ -229,23 +230,32 @@ def line_hash(
     return hashlib.sha256(line.strip()).hexdigest()[:32]
 
 
+def append_signed_line(
+    settings: Settings,  # whose keys
+    path: Path,  # log, a JSON object a line
+    content: dict,  # JSON-able
+    **end,  # further fields of the end
+):
+    "Append one complete, signed line that names the line before, and sign the end of the log."
+    with open(path, "ab+") as f:
+        f.seek(0)
+        old = f.read()
+        lines = old.splitlines()
+        entry = sign_entry(settings, content | dict(before=line_hash(lines[-1]) if lines else ""))
+        line = json.dumps(entry, sort_keys=True).encode()
+        f.write((b"\n" if old and not old.endswith(b"\n") else b"") + line + b"\n")
+        f.flush()
+        os.fsync(f.fileno())
+    end |= dict(lines=len(lines) + 1, last=line_hash(line))
+    atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
+
+# %% ../../nbs/train/70_champion.ipynb #a0bd85f8
 def append_event(
     settings: Settings,  # whose registry
     event: dict,  # JSON-able
 ):
-    "Append one event as a complete, signed line that names the line before."
-    path = settings.storage.registry_dir / "history.jsonl"
-    with open(path, "ab+") as f:
-        f.seek(0)
-        content = f.read()
-        lines = content.splitlines()
-        event = sign_entry(settings, event | dict(before=line_hash(lines[-1]) if lines else ""))
-        line = json.dumps(event, sort_keys=True).encode()
-        f.write((b"\n" if content and not content.endswith(b"\n") else b"") + line + b"\n")
-        f.flush()
-        os.fsync(f.fileno())
-    end = dict(lines=len(lines) + 1, last=line_hash(line))
-    atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
+    "Append one event to the history of the registry."
+    append_signed_line(settings, settings.storage.registry_dir / "history.jsonl", event)
 
 # %% ../../nbs/train/70_champion.ipynb #1a6d562f
 def _line_problem(settings, number, line, before):

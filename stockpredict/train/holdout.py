@@ -6,14 +6,14 @@
 __all__ = ['HoldoutVault']
 
 # %% ../../nbs/train/87_holdout.ipynb #51328a51
-import getpass, json, os
+import getpass, json
 from dataclasses import dataclass
 import pandas as pd
 from ..core.errors import EvaluateError, NotEnoughSessions
-from ..core.files import atomic_write, read_json
+from ..core.files import read_json
 from ..core.settings import Settings
 from ..algebra.panel import Panel
-from .champion import entry_state, line_hash, now_utc, registry_lock, sign_entry
+from .champion import append_signed_line, entry_state, line_hash, now_utc, registry_lock
 
 # %% ../../nbs/train/87_holdout.ipynb #ee69b9aa
 LOOK = "holdout look"  # kind of the signed line, so that no other entry can pass for one
@@ -28,19 +28,11 @@ def append_look(
     settings: Settings,  # whose registry
     look: dict,  # JSON-able
 ):
-    "Append one look as a complete, signed line that names the line before."
-    path = _log(settings)
+    "Append one look to the log, after a check of the lines before."
     with registry_lock(settings):
-        read_looks(settings)
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        content = look | dict(kind=LOOK, number=len(lines) + 1, before=line_hash(lines[-1]) if lines else "")
-        line = json.dumps(sign_entry(settings, content), sort_keys=True).encode()
-        with open(path, "ab") as f:
-            f.write(line + b"\n")
-            f.flush()
-            os.fsync(f.fileno())
-        end = dict(kind=f"{LOOK}, end", lines=len(lines) + 1, last=line_hash(line))
-        atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
+        number = len(read_looks(settings)) + 1
+        content = look | dict(kind=LOOK, number=number)
+        append_signed_line(settings, _log(settings), content, kind=f"{LOOK}, end")
 
 # %% ../../nbs/train/87_holdout.ipynb #56b9a146
 def _look_problem(settings, number, line, before):

@@ -85,8 +85,12 @@ def volatility_losses(
     proxy: str,  # a stand-in of `realised`
 ) -> dict:  # QLIKE `[T, N]` by name
     "QLIKE per cell of every different candidate and of the common forecasts."
-    variance = study.realised(horizon)[proxy]
     forecasts = study.volatilities(horizon)[0] | study.common_volatility(horizon)
+    return _qlike_cells(forecasts, study.realised(horizon)[proxy])
+
+
+def _qlike_cells(forecasts, variance):
+    "QLIKE per cell of each volatility; NaN where forecast or variance is missing."
     return {
         name: np.where(np.isfinite(variance) & np.isfinite(f), qlike(f**2, variance), np.nan)
         for name, f in forecasts.items()
@@ -101,11 +105,7 @@ def deciding_losses(
     "QLIKE per cell of any forecasts, against the stand-in with the least noise."
     h = horizon or study.horizons[0]
     variance = list(study.realised(h).values())[-1]
-    frames = {name: f.frame("volatility", h).to_numpy() for name, f in forecasts.items()}
-    return {
-        name: np.where(np.isfinite(variance) & np.isfinite(f), qlike(f**2, variance), np.nan)
-        for name, f in frames.items()
-    }
+    return _qlike_cells({k: f.frame("volatility", h).to_numpy() for k, f in forecasts.items()}, variance)
 
 # %% ../../nbs/train/42_volatility_skill.ipynb #79e1a60c
 def loss_gap(
