@@ -293,9 +293,8 @@ def bounded_variance(
     return np.minimum(v, np.where(np.isnan(before), np.inf, MOST_TYPICAL * np.exp(before)))
 
 # %% ../../nbs/models/35_volatility.ipynb #93fbe1b9
-@model("har", complexity=1, kind="volatility", heads=("volatility", "shape"))
-class Har(VolatilityModel):
-    "Variance of the last day, week, month and year, one regression for all tickers (Corsi 2009)."
+class VarianceRegression(VolatilityModel):
+    "One line per horizon for all tickers; a subclass defines `regressors`, `line` and `daily`."
 
     def __init__(
         self,
@@ -307,39 +306,44 @@ class Har(VolatilityModel):
         self,
         data: Dataset,  # window to learn from
     ):
-        "Least squares relative to the variance of the last month, one regression per horizon."
+        "One line per horizon, from past variances to the mean variance while a decision is held."
         x, v = self.regressors(data.inputs.bars)
-        base, coefs = x[..., 2:3], []
-        for h in self.horizons:
-            y = mean_after(v, h, data.entry_delay)[..., None] / base
-            rows = fit_rows(data, y[..., 0], x[..., 0])
-            coefs.append(least_squares((x / base)[rows], y[rows][:, 0].clip(max=LARGEST_RATIO)))
-        self.weights["coefficients"] = torch.tensor(np.array(coefs))
+        each = [self.line(data, x, mean_after(v, h, data.entry_delay)) for h in self.horizons]
+        self.weights["coefficients"] = torch.tensor(np.array(each))
+
+    def variance(
+        self,
+        bars: BarHistory,  # prices
+        start: int,  # first session to forecast, in sessions of the inputs; may be negative
+        stop: int,  # end (exclusive)
+    ) -> np.ndarray:  # `[S, N, H]`
+        "The daily variance of the line, times the sessions held."
+        x = self.regressors(bars)[0][bars.ahead + start : bars.ahead + stop]
+        daily = self.daily(x @ self.weights["coefficients"].cpu().numpy().T, x)
+        return daily * np.array(self.horizons, float)
 
 # %% ../../nbs/models/35_volatility.ipynb #74789b49
-@patch
-def regressors(
-    self: Har,
-    bars: BarHistory,  # prices
-) -> tuple:  # `[S, N, 4]`, daily variance `[S, N]`
-    "Mean variances of the spans."
-    v = bounded_variance(bars.moves())
-    parts = [span_mean(v, span) for span in SPANS]
-    parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
-    return np.stack(parts, -1), v
+@model("har", complexity=1, kind="volatility", heads=("volatility", "shape"))
+class Har(VarianceRegression):
+    "Variance of the last day, week, month and year, one regression for all tickers (Corsi 2009)."
 
+    def regressors(self, bars: BarHistory) -> tuple:
+        "Mean variances of the spans `[S, N, 4]`, and the daily variance `[S, N]`."
+        v = bounded_variance(bars.moves())
+        parts = [span_mean(v, span) for span in SPANS]
+        parts[0] = np.where(np.isnan(parts[0]), parts[1], parts[0])
+        return np.stack(parts, -1), v
 
-@patch
-def variance(
-    self: Har,
-    bars: BarHistory,  # prices
-    start: int,  # first session to forecast, in sessions of the inputs; may be negative
-    stop: int,  # end (exclusive)
-) -> np.ndarray:  # `[S, N, H]`
-    "The regression, not below a tenth of the year's mean."
-    x = self.regressors(bars)[0][bars.ahead + start : bars.ahead + stop]
-    daily = np.maximum(x @ self.weights["coefficients"].cpu().numpy().T, x[..., 3:] / 10)
-    return daily * np.array(self.horizons, float)
+    def line(self, data: Dataset, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        "Least squares relative to the variance of the last month."
+        base = x[..., 2]
+        y = y / base
+        rows = fit_rows(data, y, x[..., 0])
+        return least_squares((x / base[..., None])[rows], y[rows].clip(max=LARGEST_RATIO))
+
+    def daily(self, line: np.ndarray, x: np.ndarray) -> np.ndarray:
+        "The line, not below a tenth of the year's mean."
+        return np.maximum(line, x[..., 3:] / 10)
 
 # %% ../../nbs/models/35_volatility.ipynb #ddfe66b3
 def fit_rows(
@@ -364,38 +368,30 @@ def least_squares(
 
 # %% ../../nbs/models/35_volatility.ipynb #55a50f78
 @model("log_har", complexity=2, kind="volatility", heads=("volatility", "shape"))
-class LogHar(VolatilityModel):
+class LogHar(VarianceRegression):
     "Logarithms of day, week, month and year, falls and the market's variance, fitted by QLIKE."
 
-    def __init__(
-        self,
-        seed: int = 0,  # accepted by every model; nothing here is random
-    ):
-        super().__init__(seed=seed)
+    def regressors(self, bars: BarHistory) -> tuple:
+        "Logarithms `[S, N, 11]`, and the daily variance `[S, N]`."
+        return log_regressors(bars)
 
-    def learn(
-        self,
-        data: Dataset,  # window to learn from
-    ):
-        "One QLIKE regression per horizon, on all tickers together."
-        x, v = log_regressors(data.inputs.bars)
-        coefs = []
-        for h in self.horizons:
-            y = mean_after(v, h, data.entry_delay)
-            rows = fit_rows(data, y, x.sum(-1))
-            tickers = rows.sum() / max(rows.any(1).sum(), 1)
-            coefs.append(qlike_regression(x[rows], y[rows], EXPECTED, PRIOR_SESSIONS * tickers))
-        self.weights["coefficients"] = torch.tensor(np.array(coefs))
+    def line(self, data: Dataset, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        "The regression by QLIKE."
+        return pooled_qlike(x, y, fit_rows(data, y, x.sum(-1)))
 
-    def variance(
-        self,
-        bars: BarHistory,  # prices
-        start: int,  # first session to forecast, in sessions of the inputs; may be negative
-        stop: int,  # end (exclusive)
-    ) -> np.ndarray:  # `[S, N, H]`
-        "The exponential of the regression, times the sessions held."
-        x = log_regressors(bars)[0][bars.ahead + start : bars.ahead + stop]
-        return np.exp(x @ self.weights["coefficients"].cpu().numpy().T) * np.array(self.horizons, float)
+    def daily(self, line: np.ndarray, x: np.ndarray) -> np.ndarray:
+        "The exponential of the line."
+        return np.exp(line)
+
+
+def pooled_qlike(
+    x: np.ndarray,  # `[S, N, 11]`, from `log_regressors`
+    y: np.ndarray,  # `[S, N]` variances to come
+    rows: np.ndarray,  # bool `[S, N]`, which rows to learn from
+) -> np.ndarray:  # `[11]`
+    "Coefficients by QLIKE on all tickers together, with a prior worth some sessions of the whole market."
+    tickers = rows.sum() / max(rows.any(1).sum(), 1)
+    return qlike_regression(x[rows], y[rows], EXPECTED, PRIOR_SESSIONS * tickers)
 
 # %% ../../nbs/models/35_volatility.ipynb #57771b43
 EXPECTED = np.array([0, 0.05, 0.25, 0.35, 0.3, 0, 0, 0, 0, -0.1, -0.1])  # in the order of `log_regressors`

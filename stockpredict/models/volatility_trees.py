@@ -13,8 +13,8 @@ from ..catalogue.bar_history import BarHistory
 from .contract import model
 from .dataset import Dataset
 from .trees import read_boosters, train_booster
-from .volatility import EXPECTED, PRIOR_SESSIONS, VolatilityModel, fit_rows, log_regressors
-from .volatility import mean_after, qlike_regression, span_mean, weighted_mean
+from .volatility import VolatilityModel, fit_rows, log_regressors, mean_after
+from .volatility import pooled_qlike, span_mean, weighted_mean
 
 # %% ../../nbs/models/56_volatility_trees.ipynb #9e10a56b
 TREE_FEATURES = (
@@ -85,8 +85,7 @@ def learn(
     for h in self.horizons:
         y = mean_after(v, h, data.entry_delay)
         rows = fit_rows(data, y, x.sum(-1)) & (y > 0)
-        tickers = rows.sum() / max(rows.any(1).sum(), 1)
-        b = qlike_regression(x[rows], y[rows], EXPECTED, PRIOR_SESSIONS * tickers)
+        b = pooled_qlike(x, y, rows)
         rest = np.log(y, where=rows, out=np.zeros_like(y)) - x.dot(b)
         t, n = np.nonzero(rows[:, order])
         t, n = t[-self.most :], order[n[-self.most :]]
