@@ -78,6 +78,18 @@ def winners_elsewhere(
     pbo = np.mean(np.where(logits == 0, 0.5, logits < 0))
     return Overfitting(float(pbo), logits, slope, float((test < 0).mean()), len(rows))
 
+# %% ../../nbs/evaluate/36_overfitting.ipynb #54da4414
+def expected_max_sharpe(
+    trials: int,  # independent strategies looked at
+    sd: float,  # standard deviation of their Sharpe ratios
+) -> float:
+    "Sharpe ratio the best of `trials` worthless strategies is expected to show, in the unit of `sd`."
+    if trials < 2 or not sd > 0:
+        return 0.0
+    return float(
+        sd * ((1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(1 - 1 / (trials * np.e)))
+    )
+
 # %% ../../nbs/evaluate/36_overfitting.ipynb #c744f0fe
 def minimum_backtest_years(
     trials: float,  # independent strategies tried
@@ -86,11 +98,7 @@ def minimum_backtest_years(
     "Years after which the best of so many worthless strategies is not expected to reach the target."
     if not target > 0:
         raise EvaluateError(f"A Sharpe ratio of {target} is no target.", "Give a number above zero.")
-    if trials <= 1:
-        return 0.0
-    gamma = np.euler_gamma
-    expected = (1 - gamma) * ndtri(1 - 1 / trials) + gamma * ndtri(1 - 1 / (trials * np.e))
-    return float(expected**2 / target**2)
+    return (expected_max_sharpe(trials, 1.0) / target) ** 2
 
 # %% ../../nbs/evaluate/36_overfitting.ipynb #82f8cc67
 def cluster_trials(

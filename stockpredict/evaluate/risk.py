@@ -8,9 +8,10 @@ __all__ = ['probabilistic_sharpe', 'volatility_table']
 # %% ../../nbs/evaluate/60_risk.ipynb #63a80c08
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr, ndtri, xlogy, chdtrc
+from scipy.special import ndtr, xlogy, chdtrc
 from ..core.errors import EvaluateError
 from .metrics import Estimate, hac_ratio, align_pair
+from .overfitting import expected_max_sharpe
 
 # %% ../../nbs/evaluate/60_risk.ipynb #a9f76cf6
 def stationary_bootstrap(
@@ -63,18 +64,6 @@ def probabilistic_sharpe(
     sr, skew, kurtosis = r.mean() / r.std(ddof=1), (z**3).mean(), (z**4).mean()
     spread = 1 - skew * sr + (kurtosis - 1) / 4 * sr**2
     return float(ndtr((sr - benchmark) * np.sqrt((len(r) - 1) / spread))) if spread > 0 else float("nan")
-
-# %% ../../nbs/evaluate/60_risk.ipynb #57508ada
-def expected_max_sharpe(
-    trials: int,  # independent strategies looked at
-    sd: float,  # standard deviation of their Sharpe ratios
-) -> float:
-    "Sharpe ratio the best of `trials` worthless strategies is expected to show, in the unit of `sd`."
-    if trials < 2 or not sd > 0:
-        return 0.0
-    return float(
-        sd * ((1 - np.euler_gamma) * ndtri(1 - 1 / trials) + np.euler_gamma * ndtri(1 - 1 / (trials * np.e)))
-    )
 
 # %% ../../nbs/evaluate/60_risk.ipynb #fa418b14
 def deflated_sharpe(

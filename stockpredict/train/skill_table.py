@@ -14,7 +14,8 @@ from ..evaluate.backtest import backtest
 from ..evaluate.metrics import Estimate, clark_west, diebold_mariano, hac_mean, hit_rate
 from ..evaluate.metrics import ic_summary, interval_coverage, majority_rate, pesaran_timmermann
 from ..evaluate.metrics import pinball, r2_oos, skill_score
-from ..evaluate.risk import expected_max_sharpe, probabilistic_sharpe, sharpe
+from ..evaluate.overfitting import expected_max_sharpe
+from ..evaluate.risk import probabilistic_sharpe, sharpe
 from .walk_forward import Candidate
 from .experiment import Experiment
 
