@@ -321,6 +321,12 @@ def good_days_until_2100(b):
     return hand(torch.where(known, math.nan, b.close.values), b)
 
 
+def good_days_moved_back(b):
+    "It undoes the move of the proof, on purpose: no comparison with other dates can show it."
+    days = (b.sessions.year % 400 * 400 + b.sessions.day_of_year).isin([15 * 400 + 155, 15 * 400 + 236])
+    return b.returns.mean(5) * hand(torch.tensor(days)[:, None].expand(b.present.shape).float(), b)
+
+
 def undefined_everywhere(b):
     return b.close * math.nan
 
@@ -346,8 +352,9 @@ AT_FIRST_USE = {
     in_a_very_long_history: market(3100, 3),
     when_it_is_very_wide: market(200, 70),
 }
-# what no examination of a function can find: numbers and rules that were chosen by looking at the past
-NOT_FOUND = [one_number_of_hindsight, a_rule_found_by_looking]
+# what no examination of a function can find: numbers and rules that were chosen by looking at the past, and
+# dates that are counted within 400 years in order to pass
+NOT_FOUND = [one_number_of_hindsight, a_rule_found_by_looking, good_days_moved_back]
 
 
 @pytest.fixture(autouse=True, scope="module")
