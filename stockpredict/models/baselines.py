@@ -157,16 +157,27 @@ def predict(
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761
-class FeatureRule(LocationScale):
-    "A score computed from one feature."
+class Rule(LocationScale):
+    "A score that is not fitted: the same number everywhere, unless a subclass computes it."
 
-    learns, column = False, ""
+    learns, number = False, 0.0
 
     def __init__(
         self,
         seed: int = 0,  # accepted by every model; nothing here is random
     ):
         super().__init__(seed=seed)
+
+    def score(self, inputs: Inputs, start: int, stop: int) -> Tensor:
+        "The number everywhere."
+        shape = stop - start, len(inputs.tickers), len(self.horizons)
+        return torch.full(shape, self.number, device=inputs.x.device)
+
+# %% ../../nbs/models/30_baselines.ipynb #9d53faa7
+class FeatureRule(Rule):
+    "A score computed from one feature."
+
+    column = ""
 
     def to_score(self, x: Tensor) -> Tensor:
         "The score from the feature; the feature itself by default."
@@ -230,20 +241,10 @@ class LastValue(FeatureRule):
 
 # %% ../../nbs/models/30_baselines.ipynb #b09cf6dc
 @model("always_up", complexity=0, kind="baseline")
-class AlwaysUp(LocationScale):
+class AlwaysUp(Rule):
     "Every stock rises: the drift of the market, upwards whatever it was, and no ranking."
 
-    learns = False
-
-    def __init__(
-        self,
-        seed: int = 0,  # accepted by every model; nothing here is random
-    ):
-        super().__init__(seed=seed)
-
-    def score(self, inputs: Inputs, start: int, stop: int) -> Tensor:
-        "One everywhere."
-        return torch.ones(stop - start, len(inputs.tickers), len(self.horizons), device=inputs.x.device)
+    number = 1.0
 
     def fit(self, data: Dataset, report=None):
         "Learn the width of the distribution, with its middle above zero."
@@ -255,20 +256,8 @@ class AlwaysUp(LocationScale):
 
 # %% ../../nbs/models/30_baselines.ipynb #c06d1486
 @model("zero", complexity=0, kind="baseline")
-class Zero(LocationScale):
+class Zero(Rule):
     "No expected return: the random walk."
-
-    learns = False
-
-    def __init__(
-        self,
-        seed: int = 0,  # accepted by every model; nothing here is random
-    ):
-        super().__init__(seed=seed)
-
-    def score(self, inputs: Inputs, start: int, stop: int) -> Tensor:
-        "Zero everywhere."
-        return torch.zeros(stop - start, len(inputs.tickers), len(self.horizons), device=inputs.x.device)
 
     def fit(self, data: Dataset, report=None):
         "Learn the width of the distribution, and make it symmetric."

@@ -38,6 +38,8 @@ class RecurrentEncoder(nn.Module):
 class SequenceModel(NetModel):
     "A network over the sessions of a window."
 
+    window_encoder = None  # made from features, width, sessions and the share dropped
+
     def __init__(
         self,
         sequence: int = 20,  # sessions in a window
@@ -56,29 +58,27 @@ class SequenceModel(NetModel):
         "Seed, window and epochs from the settings."
         return super().from_settings(settings) | dict(sequence=settings.models.sequence)
 
+    def encoder(self, features: int) -> nn.Module:
+        "The network of the window."
+        return self.window_encoder(features, self.hidden, self.sequence, self.dropout)
+
 # %% ../../nbs/models/62_sequence_nets.ipynb #d2e9633e
 @model("lstm", complexity=4, kind="net")
 class Lstm(SequenceModel):
     "LSTM with attention over the last sessions."
 
-    def encoder(
-        self,
-        features: int,  # inputs per session, the presence flag included
-    ) -> nn.Module:
-        "A recurrent layer with attention."
-        return RecurrentEncoder(features, self.hidden)
+    cell = "lstm"
 
-# %% ../../nbs/models/62_sequence_nets.ipynb #637eb1c0
+    def encoder(self, features: int) -> nn.Module:
+        "A recurrent layer with attention."
+        return RecurrentEncoder(features, self.hidden, self.cell)
+
+
 @model("gru", complexity=4, kind="net")
-class Gru(SequenceModel):
+class Gru(Lstm):
     "GRU with attention over the last sessions."
 
-    def encoder(
-        self,
-        features: int,  # inputs per session, the presence flag included
-    ) -> nn.Module:
-        "A recurrent layer with attention."
-        return RecurrentEncoder(features, self.hidden, "gru")
+    cell = "gru"
 
 # %% ../../nbs/models/62_sequence_nets.ipynb #cb317c1f
 class ConvolutionBlock(nn.Module):
@@ -126,12 +126,7 @@ class ConvolutionEncoder(nn.Module):
 class Tcn(SequenceModel):
     "Temporal convolution over the last sessions."
 
-    def encoder(
-        self,
-        features: int,  # inputs per session, the presence flag included
-    ) -> nn.Module:
-        "Blocks of causal convolutions."
-        return ConvolutionEncoder(features, self.hidden, self.sequence, self.dropout)
+    window_encoder = ConvolutionEncoder
 
 # %% ../../nbs/models/62_sequence_nets.ipynb #e0553aad
 class TransformerEncoder(nn.Module):
@@ -169,9 +164,4 @@ class TransformerEncoder(nn.Module):
 class TransformerModel(SequenceModel):
     "Small causal Transformer over the last sessions."
 
-    def encoder(
-        self,
-        features: int,  # inputs per session, the presence flag included
-    ) -> nn.Module:
-        "Two layers of causal attention."
-        return TransformerEncoder(features, self.hidden, self.sequence, self.dropout)
+    window_encoder = TransformerEncoder
