@@ -7,6 +7,9 @@ a planted rank IC of 0.05; for the volatility head, markets of constant and of m
 Each market goes through the code of a real run: features, purged walk-forward, candidates, verdict. A market
 takes a few CPU seconds. Shares come with their exact 95 % interval (Clopper and Pearson, 1934): no promotion
 in 40 null markets still allows a true rate of 9 %.
+
+Printed for the volatility head with log_har, seeds 5001 to 5024 in two runs: 0 of 24 steady markets promoted
+(95 % interval 0 to 14 %) and 24 of 24 moving ones (86 to 100 %).
 """
 
 import argparse
