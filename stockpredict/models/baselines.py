@@ -157,7 +157,7 @@ def predict(
     return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761
-class Rule(LocationScale):
+class FixedScore(LocationScale):
     "A score that is not fitted: the same number everywhere, unless a subclass computes it."
 
     learns, number = False, 0.0
@@ -174,7 +174,7 @@ class Rule(LocationScale):
         return torch.full(shape, self.number, device=inputs.x.device)
 
 # %% ../../nbs/models/30_baselines.ipynb #9d53faa7
-class FeatureRule(Rule):
+class FeatureRule(FixedScore):
     "A score computed from one feature."
 
     column = ""
@@ -241,7 +241,7 @@ class LastValue(FeatureRule):
 
 # %% ../../nbs/models/30_baselines.ipynb #b09cf6dc
 @model("always_up", complexity=0, kind="baseline")
-class AlwaysUp(Rule):
+class AlwaysUp(FixedScore):
     "Every stock rises: the drift of the market, upwards whatever it was, and no ranking."
 
     number = 1.0
@@ -256,7 +256,7 @@ class AlwaysUp(Rule):
 
 # %% ../../nbs/models/30_baselines.ipynb #c06d1486
 @model("zero", complexity=0, kind="baseline")
-class Zero(Rule):
+class Zero(FixedScore):
     "No expected return: the random walk."
 
     def fit(self, data: Dataset, report=None):
