@@ -6467,6 +6467,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'stockpredict/train/champion.py'),
                                              'stockpredict.train.champion._line_problem': ( 'train/champion.html#_line_problem',
                                                                                             'stockpredict/train/champion.py'),
+                                             'stockpredict.train.champion._sign_end': ( 'train/champion.html#_sign_end',
+                                                                                        'stockpredict/train/champion.py'),
                                              'stockpredict.train.champion._signed_bytes': ( 'train/champion.html#_signed_bytes',
                                                                                             'stockpredict/train/champion.py'),
                                              'stockpredict.train.champion._trusted_key': ( 'train/champion.html#_trusted_key',

@@ -237,6 +237,8 @@ def append_signed_line(
     **end,  # further fields of the end
 ):
     "Append one complete, signed line that names the line before, and sign the end of the log."
+    if not (path.exists() or path.with_suffix(".end").exists()):  # a log without an end is never a young one
+        _sign_end(settings, path, end | dict(lines=0, last=""))
     with open(path, "ab+") as f:
         f.seek(0)
         old = f.read()
@@ -246,7 +248,11 @@ def append_signed_line(
         f.write((b"\n" if old and not old.endswith(b"\n") else b"") + line + b"\n")
         f.flush()
         os.fsync(f.fileno())
-    end |= dict(lines=len(lines) + 1, last=line_hash(line))
+    _sign_end(settings, path, end | dict(lines=len(lines) + 1, last=line_hash(line)))
+
+
+def _sign_end(settings, path, end):
+    "Write how many lines a log has, and the hash of the last one."
     atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
 
 # %% ../../nbs/train/70_champion.ipynb #a0bd85f8

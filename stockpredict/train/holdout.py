@@ -53,7 +53,7 @@ def _log_end_problem(settings, hashes):
     "What is wrong with the end of the log, if anything."
     end = read_json(_log(settings).with_suffix(".end"), default=None)
     if end is None:
-        return "its end is not recorded" if len(hashes) > 2 else ""
+        return "its end is not recorded" if len(hashes) > 1 else ""
     if entry_state(settings, end) != "signed" or end.get("kind") != f"{LOOK}, end":
         return "its end is not what this installation has signed"
     written = end["lines"]

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from stockpredict.train import champion
+
 from stockpredict.core.errors import EvaluateError, NotEnoughSessions
 from stockpredict.core.settings import load_settings
 from stockpredict.models.dataset import sample_dataset
@@ -69,6 +71,38 @@ def test_a_log_that_was_touched_is_not_counted(vault, panel, how):
     assert "counts as used" in holdout_sentence(vault.settings)
     with pytest.raises(EvaluateError, match="was changed"):
         vault.look(panel, why="again")
+
+
+def test_a_log_cut_to_one_line_without_its_end_is_not_a_young_one(vault, panel):
+    for k in range(2):
+        vault.look(panel, why=f"look {k}")
+    path = log(vault)
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    path.with_suffix(".end").unlink()
+    with pytest.raises(EvaluateError, match="its end is not recorded"):
+        read_looks(vault.settings)
+
+
+def test_a_crash_after_the_first_line_counts_it(vault, panel, monkeypatch):
+    "Killed between the line and its end: the end still says that there is none."
+    vault.look(panel, why="first")
+    path = log(vault)
+    first = path.read_bytes()
+    path.unlink()
+    path.with_suffix(".end").unlink()
+    append = champion._sign_end
+
+    def killed(settings, path, end):
+        if end["lines"]:
+            raise KeyboardInterrupt
+        append(settings, path, end)
+
+    monkeypatch.setattr(champion, "_sign_end", killed)
+    with pytest.raises(KeyboardInterrupt):
+        vault.look(panel, why="first")
+    assert len(path.read_bytes().splitlines()) == len(first.splitlines()) == 1
+    monkeypatch.undo()
+    assert len(read_looks(vault.settings)) == 1
 
 
 def test_a_crash_after_the_line_leaves_a_log_that_counts_it(vault, panel):
