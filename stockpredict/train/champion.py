@@ -250,7 +250,7 @@ def append_signed_line(
         os.fsync(f.fileno())
     _sign_end(settings, path, end | dict(lines=len(lines) + 1, last=line_hash(line)))
 
-
+# %% ../../nbs/train/70_champion.ipynb #f278bf1e
 def _sign_end(settings, path, end):
     "Write how many lines a log has, and the hash of the last one."
     atomic_write(path.with_suffix(".end"), json.dumps(sign_entry(settings, end), sort_keys=True))
