@@ -52,7 +52,8 @@ def test_every_head_stands_in_the_table_with_intervals_and_p_values(printed):
     assert set(table["head"]) == {"direction", "volatility", "intervals"}
     for head, part in table.groupby("head"):
         judged = part[part.low.notna() & part.p.notna()]
-        assert len(judged) and (judged.low <= judged.value).all() and (judged.value <= judged.high).all(), head
+        assert len(judged), head
+        assert judged.value.between(judged.low, judged.high).all(), head
         assert judged.p.between(0, 1).all(), head
     assert {"mean", "ridge"} <= set(table[table["head"] == "direction"].model)
     assert {"ewma", "log_har"} <= set(table[table["head"] == "volatility"].model)
