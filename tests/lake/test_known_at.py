@@ -1,14 +1,10 @@
 """What was known when: batches with corrections, changing lags, late bars and stated times, against a plain
-reference; and each fault of the kind by itself.
-
-    python tests/lake/test_known_at.py 400        400 cases of five batches, as a command
-"""
+reference; and each fault of the kind by itself."""
 
 import os
-import random
-import sys
-import tempfile
+import runpy
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,188 +15,20 @@ from stockpredict.core.errors import DataError
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import ingest
 from stockpredict.ingest.intraday import add_intraday, load_intraday
-from stockpredict.lake.known_at import due_times
 from stockpredict.lake.lake import Lake
-from stockpredict.quality.gate import RULES, suspects, with_rule_columns
-from stockpredict.sources.bars import as_bars, tidy_bars
 from stockpredict.sources.simulate import sample_bars
 
+ROOT = Path(__file__).resolve().parents[2]
 CALENDAR = get_calendar()
 SESSIONS = CALENDAR.sessions("2024-01-02", "2024-01-24")
 CLOSES = [CALENDAR.close(day) for day in SESSIONS]
-TICK = pd.Timedelta(microseconds=1)
-
-
-class Reference:
-    "What was known when, by the rules of the notebook, with a list of versions for each bar."
-
-    def __init__(self):
-        self.versions = {}  # (ticker, session) -> [(known, value, stated)], in the order of receipt
-        self.quarantined = 0
-
-    def receive(self, rows, now):
-        "A batch of (ticker, session, value, stamp or None, lag)."
-        first = {}
-        for ticker, day in self.versions:
-            first[ticker] = min(day, first.get(ticker, day))
-        bars = {}
-        for ticker, day, value, stamp, lag in rows:
-            close = CLOSES[day]
-            if close > now or (stamp is not None and not close <= stamp <= now):
-                self.quarantined += 1
-                continue
-            known = close + lag if stamp is None else stamp
-            bars.setdefault((ticker, day), []).append((known, value, stamp is not None, lag))
-        new, at_receipt = [], set()
-        for (ticker, day), sent in bars.items():
-            sent.sort(key=lambda version: version[0])
-            follows = ticker in first and day > first[ticker]
-            if (ticker, day) in self.versions:
-                if self._correct((ticker, day), sent, now):
-                    at_receipt.add(ticker)
-                continue
-            for place, (known, value, stated, lag) in enumerate(sent):
-                if place and value == sent[place - 1][1]:
-                    continue
-                new.append((ticker, day, place, known, value, stated, follows))
-                if follows and not stated and now > CLOSES[day + 1] + lag:
-                    at_receipt.add(ticker)
-        for ticker, day, place, known, value, stated, follows in new:
-            if ticker in at_receipt and follows and not stated:
-                known = max(known, now + place * TICK)
-            self.versions.setdefault((ticker, day), []).append((known, value, stated))
-
-    def _correct(self, bar, sent, now):
-        "Add the versions of a stored bar; whether one counts from the receipt."
-        stored = self.versions[bar]
-        newest = stored[-1]
-        value_now = newest[1]
-        for known, value, stated, _ in sent[:-1] if len(sent) > 1 else []:
-            if stated and known > newest[0] and value != value_now:
-                stored.append((known, value, True))
-                value_now = value
-        known, value, stated, _ = sent[-1]
-        if stated and known > newest[0]:
-            if value != value_now:
-                stored.append((known, value, True))
-            return False
-        same_archive = newest[2] and any((k, v) == (known, value) for k, v, _ in stored)
-        if value == newest[1] or same_archive:
-            return False
-        stored.append((max(now, stored[-1][0] + TICK), value, False))
-        return True
-
-    def view(self, at=None):
-        "Bar -> value, as it was known at a moment."
-        seen = {bar: [v for k, v, _ in vs if at is None or k <= at] for bar, vs in self.versions.items()}
-        return {bar: values[-1] for bar, values in seen.items() if values}
-
-    def current(self, source):
-        "The newest versions as bars that state their times."
-        last = [(t, d, *versions[-1]) for (t, d), versions in sorted(self.versions.items())]
-        return as_bars(
-            dict(
-                ticker=[x[0] for x in last],
-                event_time=[CLOSES[x[1]] for x in last],
-                known_at=[x[2] for x in last],
-                close=[x[3] for x in last],
-                source=source,
-                stated=True,
-            )
-        )
-
-
-def received(lake, source, **how):
-    bars = lake.bars(source=source, **how)
-    days = {close: day for day, close in enumerate(CLOSES)}
-    return {(t, days[e]): c for t, e, c in zip(bars.ticker, bars.event_time, bars.close, strict=True)}
-
-
-def batch(rng, now, truth, lag):
-    "Rows as a source may send them: resent, corrected, stamped rightly, too early, too late, or not at all."
-    rows = []
-    stamped = rng.random() < 0.4
-    for ticker in "AB":
-        days = [day for day in range(len(SESSIONS) - 1) if CLOSES[day] <= now + pd.Timedelta(days=1)]
-        for day in rng.sample(days, min(len(days), rng.randint(0, 5))):
-            bar = (ticker, day)
-            if bar not in truth or rng.random() < 0.25:
-                truth[bar] = float(rng.randint(90, 110))
-            stamp = None
-            if stamped and rng.random() < 0.8:
-                span = (now - CLOSES[day]) * rng.choice([-0.2, -0.01, 0, 0.3, 0.6, 0.9, 1, 1.0001, 3])
-                stamp = (CLOSES[day] + span).floor("us")
-            rows.append((ticker, day, truth[bar], stamp, lag))
-    return rows
-
-
-def store(lake, source, rows, now, lag):
-    "One batch on its whole way: tidied, judged by the fast checks of the gate, stored."
-    frame = pd.DataFrame(
-        dict(
-            ticker=[r[0] for r in rows],
-            date=[str(SESSIONS[r[1]].date()) for r in rows],
-            close=[r[2] for r in rows],
-        )
-    )
-    if any(r[3] is not None for r in rows):
-        frame["known_at"] = [r[3].isoformat() if r[3] is not None else "" for r in rows]
-    bars = tidy_bars(frame, source=source, lag_minutes=lag.total_seconds() / 60)
-    wrong = suspects(with_rule_columns(bars, CALENDAR, now), RULES)
-    good, bad = bars[~wrong].reset_index(drop=True), bars[wrong].assign(reason="impossible")
-    due = due_times(good.event_time, CALENDAR, lag)
-    lake.append(good, bad, now, due=due)
-    assert lake.append(good, bad, now, due=due).batch == "", "the same again changes nothing"
-
-
-def check_case(lake, twin, source, seed):
-    "Five random batches; after each, views of random days, the present and the fingerprint agree."
-    rng = random.Random(seed)
-    reference, truth, past = Reference(), {}, []
-    now = CLOSES[rng.randint(2, 6)] + pd.Timedelta(minutes=rng.choice([5, 90]))
-    for number in range(5):
-        lag = pd.Timedelta(minutes=rng.choice([0, 5, 15, 60, 600]))
-        rows = batch(rng, now, truth, lag)
-        if rows:
-            store(lake, source, rows, now, lag)
-            reference.receive(rows, now)
-            assert lake.recorded_fingerprint(source) == lake.fingerprint(source=source), (seed, number)
-            assert received(lake, source) == reference.view(), (seed, number)
-        sessions = rng.sample(CLOSES, 2)
-        for at in [now, *(close + pd.Timedelta(minutes=rng.choice([-1, 10, 700])) for close in sessions)]:
-            assert received(lake, source, as_of=at) == reference.view(at), (seed, number, at)
-        for at, seen in past:
-            if not any(row[3] is not None for row in rows):
-                later = received(lake, source, as_of=at)
-                same = {bar: later[bar] for bar in seen} == seen
-                assert same, (seed, number, "an earlier view changed", at)
-        past = [(at, received(lake, source, as_of=at)) for at in [*(at for at, _ in past), now][-3:]]
-        now += pd.Timedelta(hours=rng.choice([1, 20, 30, 100, 240]))
-    if reference.versions:
-        expected = twin.append(reference.current(source), now=now, backfill=True).fingerprint
-        assert lake.fingerprint(source=source) == expected, seed
-    return len(reference.versions), sum(map(len, reference.versions.values())), reference.quarantined
-
-
-def check_cases(count, seed):
-    "How many bars, versions and quarantined rows the cases had."
-    totals = np.zeros(3, int)
-    for block in range(0, count, 25):
-        with tempfile.TemporaryDirectory() as home:
-            lakes = [
-                Lake(Settings().with_(**{"storage.home": f"{home}/{name}"}).storage)
-                for name in ("one", "two")
-            ]
-            for case in range(block, min(block + 25, count)):
-                totals += check_case(*lakes, f"case{case}", f"{seed} {case}")
-            for lake in lakes:
-                lake.close()
-    return totals
 
 
 def test_random_corrections_lags_and_stamps_agree_with_a_plain_reference():
-    cases = 60 if os.environ.get("TESTS_ALL_STEPS") == "1" else 3
-    bars, versions, quarantined = check_cases(cases, os.environ.get("TESTS_KILL_SEED", "0"))
+    "A few cases here, 400 with --all-steps; `python benchmarks/known_at.py` draws 2,000."
+    check_cases = runpy.run_path(str(ROOT / "benchmarks/known_at.py"))["check_cases"]
+    cases = 400 if os.environ.get("TESTS_ALL_STEPS") == "1" else 7
+    bars, versions, quarantined, _ = check_cases(cases, os.environ.get("TESTS_KILL_SEED", "0"), together=40)
     assert versions > bars > 0 and quarantined > 0
 
 
@@ -362,11 +190,6 @@ def test_intraday_bars_follow_the_same_rules(tmp_path):
     assert (report.rows_new, report.rows_corrected) == (1, 1)
     seen = [load_intraday(s, "AAA", as_of=at).close.tolist() for at in ("2024-01-20", "2024-02-20T12:00Z")]
     assert seen == [[10.0, 11, 12], [10.0, 50, 12, 13]]
-
-
-if __name__ == "__main__":
-    total = check_cases(int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "0")
-    print("{} bars, {} versions, {} quarantined rows: every view as in the reference".format(*total))
 
 
 @pytest.mark.parametrize("split", [[0, 8], [0, 3, 8], [0, 5, 6, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
