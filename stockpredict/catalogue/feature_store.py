@@ -6,7 +6,7 @@
 __all__ = ['FeatureStore', 'read_features']
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #126361ed
-import hashlib, json, math, tempfile, threading, time, uuid
+import hashlib, json, logging, math, tempfile, threading, time, uuid
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -35,7 +35,7 @@ from stockpredict.catalogue.part_files import (
     part_schema,
     read_part,
 )
-from .part_files import save_presence, split_years, write_part
+from .part_files import file_digest, is_intact, save_presence, split_years, write_part
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #32e479d6
 class FeatureStore:
@@ -218,10 +218,30 @@ def manifest(
     "Which files hold the values of a snapshot."
     try:
         manifest = json.loads((self.folder / f"{snapshot}.json").read_text())
-    except (OSError, ValueError):
+        if manifest.pop("digest", None) not in (None, _digest(manifest)):  # an earlier release noted none
+            return None
+        if not is_intact(self.folder / manifest["presence"], manifest.get("presence_digest")):
+            return None
+        there = all((self.folder / p["file"]).is_file() for p in manifest["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    files = [p["file"] for p in manifest["parts"]] + [manifest["presence"]]
-    return manifest if all((self.folder / file).is_file() for file in files) else None
+    return manifest if there else None
+
+# %% ../../nbs/catalogue/40_feature_store.ipynb #3be28785
+log = logging.getLogger(__name__)
+
+
+def _digest(manifest):
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+@patch
+def _are_intact(self: FeatureStore, parts):  # whether all are what was written; damaged ones are removed
+    damaged = [p["file"] for p in parts if not is_intact(self.folder / p["file"], p.get("sha256"))]
+    for file in damaged:
+        log.warning("The stored features in %s are damaged; they are computed again.", file)
+        (self.folder / file).unlink(missing_ok=True)
+    return not damaged
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #e05a983a
 _SMALL_MARKET = 50_000  # bars; on fewer, a plan for the newest rows pays only when it is used again
@@ -243,9 +263,11 @@ def _save(
     if state:
         before = int(state["present"].sum())
         days, tickers, there = merge_presence(state, days, tickers, there)
+    presence = save_presence(self.folder, days, tickers, there)
     manifest = dict(
         parts=old_parts + parts,
-        presence=save_presence(self.folder, days, tickers, there),
+        presence=presence,
+        presence_digest=file_digest(self.folder / presence),
         sessions=len(days),
         rows=int(there.sum()),
         kept=before,
@@ -338,9 +360,13 @@ def materialise(
         since = self.changed_since(base["snapshot"], snapshot) if base else pd.Timestamp.min
         manifest, loaded = (base, 0) if since is None else self._extend(base, since, snapshot)
         if len(manifest["parts"]) > MAX_PARTS:
-            manifest = manifest | dict(parts=join_parts(self.folder, manifest["parts"], self.names))
+            if self._are_intact(manifest["parts"]):
+                manifest = manifest | dict(parts=join_parts(self.folder, manifest["parts"], self.names))
+            else:
+                manifest, loaded = self._extend(None, pd.Timestamp.min, snapshot)
         manifest = manifest | dict(snapshot=snapshot)
-        atomic_write(self.folder / f"{snapshot}.json", json.dumps(manifest), durable=False)
+        text = json.dumps(manifest | dict(digest=_digest(manifest)))
+        atomic_write(self.folder / f"{snapshot}.json", text, durable=False)
         if loaded:
             return _summary(manifest, manifest["kept"], manifest["since"], loaded, began)
         return _summary(manifest, manifest["rows"], "", 0, began)
@@ -395,6 +421,8 @@ def frame(
     if wanted is not None:
         self._check_tickers(wanted, manifest)
     parts = [p for p in manifest["parts"] if p["first"] <= hi and p["last"] >= lo]
+    if not self._are_intact(parts):
+        return self.frame(tickers, start, end, snapshot)  # the damaged part is gone: it is computed again
     tables = [read_part(self.folder, p, self.names, wanted, lo, hi) for p in parts]
     table = pa.concat_tables([part_schema(self.names).empty_table(), *tables]).to_pandas(date_as_object=False)
     out = table.sort_values(["ticker", "session"], kind="stable", ignore_index=True)

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #8c34536d
-import time
+import hashlib, time
 from itertools import pairwise
 from pathlib import Path
 import numpy as np
@@ -15,6 +15,34 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from ..core.files import atomic_path
+
+# %% ../../nbs/catalogue/37_part_files.ipynb #368ad163
+def file_digest(
+    path: Path,  # of a file
+) -> str:  # SHA-256, 64 hex digits
+    "Digest of a file's bytes."
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+_CHECKED = {}  # path -> size and time of change when its digest was last right
+
+
+def is_intact(
+    path: Path,  # of a file
+    digest: str | None,  # from `file_digest`, when it was written; None = an earlier release noted none
+) -> bool:
+    "Whether a file is what was written."
+    if digest is None:
+        return path.is_file()
+    try:
+        at = path.stat()
+        mark = at.st_size, at.st_mtime_ns, digest
+        if _CHECKED.get(path) != mark and file_digest(path) == digest:
+            _CHECKED[path] = mark
+    except OSError:
+        return False
+    return _CHECKED.get(path) == mark
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #7a68ef09
 def split_years(
@@ -25,11 +53,12 @@ def split_years(
     return [slice(a, b) for a, b in pairwise(edges)]
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #055633c2
-def _write_table(folder, table, first, last):  # a new Parquet file for these sessions; its name
+def _write_table(folder, table, first, last):  # a new Parquet file for these sessions; what to note of it
     file = f"{first:%Y%m%d}-{last:%Y%m%d}-{time.time_ns():x}.parquet"
     with atomic_path(folder / file, durable=False) as path:
         pq.write_table(table, path, compression="lz4", use_dictionary=["ticker"], row_group_size=32_768)
-    return file
+    digest = file_digest(folder / file)
+    return dict(file=file, first=f"{first:%Y-%m-%d}", last=f"{last:%Y-%m-%d}", rows=len(table), sha256=digest)
 
 
 def write_part(
@@ -44,8 +73,7 @@ def write_part(
     names = pa.DictionaryArray.from_arrays(pa.array(n.astype(np.int32)), pa.array(tickers, pa.string()))
     table = {"session": pa.array(sessions.to_numpy()[t].astype("datetime64[D]")), "ticker": names}
     table |= {name: pa.array(np.ascontiguousarray(x.T)[present.T]) for name, x in columns.items()}
-    file = _write_table(folder, pa.table(table), sessions[0], sessions[-1])
-    return dict(file=file, first=f"{sessions[0]:%Y-%m-%d}", last=f"{sessions[-1]:%Y-%m-%d}", rows=len(n))
+    return _write_table(folder, pa.table(table), sessions[0], sessions[-1])
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #93506cad
 def part_schema(
@@ -90,8 +118,7 @@ def join_parts(
         tables = [read_part(folder, p, names, None, p["first"], p["last"]) for p in group]
         table = pa.concat_tables(tables).sort_by([("ticker", "ascending"), ("session", "ascending")])
         days = pa.compute.min_max(table["session"]).as_py()
-        file = _write_table(folder, table, days["min"], days["max"])
-        out.append(dict(file=file, first=str(days["min"]), last=str(days["max"]), rows=len(table)))
+        out.append(_write_table(folder, table, days["min"], days["max"]))
     return out
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #afb4173a
