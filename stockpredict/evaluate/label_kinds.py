@@ -135,6 +135,15 @@ def uniqueness(
     return out.float()
 
 # %% ../../nbs/evaluate/05_label_kinds.ipynb #347f9b39
+def barrier_outcomes(
+    panel: Panel,  # bars
+    horizon: int,  # most sessions from entry to exit
+    entry_delay: int = 1,  # sessions from decision to entry
+) -> tuple:  # (returns, which barrier, position of the end), see `triple_barrier`
+    "Triple-barrier outcomes of a panel, with barriers in units of the volatility of 20 sessions."
+    return triple_barrier(panel.close.values, panel.returns.std(20).values, horizon, entry_delay)
+
+# %% ../../nbs/evaluate/05_label_kinds.ipynb #44e80563
 LABEL_KINDS = ("return", "excess", "residual", "volatility", "barrier")
 
 
@@ -148,13 +157,12 @@ def labels_by_kind(
     if kind not in LABEL_KINDS:
         raise EvaluateError(f"There is no label called '{kind}'.", f"Use one of {', '.join(LABEL_KINDS)}.")
     beta = past_beta(panel) if kind == "residual" else None
-    sigma = panel.returns.std(20).values if kind == "barrier" else None
 
     def one(h):
         if kind == "volatility":
             return realised_volatility(panel, h, entry_delay)
         if kind == "barrier":
-            return triple_barrier(panel.close.values, sigma, h, entry_delay)[0]
+            return barrier_outcomes(panel, h, entry_delay)[0]
         y = forward_returns(panel.close.values, h, entry_delay)
         if kind == "residual":
             return residual_returns(y, beta)

@@ -9,7 +9,7 @@ __all__ = []
 import numpy as np
 from ..core.errors import EvaluateError
 from .backtest import rank_weights, sleeves
-from .ranks import LARGE, large_ranks
+from .ranks import LARGE, large_end_weights
 
 # %% ../../nbs/evaluate/52_strategies.ipynb #5992093e
 def table_places(
@@ -26,12 +26,14 @@ def end_weights(
     short: bool,  # hold the lowest share short
 ) -> np.ndarray:
     "Equal weights of the highest share, less those of the lowest; absolute weights add up to one."
+    if score.size >= LARGE:
+        return large_end_weights(score, share, short)
     score = np.where(np.isfinite(score), score, np.nan)
     known = np.isfinite(score).sum(1)
     sides = 2 if short else 1
     count = np.clip(np.round(known * share), 1, np.maximum(known // sides, 1))[:, None]
     weight = np.where(known >= 2, 1 / (sides * count[:, 0]), 0.0)[:, None]
-    place = large_ranks(score, shared=False) if score.size >= LARGE else table_places(score)
+    place = table_places(score)
     out = np.where(place > known[:, None] - count, weight, 0.0)
     return np.where(place <= count, -weight, out) if short else out
 

@@ -43,3 +43,22 @@ def test_a_large_market_takes_the_compiled_way_and_gives_the_same(dtype, monkeyp
     large = metrics.row_ranks(x), backtest.rank_weights(x), strategies.portfolio_weights(x, "decile")
     for a, b in zip(small, large, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-15)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(float, (3, 17), elements=VALUES), st.sampled_from([0.1, 0.2, 0.5, 1.0]), st.booleans())
+def test_ends_are_those_of_the_whole_ranking(x, share, short):
+    np.testing.assert_array_equal(
+        ranks.large_end_weights(x, share, short), strategies.end_weights(x, share, short)
+    )
+
+
+def test_scores_that_differ_in_their_last_digits_only_are_ordered_exactly():
+    rng = np.random.default_rng(3)
+    x = 1 + 1e-13 * rng.integers(0, 500, (20, 900))
+    x[:, ::7] = -x[:, ::7]
+    expected = np.array([stats.rankdata(row) for row in x])
+    np.testing.assert_array_equal(ranks.large_ranks(x), expected)
+    np.testing.assert_array_equal(
+        ranks.large_end_weights(x, 0.1, True), strategies.end_weights(x, 0.1, True)
+    )
