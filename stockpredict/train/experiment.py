@@ -321,7 +321,7 @@ def audit_context(
     panel: Panel,  # bars
     spec,  # features and normalisation
     untrusted: torch.Tensor,  # bool `[S, N]`, from `untrusted_bars`
-    read: dict,  # as_of and snapshot the bars were read with
+    left_out: np.ndarray | None,  # closes, from `left_out_closes`
 ) -> dict:  # for `audit_data`
     "How the data of an experiment are made from bars, and what its universe leaves out."
 
@@ -329,7 +329,7 @@ def audit_context(
         data = training_dataset(settings, bars, spec)
         return exclude_bars(data, bars, untrusted[: len(bars)])[0]
 
-    return dict(make=make, left_out=left_out_closes(settings, panel, **read))
+    return dict(make=make, left_out=left_out)
 
 # %% ../../nbs/train/30_experiment.ipynb #3bb26f12
 def run_experiment(
@@ -347,6 +347,7 @@ def run_experiment(
     with Lake(settings.storage, read_only=True) as lake:
         panel, snapshot = training_panel(settings, as_of, snapshot, lake)
         flags = stored_flags(settings, as_of, snapshot, lake=lake)
+        left_out = left_out_closes(settings, panel, as_of, snapshot, lake)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     data = training_dataset(settings, panel, spec)
     wrong = untrusted_bars(panel, settings.data.calendar, flags)
@@ -360,7 +361,7 @@ def run_experiment(
     with progress("training", steps, quiet) as on_step:
         store = CandidateStore(place, settings, lineage, spec, on_step)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
-        context["audit"] = audit_context(settings, panel, spec, wrong, dict(as_of=as_of, snapshot=snapshot))
+        context["audit"] = audit_context(settings, panel, spec, wrong, left_out)
         study = compare_candidates(settings, data, close, run=store, **context)
 
         def run_champion(name, params):

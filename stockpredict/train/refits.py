@@ -14,7 +14,7 @@ import torch
 from ..core.calendar import get_calendar
 from ..core.errors import StockpredictError
 from ..core.settings import Settings
-from ..lake.lake import Lake, moment
+from ..lake.lake import Lake, moment, use_lake
 from ..ingest.ingest import load_bars
 from ..sources.source import source_id
 from ..algebra.leak_scan import data_kind
@@ -309,19 +309,20 @@ def left_out_closes(
     panel: Panel,  # bars of the experiment
     as_of=None,  # a date (its end) or an instant, UTC; now by default
     snapshot: int | None = None,  # a version of the lake; the newest by default
+    lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> np.ndarray | None:  # `[session, ticker]`; `None` when the universe is all of the lake
     "Closes of the stocks that the universe of the settings leaves out."
     if not settings.data.universe:
         return None
     at = min(moment(as_of, late=True), pd.Timestamp.now("UTC"))
-    with Lake(settings.storage, read_only=True) as lake:
+    with use_lake(lake, settings.storage) as lake:
         others = sorted(set(lake.tickers(source_id(settings))) - set(panel.tickers))
-    names = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(len(others), MOST_LEFT_OUT))]
-    if len(names) < 8:
-        return None
-    try:
-        bars = load_bars(settings, names, as_of=at, snapshot=snapshot)
-    except StockpredictError:  # they have no bars in this period
-        return None
+        names = [others[int(i)] for i in np.linspace(0, len(others) - 1, min(len(others), MOST_LEFT_OUT))]
+        if len(names) < 8:
+            return None
+        try:
+            bars = load_bars(settings, names, as_of=at, snapshot=snapshot, lake=lake)
+        except StockpredictError:  # they have no bars in this period
+            return None
     closes = Panel.from_bars(bars, get_calendar(settings.data.calendar)).close.frame()
     return closes.reindex(panel.sessions).to_numpy(dtype=float)

@@ -1,5 +1,6 @@
 """A lake is opened once, where a command or a step begins, and handed on."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +16,7 @@ from stockpredict.ops.work import begin_work, lake_state, load_work
 from stockpredict.sources.intraday_simulation import simulate_intraday
 from stockpredict.sources.simulate import sample_bars
 from stockpredict.sources.source import source_id
+from stockpredict.train.refits import left_out_closes
 from stockpredict.train.training_data import training_panel
 
 
@@ -71,6 +73,22 @@ def test_training_data_and_flags_read_one_open_lake(settings, opened):
     assert opened == [True, True] and same == snapshot and len(again) == len(panel) == 60
     pd.testing.assert_frame_equal(bars, load_bars(named))
     assert (flags is None) == (stored_flags(named) is None) and state == lake_state(named)
+
+
+def test_stocks_that_the_universe_leaves_out_are_read_from_the_open_lake(tmp_path, opened):
+    twelve = sample_bars(tickers=12, sessions=30)
+    names = sorted(twelve.ticker.unique())
+    home = {"storage.home": str(tmp_path), "data.source": "simulated", "data.universe": names[:3]}
+    few = Settings().with_(**home, **{"data.end": ""})
+    with Lake(few.storage) as lake:
+        lake.append(twelve.assign(source=source_id(few)), now="2024-01-01T12:00Z")
+    opened.clear()
+    with Lake(few.storage, read_only=True) as lake:
+        panel, snapshot = training_panel(few, lake=lake)
+        others = left_out_closes(few, panel, None, snapshot, lake)
+    assert opened == [True] and others.shape == (30, 9)
+    right = twelve[~twelve.ticker.isin(names[:3])].pivot(index="event_time", columns="ticker", values="close")
+    assert np.allclose(others, right.to_numpy())
 
 
 def test_due_facts_open_the_lake_once_and_without_its_lock(settings, opened):
