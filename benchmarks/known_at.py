@@ -201,11 +201,11 @@ def check_bundle(lake, twin, source, seed, cases):
     return len(reference.versions), sum(map(len, reference.versions.values())), reference.quarantined
 
 
-def check_cases(count, seed, together, progress=lambda x: x):
+def check_cases(count, seed, together, progress=lambda x: x, smallest=1):
     "Bars, versions and quarantined rows of so many cases, and in how many bundles they came."
     totals, left, sizes = [0, 0, 0], count, []
-    while left:  # bundles of different sizes: one case alone, two, four ... and the rest in the widest
-        size = min(left, together, 2 ** min(len(sizes), 10))
+    while left:  # bundles of 1, 2, 4 ... cases, then as many as may come together
+        size = min(left, together, smallest * 2 ** min(len(sizes), 10))
         sizes.append(size)
         left -= size
     with tempfile.TemporaryDirectory() as home:

@@ -27,8 +27,9 @@ CLOSES = [CALENDAR.close(day) for day in SESSIONS]
 def test_random_corrections_lags_and_stamps_agree_with_a_plain_reference():
     "A few cases here, 400 with --all-steps; `python benchmarks/known_at.py` draws 2,000."
     check_cases = runpy.run_path(str(ROOT / "benchmarks/known_at.py"))["check_cases"]
-    cases = 400 if os.environ.get("TESTS_ALL_STEPS") == "1" else 7
-    bars, versions, quarantined, _ = check_cases(cases, os.environ.get("TESTS_KILL_SEED", "0"), together=40)
+    cases = 400 if os.environ.get("TESTS_ALL_STEPS") == "1" else 8
+    seed = os.environ.get("TESTS_KILL_SEED", "0")
+    bars, versions, quarantined, _ = check_cases(cases, seed, together=40, smallest=8)
     assert versions > bars > 0 and quarantined > 0
 
 
