@@ -59,6 +59,37 @@ class compiled:
     def __call__(self, *args):
         return self.loop(*args)
 
+# %% ../../nbs/algebra/10_numba_kernels.ipynb #bf1487f6
+class MultiplyAdd(compiled):
+    "The processor's `a * b + c`, rounded once, for use inside compiled loops."
+
+    identity = "llvm.fma"
+
+    def __init__(self):
+        self.stored = False
+
+    @cached_property
+    def loop(self):
+        from numba import types
+        from numba.extending import intrinsic
+
+        def typed(typing, a, b, c):
+            number = types.float64
+            return number(number, number, number), lambda context, builder, sig, args: builder.fma(*args)
+
+        return intrinsic(typed)
+
+
+multiply_add = MultiplyAdd()
+
+# %% ../../nbs/algebra/10_numba_kernels.ipynb #12ed4908
+@compiled
+def quotient(s, n, r):
+    "`s / n` to the last bit for a whole number `n` below a million and its rounded reciprocal `r`."
+    q = s * r
+    exact = multiply_add(multiply_add(-q, n, s), r, q)
+    return exact if exact == exact else q
+
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #11a8fe5d
 @compiled
 def block_of_bar(n, left):  # `left`: bars between the bar and the end of the window

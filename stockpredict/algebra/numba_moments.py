@@ -11,16 +11,19 @@ from functools import lru_cache, partial
 import numpy as np
 from . import kernels
 from .kernels import FLAT, FLAT_SKEW
-from .numba_kernels import advance_window, compiled, dispatch, nan_headed
+from .numba_kernels import advance_window, compiled, dispatch, nan_headed, quotient
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #ce7d7f3e
 @compiled
 def means_and_variances(s, size, n, at, mean, var):
     "Means and variances (divided by `n`) from sums, and from sums of squares that start at `at`."
+    whole, sums, squares = np.float64(n), s[:size], s[at : at + size]
+    r = 1 / whole
     for j in range(size):
-        m, square = s[j] / n, s[at + j] / n
+        m, square = quotient(sums[j], whole, r), quotient(squares[j], whole, r)
         v = square - m * m
-        mean[j], var[j] = m, 0.0 if v <= FLAT * square else v
+        mean[j] = m
+        var[j] = 0.0 if v <= FLAT * square else v
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #59707073
 @compiled
@@ -136,8 +139,10 @@ def pairs_from_sums(s, size, n, ask, mx, my, vx, vy, out):
     "Covariance (0), correlation (1) or slope (2) from the sums of the products `PAIR_PRODUCTS`."
     means_and_variances(s, size, n, 3 * size, mx, vx)
     means_and_variances(s[size:], size, n, 3 * size, my, vy)
+    whole, products = np.float64(n), s[2 * size : 3 * size]
+    r = 1 / whole
     for j in range(size):
-        mx[j] = s[2 * size + j] / n - mx[j] * my[j]
+        mx[j] = quotient(products[j], whole, r) - mx[j] * my[j]
     if ask == 0:
         for j in range(size):
             out[j] = mx[j]
@@ -277,8 +282,17 @@ def exponential_means(x, n, fade, enough, last, table):
     return out
 
 # %% ../../nbs/algebra/15_numba_moments.ipynb #cc2be308
+PAIR_TICKERS = 512  # beside each other: the sums of long windows stay in the processor's cache
+
+
 def _pairs(x, y, n, ask):
-    return window_pairs(np.stack([x, y]), PAIR_PRODUCTS, n, ask)
+    if x.shape[1] <= PAIR_TICKERS:
+        return window_pairs(np.stack([x, y]), PAIR_PRODUCTS, n, ask)
+    out = np.empty_like(x)
+    for at in range(0, x.shape[1], PAIR_TICKERS):
+        some = np.stack([v[:, at : at + PAIR_TICKERS] for v in (x, y)])
+        out[:, at : at + PAIR_TICKERS] = window_pairs(some, PAIR_PRODUCTS, n, ask)
+    return out
 
 
 def _skewness(x, n):
