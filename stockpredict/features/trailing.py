@@ -17,6 +17,27 @@ from ..algebra.series import Series
 from ..catalogue.feature import technical
 from .price import true_range
 
+# %% ../../nbs/features/07_trailing.ipynb #255927c8
+@compiled
+def count_holes(x, y, t, n, holes):
+    "Advance `holes`, of how many of the last `n` bars `x` or `y` is missing, to bar `t`."
+    for j in range(len(holes)):
+        holes[j] += x[t, j] + y[t, j] != x[t, j] + y[t, j]
+        if t >= n:
+            holes[j] -= x[t - n, j] + y[t - n, j] != x[t - n, j] + y[t - n, j]
+
+
+def pad_whole_windows(
+    out: Tensor,  # `[window, ticker]`
+    x: Tensor,  # `[bar, ticker]`
+    y: Tensor,  # the same shape
+    n: int,  # bars in a window
+) -> Tensor:  # as many rows as `x`
+    "Values of windows, `NaN` where a window misses `x` or `y` and above the first."
+    hole = (x + y).isnan().double().cumsum(0)
+    gone = hole[n - 1 :] - torch.cat([torch.zeros_like(hole[:1]), hole[: len(x) - n]])
+    return pad_with_nan(out.masked_fill(gone > 0, math.nan), x)
+
 # %% ../../nbs/features/07_trailing.ipynb #7c977d08
 MEMORY = 126  # bars that a line remembers
 
@@ -100,10 +121,7 @@ def stops(high, low, n, step, most):
     out, state, holes = nan_headed(rows, size, n), np.empty((5, size)), np.zeros(size, np.int64)
     side, stop, best, speed, value = state[0], state[1], state[2], state[3], state[4]
     for t in range(rows):
-        for j in range(size):
-            holes[j] += high[t, j] + low[t, j] != high[t, j] + low[t, j]
-            if t >= n:
-                holes[j] -= high[t - n, j] + low[t - n, j] != high[t - n, j] + low[t - n, j]
+        count_holes(high, low, t, n, holes)
         if t < n - 1:
             continue
         s = t - n + 1
@@ -158,9 +176,7 @@ def stop_tensors(
     state = side, torch.where(short, -h0, l0), torch.where(short, -l1, h1), torch.full_like(side, step)
     for k in range(1, n):
         value, *state = _step_stops(bars[k], bars[max(k - 1, 1)], *state, step, most)
-    hole = (high + low).isnan().double().cumsum(0)
-    gone = hole[n - 1 :] - torch.cat([torch.zeros_like(hole[:1]), hole[: many - 1]])
-    return pad_with_nan(value.masked_fill(gone > 0, math.nan), high)
+    return pad_whole_windows(value, high, low, n)
 
 
 parabolic_stop = dispatch(stop_tensors, stops.__call__)
@@ -187,10 +203,7 @@ def ratchet_bands(high, low, close, width, n):
     out, state, holes = nan_headed(rows, size, n), np.empty((3, size)), np.zeros(size, np.int64)
     above, below, rising = state[0], state[1], state[2]
     for t in range(rows):
-        for j in range(size):
-            holes[j] += close[t, j] + width[t, j] != close[t, j] + width[t, j]
-            if t >= n:
-                holes[j] -= close[t - n, j] + width[t - n, j] != close[t - n, j] + width[t - n, j]
+        count_holes(close, width, t, n, holes)
         if t < n - 1:
             continue
         for k in range(t - n + 1, t + 1):
@@ -229,9 +242,7 @@ def band_tensors(
         above = torch.where((a < above) | (before > above), a, above)
         below = torch.where((b > below) | (before < below), b, below)
         rising = torch.where(rising, c[at] >= below, c[at] > above)
-    hole = (close + width).isnan().double().cumsum(0)
-    gone = hole[n - 1 :] - torch.cat([torch.zeros_like(hole[:1]), hole[: many - 1]])
-    return pad_with_nan(torch.where(rising, below, above).masked_fill(gone > 0, math.nan), close)
+    return pad_whole_windows(torch.where(rising, below, above), close, width, n)
 
 
 ratchet_band = dispatch(band_tensors, ratchet_bands.__call__)
