@@ -6,7 +6,7 @@
 __all__ = ['finish', 'run']
 
 # %% ../../nbs/ops/20_runs.ipynb #52a4bf27
-import ast, json, os, re, time
+import ast, json, os, re, socket, time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from html import escape
@@ -15,8 +15,10 @@ from ..core.errors import FileMissing, ParameterRefused, RunFailed, RunTimeout, 
 from ..core.errors import did_you_mean, near
 from ..core.files import atomic_write, explain_disk, git_commit, json_ready, write_json
 from ..core.settings import Settings, load_settings
-from .reports import failure_banner, headline_text, quick_formats, report_body
+from .figure_twins import with_links, write_twins
+from .reports import failure_banner, headline_text, report_body
 from .reports import report_page, write_index
+from .run_kernel import execute_notebook
 
 # %% ../../nbs/ops/20_runs.ipynb #86da790e
 @dataclass(frozen=True)
@@ -200,110 +202,6 @@ def finish(
         write_json(Path(workdir) / f"{name}.json", result, sort_keys=True)
     return Finished(result)
 
-# %% ../../nbs/ops/20_runs.ipynb #04342cd8
-class RunMonitor:
-    "Time and output of one execution."
-
-    def __init__(
-        self,
-        seconds: float,  # for the whole notebook
-        characters: int = 10_000_000,  # of printed and displayed output
-    ):
-        self.deadline = time.monotonic() + seconds
-        self.room = characters
-        self.cell = None
-        self.flood = False
-
-    def left(
-        self,
-        cell,  # the cell that starts now
-    ) -> int:
-        "Whole seconds this cell may take, at least one."
-        self.cell = cell
-        return max(1, round(self.deadline - time.monotonic()))
-
-    def full(
-        self,
-        message: dict,  # from the kernel
-    ) -> bool:
-        "Whether this message exceeds the room for output."
-        content = message["content"]
-        data = content.get("data", {}).values()
-        self.room -= len(content.get("text", "")) + sum(len(v) for v in data if isinstance(v, str))
-        return self.room < 0 and message["msg_type"] in ("stream", "display_data", "execute_result")
-
-# %% ../../nbs/ops/20_runs.ipynb #876925e2
-def _register():
-    "Papermill's engine with a monitor."
-    import asyncio, logging, subprocess
-    from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import NBClientEngine, papermill_engines
-    from traitlets import Any
-
-    quiet = logging.getLogger("stockpredict.runs")
-    quiet.addHandler(logging.NullHandler())
-    quiet.propagate = False
-
-    class Client(PapermillNotebookClient):
-        monitor = Any()
-
-        def process_message(self, msg, cell, cell_index):
-            if not self.monitor.full(msg):
-                return super().process_message(msg, cell, cell_index)
-            if not self.monitor.flood:
-                self.monitor.flood = asyncio.ensure_future(self.km.shutdown_kernel(now=True))
-
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, monitor=None, folder=None, **kwargs):
-            client = Client(
-                nb_man,
-                monitor=monitor,
-                timeout_func=monitor.left,
-                startup_timeout=120,
-                kernel_name=kernel_name,
-                log=quiet,
-            )
-            return client.execute(cwd=str(folder), stderr=subprocess.DEVNULL)
-
-    papermill_engines.register("stockpredict", Engine)
-
-# %% ../../nbs/ops/20_runs.ipynb #d597f4e6
-def _failure(error, monitor, timeout):
-    "Status and message of an execution that ended early."
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-
-    if monitor.flood:
-        return "failed", "It printed without end.", monitor.cell.id
-    if isinstance(error, CellTimeoutError):
-        return "timeout", f"It was stopped after {timeout:.0f} s.", monitor.cell.id
-    if isinstance(error, DeadKernelError):
-        return "failed", "Its process died, killed from outside or out of memory.", monitor.cell.id
-    return "failed", f"{error.ename}: {error.evalue}", monitor.cell.id
-
-
-def execute_notebook(
-    source: str | Path,  # the run notebook
-    output: str | Path,  # where the executed notebook goes, saved after every cell
-    values: dict,  # checked parameters
-    timeout: float,  # seconds for all of it
-    folder: str | Path,  # where its kernel runs
-) -> tuple[str, str, str]:  # status "complete", "failed" or "timeout"; message; id of the last cell started
-    "Execute a notebook in its own process; a failure is a return value, not an exception."
-    quick_formats()
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    _register()
-    monitor = RunMonitor(timeout)
-    engine = dict(engine_name="stockpredict", kernel_name="python3", language="python", progress_bar=False)
-    try:
-        papermill.execute_notebook(str(source), str(output), values, **engine, monitor=monitor, folder=folder)
-    except (CellTimeoutError, DeadKernelError, PapermillExecutionError) as e:
-        return _failure(e, monitor, timeout)
-    return "complete", "", ""
-
 # %% ../../nbs/ops/20_runs.ipynb #7fe379f3
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -369,6 +267,7 @@ def describe_run(
     facts: dict,  # name, run id, as of, status, seconds …
     message: str,  # why it failed; empty when it did not
     cell_id: str = "",  # where
+    printed: list = (),  # last lines of its standard error
 ) -> tuple[str, dict]:  # the page, and the content of result.json
     "The page of a run and its machine-readable twin."
     result, banner = result_in(notebook), ""
@@ -377,6 +276,7 @@ def describe_run(
     facts = {**facts, "title": titles[0] if titles else facts["name"], "result": result}
     if message:
         cell, lines = where_stopped(notebook, cell_id)
+        lines = lines or list(printed)
         facts["error"] = {"cell": cell, "message": message, "lines": lines}
         banner = failure_banner(cell, [message, *lines]).html
     keys = ("commit", "settings", "run_id", "started", "seconds")
@@ -386,7 +286,7 @@ def describe_run(
         status = result.get("decision", status)
     page = report_page(
         f"{facts['title']} {facts['as_of']}",
-        banner + report_body(notebook),
+        banner + report_body(with_links(notebook)),
         run=facts["name"],
         as_of=facts["as_of"],
         status=status,
@@ -398,13 +298,16 @@ def describe_run(
 def publish_run(
     hidden: Path,  # folder with the executed notebook
     facts: dict,  # what is known about the run
-    message: str,  # why it failed; empty when it did not
-    cell_id: str = "",  # where
+    *why,  # of a failure: message, cell, last lines of standard error
 ) -> tuple[Path, dict]:  # its final folder, and the content of result.json
     "Render what was executed, then let the folder appear under its final name."
     import nbformat
 
-    html, facts = describe_run(nbformat.read(hidden / "notebook.ipynb", 4), facts, message, cell_id)
+    notebook = nbformat.read(hidden / "notebook.ipynb", 4)
+    html, facts = describe_run(notebook, facts, *why)
+    lineage = facts["result"].get("lineage", {})
+    snapshot = lineage.get("lake snapshot", lineage.get("snapshot"))
+    write_twins(notebook, hidden, {"run": facts["run_id"], "snapshot": snapshot})
     atomic_write(hidden / "page.html", html, durable=False)
     write_json(hidden / "result.json", facts, durable=False)
     final = hidden.with_name(facts["run_id"])
@@ -413,15 +316,26 @@ def publish_run(
     return final, facts
 
 # %% ../../nbs/ops/20_runs.ipynb #3bdc250b
+def hidden_name(
+    run_id: str,  # of the run
+    pid: int,  # process that writes it
+) -> str:
+    "Name of the folder in which a run is written."
+    return f".{run_id}.{re.sub(r'[^A-Za-z0-9]', '_', socket.gethostname())}-{pid}.tmp"
+
+
 def remove_abandoned(
     reports: Path,  # the reports folder
-    hours: float = 24,  # age from which an unfinished folder counts as abandoned
+    hours: float = 24,  # age from which an unfinished folder of another machine counts as abandoned
 ):
     "Remove the hidden folders of killed runs."
-    import shutil
+    import psutil, shutil
 
     for left in Path(reports).glob("*/.*.tmp"):
-        if left.is_dir() and time.time() - left.stat().st_mtime > hours * 3600:
+        pid = (re.findall(r"-(\d+)\.tmp$", left.name) or ["0"])[0]
+        own = left.name == hidden_name(left.name[1:].split(".")[0], pid)
+        killed = own and not psutil.pid_exists(int(pid))
+        if left.is_dir() and (killed or time.time() - left.stat().st_mtime > hours * 3600):
             shutil.rmtree(left, ignore_errors=True)
 
 # %% ../../nbs/ops/20_runs.ipynb #597ba14f
@@ -473,7 +387,7 @@ def run(
     filled = fill_parameters(declared, params or {}, settings, as_of, root)
     values = check_values(declared, filled, name)
     day, run_id = as_of or f"{started:%Y-%m-%d}", f"{name}-{started:%Y%m%dT%H%M%S}-{os.urandom(2).hex()}"
-    hidden = settings.storage.reports_dir.absolute() / day / f".{run_id}.tmp"
+    hidden = settings.storage.reports_dir.absolute() / day / hidden_name(run_id, os.getpid())
     with explain_disk("[storage] reports"):
         hidden.mkdir(parents=True)
     remove_abandoned(settings.storage.reports_dir)

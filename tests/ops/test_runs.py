@@ -1,6 +1,8 @@
 """A run: strict at the door, whole on disk, readable when it fails."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 
@@ -188,6 +190,37 @@ def test_a_kernel_that_dies_is_a_failure_with_a_page(tmp_path, settings):
     assert "so far" in (left_behind(settings)[0] / "page.html").read_text()
 
 
+def test_a_kernel_that_aborts_is_named_by_its_signal_and_its_last_words_are_kept(tmp_path, settings):
+    "The trace that Python's fault handler writes to standard error stands on the page."
+    name = template(tmp_path, "import os\nos.abort()")
+    with pytest.raises(RunFailed, match="died of SIGABRT") as failed:
+        runs.run(name, settings=settings, folder=tmp_path)
+    assert "Fatal Python error: Aborted" in failed.value.context["lines"][0]
+    assert "Fatal Python error: Aborted" in (left_behind(settings)[0] / "page.html").read_text()
+
+
+DRAW = """
+import matplotlib.pyplot as plt
+from stockpredict.ops.figure_twins import report_figures
+report_figures()
+figure, ax = plt.subplots(figsize=(2, 1))
+ax.plot([1, 2, 3], [0.5, float("nan"), 1 / 3], label="rank IC")
+ax.set_title("By year")
+plt.close(figure)
+figure
+"""
+
+
+def test_the_numbers_of_a_figure_lie_beside_the_page_and_are_linked(tmp_path, settings):
+    done = runs.run(template(tmp_path, DRAW), settings=settings, folder=tmp_path)
+    twin = json.loads((done.dir / "figure-01.json").read_text())
+    assert twin["run"] == done.dir.name and twin["title"] == "By year" and twin["cell"]
+    [line] = twin["axes"][0]["series"]
+    assert (line["label"], line["x"], line["y"]) == ("rank IC", [1, 2, 3], [0.5, None, 0.333333])
+    page = done.html.read_text()
+    assert 'href="figure-01.json"' in page and "image/png" in page and "figure+json" not in page
+
+
 def test_a_cell_that_prints_without_end_is_stopped(tmp_path, settings):
     with pytest.raises(RunFailed, match="printed without end"):
         runs.run(
@@ -232,15 +265,19 @@ def test_declared_parameters_are_read_and_not_run():
         runs.cell_parameters("a = __import__('os').getpid()")
 
 
-def test_what_a_killed_run_left_is_swept_away_a_day_later(tmp_path, settings):
+def test_what_a_killed_run_left_is_swept_away_at_once_and_elsewhere_a_day_later(tmp_path, settings):
     import os
 
-    old, young = (settings.storage.reports_dir / "2022-12-30" / f".{n}.tmp" for n in ("old", "young"))
-    for p in (old, young):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = [".old.elsewhere-1.tmp", ".young.elsewhere-1.tmp"]
+    names += [runs.hidden_name("r01", ended.pid), runs.hidden_name("r02", os.getpid())]
+    old, young, killed, running = (settings.storage.reports_dir / "2022-12-30" / n for n in names)
+    for p in (old, young, killed, running):
         p.mkdir(parents=True)
     os.utime(old, (time.time() - 2 * 86400,) * 2)
     runs.remove_abandoned(settings.storage.reports_dir)
-    assert young.exists() and not old.exists()
+    assert [p.exists() for p in (old, young, killed, running)] == [False, True, False, True]
 
 
 def test_headline_numbers_keep_their_order(tmp_path, settings):
