@@ -22,7 +22,7 @@ BAR_PRICES = ("open", "high", "low", "close")
 class BarHistory:
     "Prices of every ticker of a market up to the newest session of the inputs."
 
-    prices: Tensor  # float32 `[price, session, ticker]`: open, high, low, close; `NaN` without a trade
+    prices: Tensor  # float32 `[part, session, ticker]`: open, high, low, close, volume; `NaN` without a trade
     broken: Tensor  # bool `[session, ticker]`: no move to this bar can be trusted
     tickers: list[str]  # column names
     ahead: int = 0  # sessions before the first session of the inputs
@@ -56,7 +56,7 @@ def from_panel(
         for k in ("open", "high", "low", "volume")
     )
     idle = (volume <= 0) & (h <= low)
-    prices = torch.stack([o, h, low, close]).masked_fill(idle | (close <= 0), float("nan"))
+    prices = torch.stack([o, h, low, close, volume]).masked_fill(idle | (close <= 0), float("nan"))
     return cls(prices, torch.zeros_like(idle), list(panel.tickers), len(panel) - sessions - first)
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #45161522
@@ -129,8 +129,9 @@ def other_future(
 ) -> BarHistory:
     "The history with other prices in every session after `t`, to test that nothing reads them."
     prices, at = self.prices.clone(), self.ahead + t + 1
-    noise = torch.rand(prices[:, at:].shape, generator=torch.Generator().manual_seed(seed))
-    prices[:, at:] = 50 + 10 * noise.sort(0).values[[1, 3, 0, 2]]
+    noise = torch.rand(prices[:4, at:].shape, generator=torch.Generator().manual_seed(seed))
+    prices[:4, at:] = 50 + 10 * noise.sort(0).values[[1, 3, 0, 2]]
+    prices[4:, at:] = 1e6 * (1 + noise[:1])
     return replace(self, prices=prices, market=self.market and self.market.other_future(t, seed), shared={})
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #86ecc298
@@ -145,7 +146,7 @@ def moves(
     "Logarithmic moves of each bar, `NaN` where there is none or where it cannot be trusted."
     at = self._columns(tickers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        o, h, low, close = np.log(self.prices[:, :, at].numpy().astype(float))
+        o, h, low, close = np.log(self.prices[:4, :, at].numpy().astype(float))
     broken = self.broken[:, at].numpy()
     last = _last_close(close)
     parts = dict(close=close - last, gap=o - last, high=h - o, low=low - o)

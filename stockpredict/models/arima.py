@@ -11,10 +11,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..catalogue.design_matrix import Inputs
-from ..core.errors import FeatureError
 from .baselines import LocationScale
 from .contract import model
 from .dataset import Dataset
+from .volatility import bars_of
 
 # %% ../../nbs/models/65_arima.ipynb #b0354d9b
 def autocovariances(
@@ -98,12 +98,8 @@ class Arima(LocationScale):
 # %% ../../nbs/models/65_arima.ipynb #1bc5f82f
 def _log_returns(model, inputs):
     "Log returns of the tickers of the inputs, and the row of the first session of the inputs."
-    if inputs.bars is None:
-        raise FeatureError(
-            f"The model {model.name} needs the prices behind the features, and these inputs have none.",
-            "Make the inputs with make_inputs, which keeps them in inputs.bars.",
-        )
-    return inputs.bars.moves(list(inputs.tickers))["close"], inputs.bars.ahead
+    bars = bars_of(model, inputs)
+    return bars.moves()["close"], bars.ahead
 
 
 @patch

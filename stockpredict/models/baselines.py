@@ -96,6 +96,7 @@ def realised_slope(
 class LocationScale(Model):
     "A model that only scores; slope, drift and residual quantiles are measured for it."
 
+    heads = ("direction", "shape")  # the volatility is that of the inputs
     learns = True  # is the score fitted, so that it has to be measured on unseen days?
 
     def fit_score(

@@ -14,11 +14,15 @@ from ..core.settings import Settings
 from .dataset import Dataset
 from .forecast import Forecast
 
+# %% ../../nbs/models/20_contract.ipynb #115d4a23
+HEADS = ("direction", "volatility", "shape")  # location and ranking, scale, quantiles around the location
+
 # %% ../../nbs/models/20_contract.ipynb #5d902497
 class Model:
     "Parameters by keyword, `fit` and `predict`, and a state of plain data."
 
     name, kind, complexity = "", "", 0
+    heads: tuple[str, ...] = HEADS  # parts of the forecast it has something of its own for
     sequence = 1  # sessions of inputs behind one forecast
     memory = 0  # sessions of bars behind those, for models that read `inputs.bars`
 
@@ -148,10 +152,7 @@ def to(
     self.prepare()
     return self
 
-# %% ../../nbs/models/20_contract.ipynb #115d4a23
-HEADS = ("direction", "volatility", "shape")  # location and ranking, scale, quantiles around the location
-
-# %% ../../nbs/models/20_contract.ipynb #624f0efa
+# %% ../../nbs/models/20_contract.ipynb #5851b860
 models = Registry("model", package="stockpredict.models")
 
 
@@ -159,18 +160,19 @@ def model(
     name: str,  # name in settings and reports
     complexity: int,  # 0 claims no skill, larger is more flexible
     kind: str,  # `baseline`, `linear`, `trees`, `net`, `volatility`, …
-    heads: tuple = HEADS,  # parts of the forecast it has something of its own for
+    heads: tuple | None = None,  # parts of the forecast it has something of its own for; as in the class
 ):
     "Register a model class."
 
     def register(cls):
-        if unknown := set(heads) - set(HEADS):
+        own = cls.heads if heads is None else tuple(heads)
+        if unknown := set(own) - set(HEADS):
             raise ModelError(
                 f"The model {name} names heads that no forecast has: {', '.join(sorted(unknown))}.",
                 f"Name some of {', '.join(HEADS)}.",
             )
-        cls.name, cls.complexity, cls.kind = name, complexity, kind
-        return models.register(name, complexity=complexity, kind=kind, heads=tuple(heads))(cls)
+        cls.name, cls.complexity, cls.kind, cls.heads = name, complexity, kind, own
+        return models.register(name, complexity=complexity, kind=kind, heads=own)(cls)
 
     return register
 

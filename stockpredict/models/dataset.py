@@ -27,6 +27,7 @@ class Dataset:
     stop: int | None = None  # end of the window (position, exclusive); `None` is the last session
     entry_delay: int = 1  # sessions between the decision and the entry
     panel: Panel | None = None  # bars it was made from; a window does not have them
+    ends: Tensor | None = None  # `[S, N, H]` session at which a label is known; that of its horizon if `None`
 
     def __post_init__(self):
         n_sessions = len(self.inputs.sessions)
@@ -42,6 +43,8 @@ class Dataset:
         self.y = self.y[: self.stop].to(self.inputs.x.device, copy=True)
         for j, h in enumerate(self.horizons):
             self.y[max(self.stop - self.entry_delay - h, 0) :, :, j] = float("nan")
+        if self.ends is not None:
+            self.ends = self.ends[: self.stop].to(self.y.device).masked_fill(self.y.isnan(), self.stop)
 
 # %% ../../nbs/models/00_dataset.ipynb #3cd85b64
 def _copy_until(inputs, stop):
@@ -73,7 +76,7 @@ def window(
     stop: int,  # end of the window (position, exclusive)
 ) -> Dataset:
     "The same data with decisions at `[start, stop)` and nothing from `stop` on."
-    return Dataset(self.inputs, self.y, self.horizons, start, stop, self.entry_delay)
+    return Dataset(self.inputs, self.y, self.horizons, start, stop, self.entry_delay, ends=self.ends)
 
 
 @patch
@@ -161,11 +164,13 @@ def from_panel(
 ) -> Dataset:
     "Features and labels of a whole panel."
     from stockpredict.catalogue.design_matrix import make_inputs
-    from stockpredict.evaluate.label_kinds import labels_by_kind
+    from stockpredict.evaluate.label_kinds import barrier_outcomes, labels_by_kind
 
-    spec = spec if isinstance(spec, Spec) else Spec(spec)
+    spec, ends = spec if isinstance(spec, Spec) else Spec(spec), None
     y = labels_by_kind(panel, list(horizons), entry_delay, labels).y
-    return cls(make_inputs(panel, spec), y, tuple(horizons), entry_delay=entry_delay, panel=panel)
+    if labels == "barrier":
+        ends = torch.stack([barrier_outcomes(panel, h, entry_delay)[2] for h in horizons], -1)
+    return cls(make_inputs(panel, spec), y, tuple(horizons), 0, None, entry_delay, panel, ends)
 
 # %% ../../nbs/models/00_dataset.ipynb #4c03dcc8
 def sample_dataset(
@@ -184,3 +189,18 @@ def sample_dataset(
     ratio = bars.adj_close / bars.close
     bars = bars.assign(**{k: bars[k] * ratio for k in ("open", "high", "low", "close")})
     return Dataset.from_panel(Panel.from_bars(bars), Spec(tuple(names), "rank"), horizons)
+
+# %% ../../nbs/models/00_dataset.ipynb #f12d05b3
+@patch
+def label_weights(self: Dataset) -> Tensor | None:  # `[S, N, H]`, mean 1 over the labels of a horizon
+    "Share of its sessions that each label has to itself; `None` where all labels overlap alike."
+    if self.ends is None:
+        return None
+    from stockpredict.evaluate.label_kinds import uniqueness
+
+    known = (self.y.isfinite() & self.usable()[..., None]).cpu()
+    ends = self.ends.cpu()
+    each = [uniqueness(known[..., j], ends[..., j], self.entry_delay) for j in range(len(self.horizons))]
+    weight = torch.stack(each, -1)
+    mean = weight.sum((0, 1)) / known.sum((0, 1)).clip(min=1)
+    return (weight / mean.clip(min=1e-9)).to(self.y.device)

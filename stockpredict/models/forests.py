@@ -83,7 +83,7 @@ class Forest(HorizonRegressors):
 
 # %% ../../nbs/models/52_forests.ipynb #5b56fc84
 @patch
-def fit_horizon(self: Forest, horizon: int, x: np.ndarray, y: np.ndarray):
+def fit_horizon(self: Forest, horizon: int, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None):
     "Grow the forest of one horizon and keep its tensors."
     from sklearn.ensemble import RandomForestRegressor
 
@@ -96,7 +96,7 @@ def fit_horizon(self: Forest, horizon: int, x: np.ndarray, y: np.ndarray):
         max_samples=rows,
         random_state=self.seed,
         n_jobs=1,
-    ).fit(x, y)
+    ).fit(x, y, weight)
     self.weights |= {f"h{horizon}.{k}": v for k, v in forest_tensors(forest).items()}
 
 # %% ../../nbs/models/52_forests.ipynb #b80ff396
@@ -120,6 +120,7 @@ def train_xgboost(
     x: np.ndarray,  # `[R, F]` features
     y: np.ndarray,  # `[R]` labels, finite
     params: dict,  # of the `XGBoost` model
+    weight: np.ndarray | None = None,  # `[R]` of the rows; all alike by default
 ) -> str:
     "Train one booster and return its JSON."
     import xgboost
@@ -138,7 +139,7 @@ def train_xgboost(
         nthread=1,
         verbosity=0,
     )
-    table = xgboost.QuantileDMatrix(x, y, max_bin=63, nthread=1)
+    table = xgboost.QuantileDMatrix(x, y, weight=weight, max_bin=63, nthread=1)
     booster = xgboost.train(settings, table, num_boost_round=params["rounds"])
     return bytes(booster.save_raw("json")).decode()
 
@@ -172,9 +173,9 @@ class XGBoost(HorizonRegressors):
 
 # %% ../../nbs/models/52_forests.ipynb #23847598
 @patch
-def fit_horizon(self: XGBoost, horizon: int, x: np.ndarray, y: np.ndarray):
+def fit_horizon(self: XGBoost, horizon: int, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None):
     "Train the booster of one horizon and keep its JSON."
-    self.texts[f"h{horizon}"] = train_xgboost(x, y, self.params)
+    self.texts[f"h{horizon}"] = train_xgboost(x, y, self.params, weight)
 
 
 @patch

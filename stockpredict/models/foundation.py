@@ -13,10 +13,11 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..catalogue.design_matrix import Inputs
-from ..core.errors import FeatureError, ModelError, NotEnoughSessions
+from ..core.errors import ModelError, NotEnoughSessions
 from .baselines import LocationScale
 from .contract import model
 from .dataset import Dataset
+from .volatility import bars_of
 
 # %% ../../nbs/models/66_foundation.ipynb #062a765d
 def read_cut_off(
@@ -97,12 +98,7 @@ def score(
 ) -> Tensor:
     "Expected move from entry to exit in units of volatility, from the prices up to each session."
     refuse_seen(self.name, self.cut_off, inputs.sessions[start:stop])
-    if inputs.bars is None:
-        raise FeatureError(
-            f"The model {self.name} needs the prices behind the features, and these inputs have none.",
-            "Make the inputs with make_inputs, which keeps them in inputs.bars.",
-        )
-    moves = np.nan_to_num(inputs.bars.moves(list(inputs.tickers))["close"])
+    moves = np.nan_to_num(bars_of(self, inputs).moves()["close"])
     delay, last = self.notes["delay"], max(self.horizons)
     padded = np.concatenate([np.zeros((self.context, moves.shape[1])), moves])
     z = torch.zeros(stop - start, len(inputs.tickers), len(self.horizons))
@@ -118,7 +114,7 @@ def score(
     return z.to(inputs.x.device)
 
 # %% ../../nbs/models/66_foundation.ipynb #84d986f2
-@model("chronos", complexity=6, kind="foundation", heads=("direction",))
+@model("chronos", complexity=6, kind="foundation")
 class Chronos(Foundation):
     "A Chronos model from a local folder, calibrated after its cut-off."
 

@@ -183,7 +183,7 @@ def fit_garch(
     return theta
 
 # %% ../../nbs/models/37_garch.ipynb #ff3601ea
-@model("garch", complexity=1, kind="volatility", heads=("volatility", "shape"))
+@model("garch", complexity=1, kind="volatility")
 class Garch(VolatilityModel):
     "GARCH(1,1) per ticker by quasi-maximum likelihood (Bollerslev 1986)."
 
@@ -219,7 +219,7 @@ class Garch(VolatilityModel):
         self.weights["shared"] = torch.tensor(shared)
 
 # %% ../../nbs/models/37_garch.ipynb #d9ffb4fe
-@model("gjr", complexity=2, kind="volatility", heads=("volatility", "shape"))
+@model("gjr", complexity=2, kind="volatility")
 class Gjr(Garch):
     "GARCH in which falls count more than rises (Glosten, Jagannathan and Runkle 1993)."
 

@@ -21,20 +21,24 @@ from .dataset import Dataset
 def cross_moments(
     data: Dataset,  # the window
     block: int = 256,  # sessions processed at a time
+    weight: Tensor | None = None,  # `[S, N]` of the rows; all usable rows alike by default
 ) -> tuple:  # X'X per row `[F, F]`, X'y per label `[F, H]`, mean of X `[F]`
     "Second moments within sessions, in double precision."
     order, ok, y = data.name_order().to(data.y.device), data.usable(), data.relative()
+    weight = ok.double() if weight is None else weight.double() * ok
     F, H = data.inputs.x.shape[-1], y.shape[-1]
     sizes = ((F, F), (F, H), F, 1, H)
     xx, xy, total, rows, labels = (torch.zeros(s, dtype=torch.float64, device=ok.device) for s in sizes)
     for a in range(data.start, data.stop, block):
         span = slice(a, min(a + block, data.stop))
-        w = ok[span][:, order, None]
-        x = torch.where(w, data.inputs.x[span][:, order], 0).double()
-        u = torch.where(w, y[span][:, order], 0)
-        total, rows, labels = total + x.sum((0, 1)), rows + w.sum(), labels + (w & u.isfinite()).sum((0, 1))
-        x = ((x - x.sum(1, keepdim=True) / w.sum(1, keepdim=True).clip(min=1)) * w).flatten(0, 1)
-        xx, xy = xx + x.T @ x, xy + x.T @ u.nan_to_num(0).double().flatten(0, 1)
+        w = weight[span][:, order, None]
+        x = torch.where(w > 0, data.inputs.x[span][:, order], 0).double()
+        u = torch.where(w > 0, y[span][:, order], 0)
+        total, rows = total + (x * w).sum((0, 1)), rows + w.sum()
+        labels = labels + (w * u.isfinite()).sum((0, 1))
+        x = x - (x * w).sum(1, keepdim=True) / w.sum(1, keepdim=True).clip(min=1e-12)
+        x, weighted = x.flatten(0, 1), (x * w).flatten(0, 1)
+        xx, xy = xx + weighted.T @ x, xy + weighted.T @ u.nan_to_num(0).double().flatten(0, 1)
     return xx / rows.clip(min=1), xy / labels.clip(min=1), total / rows.clip(min=1)
 
 # %% ../../nbs/models/40_linear.ipynb #98dc73b2
@@ -62,9 +66,16 @@ def fit_score(
     self: Ridge,
     data: Dataset,  # window to learn from
 ):
-    "Solve for the coefficients."
-    xx, xy, centre = cross_moments(data)
-    self.weights |= dict(coef=self._solved(xx, xy).cpu(), centre=centre.cpu())
+    "Solve for the coefficients, with weights where labels overlap unlike each other."
+    weight = data.label_weights()
+    if weight is None:
+        xx, xy, centre = cross_moments(data)
+        self.weights |= dict(coef=self._solved(xx, xy).cpu(), centre=centre.cpu())
+        return
+    each = [cross_moments(data, weight=weight[..., j]) for j in range(len(self.horizons))]
+    coef = [self._solved(xx, xy[:, j, None]) for j, (xx, xy, _) in enumerate(each)]
+    centre = torch.stack([centre for _, _, centre in each]).mean(0)
+    self.weights |= dict(coef=torch.cat(coef, 1).cpu(), centre=centre.cpu())
 
 
 @patch

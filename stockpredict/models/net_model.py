@@ -15,7 +15,7 @@ from ..catalogue.design_matrix import Inputs
 from ..core.settings import Settings
 from .baselines import LocationScale, distribution_forecast, historical_drift
 from .baselines import realised_slope, volatility_pull, width_factor
-from .contract import model
+from .contract import HEADS, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast, levels_of
 from .nets import Batches, ForecastNet, Heads
@@ -25,6 +25,7 @@ from .nets import net_labels, train_net, windows, with_presence
 class NetModel(LocationScale):
     "A network over windows of the last sessions; a subclass says how windows are read."
 
+    heads = HEADS  # it changes the volatility of the inputs too
     batches = Batches  # how rows are drawn in training
 
     def __init__(
@@ -54,6 +55,25 @@ class NetModel(LocationScale):
             rate=trial.suggest_float("rate", 5e-4, 5e-3, log=True),
             dropout=trial.suggest_float("dropout", 0.0, 0.3),
         )
+
+# %% ../../nbs/models/61_net_model.ipynb #45833068
+@patch
+def read(
+    self: NetModel,
+    inputs: Inputs,  # features, presence and prices
+) -> Tensor:  # `[S, N, C]` float32 on the device
+    "What windows are cut from: the features and the presence of a bar."
+    return with_presence(inputs, self.device)
+
+
+@patch
+def start_net(
+    self: NetModel,
+    train: Dataset,  # the training part, nothing after it
+    x: Tensor,  # `[S, N, C]`, from `read`, of its sessions
+    y: Tensor,  # `[S, N, H, 2]`, from `net_labels`
+):
+    "Take over what a new network needs from the training part; nothing by default."
 
 # %% ../../nbs/models/61_net_model.ipynb #17069c0d
 OLD_NAMES = {
@@ -109,21 +129,23 @@ def update(
 def _train(self: NetModel, data, epochs, report=None):
     "Train from the stored weights, or from random ones if there are none."
     train, check = data.split()
-    x = with_presence(check.inputs, self.device)
+    x, y = self.read(check.inputs), [net_labels(part, self.device) for part in (train, check)]
 
-    def batches(part, **options):
-        labels = net_labels(part, self.device)
-        return self.batches(x, labels, part.rows(self.sequence), self.sequence, **options)
+    def batches(k, **options):
+        rows = (train, check)[k].rows(self.sequence)
+        return self.batches(x, y[k], rows, self.sequence, **options)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(self.seed)
         self.net = self.new_net().to(self.device)
         if self.weights:
             self.prepare()
+        else:
+            self.start_net(train, x[: train.stop], y[0])
         self.net.train()
         both = (
-            batches(train, seed=self.seed, most=self.rows),
-            batches(check, size=4096, most=8192, fixed=True),
+            batches(0, seed=self.seed, most=self.rows),
+            batches(1, size=4096, most=8192, fixed=True),
         )
         run = dict(model=self.name, params=self.params, names=self.names, shape=list(x.shape))
         run |= dict(last=str(data.inputs.sessions[-1]), labels=float(both[0].y.double().nansum()))
@@ -159,7 +181,7 @@ def outputs(
     ok = near.usable
     ok[: max(start - low, self.sequence - 1)] = False
     t, n = (v.to(self.device) for v in ok.nonzero(as_tuple=True))
-    x = with_presence(near, self.device)
+    x = self.read(near)
     count = self.net.heads.count + self.net.heads.extra
     out = torch.full(
         (stop - low, len(near.tickers), len(self.horizons), count), float("nan"), device=self.device

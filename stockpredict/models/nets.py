@@ -96,7 +96,7 @@ class Batches:
     def __init__(
         self,
         x: Tensor,  # `[S, N, F]`
-        y: Tensor,  # `[S, N, H, 2]`, see `net_labels`
+        y: Tensor,  # `[S, N, H, 2 or 3]`, see `net_labels`
         rows: tuple,  # (session, ticker) positions to draw from
         sequence: int,  # sessions in a window
         size: int = 512,  # rows in a batch
@@ -136,35 +136,51 @@ def net_labels(
     data: Dataset,  # a window of the past
     device: str = "cpu",  # `cpu`, `cuda`
 ) -> Tensor:
-    "Labels `[S, N, H, 2]`: relative ones for quantiles and direction, plain ones for the volatility."
-    return torch.stack([data.relative(), data.standardised().clip(-5, 5)], -1).to(device)
+    "Labels `[S, N, H, 2]`: relative for quantiles and direction, plain for the volatility; then any weights."
+    weight = data.label_weights()
+    parts = [data.relative(), data.standardised().clip(-5, 5), *([] if weight is None else [weight])]
+    return torch.stack(parts, -1).to(device)
 
 # %% ../../nbs/models/60_nets.ipynb #a65de063
 def pinball_loss(
     q: Tensor,  # `[..., Q]` quantiles
     y: Tensor,  # `[...]` realised values, `NaN` where unknown
+    weight: Tensor | None = None,  # `[...]`, mean 1; all alike by default
 ) -> Tensor:
     "Mean pinball loss over the known labels."
-    miss = (y[..., None] - q)[y.isfinite()]
+    known = y.isfinite()
+    miss = (y[..., None] - q)[known]
     level = torch.tensor(levels_of(q.shape[-1]), dtype=q.dtype, device=q.device)
-    return torch.maximum(level * miss, (level - 1) * miss).mean()
+    loss = torch.maximum(level * miss, (level - 1) * miss)
+    return loss.mean() if weight is None else (loss * weight[known][..., None]).mean()
 
 # %% ../../nbs/models/60_nets.ipynb #2c687bd5
 def head_loss(
     out: Tensor,  # `[B, H, Q + 2]`, or `[B, K, H, Q + 2]` with members of an ensemble
-    y: Tensor,  # `[B, H, 2]`, see `net_labels`
+    y: Tensor,  # `[B, H, 2 or 3]`, see `net_labels`
 ) -> Tensor:
     "Pinball loss of the quantiles, and a tenth of the losses of direction and volatility."
     if out.ndim > y.ndim:
-        y = y[:, None].expand(*out.shape[:-1], 2)
+        y = y[:, None].expand(*out.shape[:-1], y.shape[-1])
     known = y.isfinite().all(-1)
-    q, odds, change = out[known][:, :-2], out[known][:, -2], out[known][:, -1].clip(-3, 3)
-    relative, plain = y[known].unbind(-1)
-    up = nn.functional.binary_cross_entropy_with_logits(odds, (relative > 0).to(odds.dtype))
-    volatility = (change + 0.5 * plain.square() * (-2 * change).exp()).mean()
-    return pinball_loss(q, relative) + 0.1 * (up + volatility)
+    out, (relative, plain, *weights) = out[known], y[known].unbind(-1)
+    q, odds, change = out[:, :-2], out[:, -2], out[:, -1].clip(-3, 3)
+    weight = weights[0].to(odds.dtype) if weights else None
+    up = nn.functional.binary_cross_entropy_with_logits(odds, (relative > 0).to(odds.dtype), weight)
+    volatility = change + 0.5 * plain.square() * (-2 * change).exp()
+    volatility = (volatility if weight is None else volatility * weight).mean()
+    return pinball_loss(q, relative, weight) + 0.1 * (up + volatility)
 
 # %% ../../nbs/models/60_nets.ipynb #2365ffaf
+def loss_of(
+    net: nn.Module,  # in training, or on the validation part
+    batch: tuple,  # windows and labels
+) -> Tensor:
+    "The network's own loss if it has one, otherwise that of the heads."
+    own = getattr(net, "loss", None)
+    return head_loss(net(batch[0]), batch[1]) if own is None else own(*batch)
+
+# %% ../../nbs/models/60_nets.ipynb #d4817fe9
 def lightning_module(
     net: nn.Module,  # what to train
     rate: float,  # learning rate
@@ -178,10 +194,10 @@ def lightning_module(
             self.net = net
 
         def training_step(self, batch, i):
-            return head_loss(self.net(batch[0]), batch[1])
+            return loss_of(self.net, batch)
 
         def validation_step(self, batch, i):
-            loss, many = head_loss(self.net(batch[0]), batch[1]), world()[1] > 1
+            loss, many = loss_of(self.net, batch), world()[1] > 1
             self.log("loss", loss, batch_size=len(batch[0]), sync_dist=many)
 
         def configure_optimizers(self):
@@ -366,7 +382,7 @@ def finite_loss(
     "Loss on the validation part, of a network that other processes trained."
     net.eval()
     with torch.inference_mode():
-        losses = [(head_loss(net(x), y).item(), len(x)) for x, y in check]
+        losses = [(loss_of(net, batch).item(), len(batch[0])) for batch in check]
     net.train()
     return refuse_diverged(sum(loss * n for loss, n in losses) / max(1, sum(n for _, n in losses)))
 

@@ -126,10 +126,13 @@ def predict_horizon(self: DoubleEnsemble, horizon: int, x: np.ndarray) -> np.nda
 
 # %% ../../nbs/models/54_reweighted.ipynb #52e84205
 @patch
-def fit_horizon(self: DoubleEnsemble, horizon: int, x: np.ndarray, y: np.ndarray):
+def fit_horizon(
+    self: DoubleEnsemble, horizon: int, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None
+):
     "Train the boosters of one horizon, one after the other."
     rng = np.random.default_rng([self.seed, horizon])
-    features, weight, softness = np.arange(x.shape[1]), np.ones(len(y)), 1.0
+    given = np.ones(len(y)) if weight is None else weight
+    features, weight, softness = np.arange(x.shape[1]), given, 1.0
     for k in range(1, self.boosters + 1):
         name, chosen = f"h{k}{horizon:03d}", np.ascontiguousarray(x[:, features])
         self.ready[name], early, late = self._train(chosen, y, weight, self.seed + k)
@@ -138,7 +141,7 @@ def fit_horizon(self: DoubleEnsemble, horizon: int, x: np.ndarray, y: np.ndarray
         if k == self.boosters:
             return
         error = (y - self.predict_horizon(horizon, x)) ** 2
-        weight, softness = row_weights(error, early, late, softness), softness * self.decay
+        weight, softness = given * row_weights(error, early, late, softness), softness * self.decay
         rows = rng.choice(len(y), min(len(y), self.rows), replace=False)
         value = shuffle_value(lambda v: self.predict_horizon(horizon, v), x[rows], y[rows], rng)
         features = choose_features(value, rng)

@@ -26,6 +26,7 @@ class HorizonRegressors(LocationScale):
         horizon: int,  # sessions held
         x: np.ndarray,  # `[R, F]` features
         y: np.ndarray,  # `[R]` labels, finite
+        weight: np.ndarray | None = None,  # `[R]`, given only where rows do not count alike
     ):
         "Fit the regressor of one horizon and keep it as texts or tensors."
         raise NotImplementedError
@@ -47,9 +48,11 @@ def fit_score(
     "Fit one regressor per horizon, on the rows that have its label."
     t, n = data.rows()
     x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
+    weight = data.label_weights()
     for j, h in enumerate(self.horizons):
         ok = np.isfinite(y[:, j])
-        self.fit_horizon(h, x[ok], y[ok, j])
+        more = {} if weight is None else dict(weight=weight[t, n, j].cpu().numpy()[ok])
+        self.fit_horizon(h, x[ok], y[ok, j], **more)
     self.prepare()
 
 
@@ -90,6 +93,7 @@ def train_booster(
     names: list,  # feature names
     params: dict,  # of the `Trees`
     threads: int = 1,  # processor cores; the trees do not depend on their number
+    weight: np.ndarray | None = None,  # `[R]` of the rows; all alike by default
 ) -> str:
     "Train one booster and return its text."
     import lightgbm
@@ -101,7 +105,7 @@ def train_booster(
         min_data_in_leaf=max(20, round(params["leaf_share"] * len(y))),
         num_threads=threads,
     )
-    table = lightgbm.Dataset(x, y, feature_name=list(names), params=settings)
+    table = lightgbm.Dataset(x, y, weight=weight, feature_name=list(names), params=settings)
     text = lightgbm.train(settings, table, num_boost_round=params["rounds"]).model_to_string()
     return text.replace(f"[num_threads: {threads}]", "[num_threads: 1]")
 
@@ -146,9 +150,9 @@ class Trees(HorizonRegressors):
 
 # %% ../../nbs/models/50_trees.ipynb #c15a5007
 @patch
-def fit_horizon(self: Trees, horizon: int, x: np.ndarray, y: np.ndarray):
+def fit_horizon(self: Trees, horizon: int, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None):
     "Train the booster of one horizon and keep its text."
-    self.texts[f"h{horizon}"] = train_booster(x, y, self.names, self.params, self.threads)
+    self.texts[f"h{horizon}"] = train_booster(x, y, self.names, self.params, self.threads, weight)
 
 
 @patch

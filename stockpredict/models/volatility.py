@@ -25,6 +25,7 @@ from .forecast import LEVELS, Forecast
 class VolatilityModel(Model):
     "A model of the variance; it claims no direction, and measures its scale and shape itself."
 
+    heads = ("volatility", "shape")  # every score is zero
     window = 250  # sessions of bars behind one variance
 
     def __init__(
@@ -106,14 +107,17 @@ def volatility(
 ) -> Tensor:  # `[S, N, H]`, `NaN` in rows without a forecast
     "Volatility over each horizon, in place of the exponentially weighted one where it can be had."
     simple = horizon_volatility(self, inputs, start, stop).cpu()
-    v = torch.from_numpy(self.variance(_bars_of(self, inputs), start, stop)) * self.weights["scale"].cpu()
+    v = torch.from_numpy(self.variance(bars_of(self, inputs), start, stop)) * self.weights["scale"].cpu()
     own = v.sqrt().float()
     scale = self.weights["scale"].cpu().sqrt()
     own = torch.where(own > 0, own, simple * scale)
     return torch.maximum(torch.minimum(own, NEAR_EWMA * simple), simple / NEAR_EWMA)
 
 
-def _bars_of(model, inputs):
+def bars_of(
+    model: Model,  # that needs them
+    inputs: Inputs,  # features and prices
+) -> BarHistory:
     "The prices of the tickers of the inputs."
     if inputs.bars is None:
         raise FeatureError(
@@ -186,7 +190,7 @@ def predict(
 @patch
 def _widths(self: VolatilityModel, inputs, start, stop, quantiles):
     "Factor of each residual quantile at each session, `[S, H, Q]`, from the record of the market."
-    bars, off = _bars_of(self, inputs), [i for i, p in enumerate(LEVELS) if p != 0.5]
+    bars, off = bars_of(self, inputs), [i for i, p in enumerate(LEVELS) if p != 0.5]
     market, widths = bars.market or bars, torch.ones(stop - start, *quantiles.shape)
     key = (self.token, inputs.sessions[start], inputs.sessions[stop - 1])
     if key not in market.shared:
@@ -200,7 +204,7 @@ def _widths(self: VolatilityModel, inputs, start, stop, quantiles):
     return widths
 
 # %% ../../nbs/models/35_volatility.ipynb #5ef51e73
-@model("ewma", complexity=0, kind="volatility", heads=("volatility", "shape"))
+@model("ewma", complexity=0, kind="volatility")
 class Ewma(VolatilityModel):
     "Exponentially weighted squared returns, decay 0.94 (RiskMetrics 1996)."
 
@@ -323,7 +327,7 @@ class VarianceRegression(VolatilityModel):
         return daily * np.array(self.horizons, float)
 
 # %% ../../nbs/models/35_volatility.ipynb #74789b49
-@model("har", complexity=1, kind="volatility", heads=("volatility", "shape"))
+@model("har", complexity=1, kind="volatility")
 class Har(VarianceRegression):
     "Variance of the last day, week, month and year, one regression for all tickers (Corsi 2009)."
 
@@ -367,7 +371,7 @@ def least_squares(
     return np.linalg.solve(xx + 1e-6 * np.trace(xx) / len(xx) * np.eye(len(xx)), x.T @ y)
 
 # %% ../../nbs/models/35_volatility.ipynb #55a50f78
-@model("log_har", complexity=2, kind="volatility", heads=("volatility", "shape"))
+@model("log_har", complexity=2, kind="volatility")
 class LogHar(VarianceRegression):
     "Logarithms of day, week, month and year, falls and the market's variance, fitted by QLIKE."
 

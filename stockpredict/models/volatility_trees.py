@@ -43,7 +43,7 @@ def tree_features(
     return np.stack([*parts, *market, x[..., 8]], -1).astype(np.float32)
 
 # %% ../../nbs/models/56_volatility_trees.ipynb #77aea8df
-@model("lightgbm_volatility", complexity=3, kind="volatility", heads=("volatility", "shape"))
+@model("lightgbm_volatility", complexity=3, kind="volatility")
 class VolatilityTrees(VolatilityModel):
     "Boosted trees on the residuals of the regression of logarithms."
 

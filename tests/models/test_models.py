@@ -319,3 +319,18 @@ def test_unknown_horizon_and_ticker():
         some().horizon_index(2)
     with pytest.raises(UnknownTicker):
         some().ticker_index("ZZZ")
+
+
+# --- Heads
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_names_the_heads_it_has_something_of_its_own_for(name, fitted, data):
+    "One that names no volatility passes on that of the inputs; one that names no direction ranks nothing."
+    own = models[name].heads
+    assert own == models.meta(name)["heads"] == fitted(name).heads and set(own) <= set(HEADS) and own
+    f = fitted(name).predict(data.inputs, STOP, STOP + 10)
+    given = data.inputs.volatility[STOP : STOP + 10, :, None] * torch.tensor([1.0, 5.0]).sqrt()
+    passed_on = (f.volatility / given)[f.available].sub(1).abs().max() < 1e-6
+    assert passed_on == ("volatility" not in own) or name in ("ewma", "composed")
+    assert ("direction" in own) == (f.score[f.available].std() > 0) or name in ("zero", "always_up")
