@@ -1,10 +1,10 @@
 """Accounts of a large market, grids of strategies, and the same signal file through vectorbt.
 
-    python benchmarks/backtest.py [--tickers 10000] [--sessions 2520] [--peer PYTHON]
+    python benchmarks/backtest.py [--tickers 10000] [--sessions 2520] [--no-peer]
 
-`--peer` is the Python of an environment of its own that has vectorbt (`python -m venv peer && peer/bin/pip
-install vectorbt`). Times are CPU seconds of one process after a first small call, so that nothing is compiled
-in them. The peer reads the same file of prices and weights, and its daily net returns are compared with ours.
+vectorbt runs in an environment of its own (`benchmarks/peers.py`). Times are CPU seconds of one process after
+a first small call, so that nothing is compiled in them; the bar is 1 s for weights and account together.
+The peer reads the same file of prices and weights, and its daily net returns are compared with ours.
 
 Differences in convention, all set alike for the comparison:
 - vectorbt fills a target at the price given in the same row, we fill `delay` rows later: its weights are
@@ -16,13 +16,12 @@ Differences in convention, all set alike for the comparison:
 """
 
 import argparse
-import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import peers
 
 PEER = """
 import json, sys, time
@@ -71,12 +70,13 @@ def large(tickers: int, sessions: int):
         trading = seconds(lambda w=books[0]: run_portfolio(w, returns, flat, **options))
         sized = seconds(lambda w=books[0]: run_portfolio(w, returns, whole, dollar_volume=volume, **options))
         print(
-            f"{kind}, {tickers:,} tickers x {sessions:,} sessions: weights {ranking:.2f} s, account with "
-            f"commission, spread and borrow {trading:.2f} s, with impact and volume limit {sized:.2f} s CPU"
+            f"{kind}, {tickers:,} tickers x {sessions:,} sessions: weights {ranking:.2f} s + account with "
+            f"commission, spread and borrow {trading:.2f} s = {ranking + trading:.2f} s, with impact and volume "
+            f"limit {ranking + sized:.2f} s CPU"
         )
 
 
-def grid(peer: str | None, tickers: int = 300, sessions: int = 1260):
+def grid(beside: bool, tickers: int = 300, sessions: int = 1260):
     from stockpredict.evaluate.execution import TradingCosts, run_grid, run_portfolio
     from stockpredict.evaluate.strategies import portfolio_weights
 
@@ -98,8 +98,7 @@ def grid(peer: str | None, tickers: int = 300, sessions: int = 1260):
     print(
         f"a grid of 100 strategies, {tickers} tickers x {sessions:,} sessions, in one call: {ours:.2f} s CPU"
     )
-    if not peer:
-        print("no peer: give --peer PYTHON of an environment with vectorbt")
+    if not beside:
         return
     forms = [(k, h) for k in options["kind"] for h in options["horizon"]]
     books = {f"weights_{n}": 0.9 * portfolio_weights(score, k, horizon=h) for n, (k, h) in enumerate(forms)}
@@ -109,10 +108,8 @@ def grid(peer: str | None, tickers: int = 300, sessions: int = 1260):
         file, out = Path(folder) / "signals.npz", Path(folder) / "values.npz"
         fees = [1e-4 * fee for _, fee in chosen]
         np.savez(file, close=close, books=[n for n, _ in chosen], fees=fees, **moved)
-        done = subprocess.run([peer, "-c", PEER, file, out], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        theirs, values = json.loads(done.stdout.splitlines()[-1]), dict(np.load(out))
+        theirs = peers.run("vectorbt", PEER, file, out)
+        values = dict(np.load(out))
     gaps, own = [], []
     begin = time.process_time()
     for n, fee in chosen:
@@ -137,11 +134,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tickers", type=int, default=10_000)
     parser.add_argument("--sessions", type=int, default=2520)
-    parser.add_argument("--peer", help="Python of an environment with vectorbt")
+    parser.add_argument("--no-peer", action="store_true", help="leave out vectorbt")
     arguments = parser.parse_args()
     if arguments.tickers:
         large(arguments.tickers, arguments.sessions)
-    grid(arguments.peer)
+    grid(not arguments.no_peer)
 
 
 if __name__ == "__main__":
