@@ -272,13 +272,18 @@ class Validation(Section):
         le=500,
         description="Sessions left out between training and testing, beyond the label's own length.",
     )
+    holdout: float = Field(
+        0.0,
+        ge=0,
+        description="Newest sessions no training sees: their number, or a share below 1; 0 for none.",
+    )
 
 # %% ../../nbs/core/25_sections.ipynb #fd3d319d
 class Models(Section):
     "Which models are compared."
 
     candidates: Words = Field(
-        ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"],
+        ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", "ewma", "har", "log_har"],
         min_length=1,
         description="Models to compare; the simplest one not beaten is served.",
     )

@@ -77,6 +77,8 @@ def _order_problems(s):
             f"[validation] horizons {v.horizons} should be positive, ascending and "
             "different from each other, such as 1, 5."
         )
+    if v.holdout > 1 and v.holdout % 1:
+        yield f"[validation] holdout {v.holdout:g} should be a whole number of sessions, or a share below 1."
     if v.first_train <= longest + v.entry_delay:
         yield (
             f"[validation] first_train {v.first_train} must be longer than the longest horizon {longest} "

@@ -14,6 +14,7 @@ from ..core.errors import ArtifactRejected, NoChampion
 from ..core.files import atomic_write
 from ..core.settings import Settings
 from ..models.artifact import Artifact, load_artifact, public_key
+from .signed_log import now_utc, registry_lock
 from .walk_forward import Candidate
 from .experiment import Experiment
 from .gate import Verdict
@@ -21,8 +22,7 @@ from .judge import promoted_heads
 from .serving_parts import heads_in_brief
 from .composition import agreed_heads, champion_heads, composed_candidate
 from .champion import EVIDENCE_WORDING, Champion, append_event, champion_event
-from .champion import champion_or_none, current_champion, now_utc, read_events
-from .champion import registry_lock, write_champion
+from .champion import champion_or_none, current_champion, read_events, write_champion
 from .mlflow_mirror import note_run, outbox_dir, publication_card, put_into_outbox
 from .mlflow_mirror import record_waiting, cases_in_mlflow, waiting_cards
 

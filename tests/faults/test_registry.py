@@ -16,7 +16,8 @@ from stockpredict.ingest.ingest import ingest
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.train import mlflow_mirror
 from stockpredict.train.gate import decide
-from stockpredict.train.champion import registry_lock, current_champion, champion_or_none
+from stockpredict.train.champion import current_champion, champion_or_none
+from stockpredict.train.signed_log import registry_lock
 from stockpredict.train.registry import registry_history, publish_model, sync_mlflow
 from stockpredict.train.registry import rollback
 from stockpredict.train.experiment import Experiment, run_experiment

@@ -10,7 +10,8 @@ import torch
 from stockpredict.core.errors import ArtifactRejected
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.serve.engine import champion_pointer
-from stockpredict.train.champion import current_champion, history_problems, sign_entry
+from stockpredict.train.champion import current_champion, history_problems
+from stockpredict.train.signed_log import sign_entry
 from stockpredict.train.gate import Verdict, decide
 from stockpredict.train.head_gates import head_verdict
 from stockpredict.train.judge import SelfTest, compare_with_champion, judge_experiment

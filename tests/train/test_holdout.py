@@ -5,12 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from stockpredict.train import champion
+from stockpredict.train import signed_log
 
-from stockpredict.core.errors import EvaluateError, NotEnoughSessions
+from stockpredict.core.errors import EvaluateError, NotEnoughSessions, SettingsError
 from stockpredict.core.settings import load_settings
 from stockpredict.models.dataset import sample_dataset
-from stockpredict.train.holdout import HoldoutVault, holdout_looks, holdout_sentence, read_looks
+from stockpredict.train.champion import append_event, history_problems, write_champion
+from stockpredict.train.holdout import HoldoutVault, holdout_looks, holdout_sentence, open_vault
+from stockpredict.train.holdout import read_looks, research_panel
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +92,15 @@ def test_a_crash_after_the_first_line_counts_it(vault, panel, monkeypatch):
     first = path.read_bytes()
     path.unlink()
     path.with_suffix(".end").unlink()
-    append = champion._sign_end
+    (vault.settings.storage.keys_dir / "logs.json").unlink()
+    append = signed_log._sign_end
 
     def killed(settings, path, end):
         if end["lines"]:
             raise KeyboardInterrupt
         append(settings, path, end)
 
-    monkeypatch.setattr(champion, "_sign_end", killed)
+    monkeypatch.setattr(signed_log, "_sign_end", killed)
     with pytest.raises(KeyboardInterrupt):
         vault.look(panel, why="first")
     assert len(path.read_bytes().splitlines()) == len(first.splitlines()) == 1
@@ -131,3 +134,67 @@ def test_nonsense_is_refused(vault, panel):
         HoldoutVault(vault.settings, "soon")
     with pytest.raises(NotEnoughSessions):
         HoldoutVault(vault.settings, "2099-01-01").research(panel)
+
+
+def pointer(version):
+    return dict(version=version, artifact="5d0c3a1b77aa", model="mean", skill="none", decision="hold") | dict(
+        promoted_at="2024-03-01T06:00:00+00:00"
+    )
+
+
+@pytest.mark.parametrize("anchor_too", [False, True])
+@pytest.mark.parametrize("name", ["holdout", "history"])
+def test_a_log_that_was_deleted_as_a_whole_is_noticed(vault, panel, name, anchor_too):
+    settings = vault.settings
+    folder = settings.storage.registry_dir
+    for k in range(2):
+        vault.look(panel, why=f"look {k}")
+        append_event(settings, {"event": "hold", "version": k})
+    write_champion(settings, pointer(1))
+    assert history_problems(settings) == [] and len(read_looks(settings)) == 2
+    for suffix in ("jsonl", "end"):
+        (folder / f"{name}.{suffix}").unlink()
+    if anchor_too:  # the signed pointer still knows
+        (settings.storage.keys_dir / "logs.json").unlink()
+    if name == "history":
+        assert history_problems(settings) == ["The file history.jsonl with 2 lines is missing."]
+        return
+    with pytest.raises(EvaluateError, match="with 2 lines is missing"):
+        read_looks(settings)
+    assert "counts as used" in holdout_sentence(settings)
+    with pytest.raises(EvaluateError, match="was changed"):
+        vault.look(panel, why="as if it were the first")
+
+
+def test_older_files_put_back_are_noticed(vault, panel):
+    vault.look(panel, why="first")
+    files = [log(vault), log(vault).with_suffix(".end")]
+    older = [f.read_bytes() for f in files]
+    vault.look(panel, why="second")
+    for f, content in zip(files, older, strict=True):
+        f.write_bytes(content)
+    with pytest.raises(EvaluateError, match="has 1 of 2 lines"):
+        read_looks(vault.settings)
+
+
+@pytest.mark.parametrize("holdout, kept", [(0, 120), (20, 100), (0.25, 90)])
+def test_the_setting_holds_sessions_out_and_they_stay_out(vault, panel, holdout, kept):
+    settings = vault.settings.with_(**{"validation.holdout": holdout})
+    assert len(research_panel(settings, panel.first(120))) == kept
+    if holdout:
+        assert open_vault(settings, panel).first == f"{panel.sessions[kept]:%Y-%m-%d}"
+        assert len(research_panel(settings, panel.first(kept + 5))) == kept, "the first session stays"
+        assert len(research_panel(settings, panel.first(kept - 5))) == kept - 5, "a study of the past"
+        assert "are held out" in holdout_sentence(settings) and read_looks(settings) == []
+
+
+def test_a_look_at_the_holdout_of_the_settings_is_counted(vault, panel):
+    settings = vault.settings.with_(**{"validation.holdout": 20})
+    _, held_out = open_vault(settings, panel).look(panel, why="final test")
+    assert held_out == slice(100, 120) and [look["why"] for look in read_looks(settings)] == ["final test"]
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "soon"])
+def test_a_holdout_that_is_no_length_is_refused(value):
+    with pytest.raises(SettingsError, match="holdout"):
+        load_settings(overrides={"validation.holdout": value}, environ={})
