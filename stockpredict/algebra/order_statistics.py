@@ -14,15 +14,15 @@ from .numba_kernels import compiled, dispatch, nan_headed
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #f7ed01d2
 @compiled
-def window_ranks(x, n):
-    "Percentile of the current bar among the last `n`, ties in the middle."
+def window_ranks(x, n, start):
+    "Percentile of the current bar among the last `n`, ties in the middle, which counts itself as `start`."
     rows, size = x.shape
     out = nan_headed(rows, size, n)
     votes, zero, half, one = np.empty(size, np.float32), np.float32(0), np.float32(0.5), np.float32(1)
     for t in range(n - 1, rows):
         now = x[t]
         for j in range(size):
-            votes[j] = half + now[j] * zero
+            votes[j] = start + now[j] * zero
         for k in range(1, n):
             past = x[t - k]
             for j in range(size):
@@ -34,7 +34,7 @@ def window_ranks(x, n):
     return out
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #c5359446
-rolling_rank = dispatch(kernels.rolling_rank, window_ranks.__call__)
+rolling_rank = dispatch(kernels.rolling_rank, lambda x, n: window_ranks(x, n, np.float32(0.5)))
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #e924a811
 @compiled
@@ -225,51 +225,97 @@ rolling_lowest_mean = dispatch(lowest_mean, window_lowest_means.__call__)
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #6c19a02b
 @compiled
-def radix_sort(a, b, m, place, wide):
-    "Sort the first `m` of `a` by their upper half, `wide` bits a pass; is the result in `b`?"
-    low, mask, turned = 32, np.uint64((1 << wide) - 1), False
-    while low < 64:
-        place[: 1 << wide] = 0
-        shift, total = np.uint64(low), 0
-        for i in range(m):
-            place[(a[i] >> shift) & mask] += 1
-        for d in range(1 << wide):
-            here = place[d]
-            place[d] = total
-            total += here
-        for i in range(m):
-            d = (a[i] >> shift) & mask
-            b[place[d]] = a[i]
-            place[d] += 1
-        a, b, low, turned = b, a, low + wide, not turned
-    return turned
+def load_sort_keys(view, keys, counts):
+    "Sortable keys of the finite values of a row, with how often each upper digit occurs; how many there are."
+    top, all_ones, half = np.uint32(1 << 31), np.uint32(0xFF << 23), np.uint64(32)
+    digit, m = np.uint32(2047), 0
+    counts[:] = 0
+    for j in range(len(view)):
+        b = np.uint32(0) if view[j] == top else view[j]
+        k = ~b if b & top else b | top
+        keys[m] = np.uint64(k) << half | np.uint64(j)
+        finite = np.int32(b & all_ones != all_ones)
+        counts[(k >> np.uint32(10)) & digit] += finite
+        counts[2048 + (k >> np.uint32(21))] += finite
+        m += finite
+    return m
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #1451b0eb
 @compiled
-def cross_sectional_ranks(x, view):
-    "Centred rank of each value within its row, ties averaged; `view` holds the bits of `x`."
-    rows, size = x.shape
-    out = np.full((rows, size), np.float32(np.nan))
-    keys, spare, place = np.empty(size, np.uint64), np.empty(size, np.uint64), np.empty(2048, np.int32)
-    top, half, low = np.uint32(1 << 31), np.uint64(32), np.uint64((1 << 32) - 1)
-    for t in range(rows):
-        m = 0
-        for j in range(size):
-            b = view[t, j]
-            keys[m] = np.uint64(~b if b & top else b | top) << half | np.uint64(j)
-            m += x[t, j] == x[t, j]
-        if radix_sort(keys, spare, m, place, 8 if m < 500 else 11):
-            keys, spare = spare, keys
-        first = 0
-        for i in range(m):
-            if i + 1 == m or keys[i + 1] >> half != keys[first] >> half:
-                middle = np.float32(first + i + 1) / np.float32(2 * m) - np.float32(0.5)
-                for k in range(first, i + 1):
-                    out[t, keys[k] & low] = middle
-                first = i + 1
-    return out
+def scatter_keys(a, b, m, place, low):
+    "Copy `m` keys to `b` in the order of the eleven bits above `low`, which occur as often as `place` says."
+    total, shift, digit = np.int32(0), np.uint64(low), np.uint64(2047)
+    for d in range(2048):
+        here = place[d]
+        place[d] = total
+        total += here
+    for i in range(m):
+        d = (a[i] >> shift) & digit
+        b[place[d]] = a[i]
+        place[d] += 1
+
+
+@compiled
+def insertion_sort(a, m, most):
+    "Move each of the first `m` keys back past larger ones; is it done within `most` moves?"
+    moves = 0
+    for i in range(1, m):
+        x, j = a[i], i - 1
+        while j >= 0 and a[j] > x:
+            a[j + 1] = a[j]
+            j -= 1
+        a[j + 1] = x
+        moves += i - 1 - j
+        if moves > most:
+            return False
+    return True
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #febf4384
+@compiled
+def sort_row(view, keys, spare, counts):
+    "Sort the keys of a row's finite values; how many there are."
+    m = load_sort_keys(view, keys, counts)
+    if m < 48:
+        insertion_sort(keys, m, m * m)
+        return m
+    scatter_keys(keys, spare, m, counts[:2048], 42)
+    scatter_keys(spare, keys, m, counts[2048:], 53)
+    if insertion_sort(keys, m, 8 * m):
+        return m
+    for low in (32, 43, 54):
+        place, digit, shift = counts[:2048], np.uint64(2047), np.uint64(low)
+        place[:] = 0
+        for i in range(m):
+            place[(keys[i] >> shift) & digit] += 1
+        scatter_keys(keys, spare, m, place, low)
+        keys[:m] = spare[:m]
+    return m
+
+# %% ../../nbs/algebra/20_order_statistics.ipynb #44463c4e
+@compiled
+def cross_sectional_ranks(view, more, less):
+    "(twice the mean place from 0, plus `more`) / (twice the count) - `less`, for the bits of each row."
+    rows, size = view.shape
+    out = np.full((rows, size), np.float32(np.nan))
+    keys, spare, counts = np.empty(size, np.uint64), np.empty(size, np.uint64), np.empty(4096, np.int32)
+    half, low = np.uint64(32), np.uint64((1 << 32) - 1)
+    for t in range(rows):
+        m, here, i = sort_row(view[t], keys, spare, counts), out[t], 1
+        twice = np.float32(2 * m)
+        for k in range(m):
+            here[keys[k] & low] = np.float32(2 * k + more) / twice - less
+        while i < m:
+            if keys[i] >> half == keys[i - 1] >> half:
+                first = i - 1
+                while i < m and keys[i] >> half == keys[first] >> half:
+                    i += 1
+                tied = np.float32(first + i - 1 + more) / twice - less
+                for k in range(first, i):
+                    here[keys[k] & low] = tied
+            i += 1
+    return out
+
+# %% ../../nbs/algebra/20_order_statistics.ipynb #a4ce7b04
 rank_across = dispatch(
-    kernels.rank_across, lambda x: cross_sectional_ranks(x, (x + np.float32(0)).view(np.uint32))
+    kernels.rank_across, lambda x: cross_sectional_ranks(x.view(np.uint32), 1, np.float32(0.5))
 )
