@@ -144,6 +144,7 @@ class Inputs:
     names: tuple[str, ...]  # feature names, in order
     spec: Spec = field(default=None)  # the recipe
     bars: BarHistory | None = field(default=None)  # the prices behind it, for volatility models
+    sectors: Tensor | None = field(default=None)  # `[session, ticker]` as known, if a feature needs them
 
     @property
     def usable(self) -> Tensor:
@@ -161,6 +162,7 @@ class Inputs:
             volatility=self.volatility[rows],
             sessions=self.sessions[rows],
             bars=None if self.bars is None else self.bars.rows(start, max(start, stop)),
+            sectors=None if self.sectors is None else self.sectors[rows],
         )
 
     def __repr__(self):
@@ -183,7 +185,8 @@ def make_inputs(
         if i == len(chosen):
             bars = BarHistory.from_panel(panel, newest)
             labels = (end.sessions, panel.tickers, spec.names, spec)
-            return Inputs(x, end.present, v.float(), coverage, *labels, bars)
+            sectors = end._fields.get("sector") if "sector" in spec.needs else None
+            return Inputs(x, end.present, v.float(), coverage, *labels, bars, sectors)
         coverage[i] = int((~v.isnan()).sum()) / bars
         x[:, :, i] = normalise_section(v, end.grid, spec.normalise, f.across)
 
@@ -222,5 +225,6 @@ def to(
     device: str,  # "cpu", "cuda" …
 ) -> Inputs:
     "The same inputs on another device."
-    tensors = ("x", "present", "volatility", "coverage")
-    return replace(self, **{k: getattr(self, k).to(device) for k in tensors})
+    names = ("x", "present", "volatility", "coverage", "sectors")
+    tensors = {k: getattr(self, k) for k in names}
+    return replace(self, **{k: v.to(device) for k, v in tensors.items() if v is not None})

@@ -365,6 +365,7 @@ def _empty_market(names, n):
         ["A", "B"],
         tuple(names),
         bars=still,
+        sectors=torch.zeros(n, 2),
     )
 
 # %% ../../nbs/models/70_artifact.ipynb #e4e2143a

@@ -79,6 +79,7 @@ def _measure_parts(self: Composed):
     parts = self.parts.values()
     self.sequence = max(p.sequence for p in parts)
     self.memory = max(p.memory for p in parts)
+    self.reads_across = any(p.reads_across for p in parts)
     self.complexity = self.parts["direction"].complexity
 
 

@@ -25,6 +25,7 @@ class Model:
     heads: tuple[str, ...] = HEADS  # parts of the forecast it has something of its own for
     sequence = 1  # sessions of inputs behind one forecast
     memory = 0  # sessions of bars behind those, for models that read `inputs.bars`
+    reads_across = False  # does the forecast of a stock depend on the other stocks?
 
     def __init__(
         self,

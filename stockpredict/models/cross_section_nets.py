@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
+from ..core.errors import FeatureError
 from ..core.settings import Settings
 from ..catalogue.design_matrix import Inputs
 from .contract import model
 from .dataset import Dataset
 from .net_model import NetModel
-from .nets import Batches, ForecastNet, windows
+from .nets import Batches, windows, with_presence
 from .sequence_nets import RecurrentEncoder
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #ccc11d19
@@ -24,7 +25,7 @@ class CrossEncoder(nn.Module):
 
     def __init__(
         self,
-        features: int,  # inputs per session, the presence flag last
+        features: int,  # inputs per session, the presence flag last, the group not counted
         hidden: int,  # width, even
         dropout: float,  # share of the attention dropped in training
     ):
@@ -33,16 +34,14 @@ class CrossEncoder(nn.Module):
         self.attend = nn.MultiheadAttention(self.width, 2, dropout, batch_first=True)
         self.before, self.after = nn.LayerNorm(self.width), nn.LayerNorm(self.width)
         self.mix = nn.Sequential(nn.Linear(self.width, self.width), nn.GELU())
-        self.group = None
 
     def forward(self, x):
-        "States `[D, N, W]` of windows `[D, N, L, F]`."
+        "States `[D, N, W]` of windows `[D, N, L, F + 1]`, the group of a stock in the last place."
+        group, x = x[..., -1, -1], x[..., :-1]
         days, stocks = x.shape[:2]
         states = self.read(x.flatten(0, 1)).unflatten(0, (days, stocks))
         known, same = x[..., -1, -1] > 0, torch.eye(stocks, dtype=torch.bool, device=x.device)
-        pairs = known[:, None, :].expand(days, stocks, stocks)
-        if self.group is not None:
-            pairs = pairs & (self.group[:, None] == self.group).to(x.device)
+        pairs = known[:, None, :] & (group[:, :, None] == group[:, None, :])
         closed = ~(pairs | same).repeat_interleave(2, 0)
         q = self.before(states)
         states = states + self.attend(q, q, q, attn_mask=closed, need_weights=False)[0]
@@ -100,12 +99,12 @@ class CrossAttention(NetModel):
         rate: float = 0.002,  # learning rate
         dropout: float = 0.1,  # share of the states dropped in training
         rows: int = 20_000,  # most training rows in a pass, about
-        groups: dict | None = None,  # ticker → group; attention stays within it
+        groups: dict | None = None,  # ticker → group, in place of the sectors; attention stays within it
+        within: str = "sectors",  # `sectors` where the inputs have them, or `all`
         seed: int = 0,  # of weights and batches
     ):
-        self.tickers = ()
         params = dict(sequence=sequence, epochs=epochs, hidden=hidden, rate=rate, dropout=dropout)
-        super().__init__(**params, rows=rows, groups=groups, seed=seed)
+        super().__init__(**params, rows=rows, groups=groups, within=within, seed=seed)
 
     def encoder(self, features: int) -> nn.Module:
         "A recurrent layer and attention across stocks."
@@ -118,21 +117,36 @@ class CrossAttention(NetModel):
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #9c689568
 @patch
-def new_net(self: CrossAttention) -> ForecastNet:
-    "The network, with the groups of the tickers at hand."
-    net = super(CrossAttention, self).new_net()
-    self._set_groups(net)
-    return net
+def group_numbers(
+    self: CrossAttention,
+    inputs: Inputs,  # with sectors, or not
+) -> Tensor:  # float32 `[S, N]`; stocks with equal numbers see each other
+    "The group of each stock at each session."
+    alone = -1.0 - torch.arange(len(inputs.tickers), device=inputs.x.device)
+    edges = self.notes.get("edges", "groups" if self.groups else "all")
+    if edges == "groups":
+        names = [str(self.groups[t]) if t in self.groups else "" for t in inputs.tickers]
+        number = {name: float(i) for i, name in enumerate(sorted({*names, ""}))}
+        own = torch.tensor([number[name] for name in names], device=alone.device)
+        return torch.where(own > 0, own, alone).expand(len(inputs), -1)
+    if edges == "all":
+        return torch.zeros(len(inputs), len(alone), device=alone.device)
+    if inputs.sectors is not None:
+        return torch.where(inputs.sectors.isfinite(), inputs.sectors, alone)
+    raise FeatureError(
+        f"The model {self.name} learned within sectors, and these inputs have none.",
+        "Attach the sectors as the training did: a feature of its Spec that needs them brings them along.",
+    )
 
 
 @patch
-def _set_groups(self: CrossAttention, net):
-    "Number the groups of the tickers at hand."
-    if not self.groups:
-        return
-    names = [str(self.groups.get(t, f"\0{t}")) for t in self.tickers]
-    number = {name: i for i, name in enumerate(sorted(set(names)))}
-    net.encoder.group = torch.tensor([number[name] for name in names])
+def read(
+    self: CrossAttention,
+    inputs: Inputs,  # features, presence and sectors
+) -> Tensor:  # `[S, N, F + 2]`
+    "Features, the presence of a bar, and the group."
+    group = self.group_numbers(inputs).to(self.device)
+    return torch.cat([with_presence(inputs, self.device), group[..., None]], -1)
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #3d454b5b
 def by_name(
@@ -144,29 +158,28 @@ def by_name(
         return data
     order = data.name_order().to(i.x.device)
     bars = None if i.bars is None else i.bars.select(names)
-    tensors = dict(x=i.x[:, order], present=i.present[:, order], volatility=i.volatility[:, order])
-    return replace(data, inputs=replace(i, **tensors, tickers=names, bars=bars), y=data.y[:, order])
+    each = {k: getattr(i, k) for k in ("x", "present", "volatility", "sectors")}
+    each = {k: v[:, order] for k, v in each.items() if v is not None}
+    ends = None if data.ends is None else data.ends[:, order]
+    return replace(data, inputs=replace(i, **each, tickers=names, bars=bars), y=data.y[:, order], ends=ends)
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #9b39ab96
 @patch
-def _train(self: CrossAttention, data: Dataset, epochs: int, report=None):
-    "Train with the tickers of the data, in the order of their names."
-    data = by_name(data)
-    self.tickers = list(data.inputs.tickers)
-    return super(CrossAttention, self)._train(data, epochs, report)
+def fit(
+    self: CrossAttention,
+    data: Dataset,  # the past to learn from
+    report=None,  # called with (epoch, loss)
+) -> NetModel:
+    "Note which stocks may see each other, and train."
+    sectors = self.within == "sectors" and data.inputs.sectors is not None
+    self.notes["edges"] = "groups" if self.groups else "sectors" if sectors else "all"
+    return super(CrossAttention, self).fit(data, report)
 
 
 @patch
-def outputs(
-    self: CrossAttention,
-    inputs: Inputs,  # features
-    start: int,  # first session (position)
-    stop: int,  # end (position, exclusive)
-) -> Tensor:
-    "Output of the network for the tickers of the inputs."
-    self.tickers = list(inputs.tickers)
-    self._set_groups(self.net)
-    return super(CrossAttention, self).outputs(inputs, start, stop)
+def _train(self: CrossAttention, data: Dataset, epochs: int, report=None):
+    "Train with the tickers in the order of their names."
+    return super(CrossAttention, self)._train(by_name(data), epochs, report)
 
 # %% ../../nbs/models/64_cross_section_nets.ipynb #fa8da476
 @patch

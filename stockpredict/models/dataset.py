@@ -50,7 +50,8 @@ class Dataset:
 def _copy_until(inputs, stop):
     "The inputs before `stop`, in memory of their own."
     past = inputs.until(stop)
-    tensors = {k: getattr(past, k).clone() for k in ("x", "present", "volatility")}
+    tensors = {k: getattr(past, k) for k in ("x", "present", "volatility", "sectors")}
+    tensors = {k: v.clone() for k, v in tensors.items() if v is not None}
     return replace(past, **tensors, bars=None if past.bars is None else past.bars.copy())
 
 # %% ../../nbs/models/00_dataset.ipynb #1a2ae867

@@ -6,7 +6,7 @@
 __all__ = ['explain', 'group_importance']
 
 # %% ../../nbs/models/90_explain.ipynb #9a8535fb
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 import numpy as np
 import pandas as pd
@@ -24,6 +24,7 @@ from .net_model import NetModel
 from .nets import windows, with_presence
 from .reweighted import DoubleEnsemble
 from .stack import Stack
+from .token_decoder import TokenDecoder
 from .trees import Trees
 
 # %% ../../nbs/models/90_explain.ipynb #aaa8d019
@@ -139,6 +140,11 @@ def _(model: NetModel, inputs, j):
             total += float(share) * (gradient * (x - empty))[..., :names].sum(1).double().cpu()
     return total.numpy(), "integrated gradients"
 
+# %% ../../nbs/models/90_explain.ipynb #51c83bd5
+@contributions.register
+def _(model: TokenDecoder, inputs, j):
+    return np.zeros(inputs.x.shape[1:]), "no feature: the model reads the bars themselves"
+
 # %% ../../nbs/models/90_explain.ipynb #397ac5eb
 @contributions.register
 def _(model: CrossAttention, inputs, j):
@@ -160,7 +166,7 @@ def _by_permutation(model, inputs, j):
     x, stop = inputs.x, len(inputs.sessions)
 
     def score(values):
-        changed = Inputs(values, *(getattr(inputs, k) for k in FIELDS))
+        changed = replace(inputs, x=values)
         return model.score(changed, stop - 1, stop)[0, :, j].nan_to_num(0).double().cpu().numpy()
 
     total, random = np.zeros(x.shape[1:]), np.random.default_rng(0)
@@ -174,8 +180,64 @@ def _by_permutation(model, inputs, j):
             before = after
     return total
 
+# %% ../../nbs/models/90_explain.ipynb #000f319c
+LIME_ROWS = 400  # rows drawn around the one to explain
 
-FIELDS = ("present", "volatility", "coverage", "sessions", "tickers", "names", "spec", "bars")
+
+def lime_explainer(
+    table: np.ndarray,  # `[R, F]` features of all stocks of the session
+    names: list,  # of the features
+):
+    "LIME's explainer of tables, around the stocks of one session."
+    try:
+        from lime.lime_tabular import LimeTabularExplainer
+    except ImportError as e:
+        raise ModelError(
+            "Explanations by LIME need a package that is not installed.",
+            'Run pip install "stockpredict[lime]", or leave out how="lime".',
+        ) from e
+    style = dict(mode="regression", discretize_continuous=False, sample_around_instance=True)
+    return LimeTabularExplainer(table, feature_names=list(names), random_state=0, **style)
+
+
+def by_lime(
+    model: Model,  # fitted
+    inputs: Inputs,  # that end with the session to explain
+    j: int,  # position of the horizon
+    tickers: list,  # which to explain
+) -> np.ndarray:  # `[N, F]`, zero for other tickers
+    "Contributions of the local linear model of each ticker."
+    x = inputs.x[-1].double().cpu().numpy()
+    explainer, total = lime_explainer(x[inputs.usable[-1].cpu().numpy()], inputs.names), np.zeros(x.shape)
+    mean, scale = explainer.scaler.mean_, explainer.scaler.scale_
+    for n in (list(inputs.tickers).index(t) for t in tickers):
+        ask = _scores_near(model, inputs, j, n)
+        local = explainer.explain_instance(x[n], ask, num_features=x.shape[1], num_samples=LIME_ROWS)
+        for feature, slope in local.local_exp[1]:
+            total[n, feature] = slope * (x[n, feature] - mean[feature]) / scale[feature]
+    return total
+
+# %% ../../nbs/models/90_explain.ipynb #6ffe5735
+def _scores_near(model, inputs, j, n):
+    "A function from rows of features to scores of one stock that would have them."
+    stop = len(inputs.sessions)
+
+    def moved(row):
+        x = inputs.x.clone()
+        x[:, n] += torch.as_tensor(row, dtype=x.dtype) - x[-1, n]
+        return float(model.score(replace(inputs, x=x), stop - 1, stop)[0, n, j])
+
+    def together(rows):
+        if model.reads_across:
+            return np.array([moved(row) for row in rows])
+        copies, name = [n] * len(rows), [inputs.tickers[n]] * len(rows)
+        parts = {k: getattr(inputs, k)[:, copies] for k in ("x", "present", "volatility")}
+        parts["x"] = parts["x"] + torch.as_tensor(rows, dtype=inputs.x.dtype) - inputs.x[-1, n]
+        bars = None if inputs.bars is None else inputs.bars.select(name)
+        near = replace(inputs, **parts, tickers=name, bars=bars, sectors=None)
+        return model.score(near, stop - 1, stop)[0, :, j].double().cpu().numpy()
+
+    return together
 
 # %% ../../nbs/models/90_explain.ipynb #fea3f574
 def explain(
@@ -184,6 +246,7 @@ def explain(
     session=None,  # decision session: a date or a position; the newest by default
     tickers: list | None = None,  # which to explain; all with a forecast by default
     horizon: int | None = None,  # sessions held; the first by default
+    how: str = "",  # `lime`; by default exact where the model allows it
 ) -> Explanation:
     "Contributions of the features to the scores of one session."
     if not hasattr(model, "score"):
@@ -196,13 +259,21 @@ def explain(
     near = inputs.until(t + 1).last(min(t + 1, model.sequence))
     j = model.horizons.index(horizon) if horizon else 0
     answer = model.score(near, len(near.sessions) - 1, len(near.sessions))[0, :, j].double().cpu().numpy()
-    parts, method = contributions(model, near, j)
-    known = near.usable[-1].cpu().numpy() & np.isfinite(answer)
-    tables = pd.DataFrame(parts, near.tickers, model.names)[known], pd.Series(answer, near.tickers)[known]
-    chosen = _known_tickers(tables[1].index, tickers)
-    table, score = (v.loc[chosen] for v in tables)
+    score = pd.Series(answer, near.tickers)[near.usable[-1].cpu().numpy() & np.isfinite(answer)]
+    chosen = _known_tickers(score.index, tickers)
+    parts, method = _contributions_by(how, model, near, j, chosen)
+    table, score = pd.DataFrame(parts, near.tickers, model.names).loc[chosen], score.loc[chosen]
     day, name = inputs.sessions[t], model.name
     return Explanation(table, score - table.sum(axis=1), score, method, day, model.horizons[j], name)
+
+# %% ../../nbs/models/90_explain.ipynb #5724a9af
+def _contributions_by(how, model, inputs, j, chosen):
+    "Contributions by the named method, and its name in words."
+    if how == "lime":
+        return by_lime(model, inputs, j, chosen), "LIME, a linear model around each row"
+    if how:
+        raise ModelError(f"There is no way to explain called {how!r}.", 'Leave `how` out, or use how="lime".')
+    return contributions(model, inputs, j)
 
 # %% ../../nbs/models/90_explain.ipynb #977dc498
 def _position(inputs, session):
@@ -244,7 +315,7 @@ def group_importance(
     y, draw = data.y[data.start : data.stop, :, 0], torch.Generator().manual_seed(seed)
 
     def skill(x):
-        changed = Inputs(x, *(getattr(inputs, k) for k in FIELDS))
+        changed = replace(inputs, x=x)
         return float(rank_ic(model.score(changed, data.start, data.stop)[..., 0].cpu(), y).mean())
 
     whole, rows = skill(inputs.x), {}

@@ -64,6 +64,7 @@ class Stack(LocationScale):
             )
         each = [self._new(name) for name in self.members]
         self.sequence, self.memory = max(m.sequence for m in each), max(m.memory for m in each)
+        self.reads_across = any(m.reads_across for m in each)
 
     @staticmethod
     def space(

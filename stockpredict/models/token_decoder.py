@@ -40,7 +40,7 @@ def bar_values(
             traded[~np.isfinite(traded)] = np.nan
         volume = traded - _before(span_mean(traded, VOLUME_WINDOW))
         parts = [p / np.maximum(usual, 1e-6) for p in prices]
-    return np.stack([*parts, volume], -1).astype(np.float32)
+    return np.stack([*parts, volume], -1).round(3).astype(np.float32)
 
 
 def _before(x):

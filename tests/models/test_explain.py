@@ -1,5 +1,7 @@
 """Contributions add up to the score, and agree with an independent library."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -20,8 +22,7 @@ def test_contributions_and_the_constant_are_the_score(name, fitted, data):
     assert len(at) == int(data.inputs.usable[STOP + 10].sum())
     assert np.abs(why.answer - score[at]).max() < 1e-5
     assert np.abs(why.contributions.sum(axis=1) + why.base - why.answer).max() < 1e-9
-    kind = models[name].kind
-    if "exact" in why.method or kind == "net":
+    if "exact" in why.method or "gradients" in why.method:
         spread = why.base.max() - why.base.min()
         assert spread < 1e-5 + 0.02 * why.answer.abs().max(), "the constant is the same for every ticker"
 
@@ -34,6 +35,31 @@ def test_trees_agree_with_shap(name, fitted, data):
     ours = explain(m, data.inputs, STOP).contributions
     at = [data.inputs.tickers.index(t) for t in ours.index]
     assert np.abs(ours.to_numpy() - theirs[at]).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["ridge", "lstm", "cross_attention"])
+def test_lime_agrees_with_exact_values_where_the_model_is_linear(name, fitted, data):
+    pytest.importorskip("lime", reason="pip install stockpredict[lime]")
+    m, tickers = fitted(name), data.inputs.tickers[2:3]
+    why = explain(m, data.inputs, STOP, tickers=tickers, how="lime")
+    again = explain(m, data.inputs, STOP, tickers=tickers, how="lime")
+    assert why.contributions.equals(again.contributions) and "LIME" in why.method
+    assert np.abs(why.contributions.sum(axis=1) + why.base - why.answer).max() < 1e-12
+    if name == "ridge":
+        exact = explain(m, data.inputs, STOP, tickers=tickers).contributions
+        slope = m.weights["coef"][:, 0].numpy()
+        shift = (data.inputs.x[STOP].double().mean(0) - m.weights["centre"]).numpy()
+        gap = why.contributions + slope * shift - exact
+        assert np.abs(gap.to_numpy()).max() < 0.02 * exact.abs().to_numpy().max()
+    else:
+        assert why.contributions.abs().to_numpy().max() > 0
+
+
+def test_without_the_package_lime_says_what_to_install(fitted, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lime.lime_tabular", None)
+    with pytest.raises(ModelError, match="need a package that is not installed") as error:
+        explain(fitted("ridge"), data.inputs, STOP, how="lime")
+    assert 'pip install "stockpredict[lime]"' in error.value.fix
 
 
 def test_a_linear_contribution_is_coefficient_times_feature(fitted, data):

@@ -11,7 +11,8 @@ from stockpredict.models.dataset import Dataset
 from stockpredict.sources.simulate import simulate
 from zoo import SMALL
 
-WEIGHED = ("ridge", "elastic_net", "lightgbm", "xgboost", "forest", "double_ensemble", "mlp", "cross_attention")
+TREES = ("lightgbm", "xgboost", "forest", "double_ensemble")
+WEIGHED = ("ridge", "elastic_net", *TREES, "mlp", "cross_attention", "token_decoder")
 
 
 @pytest.fixture(scope="module")

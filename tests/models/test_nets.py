@@ -2,16 +2,21 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load
-from stockpredict.core.errors import ArtifactRejected
+from stockpredict.algebra.panel import Panel
+from stockpredict.catalogue.point_in_time import attach_fields
+from stockpredict.core.errors import ArtifactRejected, FeatureError
 from stockpredict.models import nets
 from stockpredict.models.contract import make_model, models
-from stockpredict.models.dataset import sample_dataset
+from stockpredict.models.dataset import Dataset, sample_dataset
 from stockpredict.models.nets import Batches, net_labels, train_net, with_presence
+from stockpredict.sources.simulate import simulate
 from zoo import new, same_state
 
 
@@ -117,3 +122,46 @@ def test_the_shares_of_two_processes_are_the_rows_of_one(small, monkeypatch):
         shares.append(batches.order(1000).tolist())
         assert len(batches) == len(list(batches)) == 4
     assert sorted(shares[0] + shares[1]) == sorted(whole) and not set(shares[0]) & set(shares[1])
+
+
+# --- Sectors
+
+
+@pytest.fixture(scope="module")
+def sectors():
+    "Eight stocks in two sectors; SIM02 changes from the first to the second at session 270."
+    bars = simulate("null", tickers=8, sessions=300, seed=4).bars
+    panel = Panel.from_bars(bars.assign(close=bars.adj_close))
+    code = np.tile([11.0] * 4 + [22.0] * 4, (300, 1))
+    code[270:, 2], code[:, 7] = 22.0, np.nan  # the sector of the last is not known
+    return Dataset.from_panel(attach_fields(panel, dict(sector=code)), ["ret_1", "mom_5", "sector_mom_5"])
+
+
+def moved_by(model, data, t, stock):
+    "Stocks whose score at a session moves when the features of one stock do."
+    x = data.inputs.x.clone()
+    x[t - 3 : t + 1, stock] += 0.3
+    a, b = (model.score(i, t, t + 1)[0, :, 0] for i in (data.inputs, replace(data.inputs, x=x)))
+    return ((a - b).abs() > 1e-7).nonzero().flatten().tolist()
+
+
+def test_attention_stays_within_the_sector_as_it_was_known(sectors):
+    m = new("cross_attention", seed=1).fit(sectors.window(0, 250))
+    assert m.notes["edges"] == "sectors"
+    assert moved_by(m, sectors, 260, 0) == [0, 1, 2, 3] and moved_by(m, sectors, 260, 5) == [4, 5, 6]
+    assert moved_by(m, sectors, 280, 0) == [0, 1, 3] and moved_by(m, sectors, 280, 5) == [2, 4, 5, 6]
+    assert moved_by(m, sectors, 280, 7) == [7], "a stock whose sector is not known sees itself"
+    again = type(m).from_state(*m.state())
+    assert moved_by(again, sectors, 280, 0) == [0, 1, 3]
+    latest = sectors.inputs.last(m.sequence)
+    assert torch.allclose(m.score(latest, 3, 4), m.score(sectors.inputs, 299, 300), atol=1e-6, equal_nan=True)
+    with pytest.raises(FeatureError, match="learned within sectors"):
+        m.predict(replace(sectors.inputs, sectors=None), 280)
+
+
+def test_without_sectors_or_on_request_all_see_all(sectors):
+    m = new("cross_attention", seed=1, within="all").fit(sectors.window(0, 250))
+    assert m.notes["edges"] == "all" and moved_by(m, sectors, 260, 0) == list(range(8))
+    plain = Dataset.from_panel(sectors.panel, ["ret_1", "mom_5"])
+    assert plain.inputs.sectors is None, "no feature of this model needs the sectors"
+    assert sectors.window(0, 250).inputs.sectors.untyped_storage().nbytes() == 250 * 8 * 4

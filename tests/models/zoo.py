@@ -19,6 +19,7 @@ SMALL = dict(  # quick to fit, everything else as it comes
     mlp=NET,
     tabm=dict(members=4, **NET),
     cross_attention=dict(NET, sequence=4),
+    token_decoder=dict(NET, sequence=10, layers=1),
     stack=dict(options=dict(lightgbm=dict(rounds=10))),
     **dict.fromkeys(("lstm", "gru", "tcn", "transformer"), WINDOW),
 )
@@ -62,7 +63,8 @@ def scrambled(data: Dataset, stop: int) -> Dataset:
 def some_tickers(inputs, order):
     "The inputs of some tickers, by position."
     names, bars = [inputs.tickers[k] for k in order], inputs.bars
-    parts = {k: getattr(inputs, k)[:, order] for k in ("x", "present", "volatility")}
+    parts = {k: getattr(inputs, k) for k in ("x", "present", "volatility", "sectors")}
+    parts = {k: v[:, order] for k, v in parts.items() if v is not None}
     return replace(inputs, **parts, tickers=names, bars=bars and bars.select(names))
 
 
