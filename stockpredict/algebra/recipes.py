@@ -9,6 +9,7 @@ __all__ = []
 import hashlib, heapq, itertools, types
 from collections import Counter
 import numpy as np
+from fastcore.basics import patch
 from torch import Tensor
 from .live_code import CodeWalk
 
@@ -50,11 +51,13 @@ class SeriesCache:
         self,
         uses: Counter | None = None,  # how often each recipe will be needed; None = count it
         rows: dict | None = None,  # how many of its newest rows each recipe must have; None = all
+        groups: dict | None = None,  # from `sweep_groups`; None = each step is computed alone
     ):
         self.counting = uses is None
         self.uses = Counter(uses)
         self.kept = {}
         self.rows = rows
+        self.groups = groups or {}
 
     def get(
         self,
@@ -170,6 +173,32 @@ def graph_digest(
             parts = [_GRAPHS[p[0]] if isinstance(p, tuple) else f"{p!r}" for p in keys[number]]
             _GRAPHS[number] = hashlib.blake2b(" ".join(parts).encode(), digest_size=12).hexdigest()
     return _GRAPHS[recipe]
+
+# %% ../../nbs/algebra/35_recipes.ipynb #3b2ef64f
+SWEPT = {}  # recipe -> statistic and bars of a step that one pass can compute with others
+
+
+def sweep_groups(
+    uses: Counter,  # recipes that will be needed
+) -> dict:  # recipe -> all recipes of steps on the same series, where there are several
+    "Which steps one pass over a series can compute together."
+    groups = {}
+    for r in uses:
+        if r in SWEPT:
+            groups.setdefault(STEPS[r][1], []).append(r)
+    return {r: group for group in groups.values() if len(group) > 1 for r in group}
+
+# %% ../../nbs/algebra/35_recipes.ipynb #37699fbf
+@patch
+def partners(
+    self: SeriesCache,
+    recipe: int,  # which step is about to be computed
+    most: int,  # how many others at most
+) -> list[int]:  # recipes that will still be needed, the most similar windows first
+    "Other steps to compute in the same pass."
+    waiting = [r for r in self.groups.get(recipe, ()) if self.uses[r] > 0 and r not in self.kept]
+    waiting = [r for r in waiting if r != recipe]
+    return sorted(waiting, key=lambda r: abs(SWEPT[r][1] - SWEPT[recipe][1]))[: max(0, most)]
 
 # %% ../../nbs/algebra/35_recipes.ipynb #44222eb6
 def rows_needed(

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError
 from . import kernels, numba_kernels, numba_moments, order_statistics
-from .recipes import marked_name, newest_rows, recipe_number, shared_step
+from .recipes import SWEPT, marked_name, newest_rows, recipe_number, shared_step
+from .window_sweeps import STATISTICS, sweep_windows
 
 # %% ../../nbs/algebra/40_series.ipynb #1f306948
 class Grid:
@@ -258,6 +259,22 @@ def minimum(
     "The smaller of two values."
     return -(-self).maximum(-other)
 
+# %% ../../nbs/algebra/40_series.ipynb #d501d4c2
+_MOST_SWEPT = 1 << 23  # values of one pass
+
+
+def _sweep(series, tensors, recipe, swept):
+    cache, grid = series[0].grid.shared, series[0].grid
+    most = _MOST_SWEPT // max(1, tensors[0].numel()) - 1
+    others = cache.partners(recipe, most) if cache is not None and recipe is not None else []
+    wanted = [swept, *(SWEPT[r] for r in others)]
+    back, *rest = _origin(series)
+    values = sweep_windows(tensors, wanted)
+    results = [Series(x, grid, back + n - 1, *rest, True) for x, (_, n) in zip(values, wanted)]
+    for r, x in zip(others, results[1:]):
+        cache.kept[r] = x
+    return results[0]
+
 # %% ../../nbs/algebra/40_series.ipynb #7e4fad56
 @patch
 def _back(
@@ -268,6 +285,7 @@ def _back(
     # what the function is called, parameters included; None = the result is never shared
     name: str | None = None,
     last=None,  # a cheaper function of which only the last row is valid; None = there is none
+    swept=None,  # the statistic and bars of the same step for `sweep_windows`; None = there is none
 ) -> Series:
     "Apply a tensor function along the bars of each ticker."
     series = (self, *others)
@@ -276,14 +294,18 @@ def _back(
     def make(rows):
         back, *rest = _origin(series)
         tensors = [newest_rows(s.bars, rows and rows + bars) for s in series]
+        if swept and rows is None and not any(x.is_cuda or x.dtype != torch.float32 for x in tensors):
+            return _sweep(series, tensors, recipe, swept)
         x = kernels.in_blocks(last if last and rows == 1 else op, 1, *tensors)
         return Series(newest_rows(x, rows), self.grid, back + bars, *rest, True)
 
     name = marked_name(name, (op, last))
     recipe = name and recipe_number(name, *series)
+    if swept and recipe is not None:
+        SWEPT[recipe] = swept
     return shared_step(self.grid, recipe, make, series, bars, "back", (op, last))
 
-
+# %% ../../nbs/algebra/40_series.ipynb #5c9de7ad
 def check_window(
     n: int,  # bars in a window
     least: int = 1,  # fewest that make sense
@@ -336,7 +358,8 @@ def add_window_method(
 
     def f(self, n=None, *options):
         bars = check_window(n, least) - 1
-        return self._back(lambda x: kernel(x, n, *options), bars, name=f"{name} {n} {options}")
+        swept = (name, bars + 1) if name in STATISTICS else None
+        return self._back(lambda x: kernel(x, n, *options), bars, name=f"{name} {n} {options}", swept=swept)
 
     f.__doc__ = doc
     setattr(Series, name, f)
@@ -391,7 +414,9 @@ def quantile(
 # %% ../../nbs/algebra/40_series.ipynb #da6e8eeb
 def _add_pair_method(name, kernel, doc):
     def f(self, other, n=None):
-        return self._back(lambda x, y: kernel(x, y, n), check_window(n, 2) - 1, other, name=f"{name} {n}")
+        bars = check_window(n, 2) - 1
+        op = lambda x, y: kernel(x, y, n)  # noqa: E731
+        return self._back(op, bars, other, name=f"{name} {n}", swept=(name, bars + 1))
 
     f.__doc__ = doc
     setattr(Series, name, f)

@@ -24,7 +24,7 @@ from ..algebra.live_code import CodeWalk, is_packaged
 from ..algebra.panel import FIELDS, Panel, Series, equal_with_nan
 from ..algebra.proof_guard import check_defined, check_foresight, examine, watched
 from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
-from ..algebra.recipes import SeriesCache, greedy_order, rows_needed
+from ..algebra.recipes import SeriesCache, greedy_order, rows_needed, sweep_groups
 from ..algebra.series import Grid
 from ..algebra.ticker_sample import sampled_tickers
 
@@ -274,6 +274,7 @@ class FeatureSets(Mapping):
         "market": lambda f: not f.sets and not f.across,
         "alpha158": lambda f: "alpha158" in f.sets,
         "alpha360": lambda f: "alpha360" in f.sets,
+        "alpha101": lambda f: "alpha101" in f.sets,
         "technical": lambda f: "technical" in f.sets,
         "context": lambda f: "context" in f.sets,
         "facts": lambda f: "facts" in f.sets,
@@ -381,9 +382,9 @@ def fill_features(
             uses = Counter()
             for f in chosen:
                 uses.update(f.uses)
-            need = rows and rows_needed({f.recipe: rows for f in chosen})
+            need, groups = rows and rows_needed({f.recipe: rows for f in chosen}), sweep_groups(uses)
             for at, part in parts if chosen else ():
-                part.grid.shared = SeriesCache(uses, need)
+                part.grid.shared = SeriesCache(uses, need, groups)
                 if rows:
                     part.grid.tables = None  # a row is a bar
                 for f in chosen:
