@@ -11,7 +11,10 @@ goes on where it stopped. The same steps run without Prefect: `stockpredict retr
 """
 
 import argparse
+import os
 import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads do not spin
 
 from stockpredict.cli.console import split_changes
 from stockpredict.core.errors import SourceUnavailable, StockpredictError

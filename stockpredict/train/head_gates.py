@@ -53,7 +53,7 @@ def volatility_evidence(
     mine = first[first.proxy == deciding_proxy(first)].set_index("model", drop=False)
     other = first[first.proxy != deciding_proxy(first)].set_index("model").over_ewma_p
     contradicted = other.reindex(mine.index) > 1 - alpha
-    claims = ~mine.kind.isin(["common", "baseline"]) & ~contradicted
+    claims = (mine.complexity > 0) & ~contradicted
     known = [c for c in CLASSICS if f"over_{c}_p" in mine]
     worse = pd.DataFrame({c: (mine[f"over_{c}_p"] > 0.95) & (mine[f"over_{c}"] > 0) for c in known})
     worse = worse.reindex(mine.index).fillna(False)
@@ -101,7 +101,7 @@ def judge_volatility(
 ) -> dict:  # from `head_verdict`
     "Promote, hold, or suspect a leak: the volatility."
     lines = volatility_evidence(study, table)
-    name, claiming = choose_volatility(study, lines), lines[~lines.kind.isin(["common", "baseline"])]
+    name, claiming = choose_volatility(study, lines), lines[lines.complexity > 0]
     if not len(claiming):
         sentence = "No candidate forecasts volatility: that of EWMA is used, which claims no skill."
         decision = "suspected-leak" if suspected else "hold"

@@ -73,8 +73,9 @@ def parts_title(
 # %% ../../nbs/train/48_serving_parts.ipynb #44776b6e
 def _first_that_holds(study, names, suspected):
     "Parts and verdict of the first shape whose intervals hold; those of the first shape if none does."
-    tried = []
-    for shape in dict.fromkeys([names["volatility"], "mean"]):
+    tried, candidates = [], study.candidates
+    shapes = [n for n in (names["volatility"], "mean") if n not in candidates or candidates[n].has("shape")]
+    for shape in dict.fromkeys(shapes):
         parts = names | dict(shape=shape)
         forecast = served_forecast(study, parts)
         if forecast is None:

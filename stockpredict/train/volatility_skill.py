@@ -68,10 +68,10 @@ def volatilities(
     self: Experiment,
     horizon: int | None = None,  # sessions held; the first by default
 ) -> tuple:  # (dict: volatility `[T, N]` by name, dict: name of the one a candidate shares)
-    "Different volatility forecasts of the candidates, the simplest first, and who shares one."
+    "Different forecasts of the candidates with a volatility, the simplest first, and who shares one."
     h, different, shared = horizon or self.horizons[0], {}, {}
-    order = sorted(self.candidates, key=lambda name: self.candidates[name].complexity)
-    for name in order:
+    names = [name for name, c in self.candidates.items() if c.has("volatility")]
+    for name in sorted(names, key=lambda name: self.candidates[name].complexity):
         forecast = self.candidates[name].forecast.frame("volatility", h).to_numpy()
         alike = [k for k, v in different.items() if np.allclose(forecast, v, rtol=1e-4, equal_nan=True)]
         shared |= {name: alike[0]} if alike else {}
@@ -159,8 +159,7 @@ def claiming_volatilities(
     study: Experiment,  # finished
 ) -> int:
     "Number of different volatility forecasts that claim to be better than EWMA."
-    names = study.volatilities()[0]
-    return sum(study.candidates[name].kind != "baseline" for name in names)
+    return sum(study.candidates[name].complexity > 0 for name in study.volatilities()[0])
 
 
 def volatility_skill(

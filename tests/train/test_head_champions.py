@@ -10,12 +10,13 @@ import torch
 from stockpredict.core.errors import ArtifactRejected
 from stockpredict.models.artifact import load_artifact, public_key
 from stockpredict.serve.engine import champion_pointer
+from stockpredict.train import mlflow_mirror
 from stockpredict.train.champion import current_champion, history_problems
 from stockpredict.train.signed_log import sign_entry
 from stockpredict.train.gate import Verdict, decide
 from stockpredict.train.head_gates import head_verdict
 from stockpredict.train.judge import SelfTest, compare_with_champion, judge_experiment
-from stockpredict.train.registry import load_version, publish_model, registry_history, rollback
+from stockpredict.train.registry import load_version, publish_model, registry_history, rollback, sync_mlflow
 from stockpredict.train.serving_parts import CHAMPION, settle_heads
 
 PASSED = SelfTest(True, [])
@@ -87,6 +88,31 @@ def test_rollback_restores_every_head_in_less_than_five_seconds_of_cpu(place):
     assert time.process_time() - begun < 5
     assert (back.artifact, back.heads, back.decision) == (first.artifact, first.heads, "rollback")
     assert history_problems(settings) == []
+
+
+def test_mlflow_names_the_champion_of_each_head_and_follows_a_rollback(trained, tmp_path):
+    "With a real SQLite store: a volatility is promoted, then a direction, then the direction is taken back."
+    settings, study = small_study.copy_of(trained, tmp_path / "home")
+    settings = settings.with_(**{"storage.mlflow_uri": f"sqlite:///{tmp_path / 'mlflow.db'}"})
+    first = publish_model(settings, study, promoting(study, volatility="ridge"))
+    study.rival = replace(study.candidates["ridge"], model="composed")
+    second = publish_model(settings, study, promoting(study, first, direction="reversal"))
+    client, _ = mlflow_mirror.mlflow_client(settings)
+
+    def named():
+        heads = ("champion", "champion-direction", "champion-volatility")
+        return [client.get_model_version_by_alias("stockpredict", a).tags["artifact"] for a in heads]
+
+    assert named() == [second.artifact, second.artifact, first.artifact]
+    page = tmp_path / "page.html"
+    page.write_text("<p>Promote.</p>")
+    mlflow_mirror.queue_report(settings, study.lineage, page)
+    rollback(settings)
+    assert sync_mlflow(settings) and not mlflow_mirror.waiting_cards(settings)
+    assert named() == [first.artifact] * 3
+    run = client.get_model_version_by_alias("stockpredict", "challenger").run_id
+    assert [f.path for f in client.list_artifacts(run, "report")] == ["report/page.html"]
+    assert client.get_run(run).data.params["validation.folds"] == "2"
 
 
 def test_a_part_of_other_features_is_not_composed_and_the_history_says_why(place):
@@ -168,7 +194,7 @@ def test_a_thinned_or_reordered_history_is_named(place):
     assert history_problems(settings) == [] and len(lines) == 3
     cases = {
         "Line 2 does not follow line 1": [lines[0], lines[2]],
-        "Line 1 does not follow line 0": [lines[1], lines[0], lines[2]],
+        "Line 1 is not the first that was written": [lines[1], lines[0], lines[2]],
         "1 of 3 lines were removed at the end": lines[:2],
         "Line 2 was changed": [lines[0], lines[1].replace('"version": 2', '"version": 9'), lines[2]],
     }

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from stockpredict.core.settings import load_settings
+from stockpredict.models.contract import models
 from stockpredict.train.head_gates import judge_intervals, judge_volatility, volatility_evidence
 from stockpredict.train.interval_skill import coverage_skill, interval_skill
 from stockpredict.train.known_markets import simulated_experiment
@@ -34,7 +35,7 @@ def study():
     return market()
 
 
-def with_volatility(study, sigma, name="ridge"):
+def with_volatility(study, sigma, name="log_har"):
     "The study with one more candidate, whose daily volatility is given and whose intervals follow it."
     base = study.candidates["mean"].forecast
     root = torch.tensor(study.horizons, dtype=torch.float32).sqrt()
@@ -89,21 +90,34 @@ def test_a_volatility_that_reverts_is_promoted_and_its_intervals_hold(study):
     better = with_volatility(study, reverting(study))
     table = volatility_skill(better)
     v = judge_volatility(better, table)
-    assert (v["decision"], v["model"], v["evidence"]) == ("promote", "ridge", "strong")
+    assert (v["decision"], v["model"], v["evidence"]) == ("promote", "log_har", "strong")
     assert "better than EWMA" in v["sentence"] and "better than a constant" in v["sentence"]
-    intervals = judge_intervals(better, better.candidates["ridge"].forecast, "ridge")
-    assert intervals["decision"] == "promote" and "90 % interval of ridge held" in intervals["sentence"]
+    intervals = judge_intervals(better, better.candidates["log_har"].forecast, "log_har")
+    assert intervals["decision"] == "promote" and "90 % interval of log_har held" in intervals["sentence"]
     stopped = judge_volatility(better, table, suspected=True)
     assert (stopped["decision"], stopped["evidence"]) == ("suspected-leak", "none")
 
 
-def test_a_volatility_worse_than_a_classic_is_held_and_the_classic_is_named(study, monkeypatch):
-    good = with_volatility(study, reverting(study), "lightgbm")
-    both = with_volatility(good, by_ranges(study, 40), "ridge")
-    monkeypatch.setattr("stockpredict.train.volatility_skill.CLASSICS", ("lightgbm",))
-    monkeypatch.setattr("stockpredict.train.head_gates.CLASSICS", ("lightgbm",))
+def test_a_volatility_worse_than_a_classic_is_held_and_the_classic_is_named(study):
+    good = with_volatility(study, reverting(study), "har")
+    both = with_volatility(good, by_ranges(study, 40))
     lines = volatility_evidence(both, volatility_skill(both))
-    assert lines.worse_than["ridge"] == "lightgbm" and lines.worse_than["lightgbm"] == ""
+    assert lines.worse_than["log_har"] == "har" and lines.worse_than["har"] == ""
+
+
+@pytest.mark.parametrize("name, judged", [("ridge", False), ("lightgbm", False), ("garch", True)])
+def test_only_models_that_name_the_head_are_judged(study, name, judged):
+    "A ridge regression passes on the volatility of its inputs: however good, it is not its own."
+    claimed = with_volatility(study, reverting(study), name)
+    table = volatility_skill(claimed)
+    assert (name in set(table.model)) == judged == ("volatility" in models.meta(name)["heads"])
+    assert (judge_volatility(claimed, table)["decision"] == "promote") == judged
+
+
+def test_a_model_of_complexity_0_claims_no_volatility(study):
+    claimed = with_volatility(study, reverting(study), "ewma")
+    table = volatility_skill(claimed)
+    assert "ewma" in set(table.model) and judge_volatility(claimed, table)["decision"] == "hold"
 
 
 def test_nobody_is_promoted_where_volatility_stands_still():
@@ -118,10 +132,10 @@ def test_nobody_is_promoted_where_volatility_stands_still():
 def test_a_volatility_that_is_better_by_one_proxy_only_is_not_believed(study):
     "Ranges of the session itself would be praised by ranges; squared returns have to agree."
     table = volatility_skill(with_volatility(study, reverting(study)))
-    assert volatility_evidence(study, table).evidence["ridge"] == "strong"
-    other = (table.model == "ridge") & (table.proxy == "squared returns")
+    assert volatility_evidence(study, table).evidence["log_har"] == "strong"
+    other = (table.model == "log_har") & (table.proxy == "squared returns")
     table.loc[other, "over_ewma_p"] = 0.999
-    assert volatility_evidence(study, table).evidence["ridge"] == "none"
+    assert volatility_evidence(study, table).evidence["log_har"] == "none"
 
 
 def test_narrow_and_lopsided_intervals_are_refused(study):
@@ -144,8 +158,12 @@ def test_tables_cover_every_candidate_group_and_horizon(study):
 
 
 def test_candidates_that_share_a_volatility_count_once(study):
-    different, shared = study.volatilities()
-    assert list(different) == ["mean"] and shared == {"reversal": "mean"}
+    assert study.volatilities() == ({}, {}), "neither baseline has a volatility of its own"
+    sigma = reverting(study)
+    both = with_volatility(with_volatility(study, sigma), sigma, "har")
+    different, shared = both.volatilities()
+    assert list(different) == ["har"] and shared == {"log_har": "har"}
+    assert set(volatility_skill(both).shared) == {"log_har", ""}
 
 
 def test_without_highs_and_lows_squared_returns_decide(study):
@@ -153,4 +171,4 @@ def test_without_highs_and_lows_squared_returns_decide(study):
     better = with_volatility(closes_only, reverting(closes_only))
     table = volatility_skill(better)
     assert set(table.proxy) == {"squared returns"}
-    assert judge_volatility(better, table)["model"] == "ridge"
+    assert judge_volatility(better, table)["model"] == "log_har"
