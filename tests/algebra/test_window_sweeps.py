@@ -1,4 +1,4 @@
-"One pass over a series gives every window the values of its own loop, to the last bit, and keeps no leftovers."
+"One pass over a series gives every window the bits of its own loop, and keeps no leftovers."
 
 from collections import Counter
 
