@@ -71,8 +71,8 @@ def large(tickers: int, sessions: int):
         sized = seconds(lambda w=books[0]: run_portfolio(w, returns, whole, dollar_volume=volume, **options))
         print(
             f"{kind}, {tickers:,} tickers x {sessions:,} sessions: weights {ranking:.2f} s + account with "
-            f"commission, spread and borrow {trading:.2f} s = {ranking + trading:.2f} s, with impact and volume "
-            f"limit {ranking + sized:.2f} s CPU"
+            f"commission, spread and borrow {trading:.2f} s = {ranking + trading:.2f} s, with impact and "
+            f"volume limit {ranking + sized:.2f} s CPU"
         )
 
 

@@ -7,6 +7,7 @@ __all__ = ['BarHistory']
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #13cff9b5
 from dataclasses import dataclass, field, replace
+import math
 import numpy as np
 import torch
 from fastcore.basics import patch
@@ -161,6 +162,17 @@ def _last_close(close):
     return np.where(before >= 0, np.take_along_axis(close, before.clip(min=0), 0), np.nan)
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #f00c23f7
+def session_variance(
+    spread,  # logarithm of high over low, array or tensor
+    body,  # logarithm of close over open
+    how: str = "garman_klass",  # `garman_klass` or `parkinson`
+):
+    "Variance from open to close by the range (Parkinson 1980), or range and move (Garman and Klass 1980)."
+    if how == "parkinson":
+        return spread**2 / (4 * math.log(2))
+    return 0.5 * spread**2 - (2 * math.log(2) - 1) * body**2
+
+# %% ../../nbs/catalogue/25_bar_history.ipynb #b4480fe7
 def bar_variance(
     moves: dict,  # from `BarHistory.moves`
     how: str = "garman_klass",  # `garman_klass`, `parkinson` or `squared`
@@ -171,8 +183,5 @@ def bar_variance(
         return squared
     high, low = moves["high"].clip(min=0), moves["low"].clip(max=0)
     spread, body = high - low, moves["close"] - moves["gap"]
-    session = spread**2 / (4 * np.log(2))
-    if how == "garman_klass":
-        session = 0.5 * spread**2 - (2 * np.log(2) - 1) * body**2
-    ranged = moves["gap"] ** 2 + np.maximum(session, spread**2 / 16)
+    ranged = moves["gap"] ** 2 + np.maximum(session_variance(spread, body, how), spread**2 / 16)
     return np.where(np.isnan(ranged), squared, ranged)

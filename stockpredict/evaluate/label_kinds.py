@@ -9,6 +9,7 @@ __all__ = []
 import torch
 from torch import Tensor
 from ..core.errors import EvaluateError
+from ..catalogue.bar_history import session_variance
 from ..algebra.panel import Panel
 from .labels import Labels, forward_returns
 
@@ -62,11 +63,8 @@ def daily_variance(
     before[1:] = log["close"][:-1]
     if by == "squared":
         return (log["close"] - before) ** 2
-    gap, span, day = log["open"] - before, log["high"] - log["low"], log["close"] - log["open"]
-    ln2 = 0.6931471805599453
-    if by == "parkinson":
-        return gap**2 + span**2 / (4 * ln2)
-    return (gap**2 + span**2 / 2 - (2 * ln2 - 1) * day**2).clip(min=0.0)
+    within = session_variance(log["high"] - log["low"], log["close"] - log["open"], by.replace("-", "_"))
+    return ((log["open"] - before) ** 2 + within).clip(min=0.0)
 
 # %% ../../nbs/evaluate/05_label_kinds.ipynb #f63d74d5
 def realised_volatility(

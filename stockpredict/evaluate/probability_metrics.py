@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 import pandas as pd
 from scipy.special import gammaln, xlogy
+from ..catalogue.bar_history import session_variance
 from ..core.errors import EvaluateError
 from .metrics import Estimate, align_pair, equal_groups, hac_ratio
 
@@ -100,10 +101,10 @@ def variance_proxies(
     o, top, bottom, c = (np.log(np.asarray(v, float)) for v in (open, high, low, close))
     last = np.full(c.shape, np.nan)
     last[1:] = c[:-1]
-    gap, day = (o - last) ** 2, c - o
+    gap = (o - last) ** 2
     return {
         "squared return": (c - last) ** 2,
-        "Parkinson": gap + (top - bottom) ** 2 / (4 * np.log(2)),
-        "Garman-Klass": gap + (top - bottom) ** 2 / 2 - (2 * np.log(2) - 1) * day**2,
+        "Parkinson": gap + session_variance(top - bottom, c - o, "parkinson"),
+        "Garman-Klass": gap + session_variance(top - bottom, c - o),
         "Rogers-Satchell": gap + (top - c) * (top - o) + (bottom - c) * (bottom - o),
     }
