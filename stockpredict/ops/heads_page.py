@@ -12,6 +12,7 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core.errors import NotFound
 from ..core.files import read_json
+from . import explain_page  # noqa: F401  # adds the tables of drift and explanation to Study
 from .study import Study
 
 # %% ../../nbs/ops/45_heads_page.ipynb #b938bbb7
@@ -123,6 +124,16 @@ def _plain(value):
 
 
 @patch
+def _remade_tables(self: Study):
+    "Tables of drift, coverage by month, explanation and universe shift; none without a work folder."
+    if not (hasattr(self, "work") or hasattr(self, "_remade")):
+        return {}
+    months = self.coverage_months().rename_axis("month").reset_index()
+    tables = {"months": months, "drift": self.drift_rows().drop(columns="months")}
+    return tables | {"explanation": self.explained_rows(), "shift": self.shift_rows()}
+
+
+@patch
 def page_numbers(self: Study) -> dict:  # name → number
     "Every number that the page shows in a table, computed from forecasts and outcomes."
     from stockpredict.train.interval_skill import interval_skill
@@ -131,8 +142,11 @@ def page_numbers(self: Study) -> dict:  # name → number
 
     tables = {"skill": skill_table(self.experiment), "volatility": volatility_skill(self.experiment)}
     tables |= {"intervals": interval_skill(self.experiment), "coverage": self.coverage_groups()}
-    tables |= {"risk": self.risk_rows()}
-    names, out = ("model", "forecast", "horizon", "proxy", "stated", "group"), {}
+    tables |= {"risk": self.risk_rows()} | self._remade_tables()
+    names, out = (
+        ("model", "forecast", "horizon", "proxy", "stated", "group", "feature", "left_out", "month"),
+        {},
+    )
     for title, table in tables.items():
         for r in table.to_dict("records"):
             key = " ".join(str(r[k]) for k in names if k in r)

@@ -121,7 +121,7 @@ def skill_rows(
 def _span_of(r):
     "The interval of the coverage; empty for tables of an earlier version."
     low = getattr(r, "cover90_low", None)
-    return f"{low:.1%} to {r.cover90_high:.1%} " if low is not None and low == low else ""
+    return f"{max(low, 0):.1%} to {min(r.cover90_high, 1):.1%} " if low is not None and low == low else ""
 
 # %% ../../nbs/ops/40_study.ipynb #59d7334f
 @patch

@@ -2,6 +2,7 @@
 changed."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -29,6 +30,38 @@ def test_a_page_that_was_not_touched_is_verified(finished, page):
     recorded = json.loads((page / "result.json").read_text())["result"]["numbers"]
     printed = verify(finished, str(page / "page.html"), code=0)
     assert printed.split() == [f"{len(recorded):,}", "numbers", "checked."] and len(recorded) > 20
+
+
+SECTIONS = """Verdict, Lineage, Data health, Skill, Portfolio, Overfitting and self-test, Probability,
+Volatility, Explanation, Drift, Champion and challenger, Limits"""
+
+
+def test_the_page_has_the_twelve_sections_is_small_and_needs_no_network(page):
+    html = (page / "page.html").read_text()
+    heads = [h.strip() for h in re.findall(r"<h2 id=.s\d+.>(.*?)</h2>", html)]
+    assert heads == [s.strip() for s in SECTIONS.split(",")]
+    assert len(html) < 5_000_000 and not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", html)
+    assert "exact contributions in 2 folds" in html and "of the test months" in html
+    assert "Trained without them, the rank IC on 2 parts of the names" in html
+
+
+def test_every_figure_has_its_numbers_beside_the_page(page):
+    html = (page / "page.html").read_text()
+    links = re.findall(r'href="(figure-\d+\.json)"', html)
+    assert len(links) == html.count("data:image/png") == len(list(page.glob("figure-*.json"))) > 14
+    for name in links:
+        twin = json.loads((page / name).read_text())
+        assert twin["run"] == page.name and twin["snapshot"] and twin["cell"] and twin["title"]
+        assert any(s for a in twin["axes"] for s in a["series"]), name
+
+
+def test_drift_explanation_and_shift_are_among_the_recorded_numbers(page):
+    recorded = json.loads((page / "result.json").read_text())["result"]["numbers"]
+    kinds = {name.partition("/")[0] for name in recorded}
+    assert kinds >= {"skill", "volatility", "intervals", "coverage", "risk"}
+    assert kinds >= {"months", "drift", "explanation", "shift"}
+    shares = [v for name, v in recorded.items() if re.fullmatch("explanation/.*/share", name)]
+    assert sum(shares) == pytest.approx(1)
 
 
 def test_a_number_changed_by_one_percent_is_named(finished, page, tmp_path):
