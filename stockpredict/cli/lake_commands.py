@@ -199,7 +199,9 @@ def lake_retract(
     start: Annotated[str, typer.Option(help="First session.")] = "",
     end: Annotated[str, typer.Option(help="Last session.")] = "",
     batch: Annotated[str, typer.Option(help="Only what this batch delivered, such as b000012.")] = "",
-    file: Annotated[str, typer.Option(help="Only bars as in this file of the source, or in a copy.")] = "",
+    file: Annotated[
+        str, typer.Option(help="Only bars as in this file, or that a file now gone brought.")
+    ] = "",
     reason: Annotated[str, typer.Option(help="Why, for the quarantine.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run/--do-it", help="Only count, or do it.")] = True,
     json_: Json = False,
@@ -214,7 +216,7 @@ def lake_retract(
     with open_lake(ctx, write=not dry_run) as lake:
         source = own if own in lake.source_names() else None
         span = (start or None, end or None, batch)
-        named = _bars_of_file(load(ctx), file) if file else None
+        named = _bars_of_file(load(ctx), file, lake, source) if file else None
         result = lake.retract(names, *span, source=source, reason=reason, dry_run=dry_run, named=named)
     if json_:
         return as_json(asdict(result))
@@ -226,12 +228,15 @@ def lake_retract(
     out(done if result.batch else f"{what} would be retracted with --do-it; nothing was changed.")
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #12a4130f
-def _bars_of_file(settings, file):
-    "The bars of a file, which is named by its path or by its name in the folder of the source."
+def _bars_of_file(settings, file, lake, source):
+    "The bars of a file, named by path or by name in the folder of the source; if it is gone, as noted."
+    from stockpredict.lake import received_files  # noqa: F401  (gives the lake its method)
     from stockpredict.sources.source import make_source
 
     inside = Path(settings.data.files_path).expanduser() / file
     path = inside if settings.data.files_path and inside.exists() else Path(file)
+    if not path.exists():
+        return lake.bars_of_file(file, source)
     return make_source(settings.with_(**{"data.source": "files", "data.files_path": str(path)})).bars()
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #9ecf4c63

@@ -149,7 +149,8 @@ def _append(lake, source, settings, bars, result, in_other_unit, now, asked_from
     good = result.good[~rescaled]
     lag = pd.Timedelta(minutes=settings.data.lake_bars_lag_minutes)
     due = due_times(good.event_time, get_calendar(settings.data.calendar), lag)
-    return lake.append(good, bad, now, asked_from, len(bars), flags=flags, due=due)
+    files = source.files()
+    return lake.append(good, bad, now, asked_from, len(bars), flags=flags, due=due, files=files)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #09a16268
 def _portion(lake, source, settings, plan, now, full, asked_from):

@@ -20,7 +20,7 @@ from .fingerprint import HASHED_VALUES, carry_sums, change_of_sums, current_rows
 from .fingerprint import fingerprint_of, row_sums as _hash_sums
 from .flags import FlagStore
 from .known_at import with_arrival
-from .staging import stage_batch
+from .staging import noted_files, stage_batch
 from .store import FIRST, LAST, moment, refuse_nul
 from ..sources.bars import BAR_COLUMNS
 
@@ -29,15 +29,16 @@ _KEY = "ticker VARCHAR, event_time TIMESTAMPTZ, known_at TIMESTAMPTZ"
 _BAR = f"{_KEY}, open DOUBLE, high DOUBLE, low DOUBLE, close DOUBLE, volume DOUBLE, source VARCHAR"
 BAR_TABLES = {  # name -> columns
     # `stated`: known_at comes from the source, not from our clock; `revised`: the bar was stored before
-    # `batch`: number of the batch that brought the row; empty in lakes of earlier versions
-    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN, batch INTEGER",
+    # `batch`: number of the batch that brought the row; empty in lakes of earlier versions, as is
+    # `file`: place of its file among the `files` of the batch
+    "bars": f"{_BAR}, stated BOOLEAN, revised BOOLEAN, batch INTEGER, file INTEGER",
     "adjustments": f"{_KEY}, factor DOUBLE, source VARCHAR",
     "quarantine": f"{_BAR}, reason VARCHAR, batch VARCHAR",
     # `flags`: rows of the table of flags that came along, empty when no search ran
     "ingests": (
         "number INTEGER, batch VARCHAR, source VARCHAR, started TIMESTAMPTZ, finished TIMESTAMPTZ, "
         "asked_from VARCHAR, rows_fetched BIGINT, rows_new BIGINT, rows_corrected BIGINT, rows_same BIGINT, "
-        "rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR, flags BIGINT"
+        "rows_quarantined BIGINT, fingerprint VARCHAR, sums VARCHAR, flags BIGINT, files VARCHAR"
     ),
 }
 
@@ -166,6 +167,7 @@ def append(
     due: pd.Series | None = None,  # until when each bar is on time, see `due_times`; None = four days
     backfill: bool = False,  # history that is loaded for the first time, in several batches
     stream: bool = False,  # messages of the live stream, which may come again and in any order
+    files: list[tuple] = (),  # path and SHA-256 of each file; the column `from_file` has a bar's place in it
 ) -> BarsAppended:  # counts, snapshot and fingerprint
     "Store a batch, whole or not at all; rows that are stored already are not stored again."
     received = pd.Timestamp.now("UTC") if now is None else moment(now)
@@ -178,8 +180,9 @@ def append(
             plain, *fresh = stage_batch(cur, bars, refused, factors, source, received, late, stream)
             flagged = self._stage_flags(cur, flags, source, received)
             self.step("staged")
+            about = (asked_from, noted_files(cur, files))
             counts = (fetched, len(bars))
-            result = self._write_batch(cur, source, received, asked_from, *counts, plain, fresh, flagged)
+            result = self._write_batch(cur, source, received, about, *counts, plain, fresh, flagged)
         except duckdb.Error as e:
             advice = "Check disk space and rights, then run the ingest again."
             raise failure(self.storage, e, "Nothing of the batch was stored", advice) from e
@@ -201,20 +204,20 @@ def _one_source(frames):
 
 
 @patch
-def _write_batch(self: Lake, cur, source, received, asked_from, fetched, sent, plain, fresh, flagged):
+def _write_batch(self: Lake, cur, source, received, about, fetched, sent, plain, fresh, flagged):
     "Write the staged batch unless nothing is new; its result."
     new, revised, late, factors, refused = fresh
     nothing_new = not new + factors + refused + (flagged or 0)
-    if nothing_new and self.source() == source and not self._starts_earlier(source, asked_from):
+    if nothing_new and self.source() == source and not self._starts_earlier(source, about[0]):
         mark = self.recorded_fingerprint(source)
         return BarsAppended(0, 0, sent, 0, 0, self.snapshot(), "", mark)
     counts = (fetched, new - revised, revised, sent - new, refused)
-    batch, mark = self._commit(cur, source, asked_from, received, counts, plain, flagged)
+    batch, mark = self._commit(cur, source, about, received, counts, plain, flagged)
     return BarsAppended(*counts[1:], factors, self.snapshot(), batch, mark, late)
 
 # %% ../../nbs/lake/50_lake.ipynb #d4644815
 @patch
-def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flagged):
+def _commit(self: Lake, cur, source, about, received, counts, plain, flagged):
     "The one transaction of a batch: its name and the new fingerprint."
     sums = self._carried_sums(cur, source, plain)
     cur.execute("BEGIN")
@@ -223,7 +226,7 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flagge
         number = _next_number(cur)
         columns = f"{', '.join(BAR_COLUMNS)}, stated, revised"
         cur.execute(
-            f"INSERT INTO lake.bars ({columns}, batch) SELECT {columns}, {number} "
+            f"INSERT INTO lake.bars ({columns}, batch, file) SELECT {columns}, {number}, from_file "
             "FROM fresh ORDER BY ticker, event_time, known_at"
         )
         self.step("bars written")
@@ -236,7 +239,7 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flagge
         if flagged:
             self._write_flags(cur)
         sums = sums or self.row_sums(source, cursor=cur)
-        entry = self._log_batch(cur, source, received, asked_from, counts, sums, flagged)
+        entry = self._log_batch(cur, source, received, about, counts, sums, flagged)
         self.step("diary written")
         cur.execute("COMMIT")
         self.step("committed")
@@ -248,13 +251,13 @@ def _commit(self: Lake, cur, source, asked_from, received, counts, plain, flagge
 
 # %% ../../nbs/lake/50_lake.ipynb #7f7ea5c7
 @patch
-def _log_batch(self: Lake, cur, source, received, asked_from, counts, sums, flags=0):
+def _log_batch(self: Lake, cur, source, received, about, counts, sums, flags=0):
     "Add a line to the ingest log: name of the batch, fingerprint."
     number = _next_number(cur)
     mark = fingerprint_of(sums)
     columns = [c.split()[0] for c in BAR_TABLES["ingests"].split(", ")]
-    values = [number, _batch_name(number), source, received, pd.Timestamp.now("UTC"), asked_from, *counts]
-    values += [mark, json.dumps(sums), flags]
+    values = [number, _batch_name(number), source, received, pd.Timestamp.now("UTC"), about[0], *counts]
+    values += [mark, json.dumps(sums), flags, about[1]]
     holes = ", ".join("?" * len(values))
     cur.execute(f"INSERT INTO lake.ingests ({', '.join(columns)}) VALUES ({holes})", values)
     return _batch_name(number), mark
@@ -354,7 +357,7 @@ def after_purge(
     now = pd.Timestamp.now("UTC")
     for source in sorted(self.source_names(), key=lambda s: (s == last, s)):
         sums = self.row_sums(source, cursor=cursor)
-        self._log_batch(cursor, source, now, "", (0, 0, 0, 0, 0), sums)
+        self._log_batch(cursor, source, now, ("", None), (0, 0, 0, 0, 0), sums)
 
 # %% ../../nbs/lake/50_lake.ipynb #75dd6399
 @patch

@@ -137,7 +137,7 @@ def _write_retraction(self: Lake, cur, source, now, reason):
     if flags:
         self._write_flags(cur)
     sums = self.row_sums(source, cursor=cur)
-    entry = self._log_batch(cur, source, now, "", (0, 0, count, 0, count), sums, flags)
+    entry = self._log_batch(cur, source, now, ("", None), (0, 0, count, 0, count), sums, flags)
     self.step("retraction written")
     cur.execute("COMMIT")
     self.step("retraction committed")

@@ -34,7 +34,7 @@ def as_bars(
         frame[name] = frame[name].astype("str")
     if "stated" in frame:
         frame["stated"] = frame["stated"].astype("bool")
-    return frame[BAR_COLUMNS + [c for c in (*OPTIONAL_COLUMNS, "stated") if c in frame]]
+    return frame[BAR_COLUMNS + [c for c in (*OPTIONAL_COLUMNS, "stated", "from_file") if c in frame]]
 
 
 def empty_bars() -> pd.DataFrame:  # no rows, all columns
@@ -285,6 +285,8 @@ def tidy_bars(
     if "known_at" in at:
         known, stated = stated_times(frame[at["known_at"]], event, calendar, lag)
         values |= dict(known_at=known, stated=stated)
+    if "from_file" in frame:  # place of a row's file among those of the source
+        values |= dict(from_file=frame["from_file"].to_numpy())
     tickers = canonical_tickers(frame[at["ticker"]]).to_numpy()
     _refuse_intraday(tickers, event, frame[at["event_time"]])
     bars = as_bars(values | dict(ticker=tickers, source=source))

@@ -61,6 +61,10 @@ class Source:
             f"{type(self).__name__} needs a method `table`, or `tickers` and `fetch` instead."
         )
 
+    def files(self) -> list[tuple[str, str]]:  # none, if it reads no files of yours
+        "Path and SHA-256 of each file, in the order of the column `from_file`."
+        return []
+
 # %% ../../nbs/sources/30_source.ipynb #fa075265
 @patch
 def bars(self: Source) -> pd.DataFrame:  # every bar, sorted by ticker and time
@@ -265,7 +269,11 @@ class Files(Source):
         )
 
     def table(self):
-        return pd.concat([self._read(p) for p in self.paths()], ignore_index=True)
+        frames = [self._read(p).assign(from_file=float(place)) for place, p in enumerate(self.paths())]
+        return pd.concat(frames, ignore_index=True)
+
+    def files(self):
+        return [(str(p.resolve()), hashlib.sha256(p.read_bytes()).hexdigest()) for p in self.paths()]
 
 # %% ../../nbs/sources/30_source.ipynb #dc6c1dbc
 @patch

@@ -1,6 +1,8 @@
 "Bars that the source no longer sends: reported, kept until they are retracted, and what that changes."
 
+import hashlib
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,10 +10,10 @@ from typer.testing import CliRunner
 
 from stockpredict.cli.main import app
 from stockpredict.core.calendar import get_calendar
-from stockpredict.core.errors import DataError, LakeUnavailable, UnknownTicker
+from stockpredict.core.errors import DataError, FileMissing, LakeUnavailable, UnknownTicker
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import ingest
-from stockpredict.lake import retract  # noqa: F401  (gives the lake its methods)
+from stockpredict.lake import received_files, retract  # noqa: F401  (give the lake their methods)
 from stockpredict.lake.connection import connect
 from stockpredict.lake.lake import Lake
 from stockpredict.sources.bars import BAR_COLUMNS
@@ -293,6 +295,43 @@ def test_a_file_is_taken_back_by_its_name(tmp_path, moved):
     assert again.rows_new + again.rows_corrected == (0 if moved else 2), "a file that stays comes again"
 
 
+def test_a_file_that_is_gone_is_taken_back_by_its_name_or_digest(tmp_path):
+    "Three files in one ingest; two share a bar, one is corrected later under the same name."
+    (tmp_path / "in").mkdir()
+    ground = Ground(tmp_path, **{"data.files_path": str(tmp_path / "in")})
+
+    def deliver(now, **files):
+        for name, rows in files.items():
+            rows.to_csv(tmp_path / "in" / f"{name}.csv", index=False)
+        return ingest(ground.settings, now)
+
+    mine = {t: TEN[TEN.ticker == t] for t in TICKERS}
+    deliver(JANUARY, a=mine["AAA"], b=pd.concat([mine["BBB"], mine["AAA"][:2]]), c=mine["CCC"])
+    before = ground.view()
+    slip = mine["BBB"].close.where(TEN.date != DAYS[8], 207.0)
+    deliver("2024-01-18T12:00Z", b=mine["BBB"].assign(close=slip))
+    with ground.lake() as lake:
+        record = lake.received_files()
+    assert [Path(p).name for p in record.path] == ["a.csv", "b.csv", "c.csv", "b.csv"]
+    assert record.sha256.nunique() == 4 and record.batch.tolist() == ["b000001"] * 3 + ["b000002"]
+    digest = hashlib.sha256((tmp_path / "in" / "c.csv").read_bytes()).hexdigest()
+    for name in ("b.csv", "c.csv"):
+        (tmp_path / "in" / name).unlink()
+    dry = ground.command("lake", "retract", "--file", record.path[3], "--json")
+    assert json.loads(dry.stdout)["rows"] == 10, "all deliveries of the name"
+    done = ground.command("lake", "retract", "--file", digest[:12], "--do-it", "--json")
+    assert (json.loads(done.stdout)["rows"], json.loads(done.stdout)["tickers"]) == (10, ["CCC"])
+    assert set(ground.view().ticker) == {"AAA", "BBB"} and len(ground.view("2024-01-19")) == 30
+    ground.command("lake", "retract", "--file", "b.csv", "--do-it")
+    left = ground.view()
+    assert left.ticker.value_counts().to_dict() == {"AAA": 10, "BBB": 1}, "a correction returns to the first"
+    assert left.close[left.ticker == "BBB"].item() == before.close[18]
+    wrong = ground.command("lake", "retract", "--file", "d.csv")
+    assert isinstance(wrong.exception, FileMissing) and "b.csv" in wrong.exception.fix
+    again = deliver("2024-02-01T12:00Z")
+    assert again.rows_new + again.rows_corrected == 0 and again.tickers == 2
+
+
 def test_a_bar_that_a_file_corrected_returns_to_the_version_before(ground, tmp_path):
     before = ground.view()
     ground.ingest(TEN.assign(close=TEN.close.where(TEN.date != DAYS[8], 1.0)), LATER)
@@ -417,6 +456,7 @@ def test_an_old_lake_reads_the_same_and_ingests_on(old):
 
 
 OLDER = [("bars", "batch"), ("bars", "revised"), ("ingests", "sums"), ("ingests", "flags")]
+OLDER += [("bars", "file"), ("ingests", "files")]
 
 
 def test_a_lake_of_an_early_release_is_read_before_and_after_a_writer_opens_it(old):
@@ -425,7 +465,7 @@ def test_a_lake_of_an_early_release_is_read_before_and_after_a_writer_opens_it(o
     mark, snapshot = old.state()[1], old.state()[0]
     earlier_release(old, *OLDER[1:])
     with Lake(old.settings.storage, read_only=True) as lake:
-        assert [lake.lacks(*column) for column in OLDER] == [True] * 4
+        assert [lake.lacks(*column) for column in OLDER] == [True] * 6
         assert lake.verify() == lake.fingerprint() == mark == lake.recorded_fingerprint()
         assert not lake.flags_complete("files") and lake.retract("AAA", dry_run=True).rows == 10
         assert len(lake.bars("AAA", source="files", snapshot=lake.snapshot())) == 10
