@@ -6,20 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/ops/10_handbook.ipynb #8e866f01
-import base64, hashlib
 from pathlib import Path
 from ..catalogue.cards import card, card_values
 from ..catalogue.feature import Feature, as_features
 from ..core.files import atomic_write, explain_disk
 from ..core.templates import template_text
+from .reports import script_hash
 from .reports import CATALOGUE, POLICY, Fragment, fill, report_page, write_index
-
-# %% ../../nbs/ops/10_handbook.ipynb #7cae2874
-def script_hash(
-    script: str,  # the text between the tags
-) -> str:  # as a security policy names it
-    "The name under which a browser may run an inline script."
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 # %% ../../nbs/ops/10_handbook.ipynb #3de50b8e
 def _order(feature):

@@ -8,6 +8,7 @@ __all__ = ['verdict_box', 'bullets', 'tiles', 'table']
 # %% ../../nbs/ops/00_reports.ipynb #138752d7
 import re
 from base64 import b64encode
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from ..core.errors import NotFound
@@ -354,33 +355,60 @@ def headline_text(
     return ", ".join(f"{k} {numbers[k]}" for k in result.get("order") or numbers if k in numbers)
 
 # %% ../../nbs/ops/00_reports.ipynb #2c5a0ddf
+HEADS = ("direction", "volatility", "intervals")
+
+
+def _pills(result, status):
+    "Pairs of head and coloured word: one for each head that was judged, else one for the whole run."
+    heads = result.get("heads") or {}
+    if status != "complete" or not heads:
+        word = str(result.get("decision") or status) if status == "complete" else status
+        return [("", status_pill(word, word.replace("-", " ")))]
+    words = [(head, str(heads[head].get("decision", ""))) for head in HEADS if head in heads]
+    return [(head, status_pill(word, word.replace("-", " "))) for head, word in words]
+
+
 def index_row(
     run: dict,  # one entry of `finished_runs`
 ) -> dict:  # the names that the template of the index uses
     "One run as a row of the index."
     result, error = run.get("result") or {}, run.get("error") or {}
-    status = str(run.get("status", ""))
-    word = str(result.get("decision") or status) if status == "complete" else status
+    status, lineage = str(run.get("status", "")), (run.get("result") or {}).get("lineage") or {}
+    shorts = [str(h["short"]) for h in (result.get("heads") or {}).values() if h.get("short")]
+    text = "; ".join(shorts) or headline_text(result) or str(error.get("message", ""))[:160]
     return dict(
         as_of=str(run.get("as_of", "")),
+        started=str(run.get("started", ""))[:16].replace("T", " "),
         folder=run["folder"],
         title=str(run.get("title") or run.get("name", "")),
-        status=status_pill(word),
-        result=headline_text(result) or str(error.get("message", ""))[:160],
+        word=str(result.get("decision") or status) if status == "complete" else status,
+        pills=_pills(result, status),
+        model=str(result.get("model") or lineage.get("model") or ""),
+        source=str(lineage.get("source", "")).partition(",")[0],
+        result=text,
         seconds=format_cell(run.get("seconds"), ".1f"),
     )
 
 # %% ../../nbs/ops/00_reports.ipynb #26416e8f
+def script_hash(
+    script: str,  # the text between the tags
+) -> str:  # as a security policy names it
+    "The name under which a browser may run an inline script."
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
+
+# %% ../../nbs/ops/00_reports.ipynb #a4a3dade
 CATALOGUE = "catalogue.html"  # the page of every feature, beside the index
 
 
 def _newest_decision(runs):
-    "The verdict box of the newest complete run that decided something."
+    "The verdict box of the newest complete run that decided something, and a line for each head."
     for run in runs:
         result = run.get("result") or {}
         if run.get("status") == "complete" and result.get("decision"):
-            return verdict_box(str(result["decision"]), str(result.get("sentence", "")))
-    return ""
+            box = verdict_box(str(result["decision"]), str(result.get("sentence", "")))
+            heads, pills = result.get("heads") or {}, _pills(result, "complete")
+            return box, [(h, pill, str(heads[h].get("sentence", ""))) for h, pill in pills if h]
+    return "", []
 
 
 def write_index(
@@ -389,10 +417,15 @@ def write_index(
     "List all runs, newest first, on one page."
     runs, place = finished_runs(reports), Path(reports) / "index.html"
     catalogue = CATALOGUE if (Path(reports) / CATALOGUE).is_file() else ""
-    rows = [index_row(run) for run in runs]
-    content = fill("index.html", catalogue=catalogue, verdict=_newest_decision(runs), runs=rows).html
-    lineage = {"runs": len(runs)}
-    page = report_page("stockpredict reports", content, run="index", home="", lineage=lineage)
+    rows, script = [index_row(run) for run in runs], template_text("ops/index.js")
+    pairs = {"report": "title", "verdict": "word", "model": "model", "data set": "source"}
+    choices = [(name, sorted({r[key] for r in rows} - {""})) for name, key in pairs.items()]
+    box, heads = _newest_decision(runs)
+    values = dict(catalogue=catalogue, verdict=box, heads=heads, runs=rows, choices=choices)
+    content = fill("index.html", **values, script=Fragment(script)).html
+    policy, lineage = f"{POLICY}; script-src {script_hash(script)}", {"runs": len(runs)}
+    options = dict(run="index", home="", lineage=lineage, policy=policy)
+    page = report_page("stockpredict reports", content, **options)
     with explain_disk("[storage] reports"):
         return atomic_write(place, page, durable=False)
 

@@ -186,6 +186,7 @@ REPORT_POLICY = (
 )
 ALLOWED_SCRIPTS = {  # page -> the script it may run
     "catalogue.html": "script-src 'sha256-OfdXoM12npFen7+tAAHCG8EPAQy0AsD3OT8mAvKriGU='",
+    "index.html": "script-src 'sha256-V7/sQWegVTc5hLlqaj1eebwakjMOOuVone5//XuiAc4='",
 }
 
 
@@ -212,6 +213,7 @@ class ReportFiles(StaticFiles):
             response = await super().get_response(path, scope)
         except (OSError, ValueError, RuntimeError):
             raise HTTPException(404) from None
-        scripts = [ALLOWED_SCRIPTS[path]] if path in ALLOWED_SCRIPTS else []
+        name = "index.html" if path == "." else path
+        scripts = [ALLOWED_SCRIPTS[name]] if name in ALLOWED_SCRIPTS else []
         response.headers["content-security-policy"] = "; ".join([REPORT_POLICY, *scripts])
         return response

@@ -136,8 +136,9 @@ def test_the_catalogue_is_searched_in_the_browser_by_the_one_script_it_may_run(b
     from stockpredict.ops.handbook import script_hash, write_handbook
     from stockpredict.serve.http import ALLOWED_SCRIPTS
 
+    scripts = {"catalogue.html": "ops/handbook.js", "index.html": "ops/index.js"}
     assert ALLOWED_SCRIPTS == {
-        "catalogue.html": f"script-src {script_hash(template_text('ops/handbook.js'))}"
+        page: f"script-src {script_hash(template_text(name))}" for page, name in scripts.items()
     }
     names = ["rsi_14", "atr_14", "bollinger_20", "vol_20"]
     page = write_handbook(tmp_path, names).as_uri()
@@ -152,3 +153,21 @@ def test_the_catalogue_is_searched_in_the_browser_by_the_one_script_it_may_run(b
         assert complaints == [] and sorted(name for name, hidden in cards if not hidden) == sorted(
             shown_names
         ), fragment
+
+
+def test_the_index_of_reports_is_searched_in_the_browser(browse, tmp_path):
+    import json
+
+    from stockpredict.ops.reports import write_index
+
+    for day, model in (("2022-12-29", "ridge"), ("2022-12-30", "lightgbm")):
+        folder = tmp_path / day / "r40"
+        folder.mkdir(parents=True)
+        facts = dict(name="r40_validate", as_of=day, started=f"{day}T22:00:00Z", status="complete", seconds=1)
+        (folder / "result.json").write_text(json.dumps(facts | {"result": {"model": model, "decision": "hold"}}))
+    page = write_index(tmp_path).as_uri()
+    for fragment, models in {"": ["lightgbm", "ridge"], "#hold%20ridge": ["ridge"], "#lstm": []}.items():
+        shown, complaints = browse(page + fragment)
+        rows = re.findall(r'<tr [^>]*data-model="(\w+)"[^>]*?( hidden="")?>', shown)
+        assert complaints == [] and [model for model, hidden in rows if not hidden] == models, fragment
+        assert f"{len(models)} of 2 runs" in shown

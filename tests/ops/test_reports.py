@@ -127,8 +127,42 @@ def test_the_index_lists_newest_first_and_survives_a_broken_run(tmp_path):
     page = reports.write_index(tmp_path).read_text()
     assert [r["folder"] for r in reports.finished_runs(tmp_path)] == ["2022-12-30/c", "2022-12-30/a"]
     assert page.index("2022-12-30/c/page.html") < page.index("2022-12-30/a/page.html")
-    assert "<script" not in page and "<img" not in page and ".hidden.tmp" not in page
+    assert (
+        page.count("<script") == 1
+        and reports.script_hash(re.findall("<script>(.*?)</script>", page, re.S)[0]) in page
+    )
+    assert "<img" not in page and ".hidden.tmp" not in page
     assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+
+
+def test_the_index_shows_the_verdict_of_each_head_in_words_and_can_be_sifted(tmp_path):
+    heads = {
+        "intervals": {
+            "decision": "promote",
+            "short": "90 % held 90.2 %",
+            "sentence": "The interval held 90.2 %.",
+        },
+        "direction": {"decision": "hold", "short": "no direction", "sentence": "No direction, p = 0.41."},
+    }
+    result = {"decision": "hold", "sentence": "No evidence.", "heads": heads, "model": "ridge"}
+    result["lineage"] = {"source": "sample, 2015-01-02 to 2022-12-30"}
+    run_folder(tmp_path, "2022-12-30T22:31:05Z", result=result, seconds=61.25)
+    run_folder(
+        tmp_path, "2022-12-29T22:31:05Z", status="failed", error={"message": "It printed without end."}
+    )
+    page = reports.write_index(tmp_path).read_text()
+    text = " ".join(re.sub("<[^>]+>", " ", page.split("<main")[1].split("<script")[0]).split())
+    assert (
+        "direction hold No direction, p = 0.41." in text
+        and "intervals promote The interval held 90.2 %." in text
+    )
+    assert "2022-12-30 22:31 61.2 s r40_validate sample direction hold intervals promote ridge" in text
+    assert (
+        text.index("22:31 61.2 s") < text.index("2022-12-29 22:31")
+        and "failed It printed without end." in text
+    )
+    assert 'data-verdict="hold" data-model="ridge" data-source="sample"' in page
+    assert "{" not in text and "session(s)" not in text
 
 
 def test_the_index_leads_to_the_page_of_features_once_it_is_there(tmp_path):
