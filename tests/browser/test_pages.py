@@ -164,7 +164,8 @@ def test_the_index_of_reports_is_searched_in_the_browser(browse, tmp_path):
         folder = tmp_path / day / "r40"
         folder.mkdir(parents=True)
         facts = dict(name="r40_validate", as_of=day, started=f"{day}T22:00:00Z", status="complete", seconds=1)
-        (folder / "result.json").write_text(json.dumps(facts | {"result": {"model": model, "decision": "hold"}}))
+        facts["result"] = {"model": model, "decision": "hold"}
+        (folder / "result.json").write_text(json.dumps(facts))
     page = write_index(tmp_path).as_uri()
     for fragment, models in {"": ["lightgbm", "ridge"], "#hold%20ridge": ["ridge"], "#lstm": []}.items():
         shown, complaints = browse(page + fragment)
