@@ -6028,6 +6028,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.front_row': ( 'serve/pages.html#front_row',
                                                                                   'stockpredict/serve/pages.py'),
+                                          'stockpredict.serve.pages.head_verdicts': ( 'serve/pages.html#head_verdicts',
+                                                                                      'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.page_asset': ( 'serve/pages.html#page_asset',
                                                                                    'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.read_asset': ( 'serve/pages.html#read_asset',

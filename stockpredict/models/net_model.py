@@ -132,8 +132,7 @@ def _train(self: NetModel, data, epochs, report=None):
     x, y = self.read(check.inputs), [net_labels(part, self.device) for part in (train, check)]
 
     def batches(k, **options):
-        rows = (train, check)[k].rows(self.sequence)
-        return self.batches(x, y[k], rows, self.sequence, **options)
+        return self.batches(x, y[k], (train, check)[k].rows(self.sequence), self.sequence, **options)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(self.seed)

@@ -201,10 +201,10 @@ def loss(
     now, target = states[:, :-1], tokens[:, 1:]
     given = self.given(target[..., 0])
     others = self.others(now + given).unflatten(-1, (len(PARTS) - 1, BINS))
-    said = torch.cat([self.close(now)[..., None, :], others], -2)
+    logits = torch.cat([self.close(now)[..., None, :], others], -2)
     count = (target < BINS).sum().clip(min=1)
     sums = dict(ignore_index=BINS, reduction="sum")
-    following = nn.functional.cross_entropy(said.flatten(0, -2), target.flatten(), **sums) / count
+    following = nn.functional.cross_entropy(logits.flatten(0, -2), target.flatten(), **sums) / count
     return following + self.answer_loss(states[:, -1], y)
 
 

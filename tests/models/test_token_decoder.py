@@ -83,7 +83,8 @@ def test_the_edges_are_quantiles_of_the_training_part_and_of_nothing_else(plante
     for k, part in enumerate(PARTS):
         x = values[(*rows, k)]
         share = [(x[np.isfinite(x)] < e).mean() for e in edges["net.edges"][k].numpy()]
-        assert np.abs(np.array(share) - np.arange(1, BINS) / BINS).max() < 0.02, part  # equal rounded values fall into one bin
+        gap = np.abs(np.array(share) - np.arange(1, BINS) / BINS).max()
+        assert gap < 0.02, f"{part}: equal rounded values share a bin, and no more than that"
     y = relative[rows[0], rows[1], 0].numpy()
     share = [(y[np.isfinite(y)] < e).mean() for e in edges["net.returns"][0].numpy()]
     assert np.abs(np.array(share) - RETURN_SHARES.numpy()).max() < 1e-3
@@ -102,7 +103,8 @@ def test_an_update_keeps_the_meaning_of_the_tokens(planted):
     m = make_model("token_decoder", epochs=1, **(TINY | dict(rows=500))).fit(planted.window(0, 250))
     edges, place = m.weights["net.edges"].clone(), m.weights["net.embed.weight"].clone()
     m.update(planted.window(0, 320))
-    assert torch.equal(edges, m.weights["net.edges"]) and not torch.equal(place, m.weights["net.embed.weight"])
+    assert torch.equal(edges, m.weights["net.edges"])
+    assert not torch.equal(place, m.weights["net.embed.weight"])
 
 
 def test_a_missing_bar_and_missing_volume_have_a_token_of_their_own(data):
