@@ -103,6 +103,18 @@ def front_row(
     }
 
 # %% ../../nbs/serve/50_pages.ipynb #30d6c5a6
+HEAD_ORDER = ("direction", "volatility", "intervals")
+
+
+def head_verdicts(
+    model: dict,  # of the header of a table
+) -> list:  # (head, model, evidence, verdict); empty for tables of earlier versions
+    "The verdict on each head of the served forecast."
+    heads = model.get("heads") or {}
+    keys = ("model", "evidence", "verdict")
+    return [(name, *(heads[name][k] for k in keys)) for name in HEAD_ORDER if name in heads]
+
+# %% ../../nbs/serve/50_pages.ipynb #d83edec4
 def front_page(
     header: dict,  # of the table; empty before the first one
     predictions: list[dict],  # of one horizon
@@ -118,6 +130,7 @@ def front_page(
     table = {key: first.get(key, "") for key in ("horizon", "entry_session", "target_session")}
     table |= {key: header["model"][key] for key in ("skill", "verdict")}
     table |= {"facts": table_facts(header, age, stale), "tickers": header["tickers"]}
+    table["heads"] = head_verdicts(header["model"])
     return render_page("front.html", table=table, rows=[front_row(p, span) for p in predictions]).encode()
 
 # %% ../../nbs/serve/50_pages.ipynb #1dd7ce6f
