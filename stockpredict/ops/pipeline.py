@@ -323,12 +323,29 @@ class Outcome:
         return f"{self.verdict['decision']}: {verdict_sentence(self.verdict)}"
 
 # %% ../../nbs/ops/70_pipeline.ipynb #e421301e
+def send_report(
+    work: Work,  # published
+    pages: list[dict],  # results of `page`
+):
+    "Put the page with the verdict into the MLflow run of its experiment."
+    html = [p["html"] for p in pages if p["name"] == "r40_validate" and p["html"] and not p["error"]]
+    described = work.dir / "experiment" / "experiment.json"
+    if work.past or not html or not described.exists():
+        return
+    from stockpredict.train.mlflow_mirror import queue_report
+    from stockpredict.train.registry import sync_mlflow
+
+    queue_report(work.settings, json.loads(described.read_text())["lineage"], html[0])
+    sync_mlflow(work.settings)
+
+
 def outcome(
     workdir: str | Path,  # a finished work folder
     pages: list[dict] = (),  # results of `page`
 ) -> Outcome:
-    "The outcome of a finished work; also writes the index of all reports."
+    "The outcome of a finished work; also writes the index of all reports, and copies the verdict to MLflow."
     work = load_work(workdir)
+    send_report(work, list(pages))
     return Outcome(
         work,
         step_result(workdir, "judge"),

@@ -35,6 +35,7 @@ from stockpredict.train.training_data import (
     training_dataset,
     training_panel,
 )
+from .holdout import research_panel
 from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
 from .refits import Audit, audit_data, forecast_digest, left_out_closes
@@ -346,19 +347,18 @@ def run_experiment(
     (place / "experiment.json").unlink(missing_ok=True)
     with Lake(settings.storage, read_only=True) as lake:
         panel, snapshot = training_panel(settings, as_of, snapshot, lake)
+        panel = research_panel(settings, panel)
         flags = stored_flags(settings, as_of, snapshot, lake=lake)
         left_out = left_out_closes(settings, panel, as_of, snapshot, lake)
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
-    data = training_dataset(settings, panel, spec)
     wrong = untrusted_bars(panel, settings.data.calendar, flags)
-    data, excluded, labels = exclude_bars(data, panel, wrong)
+    data, excluded, labels = exclude_bars(training_dataset(settings, panel, spec), panel, wrong)
     close = panel.close.values.masked_fill(excluded, float("nan")).cpu().numpy()
     lineage = make_lineage(settings, panel, snapshot) | dict(labels=labels)
     if note := missing_facts_note(settings, panel, spec):
         lineage["left_out"] = note
-    steps = (len(settings.models.candidates) + 1) * (v.folds + 2)
     quiet = not sys.stderr.isatty() if quiet is None else quiet
-    with progress("training", steps, quiet) as on_step:
+    with progress("training", (len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as on_step:
         store = CandidateStore(place, settings, lineage, spec, on_step)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
         context["audit"] = audit_context(settings, panel, spec, wrong, left_out)

@@ -9,9 +9,11 @@ __all__ = ['Verdict', 'decide']
 import json, math
 from dataclasses import asdict, dataclass, field
 from html import escape
+import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..core.words import counted
+from ..evaluate.survivorship import survivorship_band, universe_band
 from .experiment import Experiment
 from .skill_table import ic_difference, skill_table
 from .leak_checks import leading_candidate, leak_alarms, leak_doubts
@@ -133,6 +135,26 @@ def evidence_sentences(
         f"The 90 % interval contained {r.cover90:.1%} of outcomes, the 50 % interval {r.cover50:.1%}.",
     ]
 
+# %% ../../nbs/train/50_gate.ipynb #41c5f0bc
+def survivor_sentences(
+    study: Experiment,  # finished
+) -> list:  # one sentence; none where the dead are among the stocks, or the market is simulated
+    "What is missing from a universe in which hardly any stock ends."
+    known, days = np.isfinite(study.close), study.sessions
+    years = (days[-1] - days[0]).days / 365.25
+    if years < 1 or study.lineage.get("source", "simulated") == "simulated":
+        return []
+    ends = [np.flatnonzero(column)[[0, -1]] for column in known.T if column.any()]
+    rows = [(n, days[i]) for n, pair in enumerate(ends) for i in pair]
+    band = universe_band(pd.DataFrame(rows, columns=["ticker", "event_time"]))
+    if band.died[1] < survivorship_band(years).died[1] / 2:
+        return []
+    few = sum((days[-1] - days[last]).days > 30 for _, last in ends)
+    what = f"{few} of the {len(ends)} stocks end" if few else f"None of the {len(ends)} stocks ends"
+    return [
+        f"{what} before the sample does, so stocks that died are missing, and no check sees that. {band}."
+    ]
+
 # %% ../../nbs/train/50_gate.ipynb #ba8bd29d
 def judge_heads(
     study: Experiment,  # finished
@@ -175,6 +197,7 @@ def decide(
     if name and name != best:
         reasons.append(_simpler_sentence(name, best, gap))
     reasons += [heads[head]["sentence"] for head in ("volatility", "intervals")]
+    reasons += survivor_sentences(study)
     if decision == "hold":
         reasons.append(_hold_sentence(study, first, bool(name)))
     numbers = _verdict_numbers(study, table, alarms) | dict(best=best, lead=lead.model, override=override)

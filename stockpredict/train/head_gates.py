@@ -58,7 +58,7 @@ def volatility_evidence(
     worse = pd.DataFrame({c: (mine[f"over_{c}_p"] > 0.95) & (mine[f"over_{c}"] > 0) for c in known})
     worse = worse.reindex(mine.index).fillna(False)
     moves = claims & (mine.over_constant_p < 0.05) & (mine.over_constant < -LEAST_GAIN)
-    strong = moves & (mine.p_adjusted < alpha) & (mine.over_constant_p < alpha)
+    strong = moves & (mine.p_adjusted < alpha) & (mine.moves_p < alpha)
     words = np.select([strong, moves & (mine.p_adjusted < 0.05)], ["strong", "weak"], "none")
     losers = [" ".join(c for c in known if worse.loc[name, c]) for name in mine.index]
     return mine.assign(evidence=words, worse_than=losers)
@@ -109,7 +109,9 @@ def judge_volatility(
     lead = name or claiming.sort_values("qlike").model.iloc[0]
     r = next(lines.loc[[lead]].itertuples())
     parts = [_versus(r, key, rival) for key, rival in RIVAL_NAMES.items() if hasattr(r, f"over_{key}")]
-    known = ", ".join(filter(None, parts))
+    known = (
+        f"{', '.join(filter(None, parts))}; better than a constant session by session: p = {r.moves_p:.2g}"
+    )
     text = f"{lead}, QLIKE {known}; R² of log volatility {r.r2:.0%}"
     numbers = {k: getattr(r, k) for k in lines.columns if k not in ("model", "kind", "evidence")}
     numbers |= dict(short="no volatility beyond EWMA")

@@ -9,8 +9,10 @@ __all__ = []
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..evaluate.metrics import Estimate, align_pair, diebold_mariano, skill_score
+from ..evaluate.metrics import Estimate, align_pair, diebold_mariano, hac_mean
+from ..evaluate.metrics import session_means, skill_score
 from ..evaluate.risk import qlike
+from .anytime import relative_difference
 from .experiment import Experiment
 from .skill_table import one_day_returns
 
@@ -155,6 +157,17 @@ def _against(losses, name, rivals, h):
     return row
 
 # %% ../../nbs/train/42_volatility_skill.ipynb #65ed2662
+def moves_p(
+    loss: np.ndarray,  # `[T, N]`
+    constant: np.ndarray,  # of the constant
+    horizon: int,  # sessions held
+) -> float:  # one-sided p: small where the forecast is better than the constant
+    "Test of the relative difference to a constant, session by session."
+    a, b = (session_means(x) for x in align_pair(loss, constant))
+    e = hac_mean(relative_difference(a, b), horizon)
+    return 1 - e.p_greater if e.se > 0 else 1.0
+
+# %% ../../nbs/train/42_volatility_skill.ipynb #08d21e64
 def claiming_volatilities(
     study: Experiment,  # finished
 ) -> int:
@@ -181,6 +194,7 @@ def volatility_skill(
                 row |= dict(complexity=mine.complexity if mine else 0, qlike=float(np.nanmean(losses[name])))
                 row |= dict(sessions=int(np.isfinite(losses[name]).any(1).sum()))
                 row |= dict(shared=" ".join(k for k, v in shared.items() if v == name))
+                row |= dict(moves_p=moves_p(losses[name], losses[CONSTANT], h))
                 row |= _against(losses, name, rivals, h) | explained_volatility(forecasts[name], variance, h)
                 rows.append(row)
     table, count = pd.DataFrame(rows), max(1, claiming_volatilities(study))
