@@ -365,10 +365,23 @@ def slow_ratio(
     if n < 4 * WAVES:
         return _estimate(r, np.zeros(0))
     variance, df = slow_variance((a - r * b) / b.mean())
-    se = float(np.sqrt(variance / n))
-    t, reach = (r - null) / se if se > 1e-15 else 0.0, float(stdtrit(df, 0.975)) * se
+    se, reach = float(np.sqrt(variance / n)), float(stdtrit(df, 0.975))
+    if not 0 < null < 1:
+        low, high, t = r - reach * se, r + reach * se, (r - null) / se if se > 1e-15 else 0.0
+    else:
+        low, high, t = _on_log_odds(r, se, null, reach, b.sum())
     p = float(2 * stdtr(df, -abs(t)))
-    return Estimate(float(r), se, float(r - reach), float(r + reach), float(t), p, n, df)
+    return Estimate(float(r), se, float(low), float(high), float(t), p, n, df)
+
+# %% ../../nbs/evaluate/30_metrics.ipynb #0ebbf9d9
+def _on_log_odds(share, se, null, reach, count):
+    "Ends of the interval of a share, and t against `null`, both on the scale of log odds."
+    inner = min(max(share, 0.5 / count), 1 - 0.5 / count)  # a share of 0 or 1 has no odds
+    if se < 1e-15:
+        se = (inner * (1 - inner) / count) ** 0.5
+    odds, unit = np.log(inner / (1 - inner)), se / (inner * (1 - inner))
+    low, high = 1 / (1 + np.exp(np.clip(reach * unit * np.array([1, -1]) - odds, -700, 700)))
+    return low, high, (odds - np.log(null / (1 - null))) / unit
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #ff962a93
 def interval_coverage(

@@ -363,6 +363,24 @@ def test_a_peek_is_found_at_every_scale(data, scale, ahead, step):
     with pytest.raises(SeesFuture):
         walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), peek)
 
+class BreaksTies(models["reversal"]):
+    "States two values, and breaks the ties by what it sees ahead where it forecasts a whole test."
+
+    ahead = 1
+
+    def score(self, inputs, start, stop):
+        z = super().score(inputs, start, stop)
+        return z.sign() + 2e-4 * (z.roll(-self.ahead, 0) if stop - start > 40 else 0 * z)
+
+
+@pytest.mark.parametrize("ahead", [1, 5])
+def test_a_peek_below_every_tolerance_is_found(data, ahead):
+    "Within a thousandth of the spread the forecast of a whole test was believed."
+    folds = [Fold(200, 210, 290, 6)]
+    with pytest.raises(SeesFuture, match="changed"):
+        walk_forward_forecasts(data, folds, type("Breaks", (BreaksTies,), dict(ahead=ahead)))
+    assert len(walk_forward_forecasts(data, folds, models["reversal"]).sessions) == 80
+
 
 @pytest.mark.parametrize("at", [300, 301])
 def test_a_fold_of_one_session_hides_no_peek(data, at):
