@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from . import kernels
+from . import kernels, numba_moments
 from .numba_kernels import compiled, dispatch, nan_headed
 from .order_statistics import cross_sectional_ranks, window_ranks
 from .recipes import newest_rows, recipe_number, shared_step
-from .series import _check_same_grid, add_window_method
+from .series import _check_same_grid, add_window_method, check_window
 from .window_statistics import Series
 
 # %% ../../nbs/algebra/65_formula_operators.ipynb #a534010e
@@ -148,27 +148,26 @@ def group_slots(group):
 def slot_means(x, slots, count):
     "Mean of each value's group within its row; sums in whole numbers, so in any order of the columns."
     rows, size = x.shape
-    out, away = np.full((rows, size), np.float32(np.nan)), np.empty(size)
-    whole, there = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+    out = np.full((rows, size), np.float32(np.nan))
+    whole, there = np.empty(count, np.int64), np.empty(count, np.int64)
+    most, up = np.empty(count), np.empty(count)
     for t in range(rows):
-        whole[:] = 0
-        there[:] = 0
-        most = 0.0
+        now, slot, here = x[t], slots[t], out[t]
+        whole[:], there[:], most[:] = 0, 0, 0.0
         for j in range(size):
-            v = np.float64(x[t, j])
-            away[j] = v if v - v == 0 and slots[t, j] >= 0 else 0.0
+            if slot[j] >= 0 and now[j] - now[j] == 0:
+                most[slot[j]] = max(most[slot[j]], abs(np.float64(now[j])))
+        for k in range(count):
+            up[k] = math.ldexp(1.0, 42 - math.frexp(most[k])[1])
         for j in range(size):
-            most = max(most, abs(away[j]))
-        digits = 42 - math.frexp(most)[1]
-        up, down = math.ldexp(1.0, digits), math.ldexp(1.0, -digits)
+            if slot[j] >= 0 and now[j] - now[j] == 0:
+                whole[slot[j]] += np.int64(np.rint(now[j] * up[slot[j]]))
+                there[slot[j]] += 1
         for j in range(size):
-            k = slots[t, j] if x[t, j] - x[t, j] == 0 else -1
-            whole[k] += np.int64(np.rint(away[j] * up))
-            there[k] += 1
-        for j in range(size):
-            k = slots[t, j]
-            if k >= 0 and x[t, j] - x[t, j] == 0:
-                out[t, j] = np.float64(whole[k]) * down / np.float64(there[k])
+            k = slot[j]
+            if k >= 0 and now[j] - now[j] == 0:
+                mean = np.float64(whole[k]) / up[k] / np.float64(there[k])
+                here[j] = mean if there[k] > 1 else now[j]
     return out
 
 # %% ../../nbs/algebra/65_formula_operators.ipynb #dd4be183
@@ -180,14 +179,15 @@ def group_mean_across(
     names, slot = group.nan_to_num(-1.0).unique(return_inverse=True)
     v, there = x.double(), x.isfinite() & ~group.isnan()
     v = v.masked_fill(~there, 0.0)
-    digits = 42 - torch.frexp(v.abs().amax(1, keepdim=True)).exponent
+    most = torch.zeros(len(v), len(names), dtype=v.dtype, device=v.device)
+    digits = 42 - torch.frexp(most.scatter_reduce_(1, slot, v.abs(), "amax").gather(1, slot)).exponent
 
     def group_sum(whole):
         empty = torch.zeros(len(v), len(names), dtype=torch.int64, device=v.device)
         return empty.scatter_add_(1, slot, whole).gather(1, slot).double()
 
-    total = group_sum(torch.ldexp(v, digits).round().long())
-    mean = torch.ldexp(total, -digits) / group_sum(there.long())
+    total, count = group_sum(torch.ldexp(v, digits).round().long()), group_sum(there.long())
+    mean = torch.where(count > 1, torch.ldexp(total, -digits) / count, v)
     return mean.masked_fill(~there, math.nan).to(x.dtype)
 
 
@@ -201,6 +201,50 @@ def xgroup_mean(
 ) -> Series:  # undefined where either is
     "Mean of the group within the session, the ticker itself included."
     return across_step("xgroup_mean", section_group_mean, self, group)
+
+# %% ../../nbs/algebra/65_formula_operators.ipynb #a144bd37
+@compiled
+def zero_still_windows(x, y, n, out):
+    "Put zero where `out` is undefined although the last `n` bars of both series are there."
+    rows, size = x.shape
+    run = np.zeros(size, np.int32)
+    for t in range(rows):
+        a, b, here = x[t], y[t], out[t]
+        for j in range(size):
+            there = (a[j] - a[j] == 0) & (b[j] - b[j] == 0)
+            run[j] = run[j] + 1 if there else 0
+            here[j] = np.float32(0) if (run[j] >= n) & (here[j] != here[j]) else here[j]
+    return out
+
+# %% ../../nbs/algebra/65_formula_operators.ipynb #fc8d5757
+def corr_in_window(
+    x: Tensor,  # `[bar, ticker]`
+    y: Tensor,  # the same shape
+    n: int,  # bars in the window
+) -> Tensor:  # between -1 and +1
+    "Correlation over the last `n` bars; zero where one of the two does not move."
+    there = kernels.rolling_sum(x * 0 + y * 0, n)
+    r = kernels.rolling_corr(x, y, n)
+    return torch.where(r.isnan(), there, r)
+
+
+def _corr_or_zero_loop(x, y, n):
+    r = numba_moments.rolling_corr(torch.from_numpy(x), torch.from_numpy(y), n).numpy()
+    return zero_still_windows(x, y, n, r)
+
+
+rolling_corr_or_zero = dispatch(corr_in_window, _corr_or_zero_loop)
+
+# %% ../../nbs/algebra/65_formula_operators.ipynb #c54265f7
+@patch
+def corr_or_zero(
+    self: Series,
+    other: Series,  # another series
+    n: int,  # bars in the window
+) -> Series:
+    "Correlation over the last `n` bars; zero where one of the two stands still."
+    bars = check_window(n, 2) - 1
+    return self._back(lambda x, y: rolling_corr_or_zero(x, y, n), bars, other, name=f"corr_or_zero {n}")
 
 # %% ../../nbs/algebra/65_formula_operators.ipynb #b4e37de6
 @patch

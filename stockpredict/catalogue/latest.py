@@ -15,6 +15,7 @@ from ..algebra.kernels import missed_sessions
 from ..algebra.latest_kernels import SECTION_STATISTICS, latest_kernel, section_mean_or_spread
 from ..algebra.panel import Panel
 from ..algebra.recipes import RECIPES, STEPS, newest_rows
+from ..algebra.series import Series
 from .feature import Feature, empty_tensor, ensure_proven, fill_features
 
 # %% ../../nbs/catalogue/10_latest.ipynb #9a2c7544
@@ -261,9 +262,9 @@ def _run_lane(lane, own, columns, out, slot):  # all steps of a phase in one lan
             lane.kept.pop(p, None)
 
 # %% ../../nbs/catalogue/10_latest.ipynb #323a2f3e
-def _compare_tickers(s, x):  # a comparison across tickers, or a column
+def _compare_tickers(s, x, *others):  # a comparison across tickers, or a column
     if s.name not in SECTION_STATISTICS or x.is_cuda or x.dtype != torch.float32:
-        return s.op(x)
+        return s.op(x, *others)
     column = section_mean_or_spread(x, SECTION_STATISTICS[s.name])
     return column if s.column else column.expand_as(x)
 
@@ -275,8 +276,8 @@ def _run_together(lanes, whole, columns, out):  # steps that need all tickers
             columns[s.recipe] = _full_step(s, [newest_rows(columns[p], s.rows + s.bars) for p in s.parts])
             continue
         reach = min(s.reach, most)
-        beside = [to_sessions(lane, lane.part(s.parts[0], s.reach), reach) for lane in lanes]
-        x = _compare_tickers(s, torch.cat(beside, 1))
+        parts = ([to_sessions(lane, lane.part(p, s.reach), reach) for lane in lanes] for p in s.parts)
+        x = _compare_tickers(s, *(torch.cat(beside, 1) for beside in parts))
         if s.column:
             columns[s.recipe] = x
         at = 0
@@ -338,16 +339,16 @@ def _lanes(panel, rows, apart):  # all tickers, those of one kind together
 def _compute_planned(panel, chosen, out, sessions):  # features of which every step has a recipe
     plan, apart = _choose_plan(panel, tuple(f.recipe for f in chosen), sessions)
     lanes = _lanes(panel, plan.rows, apart)
-    like, here = panel._fields["close"], panel.present[-sessions:]
+    like, grid = panel._fields["close"], panel.last(sessions).grid
     every = empty_tensor(like[-1:].expand(len(chosen), sessions, like.shape[1]))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the pieces are too small to be divided
     try:
         run_plan(plan, lanes, every)
         home = torch.cat([lane.at for lane in lanes]).argsort()
-        for some in every.split(64):
-            x = some.index_select(2, home)
-            some.copy_(x.masked_fill_(~(x.isfinite() & here), math.nan))
+        moved = not torch.equal(home, torch.arange(len(home), device=home.device))
+        for x in every:
+            Series(x.index_select(1, home) if moved else x, grid, clean=True).write_into(x)
     finally:
         torch.set_num_threads(threads)
     out.update(zip(chosen, every))

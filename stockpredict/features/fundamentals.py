@@ -68,6 +68,23 @@ def _report_facts(request):
     rows = request.read("fundamentals", ticker=request.tickers)
     return report_fields(rows, request.at, request.tickers) if len(rows) else {}
 
+# %% ../../nbs/features/65_fundamentals.ipynb #cc858182
+def share_fields(
+    facts: pd.DataFrame,  # ticker, item, event_time, known_at, value; every version
+    at: pd.DatetimeIndex,  # decision times
+    tickers: list,  # of the panel
+) -> dict:  # field -> `[session, ticker]`
+    "Shares outstanding as last reported, as known at each decision."
+    rows = facts[(facts["item"] == "commonStockSharesOutstanding") & (facts.value > 0)]
+    if not len(rows):
+        return {}
+    return dict(shares_outstanding=as_known(rows, at, tickers, stale=MAX_AGE["annual"]))
+
+
+@fact_join("share counts", ["shares_outstanding"], "fundamentals")
+def _share_facts(request):
+    return share_fields(request.read("fundamentals", ticker=request.tickers), request.at, request.tickers)
+
 # %% ../../nbs/features/65_fundamentals.ipynb #26141bb9
 @fact_join("published prices", ["raw_close"], "bars")
 def _raw_facts(request):

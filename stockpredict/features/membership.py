@@ -7,7 +7,6 @@ __all__ = ['membership_age', 'group_mean', 'demean_by_group', 'neutralise_beta',
 
 # %% ../../nbs/features/75_membership.ipynb #582a54d2
 import math, zlib
-from weakref import WeakKeyDictionary
 import numpy as np, pandas as pd
 import torch
 from ..core.errors import FeatureError
@@ -15,7 +14,7 @@ from ..algebra import kernels as K
 from ..catalogue.feature import feature
 from ..catalogue.point_in_time import as_known, fact_series, fact_join, epoch_seconds
 from ..algebra.panel import Panel
-from ..algebra.series import Series
+from ..algebra.formula_operators import Series
 
 # %% ../../nbs/features/75_membership.ipynb #5c174e51
 def member_fields(
@@ -107,45 +106,12 @@ def _sector_facts(request):
     return sector_fields(request.read("sectors", ticker=request.tickers), request.at, request.tickers)
 
 # %% ../../nbs/features/75_membership.ipynb #317f59dd
-_codes = WeakKeyDictionary()  # a series of groups, and its groups numbered from 0
-
-
-def _group_positions(group):  # int64 `[session, ticker]`, -1 = unknown, and how many groups
-    if group not in _codes:
-        code, names = pd.factorize(group.values.cpu().numpy().ravel())
-        _codes[group] = torch.from_numpy(code).reshape(group.values.shape), max(1, len(names))
-    code, count = _codes[group]
-    return code.to(group.values.device), count
-
-
-def _cross_ticker_series(values, *series):  # a series that compares tickers
-    return Series(
-        values.to(series[0].values.dtype),
-        series[0].grid,
-        max(s.lookback for s in series),
-        max(s.crossings for s in series) + 1,
-        frozenset().union(*(s.fields for s in series)),
-    )
-
-# %% ../../nbs/features/75_membership.ipynb #71d308ce
 def group_mean(
     x: Series,  # any quantity
     group: Series,  # a number for each group, e.g. `fact_series(bars, "sector")`
 ) -> Series:  # undefined where either is
     "Mean of the group within the session, the ticker itself included."
-    v, (code, count) = x.values.double(), _group_positions(group)
-    there = v.isfinite() & (code >= 0)
-    v = v.masked_fill(~there, 0.0)
-    digits = 42 - torch.frexp(v.abs().amax(1, keepdim=True)).exponent
-    slot = code.clamp(min=0)
-
-    def group_sum(whole):
-        empty = torch.zeros(len(v), count, dtype=torch.int64, device=v.device)
-        return empty.scatter_add_(1, slot, whole).gather(1, slot).double()
-
-    total = group_sum(torch.ldexp(v, digits).round().long())
-    mean = torch.ldexp(total, -digits) / group_sum(there.long())
-    return _cross_ticker_series(mean.masked_fill(~there, math.nan), x, group)
+    return x.xgroup_mean(group)
 
 # %% ../../nbs/features/75_membership.ipynb #8e796c50
 def demean_by_group(
@@ -165,7 +131,9 @@ def neutralise_beta(
     apart = ~(v.isfinite() & b.isfinite())
     v, b = (t.masked_fill(apart, math.nan) for t in (v, b))
     v, b = v - K.mean_across(v), b - K.mean_across(b)
-    return _cross_ticker_series(v - b * (K.mean_across(v * b) / K.mean_across(b * b)), x, beta)
+    left = (v - b * (K.mean_across(v * b) / K.mean_across(b * b))).to(x.values.dtype)
+    back, crossings = max(x.lookback, beta.lookback), max(x.crossings, beta.crossings) + 1
+    return Series(left, x.grid, back, crossings, x.fields | beta.fields)
 
 # %% ../../nbs/features/75_membership.ipynb #bf4c1017
 @feature(group="sector", n=[1, 5, 21, 63, 126, 252], source="Moskowitz and Grinblatt (1999)", sets=("facts",))
