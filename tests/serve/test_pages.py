@@ -1,4 +1,4 @@
-"""The front page shows the evidence of each head in words, also for tables written before there were heads."""
+"""The front page shows the evidence of each head in words, also for tables written before heads."""
 
 import re
 
