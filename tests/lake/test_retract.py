@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +45,10 @@ class Ground:
         }
         self.settings = Settings().with_(**self.changes)
 
+    def copy(self, place):
+        shutil.copytree(self.place, place, dirs_exist_ok=True)
+        return Ground(place)
+
     def ingest(self, rows, now, **how):
         rows.to_csv(self.place / "bars.csv", index=False)
         return ingest(self.settings, now, **how)
@@ -70,18 +75,26 @@ class Ground:
         return CliRunner().invoke(app, [*words, *options])
 
 
-@pytest.fixture
-def ground(tmp_path):
-    ground = Ground(tmp_path)
-    ground.ingest(TEN, JANUARY)
-    return ground
-
-
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
     "A lake that its tests do not change."
     ground = Ground(tmp_path_factory.mktemp("quiet"))
     ground.ingest(TEN, JANUARY)
+    return ground
+
+
+@pytest.fixture
+def ground(quiet, tmp_path):
+    "A copy of the quiet lake, to be changed."
+    return quiet.copy(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_batches(quiet, tmp_path_factory):
+    "The quiet lake with a second batch, one session more."
+    ground = quiet.copy(tmp_path_factory.mktemp("two"))
+    more = pd.DataFrame([dict(ticker=t, date=DAYS[10], close=5.0) for t in TICKERS])
+    ground.ingest(pd.concat([TEN, more]), "2024-01-18T12:00Z")
     return ground
 
 
@@ -172,9 +185,8 @@ def bars_of(frame):
 
 
 @pytest.mark.parametrize("words, gone", HOW, ids=["ticker", "period", "batch", "ticker of a batch"])
-def test_a_retraction_changes_the_present_and_no_earlier_view(ground, words, gone):
-    more = pd.DataFrame([dict(ticker=t, date=DAYS[10], close=5.0) for t in TICKERS])
-    ground.ingest(pd.concat([TEN, more]), "2024-01-18T12:00Z")
+def test_a_retraction_changes_the_present_and_no_earlier_view(two_batches, tmp_path, words, gone):
+    ground = two_batches.copy(tmp_path)
     moments = ("2024-01-05", "2024-01-17", "2024-01-18T12:00Z", LATER)
     now, views, state = ground.view(), {at: ground.view(at) for at in moments}, ground.state()
     version = ground.view(snapshot=state[0])
