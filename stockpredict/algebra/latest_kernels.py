@@ -48,6 +48,28 @@ def newest_extreme_age(x, n, sign, oldest):
         age[j] = age[j] if best[j] == best[j] else np.float32(np.nan)
     return out
 
+# %% ../../nbs/algebra/30_latest_kernels.ipynb #399e3b06
+@compiled
+def newest_quantile(x, low, up, part):
+    "The value `part` of the way from place `low` to place `up` of the sorted bars; `NaN` with a gap."
+    rows, size = x.shape
+    line, out = np.full((rows, size), np.float32(np.inf)), np.zeros((1, size), np.float32)
+    value, hole = np.empty(size, np.float32), out[0]
+    for t in range(rows):
+        for j in range(size):
+            hole[j] += x[t, j] != x[t, j]
+            value[j] = x[t, j] if x[t, j] == x[t, j] else np.float32(np.inf)
+        for k in range(t + 1):
+            here = line[k]
+            for j in range(size):
+                a, b = here[j], value[j]
+                here[j] = b if b < a else a
+                value[j] = a if b < a else b
+    for j in range(size):
+        below, above = np.float64(line[low, j]), np.float64(line[up, j])
+        out[0, j] = np.nan if hole[j] > 0 else below + (above - below) * part
+    return out
+
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #7762e1ce
 @compiled
 def newest_fall(x):
@@ -207,10 +229,7 @@ def _quantiles(ask, n, rows, x):
         return None
     place = float(ask[2]) * (n - 1)
     low = int(place)
-    up = min(low + 1, n - 1)
-    line = np.partition(np.ascontiguousarray(x.numpy().T), (low, up), axis=1)
-    below, above = line[:, low].astype(np.float64), line[:, up].astype(np.float64)
-    return _row(np.where(np.isnan(x.numpy()).any(0), np.nan, below + (above - below) * (place - low)))
+    return torch.from_numpy(newest_quantile(*contiguous_arrays(x), low, min(low + 1, n - 1), place - low))
 
 # %% ../../nbs/algebra/30_latest_kernels.ipynb #77741c25
 class Product(tuple):

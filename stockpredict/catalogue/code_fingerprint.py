@@ -113,9 +113,10 @@ def feature_identity(
 # %% ../../nbs/catalogue/35_code_fingerprint.ipynb #bd22d02b
 def code_fingerprint(
     chosen: list,  # `Feature` objects
+    walk: CodeWalk | None = None,  # one that has already visited them; None = a new one
 ) -> str | None:  # 12 hex digits; None = values of these features must not be stored
     "Identity of all code that decides the values of features."
-    walk = CodeWalk()
+    walk = walk or CodeWalk()
     parts = [engine_mark(), walk.digest(adjust_forward), *(feature_identity(f, walk) for f in chosen)]
     parts += [walk.digest(FACT_JOINS[name]) for name in fact_kinds(set().union(*(f.fields for f in chosen)))]
     if None in parts:

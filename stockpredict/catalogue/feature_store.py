@@ -59,12 +59,12 @@ class FeatureStore:
         self._opening = threading.Lock()
         self.renew()
 
-    def _identity(self) -> str | None:  # changes with everything that can change a value
+    def _identity(self, walk) -> str | None:  # changes with everything that can change a value
         data = self.settings.data
         recipe = [self.source, data.calendar, data.start, data.end, sorted(data.universe)]
         if fact_kinds(self.needs):
             recipe.append(self.index)
-        recipe += [self.names, code_fingerprint(self.chosen)]
+        recipe += [self.names, code_fingerprint(self.chosen, walk)]
         return None if recipe[-1] is None else hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #826b054f
@@ -78,7 +78,7 @@ def renew(self: FeatureStore):
     self.needs = sorted(set().union(*(f.fields for f in self.chosen)))
     self.lookback = max(f.lookback for f in self.chosen)
     self.crossings = max(f.crossings for f in self.chosen)
-    key = self._identity()
+    key = self._identity(walk)
     if key is None:
         self._scratch.append(tempfile.TemporaryDirectory(prefix="stockpredict-features-"))
         self.key, self.folder = f"unstored-{uuid.uuid4().hex[:8]}", Path(self._scratch[-1].name)

@@ -339,6 +339,8 @@ def has_table(
         if table not in self._known_tables:
             self._known_tables |= set(self.table_names())  # tables are added and never dropped
         return table in self._known_tables
+    if not self.has_table(table):
+        return False  # no version has it
     try:
         self.rows(f"SELECT count(*) FROM lake.{_declared(table).name} AT (VERSION => {int(snapshot)})")
         return True
