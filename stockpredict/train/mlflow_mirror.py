@@ -50,18 +50,18 @@ def publication_card(
     return card | dict(case=hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()[:16])
 
 
+def _flat_settings(settings):
+    "Settings as `section.key`, without those that name places."
+    sections = settings.model_dump(exclude={"storage", "serving", "schedule"})
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+# %% ../../nbs/train/80_mlflow_mirror.ipynb #66e267d3
 def study_key(
     lineage: dict,  # of an experiment, or the tags of its card
 ) -> str:  # 16 hex digits
     "Identity of the experiment behind a publication, to find its run again."
     parts = [str(lineage.get(k, "")) for k in ("bars", "code", "seed", "last_session")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _flat_settings(settings):
-    "Settings as `section.key`, without those that name places."
-    sections = settings.model_dump(exclude={"storage", "serving", "schedule"})
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 # %% ../../nbs/train/80_mlflow_mirror.ipynb #df95c27f
 def outbox_dir(

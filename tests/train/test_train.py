@@ -23,6 +23,8 @@ from stockpredict.algebra.panel import Panel
 from stockpredict.models.contract import make_model, models
 from stockpredict.models.dataset import Dataset
 from stockpredict.train.experiment import Experiment, run_experiment
+from stockpredict.train.gate import decide
+from stockpredict.train.holdout import holdout_sentence
 from stockpredict.train.training_data import covered_spec
 from stockpredict.train.walk_forward import make_folds, run_candidate
 from stockpredict.train.training_data import training_panel
@@ -181,6 +183,13 @@ def test_changed_settings_make_every_candidate_anew(home, study, tmp_path):
     assert hashes(first) == hashes(study) and set(hashes(second).values()).isdisjoint(hashes(first).values())
 
 
+def test_training_ends_before_the_holdout_of_the_settings(home, study, tmp_path):
+    mine = small(home, **{"validation.holdout": 60, "models.candidates": "reversal", "models.trials": 0})
+    held = run_experiment(mine, tmp_path)
+    assert list(held.sessions) == list(study.sessions[:-60]) and held.tested.stop == len(held.sessions)
+    assert "are held out" in holdout_sentence(mine) and np.isnan(held.y[-1]).all()
+
+
 def test_no_training_label_overlaps_a_test(study):
     assert [leaking_sessions(f) for f in study.folds] == [0, 0]
     assert study.tested.stop == len(study.sessions)
@@ -334,7 +343,10 @@ def test_the_sample_experiment_tries_every_candidate(tmp_path):
     settings = load_settings(overrides={"storage.home": str(tmp_path), "models.trials": 1}, environ={})
     ingest(settings)
     study = run_experiment(settings, tmp_path / "work")
-    assert list(study.candidates) == ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm"]
+    names = ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", "ewma", "har", "log_har"]
+    assert list(study.candidates) == names
+    volatility = decide(study).heads["volatility"]
+    assert (volatility["decision"], volatility["model"]) == ("promote", "log_har"), "the first answer"
 
 
 def test_make_model_uses_the_settings(tmp_path):
