@@ -16,7 +16,8 @@ parameters of its published Alpha158 benchmarks (`examples/benchmarks/Linear` an
 
 Ours are `ridge` and `lightgbm` with their defaults. Compared is the mean IC of each session (Pearson and
 rank): "within" says that ours is less than two of its standard errors away from Qlib's. The mean of the daily
-differences with its own, much smaller standard error stands beside it. CPU seconds are those of fitting and predicting, on one thread.
+differences with its own, much smaller standard error stands beside it. CPU seconds are those of fitting and
+predicting, on one thread.
 """
 
 import argparse
