@@ -10,8 +10,8 @@ what the volatility model leaves over, the width of the residuals of a session i
 - drift: its logarithm is an autoregression that forgets in 60 sessions, standard deviation 0.2
 - breaks: it doubles or halves at random, once a year on average
 
-Printed with three seeds: 0.06 has the smallest mean loss, .9537 of that without adaptation (1.0055 still, .9845
-drift, .8712 breaks); .04 and .08 are within .003 of it.
+Printed with three seeds: 0.06 has the smallest mean loss, .9537 of that without adaptation (1.0055 still,
+.9845 drift, .8712 breaks); .04 and .08 are within .003 of it.
 """
 
 import argparse
