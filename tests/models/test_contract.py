@@ -246,12 +246,13 @@ def test_labels_that_are_all_unknown_are_named(name, past):
 @pytest.mark.parametrize("value", [0.0, 0.01])
 def test_a_target_that_never_moves_ends_in_a_forecast_or_a_sentence(name, value, past, data):
     "A constant target teaches nothing: the forecast is finite and ordered, or the error is one of ours."
+    few = Dataset(some_tickers(past.inputs, range(8)), past.y[:, :8], past.horizons).window(0, 300)
     try:
-        m = new(name).fit(odd(past.window(0, 300), y=lambda y: torch.where(y.isfinite(), value, y)))
+        m = new(name).fit(odd(few, y=lambda y: torch.where(y.isfinite(), value, y)))
     except StockpredictError as e:
         assert e.fix
         return
-    assert m.predict(data.inputs, STOP).validate().available.any()
+    assert m.predict(data.inputs, STOP, STOP + 20).validate().available.any()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -268,7 +269,7 @@ def test_one_ticker_ends_in_a_forecast_or_a_sentence(name, past):
 @pytest.mark.parametrize("name", [n for n in ALL if is_net(n)])
 def test_a_loss_that_explodes_is_named(name, past):
     with pytest.raises(ModelOutputInvalid, match="its loss was not finite"):
-        new(name, rate=1e30).fit(odd(past, x=lambda x: x * 1e30))
+        new(name, rate=1e30).fit(odd(past.window(0, 200), x=lambda x: x * 1e30))
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if is_net(n)])

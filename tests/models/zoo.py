@@ -9,11 +9,12 @@ from stockpredict.models.dataset import Dataset
 from stockpredict.models.forecast import Forecast
 
 NAMES = ("ret_1", "mom_5", "mom_21", "mom_252_21", "vol_20", "rsi_14")
-NET = dict(epochs=2, hidden=8, rows=4000)
+NET = dict(epochs=2, hidden=8, rows=2000)
 WINDOW = dict(sequence=10, **NET)
 SMALL = dict(  # quick to fit, everything else as it comes
     lightgbm=dict(rounds=20),
     xgboost=dict(rounds=20),
+    lightgbm_volatility=dict(rounds=20),
     forest=dict(trees=20, rows=4000),
     double_ensemble=dict(rounds=10, boosters=2, rows=1000),
     mlp=NET,
