@@ -42,14 +42,14 @@ from stockpredict.features.formula_language import (
 )
 
 # %% ../../nbs/features/95_alpha101.ipynb #90490f86
-@formula("volatility")
+@formula("volatility", steady=True)
 def alpha101_001(bars: Panel) -> Series:
     "rank(ts_argmax(signedpower(returns < 0 ? stddev(returns, 20) : close, 2), 5)) - 0.5"
     x = (bars.returns < 0).where(stddev(bars.returns, 20), bars.close)
     return rank(ts_argmax(signed_power(x, 2), 5)) - 0.5
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_002(bars: Panel) -> Series:
     "-correlation(rank(delta(log(volume), 2)), rank((close - open) / open), 6)"
     moved = rank((bars.close - bars.open) / bars.open)
@@ -74,13 +74,13 @@ def alpha101_005(bars: Panel) -> Series:
     return rank(bars.open - vwap(bars).mean(10)) * -rank(bars.close - vwap(bars))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_006(bars: Panel) -> Series:
     "-correlation(open, volume, 10)"
     return -correlation(bars.open, bars.volume, 10)
 
 
-@formula("reversal")
+@formula("reversal", steady=True)
 def alpha101_007(bars: Panel) -> Series:
     "adv20 < volume ? -ts_rank(abs(delta(close, 7)), 60) * sign(delta(close, 7)) : -1"
     moved = delta(bars.close, 7)
@@ -143,7 +143,7 @@ def alpha101_013(bars: Panel) -> Series:
     return -rank(covariance(rank(bars.close), rank(bars.volume), 5))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_014(bars: Panel) -> Series:
     "-rank(delta(returns, 3)) * correlation(open, volume, 10)"
     return -rank(delta(bars.returns, 3)) * correlation(bars.open, bars.volume, 10)
@@ -175,7 +175,7 @@ def alpha101_018(bars: Panel) -> Series:
     return -rank(stddev(body.abs(), 5) + body + correlation(bars.close, bars.open, 10))
 
 
-@formula("momentum")
+@formula("momentum", steady=True)
 def alpha101_019(bars: Panel) -> Series:
     "-sign((close - delay(close, 7)) + delta(close, 7)) * (1 + rank(1 + sum(returns, 250)))"
     week = delta(bars.close, 7)
@@ -189,7 +189,7 @@ def alpha101_020(bars: Panel) -> Series:
     return -gaps[0] * gaps[1] * gaps[2]
 
 # %% ../../nbs/features/95_alpha101.ipynb #8ea66ca3
-@formula("stretch")
+@formula("stretch", steady=True)
 def alpha101_021(bars: Panel) -> Series:
     """sum(close, 8) / 8 + stddev(close, 8) < sum(close, 2) / 2 ? -1 : (sum(close, 2) / 2 < sum(close, 8) /
     8 - stddev(close, 8) ? 1 : (volume / adv20 >= 1 ? 1 : -1))"""
@@ -224,7 +224,7 @@ def alpha101_025(bars: Panel) -> Series:
     return rank(-bars.returns * adv(bars, 20) * vwap(bars) * (bars.high - bars.close))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_026(bars: Panel) -> Series:
     "-ts_max(correlation(ts_rank(volume, 5), ts_rank(high, 5), 5), 3)"
     return -ts_max(correlation(ts_rank(bars.volume, 5), ts_rank(bars.high, 5), 5), 3)
@@ -251,7 +251,7 @@ def alpha101_029(bars: Panel) -> Series:
     return ts_min(product(rank(scale(low.log())), 1), 5) + ts_rank(delay(-bars.returns, 6), 5)
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_030(bars: Panel) -> Series:
     """(1 - rank(sign(close - delay(close, 1)) + sign(delay(close, 1) - delay(close, 2)) +
     sign(delay(close, 2) - delay(close, 3)))) * sum(volume, 5) / sum(volume, 20)"""
@@ -275,7 +275,7 @@ def alpha101_032(bars: Panel) -> Series:
     return scale(bars.close.mean(7) - bars.close) + 20 * scale(long)
 
 # %% ../../nbs/features/95_alpha101.ipynb #ac00c0ba
-@formula("candle")
+@formula("candle", steady=True)
 def alpha101_033(bars: Panel) -> Series:
     "rank(-(1 - open / close))"
     return rank(-(1 - bars.open / bars.close))
@@ -288,7 +288,7 @@ def alpha101_034(bars: Panel) -> Series:
     return rank(calm + (1 - rank(delta(bars.close, 1))))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_035(bars: Panel) -> Series:
     "ts_rank(volume, 32) * (1 - ts_rank(close + high - low, 16)) * (1 - ts_rank(returns, 32))"
     high = 1 - ts_rank(bars.close + bars.high - bars.low, 16)
@@ -314,7 +314,7 @@ def alpha101_037(bars: Panel) -> Series:
     return rank(correlation(delay(body, 1), bars.close, 200)) + rank(body)
 
 
-@formula("reversal")
+@formula("reversal", steady=True)
 def alpha101_038(bars: Panel) -> Series:
     "-rank(ts_rank(close, 10)) * rank(close / open)"
     return -rank(ts_rank(bars.close, 10)) * rank(bars.close / bars.open)
@@ -345,7 +345,7 @@ def alpha101_042(bars: Panel) -> Series:
     return rank(vwap(bars) - bars.close) / rank(vwap(bars) + bars.close)
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_043(bars: Panel) -> Series:
     "ts_rank(volume / adv20, 20) * ts_rank(-delta(close, 7), 8)"
     return ts_rank(bars.volume / adv(bars, 20), 20) * ts_rank(-delta(bars.close, 7), 8)
@@ -383,7 +383,7 @@ def alpha101_047(bars: Panel) -> Series:
     return cheap * shadow - rank(delta(vwap(bars), 5))
 
 
-@formula("sector")
+@formula("sector", steady=True)
 def alpha101_048(bars: Panel) -> Series:
     """indneutralize(correlation(delta(close, 1), delta(delay(close, 1), 1), 250) * delta(close, 1) /
     close, IndClass.subindustry) / sum((delta(close, 1) / delay(close, 1))^2, 250)"""
@@ -418,14 +418,14 @@ def alpha101_052(bars: Panel) -> Series:
     return -delta(ts_min(bars.low, 5), 5) * past * ts_rank(bars.volume, 5)
 
 # %% ../../nbs/features/95_alpha101.ipynb #12cd033f
-@formula("candle")
+@formula("candle", steady=True)
 def alpha101_053(bars: Panel) -> Series:
     "-delta(((close - low) - (high - close)) / (close - low), 9)"
     low = bars.close - bars.low
     return -delta((low - (bars.high - bars.close)) / low, 9)
 
 
-@formula("candle")
+@formula("candle", steady=True)
 def alpha101_054(bars: Panel) -> Series:
     "-((low - close) * open^5) / ((low - high) * close^5)"
     return -(bars.low - bars.close) / (bars.low - bars.high) * (bars.open / bars.close) ** 5
@@ -439,7 +439,7 @@ def alpha101_055(bars: Panel) -> Series:
     return -correlation(rank((bars.close - low) / (ts_max(bars.high, 12) - low)), rank(bars.volume), 6)
 
 
-@formula("fundamental")
+@formula("fundamental", steady=True)
 def alpha101_056(bars: Panel) -> Series:
     "-(rank(sum(returns, 10) / sum(sum(returns, 2), 3)) * rank(returns * cap))"
     x = ts_sum(bars.returns, 10) / ts_sum(ts_sum(bars.returns, 2), 3)

@@ -168,7 +168,7 @@ def alpha101_071(bars: Panel) -> Series:
     return ts_rank(decay_linear(x, 4), 15).maximum(ts_rank(decay_linear(low, 16), 4))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_072(bars: Panel) -> Series:
     """rank(decay_linear(correlation((high + low) / 2, adv40, 8), 10)) /
     rank(decay_linear(correlation(ts_rank(vwap, 3), ts_rank(volume, 18), 6), 2))"""
@@ -280,7 +280,7 @@ def alpha101_084(bars: Panel) -> Series:
     return signed_power(ts_rank(vwap(bars) - ts_max(vwap(bars), 15), 20), delta(bars.close, 4))
 
 
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_085(bars: Panel) -> Series:
     """rank(correlation(high * 0.876703 + close * (1 - 0.876703), adv30, 9))^rank(correlation(ts_rank((high
     + low) / 2, 3), ts_rank(volume, 10), 7))"""
@@ -402,7 +402,7 @@ def alpha101_098(bars: Panel) -> Series:
     return x - rank(decay_linear(ts_rank(y, 6), 8))
 
 # %% ../../nbs/features/97_alpha101_more.ipynb #c571e7a9
-@formula("pressure")
+@formula("pressure", steady=True)
 def alpha101_099(bars: Panel) -> Series:
     """-(rank(correlation(sum((high + low) / 2, 19), sum(adv60, 19), 8)) < rank(correlation(low, volume,
     6)))"""

@@ -200,6 +200,8 @@ def cap(
 # %% ../../nbs/features/93_formula_language.ipynb #73dc0927
 def formula(
     group: str,  # what kind of information it carries
+    steady: bool = False,  # do later splits and dividends leave its values as they are?
 ):  # decorator
-    "A formula of Kakushadze's 101, in the set `alpha101`."
-    return feature(group=group, source="Kakushadze (2016)", sets=("alpha101",))
+    "A formula of Kakushadze's 101, in the set `alpha101`, perhaps also in `alpha101_steady`."
+    sets = ("alpha101", "alpha101_steady") if steady else ("alpha101",)
+    return feature(group=group, source="Kakushadze (2016)", sets=sets)

@@ -321,6 +321,23 @@ def test_the_set_is_complete_and_stays_apart():
     assert not others & set(SETS["alpha101"]) and set(SETS["alpha101"]) <= set(SETS["all"])
 
 
+def test_the_steady_ones_compare_no_levels_across_companies():
+    "They stay when one company's prices and volumes are divided, as a later split does with its past."
+    split = {k: v.copy() for k, v in X.items()}
+    for k in ("open", "high", "low", "close"):
+        split[k][:, 2] *= 0.25
+    split["volume"][:, 2] *= 4
+    fields = {k: torch.from_numpy(v) for k, v in split.items()}
+    before, grid = panel(torch.float64), panel(torch.float64)
+    a, b = (
+        compute(market, "alpha101_steady")
+        for market in (before, Panel(fields, grid.sessions, grid.tickers))
+    )
+    assert len(a) == 20
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
 def test_every_value_is_the_papers(double):
     """In double precision, within a millionth of the value (or of 1), in at least 99 of 100 cells; 97 where
     the position of the largest of nearly equal correlations counts."""
