@@ -1,11 +1,11 @@
 """Sizes and powers of the tests behind a verdict, by simulation: share of p-values below 5 %.
 
     python benchmarks/tests_of_skill.py [--only coverage ic direction loss nested comparison tail]
-                                        [--markets 300]
+                                        [--markets 300] [--sessions 500]
 
 Each row is a test, a market without skill (size, wanted .03 to .08) and one with some (power). Markets have
-fat tails, GARCH volatility and a common factor where that matters. Small draws of the same
-stand in the tests.
+fat tails, GARCH volatility and a common factor where that matters. Small draws stand in the tests.
+`--sessions` is the length of the coverage test, whose size is printed for other markets too.
 """
 
 import argparse
@@ -18,20 +18,39 @@ from stockpredict.evaluate.forecast_comparison import compare_losses
 from stockpredict.evaluate.return_metrics import tail_test
 
 
-def garch(rng, sessions, names, reaction=0.08, memory=0.90):
+def garch(rng, sessions, names, reaction=0.08, memory=0.90, fat=True):
     "Returns with one persistent variance and fat tails, `[session, name]`."
     variance, out = 1.0, np.empty((sessions + 200, names))
     for t in range(len(out)):
-        out[t] = np.sqrt(variance) * rng.standard_t(6, names) / np.sqrt(1.5)
+        shock = rng.standard_t(6, names) / np.sqrt(1.5) if fat else rng.standard_normal(names)
+        out[t] = np.sqrt(variance) * shock
         variance = 1 - reaction - memory + reaction * np.mean(out[t] ** 2) + memory * variance
     return out[200:]
 
 
 def coverage(rng, skill):
-    "500 sessions of ten names; without skill the interval is right, with it a fifth too narrow."
-    y = garch(rng, 500, 10)
+    "Sessions of ten names; without skill the interval is right, with it a fifth too narrow."
+    y = garch(rng, SESSIONS, 10)
     edge = EDGE * (0.8 if skill else 1)
     return m.interval_coverage(np.full(y.shape, -edge), np.full(y.shape, edge), y).p
+
+
+def other_markets(markets: int):
+    "Print sizes of the coverage test in markets of other kinds."
+    kinds = {
+        "independent, ten names": (10, 0, 0),
+        "GARCH (.08, .90), ten names": (10, 0.08, 0.90),
+        "GARCH (.08, .90), one name": (1, 0.08, 0.90),
+        "GARCH (.05, .94), ten names": (10, 0.05, 0.94),
+    }
+    for name, (names, *terms) in kinds.items():
+        rng = np.random.default_rng(5)
+        edge = np.quantile(np.abs(garch(rng, 40_000, names, *terms, fat=False)), 0.9)
+        p = []
+        for _ in range(markets):
+            inside = (np.abs(garch(rng, SESSIONS, names, *terms, fat=False)) <= edge).sum(1)
+            p.append(m.slow_ratio(inside, np.full(SESSIONS, names), 0.9).p)
+        print(f"  {name}, {SESSIONS} sessions: size {np.mean(np.array(p) < 0.05):.3f}", flush=True)
 
 
 def ic(rng, skill):
@@ -80,15 +99,19 @@ def tail(rng, skill):
     return tail_test(np.sqrt(variance) * r, stated)["joint p"]
 
 
+SESSIONS = 500  # of the coverage test
 EDGE = float(np.quantile(np.abs(garch(np.random.default_rng(0), 40_000, 10)), 0.9))
 TESTS = {f.__name__: f for f in (coverage, ic, direction, loss, nested, comparison, tail)}
 
 
 def main():
+    global SESSIONS
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(TESTS), default=list(TESTS))
     parser.add_argument("--markets", type=int, default=300)
+    parser.add_argument("--sessions", type=int, default=SESSIONS)
     arguments = parser.parse_args()
+    SESSIONS = arguments.sessions
     print(f"{'test':<12} {'size':>6} {'power':>6}   over {arguments.markets} markets each, at 5 %")
     for name in arguments.only:
         begin, rng = time.process_time(), np.random.default_rng(7)
@@ -98,6 +121,8 @@ def main():
             f"{name:<12} {shares[0]:>6.3f} {shares[1]:>6.2f}   {TESTS[name].__doc__} ({spent:.0f} s CPU)",
             flush=True,
         )
+        if name == "coverage":
+            other_markets(arguments.markets)
 
 
 if __name__ == "__main__":
