@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -181,3 +182,42 @@ def enter_run() -> int:  # runs that were closed
             client.set_flow_run_state(run.id, Crashed(message=_ENDED), force=True)
         client.update_flow_run(flow_run.id, tags=[*flow_run.tags, run_sign()])
     return len(dead)
+
+# %% ../../nbs/ops/57_flow_server.ipynb #aef5ea66
+def run_title(
+    flow: str,  # its name
+    settings: Settings,  # of the run
+    as_of: str = "",  # date of the study; today when empty
+) -> str:
+    "The name of a flow run."
+    return f"{flow} {as_of or f'{date.today():%Y-%m-%d}'} {settings.data.source}"
+
+# %% ../../nbs/ops/57_flow_server.ipynb #f889e2f7
+def verdict_markdown(
+    verdict: dict,  # of a judged work
+    sentence: str,  # the verdict in words
+    report: str = "",  # path of the page
+) -> str:
+    "The verdict of a run as Markdown: the sentence, a table of the heads, a link."
+    rows = []
+    for head, judged in (verdict.get("heads") or {}).items():
+        words = " ".join(str(judged.get("sentence", "")).replace("|", "/").split())
+        rows.append(f"| {head} | {judged.get('decision', '')} | {words} |")
+    table = "\n".join(["| head | verdict | evidence |", "| --- | --- | --- |", *rows]) if rows else ""
+    link = f"[The report]({Path(report).absolute().as_uri()})" if report else ""
+    return "\n\n".join(
+        filter(None, [f"**{verdict['decision'].replace('-', ' ')}**: {sentence}", table, link])
+    )
+
+
+def show_verdict(
+    outcome,  # `Outcome` of the pipeline
+):
+    "Attach the verdict to the flow run that is going on, if there is one."
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.runtime import flow_run
+
+    if flow_run.id:
+        report = next((p["html"] for p in outcome.pages if p["name"] == "r40_validate"), "")
+        text = verdict_markdown(outcome.verdict, outcome.as_dict()["sentence"], report)
+        create_markdown_artifact(text, key="verdict", description=f"Verdict as of {outcome.work.day}")

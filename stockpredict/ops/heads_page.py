@@ -124,7 +124,7 @@ def _plain(value):
 
 
 @patch
-def _remade_tables(self: Study):
+def remade_tables(self: Study):
     "Tables of drift, coverage by month, explanation and universe shift; none without a work folder."
     if not (hasattr(self, "work") or hasattr(self, "_remade")):
         return {}
@@ -132,7 +132,7 @@ def _remade_tables(self: Study):
     tables = {"months": months, "drift": self.drift_rows().drop(columns="months")}
     return tables | {"explanation": self.explained_rows(), "shift": self.shift_rows()}
 
-
+# %% ../../nbs/ops/45_heads_page.ipynb #205e3939
 @patch
 def page_numbers(self: Study) -> dict:  # name → number
     "Every number that the page shows in a table, computed from forecasts and outcomes."
@@ -142,7 +142,7 @@ def page_numbers(self: Study) -> dict:  # name → number
 
     tables = {"skill": skill_table(self.experiment), "volatility": volatility_skill(self.experiment)}
     tables |= {"intervals": interval_skill(self.experiment), "coverage": self.coverage_groups()}
-    tables |= {"risk": self.risk_rows()} | self._remade_tables()
+    tables |= {"risk": self.risk_rows()} | self.remade_tables()
     names, out = (
         ("model", "forecast", "horizon", "proxy", "stated", "group", "feature", "left_out", "month"),
         {},

@@ -11,7 +11,7 @@ import pandas as pd
 from ..core.errors import NotFound
 from ..core.files import atomic_write, explain_disk, read_json
 from .figure_twins import FIGURE
-from .reports import Fragment, fill, finished_runs, report_page, table
+from .reports import bullets, fill, finished_runs, report_page, table
 
 # %% ../../nbs/ops/25_report_diff.ipynb #5866ae14
 def named_run(
@@ -111,18 +111,13 @@ def write_diff(
     values = dict(
         sides=[_side(a), _side(b)],
         facts=table(facts, caption="What went in, and the verdicts") if len(facts) else "",
-        numbers=table(numbers.head(MOST), forms, count + more)
-        if len(numbers)
-        else Fragment(f"<p>{count}.</p>"),
+        numbers=table(numbers.head(MOST), forms, count + more) if len(numbers) else bullets([f"{count}."]),
         pairs=pairs,
     )
     ids = [str(run.get("run_id") or run["folder"].replace("/", "-")) for run in (a, b)]
+    lineage = {"before": ids[0], "after": ids[1]}
     page = report_page(
-        "Two runs",
-        fill("diff.html", **values).html,
-        run="diff",
-        home="index.html",
-        lineage=dict(zip(("before", "after"), ids, strict=True)),
+        "Two runs", fill("diff.html", **values).html, "diff", home="index.html", lineage=lineage
     )
     with explain_disk("[storage] reports"):
         return atomic_write(Path(reports) / f"diff-{ids[0]}-{ids[1]}.html", page, durable=False)

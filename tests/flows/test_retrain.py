@@ -27,7 +27,7 @@ def flow(root):
 
 def test_the_flow_tells_the_same_story_as_the_pipeline(root):
     tree = ast.parse((root / "flows" / "retrain.py").read_text())
-    answer = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "retrain")
+    answer = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "story")
     calls = sorted(
         (n for n in ast.walk(answer) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)),
         key=lambda n: n.lineno,
@@ -58,6 +58,22 @@ def test_a_second_flow_is_refused(flow, tmp_path):
         flow.retrain.fn("", mine)
 
 
+def test_a_second_run_of_a_deployment_is_skipped_with_the_reason(flow, tmp_path, monkeypatch):
+    mine = {"storage.home": str(tmp_path / "home"), "data.source": "simulated", "schedule.retrain": "daily"}
+    monkeypatch.setattr(flow.pipeline, "due", lambda settings: "")
+    with work.retrain_lock(load_settings(overrides=mine), "the nightly run"):
+        report = flow.retrain.fn("", mine, scheduled=True)
+    assert report.is_completed() and report.name == "Skipped"
+    assert report.message.startswith("busy: the nightly run is running here already")
+
+
+def test_the_form_explains_each_parameter_and_takes_a_date(flow):
+    form = flow.retrain.parameters.properties
+    assert list(form) == ["settings_path", "overrides", "as_of", "scheduled"]
+    assert [name for name, field in form.items() if len(field.get("description", "")) < 40] == []
+    assert {"type": "string", "format": "date"} in form["as_of"]["anyOf"]
+
+
 def test_a_day_on_which_it_is_not_time_is_a_completed_run(flow, tmp_path):
     mine = {"storage.home": str(tmp_path / "home"), "schedule.retrain": "never"}
     report = flow.retrain.fn("", mine, scheduled=True)
@@ -69,9 +85,11 @@ def test_the_deployment_file_fits_the_flow(flow, root):
     one = report["deployments"][0]
     path, name = one["entrypoint"].split(":")
     assert (root / path).exists() and getattr(flow, name).name == one["name"] == "retrain"
-    assert set(one["parameters"]) <= set(flow.retrain.parameters.properties)
+    assert "parameters" not in one, "a run by hand is not asked whether it is time"
     cron, zone = flow.close_schedule(load_settings(path=root / "settings.ini", environ={}))
-    assert [{"cron": cron, "timezone": zone}] == one["schedules"]
+    again = {"scheduled": True}
+    assert [{"cron": cron, "timezone": zone, "parameters": again}] == one["schedules"]
+    assert set(again) <= set(flow.retrain.parameters.properties)
     assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 
 

@@ -84,7 +84,13 @@ def test_what_up_deploys_receives_scheduled_runs(alone):
             ask(api, "flow_runs/", flow_id=deployment["flow_id"], state={"type": "RUNNING"}, tags=tags)["id"]
             for tags in ([dead_sign()], [run_sign()], ["process elsewhere 1 0.00"])
         )
-        started = ask(api, f"deployments/{deployment['id']}/create_flow_run")["id"]
+        assert (deployment["tags"], deployment["parameters"].get("scheduled")) == (
+            ["stockpredict", "retrain"],
+            None,
+        )
+        by_schedule = {"parameters": schedule["parameters"]}
+        assert by_schedule == {"parameters": {"scheduled": True}}
+        started = ask(api, f"deployments/{deployment['id']}/create_flow_run", **by_schedule)["id"]
         wait = {"flow_runs": {"id": {"any_": [started]}}}
         ended = patience.wait_until(
             lambda: [
@@ -96,6 +102,7 @@ def test_what_up_deploys_receives_scheduled_runs(alone):
             every=0.5,
         )
         assert (ended[0]["state_name"], ended[0]["state_type"]) == ("Skipped", "COMPLETED")
+        assert re.fullmatch(r"retrain \d{4}-\d\d-\d\d sample", ended[0]["name"]), ended[0]["name"]
         assert sum(tag.startswith("process ") for tag in ended[0]["tags"]) == 1, "it signed itself"
         every = {"flow_runs": {"id": {"any_": [killed, living, foreign]}}}
         states = {run["id"]: run["state"] for run in ask(api, "flow_runs/filter", **every)}
