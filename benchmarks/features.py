@@ -9,6 +9,11 @@ the first run makes; what cannot be installed is reported as absent. The whole c
 of 64 features. Memory is the most that the process and its children held at one time, pages they share
 counted once. Of the 300 features it is also said how much of it, beside the result, the computation needed:
 the most that the process ever held, less what it held before and less the result, as a share of the result.
+
+KunQuant compiles its own Alpha158 with the machine's C++ compiler, before the clock starts. "newest" is the
+newest session of 10,000 tickers with all of Alpha158: KunQuant's streaming mode, which was given the sessions
+before and remembers them, beside `latest`, which reads them again.
+
 A last line compares one more session in the feature store of a small market with computing it anew.
 
 Qlib reads the same panel from its own binary files. Its 14 features are its expression engine on one worker:
@@ -36,7 +41,7 @@ import numpy as np
 
 FIELDS = ("open", "high", "low", "close", "volume")
 DIGEST = "f3d06bd9f0edbde2"  # of the values of the full panel
-PEERS = ("numba", "polars", "TA-Lib", "pyqlib==0.9.7", "tables")
+PEERS = ("numba", "polars", "TA-Lib", "KunQuant==0.1.12", "pyqlib==0.9.7", "tables")
 EVERY = 40  # tickers between two whose Alpha158 values are compared
 CEILING = {"14": 0.3, "alpha158": 3.9, "most": 10.0}
 BESIDE = 0.2  # of the result: the most memory that 300 features may need beside it
@@ -239,6 +244,69 @@ def loops(x, which):
     return run
 
 
+# --- the newest session of many tickers
+
+
+def many(x, tickers: int = 10_000, sessions: int = 130) -> dict[str, np.ndarray]:
+    "The newest sessions of the panel, its tickers repeated."
+    again = -(-tickers // x["close"].shape[1])
+    return {k: np.ascontiguousarray(np.tile(x[k][-sessions:], (1, again))[:, :tickers]) for k in FIELDS}
+
+
+def newest(x, which):
+    import pandas as pd
+    import torch
+
+    from stockpredict.algebra.panel import Panel
+    from stockpredict.catalogue.latest import latest
+
+    torch.set_num_threads(1)
+    fields = {k: torch.from_numpy(v) for k, v in many(x).items()}
+    rows, tickers = fields["close"].shape
+    panel = Panel(fields, pd.DatetimeIndex(x["days"][-rows:]), [f"T{i:05d}" for i in range(tickers)])
+    return lambda: latest(panel, "alpha158")
+
+
+def kunquant(x, which):
+    from KunQuant.Driver import KunCompilerConfig
+    from KunQuant.jit import cfake
+    from KunQuant.Op import Builder, Input, Output
+    from KunQuant.predefined.Alpha158 import AllData
+    from KunQuant.runner import KunRunner
+    from KunQuant.Stage import Function
+
+    stream, graph, names = which == "newest", Builder(), (*FIELDS, "amount")
+    with graph:
+        data = AllData(**{k: Input(k) for k in names})
+        prices = [(k.upper(), getattr(data, k)) for k in ("open", "high", "low", "vwap")]
+        parts, wanted = data.build({"kbar": {}, "price": {"windows": [0], "feature": prices}, "rolling": {}})
+        for name, part in zip(wanted, parts):
+            Output(part, name)
+    layout = "STREAM" if stream else "TS"
+    how = dict(partition_factor=8, dtype="float", output_layout=layout, input_layout=layout)
+    how["options"] = {"opt_reduce": not stream, "fast_log": True}
+    kernels = [("alpha158", Function(graph.ops), KunCompilerConfig(**how))]
+    library = cfake.compileit(kernels, "peer", cfake.CppCompilerConfig())
+    module, executor = library.getModule("alpha158"), KunRunner.createSingleThreadExecutor()
+    bars = many(x) if stream else {k: np.ascontiguousarray(x[k]) for k in FIELDS}
+    bars["amount"] = bars["close"] * bars["volume"]
+    rows, tickers = bars["close"].shape
+    if not stream:
+        return lambda: (library, KunRunner.runGraph(executor, module, bars, 0, rows))[1]
+    context = KunRunner.StreamContext(executor, module, tickers)
+    into, results = ([context.queryBufferHandle(k) for k in some] for some in (names, wanted))
+
+    def bar(t=-1):
+        for handle, k in zip(into, names):
+            context.pushData(handle, bars[k][t])
+        context.run()
+        return library, [context.getCurrentBuffer(h).copy() for h in results]
+
+    for t in range(rows - 1):
+        bar(t)
+    return bar
+
+
 # --- Qlib
 
 QLIB14 = """Std($close,5)/$close Std($close,20)/$close Mean($close,5)/$close Mean($close,20)/$close
@@ -427,11 +495,12 @@ def worker(who, which, panel, rounds):
         out = job()
         cpu.append(spent() - c)
         wall.append(time.perf_counter() - w)
-    if which == "alpha158":
-        np.savez(Path(panel).with_name(f"{who}.npz"), **(sample(out, which) if who == "ours" else out))
+    if which == "alpha158" and who != "kunquant":
+        columns = sample(out, which) if who == "ours" else out
+        np.savez(Path(panel).with_name(f"{who}.npz"), **columns)
     size = sum(v.nbytes for v in out.values()) if which == "most" else 0
     beside = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - idle) / size - 1 if size else None
-    count = len(out) if who == "ours" or which == "alpha158" else 14
+    count = 158 if which == "newest" else len(out) if who == "ours" or which == "alpha158" else 14
     print(
         json.dumps(
             dict(
@@ -561,7 +630,12 @@ def main():
             jobs.append(("Qlib, warm caches", peers, "qlib", "14 cached", 2))
         else:
             print("Qlib with its caches is left out: it needs a redis-server, which is not there")
-        jobs.append(("stockpredict", mine, "ours", "alpha158", a.rounds))
+        jobs += [
+            ("stockpredict", mine, "newest", "newest", 5 * a.rounds),
+            ("KunQuant, streaming", peers, "kunquant", "newest", 5 * a.rounds),
+            ("stockpredict", mine, "ours", "alpha158", a.rounds),
+            ("KunQuant", peers, "kunquant", "alpha158", a.rounds),
+        ]
         if a.qlib_alpha:
             jobs.append(("Qlib, 2 workers", peers, "qlib", "alpha158", 0))
         jobs += [
@@ -583,10 +657,11 @@ def main():
             if isinstance(got, str):
                 print(f"{which:16}{who:20} absent: {got}", flush=True)
                 continue
-            if kind == "ours":
+            if python is mine:
                 base[which] = got["cpu"]
             ratio = got["cpu"] / base[which] if which in base else float("nan")
             label = which if which == "14" else f"{which} ({got['count']})"
+            digits = 3 if got["cpu"] < 1 else 2
             bound = (
                 f"   ceiling {CEILING[which]:g}"
                 if kind == "ours" and a.tickers == 800 and which in CEILING
@@ -597,7 +672,7 @@ def main():
             if which == "most" and a.tickers == 800 and kind == "ours":
                 bound += f", ceiling {BESIDE:.0%}"
             print(
-                f"{label:16}{who:20}{got['cpu']:8.2f}{got['wall']:8.2f}"
+                f"{label:16}{who:20}{got['cpu']:8.{digits}f}{got['wall']:8.2f}"
                 f"{ratio:7.1f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
                 f"   {got['first']:.1f}{bound}",
                 flush=True,
