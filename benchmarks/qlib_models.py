@@ -18,6 +18,17 @@ Ours are `ridge` and `lightgbm` with their defaults. Compared is the mean IC of 
 rank): "within" says that ours is less than two of its standard errors away from Qlib's. The mean of the daily
 differences with its own, much smaller standard error stands beside it. CPU seconds are those of fitting and
 predicting, on one thread.
+
+Printed with pyqlib 0.9.7 (121 tickers, 6 refits, 753 sessions from 2017 on), each within two standard errors:
+
+| | rank IC, ours | Qlib | IC, ours | Qlib | CPU s, ours | Qlib |
+|---|---|---|---|---|---|---|
+| Linear | .0090 | .0092 | .0054 | .0052 | 9.1 | 4.8 |
+| Linear, label as it is | .0090 | .0088 | .0054 | .0059 | 8.5 | 3.8 |
+| LightGBM | .0054 | .0084 | .0053 | .0037 | 34 | 27 |
+
+No IC here differs from 0 by two standard errors. Our seconds contain what Qlib's models lack: the
+slope, drift and residual quantiles measured on unseen days, for which each model is fitted twice.
 """
 
 import argparse

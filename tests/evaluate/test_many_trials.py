@@ -38,11 +38,11 @@ def test_spa_stepm_and_the_confidence_set_are_archs():
 
 def test_many_candidates_have_the_size_of_one_and_a_better_one_is_found():
     "20 markets here; `python benchmarks/tests_of_skill.py --only comparison` draws 300."
-    null = [compare_losses(losses(s), "benchmark", draws=200) for s in range(20)]
+    null = [compare_losses(losses(s), "benchmark", draws=100) for s in range(20)]
     assert sum(t.attrs["spa"]["consistent"] < 0.05 for t in null) <= 4
     assert sum(bool(t.beats.any()) for t in null) <= 4
     assert sum(bool(t.in_mcs["benchmark"]) for t in null) >= 16
-    real = [compare_losses(losses(s, better=0.35), "benchmark", draws=200) for s in range(8)]
+    real = [compare_losses(losses(s, better=0.35), "benchmark", draws=100) for s in range(8)]
     assert sum(bool(t.beats["m0"]) for t in real) >= 7 and not any(bool(t.in_mcs["benchmark"]) for t in real)
 
 
