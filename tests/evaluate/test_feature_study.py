@@ -158,7 +158,7 @@ def test_in_a_market_without_skill_little_is_called_significant():
     "Four null markets: false discoveries within Holm's bound, single tests near their level."
     worlds = [
         study_features(p, NAMES, until=p.sessions[-1]).table
-        for p in (market("null", seed) for seed in range(101, 105))
+        for p in (market("null", seed, tickers=25, sessions=500) for seed in range(101, 105))
     ]
     false = sum((t.holm < 0.05).any() for t in worlds)
     assert false <= binom.ppf(0.999, len(worlds), 0.05), (
