@@ -6,12 +6,15 @@ A case is two tickers and five batches, each with a lag of its own: bars resent,
 too early, after the receipt, or not at all. Cases of one bundle share the moments of receipt and are stored
 together. After every batch the views of random days, the earlier views, the present and the fingerprint have
 to agree with a list of versions in plain Python. The first difference ends the command with its seed.
+
+With seed 0 the first 27 bundles, 903 cases, agreed; that run was ended by hand before the others.
 """
 
 import argparse
 import os
 import random
 import tempfile
+from contextlib import ExitStack
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -208,13 +211,15 @@ def check_cases(count, seed, together, progress=lambda x: x, smallest=1):
         size = min(left, together, smallest * 2 ** min(len(sizes), 10))
         sizes.append(size)
         left -= size
-    with tempfile.TemporaryDirectory() as home:
-        lakes = [Lake(Settings().with_(**{"storage.home": f"{home}/{x}"}).storage) for x in ("one", "two")]
-        for place, size in enumerate(progress(sizes)):
+    for place, size in enumerate(progress(sizes)):
+        with tempfile.TemporaryDirectory() as home, ExitStack() as stack:
+            lakes = [
+                Lake(Settings().with_(**{"storage.home": f"{home}/{x}"}).storage) for x in ("one", "two")
+            ]
+            for lake in lakes:
+                stack.enter_context(lake)
             done = check_bundle(*lakes, f"bundle{place}", f"{seed} {place}", size)
             totals = [a + b for a, b in zip(totals, done, strict=True)]
-        for lake in lakes:
-            lake.close()
     return *totals, len(sizes)
 
 
