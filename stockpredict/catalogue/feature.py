@@ -274,11 +274,10 @@ class FeatureSets(Mapping):
         "market": lambda f: not f.sets and not f.across,
         "alpha158": lambda f: "alpha158" in f.sets,
         "alpha360": lambda f: "alpha360" in f.sets,
-        "alpha101": lambda f: "alpha101" in f.sets,
-        "alpha101_steady": lambda f: "alpha101_steady" in f.sets,
-        "technical": lambda f: "technical" in f.sets,
-        "context": lambda f: "context" in f.sets,
-        "facts": lambda f: "facts" in f.sets,
+        **{
+            name: lambda f, name=name: name in f.sets
+            for name in ("alpha101", "alpha101_steady", "technical", "context", "facts")
+        },
         "all": lambda f: True,
     }
 
