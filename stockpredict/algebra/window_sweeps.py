@@ -68,7 +68,7 @@ def pair_products(x, y, sums, at):
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #7d3f379a
 @compiled
-def double_blocks(new, old, out):
+def sum_neighbours(new, old, out):
     "Sums of blocks twice as wide."
     for i in range(len(out)):
         out[i] = new[i] + old[i]
@@ -105,7 +105,7 @@ def add_up_blocks(sums, kinds, trend, places, wide, size):
             if trend and p == 1:
                 join_aged(new, before, sums[0, old : old + size], np.float64(1 << k), out)
             else:
-                double_blocks(new, before, out)
+                sum_neighbours(new, before, out)
 
 
 @compiled
@@ -137,7 +137,7 @@ def join_window(sums, kinds, trend, places, n, wide, size, total):
                 for i in range(size):
                     to[i] = (new[i] + done * values[i]) + past[i]
             else:
-                double_blocks(new, past, to)
+                sum_neighbours(new, past, to)
         first = at if done == 0 else 0
         done += 1 << k
 

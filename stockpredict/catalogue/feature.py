@@ -309,11 +309,8 @@ def resolve_names(
                 f"A feature is asked for by its name, not by a {type(n).__name__}.",
                 'Write names of features or sets, such as ["rsi_14", "core"].',
             )
-        out += (
-            SETS[n]
-            if isinstance(n, str) and n in SETS.rules
-            else [n if isinstance(n, Feature) else _known(n)]
-        )
+        is_set = isinstance(n, str) and n in SETS.rules
+        out += SETS[n] if is_set else [n if isinstance(n, Feature) else _known(n)]
     return list(dict.fromkeys(out))
 
 
