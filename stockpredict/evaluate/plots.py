@@ -318,7 +318,7 @@ def calibration_plot(
         lw=1,
     )
     a.axhline(1, c=INK, lw=0.8, ls=":")
-    a.set(title="PIT density", xlabel="quantile of the forecast", xlim=(0, 1), ylim=(0, None))
+    a.set(title="PIT density", xlabel="quantile of the forecast", xlim=(0, 1), ylim=(0, 1.4 * height.max()))
     for ax, x, mid, table in (
         (b, coverage.index.to_numpy(float), coverage.value, coverage),
         (c, reliability.forecast, reliability.observed, reliability),

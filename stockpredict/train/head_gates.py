@@ -128,6 +128,7 @@ def judge_volatility(
 # %% ../../nbs/train/47_head_gates.ipynb #28f4b162
 MOST_OFF = 0.025  # largest distance of a coverage from what was stated
 MOST_OFF_THIRD = 0.02  # of the 90 % interval within a third of volatility
+WIDEST = 0.05  # how far the band of the 90 % interval may reach from it, for strong evidence
 MATERIAL = 0.001  # share of the loss that a difference has to exceed
 
 
@@ -149,12 +150,14 @@ def interval_evidence(
     wrong = [f"the {s.share:.0%} interval held {s.value:.1%}" for s in off.itertuples()]
     wrong += ["their loss is surely larger than that of plain ones"] * worse
     even = bool(((thirds.value - 0.9).abs() <= MOST_OFF_THIRD).all())
+    band = overall.loc[overall.share == 0.9, ["low", "high"]] - 0.9
+    sure = bool((band.abs() <= WIDEST).all(axis=None))
     return dict(
         coverage=overall.to_dict("records"),
         thirds=thirds.to_dict("records"),
         pinball=float(np.nanmean(a) / np.nanmean(b) - 1),
         pinball_p=float(dm.p) if dm.se > 0 else 1.0,
-        evidence="none" if wrong else ("strong" if even else "weak"),
+        evidence="none" if wrong else ("strong" if even and sure else "weak"),
         wrong=wrong,
     )
 

@@ -146,6 +146,17 @@ def test_narrow_and_lopsided_intervals_are_refused(study):
     assert judge_intervals(study, plain, "mean")["decision"] == "promote"
 
 
+def test_intervals_of_which_little_is_known_are_no_strong_evidence(study, monkeypatch):
+    plain = study.candidates["mean"].forecast
+    v = judge_intervals(study, plain, "mean")
+    line = next(r for r in v["numbers"]["coverage"] if r["share"] == 0.9)
+    reach = max(0.9 - line["low"], line["high"] - 0.9)
+    for limit, word in ((1.01 * reach, "strong"), (0.99 * reach, "weak")):
+        monkeypatch.setattr("stockpredict.train.head_gates.WIDEST", limit)
+        v = judge_intervals(study, plain, "mean")
+        assert (v["decision"], v["evidence"]) == ("promote", word)
+
+
 def test_tables_cover_every_candidate_group_and_horizon(study):
     coverage = coverage_skill(study)
     assert set(coverage.share) == {0.5, 0.8, 0.9, 0.95}
