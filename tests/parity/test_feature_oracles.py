@@ -272,8 +272,9 @@ def test_the_market_state_features_equal_pandas():
 
 def test_single_precision_is_precise_enough():
     "float32 panels, the default, against float64 ones: the error is far below what a rank notices."
+    elsewhere = ("alpha_", "alpha101_")  # the published families; ranks of ranks flip more often
     names = [
-        n for n, f in FEATURES.items() if not n.startswith("alpha_") and all(PANEL.has(x) for x in f.fields)
+        n for n, f in FEATURES.items() if not n.startswith(elsewhere) and all(PANEL.has(x) for x in f.fields)
     ]
     single, wrong = Panel({k: v.float() for k, v in PANEL._fields.items()}, PANEL.sessions, PANEL.tickers), []
     wide, narrow = (
