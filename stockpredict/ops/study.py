@@ -245,7 +245,7 @@ def self_test_rows(self: Study):
 @patch
 def calibration(
     self: Study,
-    candidate: str = "",  # its name; the served one when empty
+    candidate="",  # its name, or a forecast on the test sessions; the served model when empty
     horizon: int | None = None,  # sessions; the first when empty
 ) -> tuple:  # frames for `calibration_plot`: pit, coverage, reliability
     "How often stated probabilities come true."
@@ -253,7 +253,8 @@ def calibration(
     from stockpredict.evaluate.metrics import interval_coverage, pit_table, reliability
 
     h = horizon or self.horizon
-    f = self.experiment.candidates[candidate or self.served].forecast
+    named = isinstance(candidate, str)
+    f = self.experiment.candidates[candidate or self.served].forecast if named else candidate
     j, y = f.horizon_index(h), self.experiment.outcome(h)
     q, n = f.quantiles[:, :, j].numpy(), len(f.levels)
     intervals = {}
