@@ -3,10 +3,12 @@
     python benchmarks/alpha101.py [--tickers 4000] [--sessions 261] [--rounds 5] [--no-install]
 
 The market is made from a fixed seed. Ours computes all 101 formulas, the eighteen neutral to a sector
-or an industry included. KunQuant's own list has the 74 that need no group. CPU seconds of the whole process,
+or an industry included. KunQuant's own list has the 82 that it can compute. CPU seconds of the whole process,
 one thread, best of the rounds, after a first one that compiles and proves. The promise is 3.6 CPU s for 4,000
 tickers and 261 sessions. KunQuant lives in an environment of its own in the user's cache folder, which the
 first run makes. It compiles C++ for minutes, and where it cannot be installed it is reported as absent.
+
+Measured with `--rounds 3`: ours 3.18 CPU s for 101 formulas (first use 6.0), KunQuant 12.2 for its 82.
 """
 
 import argparse
