@@ -5064,6 +5064,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'stockpredict/models/volatility.py'),
                                                 'stockpredict.models.volatility.span_mean': ( 'models/volatility.html#span_mean',
                                                                                               'stockpredict/models/volatility.py'),
+                                                'stockpredict.models.volatility.sum_after': ( 'models/volatility.html#sum_after',
+                                                                                              'stockpredict/models/volatility.py'),
                                                 'stockpredict.models.volatility.trailing_count': ( 'models/volatility.html#trailing_count',
                                                                                                    'stockpredict/models/volatility.py'),
                                                 'stockpredict.models.volatility.weighted_mean': ( 'models/volatility.html#weighted_mean',

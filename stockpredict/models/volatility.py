@@ -148,6 +148,23 @@ def _market_record(self: VolatilityModel, bars, start, stop):
     return shares, count, known
 
 # %% ../../nbs/models/35_volatility.ipynb #45618dfc
+def sum_after(
+    daily: np.ndarray,  # `[S, N]` one value a day
+    horizon: int,  # sessions held
+    entry_delay: int,  # sessions from the decision to the entry
+) -> np.ndarray:  # `[S, N]`
+    "Sum over the days on which a decision is held, `NaN` where one is missing or not known yet."
+    zero = np.zeros((1, daily.shape[1]))
+    total = np.vstack([zero, np.nancumsum(daily, 0)])
+    holes = np.vstack([zero, np.cumsum(np.isnan(daily), 0)])
+    rows, out = len(daily) - entry_delay - horizon, np.full(daily.shape, np.nan)
+    if rows > 0:
+        first = slice(entry_delay + 1, entry_delay + 1 + rows)
+        last = slice(entry_delay + horizon + 1, None)
+        out[:rows] = np.where(holes[last] == holes[first], total[last] - total[first], np.nan)
+    return out
+
+
 def market_outcomes(
     bars: BarHistory,  # prices
     horizons: tuple,  # sessions held
@@ -155,16 +172,7 @@ def market_outcomes(
 ) -> np.ndarray:  # `[S, N, H]` simple returns, `NaN` where not known yet or not trusted
     "Return of each decision over each horizon, as far as the prices reach."
     moves = bars.moves()["close"]
-    total = np.vstack([np.zeros((1, moves.shape[1])), np.nancumsum(moves, 0)])
-    holes = np.vstack([np.zeros((1, moves.shape[1])), np.cumsum(np.isnan(moves), 0)])
-    out = np.full((*moves.shape, len(horizons)), np.nan)
-    for j, h in enumerate(horizons):
-        rows = len(moves) - entry_delay - h
-        if rows > 0:
-            a, b = slice(entry_delay + 1, entry_delay + 1 + rows), slice(entry_delay + h + 1, None)
-            complete = holes[b] == holes[a]
-            out[:rows, :, j] = np.where(complete, np.expm1(total[b] - total[a]), np.nan)
-    return out
+    return np.expm1(np.stack([sum_after(moves, h, entry_delay) for h in horizons], -1))
 
 # %% ../../nbs/models/35_volatility.ipynb #a9017ffc
 @patch

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from ..evaluate.metrics import Estimate, align_pair, diebold_mariano, hac_mean
 from ..evaluate.metrics import session_means, skill_score
 from ..evaluate.risk import qlike
+from ..models.volatility import sum_after
 from .anytime import relative_difference
 from .experiment import Experiment
 from .skill_table import one_day_returns
@@ -19,13 +20,7 @@ from .skill_table import one_day_returns
 # %% ../../nbs/train/42_volatility_skill.ipynb #b6c32b1f
 def _over_label(daily, study, h):
     "Sum of a daily variance over the sessions of each label, on the test sessions."
-    d, out = study.settings.validation.entry_delay, np.full(daily.shape, np.nan)
-    total = np.vstack([np.zeros(daily.shape[1]), np.cumsum(np.nan_to_num(daily), axis=0)])
-    holes = np.vstack([np.zeros(daily.shape[1]), np.cumsum(np.isnan(daily), axis=0)])
-    stop = len(daily) - d - h
-    if stop > 0:
-        first, last = slice(d + 1, d + 1 + stop), slice(d + h + 1, d + h + 1 + stop)
-        out[:stop] = np.where(holes[last] == holes[first], total[last] - total[first], np.nan)
+    out = sum_after(daily, h, study.settings.validation.entry_delay)
     return np.where(np.isnan(study.outcome(h)), np.nan, out[study.tested])
 
 
