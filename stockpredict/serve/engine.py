@@ -335,7 +335,7 @@ def to_predictions(
     origin |= {"source": source, "disclaimer": DISCLAIMER}
     dates = {k: common[k] for k in ("decision_session", "entry_session")}
     quantiles, p_up = forecast.quantiles[0].tolist(), forecast.p_up[0].tolist()
-    volatility, daily = forecast.volatility[0].tolist(), window.inputs.volatility[-1].tolist()
+    volatility = forecast.volatility[0].tolist()
     names = [f"{level:g}" for level in forecast.levels]
     predictions = []
     for n in forecast.available[0].nonzero()[:, 0].tolist():
@@ -348,7 +348,8 @@ def to_predictions(
             prediction |= {"prices": {k: rounded_price(close * (1 + x)) for k, x in levels.items()}}
             prediction |= {"last_close": rounded_price(close), "expected": levels["0.5"]}
             prediction |= {"p_up": rounded(p_up[n][j], 4)}
-            prediction |= {"volatility": {"daily": rounded(daily[n]), "horizon": rounded(volatility[n][j])}}
+            sigma = volatility[n][j]
+            prediction |= {"volatility": {"daily": rounded(sigma / h**0.5), "horizon": rounded(sigma)}}
             predictions.append(prediction | origin)
     return predictions
 

@@ -59,7 +59,7 @@ class ModelCard(BaseModel):
 class Volatility(BaseModel):
     "Expected size of moves, as a standard deviation of simple returns."
 
-    daily: FiniteFloat = Field(description="one session")
+    daily: FiniteFloat = Field(description="one session: the horizon's, divided by the root of its sessions")
     horizon: FiniteFloat = Field(description="the whole horizon")
 
 

@@ -69,6 +69,19 @@ def test_the_answer_names_the_verdict_of_each_head(engine):
     assert engine.window().common["model"]["heads"] == {}  # a pointer of an earlier version has none
 
 
+def test_the_daily_volatility_is_the_one_that_was_forecast(engine):
+    "A volatility model may say something else than the volatility of the inputs."
+    window = engine.window()
+    plain = engine.forward(window.inputs)
+    for factor in (1.0, 2.0):
+        forecast = replace(plain, volatility=factor * plain.volatility)
+        for p in engine.to_predictions(window, forecast):
+            n, j = plain.tickers.index(p["ticker"]), plain.horizons.index(p["horizon"])
+            sigma = factor * float(plain.volatility[0, n, j])
+            assert p["volatility"]["horizon"] == pytest.approx(sigma, rel=1e-3)
+            assert p["volatility"]["daily"] == pytest.approx(sigma / p["horizon"] ** 0.5, rel=1e-3)
+
+
 @pytest.mark.parametrize("heads", [{"volatility": {"model": "har"}}, {"volatility": 1}, ["volatility"]])
 def test_a_pointer_with_broken_heads_is_none(heads):
     assert parse_pointer({"version": 1, "artifact": "aaaaaaaa", "heads": heads}) is None
