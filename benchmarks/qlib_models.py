@@ -42,7 +42,7 @@ import pandas as pd
 import peers
 
 PEER = """
-import json, sys, time, logging, tempfile
+import json, os, sys, time, logging, tempfile
 import numpy as np, pandas as pd, qlib
 from qlib.workflow import R
 from qlib.contrib.model.linear import LinearModel
@@ -52,6 +52,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import StaticDataLoader
 
 file, folder, out = sys.argv[1:4]
+os.chdir(folder)  # qlib writes ./mlruns
 uri = f"sqlite:///{folder}/runs.db"
 manager = {"class": "MLflowExpManager", "module_path": "qlib.workflow.expm",
     "kwargs": {"uri": uri, "default_exp_name": "benchmark"}}
