@@ -13,3 +13,39 @@ def counted(
 ) -> str:
     "A number with the word that fits it."
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+# %% ../../nbs/core/05_words.ipynb #3ef46dd1
+def head_words(
+    heads: dict,  # by head: `decision` (absent for a served answer) and `evidence`
+) -> dict[str, str]:  # by head, in the order in which they are shown
+    "One word for each judged head."
+    names = [name for name in ("direction", "volatility", "intervals") if name in heads]
+    decided = {"suspected-leak": "suspected leak", "hold": "hold", "promote": "promoted"}
+    words = {}
+    for name in names:
+        evidence, decision = str(heads[name].get("evidence", "")), heads[name].get("decision")
+        words[name] = decided.get(decision, "no evidence" if evidence in ("none", "") else evidence)
+        if name == "intervals" and decision in ("promote", "hold"):
+            words[name] = evidence if decision == "promote" else "not promoted"
+    return words
+
+
+def verdict_headline(
+    heads: dict,  # by head, as for `head_words`; may be empty
+    decision: str = "",  # of the whole run, for verdicts without heads
+) -> str:
+    "The verdict in one word for each head, as a line."
+    words = [f"{name.capitalize()}: {word}." for name, word in head_words(heads).items()]
+    return " ".join(words) or decision.replace("-", " ")
+
+# %% ../../nbs/core/05_words.ipynb #598f8fa4
+def overall_decision(
+    heads: dict,  # by head, as for `head_words`; may be empty
+    decision: str = "",  # of the whole run, for verdicts without heads
+) -> str:  # `promote`, `hold` or `suspected-leak`
+    "The decision on the whole forecast: what at least one head says."
+    known = [str(heads[name].get("decision", "")) for name in ("direction", "volatility") if name in heads]
+    for first in ("suspected-leak", "promote"):
+        if first in (*known, decision):
+            return first
+    return decision or "hold"

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.errors import NotFound, StockpredictError
 from ..core.settings import Settings, load_settings
+from ..core.words import overall_decision, verdict_headline
 from .reports import quick_formats, write_index
 from ..core.files import json_ready, write_json
 from .runs import as_overrides, run, runs_folder
@@ -312,6 +313,7 @@ class Outcome:
         return {
             "work": self.work.dir.name,
             "as_of": self.work.day,
+            "headline": verdict_headline(self.verdict.get("heads") or {}, self.verdict["decision"]),
             "sentence": verdict_sentence(self.verdict),
             **verdict,
             "published": self.published,
@@ -320,7 +322,8 @@ class Outcome:
         }
 
     def __repr__(self):
-        return f"{self.verdict['decision']}: {verdict_sentence(self.verdict)}"
+        headline = verdict_headline(self.verdict.get("heads") or {}, self.verdict["decision"])
+        return f"{headline.rstrip('.')}: {verdict_sentence(self.verdict)}"
 
 # %% ../../nbs/ops/70_pipeline.ipynb #e421301e
 def send_report(
@@ -394,13 +397,11 @@ def show(
     from rich.text import Text
 
     console, v = console or Console(), result.verdict
-    tone = {"promote": "green", "hold": "blue"}.get(v["decision"], "yellow")
+    heads = v.get("heads") or {}
+    tone = {"promote": "green", "hold": "blue"}.get(overall_decision(heads, v["decision"]), "yellow")
     text = Text.assemble((verdict_sentence(v), "bold"), *(f"\n· {r}" for r in v["reasons"]))
-    console.print(
-        Panel(
-            text, title=v["decision"].replace("-", " "), title_align="left", border_style=tone, padding=(1, 2)
-        )
-    )
+    headline = verdict_headline(heads, v["decision"])
+    console.print(Panel(text, title=headline, title_align="left", border_style=tone, padding=(1, 2)))
     if not result.work.past:
         console.print(prediction_table(predictions(result.work.settings)))
     for p in result.failed:

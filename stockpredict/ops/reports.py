@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core.errors import NotFound
 from ..core.files import atomic_write, explain_disk, read_json
 from ..core.templates import template, template_text
+from ..core.words import overall_decision, verdict_headline
 
 # %% ../../nbs/ops/00_reports.ipynb #09c72e1e
 class Fragment:
@@ -67,9 +68,11 @@ def verdict_box(
     decision: str,  # "promote", "hold" or "suspected-leak"
     sentence: str,  # the result in words
     reasons: list = (),  # one sentence each, most important first
+    heads: dict | None = None,  # verdict by head, for one word each
 ) -> Fragment:
-    "The decision, its sentence and its reasons."
-    tone, word = TONES.get(decision, "blue"), decision.replace("-", " ")
+    "The decision (a word for each head where heads were judged), its sentence and its reasons."
+    tone = TONES.get(overall_decision(heads or {}, decision), "blue")
+    word = verdict_headline(heads or {}, decision)
     return fill("verdict.html", tone=tone, word=word, sentence=sentence, reasons=[str(r) for r in reasons])
 
 
@@ -405,7 +408,8 @@ def _newest_decision(runs):
     for run in runs:
         result = run.get("result") or {}
         if run.get("status") == "complete" and result.get("decision"):
-            box = verdict_box(str(result["decision"]), str(result.get("sentence", "")))
+            sentence = str(result.get("sentence", ""))
+            box = verdict_box(str(result["decision"]), sentence, heads=result.get("heads"))
             heads, pills = result.get("heads") or {}, _pills(result, "complete")
             return box, [(h, pill, str(heads[h].get("sentence", ""))) for h, pill in pills if h]
     return "", []
