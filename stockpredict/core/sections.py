@@ -420,10 +420,28 @@ class Schedule(Section):
     "Scheduled runs."
 
     retrain: Literal["daily", "weekly", "monthly", "never"] = Field(
-        "weekly", description="How often models are trained anew: daily, weekly, monthly or never."
+        "weekly", description="How often models are searched anew: daily, weekly, monthly or never."
+    )
+    incremental: bool = Field(
+        True, description="Retrain what is served after the other sessions, on the newest data: yes or no."
     )
     minutes_after_close: int = Field(
-        90, ge=0, le=1_000, description="Minutes after the exchange closed at which the daily run starts."
+        90,
+        ge=0,
+        le=1_000,
+        description="Minutes after the exchange closed at which the day's first run starts.",
+    )
+    catch_up: Literal["newest", "each", "none"] = Field(
+        "newest",
+        description="What a late run does about sessions whose runs were missed: newest does the newest "
+        "alone, each does every one as of its day, none waits for the next session.",
+    )
+    keep_days: int = Field(
+        30,
+        ge=2,
+        le=3_650,
+        description="Days after which old versions of the lake and finished work are removed; those of the "
+        "served model and of pins stay.",
     )
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
