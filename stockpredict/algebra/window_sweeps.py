@@ -82,54 +82,105 @@ def join_aged(new, old, values, width, out):
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #8717ad5f
 @compiled
-def block_places(longest, wide, tall):
-    "Where the blocks of 1, 2, 4 … bars begin in a row of sums, and in the last place how long it is."
-    levels = 1
-    while 1 << levels <= longest:
-        levels += 1
-    places, end = np.empty(levels + 1, np.int64), 0
-    for k in range(levels):
-        places[k] = end + (wide << k)
-        end = places[k] + tall * wide
-    places[levels] = end
-    return places
+def sum_four(a, b, c, d, out):
+    "Sums of blocks four times as wide; `a` is the newest of the four."
+    for i in range(len(out)):
+        out[i] = (a[i] + b[i]) + (c[i] + d[i])
+
+
+@compiled
+def join_four_aged(a, b, c, d, values_b, values_c, values_d, width, out):
+    "Sums of aged values of four neighbouring blocks of `width` bars; `values` are their plain sums."
+    for i in range(len(out)):
+        new = a[i] + (b[i] + width * values_b[i])
+        old = c[i] + (d[i] + width * values_d[i])
+        out[i] = new + (old + 2 * width * (values_c[i] + values_d[i]))
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #21a6fbeb
-@compiled
-def add_up_blocks(sums, kinds, trend, places, wide, size):
-    "From blocks of one bar, those of 2, 4, 8 … bars, of `size` values each."
-    for k in range(len(places) - 2):
-        at, to, old = places[k], places[k + 1], places[k] - (wide << k)
-        for p in kinds:
-            new, before, out = sums[p, at : at + size], sums[p, old : old + size], sums[p, to : to + size]
-            if trend and p == 1:
-                join_aged(new, before, sums[0, old : old + size], np.float64(1 << k), out)
-            else:
-                sum_neighbours(new, before, out)
-
-
-@compiled
-def keep_last_blocks(sums, kinds, places, wide, size):
-    "Move the blocks that end in the last rows of a tile in front of the next tile."
-    for k in range(len(places) - 1):
-        for p in kinds:
-            row = sums[p]
-            for i in range(places[k] - (wide << k), places[k]):
-                row[i] = row[i + size]
+def block_plan(
+    windows: list[int],  # bars in each window
+) -> tuple:  # exponents of the widths to add up, and the rows of each that are read before a tile
+    "The widths of blocks that some windows are made of."
+    levels, longest = [0], max(windows)
+    for k in range(1, longest.bit_length()):
+        needed = any(n >> k & 1 for n in windows)
+        if needed or k == levels[-1] + 2:
+            levels.append(k)
+    fronts = [(1 << b) - (1 << a) for a, b in zip(levels, levels[1:] + levels[-1:])]
+    for n in windows:
+        for i, k in enumerate(levels):
+            if n >> k & 1:
+                fronts[i] = max(fronts[i], n & (1 << k) - 1)
+    return np.array(levels), np.array(fronts)
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #198ff5cb
 @compiled
-def join_window(sums, kinds, trend, places, n, wide, size, total):
+def block_places(fronts, wide, tall):
+    "Where the blocks of each width begin in a row of sums, and in the last place how long it is."
+    places, end = np.empty(len(fronts) + 1, np.int64), 0
+    for i in range(len(fronts)):
+        places[i] = end + fronts[i] * wide
+        end = places[i] + tall * wide
+    places[len(fronts)] = end
+    return places
+
+
+@compiled
+def four_blocks(row, at, step, size):
+    "Four neighbouring blocks of a row of sums, the newest first."
+    b, c, d = at - step, at - 2 * step, at - 3 * step
+    return row[at : at + size], row[b : b + size], row[c : c + size], row[d : d + size]
+
+# %% ../../nbs/algebra/17_window_sweeps.ipynb #70f7c4d5
+@compiled
+def add_up_blocks(sums, kinds, trend, levels, places, wide, size):
+    "From blocks of one bar, those of all widths in `levels`, of `size` values each."
+    for i in range(len(levels) - 1):
+        at, to = places[i], places[i + 1]
+        width, step = np.float64(1 << levels[i]), wide << levels[i]
+        before = at - step
+        for p in kinds:
+            out = sums[p, to : to + size]
+            if levels[i + 1] - levels[i] == 2:
+                a, b, c, d = four_blocks(sums[p], at, step, size)
+                _, values_b, values_c, values_d = four_blocks(sums[0], at, step, size)
+                if trend and p == 1:
+                    join_four_aged(a, b, c, d, values_b, values_c, values_d, width, out)
+                else:
+                    sum_four(a, b, c, d, out)
+                continue
+            new, old = sums[p, at : at + size], sums[p, before : before + size]
+            if trend and p == 1:
+                join_aged(new, old, sums[0, before : before + size], width, out)
+            else:
+                sum_neighbours(new, old, out)
+
+
+@compiled
+def keep_last_blocks(sums, kinds, fronts, places, wide, size):
+    "Move the blocks that end in the last rows of a tile in front of the next tile."
+    for i in range(len(fronts)):
+        for p in kinds:
+            row = sums[p]
+            for j in range(places[i] - fronts[i] * wide, places[i]):
+                row[j] = row[j + size]
+
+# %% ../../nbs/algebra/17_window_sweeps.ipynb #bbb7a42c
+@compiled
+def join_window(sums, need, trend, levels, places, n, wide, size, total):
     "Put the sums of windows of `n` bars together from their blocks, one kind after the other in `total`."
     done, first = 0, 0
-    for k in range(len(places) - 1):
-        if not n & (1 << k):
+    for k in range(len(levels)):
+        if not n & (1 << levels[k]):
             continue
         at = places[k] - done * wide
-        for p in kinds:
+        for p in range(len(sums)):
+            if not need[p]:
+                continue
             to, past = total[p * size : (p + 1) * size], sums[p, at : at + size]
             if done == 0:
-                to[:] = past
+                if n == 1 << levels[k]:
+                    to[:] = past
                 continue
             new = sums[p, first : first + size] if first else to
             if trend and p == 1:
@@ -139,7 +190,7 @@ def join_window(sums, kinds, trend, places, n, wide, size, total):
             else:
                 sum_neighbours(new, past, to)
         first = at if done == 0 else 0
-        done += 1 << k
+        done += 1 << levels[k]
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #dfe9dd33
 @compiled
@@ -155,11 +206,11 @@ def window_statistic(total, now, n, ask, scale, spare, out):
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #6b86ce7b
 @compiled
-def sweep_strip(x, y, pairs, kinds, asks, windows, scales, first, wide, tall, out):
+def sweep_strip(x, y, pairs, kinds, needs, asks, windows, scales, levels, fronts, first, wide, tall, out):
     "Statistics of the columns `first` to `first + wide`, `tall` rows at a time."
     rows, all_wide = len(x), wide == x.shape[1]
     trend = not pairs and len(kinds) > 1 and kinds[1] == 1
-    places = block_places(windows.max(), wide, tall)
+    places = block_places(fronts, wide, tall)
     sums, total = np.zeros((kinds[-1] + 1, places[-1])), np.empty(5 * tall * wide)
     spare, tiles = np.empty((4, tall * wide)), np.empty((3, tall * wide), np.float32)
     flat_x, flat_y, flat_out = x.reshape(-1), y.reshape(-1), out.reshape(-1)
@@ -175,16 +226,16 @@ def sweep_strip(x, y, pairs, kinds, asks, windows, scales, first, wide, tall, ou
             pair_products(now, other, sums, places[0])
         else:
             value_products(now, sums, places[0], trend)
-        add_up_blocks(sums, kinds, trend, places, wide, size)
+        add_up_blocks(sums, kinds, trend, levels, places, wide, size)
         for i in range(len(windows)):
             if i == 0 or windows[i] != windows[i - 1]:
-                join_window(sums, kinds, trend, places, windows[i], wide, size, total)
+                join_window(sums, needs[i], trend, levels, places, windows[i], wide, size, total)
             at = (i * rows + t) * wide
             to = flat_out[at : at + size] if all_wide else result
             window_statistic(total, now, windows[i], asks[i], scales[i], spare, to)
             if not all_wide:
                 write_tile(result, t, first, wide, out[i])
-        keep_last_blocks(sums, kinds, places, wide, size)
+        keep_last_blocks(sums, kinds, fronts, places, wide, size)
 
 # %% ../../nbs/algebra/17_window_sweeps.ipynb #0e66e23d
 STATISTICS = ("mean", "var", "std", "skew", "slope", "rsquare", "residual", "cov", "corr", "beta", "sum")
@@ -196,6 +247,11 @@ def _scale(statistic, n):  # factor of a sum or of a skewness
     return {"mean": 1.0 / n, "skew": math.sqrt(n * (n - 1)) / max(1, n - 2)}.get(statistic, 1.0)
 
 
+def _needs(names, windows, n):  # which sums the statistics of windows of `n` bars need
+    kinds = {k for s, m in zip(names, windows) if m == n for k in _KINDS[STATISTICS.index(s)]}
+    return np.isin(np.arange(5), sorted(kinds))
+
+
 def sweep_windows(
     series: list[Tensor],  # one series or two, `[bar, ticker]`, float32 on a processor
     wanted: list[tuple],  # pairs of a statistic of `STATISTICS` and the bars in its window
@@ -205,15 +261,16 @@ def sweep_windows(
     names, windows = [wanted[i][0] for i in order], np.array([wanted[i][1] for i in order])
     asks = np.array([STATISTICS.index(s) % 10 for s in names])
     kinds = np.array(sorted({k for s in names for k in _KINDS[STATISTICS.index(s)]}))
+    needs = np.array([_needs(names, windows, n) for n in windows])
     scales = np.array([_scale(s, n) for s, n in zip(names, windows)])
+    plan = kinds, needs, asks, windows, scales, *block_plan([int(n) for n in windows])
     x, y = (series[k].contiguous().numpy() for k in (0, -1))
     rows, size = x.shape
     out = np.empty((len(names), rows, size), np.float32)
     strips = max(1, round(size / 256))
     for first, end in ((size * k // strips, size * (k + 1) // strips) for k in range(strips if size else 0)):
         tall = max(1, min(rows, _TILE // (end - first)))
-        plan = x, y, len(series) > 1, kinds, asks, windows, scales
-        sweep_strip(*plan, first, end - first, tall, out)
+        sweep_strip(x, y, len(series) > 1, *plan, first, end - first, tall, out)
     for i, n in enumerate(windows):
         out[i, : n - 1] = np.nan
     back = {i: torch.from_numpy(out[k]) for k, i in enumerate(order)}
