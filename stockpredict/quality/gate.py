@@ -6,8 +6,9 @@
 __all__ = ['RULES', 'inspect_bars']
 
 # %% ../../nbs/quality/20_gate.ipynb #26fca322
-import logging, os, re
+import logging, os, re, threading
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 import numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -142,21 +143,40 @@ def suspects(
 
 # %% ../../nbs/quality/20_gate.ipynb #0dbd26b2
 _CHATTY_LOGGERS = ["great_expectations", "great_expectations.data_context.types.base"]
+_PROJECT = threading.local()  # `tables`: where this thread hands its tables over
 
 
 def _suite_batch(frame, columns):
     "The columns of a table as a batch that Great Expectations can check."
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    import great_expectations as gx
+    if not hasattr(_PROJECT, "tables"):
+        os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+        import great_expectations as gx
 
-    for logger in _CHATTY_LOGGERS:
-        logging.getLogger(logger).setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    asset = context.data_sources.add_pandas("memory").add_dataframe_asset("batch")
-    whole = asset.add_batch_definition_whole_dataframe("all")
+        for logger in _CHATTY_LOGGERS:
+            logging.getLogger(logger).setLevel(logging.WARNING)
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = {"globally": False}
+        asset = context.data_sources.add_pandas("memory").add_dataframe_asset("batch")
+        _PROJECT.tables = asset.add_batch_definition_whole_dataframe("all")
     table = frame[[c for c in frame if c in columns]].reset_index(drop=True)
-    return whole.get_batch({"dataframe": table})
+    return _PROJECT.tables.get_batch({"dataframe": table})
+
+# %% ../../nbs/quality/20_gate.ipynb #bcded95c
+@lru_cache
+def _expectation_class(kind):
+    "A kind of expectation of the library that puts its configuration together once."
+    import great_expectations.expectations as gxe
+    from great_expectations.compatibility.pydantic import PrivateAttr
+
+    base = getattr(gxe, kind)
+
+    def configuration(self):
+        if self._kept is None:
+            self._kept = base.configuration.fget(self)
+        return self._kept
+
+    parts = {"__module__": __name__, "_kept": PrivateAttr(None), "configuration": property(configuration)}
+    return type(base)(f"{kind}Kept", (base,), parts)
 
 # %% ../../nbs/quality/20_gate.ipynb #5df54b18
 def _checked_columns(rules):
@@ -171,28 +191,40 @@ def _raised(exception_info):
     return any(info.get("raised_exception") for info in infos)
 
 # %% ../../nbs/quality/20_gate.ipynb #9022d24f
+def _answers(batch, expectations, detail):
+    "What Great Expectations finds for each expectation; an error where a check could not be carried out."
+    import great_expectations as gx
+
+    suite = gx.ExpectationSuite(name="bars", expectations=expectations)
+    results = batch.validate(suite, result_format={"result_format": detail}).results
+    for result in results:
+        if _raised(result.exception_info):
+            name = result.expectation_config.meta["rule"]
+            raise BarsInvalid(
+                f"The check '{name}' could not be carried out.",
+                "Make sure that the table has the columns of `tidy_bars`.",
+            )
+    return results
+
+
 def _validate(frame, rules):
     "Rule name -> positions of the failing rows, by Great Expectations."
     failing = {rule.name: set() for rule in rules}
     if not len(frame):
         return {name: np.array([], int) for name in failing}
     batch = _suite_batch(frame, _checked_columns(rules))
-    import great_expectations as gx, great_expectations.expectations as gxe
-
-    expectations = [
-        getattr(gxe, kind)(**arguments, meta={"rule": rule.name})
-        for rule in rules
-        for kind, arguments in rule.expect
+    broken = [
+        _expectation_class(kind)(**arguments, meta={"rule": rule.name, "place": f"{i} {j}"})
+        for i, rule in enumerate(rules)
+        for j, (kind, arguments) in enumerate(rule.expect)
     ]
-    suite = gx.ExpectationSuite(name="bars", expectations=expectations)
-    for result in batch.validate(suite, result_format={"result_format": "COMPLETE"}).results:
-        name = result.expectation_config.meta["rule"]
-        if _raised(result.exception_info):
-            raise BarsInvalid(
-                f"The check '{name}' could not be carried out.",
-                "Make sure that the table has the columns of `tidy_bars`.",
-            )
-        failing[name].update(result.result.get("unexpected_index_list") or [])
+    for detail in ("BOOLEAN_ONLY", "COMPLETE"):
+        answers = _answers(batch, broken, detail) if broken else []
+        failed = {a.expectation_config.meta["place"] for a in answers if not a.success}
+        broken = [e for e in broken if e.meta["place"] in failed]
+    for answer in answers:
+        rows = answer.result.get("unexpected_index_list") or []
+        failing[answer.expectation_config.meta["rule"]].update(rows)
     return {name: np.array(sorted(rows), int) for name, rows in failing.items()}
 
 # %% ../../nbs/quality/20_gate.ipynb #9b5db01c

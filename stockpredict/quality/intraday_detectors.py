@@ -103,6 +103,7 @@ def find_intraday_flags(
     for interval, rows in bars.groupby("interval"):
         table = with_stored_steps(rows, stored)
         m = measure_steps(table, calendar, interval)
-        tables += [f for d in detectors if len(f := flags_of(m, d, before=stored is not None))]
+        if len(flags := flags_of(m, detectors, before=stored is not None)):
+            tables.append(flags)
     out = pd.concat(tables, ignore_index=True)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)

@@ -42,32 +42,16 @@ def _known_at(m, at, last):
     return when.where((last >= 0) & ("known_at" in m.bars))
 
 # %% ../../nbs/quality/15_scan.ipynb #49146a38
-def flags_of(
-    m: Moves,  # the table as arrays, with a column arrived
-    detector: Detector,  # what to run
-    before: bool,  # also flags of stored bars that the batch completes
-) -> pd.DataFrame:  # FLAGS
-    "The findings of one detector as a table of flags."
+def _reported(m, detector, before):
+    "Positions of a detector's findings to report, and of the bars that complete their evidence."
     at = np.flatnonzero(detector.detect(m))
+    if not len(at):
+        return at, at
     last = _last_evidence(m, detector, at)
-    arrived = m.bars.arrived.to_numpy(bool)
-    keep = arrived[at]
+    keep = m.bars.arrived.to_numpy(bool)[at]
     if before:
         keep = keep | _completed_by_batch(m, detector, at, last)
-    at = at[keep]
-    columns = {
-        "ticker": m.bars.ticker.iloc[at].to_numpy(),
-        "event_time": m.bars.event_time.iloc[at].to_numpy(),
-        "known_at": _known_at(m, at, last[keep]),
-        "flag": detector.name,
-        "usable": detector.usable,
-        "move": np.expm1(m.move[at]),
-        "sentence": detector.sentence,
-    }
-    instant = "datetime64[us, UTC]"
-    return pd.DataFrame(columns, columns=FLAGS).astype(
-        {"event_time": instant, "known_at": instant, "usable": bool}
-    )
+    return at[keep], last[keep]
 
 
 def _completed_by_batch(m, detector, at, last):
@@ -76,6 +60,31 @@ def _completed_by_batch(m, detector, at, last):
     after = np.minimum(at + 1, len(arrived) - 1)
     next_arrived = arrived[after] & (m.position[after] == m.position[at] + 1)
     return (arrived[last] & (last >= 0)) | (next_arrived & (detector.lookahead != -1))
+
+# %% ../../nbs/quality/15_scan.ipynb #f7242691
+def flags_of(
+    m: Moves,  # the table as arrays, with a column arrived
+    detectors: list[Detector],  # what to run
+    before: bool,  # also flags of stored bars that the batch completes
+) -> pd.DataFrame:  # FLAGS, one detector after the other
+    "The findings of some detectors as a table of flags."
+    parts = [_reported(m, detector, before) for detector in detectors]
+    if not any(len(at) for at, _ in parts):
+        return no_flags()
+    at, last = (np.concatenate(arrays) for arrays in zip(*parts))
+    names = pd.DataFrame({"flag": d.name, "usable": d.usable, "sentence": d.sentence} for d in detectors)
+    names = names.iloc[np.repeat(np.arange(len(parts)), [len(at) for at, _ in parts])]
+    columns = {
+        "ticker": m.bars.ticker.iloc[at].to_numpy(),
+        "event_time": m.bars.event_time.iloc[at].to_numpy(),
+        "known_at": _known_at(m, at, last),
+        "move": np.expm1(m.move[at]),
+        **{name: names[name].to_numpy() for name in names},
+    }
+    instant = "datetime64[us, UTC]"
+    return pd.DataFrame(columns, columns=FLAGS).astype(
+        {"event_time": instant, "known_at": instant, "usable": bool, "flag": "str", "sentence": "str"}
+    )
 
 # %% ../../nbs/quality/15_scan.ipynb #239013ba
 def _continued_adj_close(stored, bars):
@@ -123,8 +132,7 @@ def find_flags(
     if not len(bars):
         return no_flags()
     m = measure_moves(_sorted_bars(join_stored(bars, stored)), calendar)
-    tables = [flags_of(m, detector, before) for detector in detectors]
-    out = pd.concat([t for t in tables if len(t)] or [no_flags()], ignore_index=True)
+    out = flags_of(m, detectors, before)
     return out.sort_values(["ticker", "event_time"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/quality/15_scan.ipynb #d5b64fe2

@@ -1,6 +1,7 @@
 """The quality gate, its detectors and its comparisons."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -73,6 +74,37 @@ def test_the_fast_check_never_changes_the_verdict_of_great_expectations():
         quick, thorough = failing_rows(table, rules, whole=0), failing_rows(table, rules, whole=len(table))
         assert {k: v.tolist() for k, v in quick.items()} == {k: v.tolist() for k, v in thorough.items()}
         assert all(len(v) for v in thorough.values()), "every rule is exercised"
+
+
+def library_alone(table, rules):
+    "What Great Expectations says with its own classes, asked once for everything, in a project of its own."
+    import great_expectations as gx
+
+    asset = gx.get_context(mode="ephemeral").data_sources.add_pandas("own").add_dataframe_asset("table")
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": table})
+    failing = {}
+    for rule in rules:
+        rows = failing.setdefault(rule.name, set())
+        for kind, arguments in rule.expect:
+            answer = batch.validate(getattr(gx.expectations, kind)(**arguments), result_format="COMPLETE")
+            rows |= set(answer.result["unexpected_index_list"])
+    return {name: sorted(rows) for name, rows in failing.items()}
+
+
+def test_asked_in_two_steps_the_library_finds_the_rows_that_it_finds_at_once():
+    table = with_rule_columns(wild(900, seed=5), CAL, NOW)
+    for rules in (RULES, [CONFLICT]):
+        found = {name: rows.tolist() for name, rows in failing_rows(table, rules).items()}
+        assert found == library_alone(table, rules) and any(found.values())
+
+
+def test_threads_that_inspect_at_once_see_their_own_tables():
+    table = with_rule_columns(sample_bars().head(60), CAL, NOW + pd.Timedelta(days=4000))
+    bad = [[3], [5, 9], [], [20, 21, 22]] * 3
+    tables = [table.assign(volume=table.volume.where(~table.index.isin(rows), -1.0)) for rows in bad]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda t: failing_rows(t, RULES)["volume impossible"].tolist(), tables))
+    assert found == bad
 
 
 def test_every_kind_of_expectation_in_use_has_a_fast_check_and_one_without_is_checked_whole():
