@@ -31,6 +31,7 @@ class DeskFlow:
     after: int = 0  # minutes after the day's first run
     writes: str = ""  # what changes
     past: bool = False  # whether a missed session can be done as of its day
+    dated: bool = True  # whether it takes a date
 
     def minutes(self, settings: Settings) -> int:
         "Minutes between the close and the run."
@@ -55,6 +56,7 @@ _FLOWS = (
         "daily",
         15,
         "served table, page r50_predict",
+        dated=False,
     ),
     DeskFlow(
         "retrain",
@@ -78,6 +80,7 @@ _FLOWS = (
         "weekly",
         300,
         "lake, work folders",
+        dated=False,
     ),
     DeskFlow(
         "validate",
@@ -88,6 +91,7 @@ _FLOWS = (
         "backfill",
         "Fetch the history of many tickers year by year, newest year first, and go on where it stopped.",
         writes="lake",
+        dated=False,
     ),
 )
 DESK_DAY = {flow.name: flow for flow in _FLOWS}
