@@ -52,11 +52,11 @@ def fold_contributions(
     candidate,  # model and parameters
 ) -> pd.DataFrame:  # by feature: size, slope, gap
     "Mean size of the contributions in the test of one fold, and the sign of their relation to the feature."
-    from stockpredict.models.contract import make_model
     from stockpredict.models.explain import explain
+    from stockpredict.train.universe_shift import fit_ranking
 
-    model = make_model(candidate.model, settings, **candidate.params)
-    model.fit(data.window(fold.train_start, fold.train_stop + fold.reach))
+    window = data.window(fold.train_start, fold.train_stop + fold.reach)
+    model = fit_ranking(settings, window, candidate.model, candidate.params)
     parts, values, gap = [], [], 0.0
     for t in spread_out(list(range(fold.test_start, fold.test_stop)), SESSIONS):
         shown = explain(model, data.inputs.until(t + 1), t)

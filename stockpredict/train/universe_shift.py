@@ -12,8 +12,11 @@ from dataclasses import replace
 from ..core.settings import Settings
 from ..evaluate.index_splits import IndexFold, leave_era_out, leave_names_out
 from ..evaluate.metrics import ic_summary, rank_ic
-from ..models.contract import make_model
+from ..catalogue.design_matrix import Inputs
+from ..models.baselines import LocationScale
+from ..models.contract import Model, make_model
 from ..models.dataset import Dataset
+from ..models.trees import HorizonRegressors
 from .walk_forward import make_folds
 
 # %% ../../nbs/train/49_universe_shift.ipynb #5e166611
@@ -42,6 +45,38 @@ def torch_mask(
     return torch.from_numpy(keep).to(like.device)
 
 # %% ../../nbs/train/49_universe_shift.ipynb #4cb171c2
+def fit_ranking(
+    settings: Settings,  # what the models read from them
+    data: Dataset,  # window to learn from
+    name: str,  # model
+    params: dict,  # of the model
+) -> Model:
+    "A model whose score is fitted at the first horizon; without intervals where the model allows it."
+    model = make_model(name, settings, **params)
+    if not isinstance(model, LocationScale):
+        return model.fit(data)
+    model.record_features(data)
+    if isinstance(model, HorizonRegressors):  # a regressor for each horizon: the first is enough
+        model.horizons = model.horizons[:1]
+    model.fit_score(data)
+    return model
+
+
+def ranking(
+    model: Model,  # from `fit_ranking`
+    inputs: Inputs,  # up to the last session to rank
+    first: int,  # first session (position)
+    last: int,  # end (position, exclusive)
+) -> np.ndarray:  # `[session, ticker]`, NaN where nothing can be forecast
+    "Scores at the first horizon."
+    if not isinstance(model, LocationScale):
+        return model.predict(inputs, first, last).score[..., 0].numpy()
+    score = model.score(inputs, first, last)[..., 0]
+    known = inputs.usable
+    known[: model.sequence - 1] = False
+    return score.masked_fill(~known[first:last], float("nan")).cpu().numpy()
+
+# %% ../../nbs/train/49_universe_shift.ipynb #3b95b0c1
 def shift_skill(
     settings: Settings,  # what the models read from them
     data: Dataset,  # whole history
@@ -50,9 +85,9 @@ def shift_skill(
     params: dict,  # of the model
 ) -> dict:  # what, sessions, names, value, low, high, p
     "Rank IC on the side of a fold that was left out, at the first horizon."
-    model = make_model(name, settings, **params).fit(training_part(data, fold))
+    model = fit_ranking(settings, training_part(data, fold), name, params)
     first, last = int(fold.test[0]), int(fold.test[-1]) + 1
-    score = model.predict(data.inputs.until(last), first, last).score[..., 0].numpy()
+    score = ranking(model, data.inputs.until(last), first, last)
     mine = [not fold.test_names or n in set(fold.test_names) for n in data.inputs.tickers]
     ic = rank_ic(score[:, mine], data.y[first:last, :, 0].cpu().numpy()[:, mine])
     mean = ic_summary(ic, data.horizons[0])
