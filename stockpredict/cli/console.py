@@ -264,7 +264,9 @@ def step_words(
 
 
 @contextmanager
-def telling():
+def telling(
+    keep: bool = False,  # leave every line on a terminal, each with its time, as in a log file
+):
     "A function that reports a step on the error stream."
     from rich.console import Console
     from rich.text import Text
@@ -275,7 +277,7 @@ def telling():
         def say(step):
             text = Text(clear(step_words(step)))
             line.update(text)
-            if not console.is_terminal:
+            if keep or not console.is_terminal:
                 console.print(Text(f"{datetime.now(UTC):%H:%M:%S} UTC  ").append(text), soft_wrap=True)
 
         yield say

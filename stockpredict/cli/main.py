@@ -160,22 +160,44 @@ def serve(
 
 # %% ../../nbs/cli/50_main.ipynb #3fc60975
 @app.command()
-def up(ctx: typer.Context):
-    "Start the service, the schedule, and the pages of Prefect and MLflow."
-    from stockpredict.ops.processes import parts, up
+def up(
+    ctx: typer.Context,
+    spare_ports: Annotated[
+        bool, typer.Option("--spare-ports", help="Take free ports for those that another program uses.")
+    ] = False,
+):
+    "Start the service, Prefect with its schedules, MLflow and JupyterLab; a second call changes nothing."
+    from stockpredict.ops.parts import parts
+    from stockpredict.ops.processes import up
+    from stockpredict.train.mlflow_home import follow_home
 
-    s = load(ctx)
-    processes = parts(s, ctx.obj.words())
-    with telling() as say:
-        say("starting the services")
-        up(processes, s.storage.home_dir)
-    for p in processes:
-        out(f"{p.name:10} {p.page or 'running'}")
+    settings, options = chosen_ports(ctx, spare_ports)
+    with telling(keep=True) as say:
+        follow_home(settings)
+        ledger = up(parts(settings, options), settings.storage.home_dir, say=say)
+    for name, entry in ledger.items():
+        out(f"{name:10} {entry['page'] or 'running'}")
+
+# %% ../../nbs/cli/50_main.ipynb #22c9e24c
+def chosen_ports(
+    ctx,  # context of the command
+    spare: bool,  # take free ports where others are taken
+) -> tuple:  # settings, and the options that give the same to another command
+    "Settings and options of the parts; a part that runs on a spare port keeps it."
+    from stockpredict.ops.parts import PORTS, spare_ports
+    from stockpredict.ops.processes import living_ports
+
+    settings, options = load(ctx), ctx.obj.words()
+    living = living_ports(settings.storage.home_dir)
+    kept = {setting for name, setting in PORTS.items() if spare or name in living}
+    changes = {k: v for k, v in spare_ports(settings, living) if k in kept}
+    more = [word for key, port in changes.items() for word in ("--set", f"{key}={port}")]
+    return settings.with_(**changes), [*options, *more]
 
 
 @app.command()
 def down(ctx: typer.Context):
-    "Stop what `stockpredict up` started."
+    "Stop what `stockpredict up` started, and what a crash of it has left."
     from stockpredict.ops.processes import down
 
     stopped = down(load(ctx).storage.home_dir)

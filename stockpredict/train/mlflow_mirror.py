@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/train/80_mlflow_mirror.ipynb #29a869c1
-import hashlib, json, logging, os, sqlite3
-from contextlib import closing, suppress
+import hashlib, json, logging, os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from ..core.files import atomic_write, read_json
@@ -15,6 +15,7 @@ from ..core.settings import Settings
 from .champion import current_champion, read_events, write_champion
 from .experiment import Experiment
 from .gate import Verdict
+from .mlflow_home import MLFLOW_NAME, artifact_folder, follow_home
 from .walk_forward import Candidate
 
 # %% ../../nbs/train/80_mlflow_mirror.ipynb #ab55b3fe
@@ -94,53 +95,6 @@ def waiting_cards(
     return sorted(outbox_dir(settings).glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
 
 # %% ../../nbs/train/80_mlflow_mirror.ipynb #5df18913
-ARTIFACT_PATHS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-    ("logged_models", "artifact_location"),
-)
-
-
-def artifact_folder(
-    settings: Settings,  # whose home
-) -> Path:
-    "Where the files of MLflow runs are stored when its database is in home."
-    return (settings.storage.home_dir / "mlflow").absolute()
-
-
-def follow_home(
-    settings: Settings,  # whose home may have been moved or copied
-) -> int:  # paths that were rewritten
-    "Point the files of an MLflow database in home at the home where it is now."
-    uri, here = settings.storage.tracking_uri, artifact_folder(settings).as_uri()
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not path.exists():
-        return 0
-    with closing(sqlite3.connect(path, timeout=30)) as db, db:
-        try:
-            places = dict(db.execute("SELECT name, artifact_location FROM experiments"))
-        except sqlite3.OperationalError:
-            return 0  # MLflow has not made its tables yet
-        own, default = places.get(MLFLOW_NAME), places.get("Default")
-        moves = {own: here} if own and own != here else {}
-        if default and default != f"{here}/0":
-            moves[default] = f"{here}/0"
-        return sum(_move_paths(db, *move) for move in moves.items())
-
-# %% ../../nbs/train/80_mlflow_mirror.ipynb #20f41368
-def _move_paths(db, old, new):
-    "Let every path that is a folder, or lies below it, begin with another folder."
-    count = 0
-    for table, column in ARTIFACT_PATHS:
-        below = f"({column} = ? OR substr({column}, 1, ?) = ?)"
-        change = f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {below}"
-        count += db.execute(change, (new, len(old) + 1, old, len(old) + 1, f"{old}/")).rowcount
-    return count
-
-# %% ../../nbs/train/80_mlflow_mirror.ipynb #795d4da9
-MLFLOW_NAME = "stockpredict"  # of the MLflow experiment and of the registered model
 MLFLOW_ENVIRONMENT = dict(
     MLFLOW_DISABLE_TELEMETRY="true",
     DO_NOT_TRACK="1",

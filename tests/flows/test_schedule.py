@@ -17,7 +17,8 @@ from stockpredict.core.settings import load_settings
 from stockpredict.ops.doctor import run_check
 from stockpredict.ops.flow_server import close_schedule, has_ended, run_sign
 from stockpredict.ops.lifeline import marked
-from stockpredict.ops.processes import _purpose, down, parts, up
+from stockpredict.ops.parts import parts
+from stockpredict.ops.processes import _purpose, down, up
 
 pytestmark = pytest.mark.slow
 LOOP_ERROR = re.compile(r"Traceback|ERROR|CRITICAL|Can't evaluate|Unexpected error|service failed", re.I)
