@@ -240,3 +240,14 @@ def write_finite(x, present, out, at):
         for j in range(size):
             v = x[t, j]
             here[j] = v if present[t, j] & (v - v == 0) else np.float32(np.nan)
+
+
+@compiled
+def write_quotient(a, b, present, out, at):
+    "Write `a / b` into the columns of `out` from `at` on; absent or non-finite values become `NaN`."
+    rows, size = a.shape
+    for t in range(rows):
+        here, over, under = out[t, at : at + size], a[t], b[t]
+        for j in range(size):
+            v = over[j] / under[j]
+            here[j] = v if present[t, j] & (v - v == 0) else np.float32(np.nan)

@@ -148,6 +148,27 @@ def _check_numbers(operands):
             )
 
 # %% ../../nbs/algebra/40_series.ipynb #9b8b7d2e
+class Quotient(Series):
+    "A division that no other step needs, computed when its values are read or written."
+
+    def __init__(self, a, b, *origin):
+        super().__init__(a, *origin, clean=True)
+        del self._x
+        self.parts = a, b
+
+    @cached_property
+    def _x(self):
+        return operator.truediv(*self.parts)
+
+
+def _can_wait(grid, recipe, tensors):  # will nothing but a reader need this quotient?
+    cache, (a, b) = grid.shared, tensors
+    if cache is None or cache.counting or recipe is None or cache.uses[recipe]:
+        return False
+    plain = all(isinstance(x, Tensor) and x.dtype == torch.float32 and not x.is_cuda for x in tensors)
+    return plain and a.shape == b.shape
+
+# %% ../../nbs/algebra/40_series.ipynb #25a112d3
 def _combine(name, op, *operands):
     "Apply a tensor function to series and numbers on one grid."
     series = [s for s in operands if isinstance(s, Series)]
@@ -161,6 +182,8 @@ def _combine(name, op, *operands):
             return newest_rows(s.bars if as_bars else s._x, rows)
 
         tensors = [tensor(s) if isinstance(s, Series) else s for s in operands]
+        if op is operator.truediv and not as_bars and _can_wait(series[0].grid, recipe, tensors):
+            return Quotient(*tensors, series[0].grid, *_origin(series))
         return Series(op(*tensors), series[0].grid, *_origin(series), as_bars, clean=True)
 
     is_series = [isinstance(s, Series) for s in operands]
@@ -171,7 +194,8 @@ def _combine(name, op, *operands):
         return op(*(next(xs) if given else number for given, number in zip(is_series, numbers)))
 
     step = op if len(series) == len(operands) else each
-    return shared_step(series[0].grid, recipe_number(name, *operands), make, series, op=step)
+    recipe = recipe_number(name, *operands)
+    return shared_step(series[0].grid, recipe, make, series, op=step)
 
 # %% ../../nbs/algebra/40_series.ipynb #8f734df3
 def _compare(op):
@@ -514,18 +538,3 @@ def series_step(
     name = marked_name(name, op)
     recipe = name and recipe_number(name, *series)
     return shared_step(grid, recipe, lambda rows: make(), series, 0, kind, op)
-
-# %% ../../nbs/algebra/40_series.ipynb #a02be830
-@patch
-def write_into(
-    self: Series,
-    out: Tensor,  # `[session, ticker]`, contiguous; the newest sessions, or all
-    at: int = 0,  # first column to write
-):
-    "Write the values to some columns of a larger tensor; values that are not finite become `NaN`."
-    x = newest_rows(self._x.gather(0, self.grid.tables[1]) if self._as_bars else self._x, len(out))
-    present = newest_rows(self.grid.present, len(out))
-    if out.is_cuda or {x.dtype, out.dtype} != {torch.float32}:
-        out[:, at : at + x.shape[1]] = x.masked_fill(~(x.isfinite() & present), math.nan)
-    else:
-        numba_kernels.write_finite(x.contiguous().numpy(), present.contiguous().numpy(), out.numpy(), at)

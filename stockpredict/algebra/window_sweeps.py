@@ -249,7 +249,7 @@ def _scale(statistic, n):  # factor of a sum or of a skewness
 
 def _needs(names, windows, n):  # which sums the statistics of windows of `n` bars need
     kinds = {k for s, m in zip(names, windows) if m == n for k in _KINDS[STATISTICS.index(s)]}
-    return np.isin(np.arange(5), sorted(kinds))
+    return [k in kinds for k in range(5)]
 
 
 def sweep_windows(

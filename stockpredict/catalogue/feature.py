@@ -26,6 +26,7 @@ from ..algebra.proof_guard import check_defined, check_foresight, examine, watch
 from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
 from ..algebra.recipes import SeriesCache, greedy_order, rows_needed, sweep_groups
 from ..algebra.series import Grid
+from ..algebra.series_output import write_series
 from ..algebra.ticker_sample import sampled_tickers
 
 # %% ../../nbs/catalogue/00_feature.ipynb #1f729c3c
@@ -385,7 +386,7 @@ def fill_features(
                 if rows:
                     part.grid.tables = None  # a row is a bar
                 for f in chosen:
-                    f(part).write_into(out[f], at)
+                    write_series(f(part), out[f], at)
     finally:
         torch.set_num_threads(threads)
 

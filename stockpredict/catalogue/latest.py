@@ -16,6 +16,7 @@ from ..algebra.latest_kernels import SECTION_STATISTICS, latest_kernel, section_
 from ..algebra.panel import Panel
 from ..algebra.recipes import RECIPES, STEPS, newest_rows
 from ..algebra.series import Series
+from ..algebra.series_output import write_series
 from .feature import Feature, empty_tensor, ensure_proven, fill_features
 
 # %% ../../nbs/catalogue/10_latest.ipynb #9a2c7544
@@ -348,7 +349,7 @@ def _compute_planned(panel, chosen, out, sessions):  # features of which every s
         home = torch.cat([lane.at for lane in lanes]).argsort()
         moved = not torch.equal(home, torch.arange(len(home), device=home.device))
         for x in every:
-            Series(x.index_select(1, home) if moved else x, grid, clean=True).write_into(x)
+            write_series(Series(x.index_select(1, home) if moved else x, grid, clean=True), x)
     finally:
         torch.set_num_threads(threads)
     out.update(zip(chosen, every))

@@ -11,7 +11,7 @@ from stockpredict.algebra import kernels, numba_moments
 from stockpredict.algebra.panel import Panel
 from stockpredict.algebra.recipes import SeriesCache, sweep_groups
 from stockpredict.algebra.window_sweeps import STATISTICS, sweep_windows
-from stockpredict.catalogue.feature import Feature, fill_features
+from stockpredict.catalogue.feature import Feature, compute, fill_features
 
 
 def same(a, b):
@@ -31,9 +31,10 @@ def hard_series(rows, tickers, seed=0):
 def test_every_statistic_equals_its_own_loop(rows, tickers):
     x, y = hard_series(rows, tickers), hard_series(rows, tickers, 1)
     for series, names in (([x], (*STATISTICS[:7], "sum")), ([x, y], STATISTICS[7:10])):
-        wanted = [(s, n) for n in (33, 5, 3, 20) for s in names]
-        for (s, n), got in zip(wanted, sweep_windows(series, wanted)):
-            assert same(got, getattr(numba_moments, f"rolling_{s}")(*series, n)), (s, n)
+        for windows in ((33, 5, 3, 20), (20, 5), (64,), (68, 3)):  # some pass over a width, or over several
+            wanted = [(s, n) for n in windows for s in names]
+            for (s, n), got in zip(wanted, sweep_windows(series, wanted)):
+                assert same(got, getattr(numba_moments, f"rolling_{s}")(*series, n)), (s, n)
 
 
 def test_a_quotient_is_that_of_a_division():
@@ -42,6 +43,25 @@ def test_a_quotient_is_that_of_a_division():
         got = sweep_windows([x], [("var", n), ("skew", n)])
         exact = kernels.rolling_moments(x, n, 2)[1] * (n / (n - 1))
         assert same(got[0][n - 1 :], exact.float())
+
+
+def test_a_feature_that_ends_in_a_division_is_the_same_divided_while_written():
+    x = hard_series(200, 40)
+    sessions, names = pd.bdate_range("2020-01-01", periods=200), [f"T{i}" for i in range(40)]
+    panel = Panel({"close": x, "volume": x.roll(1, 0)}, sessions, names)
+    whole = Panel({k: v.nan_to_num(0.0) for k, v in panel._fields.items()}, panel.sessions, panel.tickers)
+
+    def divided(bars):
+        "The mean of ten closes in units of the volume, which may be zero, infinite or absent."
+        return bars.close.mean(10) / bars.volume
+
+    def not_last(bars):
+        "The same with a further step."
+        return bars.close.mean(10) / bars.volume + 0
+
+    for market in (panel, whole):
+        a, b = compute(market, [Feature(divided), Feature(not_last)]).values()
+        assert same(a, b) and not a.isinf().any() and 0 < a.isfinite().float().mean() < 1
 
 
 def test_what_waits_for_the_same_series_is_computed_with_it_and_nothing_stays():
