@@ -71,3 +71,32 @@ def compare_losses(
     out = pd.DataFrame(rows).T.assign(mcs_p=confident, in_mcs=confident >= 2 * size)
     out.attrs["spa"] = spa.pvalues.to_dict() if spa is not None else {}
     return out.infer_objects().rename_axis("forecast")
+
+# %% ../../nbs/evaluate/34_forecast_comparison.ipynb #eb942cd4
+def confidence_set(
+    losses: dict,  # name -> loss, `[session]` or `[session, ticker]`
+    horizon: int = 1,  # sessions a label spans
+    size: float = 0.1,  # the set holds the best with confidence 1 - size
+    draws: int = 1000,  # bootstrap samples
+    seed: int = 0,  # of the bootstrap
+) -> pd.DataFrame:  # by name: loss, gap to the best with low and high, mcs_p, in_set; lowest loss first
+    "Model confidence set (Hansen, Lunde and Nason 2011) by arch, with the distance to the lowest loss."
+    from arch.bootstrap import MCS
+
+    table = loss_table(losses)
+    first = {name: next(k for k in table if np.allclose(table[k], table[name], 0, 1e-15)) for name in table}
+    different = table[list(dict.fromkeys(first.values()))]
+    known = pd.Series(1.0, different.columns)
+    if different.shape[1] > 1:
+        block = int(max(horizon, round(len(table) ** (1 / 3))))
+        mcs = MCS(different, size=size, method="max", block_size=block, reps=draws, seed=seed)
+        mcs.compute()
+        known.update(mcs.pvalues.Pvalue)
+    best, rows = table.mean().idxmin(), {}
+    for name in table.mean().sort_values(kind="stable").index:
+        gap = diebold_mariano(table[name], table[best], horizon)
+        p = float(known[first[name]])
+        ends = (0.0, 0.0) if first[name] == first[best] else (gap.low, gap.high)
+        rows[name] = dict(loss=float(table[name].mean()), gap=gap.value, low=ends[0], high=ends[1])
+        rows[name] |= dict(mcs_p=p, in_set=p >= size)
+    return pd.DataFrame(rows).T.infer_objects().rename_axis("forecast")
