@@ -9,7 +9,7 @@ __all__ = ['create_app', 'app_factory', 'serve']
 import asyncio
 import os
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import orjson
 from fastapi import FastAPI, Query, Request
@@ -26,7 +26,8 @@ from .answer_table import AnswerTable, render_staleness
 from .fast_path import ROUTE, FastPath, unexpected_error
 from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
-from .pages import PAGE_POLICY, docs_page, front_page, page_asset
+from .front import LOOK_EVERY
+from .pages import PAGE_POLICY, docs_page, page_asset
 from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf
 from .schemas import parse_request, render_envelope
 from .service import Service, promotion_history
@@ -280,17 +281,6 @@ def openapi_schema(
 
 # %% ../../nbs/serve/70_app.ipynb #7b898a71
 @patch
-def front_html(self: Service) -> bytes:
-    "The front page of the served table."
-    self.refresh_state()
-    table = self.table
-    if table is None:
-        return front_page({}, [], 0, False)
-    answers = [table.rows[ticker, table.horizons[0]] for ticker in table.tickers[:60]]
-    return front_page(table.header, [orjson.loads(body + b"}") for body in answers], self.age, self.stale)
-
-
-@patch
 def docs_html(
     self: Service,
     description: str,  # of the application
@@ -364,11 +354,13 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app):
-        background = asyncio.create_task(service.background_loop())
+        loops = [
+            asyncio.create_task(loop) for loop in (service.background_loop(), service.desk_loop(LOOK_EVERY))
+        ]
         yield
-        background.cancel()
-        with suppress(asyncio.CancelledError):
-            await background
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
 
     options = {"docs_url": None, "redoc_url": None, "lifespan": lifespan}
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)
