@@ -96,10 +96,11 @@ class AnswerTable:
     def open(
         cls,
         path: Path,  # a table file
+        verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
     ):
         "Read and verify a table file."
         try:
-            return cls(Path(path).read_bytes())
+            return cls(Path(path).read_bytes(), verify)
         except FileNotFoundError:
             raise NotReady(
                 "No answers have been computed yet.",
@@ -186,9 +187,10 @@ def write_table(
 # %% ../../nbs/serve/30_answer_table.ipynb #b315bf6b
 def rollback_table(
     folder: Path,  # `settings.storage.serving_dir`
+    verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
 ) -> AnswerTable:
     "Make the table before the current one current again."
-    table = AnswerTable.open(folder / PREVIOUS_FILE)
+    table = AnswerTable.open(folder / PREVIOUS_FILE, verify)
     write_table((folder / PREVIOUS_FILE).read_bytes(), folder)
     return table
 
@@ -199,9 +201,10 @@ class AnswerTableFile:
     def __init__(
         self,
         folder: Path,  # `settings.storage.serving_dir`
+        verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
         every: float = 0.5,  # seconds between checks of the file
     ):
-        self.path, self.every = Path(folder) / TABLE_FILE, every
+        self.path, self.verify, self.every = Path(folder) / TABLE_FILE, verify, every
         self.table, self.problem = None, ""
         self._identity, self._next_check = None, 0.0
 
@@ -226,7 +229,7 @@ def check(self: AnswerTableFile):
         return
     self._identity, self.problem = identity, ""
     try:
-        self.table = AnswerTable.open(self.path)
+        self.table = AnswerTable.open(self.path, self.verify)
     except (StockpredictError, OSError) as error:
         self.problem = str(error)
         if self.table is None:
@@ -237,7 +240,7 @@ def check(self: AnswerTableFile):
 def _load_previous(self: AnswerTableFile):
     "Start from the table before when the current one cannot be read."
     try:
-        self.table = AnswerTable.open(self.path.with_name(PREVIOUS_FILE))
+        self.table = AnswerTable.open(self.path.with_name(PREVIOUS_FILE), self.verify)
     except (StockpredictError, OSError):
         pass
 
@@ -247,13 +250,16 @@ SIGNATURE_PURPOSE = b"stockpredict table 1\n"
 
 def table_signer(
     settings: Settings,  # its keys folder
-) -> Callable | None:  # from digest to signature; `None` without a private key
-    "A function that signs tables."
+) -> Callable:  # from digest to signature
+    "A function that signs tables; `ArtifactRejected` on a machine without the private key."
     from stockpredict.models.artifact import ensure_keys
 
     folder = settings.storage.keys_dir
     if not (folder / "signing.key").exists():
-        return None
+        raise ArtifactRejected(
+            "This machine has no signing key, so a table it wrote would be believed by nobody.",
+            "Run `stockpredict predict` where signing.key is; this machine takes the table from Redis.",
+        )
     return lambda digest: ensure_keys(folder).private.sign(SIGNATURE_PURPOSE + digest)
 
 
@@ -271,7 +277,8 @@ def table_verifier(
             key.verify(signature, SIGNATURE_PURPOSE + digest)
         except (OSError, ValueError, InvalidSignature):
             raise ArtifactRejected(
-                "The table is not signed by our key.", "Run `stockpredict predict` on this machine."
+                "The table of answers is not signed by our key.",
+                "Run `stockpredict predict` to write it again; find out who else writes into the folder.",
             ) from None
 
     return verify
@@ -375,11 +382,12 @@ def table_key(
 def current_bytes(
     folder: Path,  # `settings.storage.serving_dir`
     key: str,  # of the table that should be there
+    verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
 ) -> bytes | None:
-    "The table on disk, when it is whole and has this key."
+    "The table on disk, when it is whole, ours and has this key."
     try:
         raw = (folder / TABLE_FILE).read_bytes()
-        return raw if AnswerTable(raw).key == key else None
+        return raw if AnswerTable(raw, verify).key == key else None
     except (OSError, StockpredictError):
         return None
 
@@ -410,7 +418,7 @@ def refresh_answers(
         engine = Engine(settings)
         header = engine.window().common
         key = table_key(header)
-        status, raw = "unchanged", current_bytes(folder, key)
+        status, raw = "unchanged", current_bytes(folder, key, table_verifier(settings))
         if raw is None or force:
             status, raw = "written", predict_table(settings, engine, key)
             write_table(raw, folder)
@@ -462,8 +470,20 @@ def example_answer(
     return answer | {"source": "lake", "disclaimer": DISCLAIMER}
 
 
-def example_table() -> bytes:
+def example_table(
+    sign: Callable | None = None,  # function from digest to 64 signature bytes
+) -> bytes:
     "A small table with fixed answers, as packed."
     keys = [(ticker, horizon) for ticker in ("AAPL", "BRK-B", "MSFT") for horizon in (1, 5)]
     bodies = {(ticker, h): orjson.dumps(example_answer(ticker, h))[:-1] for ticker, h in keys}
-    return pack_table(EXAMPLE_HEADER, bodies)
+    return pack_table(EXAMPLE_HEADER, bodies, sign)
+
+# %% ../../nbs/serve/30_answer_table.ipynb #b30ab0b0
+def write_example(
+    settings: Settings,  # a home to try things in
+) -> Path:
+    "Swap the signed example table in."
+    from stockpredict.models.artifact import ensure_keys
+
+    ensure_keys(settings.storage.keys_dir)
+    return write_table(example_table(table_signer(settings)), settings.storage.serving_dir)

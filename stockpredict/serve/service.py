@@ -22,7 +22,7 @@ from .. import __version__
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
-from .answer_table import render_staleness, write_table
+from .answer_table import render_staleness, table_verifier, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
 from .http import ServiceMetrics, json_logger
 from .schemas import WhatIf, render_envelope, render_problem
@@ -39,10 +39,11 @@ class Service:
     ):
         self.settings, self.metrics, self.log = settings, ServiceMetrics(), json_logger(log_level)
         self.logs_requests = log_level in ("debug", "info")
-        self.table_file = AnswerTableFile(settings.storage.serving_dir)
+        self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
         self.table = self.engine = self.batcher = None
         self.problems = {}  # part -> reason
         self.retry_at = {}  # part -> time of the next try, on the monotonic clock
+        self.checked = set()  # parts that were looked at since the start
         self.loading, self.started = asyncio.Lock(), time.time()
         self.age, self.tail, self.etag = 0, b"", b""
         self.lookups, self._next_check, self._schema_table = {}, 0.0, None
@@ -187,6 +188,8 @@ async def run_guarded(
     except Exception as error:
         self._note_problem(part, str(error))
         return None
+    finally:
+        self.checked.add(part)
     if self.problems.pop(part, None):
         self.log.warning("recovered", part=part)
     return result
@@ -211,8 +214,8 @@ def load_engine(self: Service):
 # %% ../../nbs/serve/60_service.ipynb #0788473b
 @patch
 def _table_is_behind(self: Service):
-    "Was the table computed by another model than the champion?"
-    if self.table is None:
+    "Was the table computed by another model than the champion, or is its file damaged or not ours?"
+    if self.table is None or self.table_file.problem:
         return True
     champion = self.engine.pointer.artifact if self.engine else None
     return self.table.header["model"]["artifact"] != champion
@@ -230,7 +233,8 @@ async def refresh_parts(self: Service):
         await self.run_guarded("table", refresh_answers, self.settings, False, 0.0)
     if not self.settings.serving.redis_url:
         return
-    built_at = self.table.header.get("built_at", "") if self.table else ""
+    whole = self.table and not self.table_file.problem
+    built_at = self.table.header.get("built_at", "") if whole else ""
     raw = await self.run_guarded("redis", fetch_shared_table, self.settings, built_at)
     if raw:
         await self.run_guarded("table", write_table, raw, self.settings.storage.serving_dir)
@@ -279,7 +283,10 @@ def _component(self: Service, name, details=None):
     "The details of a part and its state."
     if name in self.problems:
         return (details or {}) | {"status": "trouble", "reason": self.problems[name]}
-    return (details or {}) | {"status": "ok"}
+    seen = name in self.checked or (
+        name == "table" and self.table is not None
+    )  # a table is verified on reading
+    return (details or {}) | {"status": "ok" if seen else "unknown"}
 
 
 @patch
@@ -337,7 +344,8 @@ def health(self: Service) -> dict:
     components = {"model": self._model_health(), "table": self._table_health(), "data": self._data_health()}
     components |= self._storage_health()
     troubled = [name for name, state in components.items() if state["status"] == "trouble"]
-    status = "degraded" if troubled else "ok"
+    unknown = any(state["status"] == "unknown" for state in components.values())
+    status = "degraded" if troubled else "starting" if unknown else "ok"
     return {
         "status": "down" if self.table is None else status,
         "trouble": troubled,

@@ -1,5 +1,6 @@
 """The table of answers: complete or refused, reloaded when it changes, and shared."""
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -204,10 +205,52 @@ def test_only_our_signature_is_accepted(settings, tmp_path):
         AnswerTable(pack_table({"key": "k"}, BODIES, table_signer(other)), table_verifier(settings))
 
 
-def test_without_the_private_key_tables_go_unsigned(settings):
+def test_without_the_private_key_no_table_is_written(settings):
+    before = (settings.storage.serving_dir / TABLE_FILE).read_bytes()
     (settings.storage.keys_dir / "signing.key").unlink()
-    assert table_signer(settings) is None and refresh_answers(settings, force=True).status == "written"
+    with pytest.raises(ArtifactRejected, match="no signing key"):
+        refresh_answers(settings, force=True)
+    assert (settings.storage.serving_dir / TABLE_FILE).read_bytes() == before
     assert not (settings.storage.keys_dir / "signing.key").exists()
+
+
+def repacked(raw, sign=None):
+    "The same table with other probabilities."
+    table = AnswerTable(raw)
+    bodies = {k: orjson.dumps(orjson.loads(b + b"}") | {"p_up": 0.99})[:-1] for k, b in table.rows.items()}
+    return pack_table(table.header, bodies, sign)
+
+
+def test_a_repacked_table_on_disk_is_refused_and_written_again(settings):
+    "Whoever can write into the folder still cannot sign."
+    from stockpredict.serve.service import Service
+
+    service = Service(settings)
+    right = dict(service.ready_table().rows)
+    path = settings.storage.serving_dir / TABLE_FILE
+    write_table(repacked(path.read_bytes()), settings.storage.serving_dir)
+    service.table_file.check()
+    assert service.ready_table().rows == right and "not signed by our key" in service.table_file.problem
+    assert service.health()["components"]["table"]["status"] == "trouble"
+    assert Service(settings).ready_table().rows == right, "a fresh start reads the table before"
+    asyncio.run(service.refresh_parts())
+    assert AnswerTable.open(path, table_verifier(settings)).rows == right
+    service.table_file.check()
+    assert not service.table_file.problem and service.table_file.table.rows == right
+
+
+def test_a_part_is_unknown_until_somebody_looked(settings):
+    from stockpredict.serve.service import Service
+
+    place = settings.storage.registry_dir / "versions"
+    state = next(place.glob("*/state.json"))
+    state.write_bytes(state.read_bytes() + b" ")
+    service = Service(settings)
+    report = service.health()
+    assert report["components"]["model"]["status"] == "unknown" and report["status"] == "starting"
+    asyncio.run(service.refresh_parts())
+    report = service.health()
+    assert report["components"]["model"]["status"] == "trouble" and report["status"] == "degraded"
 
 
 WRITER = """
