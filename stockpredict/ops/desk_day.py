@@ -32,6 +32,7 @@ class DeskFlow:
     writes: str = ""  # what changes
     past: bool = False  # whether a missed session can be done as of its day
     dated: bool = True  # whether it takes a date
+    planned: tuple[tuple[str, str], ...] = ()  # own parameters of its planned runs
 
     def minutes(self, settings: Settings) -> int:
         "Minutes between the close and the run."
@@ -65,7 +66,12 @@ _FLOWS = (
         30,
         "work folder, registry, served table, pages r10 to r50",
         past=True,
+        planned=(("mode", "by calendar"),),
     ),
+)
+
+# %% ../../nbs/ops/73_desk_day.ipynb #a8577bca
+_LATER = (
     DeskFlow(
         "monitor",
         "Report the age of data and predictions, the drift of the inputs, and how often intervals held.",
@@ -94,7 +100,7 @@ _FLOWS = (
         dated=False,
     ),
 )
-DESK_DAY = {flow.name: flow for flow in _FLOWS}
+DESK_DAY = {flow.name: flow for flow in (*_FLOWS, *_LATER)}
 
 # %% ../../nbs/ops/73_desk_day.ipynb #6f1cf6de
 def desk_flow_named(
@@ -190,7 +196,7 @@ class DueRun:
     sessions: tuple[str, ...]  # oldest first, the newest last; empty = nothing
     reason: str = ""  # why nothing
 
-
+# %% ../../nbs/ops/73_desk_day.ipynb #bdff3917
 def due_run(
     settings: Settings,  # calendar, policy
     flow: DeskFlow,  # one with a rhythm

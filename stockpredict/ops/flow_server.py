@@ -53,6 +53,7 @@ def set_flow_environment(
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if serving else "CRITICAL",
         "MPLBACKEND": "agg",
+        "OMP_WAIT_POLICY": "PASSIVE",  # before torch: waiting threads do not spin
     }
     for name, value in values.items():
         os.environ.setdefault(name, value)
@@ -112,7 +113,7 @@ def flow_server(
     attempts: int = 2,  # ports to try
 ) -> Iterator[str]:  # address of its API
     "A Prefect server for the flows in a `with` block."
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     sweep("flow")
     if own := PREFECT_API_URL.value():
@@ -123,7 +124,8 @@ def flow_server(
         child, api = _start_server(home, schedules)
         try:
             if _wait_for(child, api):
-                with temporary_settings({PREFECT_API_URL: api}):
+                # its log goes nowhere else: this server has no pages, and ends before the last lines arrive
+                with temporary_settings({PREFECT_API_URL: api, PREFECT_LOGGING_TO_API_ENABLED: False}):
                     yield api
                 return
         finally:
