@@ -369,10 +369,15 @@ def settings(
 @app.command()
 def doctor(ctx: typer.Context, json_: Json = False):
     "Check everything the platform depends on, and say what to do."
-    from stockpredict.ops.doctor import as_table, doctor
+    from stockpredict.ops.doctor import Report, as_line, examine
 
-    report = doctor(None, ctx.obj.file or None, split_changes(ctx.obj.changes))
-    as_json(report.as_dict()) if json_ else out(as_table(report))
+    report = Report()
+    for finding in examine(None, ctx.obj.file or None, split_changes(ctx.obj.changes)):
+        report.append(finding)
+        if not json_:
+            out(as_line(finding))
+    if json_:
+        as_json(report.as_dict())
     if not report.healthy:
         raise typer.Exit(1)
 

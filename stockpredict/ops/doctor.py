@@ -6,14 +6,15 @@
 __all__ = ['doctor']
 
 # %% ../../nbs/ops/50_doctor.ipynb #b78c1ead
-import os, shutil, socket, sys
+import os, re, shutil, socket, sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.errors import StockpredictError
 from ..core.redis import open_redis
 from ..core.registry import Registry
 from ..core.settings import Settings, load_settings
-from ..core.words import counted
+from ..core.words import counted, verdict_headline
 from .reports import finished_runs, table
 from ..core.files import git_commit
 
@@ -79,23 +80,18 @@ class Report(list):
         return table(pd.DataFrame(rows, columns=["", "part", "found", "what to do"])).html
 
 # %% ../../nbs/ops/50_doctor.ipynb #9dc992ab
-def as_table(
-    report: Report,  # what was found
-):
-    "The findings as a table for the terminal."
-    from rich.table import Table
+def as_line(
+    finding: Finding,  # of one check
+):  # rich text
+    "A finding as a line for the terminal, and what to do on a second one."
     from rich.text import Text
 
-    shown = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for head in ("", "part", "found", "what to do"):
-        shown.add_column(head, overflow="fold", no_wrap=head in ("", "part"))
-    for f in report:
-        mark, colour = STATES[f.state]
-        observed = Text(f.observed, style="dim" if f.state == "off" else "")
-        shown.add_row(
-            Text(mark, style=colour), Text(f.name), observed, Text(f.fix, style=colour if f.fix else "")
-        )
-    return shown
+    mark, colour = STATES[finding.state]
+    line = Text.assemble((mark, colour), f" {finding.name:10} ")
+    line.append(finding.observed, "dim" if finding.state == "off" else "")
+    if finding.fix:
+        line.append(f"\n{'':13}{finding.fix}", colour)
+    return line
 
 # %% ../../nbs/ops/50_doctor.ipynb #a947c82e
 @checks.register("python", at=10)
@@ -163,13 +159,16 @@ def disk(settings):
 
 @checks.register("processor", at=13)
 def processor(settings):
-    "The processor that models will use."
-    import psutil, torch
+    "The processor that models will use; torch takes a second to import and is asked only where a GPU may be."
+    import psutil
 
-    summary = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB memory"
-    if torch.cuda.is_available():
-        return ok(f"{summary}, {torch.cuda.get_device_name(0)}")
-    if settings.serving.device.startswith("cuda"):
+    summary, wanted = f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB memory", "cuda"
+    if settings.serving.device.startswith(wanted) or shutil.which("nvidia-smi"):
+        import torch
+
+        if torch.cuda.is_available():
+            return ok(f"{summary}, {torch.cuda.get_device_name(0)}")
+    if settings.serving.device.startswith(wanted):
         return fail(
             f"{summary}, no CUDA device",
             "Set `[serving] device = auto`, or install the driver and a CUDA build of torch.",
@@ -210,17 +209,22 @@ def lake(settings):
 # %% ../../nbs/ops/50_doctor.ipynb #8a1844f9
 @checks.register("champion", at=30)
 def champion(settings):
-    "The served model, with its signature verified."
+    "The served model, with the signature and the checksum of every file verified."
     from stockpredict.core.errors import NoChampion
-    from stockpredict.serve.engine import Engine
+    from stockpredict.models.artifact import public_key, read_artifact_files, verify_artifact_files
+    from stockpredict.train.champion import read_champion_entry
 
     try:
-        engine = Engine(settings)
+        entry = read_champion_entry(settings)
     except NoChampion:
         return warn("no model is in service yet", "Run `stockpredict retrain`.")
-    model = f"{engine.model.name} version {engine.pointer.version}"
-    skill = engine.pointer.skill.replace("none", "no")
-    return ok(f"{model}, {skill} evidence of skill, signature verified")
+    if not re.fullmatch("[0-9a-f]{12,64}", str(entry.get("artifact"))):
+        return fail("the pointer names no artifact", "Run `stockpredict rollback`.")
+    folder = settings.storage.registry_dir / "versions" / entry["artifact"]
+    verify_artifact_files(read_artifact_files(folder), public_key(settings.storage.keys_dir))
+    skill = {"none": "no", "": "no"}.get(entry.get("skill", ""), entry.get("skill"))
+    verdict = verdict_headline(entry.get("heads") or {}, f"{skill} evidence of skill")
+    return ok(f"{entry.get('model')} version {entry.get('version')}, signature verified. {verdict}")
 
 # %% ../../nbs/ops/50_doctor.ipynb #c3231bf7
 @checks.register("table", at=31)
@@ -247,9 +251,7 @@ def keys(settings):
     files = list(settings.storage.keys_dir.glob("*")) if settings.storage.keys_dir.is_dir() else []
     if not files:
         return off("none yet; the first training creates them")
-    bare = [
-        p.name for p in files if p.suffix != ".pub" and "public" not in p.name and p.stat().st_mode & 0o077
-    ]
+    bare = [p.name for p in files if p.suffix not in (".pub", ".json") and p.stat().st_mode & 0o077]
     return (
         warn(f"{', '.join(bare)} can be read by others", "Run `chmod 600` on it.")
         if bare
@@ -298,6 +300,7 @@ def ports(settings):
         ("API", settings.serving.port),
         ("Prefect", settings.schedule.prefect_port),
         ("MLflow", settings.schedule.mlflow_port),
+        ("JupyterLab", settings.schedule.lab_port),
     ):
         with socket.socket() as s:
             s.settimeout(0.5)
@@ -324,29 +327,20 @@ def reports(settings):
     )
 
 # %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
-def _next_run(port: int) -> str | None:
-    "When the Prefect server on a port will start the next run; empty = no run is planned, None = no server."
-    import json
-    from urllib.request import Request, urlopen
-
-    wanted = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "sort": "EXPECTED_START_TIME_ASC"}
-    address, head = f"http://127.0.0.1:{port}/api/flow_runs/filter", {"content-type": "application/json"}
-    try:
-        with urlopen(Request(address, json.dumps(wanted).encode(), head), timeout=5) as answer:
-            runs = json.load(answer)
-    except (OSError, ValueError):
-        return None
-    return runs[0]["expected_start_time"][:16].replace("T", " ") + " UTC" if runs else ""
-
-
 @checks.register("schedule", at=45)
 def schedule(settings):
-    "When the next retraining begins."
-    next_run = _next_run(settings.schedule.prefect_port)
-    if next_run is None:
-        return off("no Prefect server on this machine")
-    if next_run:
-        return ok(f"the next run begins {next_run}")
+    "When the next runs begin."
+    from stockpredict.serve.desk_state import prefect_api, read_prefect
+
+    seen = read_prefect(prefect_api(settings))
+    if planned := seen.get("planned"):
+        name, when = planned[0]
+        others = ", ".join(f"{other} {at}" for other, at in planned[1:5])
+        return ok(f"the next run is {name}, {when}{'; then ' + others if others else ''}")
+    if settings.schedule.retrain == "never":
+        return off("switched off: retrain = never in [schedule]")
+    if not seen["scheduler"]:
+        return warn("nothing is scheduled, no Prefect server answers", "Run `stockpredict up`.")
     log = f"{settings.storage.home_dir.name}/logs/prefect.log"
     return fail("no run is planned", f"Read {log}; then `stockpredict down` and `stockpredict up`.")
 
@@ -392,24 +386,27 @@ def run_check(
         )
 
 # %% ../../nbs/ops/50_doctor.ipynb #b3cbbd78
+def examine(
+    settings: Settings | None = None,  # what to look at; loaded when empty
+    path: str | Path | None = None,  # settings file, when they are to be loaded
+    overrides: dict | None = None,  # dotted key to value, when they are to be loaded
+) -> Iterator[Finding]:
+    "Each finding as soon as its check has ended."
+    try:
+        settings = settings or load_settings(path, overrides)
+    except StockpredictError as e:
+        yield Finding("settings", "fail", e.problem, e.fix)
+        yield from (run_check(name, None) for name in ("python", "packages"))
+        return
+    yield Finding("settings", "ok", f"hash {settings.hash}, source {settings.data.source}")
+    for name in sorted(checks.names(), key=lambda n: checks.meta(n)["at"]):
+        yield run_check(name, settings)
+
+# %% ../../nbs/ops/50_doctor.ipynb #d2f7efb7
 def doctor(
     settings: Settings | None = None,  # what to look at; loaded when empty
     path: str | Path | None = None,  # settings file, when they are to be loaded
     overrides: dict | None = None,  # dotted key to value, when they are to be loaded
 ) -> Report:
     "Check everything once."
-    try:
-        settings = settings or load_settings(path, overrides)
-    except StockpredictError as e:
-        return Report(
-            [
-                Finding("settings", "fail", e.problem, e.fix),
-                run_check("python", None),
-                run_check("packages", None),
-            ]
-        )
-    order = sorted(checks.names(), key=lambda n: checks.meta(n)["at"])
-    return Report(
-        [Finding("settings", "ok", f"hash {settings.hash}, source {settings.data.source}")]
-        + [run_check(n, settings) for n in order]
-    )
+    return Report(examine(settings, path, overrides))
