@@ -7,6 +7,7 @@ and exit status.
 
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -32,37 +33,54 @@ LIBRARIES = [
 
 
 @lru_cache(1)
-def _server():
-    "The context of the fork server; it ends with the process that asked for it."
+def server():
+    "The context of the fork server; its processes begin with the libraries loaded, and end with the tests."
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(LIBRARIES)
     return server
 
 
-def _work(words, cwd, env, out, err):
-    "What the forked child does: the command `stockpredict WORDS`."
-    os.environ.clear()
-    os.environ.update(env)
-    os.chdir(cwd)
-    for path, stream in ((out, 1), (err, 2)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
-    from stockpredict.ops.lifeline import end_with_parent
-
-    end_with_parent(os.getppid())  # the server ends with the test run, and this process with the server
+def _cli(words):
+    "The command `stockpredict WORDS`."
     sys.argv = ["stockpredict", *words]
     from stockpredict.cli.main import main
 
     main()
 
 
-def stockpredict(*words, cwd=None, env=None) -> subprocess.CompletedProcess:
-    "Run `stockpredict WORDS` as a process of its own: exit status, standard output and standard error."
+def _script(words):
+    "A Python file, or Python text, with its arguments."
+    program, sys.argv = words[0], words
+    if program.endswith(".py"):
+        sys.path.insert(0, str(Path(program).parent))
+        runpy.run_path(program, run_name="__main__")
+    else:
+        exec(compile(program, "<text>", "exec"), {"__name__": "__main__"})
+
+
+def _work(what, words, cwd, env, out, err):
+    "What the forked child does."
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    for path, stream in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    sys.dont_write_bytecode = bool(env.get("PYTHONDONTWRITEBYTECODE"))
+    sys.path[:0] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place]
+    from stockpredict.ops.lifeline import end_with_parent
+
+    end_with_parent(os.getppid())  # the server ends with the test run, and this process with the server
+    what(words)
+
+
+def _run(what, words, cwd, env) -> subprocess.CompletedProcess:
+    "A process of its own: exit status, standard output and standard error."
     words = [str(word) for word in words]
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         place = str(cwd or Path.cwd())
-        child = _server().Process(
-            target=_work, args=(words, place, dict(env or os.environ), str(out), str(err))
+        child = server().Process(
+            target=_work, args=(what, words, place, dict(env or os.environ), str(out), str(err))
         )
         child.start()
         try:
@@ -72,3 +90,13 @@ def stockpredict(*words, cwd=None, env=None) -> subprocess.CompletedProcess:
             raise
         texts = [path.read_text() if path.exists() else "" for path in (out, err)]
         return subprocess.CompletedProcess(words, child.exitcode, *texts)
+
+
+def stockpredict(*words, cwd=None, env=None) -> subprocess.CompletedProcess:
+    "Run `stockpredict WORDS` as a process of its own."
+    return _run(_cli, words, cwd, env)
+
+
+def python(program, *words, cwd=None, env=None) -> subprocess.CompletedProcess:
+    "Run a Python file or Python text with these arguments as a process of its own, with libraries loaded."
+    return _run(_script, (program, *words), cwd, env)

@@ -24,7 +24,7 @@ from ..quality.gate import ALLOWED_ROWS, NO_FAULT, inspect_bars
 from .plan import cut_plan, fetch_plan, first_asked, last_bars, newest_close
 from .plan import no_longer_sent, overlap_ratios, rewritten
 from .plan import unit_changes, with_failed_requests
-from .rescan import bars_before, rescan_flags
+from .rescan import bars_before, has_bars, rescan_flags
 from ..sources.source import Source, make_source, source_id, universe
 from ..sources.vendor_chain import dead_letters, vendor_ledger
 
@@ -93,7 +93,7 @@ def _inspect(lake, source, settings, bars, now):
 # %% ../../nbs/ingest/10_ingest.ipynb #2b6ca8c0
 def _as_traded(lake, source, bars):
     "The bars without splits that the vendor has worked into stored history."
-    if not bars.event_time.notna().any() or source.id not in lake.source_names():
+    if not bars.event_time.notna().any() or not has_bars(lake, source.id):
         return bars
     tickers = sorted(bars.ticker.dropna().unique())
     span = (bars.event_time.min(), bars.event_time.max())
@@ -118,7 +118,7 @@ def _fetch(lake, source, settings, plan, now):
     if source.remote:
         source.queue(now)
         return _as_traded(lake, source, bars)
-    if not len(bars) and source.id not in lake.source_names():
+    if not len(bars) and not has_bars(lake, source.id):
         count = sum(len(tickers) for _, tickers in plan)
         raise EmptyUniverse(
             f"The source {data.source} has no bar of the {count} requested tickers since {data.start}.",
@@ -233,7 +233,7 @@ def _raise_if_nothing_came(source, lake):
     kind = {"drift": SchemaDrift, "bad-rows": BatchRefused}.get(*reasons) if len(reasons) == 1 else None
     if kind:
         raise kind(first, _REPLAY, failures=failures[:20])
-    if source.id not in lake.source_names():
+    if not has_bars(lake, source.id):
         problem = f"No vendor answered for any of {len(source.failed)} tickers. {first}"
         raise SourceUnavailable(problem, _REPLAY, failures=failures[:20])
 
@@ -278,11 +278,10 @@ def _vendor_part(lake, source, settings, tickers, now):
     }
 
 # %% ../../nbs/ingest/10_ingest.ipynb #ba887ab1
-def _unlisted(lake, source, settings):
+def _unlisted(lake, source, settings, stored):
     "Stored tickers that the source does not list any more."
-    if source.remote or settings.data.universe:
+    if source.remote or settings.data.universe or not (gone := sorted(set(stored) - set(source.tickers()))):
         return []
-    gone = sorted(set(lake.tickers(source.id)) - set(source.tickers()))
     return no_longer_sent(lake, source.id, [(settings.data.start, gone)], empty_bars(), settings.data.end)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #cdc2641f
@@ -297,7 +296,7 @@ def _report(lake, source, settings, plan, tickers, done, now):
     counts = ("rows_new", "rows_corrected", "rows_same", "rows_late", "rows_quarantined", "adjustments")
     results = [result for _, result, _, _ in done]
     since = lake.genuine_since(source.id)
-    sessions = lake.sessions(source.id)
+    sessions, stored = lake.sessions(source.id), lake.tickers(source.id)
     return IngestReport(
         batch=", ".join(d.batch for d, *_ in done if d.batch),
         source=source.id,
@@ -306,12 +305,13 @@ def _report(lake, source, settings, plan, tickers, done, now):
         **{name: sum(getattr(d, name) for d, *_ in done) for name in counts},
         rewritten=sorted({ticker for _, _, again, _ in done for ticker in again}),
         genuine_since=f"{since:%Y-%m-%d}" if since is not None else "",
-        no_longer_sent=[row for *_, absent in done for row in absent] + _unlisted(lake, source, settings),
+        no_longer_sent=[row for *_, absent in done for row in absent]
+        + _unlisted(lake, source, settings, stored),
         compared_from=_compared_from(source, settings, plan),
         snapshot=lake.snapshot(),
         fingerprint=done[-1][0].fingerprint,
         sessions=len(sessions),
-        tickers=len(lake.tickers(source.id)),
+        tickers=len(stored),
         first_session=str(sessions[0].date()) if len(sessions) else "",
         last_session=str(sessions[-1].date()) if len(sessions) else "",
         quality=_summary(results),
@@ -345,7 +345,7 @@ def ingest(
         done = _all_portions(lake, source, settings, plan, now, full)
         if source.remote:
             _raise_if_nothing_came(source, lake)
-        if source.id in lake.source_names() and not lake.flags_complete(source.id):
+        if has_bars(lake, source.id) and not lake.flags_complete(source.id):
             rescan_flags(lake, source.id, settings.data.calendar, now)
         return _report(lake, source, settings, plan, tickers, done, now)
 

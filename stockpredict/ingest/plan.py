@@ -9,6 +9,7 @@ __all__ = ['monthly_coverage']
 import pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.settings import Settings
+from .rescan import has_bars
 from ..lake.lake import Lake
 from ..lake.store import moment, to_arrow
 
@@ -127,7 +128,7 @@ def overlap_ratios(
 ) -> pd.Series:  # new close over stored close, one a bar that is in both, indexed by ticker
     "How the bars of a batch compare with the same bars in the lake."
     nothing = pd.Series(dtype=float, index=pd.Index([], dtype="str"))
-    if not len(bars) or source not in lake.source_names():
+    if not len(bars) or not has_bars(lake, source):
         return nothing
     tickers = sorted(bars.ticker.unique())
     stored = lake.bars(tickers, bars.event_time.min(), bars.event_time.max(), adjusted=False, source=source)
@@ -177,7 +178,7 @@ def no_longer_sent(
     "Stored bars that a source was asked for and did not send."
     rows = [(ticker, moment(day)) for day, tickers in plan for ticker in tickers]
     asked = pd.DataFrame(rows, columns=["ticker", "since"])
-    if not len(asked) or source not in lake.source_names():
+    if not len(asked) or not has_bars(lake, source):
         return []
     lake.before_read(["bars"])
     with lake.con.cursor() as cur:

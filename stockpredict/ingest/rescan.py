@@ -12,10 +12,21 @@ from ..core.calendar import Calendar, get_calendar
 from ..core.settings import Settings
 from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.scan import find_flags
+from ..lake.adjustments import adjust
+from ..lake.fingerprint import current_rows
 from ..lake.lake import Lake, use_lake
+from ..lake.store import FIRST, LAST
 from ..sources.source import source_id
 
 # %% ../../nbs/ingest/00_rescan.ipynb #a8237b0d
+def _adjusted_close(lake, source, bars, tickers):
+    "The closes of stored bars, adjusted by every later factor."
+    query = current_rows("adjustments", None, tickers is not None)
+    where = {"source": source, "as_of": LAST, "start": FIRST, "end": LAST}
+    where |= {} if tickers is None else {"tickers": list(tickers)}
+    return adjust(bars, lake.rows(f"FROM ({query}) ORDER BY ticker, event_time", **where)).close
+
+
 def bars_to_check(
     lake: Lake,  # open
     source: str,  # id of the source
@@ -24,11 +35,19 @@ def bars_to_check(
     end=None,  # last session, inclusive
 ) -> pd.DataFrame:  # bars as traded, with the column adj_close
     "Stored bars as the detectors need them: the traded prices and the adjusted close."
-    span = (tickers, start, end)
-    raw, adjusted = (lake.bars(*span, adjusted=how, source=source) for how in (False, True))
-    return raw.assign(adj_close=adjusted.close)
+    bars = lake.bars(tickers, start, end, adjusted=False, source=source)
+    return bars.assign(adj_close=_adjusted_close(lake, source, bars, tickers))
 
 # %% ../../nbs/ingest/00_rescan.ipynb #1e9bcbfb
+def has_bars(
+    lake: Lake,  # open
+    source: str,  # id of the source
+) -> bool:
+    "Whether the lake has a bar of a source."
+    query = "SELECT count(*) AS n FROM (FROM lake.bars WHERE source = $source LIMIT 1)"
+    return lake.rows(query, source=source).n[0] > 0
+
+# %% ../../nbs/ingest/00_rescan.ipynb #6239253c
 def bars_before(
     lake: Lake,  # open
     source: str,  # id of the source
@@ -36,7 +55,7 @@ def bars_before(
     days: int = 120,  # how far back
 ) -> pd.DataFrame | None:  # as `bars_to_check`; None while the lake has no bars of the source
     "The stored months before a batch, against which the gate judges it."
-    if not bars.event_time.notna().any() or source not in lake.source_names():
+    if not bars.event_time.notna().any() or not has_bars(lake, source):
         return None
     first = bars.event_time.min()
     tickers = sorted(bars.ticker.dropna().unique())

@@ -27,6 +27,14 @@ def extension_path(
     folder = Path(spec.submodule_search_locations[0]) / "extensions" / f"v{duckdb.__version__}"
     return folder / f"{name}.duckdb_extension"
 
+# %% ../../nbs/lake/00_connection.ipynb #e00c194e
+def thread_limit() -> dict[str, str]:  # empty = as many as there are cores
+    "How many threads DuckDB may use, as the environment variable OMP_NUM_THREADS says."
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not first.isdecimal() or not int(first):
+        return {}
+    return {"threads": str(min(int(first), os.cpu_count() or 1))}
+
 # %% ../../nbs/lake/00_connection.ipynb #e1df2f83
 _VERIFIED = set()  # extension files whose signature this process has checked
 
@@ -42,6 +50,7 @@ def open_duckdb(
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "allow_unsigned_extensions": str(stamps <= _VERIFIED).lower(),
+            **thread_limit(),
         }
     )
     try:
@@ -128,6 +137,20 @@ def _s3_secret():
         secure = str(url.startswith("https")).lower()
         parts += [f"ENDPOINT {quoted(url.split('://')[-1])}", "URL_STYLE 'path'", f"USE_SSL {secure}"]
     return f"CREATE SECRET ({', '.join(parts)})"
+
+# %% ../../nbs/lake/00_connection.ipynb #590a72dc
+def has_write_ahead_log(
+    con: duckdb.DuckDBPyConnection,  # with the lake attached
+    storage,  # settings.storage
+) -> bool:  # True also where the catalog does not answer
+    "Whether a SQLite catalog keeps a write-ahead log."
+    if not storage.catalog_url.startswith("sqlite:"):
+        return False
+    try:
+        mode = con.execute("FROM sqlite_query('__ducklake_metadata_lake', 'PRAGMA journal_mode')")
+        return mode.fetchone()[0] == "wal"
+    except duckdb.Error:
+        return True
 
 # %% ../../nbs/lake/00_connection.ipynb #b0c2fb51
 def collapse_journal(

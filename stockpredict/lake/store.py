@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, finish_rollback, first_line
-from .connection import next_step, open_duckdb, quoted
+from .connection import has_write_ahead_log, next_step, open_duckdb, quoted
 from .failures import failure, refuse_over_old, sweep_unfinished, wait_for_catalog
 
 # %% ../../nbs/lake/05_store.ipynb #8cef18a8
@@ -88,9 +88,10 @@ def close(self: VersionedStore):
     "Close the connection; a writer leaves the catalog as one plain file."
     if not self.con:
         return
+    logged = not self.read_only and has_write_ahead_log(self.con, self.storage)
     self.con.close()
     self.con = None
-    if not self.read_only:
+    if logged:
         collapse_journal(self.storage)
 
 

@@ -11,7 +11,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import patience
+import warm
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -512,10 +512,7 @@ for step in steps:
 
 def test_a_kill_at_any_step_leaves_all_or_nothing(tmp_path):
     steps = [1, 2, 3, 4, 5, 6]
-    patience.run(
-        [sys.executable, "-c", KILL, str(tmp_path), ",".join(map(str, steps))],
-        check=True,
-    )
+    warm.python(KILL, tmp_path, ",".join(map(str, steps))).check_returncode()
     keys = ensure_keys(tmp_path / "keys")
     whole = [
         load_artifact(tmp_path / f"m{s}", keys.public).model.name

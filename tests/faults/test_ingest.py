@@ -1,16 +1,15 @@
 "Ingest under kill -9, two writers, readers beside a writer, full disks, damaged files and bad deliveries."
 
 import json
-import multiprocessing as mp
 import os
 import resource
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
 import patience
+import warm
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,16 +92,8 @@ def two_deliveries(inbox, market):
 def test_killed_at_every_step_it_is_before_or_after_and_heals(tmp_path, market, phase):
     two_deliveries(tmp_path / "inbox", market)
     env = os.environ | {"OMP_NUM_THREADS": "1", "GX_ANALYTICS_ENABLED": "false"}
-    out = patience.run(
-        [
-            sys.executable,
-            Path(__file__).with_name("crash_child_ingest.py"),
-            tmp_path,
-            tmp_path / "inbox",
-            str(phase),
-        ],
-        env=env,
-    )
+    script = Path(__file__).with_name("crash_child_ingest.py")
+    out = warm.python(script, tmp_path, tmp_path / "inbox", phase, env=env)
     assert out.returncode == 0, out.stderr[-3000:]
     lines = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
     calm, before, steps = (lines[0][k] for k in ("calm", "before", "steps"))
@@ -157,7 +148,7 @@ def hold(home, seconds, ready):
 
 def test_a_second_writer_is_told_who_is_first_and_a_crash_frees_the_lock(tmp_path, market):
     deliver(market, tmp_path / "inbox")
-    s, spawn = settings_for(tmp_path), mp.get_context("spawn")
+    s, spawn = settings_for(tmp_path), warm.server()
     ready = spawn.Event()
     holder = spawn.Process(target=hold, args=(s.storage.home, 300, ready))
     holder.start()
@@ -173,7 +164,7 @@ def test_a_second_writer_is_told_who_is_first_and_a_crash_frees_the_lock(tmp_pat
 
 def test_who_waits_gets_the_lock(tmp_path, market):
     deliver(market, tmp_path / "inbox")
-    s, spawn = settings_for(tmp_path), mp.get_context("spawn")
+    s, spawn = settings_for(tmp_path), warm.server()
     ready = spawn.Event()
     holder = spawn.Process(target=hold, args=(s.storage.home, 1, ready))
     holder.start()
@@ -197,7 +188,7 @@ def write_days(home, days, sign):
 
 def test_readers_are_never_blocked_and_never_see_half_a_batch(tmp_path, market):
     "Each batch is written while a read is under way: the reader gives the sign and reads on."
-    s, spawn, days = settings_for(tmp_path), mp.get_context("spawn"), 12
+    s, spawn, days = settings_for(tmp_path), warm.server(), 12
     sessions = np.sort(market.event_time.unique())
     with Lake(s.storage) as lake:
         lake.append(market[market.event_time < sessions[-days]], now=NOW)
@@ -234,7 +225,7 @@ def write_on_a_full_disk(home, report):
 
 
 def test_a_full_disk_is_a_clean_refusal(tmp_path, market):
-    s, spawn = settings_for(tmp_path), mp.get_context("spawn")
+    s, spawn = settings_for(tmp_path), warm.server()
     with Lake(s.storage) as lake:
         lake.append(market, now=NOW)
     before, report = state(s), spawn.Queue()

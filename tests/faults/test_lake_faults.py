@@ -12,7 +12,7 @@ import sys
 import threading
 from pathlib import Path
 
-import patience
+import warm
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,7 +57,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_every_step_of_every_task_the_lake_is_before_or_after(tmp_path):
-    out = patience.run([sys.executable, Path(__file__).with_name("crash_child_lake.py"), tmp_path], env=ENV)
+    out = warm.python(Path(__file__).with_name("crash_child_lake.py"), tmp_path, env=ENV)
     assert out.returncode == 0, out.stderr[-2000:]
     report = [json.loads(line) for line in out.stdout.splitlines()]
     assert {x["task"] for x in report} == {"append", "add", "purge", "tidy"} and len(report) >= 8
@@ -80,7 +80,7 @@ with Lake(Settings().with_(**{"storage.home": sys.argv[1]}).storage, on_step=ste
 def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path, market):
     with Lake(storage(tmp_path)) as lake:
         lake.append(market[:200], now=NOW)
-    assert patience.run([sys.executable, "-c", CRASH, tmp_path], env=ENV).returncode == -signal.SIGKILL
+    assert warm.python(CRASH, tmp_path, env=ENV).returncode == -signal.SIGKILL
     assert (storage(tmp_path).lake_dir / "writer.json").exists()
     with Lake(storage(tmp_path)) as lake:
         left = lake.clean("0s")

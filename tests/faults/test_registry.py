@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import warm
 import pytest
 from stockpredict.core.errors import ArtifactRejected, FlowLocked, NoChampion
 from stockpredict.core.settings import load_settings
@@ -118,7 +119,7 @@ def test_a_kill_leaves_the_old_champion_or_the_new_one(settings, base, old, new,
         str(tmp_path / "verdict.json"),
         at,
     ]
-    done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
+    done = warm.python(CHILD, *how)
     assert done.returncode == -signal.SIGKILL, done.stderr
     between = verified_champion(settings)
     swapped = at in ("pointed", "remembered")

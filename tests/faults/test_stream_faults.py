@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import patience
+import warm
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,7 +58,7 @@ def count(settings):
 @pytest.mark.slow
 def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path):
     env = os.environ | {"OMP_NUM_THREADS": "1", "GX_ANALYTICS_ENABLED": "false"}
-    out = patience.run([sys.executable, Path(__file__).with_name("crash_child_stream.py"), tmp_path], env=env)
+    out = warm.python(Path(__file__).with_name("crash_child_stream.py"), tmp_path, env=env)
     assert out.returncode == 0, out.stderr[-3000:]
     report = [json.loads(line) for line in out.stdout.splitlines() if line.startswith("{")]
     calm, steps, ends = report[0]["calm"], report[0]["steps"], [x for x in report if "k" in x]
@@ -90,17 +91,13 @@ def test_killed_at_every_step_nothing_is_missing_and_nothing_is_double(tmp_path)
 def test_the_unfinished_of_a_dead_consumer_are_taken_over(settings, market):
     patient = settings.with_(**{"stream.claim_after": 1})
     publish_rows(patient, market.tail(20))
-    dead = patience.run(
-        [
-            sys.executable,
-            "-c",
-            f"""
+    dead = warm.python(
+        f"""
 import os, signal
 from live_redis import live_settings
 from stockpredict.stream.queue import Stream
 s = Stream(live_settings({str(patient.storage.home)!r}, {patient.stream.redis_url!r}))
 s.take('elsewhere-1'); os.kill(os.getpid(), signal.SIGKILL)""",
-        ],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert dead.returncode == -signal.SIGKILL
@@ -205,17 +202,13 @@ def test_the_catalog_is_one_plain_file_when_nobody_writes_and_readable_after_a_k
         assert not plain()
     assert plain()
     publish_rows(settings, market.iloc[30:60])
-    dead = patience.run(
-        [
-            sys.executable,
-            "-c",
-            f"""
+    dead = warm.python(
+        f"""
 import os, signal
 from live_redis import live_settings
 from stockpredict.stream.consumer import Consumer
 c = Consumer(live_settings({str(settings.storage.home)!r}, {settings.stream.redis_url!r}))
 c.go(idle=.02); os.kill(os.getpid(), signal.SIGKILL)""",
-        ],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert dead.returncode == -signal.SIGKILL and not plain() and count(settings) == 60

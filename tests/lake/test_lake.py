@@ -1,6 +1,7 @@
 "The lake: newest known wins, as-of, adjustment, snapshots, fingerprints, and what researchers may ask."
 
 import itertools
+import os
 import sys
 from datetime import date
 
@@ -23,6 +24,14 @@ COUNT = itertools.count()
 DAY = pd.Timedelta(days=1)
 T0 = pd.Timestamp("2020-01-02 21:00", tz="UTC")
 LAG = pd.Timedelta(minutes=15)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_threads():
+    "The other test files run with one thread; here DuckDB divides its queries."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +407,14 @@ def test_moments():
     assert moment(None) < moment("1900-01-01") < moment("", late=True)
     with pytest.raises(DataError, match="not a date"):
         moment("tomorrow-ish")
+
+
+def test_duckdb_uses_as_many_threads_as_the_environment_says(home, lake, monkeypatch):
+    threads = "SELECT current_setting('threads') AS n"
+    assert lake.rows(threads).n[0] == min(2, os.cpu_count())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with Lake(home, read_only=True) as alone:
+        assert alone.rows(threads).n[0] == 1
 
 
 def test_extensions_come_from_wheels_only(monkeypatch):

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 
 from stockpredict.algebra import loop_cache
 from stockpredict.algebra.numba_kernels import ALL_LOOPS, compiled
@@ -52,8 +53,8 @@ def ask(folder: Path, cache: Path, **loop) -> tuple[float, list]:
     folder.mkdir(exist_ok=True)
     (folder / "loops.py").write_text(LOOP.format(**dict(factor=2.0, inner="x + 1") | loop))
     env = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", ASK.format(folder=str(folder))]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    done = warm.python(ASK.format(folder=str(folder)), env=env)
+    assert done.returncode == 0, done.stderr
     value, names = json.loads(done.stdout)
     return value, names
 
@@ -94,10 +95,14 @@ def test_identities_differ_between_all_loops_and_do_not_depend_on_the_process():
     assert len(marks) == len(ALL_LOOPS) > 40
     ask_one = (
         "from stockpredict.algebra.numba_moments import exponential_means as f;"
-        "import stockpredict.algebra.kernels; print(f.identity)"
+        "import sys, stockpredict as sp; from stockpredict.catalogue.feature import compute;"
+        "compute(sp.Panel.from_bars(sp.sample_prices(tickers=['AAPL'])), 'rsi_14');"
+        "print('numba' in sys.modules, f.identity)"
     )
     done = subprocess.run([sys.executable, "-c", ask_one], capture_output=True, text=True, check=True)
-    assert marks[done.stdout.strip()] == "exponential_means"
+    waited, mark = done.stdout.split()
+    assert waited == "False", "the first feature of a process must not wait for numba"
+    assert marks[mark] == "exponential_means"
 
 
 def market(tickers: int, sessions: int, holes: bool = False, seed: int = 0) -> Panel:
