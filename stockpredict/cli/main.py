@@ -120,6 +120,36 @@ def validate(ctx: typer.Context, as_of: AsOf = "", json_: Json = False):
         result = outcome(work, [page(work, "r40_validate")])
     _print_outcome(result, json_)
 
+# %% ../../nbs/cli/50_main.ipynb #35d8ff5d
+@app.command("try")
+def try_(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model, or a feature to add to the default model.")],
+    json_: Json = False,
+):
+    "Retrain one model, or the default model with one more feature, and compare it with the run before."
+    from stockpredict.ops.attempt import attempt, export_changed
+
+    with telling(keep=True) as say:
+        for path in export_changed():
+            say(f"exported {path}")
+        result = attempt(load(ctx), name, say, quiet=json_ or None)
+    if json_:
+        return as_json({k: v for k, v in result.items() if k not in ("now", "before")})
+    _print_attempt(result)
+
+
+def _print_attempt(result):
+    "The sentence of an attempt, its differences, and where its page is."
+    import pandas as pd
+
+    out(result["sentence"])
+    if result["change"]:
+        columns = {"horizon": "ahead", "low": "change, low", "high": "change, high"}
+        numbers = dict.fromkeys(("now", "before", "change", "change, low", "change, high"), "+.4f")
+        out(grid(pd.DataFrame(result["change"]).rename(columns=columns), p=".3f", **numbers))
+    out(f"\nNothing is promoted. Every number of both runs: {result['page']}")
+
 # %% ../../nbs/cli/50_main.ipynb #f75498c9
 @app.command()
 def predict(
