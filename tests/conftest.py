@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import kill_points
+import numba  # noqa: F401 - so that every test computes with the loops
 import patience
 import pytest
 

@@ -6,7 +6,8 @@
 __all__ = []
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #9b4c3e4c
-import math, os
+import math, os, sys
+from contextlib import contextmanager
 from functools import cached_property, update_wrapper
 from types import FunctionType
 import numpy as np
@@ -201,15 +202,43 @@ def row_means(x, centre, square):
     return out
 
 # %% ../../nbs/algebra/10_numba_kernels.ipynb #375d68b7
+BEFORE_NUMBA = 4_000_000  # values that tensor kernels compute before a process imports numba
+_computed = [0]  # values so far, while numba is not imported
+
+
+def numba_pays(
+    values: int,  # of the step that comes next
+) -> bool:
+    "Is numba imported, or has this process computed so much that importing it pays?"
+    if "numba" in sys.modules:
+        return True
+    _computed[0] += values
+    return _computed[0] > BEFORE_NUMBA
+
+
+@contextmanager
+def one_thread():
+    "Keep torch to one thread: on small tensors the others only wait, and waiting costs processor time."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+# %% ../../nbs/algebra/10_numba_kernels.ipynb #3f3a0214
 def dispatch(
     tensors,  # function of tensors and numbers
     loop,  # the same function on contiguous float32 arrays
+    light: bool = False,  # may the tensor kernel serve until numba is imported?
 ):  # function that takes the loop for float32 on a processor
     "Join a compiled loop and the tensor kernel it equals under one name."
 
     def f(*args):
         if any(isinstance(a, Tensor) and (a.is_cuda or a.dtype != torch.float32) for a in args):
             return tensors(*args)
+        if light and not numba_pays(args[0].numel()):
+            return tensors(*(a.double() if isinstance(a, Tensor) else a for a in args)).float()
         return torch.from_numpy(loop(*(a.contiguous().numpy() if isinstance(a, Tensor) else a for a in args)))
 
     return update_wrapper(f, tensors)

@@ -321,5 +321,5 @@ def _exp_mean(x, decay, least=1, last=False):
     return exponential_means(x[-n:] if last else x, n, decay, enough, last, _weights(n, decay))
 
 
-exp_mean = dispatch(kernels.exp_mean, _exp_mean)
-exp_mean_newest = dispatch(kernels.exp_mean, partial(_exp_mean, last=True))
+exp_mean = dispatch(kernels.exp_mean, _exp_mean, light=True)
+exp_mean_newest = dispatch(kernels.exp_mean, partial(_exp_mean, last=True), light=True)

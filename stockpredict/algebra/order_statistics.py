@@ -133,11 +133,12 @@ def _sign(largest):
 
 
 rolling_extreme = dispatch(
-    kernels.rolling_extreme, lambda x, n, largest=True: window_extremes(x, n, _sign(largest))
+    kernels.rolling_extreme, lambda x, n, largest=True: window_extremes(x, n, _sign(largest)), light=True
 )
 rolling_age = dispatch(
     kernels.rolling_age,
     lambda x, n, largest=True, oldest=False: window_extreme_ages(x, n, _sign(largest), oldest),
+    light=True,
 )
 
 # %% ../../nbs/algebra/20_order_statistics.ipynb #f488edb7

@@ -9,7 +9,7 @@ __all__ = []
 import math
 import torch
 from torch import Tensor
-from .numba_kernels import write_finite, write_quotient
+from .numba_kernels import numba_pays, write_finite, write_quotient
 from .recipes import newest_rows
 from .series import Quotient, Series
 
@@ -21,7 +21,7 @@ def write_series(
 ):
     "Write a series to some columns of a larger tensor; values that are not finite become `NaN`."
     present = newest_rows(series.grid.present, len(out))
-    plain = out.dtype == torch.float32 and not out.is_cuda
+    plain = out.dtype == torch.float32 and not out.is_cuda and numba_pays(0)
     if plain and isinstance(series, Quotient) and "_x" not in vars(series):
         parts = [newest_rows(x, len(out)).contiguous().numpy() for x in series.parts]
         return write_quotient(*parts, present.contiguous().numpy(), out.numpy(), at)

@@ -21,6 +21,7 @@ from ..core.registry import Registry
 from ..algebra.kernels import BLOCK_VALUES
 from ..algebra.leak_scan import scan_function
 from ..algebra.live_code import CodeWalk, is_packaged
+from ..algebra.numba_kernels import one_thread
 from ..algebra.panel import FIELDS, Panel, Series, equal_with_nan
 from ..algebra.proof_guard import check_defined, check_foresight, examine, watched
 from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
@@ -333,6 +334,7 @@ def as_features(
     return [n if isinstance(n, Feature) else FEATURES[n] for n in resolve_names(names)]
 
 # %% ../../nbs/catalogue/00_feature.ipynb #c1cf7ac7
+@one_thread()  # the markets of the proof are small
 def ensure_proven(
     panel: Panel,  # where the features will be computed
     names: str | list,  # names of features, names of sets, or `Feature` objects
@@ -362,6 +364,7 @@ def ensure_proven(
 NEWEST_BLOCK = 4096  # tickers in a block when only the newest sessions are computed
 
 
+@one_thread()  # blocks are too small to be divided
 def fill_features(
     panel: Panel,  # where
     out: dict[Feature, Tensor],  # what to compute, and where to put it: `[session, ticker]`, contiguous
@@ -371,24 +374,19 @@ def fill_features(
     "Compute features into tensors; what they share is computed once."
     apart, compared = [f for f in out if not f.crossings], [f for f in out if f.crossings]
     whole = Panel(panel._fields, None, None, Grid(panel.sessions, panel.tickers, panel.present))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # blocks are too small to be divided
-    try:
-        for chosen, parts in ((apart, panel.blocks(rows and NEWEST_BLOCK)), (compared, [(0, whole)])):
-            if panel.present.numel() > BLOCK_VALUES // 8 and not rows:
-                chosen = greedy_order({f: f.uses for f in chosen})
-            uses = Counter()
+    for chosen, parts in ((apart, panel.blocks(rows and NEWEST_BLOCK)), (compared, [(0, whole)])):
+        if panel.present.numel() > BLOCK_VALUES // 8 and not rows:
+            chosen = greedy_order({f: f.uses for f in chosen})
+        uses = Counter()
+        for f in chosen:
+            uses.update(f.uses)
+        need, groups = rows and rows_needed({f.recipe: rows for f in chosen}), sweep_groups(uses)
+        for at, part in parts if chosen else ():
+            part.grid.shared = SeriesCache(uses, need, groups)
+            if rows:
+                part.grid.tables = None  # a row is a bar
             for f in chosen:
-                uses.update(f.uses)
-            need, groups = rows and rows_needed({f.recipe: rows for f in chosen}), sweep_groups(uses)
-            for at, part in parts if chosen else ():
-                part.grid.shared = SeriesCache(uses, need, groups)
-                if rows:
-                    part.grid.tables = None  # a row is a bar
-                for f in chosen:
-                    write_series(f(part), out[f], at)
-    finally:
-        torch.set_num_threads(threads)
+                write_series(f(part), out[f], at)
 
 # %% ../../nbs/catalogue/00_feature.ipynb #357f83d8
 def _compute_unproven(panel, chosen):  # values of unproven features

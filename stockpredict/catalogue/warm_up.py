@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/catalogue/15_warm_up.ipynb #9e856809
 import time
+from importlib import import_module
 from ..algebra import loop_cache
 from ..algebra.numba_kernels import ALL_LOOPS
 from ..algebra.panel import FIELDS, Panel
@@ -35,6 +36,7 @@ def load_loops(
     sessions: tuple = (1, 3),  # newest sessions that will be asked for: one, and several
 ) -> dict:  # features, signatures loaded, loops that had to be compiled, CPU seconds
     "Load every compiled loop that features call, in batch and for the newest sessions."
+    import_module("numba")  # from here on every step takes its loop
     began, before = time.process_time(), len(loop_cache.COMPILED)
     chosen = as_features(names)
     also = frozenset().union(*(f.fields for f in chosen)) - set(FIELDS)
