@@ -415,7 +415,7 @@ class Facts(Section):
         description="Requests for facts a run may send; the rest waits for the next run.",
     )
 
-
+# %% ../../nbs/core/25_sections.ipynb #b44e4b6c
 class Schedule(Section):
     "Scheduled runs."
 
@@ -446,3 +446,36 @@ class Schedule(Section):
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
     lab_port: int = Field(8888, ge=1, le=65_535, description="Port of the JupyterLab page.")
+
+# %% ../../nbs/core/25_sections.ipynb #b9c01643
+class Reports(Section):
+    "Report pages: their limits, and how many stay."
+
+    minutes: float = Field(15, gt=0, le=1_440, description="Minutes that a page may take.")
+    memory_gb: float = Field(
+        0, ge=0, le=10_000, description="Memory in GB that a page may use; 0 for nine tenths of the machine."
+    )
+    keep: int = Field(
+        200,
+        ge=1,
+        le=100_000,
+        description="Runs of each report that stay when old ones are pruned; pinned ones and those of the "
+        "served model always do.",
+    )
+
+# %% ../../nbs/core/25_sections.ipynb #72954bb3
+class Flows(Section):
+    "How the work of a flow is shared out; the results are the same."
+
+    engine: Literal["local", "processes", "dask"] = Field(
+        "local",
+        description="Who trains: local is one process, processes are several on this machine, "
+        "dask is a scheduler (pip install 'stockpredict[dask]').",
+    )
+    workers: int = Field(
+        0, ge=0, le=1_000, description="Processes that work at the same time; 0 is one for each core."
+    )
+    dask_address: str = Field(
+        "",
+        description="Scheduler for the engine dask, tcp://host:8786; empty starts a cluster on this machine.",
+    )

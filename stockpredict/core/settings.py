@@ -11,8 +11,16 @@ from pathlib import Path
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
-from .sections import Costs, Data, Facts, Features, Gate, Models, Schedule, Serving
-from .sections import SimulatedSettings, Sources, Storage, Store, StreamSettings, Validation
+from .sections import Costs, Data, Facts, Features, Flows, Gate, Models, Reports, Schedule
+from stockpredict.core.sections import (
+    Serving,
+    SimulatedSettings,
+    Sources,
+    Storage,
+    Store,
+    StreamSettings,
+    Validation,
+)
 
 # %% ../../nbs/core/30_settings.ipynb #96117834
 class Settings(BaseModel):
@@ -33,6 +41,8 @@ class Settings(BaseModel):
     serving: Serving = Serving()
     facts: Facts = Facts()
     schedule: Schedule = Schedule()
+    reports: Reports = Reports()
+    flows: Flows = Flows()
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
 def _repeated(items):
@@ -288,7 +298,8 @@ def with_(
 def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"}
-    apart = dict.fromkeys(("storage", "store", "stream", "serving", "facts", "schedule"), True)
+    apart = ("storage", "store", "stream", "serving", "facts", "schedule", "reports", "flows")
+    apart = dict.fromkeys(apart, True)
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

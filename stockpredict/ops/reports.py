@@ -164,6 +164,8 @@ def report_page(
     lineage: dict | None = None,  # where the numbers came from
     home: str = "../../index.html",  # relative link to the index
     policy: str = POLICY,  # what the browser may load and run
+    changes: str = "",  # relative link to the difference from the run before
+    feed: str = "",  # relative link to a feed
 ) -> str:
     "A complete, self-contained HTML document."
     return fill(
@@ -177,6 +179,8 @@ def report_page(
         home=home,
         body=Fragment(_with_contents(body)),
         lineage=lineage_footer(lineage or {}),
+        changes=changes,
+        feed=feed,
     ).html
 
 # %% ../../nbs/ops/00_reports.ipynb #5b8c1efe
@@ -338,24 +342,41 @@ def failure_banner(
     return fill("banner.html", where=where, lines="\n".join(map(str, lines)))
 
 # %% ../../nbs/ops/00_reports.ipynb #d5c62f5b
+PINS = "pins.json"  # beside the index: the runs that are never pruned
+
+
 def finished_runs(
     reports: str | Path,  # the reports folder
-) -> list[dict]:  # newest first, each with its `folder` relative to `reports`
+) -> list[dict]:  # newest first, each with its `folder` relative to `reports`, `pinned`, `whole`
     "The results of all finished runs."
-    runs = []
+    runs, pins = [], read_json(Path(reports) / PINS)
+    pins = pins if isinstance(pins, dict) else {}
     for place in Path(reports).glob("[!.]*/[!.]*/result.json"):
-        result = read_json(place)
+        result, folder = read_json(place), place.parent.relative_to(reports).as_posix()
         if isinstance(result, dict):
-            runs.append({**result, "folder": place.parent.relative_to(reports).as_posix()})
+            whole = (place.parent / "page.html").is_file()
+            runs.append({**result, "folder": folder, "pinned": folder in pins, "whole": whole})
     return sorted(runs, key=lambda r: (str(r.get("started", "")), r["folder"]), reverse=True)
 
+# %% ../../nbs/ops/00_reports.ipynb #fd07a1e6
+def plain_text(
+    value,  # of a result: text, number, list, dictionary
+) -> str:
+    "A value as words, without the braces and quotes of JSON."
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain_text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain_text, value))
+    return "yes" if value is True else "no" if value is False else str(value)
 
+# %% ../../nbs/ops/00_reports.ipynb #a7c5d7fb
 def headline_text(
     result: dict,  # of a run
 ) -> str:  # for example "rank IC +0.0021, hit rate 50.2 %"
     "The headline numbers of a result as one line, in their own order."
     numbers = result.get("headline") or {}
-    return ", ".join(f"{k} {numbers[k]}" for k in result.get("order") or numbers if k in numbers)
+    shown = [k for k in result.get("order") or numbers if k in numbers and numbers[k] not in (None, "")]
+    return ", ".join(f"{k} {plain_text(numbers[k])}" for k in shown)
 
 # %% ../../nbs/ops/00_reports.ipynb #2c5a0ddf
 HEADS = ("direction", "volatility", "intervals")
@@ -383,6 +404,7 @@ def index_row(
         as_of=str(run.get("as_of", "")),
         started=str(run.get("started", ""))[:16].replace("T", " "),
         folder=run["folder"],
+        page=f"{run['folder']}/page.html",
         title=str(run.get("title") or run.get("name", "")),
         word=str(result.get("decision") or status) if status == "complete" else status,
         pills=_pills(result, status),
@@ -390,6 +412,8 @@ def index_row(
         source=str(lineage.get("source", "")).partition(",")[0],
         result=text,
         seconds=format_cell(run.get("seconds"), ".1f"),
+        pinned=bool(run.get("pinned")),
+        whole=run.get("whole", True),
     )
 
 # %% ../../nbs/ops/00_reports.ipynb #26416e8f
@@ -401,6 +425,7 @@ def script_hash(
 
 # %% ../../nbs/ops/00_reports.ipynb #a4a3dade
 CATALOGUE = "catalogue.html"  # the page of every feature, beside the index
+FEED = "feed.xml"  # the newest runs for a feed reader, beside the index
 
 
 def _newest_decision(runs):
@@ -428,7 +453,7 @@ def write_index(
     values = dict(catalogue=catalogue, verdict=box, heads=heads, runs=rows, choices=choices)
     content = fill("index.html", **values, script=Fragment(script)).html
     policy, lineage = f"{POLICY}; script-src {script_hash(script)}", {"runs": len(runs)}
-    options = dict(run="index", home="", lineage=lineage, policy=policy)
+    options = dict(run="index", home="", lineage=lineage, policy=policy, feed=FEED)
     page = report_page("stockpredict reports", content, **options)
     with explain_disk("[storage] reports"):
         return atomic_write(place, page, durable=False)
@@ -446,3 +471,15 @@ def latest_report(
         f"There is no complete report{f' of {name}' if name else ''} yet.",
         "Run `stockpredict retrain`; it writes one.",
     )
+
+# %% ../../nbs/ops/00_reports.ipynb #50d7de65
+def whole_page(
+    reports: str | Path,  # the reports folder
+    run: dict,  # entry of `finished_runs`
+) -> Path:
+    "The page of a run, if it is still there."
+    place = Path(reports) / run["folder"] / "page.html"
+    if place.is_file():
+        return place
+    again = f"Run `stockpredict report run {run.get('name', 'NAME')}` to write a new one"
+    raise NotFound(f"The page of {run['folder']} was moved or deleted.", f"{again}, or restore the folder.")

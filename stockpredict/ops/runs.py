@@ -6,129 +6,23 @@
 __all__ = ['finish', 'run']
 
 # %% ../../nbs/ops/20_runs.ipynb #52a4bf27
-import ast, json, os, re, socket, time
+import errno, json, os, re, socket, sys, time
+from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from html import escape
 from pathlib import Path
 from ..core.errors import FileMissing, ParameterRefused, RunFailed, RunTimeout, UnknownName
-from ..core.errors import did_you_mean, near
+from ..core.errors import did_you_mean
 from ..core.files import atomic_write, explain_disk, git_commit, json_ready, write_json
 from ..core.settings import Settings, load_settings
 from .figure_twins import with_links, write_twins
-from .reports import failure_banner, headline_text, report_body
-from .reports import report_page, write_index
+from .report_diff import diff_name, run_before, write_diff
+from .reports import failure_banner, finished_runs, headline_text, plain_text
+from .reports import report_body, report_page, write_index
 from .run_kernel import execute_notebook
-
-# %% ../../nbs/ops/20_runs.ipynb #86da790e
-@dataclass(frozen=True)
-class Parameter:
-    "One line of a parameters cell."
-
-    name: str  # of the variable
-    kind: str  # its annotation, or the type of its default
-    default: object  # value when nothing is given
-    doc: str = ""  # the comment beside it
-
-# %% ../../nbs/ops/20_runs.ipynb #a2bdf163
-def cell_parameters(
-    source: str,  # code of the parameters cell
-) -> dict[str, Parameter]:  # by name, in order
-    "The assignments of a parameters cell."
-    lines, declared = source.splitlines(), {}
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None:
-            continue
-        annotated = isinstance(node, ast.AnnAssign)
-        target = node.target if annotated else node.targets[0]
-        default = ast.literal_eval(node.value)
-        kind = ast.unparse(node.annotation) if annotated else type(default).__name__
-        doc = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
-        declared[target.id] = Parameter(target.id, kind, default, doc)
-    return declared
-
-# %% ../../nbs/ops/20_runs.ipynb #fead39ed
-def notebook_parameters(
-    notebook: str | Path,  # a notebook file
-) -> dict[str, Parameter]:
-    "The parameters that a run notebook declares."
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(c["source"]) for c in cells if "parameters" in c.get("metadata", {}).get("tags", [])]
-    if len(tagged) != 1:
-        raise ParameterRefused(
-            f"{Path(notebook).stem} has {len(tagged)} cells tagged 'parameters'; values would not reach it.",
-            "Tag exactly one cell of the notebook with 'parameters'.",
-            run=Path(notebook).stem,
-        )
-    return cell_parameters(tagged[0])
-
-# %% ../../nbs/ops/20_runs.ipynb #853c770c
-_TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict, "None": None}
-
-
-def _type_of(node):
-    "The type that an annotation names, read from its syntax tree."
-    if isinstance(node, ast.Subscript):
-        inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-        return _type_of(node.value)[tuple(map(_type_of, inside))]
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
-        return _type_of(node.left) | _type_of(node.right)
-    name = ast.unparse(node)
-    if name not in _TYPES:
-        raise ParameterRefused(
-            f"A parameter cannot be of the type {name}.", f"Available: {', '.join(_TYPES)}."
-        )
-    return _TYPES[name]
-
-
-def fits(
-    value,  # what the caller gives
-    kind: str,  # annotation, for example "dict[str, str] | None"
-) -> bool:
-    "Whether a value is of that type."
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        TypeAdapter(_type_of(ast.parse(kind, mode="eval").body)).validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
-
-# %% ../../nbs/ops/20_runs.ipynb #5922989f
-# bounded, so that a long text costs no more than its length
-SECRET = re.compile(r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@")
-
-
-def _refusal(name, value, declared):
-    "Why a value cannot be a parameter; empty when it can."
-    if name not in declared:
-        hint = "".join(f" (did you mean {n}?)" for n in near(name, declared, 1))
-        return f"'{name}' is no parameter of it{hint}"
-    try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return f"{name} is not plain data (text, numbers, lists, dictionaries)"
-    if not fits(value, declared[name].kind):
-        return f"{name} must be {declared[name].kind}, not {type(value).__name__}"
-    if len(text) > 100_000:
-        return f"{name} is {len(text):,} characters long; hand over a path instead"
-    if SECRET.search(text):
-        return f"{name} contains a password, which the report would show; set it in the environment instead"
-    return ""
-
-# %% ../../nbs/ops/20_runs.ipynb #b279a75c
-def check_values(
-    declared: dict[str, Parameter],  # what the notebook takes
-    values: dict,  # what the caller gives
-    run: str = "",  # name of the run, for the message
-) -> dict:  # the values, checked
-    "Refuse unknown names, wrong types, values that are not JSON, and secrets; all problems at once."
-    problems = [p for name, value in values.items() if (p := _refusal(name, value, declared))]
-    if problems:
-        takes = ", ".join(f"{p.name}: {p.kind}" for p in declared.values())
-        problem = f"{run or 'The run'} cannot start: {'; '.join(problems)}."
-        raise ParameterRefused(problem, f"It takes {takes}.", run=run)
-    return dict(values)
+from .run_parameters import Parameter, check_values, notebook_parameters
 
 # %% ../../nbs/ops/20_runs.ipynb #d8172838
 def runs_folder() -> Path:  # of run notebooks
@@ -262,12 +156,44 @@ class RunResult:
         return f"{self.name} {self.status}: {headline_text(self.result) or 'no headline'}"
 
 # %% ../../nbs/ops/20_runs.ipynb #7458fc89
+def flow_run_id() -> str:  # empty outside a flow
+    "The identity of the Prefect run that this is part of."
+    if "prefect" not in sys.modules:
+        return ""
+    from prefect.runtime import flow_run
+
+    return str(flow_run.id or "")
+
+
+def page_lineage(
+    facts: dict,  # of a run, with its result
+) -> dict:  # name to text
+    "What the foot of a page says."
+    more = dict((facts.get("result") or {}).get("lineage") or {})
+    snapshot = more.pop("lake snapshot", more.pop("snapshot", None))
+    first = {
+        "run id": facts["run_id"],
+        "Prefect run": facts.get("flow_run") or None,
+        "commit": facts["commit"],
+        "lake snapshot": snapshot,
+        "settings": facts["settings"],
+        "seed": more.pop("seed", facts.get("seed")),
+        "started": facts["started"],
+        "seconds": facts["seconds"],
+    }
+    trained = more.pop("commit", None)
+    first["trained at commit"] = trained if str(trained)[:10] != str(facts["commit"])[:10] else None
+    more = {k: v for k, v in more.items() if k not in first}
+    return {k: plain_text(v) for k, v in {**first, **more}.items() if v is not None}
+
+# %% ../../nbs/ops/20_runs.ipynb #948abba9
 def describe_run(
     notebook,  # executed notebook node
     facts: dict,  # name, run id, as of, status, seconds …
     message: str,  # why it failed; empty when it did not
     cell_id: str = "",  # where
     printed: list = (),  # last lines of its standard error
+    changes: str = "",  # relative link to the difference from the run before
 ) -> tuple[str, dict]:  # the page, and the content of result.json
     "The page of a run and its machine-readable twin."
     result, banner = result_in(notebook), ""
@@ -279,8 +205,6 @@ def describe_run(
         lines = lines or list(printed)
         facts["error"] = {"cell": cell, "message": message, "lines": lines}
         banner = failure_banner(cell, [message, *lines]).html
-    keys = ("commit", "settings", "run_id", "started", "seconds")
-    lineage = {**result.get("lineage", {}), **{k.replace("_", " "): facts[k] for k in keys}}
     status = facts["status"]
     if status == "complete":
         status = result.get("decision", status)
@@ -290,11 +214,12 @@ def describe_run(
         run=facts["name"],
         as_of=facts["as_of"],
         status=status,
-        lineage=lineage,
+        lineage=page_lineage(facts),
+        changes=changes,
     )
     return page, facts
 
-# %% ../../nbs/ops/20_runs.ipynb #a7baee29
+# %% ../../nbs/ops/20_runs.ipynb #d5737096
 def publish_run(
     hidden: Path,  # folder with the executed notebook
     facts: dict,  # what is known about the run
@@ -303,16 +228,20 @@ def publish_run(
     "Render what was executed, then let the folder appear under its final name."
     import nbformat
 
-    notebook = nbformat.read(hidden / "notebook.ipynb", 4)
-    html, facts = describe_run(notebook, facts, *why)
-    lineage = facts["result"].get("lineage", {})
-    snapshot = lineage.get("lake snapshot", lineage.get("snapshot"))
+    notebook, reports = nbformat.read(hidden / "notebook.ipynb", 4), hidden.parents[1]
+    facts = facts | {"result": result_in(notebook)}
+    before = run_before(finished_runs(reports), facts) if facts["status"] == "complete" else None
+    changes = f"../../{diff_name(before['run_id'], facts['run_id'])}" if before else ""
+    html, facts = describe_run(notebook, facts, *why, changes=changes)
+    snapshot = page_lineage(facts).get("lake snapshot")
     write_twins(notebook, hidden, {"run": facts["run_id"], "snapshot": snapshot})
     atomic_write(hidden / "page.html", html, durable=False)
     write_json(hidden / "result.json", facts, durable=False)
     final = hidden.with_name(facts["run_id"])
     os.replace(hidden, final)
-    write_index(final.parents[1])
+    if before:
+        write_diff(reports, before["run_id"], facts["run_id"])
+    write_index(reports)
     return final, facts
 
 # %% ../../nbs/ops/20_runs.ipynb #3bdc250b
@@ -356,6 +285,69 @@ def fill_parameters(
     return {**{k: v for k, v in usual.items() if k in declared}, **params}
 
 # %% ../../nbs/ops/20_runs.ipynb #76b204c8
+def checked_day(
+    text: str,  # from the caller
+    run: str = "",  # name of the run, for the message
+    now: datetime | None = None,  # UTC; the clock when empty
+) -> str:  # YYYY-MM-DD, or ""
+    "A date that a run may be about."
+    if not text:
+        return ""
+    try:
+        day = date.fromisoformat(str(text))
+    except ValueError:
+        problem = f"{run or 'The run'} cannot start: {str(text)[:40]!r} is no date."
+        raise ParameterRefused(problem, "Write it as YYYY-MM-DD, for example 2022-12-30.", run=run) from None
+    newest = ((now or datetime.now(UTC)) + timedelta(hours=14)).date()
+    if day > newest:
+        problem = f"{run or 'The run'} cannot start: {day} lies in the future, and nothing is known about it."
+        raise ParameterRefused(problem, f"Name a day until {newest}, or leave the date empty.", run=run)
+    return str(day)
+
+# %% ../../nbs/ops/20_runs.ipynb #caa8c979
+@contextmanager
+def whole_or_nothing(
+    hidden: Path,  # folder that a run writes into
+):
+    "A block after which the folder is complete under another name, or gone."
+    import shutil
+
+    try:
+        with explain_disk("[storage] reports"):
+            try:
+                yield
+            except OSError as e:
+                if e.errno == errno.EFBIG:
+                    e.errno = errno.ENOSPC
+                e.filename = e.filename or str(hidden.parents[1])
+                raise
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+# %% ../../nbs/ops/20_runs.ipynb #89e629c2
+_FIXES = {
+    "It was stopped after": "Give it more time with [reports] minutes, or a smaller question.",
+    "It needed more memory": "Allow it more with [reports] memory_gb, or use fewer tickers or features.",
+    "It printed without end": "Show a part of the output, or write it to a file.",
+}
+
+
+def failure(
+    name: str,  # of the run
+    status: str,  # "failed" or "timeout"
+    message: str,  # why
+    final: Path,  # its folder
+    error: dict,  # cell and lines
+) -> RunFailed:
+    "The error of a run that ended early, with the next step."
+    kind = RunTimeout if status == "timeout" else RunFailed
+    fix = next((f"{text} " for start, text in _FIXES.items() if message.startswith(start)), "")
+    seen = f"{fix}Open {final / 'page.html'} to see everything before it."
+    return kind(
+        f"{name} stopped at {error['cell']}: {message}", seen, run=name, dir=str(final), lines=error["lines"]
+    )
+
+# %% ../../nbs/ops/20_runs.ipynb #af94a060
 def _facts(name, run_id, day, status, started, settings, values):
     "What is known about a run before its page is rendered."
     return dict(
@@ -367,6 +359,8 @@ def _facts(name, run_id, day, status, started, settings, values):
         seconds=round((datetime.now(UTC) - started).total_seconds(), 1),
         commit=git_commit(10),
         settings=settings.hash,
+        seed=settings.models.seed,
+        flow_run=flow_run_id(),
         parameters=values,
     )
 
@@ -375,32 +369,31 @@ def run(
     name: str,  # run notebook, for example "r40_validate"
     params: dict | None = None,  # values for its parameters cell
     *,
-    settings: Settings,  # where the reports go, and what the notebook will see
+    settings: Settings,  # where the reports go, what the notebook will see, and its limits
     as_of: str = "",  # date that the run is about; today when empty
-    timeout: float = 900,  # seconds for the whole notebook
+    timeout: float = 0,  # seconds for the whole notebook; 0 = [reports] minutes
     folder: str | Path | None = None,  # of run notebooks; the checkout's nbs/runs when empty
+    # called before each code cell with a `CellProgress` (number, total, heading; str() makes a line of it);
+    # in a Prefect task: on_cell=lambda step: get_run_logger().info("%s %s", name, step)
+    on_cell: Callable | None = None,
 ) -> RunResult:
     "Execute a run notebook; its notebook, page and result go into the reports folder."
     source, started = run_notebook_path(name, folder), datetime.now(UTC)
     root = Path.cwd() if folder else runs_folder().parents[1]
-    declared, as_of = notebook_parameters(source), str(as_of or (params or {}).get("as_of") or "")[:10]
-    filled = fill_parameters(declared, params or {}, settings, as_of, root)
-    values = check_values(declared, filled, name)
+    declared, as_of = notebook_parameters(source), as_of or (params or {}).get("as_of") or ""
+    as_of = checked_day(as_of, name)
+    values = check_values(declared, fill_parameters(declared, params or {}, settings, as_of, root), name)
     day, run_id = as_of or f"{started:%Y-%m-%d}", f"{name}-{started:%Y%m%dT%H%M%S}-{os.urandom(2).hex()}"
     hidden = settings.storage.reports_dir.absolute() / day / hidden_name(run_id, os.getpid())
     with explain_disk("[storage] reports"):
         hidden.mkdir(parents=True)
     remove_abandoned(settings.storage.reports_dir)
-    status, *why = execute_notebook(source, hidden / "notebook.ipynb", values, timeout, root)
-    final, facts = publish_run(hidden, _facts(name, run_id, day, status, started, settings, values), *why)
-    if status == "complete":
-        page, notebook = final / "page.html", final / "notebook.ipynb"
-        return RunResult(name, status, final, page, notebook, facts["result"])
-    kind, error = RunTimeout if status == "timeout" else RunFailed, facts["error"]
-    raise kind(
-        f"{name} stopped at {error['cell']}: {why[0]}",
-        f"Open {final / 'page.html'} to see everything before it.",
-        run=name,
-        dir=str(final),
-        lines=error["lines"],
-    )
+    seconds, memory = timeout or 60 * settings.reports.minutes, int(1e9 * settings.reports.memory_gb)
+    with whole_or_nothing(hidden):
+        words = source, hidden / "notebook.ipynb", values, seconds, root
+        status, *why = execute_notebook(*words, memory=memory, on_cell=on_cell)
+        facts = _facts(name, run_id, day, status, started, settings, values)
+        final, facts = publish_run(hidden, facts, *why)
+    if status != "complete":
+        raise failure(name, status, why[0], final, facts["error"])
+    return RunResult(name, status, final, final / "page.html", final / "notebook.ipynb", facts["result"])

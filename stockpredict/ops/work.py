@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.errors import EmptyUniverse, FlowLocked, NotFound, RunError
 from ..core.files import file_lock, json_ready, read_json, write_json
 from ..core.settings import Settings, load_settings
-from .runs import SECRET
+from .run_parameters import SECRET
 
 # %% ../../nbs/ops/30_work.ipynb #a1388ab5
 def _busy(note):

@@ -111,6 +111,7 @@ def test_missing_values_are_a_dash_and_numbers_follow_their_format():
 def run_folder(root, name, **report):
     folder = root / "2022-12-30" / name
     folder.mkdir(parents=True)
+    (folder / "page.html").write_text("a page")
     (folder / "result.json").write_text(
         json.dumps(
             {"name": "r40_validate", "as_of": "2022-12-30", "status": "complete", "started": name} | report
@@ -177,6 +178,27 @@ def test_the_index_leads_to_the_page_of_features_once_it_is_there(tmp_path):
     assert 'href="index.html"' in cards.read_text() and reports.write_index(tmp_path).read_text() == index
     cards.unlink()
     assert link not in reports.write_index(tmp_path).read_text()
+
+
+def test_a_run_whose_page_was_deleted_stays_in_the_list_without_a_link(tmp_path):
+    from stockpredict.core.errors import NotFound
+
+    run_folder(tmp_path, "a")
+    run_folder(tmp_path, "b")
+    (tmp_path / "2022-12-30" / "b" / "page.html").unlink()
+    index, newest = reports.write_index(tmp_path).read_text(), reports.latest_report(tmp_path)
+    assert "2022-12-30/b/page.html" not in index and "(page deleted)" in index
+    assert "2022-12-30/a/page.html" in index
+    with pytest.raises(NotFound, match="of 2022-12-30/b was moved or deleted") as refused:
+        reports.whole_page(tmp_path, newest)
+    assert "stockpredict report run r40_validate" in refused.value.fix
+
+
+def test_no_column_of_the_index_shows_json(tmp_path):
+    headline = {"candidates": ["mean", "ridge"], "share": {"KO": 0.5}, "tuned": True, "note": None}
+    run_folder(tmp_path, "a", result={"headline": headline})
+    index = reports.write_index(tmp_path).read_text()
+    assert "candidates mean, ridge, share KO 0.5, tuned yes<" in index
 
 
 def test_the_latest_is_the_newest_complete_one(tmp_path):

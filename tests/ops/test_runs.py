@@ -12,7 +12,7 @@ import pytest
 
 from stockpredict.core.errors import ParameterRefused, RunFailed, RunTimeout, UnknownName
 from stockpredict.core.settings import load_settings
-from stockpredict.ops import runs
+from stockpredict.ops import run_parameters, runs
 
 FINISH = "from stockpredict.ops.runs import finish\nfinish({'headline': {'seen': repr(word)}, 'value': word})"
 
@@ -255,14 +255,14 @@ def test_nothing_is_visible_before_it_is_complete(tmp_path, settings):
 
 def test_declared_parameters_are_read_and_not_run():
     cell = "a: int = 1  # first\nb = 'x'\nc: list[str] = ['#no']  # a list\nimport os"
-    matches = runs.cell_parameters(cell)
+    matches = run_parameters.cell_parameters(cell)
     assert [(p.name, p.kind, p.default, p.doc) for p in matches.values()] == [
         ("a", "int", 1, "first"),
         ("b", "str", "x", ""),
         ("c", "list[str]", ["#no"], "a list"),
     ]
     with pytest.raises(ValueError, match="malformed"):
-        runs.cell_parameters("a = __import__('os').getpid()")
+        run_parameters.cell_parameters("a = __import__('os').getpid()")
 
 
 def test_what_a_killed_run_left_is_swept_away_at_once_and_elsewhere_a_day_later(tmp_path, settings):
