@@ -56,14 +56,15 @@ lint: env        ## Style and mistakes a machine can see
 notebooks: env   ## Run every lesson against the exported package (with --all-steps: how much of it they reach)
 	OMP_NUM_THREADS=1 $(BIN)/python nbs/lessons.py $(if $(findstring --all-steps,$(ARGS)),--coverage)
 
-lab: env         ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+lab: env         ## JupyterLab on the notebooks, with kernel, clean hook, merge driver and trust set
+	$(BIN)/python nbs/lab.py $(ARGS)
 
 serve: env       ## The prediction service (needs a `make run` before)
 	$(BIN)/stockpredict serve
 
-up: env          ## API, Prefect server with UI and schedules, MLflow UI
-	$(BIN)/stockpredict up
+up: env          ## API, Prefect with its schedules, MLflow, JupyterLab (ARGS=--spare-ports: beside another one)
+	@$(BIN)/python nbs/lab.py --prepare
+	$(BIN)/stockpredict up $(ARGS)
 
 down: env        ## Stop what `make up` started
 	$(BIN)/stockpredict down
