@@ -20,6 +20,7 @@ from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import pipeline
 from stockpredict.ops.flow_edge import RETRY, DeskRun, as_step, desk_flow
 from stockpredict.ops.training_day import ingest_sentence, plan_training, training_result, training_settings
+from stockpredict.ops.watch_day import keep_table
 from stockpredict.ops.work import load_work, open_work, retrain_lock
 from stockpredict.train.champion import champion_or_none
 
@@ -33,6 +34,7 @@ ingest = as_step(ingest, **RETRY)
 features, judge, publish, refresh = map(
     as_step, (pipeline.features, pipeline.judge, pipeline.publish, pipeline.refresh)
 )
+keep = as_step(keep_table, "keep the table")
 train, self_test = (as_step(step, spin=False) for step in (pipeline.train, pipeline.self_test))
 
 
@@ -73,6 +75,8 @@ def story(desk: DeskRun, settings):
     judge(work)
     publish(work)
     refresh(work)
+    if not load_work(work).past:
+        keep(settings)
     pages = [page(work, name) for name in pipeline.PAGES]
     return pipeline.outcome(work, pages)
 

@@ -173,7 +173,7 @@ class DeskRun:
     session: str = ""  # that the run is about, YYYY-MM-DD
     sentences: list[str] = field(default_factory=list)  # what it has said
 
-    def say(self, sentence: str):
+    def say(self, sentence: str, echo: bool = True):
         "Put a sentence into the log of the run, and on the terminal of somebody who waits."
         from prefect.exceptions import MissingContextError
         from prefect.logging import get_run_logger
@@ -183,7 +183,8 @@ class DeskRun:
             get_run_logger().info(sentence)
         except MissingContextError:
             pass
-        print(f"  {sentence}", file=sys.stderr, flush=True)
+        if echo:
+            print(f"  {sentence}", file=sys.stderr, flush=True)
 
     def skip(self, reason: str):
         "The end of a run that has nothing to do."
@@ -328,7 +329,7 @@ def _tell(story, flow, settings, sessions, as_of, own):
             result = story(desk, **own)
             if not isinstance(result, DayResult):
                 return result  # the state of a run that had nothing to do
-            desk.say(result.sentence)
+            desk.say(result.sentence, echo=False)
             publish_artifact(result)
             if not as_of:
                 note_done(settings, flow.name, session)

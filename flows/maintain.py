@@ -1,0 +1,36 @@
+"""Maintain: small files merged, old versions of the lake expired, finished work and leftovers removed.
+
+    python flows/maintain.py                       see what would be removed
+    python flows/maintain.py --do-it               remove it
+    python flows/maintain.py --serve               stay, and maintain after the last session of each week
+
+Versions that the served model was trained on or that you pinned stay, and so does the newest work. No bar is
+ever deleted here: `stockpredict lake retain` does that when you ask for it.
+"""
+
+import sys
+from typing import Annotated
+
+from pydantic import Field
+
+from stockpredict.cli.flow_program import flow_program
+from stockpredict.ops import upkeep_day
+from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
+
+DoIt = Annotated[bool, Field(description="Remove; otherwise only report what would be removed.")]
+
+lake = as_step(upkeep_day.keep_lake, "lake")
+work = as_step(upkeep_day.keep_work, "work folders")
+reports = as_step(upkeep_day.keep_reports, "reports")
+
+
+@desk_flow
+def maintain(desk: DeskRun, do_it: DoIt = False):
+    "Merge small files, expire old versions of the lake, and remove finished work and old leftovers."
+    settings = desk.settings
+    done = [lake(settings, do_it), work(settings, do_it), reports(settings, do_it)]
+    return upkeep_day.maintain_result(desk, done, do_it)
+
+
+if __name__ == "__main__":
+    sys.exit(flow_program(maintain))

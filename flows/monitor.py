@@ -1,0 +1,32 @@
+"""Monitor: the age of data and predictions, the drift of the inputs, and how often intervals held.
+
+    python flows/monitor.py                        the state of now
+    python flows/monitor.py --as-of 2020-03-12     the state after this session closed
+    python flows/monitor.py --serve                stay, and look when the exchange has closed
+
+Nothing is changed. The page is `r60_monitor`. What needs a look stands in the outcome, and
+the exit code is 1.
+"""
+
+import sys
+
+from stockpredict.cli.flow_program import flow_program
+from stockpredict.ops import watch_day
+from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
+from stockpredict.ops.runs import run
+
+state_of = as_step(watch_day.desk_state, "age and intervals")
+write_page = as_step(run, "r60_monitor")
+
+
+@desk_flow
+def monitor(desk: DeskRun):
+    "Report the age of data and predictions, the drift of the inputs, and how often intervals held."
+    state = state_of(desk.settings, desk.as_of)
+    values = {"workdir": watch_day.judged_work(desk.settings), "as_of": desk.as_of}
+    page = write_page("r60_monitor", values, settings=desk.settings, as_of=desk.session)
+    return watch_day.monitor_result(desk, state, str(page.html))
+
+
+if __name__ == "__main__":
+    sys.exit(flow_program(monitor))
