@@ -55,6 +55,12 @@ def _block_counts(values, stop):
     return [np.add.reduceat(part, np.arange(0, len(part), MONTH)) for part in (counts[:stop], counts[stop:])]
 
 
+def _months_known(counts, index):
+    "The index of each month, missing where less than a quarter of the usual values are known."
+    count = counts.sum(-1)
+    return np.where(count >= 0.25 * (np.median(count[count > 0]) if count.any() else 1), index, np.nan)
+
+
 def drift_of(
     values: np.ndarray,  # `[session, ticker]` training window first, then the test
     stop: int,  # sessions of the training window
@@ -62,11 +68,13 @@ def drift_of(
     "Stability index of a feature in each month of the test, beside what is usual for it."
     before, now = _block_counts(values, stop)
     whole = before.sum(0)
-    past, test = stability_index(before, whole - before), stability_index(now, whole)
-    usual = float(np.quantile(past, 0.95)) if len(past) else float("nan")
-    row = dict(
-        psi=float(stability_index(now.sum(0), whole)), usual=usual, beyond=float((test > usual).mean())
+    past, test = (
+        _months_known(b, stability_index(b, w)) for b, w in ((before, whole - before), (now, whole))
     )
+    known = past[np.isfinite(past)]
+    usual = float(np.quantile(known, 0.95)) if len(known) else float("nan")
+    beyond = float((test[np.isfinite(test)] > usual).mean()) if np.isfinite(test).any() else float("nan")
+    row = dict(psi=float(stability_index(now.sum(0), whole)), usual=usual, beyond=beyond)
     return row | dict(ks=ks_distance(values[stop:], values[:stop]), months=np.r_[past, test])
 
 # %% ../../nbs/ops/42_drift_page.ipynb #103947cd
@@ -111,14 +119,22 @@ def drift_rows(self: Study) -> pd.DataFrame:  # feature, psi, usual, beyond, ks,
         series = {"volatility": data.inputs.volatility.cpu().numpy()}
         for j, h in enumerate(self.experiment.horizons):
             series[f"outcome, {counted(h, 'session')}"] = data.y[..., j].cpu().numpy()
-        for j, name in enumerate(data.inputs.names):
-            series[name] = data.inputs.x[..., j].cpu().numpy()
+        series |= _feature_values(data)
         rows = []
         for name, values in series.items():
             shown = np.where(present, values[start:stop].astype(float), np.nan)
             rows.append({"feature": name} | drift_of(shown, first.train_stop - start))
         self._drift = pd.DataFrame(rows).sort_values(["beyond", "psi"], ascending=False, ignore_index=True)
     return self._drift
+
+
+def _feature_values(data):
+    "Each feature before it is ranked, by name; what the model reads where there are no bars to compute from."
+    if getattr(data, "panel", None) is None:
+        return {name: data.inputs.x[..., j].cpu().numpy() for j, name in enumerate(data.inputs.names)}
+    from stockpredict.catalogue.feature import compute_each
+
+    return {f.name: x.cpu().numpy() for f, x in compute_each(data.panel, list(data.inputs.names))}
 
 # %% ../../nbs/ops/42_drift_page.ipynb #f19d6c2c
 @patch
@@ -162,7 +178,7 @@ def drift_map(
 @patch
 def coverage_months(self: Study) -> pd.DataFrame:  # by month: sessions, value, low, high, loss, base
     "Coverage of the served 90 % interval and its pinball loss by month, at the first horizon."
-    from stockpredict.evaluate.metrics import interval_coverage
+    from stockpredict.evaluate.metrics import hac_ratio
 
     f, y, h = self.served_quantiles(), self.experiment.outcome(self.horizon), self.horizon
     j, base, rows = f.horizon_index(h), self.experiment.benchmark, {}
@@ -172,11 +188,13 @@ def coverage_months(self: Study) -> pd.DataFrame:  # by month: sessions, value, 
     month = pd.PeriodIndex(self.experiment.sessions[self.experiment.tested], freq="M")
     for name in month.unique():
         at = month == name
-        e = interval_coverage(low[at], high[at], y[at], 0.9, h)
+        known = np.isfinite(low[at]) & np.isfinite(high[at]) & np.isfinite(y[at])
+        inside = known & (y[at] >= low[at]) & (y[at] <= high[at])
+        e = hac_ratio(inside.sum(1), known.sum(1), h, null=0.9)
         means = (float(np.nanmean(part[at])) if np.isfinite(part[at]).any() else np.nan for part in losses)
         loss, own = means
         rows[str(name)] = dict(
-            sessions=int(at.sum()), value=e.value, low=e.low, high=e.high, loss=loss, base=own
+            sessions=int(at.sum()), value=e.value, low=max(e.low, 0), high=min(e.high, 1), loss=loss, base=own
         )
     return pd.DataFrame(rows).T
 

@@ -46,17 +46,13 @@ def spread_out(
 
 # %% ../../nbs/ops/43_explain_page.ipynb #dc56753f
 def fold_contributions(
-    settings,  # what the model reads from them
+    model,  # fitted on the window of the fold
     data,  # `Dataset`
-    fold,  # whose window is fitted and whose test is explained
-    candidate,  # model and parameters
+    fold,  # whose test is explained
 ) -> pd.DataFrame:  # by feature: size, slope, gap
     "Mean size of the contributions in the test of one fold, and the sign of their relation to the feature."
     from stockpredict.models.explain import explain
-    from stockpredict.train.universe_shift import fit_ranking
 
-    window = data.window(fold.train_start, fold.train_stop + fold.reach)
-    model = fit_ranking(settings, window, candidate.model, candidate.params)
     parts, values, gap = [], [], 0.0
     for t in spread_out(list(range(fold.test_start, fold.test_stop)), SESSIONS):
         shown = explain(model, data.inputs.until(t + 1), t)
@@ -76,17 +72,29 @@ def _correlation(a, b):
 
 # %% ../../nbs/ops/43_explain_page.ipynb #2593abcd
 @patch
+def fold_models(self: Study) -> list:  # of (number of the fold, fold, model); empty if nothing is explained
+    "The explained model, fitted on the windows of a few folds."
+    from stockpredict.train.universe_shift import fit_ranking
+
+    if not hasattr(self, "_models"):
+        name, e, self._models = self.explained_model(), self.experiment, []
+        for fold in spread_out(list(e.folds), FOLDS) if name else []:
+            window = self.remade_data().window(fold.train_start, fold.train_stop + fold.reach)
+            model = fit_ranking(
+                self.work.settings, window, e.candidates[name].model, e.candidates[name].params
+            )
+            self._models.append((e.folds.index(fold) + 1, fold, model))
+    return self._models
+
+# %% ../../nbs/ops/43_explain_page.ipynb #8b4d17c6
+@patch
 def explained_rows(
     self: Study,
 ) -> pd.DataFrame:  # feature, share, fold 1 …, slope; empty if nothing is explained
     "Share of each feature in the contributions, over the folds and in each."
     if not hasattr(self, "_explained"):
-        name, e = self.explained_model(), self.experiment
-        folds = spread_out(list(e.folds), FOLDS) if name else []
-        each = [
-            fold_contributions(self.work.settings, self.remade_data(), f, e.candidates[name]) for f in folds
-        ]
-        self._explained = _shares(each, [e.folds.index(f) + 1 for f in folds])
+        each = [fold_contributions(model, self.remade_data(), fold) for _, fold, model in self.fold_models()]
+        self._explained = _shares(each, [number for number, _, _ in self.fold_models()])
     return self._explained
 
 
@@ -119,9 +127,11 @@ def explained_sentences(self: Study) -> list[str]:
     many = len(folds.columns) > 1 and len(rows) > 1
     pairs = folds.rank().corr().to_numpy()[np.triu_indices(len(folds.columns), 1)] if many else []
     stable = f"; rank correlation of the shares between folds {np.nanmean(pairs):.2f}" if len(pairs) else ""
+    served = getattr(self, "verdict", None) and self.verdict.numbers.get("parts", {}).get("direction")
+    other = "" if served in (None, name) else f" The direction of {served} is served; {name} is not."
     return [
         f"{name}: exact contributions in {counted(len(folds.columns), 'fold')}, which add up to the score. "
-        f"Largest shares: {top}{stable}."
+        f"Largest shares: {top}{stable}.{other}"
     ]
 
 # %% ../../nbs/ops/43_explain_page.ipynb #46eb0acd

@@ -12,7 +12,7 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core.errors import NotFound
 from ..core.files import read_json
-from . import explain_page  # noqa: F401  # adds the tables of drift and explanation to Study
+from . import skill_page  # noqa: F401  # adds the tables of skill, drift and explanation
 from .study import Study
 
 # %% ../../nbs/ops/45_heads_page.ipynb #b938bbb7
@@ -48,29 +48,68 @@ def volatility_rows(self: Study) -> pd.DataFrame:
             gap = r.get(f"over_{rival}", float("nan"))
             low, high = (r.get(f"over_{rival}_{end}", gap) for end in ("low", "high"))
             words = f"{gap:+.1%} ({low:+.1%}, {high:+.1%})"
-            row |= {f"to {rival}": words if gap == gap else "", f"p {rival}": r.get(f"over_{rival}_p")}
+            p = r.get(f"over_{rival}_p") if gap == gap else float("nan")  # nothing is its own rival
+            row |= {f"to {rival}": words if gap == gap else "", f"p {rival}": p}
         rows.append(row)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/ops/45_heads_page.ipynb #cbb76bea
 @patch
-def risk_rows(self: Study) -> pd.DataFrame:  # level, hits of stocks, hits of the portfolio, p of both tests
-    "Hits of the values at risk, of single stocks and of all in equal parts, with Kupiec and Christoffersen."
+def risk_rows(self: Study) -> pd.DataFrame:  # stated, hits with low and high, failing stocks, portfolio
+    "Hits of the values at risk, stocks that fail Kupiec's and Christoffersen's test, and the portfolio."
     import numpy as np
-    from stockpredict.evaluate.risk import christoffersen, kupiec
+    from stockpredict.evaluate.metrics import slow_ratio
 
     f, y, rows = self.served_quantiles(), self.experiment.outcome(self.horizon), []
     for level in [p for p in f.levels if p < 0.2]:
         bound = f.quantiles[..., f.horizon_index(self.horizon), f.levels.index(level)].numpy()
         known = np.isfinite(bound) & np.isfinite(y)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            count = np.where(known.any(1), known.sum(1), np.nan)
-            means = [np.where(known, v, 0).sum(1) / count for v in (y, bound)]
-        hits = np.where(np.isfinite(means[0]), means[0] < means[1], np.nan)
-        all_hits, series = float((y < bound)[known].mean()), kupiec(hits, level)
-        row = {"stated": level, "hits of stocks": all_hits, "hits of the portfolio": series["rate"]}
-        rows.append(row | {"p Kupiec": series["p"], "p Christoffersen": christoffersen(hits)["p"]})
+        hits = known & (np.where(known, y, 0) < np.where(known, bound, 0))
+        all_hits = slow_ratio(hits.sum(1), known.sum(1), null=level)
+        count = np.maximum(known.sum(1), 1)
+        means = [np.where(known, v, 0).sum(1) / count for v in (y, bound)]
+        portfolio = float((means[0] < means[1])[known.any(1)].mean())
+        row = {"stated": level, "hits of stocks": all_hits.value, "low": all_hits.low, "high": all_hits.high}
+        row |= _failing_stocks(np.where(known, hits, np.nan), level)
+        rows.append(row | {"portfolio": portfolio})
     return pd.DataFrame(rows)
+
+
+def _failing_stocks(hits, level):
+    "Stocks with enough sessions, and how many of them fail each test at 5 %."
+    import numpy as np
+    from stockpredict.evaluate.risk import christoffersen, kupiec
+
+    tested = [h for h in hits.T if np.isfinite(h).sum() >= 100]
+    failed = {"Kupiec": sum(kupiec(h, level)["p"] < 0.05 for h in tested)}
+    failed |= {"Christoffersen": sum(christoffersen(h)["p"] < 0.05 for h in tested)}
+    return {"stocks": len(tested)} | failed
+
+# %% ../../nbs/ops/45_heads_page.ipynb #4a1b8368
+@patch
+def risk_table(self: Study) -> tuple:  # (table for the page, sentence)
+    "The values at risk as a page shows them, and what the tests say."
+    rows = self.risk_rows()
+    table = pd.DataFrame(
+        {
+            "stated": [f"{v:.1%}" for v in rows.stated],
+            "hits of stocks": [f"{r.value:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in _renamed(rows)],
+            "too many or few": [f"{r.Kupiec} of {r.stocks}" for r in rows.itertuples()],
+            "hits in runs": [f"{r.Christoffersen} of {r.stocks}" for r in rows.itertuples()],
+            "portfolio hits": [f"{v:.2%}" for v in rows.portfolio],
+        }
+    )
+    chance = 0.05 * rows.stocks.max()
+    return table, (
+        "Stocks that fail Kupiec's test (too many or too few hits) and Christoffersen's (hits in runs) at "
+        f"5 %: about {chance:.0f} would fail each by chance. The portfolio is held against the mean of the "
+        "bounds of its stocks, which is larger than its risk."
+    )
+
+
+def _renamed(rows):
+    "The lines of the table with names that a tuple can have."
+    return rows.rename(columns={"hits of stocks": "value"}).itertuples()
 
 # %% ../../nbs/ops/45_heads_page.ipynb #d6e53334
 @patch
@@ -84,10 +123,27 @@ def coverage_groups(self: Study) -> pd.DataFrame:  # stated, group, held, 95 % i
     rows = coverage_rows(self.served_quantiles(), e, h, groups)
     form = [
         {"stated": f"{r['share']:.0%}", "group": r["group"], "held": r["value"], "p": r["p"]}
-        | {"95 % interval": f"{r['low']:.1%}, {r['high']:.1%}"}
+        | {"low": r["low"], "high": r["high"]}
         for r in rows
     ]
     return pd.DataFrame(form)
+
+
+@patch
+def coverage_wide(self: Study) -> tuple:  # (table: a line for each group, sentence on what chance gives)
+    "The coverage of all groups side by side, each with its 95 % interval."
+    rows = self.coverage_groups()
+    words = [f"{r.held:.1%} [{r.low:.1%}, {r.high:.1%}]" for r in rows.itertuples()]
+    wide = rows.assign(words=words).pivot(index="group", columns="stated", values="words")
+    wide = wide.loc[list(dict.fromkeys(rows.group))].rename_axis(None, axis=1).reset_index()
+    off, known = int((rows.p < 0.05).sum()), int(rows.p.notna().sum())
+    sentence = (
+        f"{off} of these {known} shares differ from what is stated at 5 %; about {0.05 * known:.0f} would by "
+        "chance. Intervals that follow the market's record hold their share over the years by construction, "
+        "so look at the thirds, the years and the months. An interval of one year is wide, because a year "
+        "has few independent stretches."
+    )
+    return wide, sentence
 
 
 @patch
@@ -125,28 +181,41 @@ def _plain(value):
 
 @patch
 def remade_tables(self: Study):
-    "Tables of drift, coverage by month, explanation and universe shift; none without a work folder."
+    "Tables of skill, drift, coverage by month, explanation and universe shift; none without a work folder."
     if not (hasattr(self, "work") or hasattr(self, "_remade")):
         return {}
     months = self.coverage_months().rename_axis("month").reset_index()
-    tables = {"months": months, "drift": self.drift_rows().drop(columns="months")}
+    tables = {"months": months, "drift": self.drift_rows().drop(columns="months")} | self.skill_numbers()
     return tables | {"explanation": self.explained_rows(), "shift": self.shift_rows()}
 
 # %% ../../nbs/ops/45_heads_page.ipynb #205e3939
 @patch
-def page_numbers(self: Study) -> dict:  # name → number
+def page_numbers(
+    self: Study,
+    again: bool = False,  # compute the skill table again, in place of the one that was judged
+) -> dict:  # name → number
     "Every number that the page shows in a table, computed from forecasts and outcomes."
     from stockpredict.train.interval_skill import interval_skill
     from stockpredict.train.skill_table import skill_table
     from stockpredict.train.volatility_skill import volatility_skill
 
-    tables = {"skill": skill_table(self.experiment), "volatility": volatility_skill(self.experiment)}
+    tables = {"skill": skill_table(self.experiment) if again else self.table}
+    tables |= {"volatility": volatility_skill(self.experiment)}
     tables |= {"intervals": interval_skill(self.experiment), "coverage": self.coverage_groups()}
     tables |= {"risk": self.risk_rows()} | self.remade_tables()
-    names, out = (
-        ("model", "forecast", "horizon", "proxy", "stated", "group", "feature", "left_out", "month"),
-        {},
+    names = (
+        "model",
+        "forecast",
+        "horizon",
+        "proxy",
+        "stated",
+        "group",
+        "feature",
+        "left_out",
+        "month",
+        "path",
     )
+    out = {}
     for title, table in tables.items():
         for r in table.to_dict("records"):
             key = " ".join(str(r[k]) for k in names if k in r)
@@ -175,7 +244,7 @@ def verify_page(
             f"The run of this page is gone: {result['workdir']}.", "Restore it, or validate again."
         )
     study, recorded = Study(result["workdir"]), result["numbers"]
-    again = study.page_numbers()
+    again = study.page_numbers(again=True)
     wrong = [f"{k} is missing on one side." for k in sorted(set(recorded) ^ set(again))]
     for k in sorted(set(recorded) & set(again)):
         if not math.isclose(recorded[k], again[k], rel_tol=tolerance, abs_tol=1e-9):

@@ -140,13 +140,35 @@ def headline(self: Study) -> dict:
             f"{r.r2_os - 1.96 * r.r2_se:+.2%} to {r.r2_os + 1.96 * r.r2_se:+.2%} "
             "against the mean of all stocks",
         ),
-        "90 % interval held": (f"{r.cover90:.1%}", f"{_span_of(r)}of {r.rows:,} outcomes"),
+        **self._other_heads(r),
         "net Sharpe": (
             f"{r.net_sharpe:+.2f}",
             f"{r.net_low:+.2f} to {r.net_high:+.2f} at {self.experiment.settings.costs.bps:g} bp",
         ),
         "models tried": (f"{self.experiment.trials}", f"deflated Sharpe ratio {r.dsr:.0%}"),
     }
+
+
+@patch
+def _other_heads(self: Study, r):
+    "Tiles of volatility and intervals as they would be served; for earlier verdicts those of the candidate."
+    heads = self.verdict.heads
+    own = (f"{r.cover90:.1%}", f"{_span_of(r)}of {r.rows:,} outcomes")
+    covered = {c["share"]: c for c in _numbers_of(heads, "intervals").get("coverage", [])}.get(0.9)
+    if covered:
+        note = f"{max(covered['low'], 0):.1%} to {min(covered['high'], 1):.1%}, as served"
+        own = (f"{covered['value']:.1%}", note)
+    v = _numbers_of(heads, "volatility")
+    if v.get("over_ewma") is None:
+        return {"90 % interval held": own}
+    note = f"{-v['over_ewma_high']:+.1%} to {-v['over_ewma_low']:+.1%} lower QLIKE"
+    gain = {f"{heads['volatility']['model']} against EWMA": (f"{-v['over_ewma']:+.1%}", note)}
+    return gain | {"90 % interval held": own}
+
+
+def _numbers_of(heads, head):
+    "What the verdict on a head rests on; empty for verdicts of earlier versions."
+    return heads.get(head, {}).get("numbers") or {}
 
 # %% ../../nbs/ops/40_study.ipynb #93b1214e
 @patch

@@ -41,6 +41,8 @@ def test_the_page_has_the_twelve_sections_is_small_and_needs_no_network(page):
     heads = [h.strip() for h in re.findall(r"<h2 id=.s\d+.>(.*?)</h2>", html)]
     assert heads == [s.strip() for s in SECTIONS.split(",")]
     assert len(html) < 5_000_000 and not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", html)
+    assert re.search(r'class="word">\s*Direction: [a-z ]+\. Volatility: [a-z ]+\. Intervals: [a-z ]+\.', html)
+    assert "No sector is known in this lake" in html and "model confidence set" in html
     assert "exact contributions in 2 folds" in html and "of the test months" in html
     assert "Trained without them, the rank IC on 2 parts of the names" in html
 
@@ -60,6 +62,7 @@ def test_drift_explanation_and_shift_are_among_the_recorded_numbers(page):
     kinds = {name.partition("/")[0] for name in recorded}
     assert kinds >= {"skill", "volatility", "intervals", "coverage", "risk"}
     assert kinds >= {"months", "drift", "explanation", "shift"}
+    assert kinds >= {"groups", "set of direction", "set of volatility", "paths", "dependence", "portfolio"}
     shares = [v for name, v in recorded.items() if re.fullmatch("explanation/.*/share", name)]
     assert sum(shares) == pytest.approx(1)
 
