@@ -13,6 +13,7 @@ import typer
 from .console import Group, Json, as_json, grid, load, out, sentences, show
 from .console import explain_settings, split_changes, telling
 from .feature_commands import features, write_cards
+from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -36,6 +37,7 @@ for name, part in (
     ("quality", qualities),
     ("stream", streams),
     ("registry", registry),
+    ("flow", flows),
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)
