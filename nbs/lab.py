@@ -7,7 +7,7 @@ Prepared are, in this environment and this checkout only, and again without harm
 
 - the kernel: it runs the Python of this environment, whatever `python` is on the PATH, and has the name that
   stands in the notebooks, so that opening one does not mark it unsaved
-- the clean hook: metadata that only makes differences is removed when you save, as `nbdev-clean` does, and what
+- the clean hook: metadata that only makes differences is removed when you save, as `nbdev-clean` does; what
   JupyterLab would add on opening is there already, for the same reason
 - the merge driver: a conflict in a notebook is merged cell by cell, and a difference is shown by cells
 - trust: pictures and tables that are stored in the notebooks of this checkout are shown
@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HOOK = """# Written by nbs/lab.py: notebooks are cleaned when they are saved, and completed when they are opened.
+HOOK = """# Written by nbs/lab.py: notebooks are cleaned when saved, and completed when opened.
 import platform
 
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
