@@ -54,7 +54,7 @@ def _block_counts(values, stop):
     counts = np.bincount(at, minlength=len(values) * ranges).reshape(len(values), ranges)
     return [np.add.reduceat(part, np.arange(0, len(part), MONTH)) for part in (counts[:stop], counts[stop:])]
 
-
+# %% ../../nbs/ops/42_drift_page.ipynb #04e8fe42
 def _months_known(counts, index):
     "The index of each month, missing where less than a quarter of the usual values are known."
     count = counts.sum(-1)

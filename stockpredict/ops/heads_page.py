@@ -128,7 +128,7 @@ def coverage_groups(self: Study) -> pd.DataFrame:  # stated, group, held, 95 % i
     ]
     return pd.DataFrame(form)
 
-
+# %% ../../nbs/ops/45_heads_page.ipynb #3c56d71e
 @patch
 def coverage_wide(self: Study) -> tuple:  # (table: a line for each group, sentence on what chance gives)
     "The coverage of all groups side by side, each with its 95 % interval."

@@ -148,7 +148,7 @@ def headline(self: Study) -> dict:
         "models tried": (f"{self.experiment.trials}", f"deflated Sharpe ratio {r.dsr:.0%}"),
     }
 
-
+# %% ../../nbs/ops/40_study.ipynb #6fc5a72c
 @patch
 def _other_heads(self: Study, r):
     "Tiles of volatility and intervals as they would be served; for earlier verdicts those of the candidate."
