@@ -15,6 +15,7 @@ from typing import Literal, get_args, get_origin
 
 from .console import split_changes
 from ..core.errors import ParameterRefused, StockpredictError, near
+from ..core.sections import split_words
 from ..ops.desk_day import DESK_DAY, check_as_of, desk_flow_named, flow_rule
 from ..ops.flow_edge import check_parameters, run_settings, sentence_of
 from ..ops.flow_server import checkout, flow_server
@@ -40,12 +41,21 @@ def load_flow(
 _NAMES = {"overrides": "--set", "settings_path": "--settings"}
 
 
-def _choices(annotation):
-    "The fixed values of a type, if it has them."
-    inner = get_args(annotation)[0] if get_args(annotation) else annotation
-    return list(get_args(inner)) if get_origin(inner) is Literal else None
+def _kind(name, parameter):
+    "How argparse reads a parameter."
+    inner = get_args(parameter.annotation)[0] if get_args(parameter.annotation) else parameter.annotation
+    if name == "overrides":
+        words = "Change one setting; may be repeated."
+        return {"action": "append", "metavar": "SECTION.KEY=VALUE", "help": words}
+    if isinstance(parameter.default, bool):
+        return {"action": argparse.BooleanOptionalAction if parameter.default else "store_true"}
+    if get_origin(inner) is Literal:
+        return {"choices": list(get_args(inner))}
+    if list in {get_origin(kind) for kind in get_args(inner)}:
+        return {"type": split_words, "metavar": "A,B,C"}
+    return {"metavar": "VALUE"}
 
-
+# %% ../../nbs/cli/43_flow_program.ipynb #115ea7e4
 def option_parser(
     flow,  # of Prefect, from `desk_flow`
 ) -> argparse.ArgumentParser:
@@ -54,17 +64,7 @@ def option_parser(
     for name, parameter in inspect.signature(flow.fn).parameters.items():
         option = _NAMES.get(name, f"--{name.replace('_', '-')}")
         more = {"dest": name, "help": sentence_of(parameter).replace("%", "%%"), "default": argparse.SUPPRESS}
-        if parameter.default is False:
-            more["action"] = "store_true"
-        elif name == "overrides":
-            more |= {
-                "action": "append",
-                "metavar": "SECTION.KEY=VALUE",
-                "help": "Change one setting; repeat it.",
-            }
-        else:
-            more |= {"metavar": "VALUE"} if not (choices := _choices(parameter.annotation)) else {}
-            more |= {"choices": choices} if choices else {}
+        more |= _kind(name, parameter)
         parser.add_argument(option, **more)
     if DESK_DAY[flow.name].every:
         words = "Stay, and run when the exchange has closed; an own server plans the runs."

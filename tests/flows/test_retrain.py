@@ -1,28 +1,27 @@
 """The Prefect flow: the same story, no overlap, skipped on closed days, and nothing done twice."""
 
 import ast
-import importlib.util
 import os
 import sys
 
 import patience
 import pytest
-import yaml
 
+from stockpredict.cli.flow_program import load_flow
 from stockpredict.core.errors import FlowLocked
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline, work
+from stockpredict.ops.desk_day import done_until
 
 
 @pytest.fixture(scope="module")
-def flow(root):
-    spec = importlib.util.spec_from_file_location("retrain", root / "flows" / "retrain.py")
-    module = importlib.util.module_from_spec(spec)
+def flow():
+    "The file of the flow, as a module."
     before = dict(os.environ)
-    spec.loader.exec_module(module)
+    load_flow("retrain")
     os.environ.clear()
     os.environ.update(before)
-    return module
+    return sys.modules["stockpredict_flow_retrain"]
 
 
 def test_the_flow_tells_the_same_story_as_the_pipeline(root):
@@ -32,15 +31,16 @@ def test_the_flow_tells_the_same_story_as_the_pipeline(root):
         (n for n in ast.walk(answer) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)),
         key=lambda n: n.lineno,
     )
-    names = [n.args[1].value if n.func.id == "page" else n.func.id for n in calls]
-    story = [s if isinstance(s, str) else s.__name__ for s in pipeline.STORY]
-    assert [n for n in names if n in story or n == "ingest"] == ["ingest", *story]
+    steps = [s.__name__ for s in pipeline.STORY if callable(s)]
+    assert [n.func.id for n in calls if n.func.id in ("ingest", *steps)] == ["ingest", *steps]
+    assert pipeline.STORY[len(steps) :] == pipeline.PAGES, "a page keeps nobody waiting for an answer"
+    assert "for name in pipeline.PAGES" in ast.unparse(answer)
 
 
 def test_nothing_is_cached_and_only_the_source_is_tried_again(flow):
     from prefect.cache_policies import NO_CACHE
 
-    steps = [flow.features, flow.train, flow.self_test, flow.judge, flow.publish, flow.refresh, flow.page]
+    steps = [flow.features, flow.train, flow.self_test, flow.judge, flow.publish, flow.refresh]
     assert all(s.cache_policy == NO_CACHE and s.retries == 0 for s in steps)
     assert flow.ingest.cache_policy == NO_CACHE and flow.ingest.retries == 2
 
@@ -55,42 +55,27 @@ def test_a_second_flow_is_refused(flow, tmp_path):
         work.retrain_lock(load_settings(overrides=mine), "the nightly run"),
         pytest.raises(FlowLocked, match="nightly"),
     ):
-        flow.retrain.fn("", mine)
+        flow.retrain.fn(overrides=mine)
 
 
-def test_a_second_run_of_a_deployment_is_skipped_with_the_reason(flow, tmp_path, monkeypatch):
-    mine = {"storage.home": str(tmp_path / "home"), "data.source": "simulated", "schedule.retrain": "daily"}
-    monkeypatch.setattr(flow.pipeline, "due", lambda settings: "")
+def test_a_second_run_of_a_deployment_is_skipped_with_the_reason(flow, tmp_path):
+    mine = {"storage.home": str(tmp_path / "home"), "data.source": "simulated"}
     with work.retrain_lock(load_settings(overrides=mine), "the nightly run"):
-        report = flow.retrain.fn("", mine, scheduled=True)
+        report = flow.retrain.fn(overrides=mine, scheduled=True)
     assert report.is_completed() and report.name == "Skipped"
     assert report.message.startswith("busy: the nightly run is running here already")
+    assert done_until(load_settings(overrides=mine), "retrain") == "", "a skipped session is not done"
 
 
-def test_the_form_explains_each_parameter_and_takes_a_date(flow):
-    form = flow.retrain.parameters.properties
-    assert list(form) == ["settings_path", "overrides", "as_of", "scheduled"]
-    assert [name for name, field in form.items() if len(field.get("description", "")) < 40] == []
-    assert {"type": "string", "format": "date"} in form["as_of"]["anyOf"]
-
-
-def test_a_day_on_which_it_is_not_time_is_a_completed_run(flow, tmp_path):
-    mine = {"storage.home": str(tmp_path / "home"), "schedule.retrain": "never"}
-    report = flow.retrain.fn("", mine, scheduled=True)
-    assert report.is_completed() and report.message.startswith("closed:") and not (tmp_path / "home").exists()
-
-
-def test_the_deployment_file_fits_the_flow(flow, root):
-    report = yaml.safe_load((root / "prefect.yaml").read_text())
-    one = report["deployments"][0]
-    path, name = one["entrypoint"].split(":")
-    assert (root / path).exists() and getattr(flow, name).name == one["name"] == "retrain"
-    assert "parameters" not in one, "a run by hand is not asked whether it is time"
-    cron, zone = flow.close_schedule(load_settings(path=root / "settings.ini", environ={}))
-    again = {"scheduled": True}
-    assert [{"cron": cron, "timezone": zone, "parameters": again}] == one["schedules"]
-    assert set(again) <= set(flow.retrain.parameters.properties)
-    assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+def test_a_session_after_which_nothing_is_trained_is_a_completed_run(flow, tmp_path):
+    mine = {
+        "storage.home": str(tmp_path / "home"),
+        "schedule.retrain": "never",
+        "schedule.incremental": False,
+    }
+    report = flow.retrain.fn(overrides=mine, scheduled=True, mode="by calendar")
+    assert (report.name, report.message) == ("Skipped", "Retraining is switched off in [schedule].")
+    assert not (tmp_path / "home" / "lake").exists()
 
 
 @pytest.mark.slow
