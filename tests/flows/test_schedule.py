@@ -1,21 +1,28 @@
 """A deployment that is served receives its scheduled runs, from a real Prefect server, and leaves nothing."""
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.request import Request, urlopen
 
+import pandas as pd
 import patience
 import psutil
 import pytest
 from live_redis import spare_port
 
+from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
+from stockpredict.ops.desk_day import DESK_DAY
 from stockpredict.ops.doctor import run_check
-from stockpredict.ops.flow_server import close_schedule, has_ended, run_sign
+from stockpredict.ops.exchange_schedule import run_starts
+from stockpredict.ops.flow_edge import session_of
+from stockpredict.ops.flow_server import has_ended, run_sign
 from stockpredict.ops.lifeline import marked
 from stockpredict.ops.parts import parts
 from stockpredict.ops.processes import _purpose, down, up
@@ -57,62 +64,116 @@ def alone(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_what_up_deploys_receives_scheduled_runs(alone):
-    changes = {
-        "storage.home": alone / "home",
-        "schedule.prefect_port": spare_port(),
-        "schedule.retrain": "never",  # a run that is started here ends at once: it is not time
-    }
-    options = [word for k, v in changes.items() for word in ("--set", f"{k}={v}")]
-    settings = load_settings(overrides={k: str(v) for k, v in changes.items()})
-    wanted = [part for part in parts(settings, options) if part.name in ("prefect", "schedule")]
-    api = wanted[1].env["PREFECT_API_URL"]
-    try:
-        ledger = up(wanted, settings.storage.home_dir)
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    "A Prefect server and the process that keeps the schedules, as `up` starts them."
+    place = tmp_path_factory.mktemp("desk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.delenv("PREFECT_API_URL", raising=False)
+        patch.setenv("PREFECT_HOME", str(place / "prefect"))
+        changes = {
+            "storage.home": place / "home",
+            "schedule.prefect_port": spare_port(),
+            "schedule.retrain": "never",  # a planned run that is started here ends at once
+            "schedule.incremental": "no",
+        }
+        options = [word for k, v in changes.items() for word in ("--set", f"{k}={v}")]
+        settings = load_settings(overrides={k: str(v) for k, v in changes.items()})
+        wanted = [part for part in parts(settings, options) if part.name in ("prefect", "schedule")]
         log = settings.storage.home_dir / "logs" / "prefect.log"
-        alive = [psutil.Process(entry["pid"]) for entry in ledger.values()]
-        runs = patience.wait_until(lambda: planned(api, log), *alive, every=0.5)
-        finding = run_check("schedule", settings)
-        assert finding.state == "ok" and "the next run begins 20" in finding.observed
-        cron, zone = close_schedule(settings)
-        [deployment] = ask(api, "deployments/filter")
-        [schedule] = deployment["schedules"]
-        assert (schedule["schedule"]["cron"], schedule["schedule"]["timezone"]) == (cron, zone)
-        minute = int(cron.split()[0])
-        times = {run["expected_start_time"] for run in runs}
-        assert len(times) == len(runs) >= 3 and all(f":{minute:02d}:00" in t for t in times)
-        killed, living, foreign = (
-            ask(api, "flow_runs/", flow_id=deployment["flow_id"], state={"type": "RUNNING"}, tags=tags)["id"]
-            for tags in ([dead_sign()], [run_sign()], ["process elsewhere 1 0.00"])
-        )
-        assert (deployment["tags"], deployment["parameters"].get("scheduled")) == (
-            ["stockpredict", "retrain"],
-            None,
-        )
-        by_schedule = {"parameters": schedule["parameters"]}
-        assert by_schedule == {"parameters": {"scheduled": True}}
-        started = ask(api, f"deployments/{deployment['id']}/create_flow_run", **by_schedule)["id"]
-        wait = {"flow_runs": {"id": {"any_": [started]}}}
-        ended = patience.wait_until(
-            lambda: [
-                run
-                for run in ask(api, "flow_runs/filter", **wait)
-                if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-            ],
-            *alive,
-            every=0.5,
-        )
-        assert (ended[0]["state_name"], ended[0]["state_type"]) == ("Skipped", "COMPLETED")
-        assert re.fullmatch(r"retrain \d{4}-\d\d-\d\d sample", ended[0]["name"]), ended[0]["name"]
-        assert sum(tag.startswith("process ") for tag in ended[0]["tags"]) == 1, "it signed itself"
-        every = {"flow_runs": {"id": {"any_": [killed, living, foreign]}}}
-        states = {run["id"]: run["state"] for run in ask(api, "flow_runs/filter", **every)}
-        assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
-        assert states[killed]["message"].startswith("Its process was killed")
-    finally:
-        down(settings.storage.home_dir)
+        try:
+            ledger = up(wanted, settings.storage.home_dir)
+            alive = [psutil.Process(entry["pid"]) for entry in ledger.values()]
+            api = next(part for part in wanted if part.name == "schedule").env["PREFECT_API_URL"]
+            yield SimpleNamespace(settings=settings, api=api, log=log, alive=alive)
+        finally:
+            down(settings.storage.home_dir)
     assert not LOOP_ERROR.search(log.read_text()), log.read_text()[-3000:]
-    assert not marked(_purpose(settings.storage.home_dir)), "something outlived `down`"
+    patience.wait_until(lambda: not marked(_purpose(settings.storage.home_dir)))  # nothing outlives `down`
+
+
+def plan_of(desk):
+    "The planned instants of each deployment that has a rhythm, once all of them have some."
+
+    def all_planned():
+        ids = {d["id"]: d["name"] for d in ask(desk.api, "deployments/filter")}
+        times = {}
+        for run in planned(desk.api, desk.log):
+            times.setdefault(ids[run["deployment_id"]], []).append(pd.Timestamp(run["expected_start_time"]))
+        return times if set(times) == {flow.name for flow in DESK_DAY.values() if flow.every} else None
+
+    return patience.wait_until(all_planned, *desk.alive, every=0.5)
+
+
+def assert_planned_by_the_calendar(desk):
+    "Each planned run begins at an instant of the exchange calendar, and none is left out."
+    calendar = get_calendar(desk.settings.data.calendar)
+    for name, times in plan_of(desk).items():
+        flow, first, last = DESK_DAY[name], min(times), max(times)
+        days = (first - pd.Timedelta("3D")).date(), last.date()
+        truth = run_starts(calendar, flow.minutes(desk.settings), *days, flow.every)
+        assert sorted(times) == [t for t in truth if first <= t <= last], name
+        assert len(times) >= 3, name
+
+
+def test_what_up_deploys_receives_scheduled_runs(desk):
+    assert_planned_by_the_calendar(desk)
+    finding = run_check("schedule", desk.settings)
+    assert finding.state == "ok" and "the next run is " in finding.observed
+    deployed = {d["name"]: d for d in ask(desk.api, "deployments/filter")}
+    assert set(deployed) == set(DESK_DAY)
+    for name, deployment in deployed.items():
+        assert deployment["tags"] == ["stockpredict", name]
+        assert deployment["parameters"].get("scheduled") is None
+        assert deployment["description"] == DESK_DAY[name].summary
+        form = deployment["parameter_openapi_schema"]["properties"]
+        assert all(field.get("description") for field in form.values())
+
+
+def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
+    deployment = next(d for d in ask(desk.api, "deployments/filter") if d["name"] == "retrain")
+    killed, living, foreign = (
+        ask(desk.api, "flow_runs/", flow_id=deployment["flow_id"], state={"type": "RUNNING"}, tags=tags)["id"]
+        for tags in ([dead_sign()], [run_sign()], ["process elsewhere 1 0.00"])
+    )
+    [schedule] = deployment["schedules"]
+    assert schedule["parameters"] == {"scheduled": True, "mode": "by calendar"}
+    start = f"deployments/{deployment['id']}/create_flow_run"
+    started = ask(desk.api, start, parameters=schedule["parameters"])["id"]
+    [ended] = patience.wait_until(
+        lambda: [
+            run
+            for run in ask(desk.api, "flow_runs/filter", flow_runs={"id": {"any_": [started]}})
+            if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        ],
+        *desk.alive,
+        every=0.5,
+    )
+    assert (ended["state_name"], ended["state_type"]) == ("Skipped", "COMPLETED")
+    assert ended["state"]["message"] == "Retraining is switched off in [schedule]."
+    session = session_of(desk.settings, DESK_DAY["retrain"])
+    assert ended["name"] == f"retrain {session} sample"
+    assert {"stockpredict", "retrain", "sample"} < set(ended["tags"])
+    assert sum(tag.startswith("process ") for tag in ended["tags"]) == 1, "it signed itself"
+    every = {"flow_runs": {"id": {"any_": [killed, living, foreign]}}}
+    states = {run["id"]: run["state"] for run in ask(desk.api, "flow_runs/filter", **every)}
+    assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
+    assert states[killed]["message"].startswith("Its process was killed")
+
+
+def test_the_deployment_file_deploys_every_flow_to_a_server(desk, root):
+    "Last of this server: the file replaces what was served."
+    ask(desk.api, "work_pools/", name="local", type="process")
+    env = {**os.environ, "PREFECT_API_URL": desk.api, "PREFECT_HOME": str(desk.log.parent / "prefect")}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = patience.run(command, cwd=root, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    deployed = {d["name"]: d for d in ask(desk.api, "deployments/filter")}
+    assert set(deployed) == set(DESK_DAY)
+    assert {d["work_pool_name"] for d in deployed.values()} == {"local"}
+    assert {d["concurrency_options"]["collision_strategy"] for d in deployed.values()} == {"CANCEL_NEW"}
+    assert_planned_by_the_calendar(desk)
 
 
 def servers_of(child):
