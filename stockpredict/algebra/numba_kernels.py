@@ -217,7 +217,7 @@ def numba_pays(
 
 
 @contextmanager
-def one_thread():
+def single_thread():
     "Keep torch to one thread: on small tensors the others only wait, and waiting costs processor time."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

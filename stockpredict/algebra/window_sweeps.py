@@ -251,7 +251,7 @@ def _needs(names, windows, n):  # which sums the statistics of windows of `n` ba
     kinds = {k for s, m in zip(names, windows) if m == n for k in _KINDS[STATISTICS.index(s)]}
     return [k in kinds for k in range(5)]
 
-
+# %% ../../nbs/algebra/17_window_sweeps.ipynb #6f24c559
 def sweep_windows(
     series: list[Tensor],  # one series or two, `[bar, ticker]`, float32 on a processor
     wanted: list[tuple],  # pairs of a statistic of `STATISTICS` and the bars in its window

@@ -7,15 +7,14 @@ __all__ = ['sample_panel']
 
 # %% ../../nbs/catalogue/60_cards.ipynb #9490c771
 import inspect, textwrap
-from contextlib import contextmanager
 from functools import lru_cache
 from html import escape
 import numpy as np
-import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .feature import SETS, Feature, empty_tensor, fill_features, proof_panel
 from .feature import prove_all
+from ..algebra.numba_kernels import single_thread
 from ..algebra.panel import FIELDS, Panel
 
 # %% ../../nbs/catalogue/60_cards.ipynb #b66a2d5a
@@ -174,17 +173,6 @@ def card_facts(
         "sets": ", ".join(sets) or "none",
         "proven": f"on {f.proven:,} sessions: {', '.join(PROOFS)}" if f.proven else "not yet",
     }
-
-# %% ../../nbs/catalogue/60_cards.ipynb #4a4d06be
-@contextmanager
-def single_thread():
-    "Tensor operations on one thread within the block."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 # %% ../../nbs/catalogue/60_cards.ipynb #3ca22e9e
 def card_values(

@@ -21,7 +21,7 @@ from ..core.registry import Registry
 from ..algebra.kernels import BLOCK_VALUES
 from ..algebra.leak_scan import scan_function
 from ..algebra.live_code import CodeWalk, is_packaged
-from ..algebra.numba_kernels import one_thread
+from ..algebra.numba_kernels import single_thread
 from ..algebra.panel import FIELDS, Panel, Series, equal_with_nan
 from ..algebra.proof_guard import check_defined, check_foresight, examine, watched
 from ..algebra.proof_market import ProofMarkets, longest_histories, proof_panel, wide_panel
@@ -51,6 +51,7 @@ class Feature:
         self.proven = 0  # sessions of the longest history it was proven on
         self.widest, self.newest = 0, pd.Timestamp.min  # tickers and last session of panels it was proven on
         self.source = "definition" if source == "-" else source
+        self.packaged = is_packaged(func)
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ def refresh(
 # %% ../../nbs/catalogue/00_feature.ipynb #ace8a067
 @patch(as_prop=True)
 def _traits(self: Feature) -> tuple[Series, Counter]:
-    if not is_packaged(self.func):
+    if not self.packaged:
         self.refresh()
     if "traits" not in self.__dict__:
         panel = proof_panel(160).first(2)
@@ -334,7 +335,7 @@ def as_features(
     return [n if isinstance(n, Feature) else FEATURES[n] for n in resolve_names(names)]
 
 # %% ../../nbs/catalogue/00_feature.ipynb #c1cf7ac7
-@one_thread()  # the markets of the proof are small
+@single_thread()  # the markets of the proof are small
 def ensure_proven(
     panel: Panel,  # where the features will be computed
     names: str | list,  # names of features, names of sets, or `Feature` objects
@@ -346,7 +347,7 @@ def ensure_proven(
             "Build one from long bars: Panel.from_bars(bars).",
         )
     chosen = as_features(names)
-    for f in (f for f in chosen if not is_packaged(f.func)):
+    for f in (f for f in chosen if not f.packaged):
         f.refresh()
         if not f.proven:
             prove_widely(f, [])
@@ -364,7 +365,7 @@ def ensure_proven(
 NEWEST_BLOCK = 4096  # tickers in a block when only the newest sessions are computed
 
 
-@one_thread()  # blocks are too small to be divided
+@single_thread()  # blocks are too small to be divided
 def fill_features(
     panel: Panel,  # where
     out: dict[Feature, Tensor],  # what to compute, and where to put it: `[session, ticker]`, contiguous

@@ -91,6 +91,11 @@ def _question_key(question):  # what tells it from all other questions; None = i
     return f"{question.__module__} {question.__qualname__} {body} {known}"
 
 
+@lru_cache(16)
+def _dates(days, unit):  # the same for all features of one computation
+    return SessionDates(pd.DatetimeIndex(np.array(days, f"M8[{unit}]")))
+
+
 def calendar_series(
     bars: Panel,  # any market
     question,  # function of `SessionDates`, returning a number or a truth value per session
@@ -98,7 +103,8 @@ def calendar_series(
     "What the calendar says about each session, with +0.5 for yes and -0.5 for no."
 
     def row(sessions):
-        dates = SessionDates(sessions)
+        days = pd.DatetimeIndex(sessions)
+        dates = _dates(tuple(days.asi8.tolist()), days.unit)
         x = np.asarray(question(dates))
         x = x - 0.5 if x.dtype == bool else x
         return torch.from_numpy(np.where(dates.known, x, np.nan))[:, None]
