@@ -10,9 +10,10 @@ import asyncio
 import os
 import socket
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import orjson
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastcore.basics import patch
@@ -28,7 +29,9 @@ from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
 from .front import LOOK_EVERY
 from .pages import PAGE_POLICY, docs_page, page_asset
-from .schemas import API_VERSION, Envelope, ManyForecasts, OneForecast, WhatIf
+from .request_rules import LOOKUP_ERRORS, WHAT_IF_ERRORS, HostMissing, documented
+from .request_rules import refuse_unknown_names, require_json, tagged
+from .schemas import API_VERSION, Envelope, Failure, ManyForecasts, OneForecast, WhatIf
 from .schemas import parse_request, render_envelope
 from .service import Service, promotion_history
 
@@ -67,6 +70,8 @@ def parse_ticker(
 
 # %% ../../nbs/serve/70_app.ipynb #6659d806
 HORIZON = Query(None, description="sessions; all trained horizons when left out")
+STRICT = [Depends(refuse_unknown_names)]
+LOOKUP = {"dependencies": STRICT, "responses": documented(*LOOKUP_ERRORS, cached=True)}
 
 
 def add_ticker_route(
@@ -81,6 +86,7 @@ def add_ticker_route(
         response_model=OneForecast | ManyForecasts,
         tags=["forecasts"],
         operation_id="prediction",
+        **LOOKUP,
     )
     async def prediction(request: Request, ticker: str, horizon: int | None = HORIZON):
         """The stored forecast of the current model on the newest bars.
@@ -101,6 +107,8 @@ def page_of(
 ) -> tuple[list[str], bool]:  # tickers of this page, and whether more follow
     "The tickers of one page."
     requested = sorted({parse_ticker(t) for t in tickers.split(",") if t.strip()})
+    if tickers and not requested:
+        raise RequestInvalid("The list of tickers holds none.", "Leave `tickers` out to get every ticker.")
     remaining = [t for t in requested or table.tickers if t > cursor.upper()]
     return remaining[:limit], len(remaining) > limit
 
@@ -117,7 +125,7 @@ def add_list_route(
 ):
     "The route for the stored forecasts of many tickers."
 
-    @app.get("/v1/predictions", response_model=ManyForecasts, **LIST_ROUTE)
+    @app.get("/v1/predictions", response_model=ManyForecasts, **LIST_ROUTE, **LOOKUP)
     async def predictions(
         request: Request,
         tickers: str = TICKERS,
@@ -169,6 +177,8 @@ def add_what_if_route(
         tags=["forecasts"],
         operation_id="what_if",
         openapi_extra={"requestBody": WHAT_IF_BODY},
+        dependencies=STRICT,
+        responses=documented(*WHAT_IF_ERRORS),
     )
     async def predict(request: Request):
         """Your series replaces the ticker of that name in the current universe, or joins it.
@@ -177,6 +187,7 @@ def add_what_if_route(
 
         The newest bar must be of the current decision session, and prices adjusted for splits up to that day.
         With `horizon`, `data` is one object; without it, a list."""
+        require_json(request)
         data = await service.what_if_json(parse_request(await read_body(request)))
         headers = [JSON_HEADER, (b"cache-control", b"no-store")]
         return RawResponse(200, headers, render_envelope(data, request.scope["request_id"]))
@@ -194,17 +205,22 @@ def add_models_route(
         response_model=Envelope[dict],
         tags=["models"],
         operation_id="models",
+        dependencies=STRICT,
+        responses=documented(HostMissing, RequestInvalid, cached=True),
     )
     async def models(request: Request):
         """Which artifact answers, the verdict on its skill, and every promotion and rollback before."""
         data = orjson.dumps(promotion_history(service.settings))
         body = render_envelope(data, request.scope["request_id"])
-        return RawResponse(200, [JSON_HEADER, REVALIDATE_HEADER], body)
+        return tagged(request.scope, [JSON_HEADER, REVALIDATE_HEADER], body, data)
 
 # %% ../../nbs/serve/70_app.ipynb #b383caa7
 NO_STORE = (b"cache-control", b"no-store")
 METRICS_HEADER = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-HEALTH_ROUTE = {"summary": "State of the service, part by part", "operation_id": "health"}
+DOWN = {503: {"description": "There are no answers to give.", "content": {"application/json": {}}}}
+HEALTH_ROUTE = {"summary": "State of the service, part by part", "operation_id": "health", "responses": DOWN}
+PROBE_ROUTE = {"summary": "Live, ready, dependencies", "operation_id": "probe"}
+PROBE_ROUTE |= {"responses": documented(HostMissing, RequestInvalid) | DOWN}
 METRICS_ROUTE = {"summary": "Prometheus metrics", "operation_id": "metrics"}
 
 
@@ -221,6 +237,13 @@ def add_operation_routes(
         status = 503 if report["status"] == "down" else 200
         return RawResponse(status, [JSON_HEADER, NO_STORE], orjson.dumps(report))
 
+    @app.get("/health/{probe}", tags=["operation"], **PROBE_ROUTE)
+    async def probe(probe: Literal["live", "ready", "dependencies"]):
+        """Three questions of an orchestrator: `live` (restart me if this fails), `ready` (send me requests:
+        200 once a verified table is loaded, else 503), `dependencies` (lake, model, Redis and disk)."""
+        status, report = service.probe(probe)
+        return RawResponse(status, [JSON_HEADER, NO_STORE], orjson.dumps(report))
+
     @app.get("/metrics", tags=["operation"], **METRICS_ROUTE)
     async def metrics():
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
@@ -233,12 +256,13 @@ def request_examples(
 ) -> dict:  # parameter name -> value, and `body`
     "Values with which every operation works."
     if table is None:
-        return {"ticker": "AAPL", "horizon": 1, "limit": 3, "body": {"bars": []}}
+        return {"ticker": "AAPL", "horizon": 1, "limit": 3, "probe": "live", "body": {"bars": []}}
     ticker, bars = (table.header["example"][key] for key in ("ticker", "bars"))
     horizon = table.horizons[0]
     body = {"ticker": ticker, "bars": bars, "horizon": horizon}
     tickers = ",".join(table.tickers[:2])
-    return {"ticker": ticker, "horizon": horizon, "limit": 3, "tickers": tickers, "body": body}
+    values = {"ticker": ticker, "horizon": horizon, "limit": 3, "tickers": tickers}
+    return values | {"probe": "ready", "body": body}
 
 
 def add_examples(
@@ -261,7 +285,8 @@ def build_schema(
     "The OpenAPI schema, with the request type that is parsed by hand."
     about = {"title": app.title, "version": app.version, "description": app.description}
     schema = get_openapi(routes=app.routes, **about)
-    _, own = models_json_schema([(WhatIf, "validation")], ref_template="#/components/schemas/{model}")
+    by_hand = [(WhatIf, "validation"), (Failure, "serialization")]
+    _, own = models_json_schema(by_hand, ref_template="#/components/schemas/{model}")
     schema["components"]["schemas"] |= own["$defs"]
     return schema
 
@@ -302,21 +327,29 @@ def add_page_routes(
 ):
     "The routes for a browser."
 
-    def page(body, kind=PAGE_HEADER):
-        return RawResponse(200, [kind, REVALIDATE_HEADER, POLICY_HEADER], body)
+    def page(request, body, kind=PAGE_HEADER):
+        return tagged(request.scope, [kind, REVALIDATE_HEADER, POLICY_HEADER], body)
 
     @app.get("/", include_in_schema=False)
-    async def front():
-        return page(service.front_html())
+    async def front(request: Request):
+        return page(request, service.front_html())
 
     @app.get("/docs", include_in_schema=False)
-    async def docs():
-        return page(service.docs_html(app.description))
+    async def docs(request: Request):
+        return page(request, service.docs_html(app.description))
 
     @app.get("/assets/{name}", include_in_schema=False)
-    async def asset(name: str):
+    async def asset(request: Request, name: str):
         kind, content = page_asset(name)
-        return page(content, (b"content-type", kind))
+        return page(request, content, (b"content-type", kind))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def icon(request: Request):
+        return await asset(request, "icon.svg")
+
+    @app.get("/reports", include_in_schema=False)
+    async def reports():
+        return RawResponse(308, [(b"location", b"reports/")], b"")
 
 # %% ../../nbs/serve/70_app.ipynb #a5f13c46
 class App(FastAPI):
@@ -362,7 +395,7 @@ def create_app(
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
 
-    options = {"docs_url": None, "redoc_url": None, "lifespan": lifespan}
+    options = {"docs_url": None, "redoc_url": None, "lifespan": lifespan, "redirect_slashes": False}
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)
     app.state.service = service
     app.openapi = lambda: service.openapi_schema(app)

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 
 from ..core.errors import StockpredictError
 from .http import PROBLEM_HEADER, RawResponse
+from .request_rules import host_problem, without_body
 from .schemas import render_problem, request_id
 from .service import Service
 
@@ -63,6 +64,10 @@ class FastPath:
         start, service = time.perf_counter(), self.service
         scope["header_map"] = header_map = dict(scope["headers"])
         scope["request_id"] = request_id(header_map.get(b"x-request-id"))
+        if problem := host_problem(scope):
+            return await self.refuse(problem, scope, receive, send, start)
+        if scope["method"] == "HEAD":
+            scope, send = scope | {"method": "GET"}, without_body(send)
         service.refresh_state()
         answer = None
         if self.fast and scope["method"] == "GET":
@@ -74,6 +79,13 @@ class FastPath:
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
         service.record(scope, ROUTE, response.status_code, time.perf_counter() - start)
+
+    async def refuse(self, problem, scope, receive, send, start):
+        "Answer a request that is refused before it is looked at."
+        response = self.service.refuse(scope, problem)
+        response.raw_headers = headers_for(response.raw_headers, scope["request_id"])
+        await response(scope, receive, send)
+        self.service.record(scope, "unmatched", response.status_code, time.perf_counter() - start)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #c02f0c1a
 def route_label(

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/serve/00_http.ipynb #86c36e94
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import orjson
 import structlog
@@ -104,11 +105,12 @@ class RawResponse(Response):
     def __init__(
         self,
         status: int,  # HTTP status
-        headers: list,  # pairs of bytes; the content length is added
+        headers: list,  # pairs of bytes; the content length is added where the status has one
         body: bytes,  # sent as it is
     ):
         self.status_code, self.body, self.background = status, body, None
-        self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
+        length = [] if status in (204, 304) else [(b"content-length", b"%d" % len(body))]
+        self.raw_headers = [*headers, *length]
 
 
 JSON_HEADER = (b"content-type", b"application/json")
@@ -216,4 +218,6 @@ class ReportFiles(StaticFiles):
         name = "index.html" if path == "." else path
         scripts = [ALLOWED_SCRIPTS[name]] if name in ALLOWED_SCRIPTS else []
         response.headers["content-security-policy"] = "; ".join([REPORT_POLICY, *scripts])
+        if location := response.headers.get("location"):  # a redirect never leads to the host of the request
+            response.headers["location"] = urlsplit(location).path
         return response

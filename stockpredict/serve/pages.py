@@ -204,9 +204,13 @@ def docs_page(
     return render_page("docs.html", errors=errors, **values).encode()
 
 # %% ../../nbs/serve/50_pages.ipynb #984ac503
-OWN_ASSETS = ("page.css", "docs.css", "docs.js")
+OWN_ASSETS = ("page.css", "docs.css", "docs.js", "icon.svg")
 SWAGGER_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js")
-ASSET_TYPES = {"css": b"text/css; charset=utf-8", "js": b"text/javascript; charset=utf-8"}
+ASSET_TYPES = {
+    "css": b"text/css; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+    "svg": b"image/svg+xml",
+}
 
 
 @cache

@@ -158,6 +158,15 @@ class Envelope(BaseModel, Generic[T]):
     error: Problem | None
     metadata: Metadata
 
+
+class Failure(BaseModel):
+    "The wrapper of every refusal."
+
+    success: Literal[False]
+    data: None
+    error: Problem
+    metadata: Metadata
+
 # %% ../../nbs/serve/10_schemas.ipynb #3c4011ec
 OneForecast, ManyForecasts = Envelope[Prediction], Envelope[list[Prediction]]
 _clock: tuple[int, bytes] = (0, b"")
@@ -235,7 +244,7 @@ def request_id(
 
 # %% ../../nbs/serve/10_schemas.ipynb #4cb78bc3
 MAX_BARS = 5000  # twenty years of sessions
-Price = Annotated[FiniteFloat, Field(gt=0, lt=1e9)]
+Price = Annotated[FiniteFloat, Field(gt=0, lt=1e9, strict=True)]  # a text such as "1.5" is a mistake
 
 # %% ../../nbs/serve/10_schemas.ipynb #5d01f5cf
 class WhatIfBar(BaseModel):
@@ -247,7 +256,7 @@ class WhatIfBar(BaseModel):
     open: Price | None = None
     high: Price | None = None
     low: Price | None = None
-    volume: Annotated[FiniteFloat, Field(ge=0, lt=1e15)] | None = None
+    volume: Annotated[FiniteFloat, Field(ge=0, lt=1e15, strict=True)] | None = None
 
 
 class WhatIf(BaseModel):
@@ -260,7 +269,9 @@ class WhatIf(BaseModel):
     bars: Annotated[list[WhatIfBar], Field(min_length=2, max_length=MAX_BARS)] = Field(
         description="in any order; the newest must be of the current decision session"
     )
-    horizon: int | None = Field(None, description="one trained horizon; all of them when left out")
+    horizon: int | None = Field(
+        None, strict=True, description="one trained horizon; all of them when left out"
+    )
 
 # %% ../../nbs/serve/10_schemas.ipynb #5af290d7
 def parse_request(

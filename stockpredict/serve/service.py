@@ -25,6 +25,7 @@ from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refr
 from .answer_table import render_staleness, table_verifier, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
 from .http import ServiceMetrics, json_logger
+from .request_rules import has_current
 from .schemas import WhatIf, render_envelope, render_problem
 from ..train.champion import read_champion_entry, read_events
 
@@ -115,8 +116,7 @@ def respond(
 ) -> RawResponse:
     "Stored answers as a response."
     etag = b"etag", self.etag
-    cached = scope["header_map"].get(b"if-none-match", b"")
-    if self.etag in cached or cached == b"*":
+    if has_current(scope, self.etag):
         return RawResponse(304, [REVALIDATE_HEADER, etag], b"")
     if single:
         data = stored + self.tail
@@ -353,6 +353,21 @@ def health(self: Service) -> dict:
         "up_seconds": round(time.time() - self.started),
         "components": components,
     }
+
+# %% ../../nbs/serve/60_service.ipynb #09174cef
+@patch
+def probe(
+    self: Service,
+    name: str,  # live, ready or dependencies
+) -> tuple[int, dict]:  # HTTP status and report
+    "One question of an orchestrator."
+    if name == "live":
+        return 200, {"status": "ok"}
+    if name == "ready":
+        self.refresh_state()
+        problem = self.table_file.problem or "No answers have been computed yet."
+        return (200, {"status": "ok"}) if self.table else (503, {"status": "down", "reason": problem})
+    return 200, {"components": {"model": self._model_health()} | self._storage_health()}
 
 # %% ../../nbs/serve/60_service.ipynb #7d965bbc
 def promotion_history(

@@ -1,7 +1,6 @@
 """The service over ASGI: answers, refusals, headers, degradation. No port, no network."""
 
 import asyncio
-import json
 import re
 
 import orjson
@@ -362,11 +361,16 @@ def test_a_lost_lake_and_registry_do_not_reach_stored_answers(served, settings):
     )
 
 
+JSON = {"content-type": "application/json"}
+
+
 def what_if(served, settings, *bodies, **kw):
     async def go():
         async with served(settings, **kw) as client:
             return [
-                await client.post("/v1/predict", **({"content": b} if isinstance(b, bytes) else {"json": b}))
+                await client.post(
+                    "/v1/predict", headers=JSON, **({"content": b} if isinstance(b, bytes) else {"json": b})
+                )
                 for b in bodies
             ]
 
@@ -447,11 +451,13 @@ def test_large_and_compressed_bodies_are_refused(served, template):
 
     async def go():
         async with served(template) as client:
-            long = await client.post("/v1/predict", content=b" " * (1 << 20) + b"x")
-            stream = await client.post("/v1/predict", content=chunks())
-            packed = await client.post("/v1/predict", content=b"x", headers={"content-encoding": "gzip"})
+            long = await client.post("/v1/predict", content=b" " * (1 << 20) + b"x", headers=JSON)
+            stream = await client.post("/v1/predict", content=chunks(), headers=JSON)
+            packed = await client.post(
+                "/v1/predict", content=b"x", headers=JSON | {"content-encoding": "gzip"}
+            )
             many = await client.post(
-                "/v1/predict", content=json.dumps({"bars": [{"date": "2016-07-06", "close": 1}] * 5001})
+                "/v1/predict", json={"bars": [{"date": "2016-07-06", "close": 1}] * 5001}
             )
             return long, stream, packed, many
 
@@ -687,7 +693,7 @@ def test_every_example_of_the_schema_works(served, template):
             ]
 
     statuses = dict(asyncio.run(go()))
-    assert len(statuses) == 6 and set(statuses.values()) == {200}, statuses
+    assert len(statuses) == 7 and set(statuses.values()) == {200}, statuses
 
 
 def test_the_examples_follow_the_table(served, settings):
@@ -713,6 +719,7 @@ def test_the_openapi_schema_is_whole(served, template):
         "/v1/predict",
         "/v1/models",
         "/health",
+        "/health/{probe}",
         "/metrics",
     }
     assert all(op["summary"] and op["operationId"] for ops in schema["paths"].values() for op in ops.values())

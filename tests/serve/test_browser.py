@@ -137,7 +137,7 @@ def execute(browser, operation):
 def test_every_operation_of_the_api_page_works_as_proposed(browser, template, tmp_path):
     with uvicorn_process(template, tmp_path) as (_, url, _):
         browser.open(url + "/docs")
-        browser.until("document.querySelectorAll('.opblock').length == 6")
+        browser.until("document.querySelectorAll('.opblock').length == 7")
         ids = browser.run(
             "[...document.querySelectorAll('.opblock')].map(b => b.id.slice('operations-'.length))"
         )
@@ -153,5 +153,5 @@ def test_the_api_page_explains_every_error_code_at_its_address(browser, template
         browser.open(url + "/docs#unknown-ticker")
         browser.until("document.querySelector('tr:target')")
         assert "unknown-ticker" in browser.run("document.querySelector('tr:target').innerText")
-        browser.until("document.querySelectorAll('.opblock').length == 6 && scrollY > 0")
+        browser.until("document.querySelectorAll('.opblock').length == 7 && scrollY > 0")
         assert browser.run("document.querySelectorAll('tr[id]').length") > 20
