@@ -5819,6 +5819,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports.Fragment._repr_html_': ( 'ops/reports.html#fragment._repr_html_',
                                                                                              'stockpredict/ops/reports.py'),
+                                          'stockpredict.ops.reports._code_with_output': ( 'ops/reports.html#_code_with_output',
+                                                                                          'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports._inside': ('ops/reports.html#_inside', 'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports._newest_decision': ( 'ops/reports.html#_newest_decision',
                                                                                          'stockpredict/ops/reports.py'),

@@ -10,8 +10,8 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalend
            'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture', 'NotEnoughHistory', 'FactsMissing',
            'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'UnknownLevel', 'NotFitted',
            'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed',
-           'RunTimeout', 'FlowLocked', 'PortTaken', 'FolderUnavailable', 'ServeError', 'RequestInvalid', 'NotReady',
-           'QueueFull', 'NotFound']
+           'RunTimeout', 'FlowLocked', 'PortTaken', 'EngineFailed', 'FolderUnavailable', 'ServeError', 'RequestInvalid',
+           'NotReady', 'QueueFull', 'NotFound']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -310,6 +310,12 @@ class PortTaken(RunError):
     "A port that the platform needs is used by another program."
 
     code, status = "port-taken", 500
+
+
+class EngineFailed(RunError):
+    "An engine that shares work out cannot start, or one of its workers died."
+
+    code, status = "engine-failed", 503
 
 
 class FolderUnavailable(RunError):

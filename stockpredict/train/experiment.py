@@ -8,6 +8,7 @@ __all__ = ['Experiment', 'run_experiment']
 # %% ../../nbs/train/30_experiment.ipynb #67b7d3e4
 import json, sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -38,6 +39,7 @@ from stockpredict.train.training_data import (
 from .holdout import research_panel
 from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
+from .shared_training import prepare_candidates
 from .refits import Audit, audit_data, forecast_digest, left_out_closes
 
 # %% ../../nbs/train/30_experiment.ipynb #b1097652
@@ -213,7 +215,7 @@ def save(
     if self.reference is not None:
         self.reference.save(self.workdir / "reference.safetensors")
     description = dict(
-        settings=self.settings.model_dump(exclude={"storage", "serving"}),
+        settings=self.settings.model_dump(exclude={"storage", "serving", "flows"}),
         lineage=self.lineage,
         tickers=self.tickers,
         features=self.features,
@@ -362,11 +364,8 @@ def run_experiment(
         store = CandidateStore(place, settings, lineage, spec, on_step)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
         context["audit"] = audit_context(settings, panel, spec, wrong, left_out)
+        prepare_candidates(settings, store, data, make_folds(settings, len(panel)), champion)
         study = compare_candidates(settings, data, close, run=store, **context)
-
-        def run_champion(name, params):
-            return store(settings, data, study.folds, name, params, "champion", refit=False)
-
-        add_rival(study, champion, run_champion)
+        add_rival(study, champion, partial(store, settings, data, study.folds, label="champion", refit=False))
     study.save(place)
     return study

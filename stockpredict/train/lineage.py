@@ -20,11 +20,12 @@ from ..catalogue.design_matrix import Spec
 from ..evaluate.splits import Fold
 from ..models.artifact import artifact_hash, ensure_keys, key_id
 from ..models.artifact import package_versions, save_artifact
-from ..models.contract import make_model
+from ..models.contract import Model, make_model
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast
 from .tune import LEDGER_DTYPES
 from .walk_forward import Candidate, run_candidate
+from .engines import one_thread
 
 # %% ../../nbs/train/25_lineage.ipynb #73526f40
 @lru_cache
@@ -156,22 +157,62 @@ class CandidateStore:
 
 # %% ../../nbs/train/25_lineage.ipynb #cae7495d
 @patch
-def refit(
+def seal(
     self: CandidateStore,
-    candidate: Candidate,  # its model and parameters are fitted
-    dataset: Dataset,  # every labelled day
+    candidate: Candidate,  # what the model belongs to
+    model: Model,  # fitted on every labelled day
     folder: Path,  # of the artifact
 ) -> str:  # hash of the artifact
-    "Fit on every labelled day and save, signed."
-    model = make_model(candidate.model, self.settings, **candidate.params).fit(dataset)
+    "Save a fitted model, signed."
     manifest = training_manifest(candidate, self.settings, self.lineage, self.spec)
     keys = ensure_keys(self.settings.storage.keys_dir)
     save_artifact(model, self.spec, folder, manifest, keys.private)
-    if self.on_step:
-        self.on_step(f"{candidate.model}: fitted on everything")
     return artifact_hash(folder)
 
 # %% ../../nbs/train/25_lineage.ipynb #dc8218a8
+@patch
+def finished(
+    self: CandidateStore,
+    name: str,  # model
+    params: dict | None = None,  # fixed parameters; tuned if `None`
+    label: str | None = None,  # name of the folder; that of the model by default
+    refit: bool = True,  # with a saved model
+) -> Candidate | None:
+    "The candidate from the folder, if it was made from the same things."
+    return read_candidate(self.place / "candidates" / (label or name), self._full_key(name, params, refit))
+
+
+@patch
+def _full_key(self: CandidateStore, name, params, refit):
+    "The key of a candidate, with the name of the key that signs its model."
+    signer = key_id(ensure_keys(self.settings.storage.keys_dir).public) if refit else ""
+    return self.key(name, params, refit, signer)
+
+# %% ../../nbs/train/25_lineage.ipynb #69c838bf
+@patch
+def keep(
+    self: CandidateStore,
+    candidate: Candidate,  # finished, perhaps without a saved model
+    params: dict | None,  # fixed parameters it was asked for with; `None` if they were tuned
+    label: str | None,  # name of the folder; that of the model by default
+    model: Model | None,  # fitted on every labelled day; `None` saves no model
+) -> Candidate:  # with its folder
+    "Write a candidate, completely or not at all."
+    folder = self.place / "candidates" / (label or candidate.model)
+    key, part = (
+        self._full_key(candidate.model, params, model is not None),
+        folder.with_name(f".{folder.name}.part"),
+    )
+    shutil.rmtree(part, ignore_errors=True)
+    if model is not None:
+        candidate.artifact = self.seal(candidate, model, part / "artifact")
+    write_candidate(candidate, part, key)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
+    candidate.folder = folder
+    return candidate
+
+# %% ../../nbs/train/25_lineage.ipynb #1c3b2b33
 @patch
 def __call__(
     self: CandidateStore,
@@ -184,17 +225,11 @@ def __call__(
     refit: bool = True,  # also fit on every labelled day and save
 ) -> Candidate:
     "A finished candidate from the folder, or a new one."
-    signer = key_id(ensure_keys(settings.storage.keys_dir).public) if refit else ""  # of the artifact
-    folder, key = self.place / "candidates" / (label or name), self.key(name, params, refit, signer)
-    if finished := read_candidate(folder, key):
+    if finished := self.finished(name, params, label, refit):
         return finished
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    candidate = run_candidate(settings, dataset, folds, name, params, self.on_step)
-    if refit:
-        candidate.artifact = self.refit(candidate, dataset, part / "artifact")
-    write_candidate(candidate, part, key)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
-    candidate.folder = folder
-    return candidate
+    with one_thread():
+        candidate = run_candidate(settings, dataset, folds, name, params, self.on_step)
+        model = make_model(name, settings, **candidate.params).fit(dataset) if refit else None
+    if refit and self.on_step:
+        self.on_step(f"{name}: fitted on everything")
+    return self.keep(candidate, params, label, model)
