@@ -47,17 +47,15 @@ def hold_session(book, r, alive, borrow, delisting):
     earned, fee, closed = 0.0, 0.0, 0.0
     for i in range(len(book)):
         value = book[i]
-        if value == 0.0:
-            continue
-        if value < 0.0:
-            fee -= value * borrow[i]
-        if not alive[i]:
+        fee -= min(value, 0.0) * borrow[i]
+        if alive[i]:
+            move = r[i] if r[i] == r[i] else 0.0
+            earned += value * move
+            book[i] = value * (1 + move)
+        elif value != 0.0:
             earned += value * delisting[i]
             closed += abs(value)
             book[i] = 0.0
-        elif r[i] == r[i]:
-            earned += value * r[i]
-            book[i] = value * (1 + r[i])
     return earned, fee, closed
 
 # %% ../../nbs/evaluate/53_execution.ipynb #1af9ebc8
@@ -90,6 +88,22 @@ def fill_session(book, want, base, r, costs, half_spread, traded, value, square)
         book[i] = goal if size == abs(order) else book[i] + (size if order > 0 else -size)
     return turnover, spread, slippage, unfilled
 
+# %% ../../nbs/evaluate/53_execution.ipynb #13021bbf
+@compiled
+def fill_whole(book, want, base, r, half_spread):
+    "Trade to `want` times `base` where there is a bar: value traded, spread, no impact, orders not filled."
+    turnover, spread, unfilled = 0.0, 0.0, 0.0
+    for i in range(len(book)):
+        goal = want[i] * base if want[i] == want[i] else 0.0
+        size = abs(goal - book[i])
+        if r[i] == r[i]:
+            turnover += size
+            spread += size * half_spread[i]
+            book[i] = goal
+        else:
+            unfilled += size
+    return turnover, spread, 0.0, unfilled
+
 # %% ../../nbs/evaluate/53_execution.ipynb #73072b5e
 @compiled
 def learn_session(r, traded, decay, value, square):
@@ -118,11 +132,13 @@ def run_sessions(target, returns, last, traded, costs, rates, delay, capital, co
         base = wealth + earned - fee - bps * closed if compound else capital
         turnover, spread, slippage, unfilled = 0.0, 0.0, 0.0, 0.0
         if t >= delay and base > 0.0:
-            day = traded[t if sized else 0]
-            filling = (impact, participation, sized)
-            turnover, spread, slippage, unfilled = fill_session(
-                book, target[t - delay], base, returns[t], filling, half_spread, day, value, square
-            )
+            want, filling = target[t - delay], (impact, participation, sized)
+            if sized:
+                turnover, spread, slippage, unfilled = fill_session(
+                    book, want, base, returns[t], filling, half_spread, traded[t], value, square
+                )
+            else:
+                turnover, spread, slippage, unfilled = fill_whole(book, want, base, returns[t], half_spread)
         if sized:
             learn_session(returns[t], traded[t], decay, value, square)
         commission = bps * (turnover + closed)
@@ -198,6 +214,10 @@ def _aligned(weights, returns, dollar_volume, costs, delay, capital):
         )
     if np.isinf(weights).any():
         raise EvaluateError("A weight is infinite.", "Use NaN or 0 for no position.")
+    if np.isinf(returns).any():
+        raise EvaluateError(
+            "A return is infinite.", "Look for a price of 0, and use NaN where there is no bar."
+        )
     return weights, returns, traded, sized
 
 # %% ../../nbs/evaluate/53_execution.ipynb #ec7f2a04

@@ -124,6 +124,19 @@ def test_borrow_is_paid_on_shorts_also_while_halted():
     assert run_portfolio(weights, r, one, delay=0, compound=False).daily.borrow.tolist() == d.borrow.tolist()
 
 
+def test_whole_fills_have_the_bits_of_fills_without_limits():
+    "An account without impact and limits takes a loop of its own; the general one gives the same bits."
+    _, r, _, score = market(4)
+    weights = strategies.portfolio_weights(score)
+    filled = execution.fill_whole, execution.fill_session
+    books = [np.linspace(-50, 50, r.shape[1]) for _ in filled]
+    for t in range(len(r)):
+        want, half, none = weights[t], np.full(r.shape[1], 3e-4), np.zeros(1)
+        sums = filled[0](books[0], want, 1e3, r[t], half)
+        assert sums == filled[1](books[1], want, 1e3, r[t], (0.0, np.inf, False), half, none, none, none)
+        assert np.array_equal(*books)
+
+
 def test_wealth_never_falls_below_zero():
     r = np.array([[0.0], [0.1], [-0.5], [0.9]])
     run = run_portfolio(np.full((4, 1), 3.0), r, TradingCosts(0), delay=0)
@@ -192,6 +205,7 @@ def test_a_grid_is_what_single_runs_are():
         (lambda: run_portfolio(np.ones((3, 2)), np.ones((3, 3))), "grid"),
         (lambda: run_portfolio(np.ones((3, 2)), np.ones((3, 2)), capital=0), "capital"),
         (lambda: run_portfolio(np.full((3, 2), np.inf), np.ones((3, 2))), "infinite"),
+        (lambda: run_portfolio(np.ones((3, 2)), np.full((3, 2), np.inf)), "return is infinite"),
         (lambda: execution.run_grid(np.ones((3, 2)), np.ones((3, 2)), {}), "no combination"),
         (lambda: execution.run_grid(np.ones((3, 2)), np.ones((3, 2)), dict(lag=[1])), "lag"),
         (lambda: run_events(np.ones((3, 2)), np.zeros((3, 2))), "above zero"),
