@@ -18,6 +18,7 @@ from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
+from .report_commands import cell_progress, report_pin, report_prune
 from .stream_commands import streams
 from ..core.words import counted
 
@@ -253,6 +254,8 @@ def schedule(ctx: typer.Context):
 # %% ../../nbs/cli/50_main.ipynb #01e9dcfd
 reports = typer.Typer(help="List, locate and rerun report pages.", invoke_without_command=True, cls=Group)
 app.add_typer(reports, name="report")
+reports.command("pin")(report_pin)
+reports.command("prune")(report_prune)
 
 
 @reports.callback()
@@ -284,10 +287,10 @@ def report_path(
     name: Annotated[str, typer.Argument(help="Run notebook, for example r40_validate.")] = "r40_validate",
 ):
     "Print the path of the newest page of a run notebook."
-    from stockpredict.ops.reports import latest_report
+    from stockpredict.ops.reports import latest_report, whole_page
 
     folder = load(ctx).storage.reports_dir
-    out(str(folder / latest_report(folder, name)["folder"] / "page.html"))
+    out(str(whole_page(folder, latest_report(folder, name))))
 
 # %% ../../nbs/cli/50_main.ipynb #5f73934a
 @reports.command("verify")
@@ -357,7 +360,9 @@ def report_run(
                 problem = f"{name} shows a trained model, and none has been trained and judged here yet."
                 raise NotFound(problem, error.fix) from None
             values = own_settings(ctx, s) | values
-    out(str(run(name, values, settings=s).html))
+    with cell_progress(name) as on_cell:
+        done = run(name, values, settings=s, on_cell=on_cell)
+    out(str(done.html))
 
 # %% ../../nbs/cli/50_main.ipynb #3ac5b1e7
 @reports.command("data")

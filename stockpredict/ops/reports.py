@@ -270,6 +270,21 @@ def tidy_output(
     return out
 
 # %% ../../nbs/ops/00_reports.ipynb #9103a18f
+def _code_with_output(cells):
+    "The cells, where code that shows nothing stands with the code after it that shows something."
+    shown, waiting = [], []
+    for number, cell in enumerate(cells):
+        silent = cell.cell_type == "code" and not cell.outputs
+        if silent and any(c.cell_type == "code" and c.outputs for c in cells[number:]):
+            waiting.append(cell.source)
+            continue
+        if cell.cell_type == "code":
+            cell.source = "\n\n".join([*filter(str.strip, waiting), cell.source])
+            waiting = []
+        shown.append(cell)
+    return shown
+
+# %% ../../nbs/ops/00_reports.ipynb #c4e39d8d
 def tidy_cell(
     cell,  # a cell of the notebook
     heading: str,  # the heading above it
@@ -295,11 +310,8 @@ def reader_copy(
             continue
         if cell.cell_type == "markdown":
             heading = (re.findall(r"^#+\s+(.+)$", cell.source, re.M) or [heading])[-1]
-        cell = tidy_cell(cell, heading)
-        if cells and cell.cell_type == cells[-1].cell_type == "code" and not cells[-1].outputs:
-            cell.source = f"{cells.pop().source}\n\n{cell.source}"
-        cells.append(cell)
-    book.cells = cells
+        cells.append(tidy_cell(cell, heading))
+    book.cells = _code_with_output(cells)
     return book
 
 # %% ../../nbs/ops/00_reports.ipynb #2ea3f214

@@ -19,6 +19,7 @@ from ..core.files import atomic_write, explain_disk, git_commit, json_ready, wri
 from ..core.settings import Settings, load_settings
 from .figure_twins import with_links, write_twins
 from .report_diff import diff_name, run_before, write_diff
+from .report_feed import write_feed
 from .reports import failure_banner, finished_runs, headline_text, plain_text
 from .reports import report_body, report_page, write_index
 from .run_kernel import execute_notebook
@@ -242,6 +243,7 @@ def publish_run(
     if before:
         write_diff(reports, before["run_id"], facts["run_id"])
     write_index(reports)
+    write_feed(reports)
     return final, facts
 
 # %% ../../nbs/ops/20_runs.ipynb #3bdc250b

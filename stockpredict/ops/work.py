@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from ..core.errors import EmptyUniverse, FlowLocked, NotFound, RunError
+from ..core.errors import EmptyUniverse, FlowLocked, NotEnoughHistory, NotFound, RunError
 from ..core.files import file_lock, json_ready, read_json, write_json
 from ..core.settings import Settings, load_settings
 from .run_parameters import SECRET
+from .runs import checked_day
 
 # %% ../../nbs/ops/30_work.ipynb #a1388ab5
 def _busy(note):
@@ -63,6 +64,25 @@ def settings_overrides(
     }
 
 # %% ../../nbs/ops/30_work.ipynb #1c685d75
+def last_day(
+    settings: Settings,  # whose calendar
+    ingested: dict,  # result of the step `ingest`: first, last
+    as_of: str = "",  # use only data up to the end of this day; empty for all
+) -> str:  # YYYY-MM-DD
+    "The session with which the data of a question end."
+    from stockpredict.core.calendar import get_calendar
+
+    day = checked_day(as_of[:10], "The study")
+    if not day or day >= ingested["last"]:
+        return ingested["last"]
+    first = ingested.get("first", "")
+    if day < first:
+        problem = f"The data begin on {first}, so nothing was known on {day}."
+        raise NotEnoughHistory(problem, "Choose a later date, or ingest earlier bars with [data] start.")
+    sessions = get_calendar(settings.data.calendar).sessions(first or None, day)
+    return f"{sessions[-1]:%Y-%m-%d}" if len(sessions) else day
+
+# %% ../../nbs/ops/30_work.ipynb #6d25fe1f
 def open_work(
     settings: Settings,  # of this run
     ingested: dict,  # result of the step `ingest`: fingerprint, snapshot, last
@@ -71,7 +91,7 @@ def open_work(
     "The folder of this question, new or started before."
     from stockpredict.train.lineage import code_version
 
-    day = min(x for x in (as_of[:10], ingested["last"]) if x)
+    day = last_day(settings, ingested, as_of)
     # bars, and facts where features read them
     content = [ingested["fingerprint"], *filter(None, [ingested.get("facts_mark")])]
     question = json.dumps([as_of, *content, settings.hash, code_version()])

@@ -40,6 +40,23 @@ def test_the_page_of_a_finished_work_is_whole(finished, name):
 
 
 @pytest.mark.slow
+def test_every_page_says_what_it_came_from_and_those_of_the_served_model_are_kept(finished):
+    from stockpredict.ops.report_retention import runs_of_served_model
+
+    pages = {p["name"]: Path(p["html"]) for p in finished["report"]["pages"]}
+    for name, html in pages.items():
+        foot = html.read_text().split('<footer class="lineage">')[1]
+        shown = dict(re.findall("<dt>([^<]*)</dt><dd>([^<]*)</dd>", foot))
+        assert {"run id", "commit", "lake snapshot", "settings", "seed", "source"} <= set(shown), name
+        assert shown["run id"] == html.parent.name and "{" not in foot
+    served = runs_of_served_model(finished["settings"])
+    assert {n for n, p in pages.items() if "/".join(p.parts[-3:-1]) in served} == {
+        "r30_train",
+        "r40_validate",
+    }
+
+
+@pytest.mark.slow
 def test_the_validation_report_shows_what_a_sceptic_looks_for(finished):
     page = next(p for p in finished["report"]["pages"] if p["name"] == "r40_validate")
     html = Path(page["html"]).read_text()
