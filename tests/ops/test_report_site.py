@@ -39,9 +39,17 @@ def templates(tmp_path_factory):
     code = [nbf.new_code_cell("size: int = 1", metadata={"tags": ["parameters"]}), nbf.new_code_cell(FINISH)]
     cells = [nbf.new_markdown_cell("# Sizes"), *code]
     nbformat.write(nbf.new_notebook(cells=cells), place / "r01_size.ipynb")
-    return lambda size=1, **more: runs.run(
-        "r01_size", {"size": size}, settings=settings, folder=place, **more
-    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def write(settings, templates):
+    "A function that runs it, on one kernel server for all."
+
+    def run(size=1, **more):
+        return runs.run("r01_size", {"size": size}, **{"settings": settings, "folder": templates} | more)
+
+    return run
 
 
 def files(settings):
