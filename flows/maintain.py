@@ -22,13 +22,14 @@ DoIt = Annotated[bool, Field(description="Remove; otherwise only report what wou
 lake = as_step(upkeep_day.keep_lake, "lake")
 work = as_step(upkeep_day.keep_work, "work folders")
 reports = as_step(upkeep_day.keep_reports, "reports")
+home = as_step(upkeep_day.keep_home, "leftovers")
 
 
 @desk_flow
 def maintain(desk: DeskRun, do_it: DoIt = False):
     "Merge small files, expire old versions of the lake, and remove finished work and old leftovers."
     settings = desk.settings
-    done = [lake(settings, do_it), work(settings, do_it), reports(settings, do_it)]
+    done = [step(settings, do_it) for step in (lake, work, reports, home)]
     return upkeep_day.maintain_result(desk, done, do_it)
 
 

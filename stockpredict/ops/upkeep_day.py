@@ -105,6 +105,28 @@ def keep_reports(
     items = sorted(before - left if do_it else before)
     return [Cleared("half-written pages", tuple(items))]
 
+# %% ../../nbs/ops/78_upkeep_day.ipynb #0fbb87ce
+def killed_writes(
+    settings: Settings,  # home
+    now: float | None = None,  # seconds since the epoch; None = the clock
+    age: float = 86_400,  # seconds since the last change
+) -> list[Path]:
+    "Hidden files that killed writers left below the home folder."
+    before = (time.time() if now is None else now) - age
+    hidden = settings.storage.home_dir.absolute().rglob(".*.tmp")
+    return sorted(p for p in hidden if p.is_file() and p.stat().st_mtime < before)
+
+
+def keep_home(
+    settings: Settings,  # home
+    do_it: bool = False,  # remove; False only counts
+) -> list[Cleared]:
+    "Remove what killed writers left."
+    files = killed_writes(settings)
+    for file in files if do_it else ():
+        file.unlink(missing_ok=True)
+    return [Cleared("files of killed writers", tuple(p.name for p in files), "older than a day")]
+
 # %% ../../nbs/ops/78_upkeep_day.ipynb #b52536ef
 NO_BACKUP = (
     "No backup was made: there is no command for it yet. Copy the home folder while nothing writes to it; "
