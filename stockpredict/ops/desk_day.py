@@ -175,7 +175,7 @@ def done_until(
     "The newest session that a flow has finished."
     return str((read_json(_note(settings, flow)) or {}).get("done", ""))
 
-
+# %% ../../nbs/ops/73_desk_day.ipynb #2ff3778f
 def note_done(
     settings: Settings,  # whose home
     flow: str,  # its name

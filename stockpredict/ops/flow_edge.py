@@ -335,7 +335,7 @@ def _tell(story, flow, settings, sessions, as_of, own):
                 note_done(settings, flow.name, session)
     return result
 
-
+# %% ../../nbs/ops/74_flow_edge.ipynb #2bbe22fa
 def _run(story, flow, given):
     "One run of a flow, from its parameters to its outcome or to the reason why there is none."
     own = dict(given)

@@ -66,7 +66,7 @@ def keep_table(
         os.link(place, link)
     return session
 
-
+# %% ../../nbs/ops/77_watch_day.ipynb #ebe84108
 def published_tables(
     settings: Settings,  # its serving folder
     until: str = "",  # decision session; "" = all
