@@ -154,6 +154,7 @@ def write_diff(
     known = len({**_numbers_of(a), **_numbers_of(b)})
     pictures = [titled_figures(Path(reports) / run["folder"]) for run in (a, b)]
     pairs = [(t, *(p.get(t, "") for p in pictures)) for t in {**pictures[0], **pictures[1]}]
+    same = [title for title, one, two in pairs if one == two]
     forms = dict.fromkeys(["before", "after"], ".5g") | {"change": "+.3g"}
     count = f"{len(numbers):,} of {known:,} numbers differ"
     more = f", the {MOST} largest changes" if len(numbers) > MOST else ""
@@ -161,7 +162,8 @@ def write_diff(
         sides=[_side(a), _side(b)],
         facts=table(facts, caption="What went in, and the verdicts") if len(facts) else "",
         numbers=table(numbers.head(MOST), forms, count + more) if len(numbers) else bullets([f"{count}."]),
-        pairs=pairs,
+        pairs=[pair for pair in pairs if pair[0] not in same],
+        same=same,
     )
     ids = [run_key(run) for run in (a, b)]
     lineage = {"before": ids[0], "after": ids[1]}

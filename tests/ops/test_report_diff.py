@@ -39,3 +39,30 @@ def test_a_name_that_is_no_run_is_refused_with_the_newest(tmp_path, name):
     run_folder(tmp_path, "r40-a")
     with pytest.raises(NotFound, match="Newest: r40-a"):
         write_diff(tmp_path, name, "r40-a")
+
+
+def figure(title, png):
+    "A cell that shows a figure."
+    data = {"image/png": png, "application/vnd.stockpredict.figure+json": {"title": title}}
+    return {"outputs": [{"data": data}]}
+
+
+def test_only_figures_that_differ_are_shown_and_results_without_recorded_numbers_are_compared(tmp_path):
+    for name, tickers, png in (("r10-a", 16, "AAAA"), ("r10-b", 17, "BBBB")):
+        run_folder(tmp_path, name, headline={"tickers": tickers, "period": "2015"}, stored=True)
+        cells = [figure("By year", png), figure("Folds", "CCCC")]
+        (tmp_path / "2022-12-30" / name / "notebook.ipynb").write_text(json.dumps({"cells": cells}))
+    page = write_diff(tmp_path, "r10-a", "r10-b").read_text()
+    assert "1 of 1 numbers differ" in page and "headline tickers" in page
+    assert "base64,AAAA" in page and "base64,BBBB" in page
+    assert "base64,CCCC" not in page and "The same on both pages: Folds." in page
+
+
+def test_settings_that_differ_are_named_one_by_one_without_braces(tmp_path):
+    for name, seed in (("r10-a", 7), ("r10-b", 8)):
+        run_folder(tmp_path, name)
+        file = tmp_path / "2022-12-30" / name / "result.json"
+        overrides = {"models.seed": seed, "models.candidates": ["mean"]}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"parameters": {"overrides": overrides}}))
+    page = write_diff(tmp_path, "r10-a", "r10-b").read_text().split("<main")[1]
+    assert 'models.seed</td><td class="text">7</td><td class="text">8' in page and "{" not in page
