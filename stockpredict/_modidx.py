@@ -1328,7 +1328,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stockpredict.cli.main.report_verify': ('cli/main.html#report_verify', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.retrain': ('cli/main.html#retrain', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.rollback': ('cli/main.html#rollback', 'stockpredict/cli/main.py'),
-                                       'stockpredict.cli.main.schedule': ('cli/main.html#schedule', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.serve': ('cli/main.html#serve', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.settings': ('cli/main.html#settings', 'stockpredict/cli/main.py'),
                                        'stockpredict.cli.main.train': ('cli/main.html#train', 'stockpredict/cli/main.py'),

@@ -236,21 +236,6 @@ def down(ctx: typer.Context):
     stopped = down(load(ctx).storage.home_dir)
     out(f"Stopped: {', '.join(stopped) or 'nothing was running'}.")
 
-# %% ../../nbs/cli/50_main.ipynb #6b5669ca
-@app.command()
-def schedule(ctx: typer.Context):
-    "Keep the schedules of all flows and start their runs; `up` does it on one machine."
-    from stockpredict.ops.flow_server import flow_server, set_flow_environment
-
-    settings = load(ctx)
-    set_flow_environment(serving=True)
-    from stockpredict.cli.flow_program import serve_flows
-
-    file = str(Path(ctx.obj.file).absolute()) if ctx.obj.file else ""
-    with flow_server(schedules=True):
-        out(f"Flows of {settings.data.calendar}, with settings {settings.hash}.")
-        serve_flows(settings_path=file, overrides=split_changes(ctx.obj.changes))
-
 # %% ../../nbs/cli/50_main.ipynb #01e9dcfd
 reports = typer.Typer(help="List, locate and rerun report pages.", invoke_without_command=True, cls=Group)
 app.add_typer(reports, name="report")

@@ -55,7 +55,7 @@ def _prefect_parts(settings: Settings, options: Sequence[str]) -> list[Part]:
     own = {k: v for k, v in env.items() if k != "PREFECT_API_URL"}
     page = f"http://127.0.0.1:{port}"
     server = [python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port]
-    schedule = [python, "-m", "stockpredict.cli.main", "schedule", *options]
+    schedule = [python, "-m", "stockpredict.cli.main", "flow", "serve", *options]
     return [
         Part("prefect", server, f"{page}/api/health", page, own),
         Part("schedule", schedule, env=env, late=True),
