@@ -15,7 +15,7 @@ def counted(
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 # %% ../../nbs/core/05_words.ipynb #3ef46dd1
-def head_words(
+def words_of_heads(
     heads: dict,  # by head: `decision` (absent for a served answer) and `evidence`
 ) -> dict[str, str]:  # by head, in the order in which they are shown
     "One word for each judged head."
@@ -31,16 +31,16 @@ def head_words(
 
 
 def verdict_headline(
-    heads: dict,  # by head, as for `head_words`; may be empty
+    heads: dict,  # by head, as for `words_of_heads`; may be empty
     decision: str = "",  # of the whole run, for verdicts without heads
 ) -> str:
     "The verdict in one word for each head, as a line."
-    words = [f"{name.capitalize()}: {word}." for name, word in head_words(heads).items()]
+    words = [f"{name.capitalize()}: {word}." for name, word in words_of_heads(heads).items()]
     return " ".join(words) or decision.replace("-", " ")
 
 # %% ../../nbs/core/05_words.ipynb #598f8fa4
 def overall_decision(
-    heads: dict,  # by head, as for `head_words`; may be empty
+    heads: dict,  # by head, as for `words_of_heads`; may be empty
     decision: str = "",  # of the whole run, for verdicts without heads
 ) -> str:  # `promote`, `hold` or `suspected-leak`
     "The decision on the whole forecast: what at least one head says."

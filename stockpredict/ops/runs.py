@@ -207,8 +207,8 @@ def describe_run(
         facts["error"] = {"cell": cell, "message": message, "lines": lines}
         banner = failure_banner(cell, [message, *lines]).html
     status = facts["status"]
-    if status == "complete":
-        status = result.get("decision", status)
+    if status == "complete":  # a verdict with heads has no single word: its box says one for each
+        status = "" if result.get("heads") else result.get("decision", status)
     page = report_page(
         f"{facts['title']} {facts['as_of']}",
         banner + report_body(with_links(notebook)),

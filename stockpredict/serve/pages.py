@@ -12,7 +12,7 @@ from importlib.resources import files
 from ..core.errors import NotFound, all_errors
 from ..core.templates import template, template_text
 from ..core.settings import Settings
-from ..core.words import counted, head_words
+from ..core.words import counted, words_of_heads
 from .desk_state import DeskState, part_pages, schedule_sentence
 
 # %% ../../nbs/serve/50_pages.ipynb #2213b464
@@ -129,7 +129,7 @@ def headline_words(
 ) -> list:  # (head, word, evidence), for example ("Volatility", "strong", "strong")
     "The verdict in one word for each head."
     heads = model.get("heads") or {}
-    return [(name.capitalize(), word, heads[name]["evidence"]) for name, word in head_words(heads).items()]
+    return [(name.capitalize(), word, heads[name]["evidence"]) for name, word in words_of_heads(heads).items()]
 
 # %% ../../nbs/serve/50_pages.ipynb #37f5fddf
 TONES = {"Completed": "good", "complete": "good", "Running": "", "Skipped": "soft"}
