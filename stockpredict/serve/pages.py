@@ -129,7 +129,8 @@ def headline_words(
 ) -> list:  # (head, word, evidence), for example ("Volatility", "strong", "strong")
     "The verdict in one word for each head."
     heads = model.get("heads") or {}
-    return [(name.capitalize(), word, heads[name]["evidence"]) for name, word in words_of_heads(heads).items()]
+    words = words_of_heads(heads)
+    return [(name.capitalize(), word, heads[name]["evidence"]) for name, word in words.items()]
 
 # %% ../../nbs/serve/50_pages.ipynb #37f5fddf
 TONES = {"Completed": "good", "complete": "good", "Running": "", "Skipped": "soft"}
