@@ -94,8 +94,8 @@ def library_alone(table, rules):
 def test_asked_in_two_steps_the_library_finds_the_rows_that_it_finds_at_once():
     table = with_rule_columns(wild(900, seed=5), CAL, NOW)
     for rules in (RULES, [CONFLICT]):
-        found = {name: rows.tolist() for name, rows in failing_rows(table, rules).items()}
-        assert found == library_alone(table, rules) and any(found.values())
+        failing = {name: rows.tolist() for name, rows in failing_rows(table, rules).items()}
+        assert failing == library_alone(table, rules) and any(failing.values())
 
 
 def test_threads_that_inspect_at_once_see_their_own_tables():
@@ -103,8 +103,8 @@ def test_threads_that_inspect_at_once_see_their_own_tables():
     bad = [[3], [5, 9], [], [20, 21, 22]] * 3
     tables = [table.assign(volume=table.volume.where(~table.index.isin(rows), -1.0)) for rows in bad]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda t: failing_rows(t, RULES)["volume impossible"].tolist(), tables))
-    assert found == bad
+        seen = list(pool.map(lambda t: failing_rows(t, RULES)["volume impossible"].tolist(), tables))
+    assert seen == bad
 
 
 def test_every_kind_of_expectation_in_use_has_a_fast_check_and_one_without_is_checked_whole():
