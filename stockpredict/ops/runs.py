@@ -334,7 +334,7 @@ _FIXES = {
 }
 
 
-def failure(
+def run_error(
     name: str,  # of the run
     status: str,  # "failed" or "timeout"
     message: str,  # why
@@ -397,5 +397,5 @@ def run(
         facts = _facts(name, run_id, day, status, started, settings, values)
         final, facts = publish_run(hidden, facts, *why)
     if status != "complete":
-        raise failure(name, status, why[0], final, facts["error"])
+        raise run_error(name, status, why[0], final, facts["error"])
     return RunResult(name, status, final, final / "page.html", final / "notebook.ipynb", facts["result"])
