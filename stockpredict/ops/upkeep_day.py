@@ -16,6 +16,7 @@ from ..core.errors import FlowLocked, NotFound
 from ..core.settings import Settings
 from ..core.words import counted
 from .flow_edge import DayResult, DeskRun
+from .report_retention import Pruned, prune_reports
 from .runs import remove_abandoned
 from .work import newest_work, retrain_lock
 
@@ -96,14 +97,18 @@ def keep_reports(
     settings: Settings,  # reports folder
     do_it: bool = False,  # remove; False only counts
 ) -> list[Cleared]:
-    "Remove half-written pages of killed runs."
+    "Remove half-written pages of killed runs, and pages beyond the number that is kept."
     reports = settings.storage.reports_dir
     before = {p.name for p in reports.glob("*/.*.tmp")}
     if do_it:
         remove_abandoned(reports)
     left = {p.name for p in reports.glob("*/.*.tmp")}
-    items = sorted(before - left if do_it else before)
-    return [Cleared("half-written pages", tuple(items))]
+    old = prune_reports(settings, dry=not do_it) if reports.is_dir() else Pruned()
+    kept = f"{counted(len(old.kept), 'old one')} pinned or served" if old.kept else ""
+    return [
+        Cleared("half-written pages", tuple(sorted(before - left if do_it else before))),
+        Cleared("old pages", tuple(old.removed), kept),
+    ]
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #0fbb87ce
 def killed_writes(

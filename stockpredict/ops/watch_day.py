@@ -47,7 +47,7 @@ def interval_timeline(
     ax.axhline(0.9, c=INK, lw=0.8, ls=":")
     step = max(1, -(-len(mine) // 10))
     ax.set_xticks(at[::step], mine.decided.iloc[::step], size=7)
-    ax.set(ylim=(-0.02, 1.05), title=f"Published 90 % intervals, {counted(horizon, 'session')} ahead")
+    ax.set(ylim=(-0.25, 1.05), title=f"Published 90 % intervals, {counted(horizon, 'session')} ahead")
     ax.legend(loc="lower right", ncols=2)
     return fig
 
