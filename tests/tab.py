@@ -38,7 +38,7 @@ class Tab:
         address = f"http://127.0.0.1:{re.search(r':([0-9]+)/', line)[1]}/json"
         tabs = json.load(urllib.request.urlopen(address))
         page = next(t for t in tabs if t["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None, ping_interval=None)
         self.number, self.events = itertools.count(1), []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
@@ -89,6 +89,12 @@ class Tab:
     def type(self, text):
         "Type into what has the focus."
         self.send("Input.insertText", text=text)
+
+    def press(self, key, code, number, modifiers=0):
+        "Press a key; modifiers: 2 = Ctrl, 8 = Shift."
+        own = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.send("Input.dispatchKeyEvent", type=kind, **own)
 
     def resize(self, width, height, dark=False):
         "The size of the screen, in the light or the dark scheme."
