@@ -86,7 +86,7 @@ class Arima(LocationScale):
         seed: int = 0,  # accepted by every model; nothing here is random
     ):
         super().__init__(most=most, seed=seed)
-        self.memory = most
+        self.memory = max(self.memory, most)
 
     @staticmethod
     def space(

@@ -11,11 +11,13 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..core.errors import FeatureError, NotEnoughSessions
 from ..catalogue.design_matrix import Inputs
-from .calibration import RESIDUAL_LEVELS, quantile_cdf, residual_shape, width_factor
-from .calibration import volatility_pull  # noqa: F401
+from .calibration import RESIDUAL_LEVELS, quantile_cdf, residual_shape
 from .contract import Model, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast
+from .interval_widths import RECORD_BARS, measure_names, name_factor
+from .interval_widths import plain_sigma, record_widths, relative_volatility
+from .interval_widths import widths_by_name
 
 # %% ../../nbs/models/30_baselines.ipynb #b2a5ec3e
 def horizon_volatility(
@@ -93,11 +95,50 @@ def realised_slope(
     return slope, residuals
 
 # %% ../../nbs/models/30_baselines.ipynb #40fedd42
+def name_widths(
+    model: Model,  # gets the names in its notes
+    data: Dataset,  # the window
+) -> dict:  # `pull`, `own_width` and `own_level`
+    "What the window says about each name in units of the volatility of the inputs, as weights of a model."
+    usable = data.usable(1)[data.start :, :, None]
+    u = torch.where(usable, data.standardised()[data.start :], float("nan"))
+    model.notes["relative"] = data.inputs.bars is not None
+    sigma = relative_volatility(model, data.inputs, data.inputs.volatility[data.start :], data.start)
+    return measure_names(model, u, sigma, data)
+
+
+def adapts(
+    model: Model,  # fitted
+    inputs: Inputs,  # where it forecasts
+) -> bool:
+    "Can the intervals follow the record of the market?"
+    return inputs.bars is not None and bool(model.notes.get("relative"))
+
+# %% ../../nbs/models/30_baselines.ipynb #6f512e73
+def adapted_widths(
+    model: Model,  # fitted
+    inputs: Inputs,  # features and prices
+    span: tuple,  # sessions to forecast: first, end
+    quantiles: Tensor,  # `[H, Q]` residual quantiles around the centre, at `LEVELS`
+    by_name: bool = True,  # do the quantiles belong to outcomes in units of the width of each name?
+) -> Tensor:  # `[S, H, Q]`
+    "Factor of each residual quantile in units of the volatility of the inputs."
+
+    def sigma_of(bars, first, last):
+        return plain_sigma(model, bars, first, last)
+
+    return record_widths(model, inputs, span, quantiles, sigma_of, by_name)
+
+# %% ../../nbs/models/30_baselines.ipynb #5b3630a3
 class LocationScale(Model):
     "A model that only scores; slope, drift and residual quantiles are measured for it."
 
     heads = ("direction", "shape")  # the volatility is that of the inputs
     learns = True  # is the score fitted, so that it has to be measured on unseen days?
+
+    def __init__(self, **params):
+        super().__init__(**params)
+        self.memory, self.token = max(self.memory, RECORD_BARS), object()
 
     def fit_score(
         self,
@@ -121,15 +162,18 @@ class LocationScale(Model):
     ):
         "Fit the score, measure it on unseen days, fit it again on everything."
         self.record_features(data)
+        self.notes["entry_delay"] = data.entry_delay
         train, check = data.split() if self.learns else (data, data)
         self.fit_score(train)
+        self.weights |= name_widths(self, data)
         calibration = self.measure(check)
         if self.learns:
             self.fit_score(data)
         self.weights |= calibration | dict(drift=historical_drift(data))
+        self.token = object()
         return self
 
-# %% ../../nbs/models/30_baselines.ipynb #a74eaac4
+# %% ../../nbs/models/30_baselines.ipynb #c74ba54f
 @patch
 def measure(
     self: LocationScale,
@@ -137,7 +181,9 @@ def measure(
 ) -> dict:  # `slope` [H] and `residual` [H, K]
     "Slope of the score, and the residual quantiles with their dependence on the volatility."
     slope, residuals = realised_slope(self.score(data.inputs, data.start, data.stop), data)
-    return dict(slope=slope.float().cpu()) | residual_shape(residuals, data.inputs.volatility[data.start :])
+    sigma = relative_volatility(self, data.inputs, data.inputs.volatility[data.start :], data.start)
+    own = widths_by_name(self, data.inputs.tickers)
+    return dict(slope=slope.float().cpu()) | residual_shape(residuals, sigma, self.weights.get("pull"), own)
 
 
 @patch
@@ -151,11 +197,17 @@ def predict(
     stop = self.check_inputs(inputs, start, stop)
     z = self.score(inputs, start, stop)
     drift, slope, residual = (self.weights[k].to(z.device) for k in ("drift", "slope", "residual"))
+    span, levels = (start, stop), RESIDUAL_LEVELS
     if "pull" in self.weights:
-        pull = self.weights["pull"].to(z.device)
-        factor, centre = width_factor(pull, inputs.volatility[start:stop]), pull[2, :, None]
-        residual = centre + factor[..., None] * (residual - centre)
-    return distribution_forecast(self, inputs, (start, stop), drift + slope * z, residual, RESIDUAL_LEVELS, z)
+        sigma = relative_volatility(self, inputs, inputs.volatility[start:stop], start)
+        factor = name_factor(self, inputs.tickers, sigma)
+        centre = self.weights["pull"].to(z.device)[2, :, None]
+        around = residual - centre
+        if adapts(self, inputs):
+            levels, around = LEVELS, around[:, [RESIDUAL_LEVELS.index(p) for p in LEVELS]]
+            around = (around * adapted_widths(self, inputs, span, around).to(z.device))[:, None]
+        residual = (centre + factor[..., None] * around).sort(-1).values
+    return distribution_forecast(self, inputs, span, drift + slope * z, residual, levels, z)
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761
 class FixedScore(LocationScale):

@@ -46,19 +46,28 @@ def _by_horizon(volatility):
 def volatility_pull(
     residuals: Tensor,  # `[S, N, H]` in units of volatility
     volatility: Tensor,  # `[S, N]` daily, or `[S, N, H]`
+    by_name: bool = False,  # leave out what differs between names, and between sessions of the market?
 ) -> Tensor:  # `[3, H]`: mean logarithm of the volatility, strength of its return to it, mean residual
     "How much smaller the residuals are, in units of volatility, where the volatility is large."
     centre = residuals.double().flatten(0, 1).nanmean(0).nan_to_num(0)
-    size, log_sigma = (residuals.double() - centre).abs(), _by_horizon(volatility).double().log()
-    known = (size > 1e-3) & log_sigma.isfinite()
-    y = torch.where(known, size.log(), float("nan")).flatten(0, 1)
-    x = torch.where(known, log_sigma, float("nan")).flatten(0, 1)
-    level = x.nanmean(0).nan_to_num(0)
-    x, y = x - level, y - y.nanmean(0)
+    x, y = _log_pairs(residuals.double() - centre, volatility)
+    level = x.flatten(0, 1).nanmean(0).nan_to_num(0)
+    for _ in range(3 * by_name):  # a few rounds, because some values are missing
+        x, y = x - x.nanmean(0), y - y.nanmean(0)
+        x, y = x - x.nanmean(1, keepdim=True), y - y.nanmean(1, keepdim=True)
+    x, y = x.flatten(0, 1), y.flatten(0, 1)
+    x, y = x - x.nanmean(0), y - y.nanmean(0)
     slope = (x * y).nansum(0) / (x * x).nansum(0).clip(min=1e-9)
     return torch.stack([level, (-slope).clip(0, 0.8), centre]).float()
 
 
+def _log_pairs(residuals, volatility):
+    "Logarithms of the volatility and of the size of what followed, `NaN` where one is unknown."
+    size, log_sigma = residuals.abs(), _by_horizon(volatility).double().log()
+    known = (size > 1e-3) & log_sigma.isfinite()
+    return torch.where(known, log_sigma, float("nan")), torch.where(known, size.log(), float("nan"))
+
+# %% ../../nbs/models/25_calibration.ipynb #e4a9f2a9
 def width_factor(
     pull: Tensor,  # `[3, H]`, from `volatility_pull`
     volatility: Tensor,  # `[S, N]` daily, or `[S, N, H]`
@@ -72,10 +81,16 @@ def width_factor(
 def residual_shape(
     residuals: Tensor,  # `[S, N, H]` in units of volatility, of days the model was not fitted on
     volatility: Tensor,  # `[S, N]` or `[S, N, H]`, known at the decision
+    pull: Tensor | None = None,  # `[3, H]`; measured here by default
+    own: Tensor | None = None,  # `[N, H]` width of each name; 1 by default
 ) -> dict:  # `residual` [H, K] at `RESIDUAL_LEVELS`, `pull` [3, H]
     "Residual quantiles with the finite-sample correction, and their dependence on the volatility."
-    pull = volatility_pull(residuals, volatility)
+    here = volatility_pull(residuals, volatility)
+    pull = (
+        here if pull is None else torch.cat([pull.to(here)[:2], here[2:]])
+    )  # the centre is that of the score
     factor = width_factor(pull, volatility)
+    factor = factor if own is None else factor * own.to(factor)
     columns = (pull[2] + (residuals - pull[2]) / factor).flatten(0, 1).cpu().numpy().T
     grid = np.array([np.quantile(c[np.isfinite(c)], RESIDUAL_LEVELS, method="weibull") for c in columns])
     return dict(residual=torch.tensor(grid, dtype=torch.float32), pull=pull.cpu())

@@ -130,7 +130,7 @@ class Chronos(Foundation):
         super().__init__(
             folder=folder, cut_off=cut_off, context=context, weights_hash=weights_hash, seed=seed
         )
-        self.memory = context
+        self.memory = max(self.memory, context)
 
     def fit(self, data: Dataset, report=None):
         "Calibrate, and record which weights were calibrated."

@@ -13,11 +13,13 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..catalogue.design_matrix import Inputs
 from ..core.settings import Settings
-from .baselines import LocationScale, distribution_forecast, historical_drift
-from .baselines import realised_slope, volatility_pull, width_factor
+from .baselines import LocationScale, adapted_widths, adapts, distribution_forecast
+from .baselines import historical_drift, realised_slope
+from .calibration import RESIDUAL_LEVELS, residual_shape
 from .contract import HEADS, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast, levels_of
+from .interval_widths import measure_names, name_factor, relative_volatility
 from .nets import Batches, ForecastNet, Heads
 from .nets import net_labels, train_net, windows, with_presence
 
@@ -110,7 +112,7 @@ def fit(
 ) -> NetModel:
     "Train on the first part of the window, stop and calibrate on the second."
     self.record_features(data)
-    self.weights = {}
+    self.weights, self.token = {}, object()
     return self._train(data, self.epochs, report)
 
 
@@ -122,6 +124,7 @@ def update(
 ) -> NetModel:
     "Continue from the present weights with the newest data, and calibrate again."
     self.check_inputs(data.inputs, 0, None)
+    self.token = object()
     return self._train(data, epochs)
 
 # %% ../../nbs/models/61_net_model.ipynb #fbc9d1b2
@@ -150,7 +153,7 @@ def _train(self: NetModel, data, epochs, report=None):
         run |= dict(last=str(data.inputs.sessions[-1]), labels=float(both[0].y.double().nansum()))
         saved = (self.checkpoint, run) if self.checkpoint else None
         loss = train_net(self.net, both, epochs, self.rate, self.device, report, saved)
-    self.notes["loss"] = loss
+    self.notes |= dict(loss=loss, entry_delay=data.entry_delay)
     self.net.eval()
     self.weights = {f"net.{k}": v for k, v in self.net.state_dict().items()}
     self.weights |= self.measure(check) | dict(drift=historical_drift(data))
@@ -226,21 +229,44 @@ def measure(
     count = self.net.heads.count
     q, levels, middle = out[..., :count], levels_of(count), count // 2
     slope, residuals = realised_slope(self._centre(out), data)
-    sigma = data.inputs.volatility[data.start :].to(q.device)
-    pull = volatility_pull(residuals, sigma)
-    e = (pull[2] + (residuals - pull[2]) / width_factor(pull, sigma)).flatten(0, 1)
-    distance = (q - q[..., middle, None]).double().flatten(0, 1)
-    stretch = torch.zeros(len(self.horizons), len(levels), dtype=torch.float64)
-    for j in range(len(self.horizons)):
-        ok = e[:, j].isfinite()
-        for i, p in enumerate(levels):
-            ratio = e[ok, j] / distance[ok, j, i] if i != middle else e[ok, j]
-            stretch[j, i] = float(np.quantile(ratio.cpu().numpy(), max(p, 1 - p), method="weibull"))
-    calibration = dict(slope=slope.float().cpu(), stretch=stretch.float(), pull=pull.cpu())
+    self.notes["relative"] = data.inputs.bars is not None
+    sigma = relative_volatility(self, data.inputs, data.inputs.volatility[data.start :], data.start)
+    sigma = sigma.to(q.device)
+    distance, shape = (q - q[..., middle, None]).double(), residual_shape(residuals, sigma)
+    names = measure_names(self, residuals, sigma, data, interval_size(distance, levels))
+    self.weights |= names
+    pull = names["pull"].to(q.device)
+    e = (residuals - pull[2]) / name_factor(self, data.inputs.tickers, sigma)
+    calibration = dict(slope=slope.float().cpu(), plain=shape["residual"], plain_pull=shape["pull"])
+    calibration |= names | dict(stretch=stretches(pull[2] + e, distance, levels))
     if self.net.heads.extra:
         plain = data.standardised()[data.start :].to(out.device).clip(-5, 5).double() / change_of(out)
         calibration["change"] = plain.square().flatten(0, 1).nanmean(0).sqrt().float().cpu()
     return calibration
+
+# %% ../../nbs/models/61_net_model.ipynb #02dd5d0f
+def interval_size(
+    distance: Tensor,  # `[S, N, H, Q]` of the network's quantiles from its median
+    levels: tuple,  # their probabilities
+) -> Tensor:  # `[S, N, H]`, 1 for a normal distribution
+    "Size of the network's own intervals."
+    near, far = levels.index(0.05), levels.index(0.95)
+    return (distance[..., far] - distance[..., near]).clip(min=1e-6) / 3.29
+
+
+def stretches(
+    e: Tensor,  # `[S, N, H]` residuals
+    distance: Tensor,  # `[S, N, H, Q]` of the network's quantiles from its median
+    levels: tuple,  # their probabilities
+) -> Tensor:  # `[H, Q]`; for the median the middle residual
+    "Factor of each distance with which the share of residuals below it is what was stated."
+    middle, out = len(levels) // 2, torch.zeros(e.shape[-1], len(levels))
+    for j in range(e.shape[-1]):
+        ok = e[..., j].isfinite() & distance[..., j, :].isfinite().all(-1)
+        for i, p in enumerate(levels):
+            ratio = e[..., j][ok] / (distance[..., j, i][ok] if i != middle else 1.0)
+            out[j, i] = float(np.quantile(ratio.cpu().numpy(), max(p, 1 - p), method="weibull"))
+    return out
 
 # %% ../../nbs/models/61_net_model.ipynb #b1aeab71
 def change_of(
@@ -265,11 +291,17 @@ def predict(
     z, distance = self._centre(out), q - q[..., middle, None]
     distance[..., middle] = 1
     residual = (distance * stretch).sort(-1).values
-    if "pull" in self.weights:
-        pull = self.weights["pull"].to(q.device)
-        factor = width_factor(pull, inputs.volatility[start:stop].to(q.device))[..., None]
-        residual = pull[2, :, None] + (residual - pull[2, :, None]) * factor
     span, levels = (start, stop), levels_of(q.shape[-1])
+    if "plain" in self.weights and adapts(self, inputs):
+        plain = self.weights["plain"][:, [RESIDUAL_LEVELS.index(p) for p in levels]].cpu()
+        around = plain - self.weights["plain_pull"][2, :, None].cpu()
+        widths = adapted_widths(self, inputs, span, around, by_name=False)[:, None]
+        residual = (residual * widths.to(q.device)).sort(-1).values
+    if "pull" in self.weights:
+        centre = self.weights["pull"].to(q.device)[2, :, None]
+        sigma = relative_volatility(self, inputs, inputs.volatility[start:stop], start)
+        factor = name_factor(self, inputs.tickers, sigma.to(q.device))
+        residual = centre + (residual - centre) * factor[..., None]
     forecast = distribution_forecast(self, inputs, span, drift + slope * z, residual, levels, z)
     if "change" not in self.weights:
         return forecast

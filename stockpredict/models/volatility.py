@@ -15,11 +15,13 @@ from ..catalogue.design_matrix import Inputs
 from ..core.errors import FeatureError
 from .baselines import distribution_forecast, historical_drift, horizon_volatility
 from .baselines import realised_slope
-from .calibration import RECORD, RESIDUAL_LEVELS, adapted_log_widths, residual_shape
-from .calibration import outcome_shares, width_factor
+from .calibration import RECORD, RESIDUAL_LEVELS, residual_shape
 from .contract import Model, model
 from .dataset import Dataset
 from .forecast import LEVELS, Forecast
+from .interval_widths import RECORD_BARS, measure_names, name_factor
+from .interval_widths import record_widths, relative_volatility
+from .interval_widths import trailing_count, weighted_mean, widths_by_name
 
 # %% ../../nbs/models/35_volatility.ipynb #cabeb617
 class VolatilityModel(Model):
@@ -33,7 +35,7 @@ class VolatilityModel(Model):
         **params,  # parameters of the model
     ):
         super().__init__(**params)
-        self.memory, self.token = self.window + RECORD + 32, object()
+        self.memory, self.token = max(self.window + RECORD + 32, RECORD_BARS), object()
 
     def learn(
         self,
@@ -59,11 +61,13 @@ def fit(
 ) -> VolatilityModel:
     "Fit on the first part, measure the shape on the second, then fit again on everything."
     self.record_features(data)
-    self.notes["entry_delay"] = data.entry_delay
+    self.notes |= dict(entry_delay=data.entry_delay, relative=True)
     train, check = data.split()
     self.learn(train)
     self.weights |= self._scale(train)
-    shape = self._shape(check)
+    self.weights |= self._names(data)
+    own = widths_by_name(self, data.inputs.tickers)
+    shape = residual_shape(*self._residuals(check), self.weights["pull"], own)
     self.learn(data)
     self.weights |= shape | self._scale(data) | dict(drift=historical_drift(data))
     self.token = object()
@@ -83,16 +87,22 @@ def _scale(self: VolatilityModel, data):
     ratio = torch.where(known, ratio, float("nan")).clip(max=LARGEST_RATIO)
     return dict(scale=ratio.flatten(0, 1).nanmean(0).nan_to_num(1.0).clip(0.1, 10).float())
 
+# %% ../../nbs/models/35_volatility.ipynb #8f79e610
+@patch
+def _relative(self: VolatilityModel, inputs, sigma, start):
+    "The daily volatility relative to the usual one of each name."
+    daily = sigma / torch.tensor(self.horizons, dtype=torch.float32).sqrt()
+    return relative_volatility(self, inputs, daily, start)
+
 
 @patch
-def _shape(self: VolatilityModel, data):
-    "Residual quantiles on days the model was not fitted on."
+def _residuals(self: VolatilityModel, data):
+    "Outcomes around their mean in units of the volatility, and that volatility relative to the usual one."
     sigma = self.volatility(data.inputs, data.start, data.stop)
     root = torch.tensor(self.horizons, dtype=torch.float32).sqrt()
-    zero = torch.zeros_like(sigma)
     ratio = data.inputs.volatility[data.start :, :, None].cpu() * root / sigma
-    residuals = realised_slope(zero.to(data.y.device), data)[1].cpu() * ratio
-    return residual_shape(residuals, sigma)
+    residuals = realised_slope(torch.zeros_like(sigma).to(data.y.device), data)[1].cpu() * ratio
+    return residuals, self._relative(data.inputs, sigma, data.start)
 
 # %% ../../nbs/models/35_volatility.ipynb #44d33aae
 NEAR_EWMA = 4.0  # a volatility is at most so many times that of the inputs, and at least that part of it
@@ -129,52 +139,11 @@ def bars_of(
 
 # %% ../../nbs/models/35_volatility.ipynb #e46c51ec
 @patch
-def _market_record(self: VolatilityModel, bars, start, stop):
-    "Standardised outcomes of the market before the sessions `[start, stop)`: shares, tickers, known ends."
-    market, reach = bars.market or bars, self.notes["entry_delay"] + max(self.horizons)
-    first = max(start - RECORD - reach, -market.ahead)
-    if stop - 1 <= first:
-        return None
-    sigma = np.sqrt(self.variance(market, first, stop - 1) * self.weights["scale"].cpu().numpy())
-    outcomes = market_outcomes(market, self.horizons, self.notes["entry_delay"])
-    outcomes = outcomes[market.ahead + first :][: len(sigma)]
-    pull, drift = self.weights["pull"].cpu(), self.weights["drift"].cpu().numpy()
-    with np.errstate(divide="ignore", invalid="ignore"):
-        u = outcomes / sigma - drift
-    factor = width_factor(pull, torch.from_numpy(sigma)).numpy()
-    centre = pull[2].numpy()
-    shares, count = outcome_shares((u - centre) / factor)
-    known = np.arange(start, stop)[:, None] - self.notes["entry_delay"] - np.array(self.horizons) - first + 1
-    return shares, count, known
+def _names(self: VolatilityModel, data):
+    "Pull of the volatility and width of each name in the window."
+    return measure_names(self, *self._residuals(data), data)
 
-# %% ../../nbs/models/35_volatility.ipynb #45618dfc
-def sum_after(
-    daily: np.ndarray,  # `[S, N]` one value a day
-    horizon: int,  # sessions held
-    entry_delay: int,  # sessions from the decision to the entry
-) -> np.ndarray:  # `[S, N]`
-    "Sum over the days on which a decision is held, `NaN` where one is missing or not known yet."
-    zero = np.zeros((1, daily.shape[1]))
-    total = np.vstack([zero, np.nancumsum(daily, 0)])
-    holes = np.vstack([zero, np.cumsum(np.isnan(daily), 0)])
-    rows, out = len(daily) - entry_delay - horizon, np.full(daily.shape, np.nan)
-    if rows > 0:
-        first = slice(entry_delay + 1, entry_delay + 1 + rows)
-        last = slice(entry_delay + horizon + 1, None)
-        out[:rows] = np.where(holes[last] == holes[first], total[last] - total[first], np.nan)
-    return out
-
-
-def market_outcomes(
-    bars: BarHistory,  # prices
-    horizons: tuple,  # sessions held
-    entry_delay: int,  # sessions from the decision to the entry
-) -> np.ndarray:  # `[S, N, H]` simple returns, `NaN` where not known yet or not trusted
-    "Return of each decision over each horizon, as far as the prices reach."
-    moves = bars.moves()["close"]
-    return np.expm1(np.stack([sum_after(moves, h, entry_delay) for h in horizons], -1))
-
-# %% ../../nbs/models/35_volatility.ipynb #a9017ffc
+# %% ../../nbs/models/35_volatility.ipynb #124dd93d
 @patch
 def predict(
     self: VolatilityModel,
@@ -189,7 +158,8 @@ def predict(
     quantiles = grid[:, [RESIDUAL_LEVELS.index(p) for p in LEVELS]]
     centre = pull[2, :, None]
     around = (quantiles - centre) * self._widths(inputs, start, stop, quantiles - centre)
-    factor = width_factor(pull, sigma.nan_to_num(1.0))[..., None]
+    relative = self._relative(inputs, sigma, start).nan_to_num(1.0)
+    factor = name_factor(self, inputs.tickers, relative)[..., None]
     residual = (centre + factor * around[:, None]).sort(-1).values
     location, score = drift.expand_as(sigma), torch.zeros_like(sigma)
     return distribution_forecast(self, inputs, (start, stop), location, residual, LEVELS, score, sigma)
@@ -198,18 +168,12 @@ def predict(
 @patch
 def _widths(self: VolatilityModel, inputs, start, stop, quantiles):
     "Factor of each residual quantile at each session, `[S, H, Q]`, from the record of the market."
-    bars, off = bars_of(self, inputs), [i for i, p in enumerate(LEVELS) if p != 0.5]
-    market, widths = bars.market or bars, torch.ones(stop - start, *quantiles.shape)
-    key = (self.token, inputs.sessions[start], inputs.sessions[stop - 1])
-    if key not in market.shared:
-        record = self._market_record(bars, start, stop)
-        outer = quantiles[:, off].double().numpy()
-        levels = tuple(LEVELS[i] for i in off)
-        widened = record and adapted_log_widths(*record[:2], outer, levels, record[2], self.horizons)
-        market.shared[key] = widened
-    if market.shared[key] is not None:
-        widths[..., off] = torch.from_numpy(np.exp(market.shared[key])).float()
-    return widths
+    bars_of(self, inputs)
+
+    def sigma_of(bars, first, last):
+        return np.sqrt(self.variance(bars, first, last) * self.weights["scale"].cpu().numpy())
+
+    return record_widths(self, inputs, (start, stop), quantiles, sigma_of)
 
 # %% ../../nbs/models/35_volatility.ipynb #5ef51e73
 @model("ewma", complexity=0, kind="volatility")
@@ -231,35 +195,6 @@ class Ewma(VolatilityModel):
         "The weighted mean of squared returns, times the sessions held."
         v = weighted_mean(bars.moves()["close"] ** 2, 0.94, self.window)
         return v[bars.ahead + start : bars.ahead + stop, :, None] * np.array(self.horizons, float)
-
-# %% ../../nbs/models/35_volatility.ipynb #30d4f275
-def weighted_mean(
-    x: np.ndarray,  # `[S, N]`, `NaN` where missing
-    decay: float,  # weight of a session relative to the next
-    window: int,  # sessions it looks back on
-    least: int = 15,  # fewest values
-) -> np.ndarray:
-    "Exponentially weighted mean of the values in a window, `NaN` with too few of them."
-    from scipy.signal import lfilter
-
-    def weighted_sum(values):
-        past = np.concatenate([np.zeros((window, values.shape[1])), values[:-window]])[: len(values)]
-        return lfilter([1.0], [1.0, -decay], values - decay**window * past, axis=0)
-
-    known = ~np.isnan(x)
-    weight = weighted_sum(known.astype(float))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean = weighted_sum(np.nan_to_num(x)) / weight
-    return np.where(trailing_count(known, window) >= least, mean, np.nan)
-
-
-def trailing_count(
-    known: np.ndarray,  # bool `[S, N]`
-    window: int,  # sessions
-) -> np.ndarray:
-    "Number of values in the last sessions."
-    total = np.vstack([np.zeros((1, known.shape[1])), np.cumsum(known, 0)])
-    return total[1:] - total[np.maximum(np.arange(len(known)) - window + 1, 0)]
 
 # %% ../../nbs/models/35_volatility.ipynb #4c3bbb63
 SPANS = (1, 5, 22, 250)  # day, week, month, year

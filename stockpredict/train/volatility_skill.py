@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..evaluate.metrics import Estimate, align_pair, diebold_mariano, hac_mean
 from ..evaluate.metrics import session_means, skill_score
 from ..evaluate.risk import qlike
-from ..models.volatility import sum_after
+from ..models.interval_widths import sum_after
 from .anytime import relative_difference
 from .experiment import Experiment
 from .skill_table import one_day_returns
