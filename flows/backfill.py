@@ -45,7 +45,9 @@ def backfill(
         return report
 
     report = ingest_day.joined_reports(share_out(fetch, {str(part): part for part in left}, desk.settings))
-    return ingest_day.ingest_result(desk, ingest_day.describe_ingest(desk.settings, report, {}))
+    return ingest_day.ingest_result(
+        desk, ingest_day.describe_ingest(desk.settings, report, {}), current=False
+    )
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def describe_ingest(
 def ingest_warnings(
     settings: Settings,  # calendar, source
     report: dict,  # of `describe_ingest`
-    session: str,  # that should be there, YYYY-MM-DD
+    session: str,  # that should be there, YYYY-MM-DD; "" = none
 ) -> list[str]:  # sentences
     "What is missing after an ingest."
     warnings = []
@@ -220,6 +220,7 @@ def ingest_result(
     report: dict,  # of `describe_ingest`
     page: str = "",  # of its run notebook
     more: Sequence[str] = (),  # further warnings
+    current: bool = True,  # the newest session should be there; False for a history
 ) -> DayResult:
     "The outcome of an ingest as that of a flow."
     counts = {"new bars": "rows_new", "corrected": "rows_corrected", "quarantined": "rows_quarantined"}
@@ -234,7 +235,7 @@ def ingest_result(
     if facts := report.get("facts"):
         numbers["facts"] = counted(sum(row.get("rows", 0) or 0 for row in facts), "row")
     warnings = [
-        *ingest_warnings(desk.settings, report, desk.session),
+        *ingest_warnings(desk.settings, report, desk.session if current else ""),
         *more,
         *unfinished_backfills(desk.settings),
     ]
