@@ -380,12 +380,12 @@ def _what_would_change(decision, alpha, count):
     corrected = f"after correction for {counted(count, 'candidate')}"
     if decision == "promote":
         return (
-            f"The verdict would change with p above {alpha:g} {corrected}, with a portfolio that may not "
-            "earn its costs, or with any alarm of the plausibility limits."
+            f"The verdict on direction would change with p above {alpha:g} {corrected}, with a "
+            "portfolio that may not earn its costs, or with any alarm of the plausibility limits."
         )
     if decision == "suspected-leak":
         return "The verdict would change once no alarm of the plausibility limits is left."
     return (
-        f"The verdict would change with p below {alpha:g} {corrected} and a portfolio that surely earns its "
-        "costs, or with any alarm of the plausibility limits."
+        f"The verdict on direction would change with p below {alpha:g} {corrected} and a "
+        "portfolio that surely earns its costs, or with any alarm of the plausibility limits."
     )
