@@ -18,14 +18,18 @@ from live_redis import spare_port
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
+from stockpredict.lake.lake import Lake
 from stockpredict.ops.desk_day import DESK_DAY
 from stockpredict.ops.doctor import run_check
 from stockpredict.ops.exchange_schedule import run_starts
 from stockpredict.ops.flow_edge import session_of
 from stockpredict.ops.flow_server import has_ended, run_sign
+from stockpredict.ops.ingest_day import part_words, plan_backfill
 from stockpredict.ops.lifeline import marked
 from stockpredict.ops.parts import parts
 from stockpredict.ops.processes import _purpose, down, up
+from stockpredict.sources.simulate import simulate
+from stockpredict.testing.fake_vendors import FakeVendors
 
 pytestmark = pytest.mark.slow
 LOOP_ERROR = re.compile(r"Traceback|ERROR|CRITICAL|Can't evaluate|Unexpected error|service failed", re.I)
@@ -160,6 +164,42 @@ def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
     states = {run["id"]: run["state"] for run in ask(desk.api, "flow_runs/filter", **every)}
     assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
     assert states[killed]["message"].startswith("Its process was killed")
+
+
+def test_a_backfill_stands_in_the_graph_part_by_part_and_goes_on_where_it_stopped(desk, root, tmp_path):
+    market = simulate(kind="null", tickers=3, sessions=300, seed=5).bars
+    names, years = sorted(market.ticker.unique()), sorted({str(t.year) for t in market.event_time})
+    with FakeVendors(market) as shop:
+        changes = {
+            "storage.home": tmp_path / "home",
+            "data.source": "vendors",
+            "data.universe": ",".join(names),
+            "sources.chain": "tiingo",
+            "sources.base_urls": f"all={shop.url}",
+            "sources.batch": 2,
+        }
+        settings = load_settings(overrides={k: str(v) for k, v in changes.items()})
+        first, last = (f"{market.event_time.agg(end):%Y-%m-%d}" for end in ("min", "max"))
+        plan = plan_backfill(settings, first, last)
+        plan.finish(plan.parts[0])
+        options = [word for k, v in changes.items() for word in ("--set", f"{k}={v}")]
+        env = {**os.environ, "PREFECT_API_URL": desk.api, "TIINGO_API_KEY": "demo"}
+        command = [sys.executable, root / "flows" / "backfill.py", "--first", first, "--last", last, *options]
+        done = patience.run(command, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    [run] = [r for r in ask(desk.api, "flow_runs/filter") if r["name"].startswith("backfill ")]
+    assert run["state_type"] == "COMPLETED" and {"stockpredict", "backfill", "vendors"} < set(run["tags"])
+    tasks = ask(desk.api, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    parts_done = [t["name"] for t in sorted(tasks, key=lambda t: t["start_time"])]
+    wanted = [f"{y} {part_words(p)}" for y in years[::-1] for p in (names[:2], names[2:])]
+    assert parts_done == wanted[1:], "newest year first, without the part that was done"
+    assert plan.left == []
+    [artifact] = ask(desk.api, "artifacts/filter", artifacts={"flow_run_id": {"any_": [run["id"]]}})
+    assert "new bars" in artifact["data"] and artifact["key"] == "backfill"
+    with Lake(settings.storage, read_only=True) as lake:
+        stored = lake.bars(adjusted=False)
+    fetched = market[~((market.event_time.dt.year == int(years[-1])) & market.ticker.isin(names[:2]))]
+    assert len(stored) == len(fetched)
 
 
 def test_the_deployment_file_deploys_every_flow_to_a_server(desk, root):
