@@ -21,7 +21,7 @@ from ..core.errors import NotReady
 from ..core.files import atomic_write, file_lock, read_json
 from .flow_server import answers
 from .lifeline import MARK, marked, stop_processes
-from .parts import Part, free, refuse_taken_ports
+from .parts import Part, refuse_taken_ports
 
 # %% ../../nbs/ops/60_processes.ipynb #efc46d70
 def _ledger(home: Path) -> Path:
