@@ -1,6 +1,6 @@
 """The desk's days under trouble: vendor faults, kills, outages and lost days drawn from a seed.
 
-    python benchmarks/simulated_days.py [--seed 17] [--days 250] [--seeds 1] [--calm] [--keep FOLDER]
+    python benchmarks/simulated_days.py [--seed 17] [--days 250] [--seeds 1] [--trouble 3]
 
 A small market is sold by a local server that answers like two vendors. Every session the desk ingests,
 predicts, retrains at the end of a week, monitors and cleans up, each step called as its flow calls it, with
@@ -16,7 +16,8 @@ which days are repeated. Each night every promise is checked against plain Pytho
 - no lock, note, open run, half folder or temporary file stays, and the number of files is bounded;
 - the same day again changes nothing.
 
-The first broken promise ends the command with the seed and the day; the same command finds it again.
+The first broken promise of a seed is printed with its day; the same command finds it again. `--trouble 4`
+makes trouble four times as frequent. DuckLake's own clock does not move: versions do not expire here.
 """
 
 import argparse
@@ -177,11 +178,11 @@ def forked(action) -> int:
 class Desk:
     "One seed: its market, its home, its troubles and what must hold."
 
-    def __init__(self, seed: int, days: int, home: Path, tickers: int = 4, calm: bool = False):
+    def __init__(self, seed: int, days: int, home: Path, calm: bool = False, often: float = 1):
         self.draw, self.home, self.calm = random.Random(seed), Path(home), calm
-        self.seed, self.count = seed, Counter()
+        self.seed, self.count, self.often = seed, Counter(), often
         sessions = CALENDAR.sessions(FIRST_DAY, CALENDAR.offset(pd.Timestamp(FIRST_DAY), HISTORY + days + 10))
-        bars = simulate("realistic", tickers, len(sessions), seed=seed, start=FIRST_DAY).bars
+        bars = simulate("realistic", 4, len(sessions), seed=seed, start=FIRST_DAY).bars
         self.sessions, self.days = sessions, days
         self.vendors = Vendors(bars, seed)
         self.tickers = sorted(self.vendors.full)
@@ -211,7 +212,11 @@ class Desk:
 
     def trouble(self, day) -> dict:
         "What goes wrong today."
-        roll, draw = self.draw.random, self.draw
+        draw = self.draw
+
+        def roll():
+            return draw.random() / self.often
+
         t = dict(faults=[], kills=[], away={}, corrections=[], repeat=roll() < 0.1)
         if roll() < 0.3:
             for _ in range(draw.randint(1, 4)):
@@ -534,6 +539,7 @@ def main():
     ask.add_argument("--seed", type=int, default=1)
     ask.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     ask.add_argument("--days", type=int, default=250)
+    ask.add_argument("--trouble", type=float, default=1, help="how much more often something goes wrong")
     ask.add_argument("--calm", action="store_true", help="the same market and vendors, and nobody is killed")
     ask.add_argument("--keep", default="", help="keep the homes in this folder")
     asked = ask.parse_args()
@@ -541,7 +547,10 @@ def main():
     broken, total = [], Counter()
     for seed in range(asked.seed, asked.seed + asked.seeds):
         began = time.process_time() + os.times().children_user + os.times().children_system
-        with place(asked.keep, seed) as folder, Desk(seed, asked.days, folder, calm=asked.calm) as desk:
+        with (
+            place(asked.keep, seed) as folder,
+            Desk(seed, asked.days, folder, calm=asked.calm, often=asked.trouble) as desk,
+        ):
             try:
                 desk.run(lambda line: print(line, flush=True))
             except BrokenPromise as e:

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,16 @@ def _wait_for(child: subprocess.Popen, api: str) -> bool:
     return True
 
 # %% ../../nbs/ops/57_flow_server.ipynb #f2664b94
+def _go_on_without(api, home, schedules):
+    "Say that a run goes on without the server of its address; a process that plans runs cannot."
+    problem = f"The Prefect server at {api} does not answer."
+    if schedules:
+        raise NotReady(problem, "Start it with `stockpredict up`, or correct PREFECT_API_URL.")
+    print(
+        f"  {problem} This run goes on with a server of its own, which records it in {home}.", file=sys.stderr
+    )
+
+# %% ../../nbs/ops/57_flow_server.ipynb #84b09ef5
 @contextmanager
 def flow_server(
     schedules: bool = False,  # also plan the runs of deployments
@@ -116,10 +127,12 @@ def flow_server(
     from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
     sweep("flow")
-    if own := PREFECT_API_URL.value():
-        yield own
-        return
     home = Path(prefect_environment()["PREFECT_HOME"])
+    if own := PREFECT_API_URL.value():
+        if answers(f"{own}/health", 5):
+            yield own
+            return
+        _go_on_without(own, home, schedules)
     for _ in range(attempts):
         child, api = _start_server(home, schedules)
         try:

@@ -1,6 +1,7 @@
 """A run that is killed at any step boundary ends, when it is run again, where an undisturbed one ended."""
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,6 +10,12 @@ import kill_points
 import patience
 import pytest
 
+from stockpredict.core.errors import NotReady
+from stockpredict.core.files import atomic_path
+from stockpredict.core.settings import load_settings
+from stockpredict.ops import upkeep_day
+from stockpredict.ops.flow_server import flow_server
+from stockpredict.ops.lifeline import marked
 from stockpredict.ops.pipeline import predictions
 from stockpredict.train.registry import registry_history
 
@@ -42,3 +49,37 @@ def test_killed_at_a_step_it_ends_in_the_same_place(finished, self_tested, tmp_p
 def test_what_is_served_is_what_the_verdict_names(finished):
     served = predictions(finished["settings"])
     assert set(served.model) == {finished["report"]["model"]} == {finished["report"]["published"]["model"]}
+
+
+def test_without_its_server_a_run_goes_on_and_only_a_planner_stops(tmp_path, monkeypatch, capsys):
+    "PREFECT_API_URL names an address that refuses."
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    refuses = "http://127.0.0.1:9/api"
+    with temporary_settings({PREFECT_API_URL: refuses}):
+        with pytest.raises(NotReady, match="does not answer"), flow_server(schedules=True):
+            pass
+        mine = [owner for owner in marked("flow").values() if owner and owner.pid == os.getpid()]
+        assert not mine, "nothing was started for it"
+        with flow_server() as api:
+            assert api != refuses and patience.answers(f"{api}/health") and PREFECT_API_URL.value() == api
+    shown = capsys.readouterr().err
+    assert f"{refuses} does not answer" in shown and str(tmp_path / "prefect") in shown
+    assert (tmp_path / "prefect" / "prefect.db").exists(), "the record of the run is kept"
+
+
+def test_a_writer_that_is_killed_leaves_a_file_that_maintain_removes(tmp_path):
+    "SIGKILL between the hidden name and the real one; a file of today is left alone."
+    settings = load_settings(overrides={"storage.home": str(tmp_path / "home")}, environ={})
+    place = settings.storage.serving_dir / "table.bin"
+    if not (child := os.fork()):
+        with atomic_path(place) as part:
+            part.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    [half] = place.parent.iterdir()
+    assert not place.exists() and upkeep_day.keep_home(settings, do_it=True)[0].items == () and half.exists()
+    os.utime(half, (1, 1))
+    assert upkeep_day.keep_home(settings)[0].items == (half.name,) and half.exists()
+    assert upkeep_day.keep_home(settings, do_it=True)[0].items == (half.name,) and not half.exists()
