@@ -256,8 +256,8 @@ def record_widths(
     off = [i for i, p in enumerate(levels) if p != 0.5]
     key = (model.token, inputs.sessions[span[0]], inputs.sessions[span[1] - 1])
     if key not in market.shared:
-        record = market_record(model, bars, span, sigma_of, by_name)
         outer, stated = quantiles[:, off].double().cpu().numpy(), tuple(levels[i] for i in off)
+        record = market_record(model, bars, span, sigma_of, by_name) if np.isfinite(outer).all() else None
         market.shared[key] = record and adapted_log_widths(
             *record[:2], outer, stated, record[2], model.horizons
         )
