@@ -10,6 +10,12 @@ and standard deviation), and the pinball loss of the 5 % and 95 % quantiles. The
 comes from simulated markets (`benchmarks/adaptation.py`), how far the width of a name is drawn to that of all
 from the training window. The form of the rule, a volatility relative to the usual one of the last year, was
 chosen among four on these years, so the gain in loss is partly chosen with hindsight.
+
+Printed with --models mean ridge log_har (121 tickers, 2017 to 2020), after against before: ridge, one
+session 90.1 % (88.8, 89.9 and 91.5 % by tercile), standard deviation over names .0148 against .0223, loss
+1.4 % less; five sessions 89.6 % (87.9, 90.2, 90.7), .0180 against .0295, 1.2 % less. log_har, one session
+90.0 % (89.7, 89.8, 90.6), .0164 against .0185, 0.2 % less; five sessions 89.8 % (88.8, 90.3, 90.3), .0211
+against .0235, 0.2 % less.
 """
 
 import argparse
