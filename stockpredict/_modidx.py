@@ -6425,6 +6425,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'stockpredict/serve/answer_table.py'),
                                                  'stockpredict.serve.answer_table.fetch_shared_table': ( 'serve/answer_table.html#fetch_shared_table',
                                                                                                          'stockpredict/serve/answer_table.py'),
+                                                 'stockpredict.serve.answer_table.open_answers': ( 'serve/answer_table.html#open_answers',
+                                                                                                   'stockpredict/serve/answer_table.py'),
                                                  'stockpredict.serve.answer_table.pack_table': ( 'serve/answer_table.html#pack_table',
                                                                                                  'stockpredict/serve/answer_table.py'),
                                                  'stockpredict.serve.answer_table.predict_table': ( 'serve/answer_table.html#predict_table',
