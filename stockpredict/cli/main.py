@@ -406,10 +406,10 @@ def settings(
 @app.command()
 def doctor(ctx: typer.Context, json_: Json = False):
     "Check everything the platform depends on, and say what to do."
-    from stockpredict.ops.doctor import Report, as_line, examine
+    from stockpredict.ops.doctor import Report, as_line, findings_of
 
     report = Report()
-    for finding in examine(None, ctx.obj.file or None, split_changes(ctx.obj.changes)):
+    for finding in findings_of(None, ctx.obj.file or None, split_changes(ctx.obj.changes)):
         report.append(finding)
         if not json_:
             out(as_line(finding))

@@ -230,12 +230,12 @@ def champion(settings):
 @checks.register("table", at=31)
 def check_prediction_table(settings):
     "The table of predictions, and the session it was decided on."
-    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
+    from stockpredict.serve.answer_table import TABLE_FILE, open_answers
 
     path = settings.storage.serving_dir / TABLE_FILE
     if not path.exists():
         return warn("no answers yet", "Run `stockpredict retrain`.")
-    answers = AnswerTable.open(path)
+    answers = open_answers(settings)
     horizons, session = ", ".join(map(str, answers.horizons)), answers.header.get("decision_session", "?")
     summary = f"{len(answers.tickers)} tickers, horizons {horizons}, decided at the close of {session}"
     if settings.data.source in HISTORICAL or answers.age() < settings.serving.stale_after:
@@ -386,7 +386,7 @@ def run_check(
         )
 
 # %% ../../nbs/ops/50_doctor.ipynb #b3cbbd78
-def examine(
+def findings_of(
     settings: Settings | None = None,  # what to look at; loaded when empty
     path: str | Path | None = None,  # settings file, when they are to be loaded
     overrides: dict | None = None,  # dotted key to value, when they are to be loaded
@@ -409,4 +409,4 @@ def doctor(
     overrides: dict | None = None,  # dotted key to value, when they are to be loaded
 ) -> Report:
     "Check everything once."
-    return Report(examine(settings, path, overrides))
+    return Report(findings_of(settings, path, overrides))

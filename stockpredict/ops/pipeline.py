@@ -206,9 +206,9 @@ def predictions(
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
+    from stockpredict.serve.answer_table import open_answers
 
-    answers = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
+    answers = open_answers(settings)
     chosen = [canonical_ticker(t) for t in tickers] if tickers else answers.tickers
     rows = [json.loads(body + b"}") for t in chosen for body in answers.get(t, horizon)]
     keep = ("ticker", "horizon", "decision_session", "entry_session", "target_session", "last_close", "p_up")

@@ -28,7 +28,7 @@ from .flow_server import heads_markdown
 from .ingest_day import unfinished_backfills
 from .study import verdict_sentence
 from .work import newest_work, step_result
-from ..serve.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable
+from ..serve.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable, open_answers
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c1df91b0
 @report_figure
@@ -61,7 +61,7 @@ def keep_table(
 ) -> str:  # the decision session, YYYY-MM-DD
     "Keep the present table under its decision session; the last one of a session counts."
     place = settings.storage.serving_dir / TABLE_FILE
-    session = AnswerTable.open(place).header["decision_session"]
+    session = open_answers(settings).header["decision_session"]
     with atomic_path(_archive(settings) / f"{session}.bin") as link:
         os.link(place, link)
     return session
@@ -76,9 +76,9 @@ def published_tables(
     files = [*sorted(_archive(settings).glob("*.bin")), place / PREVIOUS_FILE, place / TABLE_FILE]
     for file in files:
         try:
-            table = AnswerTable.open(file)
+            table = open_answers(settings, file)
         except (StockpredictError, OSError):
-            continue  # damaged or not there: it cannot be compared
+            continue  # damaged, not ours or not there: it cannot be compared
         tables[table.header["decision_session"]] = table
     return [tables[day] for day in sorted(tables) if not until or day <= until]
 

@@ -283,6 +283,14 @@ def table_verifier(
 
     return verify
 
+# %% ../../nbs/serve/30_answer_table.ipynb #c948caff
+def open_answers(
+    settings: Settings,  # its serving folder and keys
+    file: Path | None = None,  # of a table; the current one when left out
+) -> AnswerTable:
+    "A table of answers on this machine, when it is whole and ours."
+    return AnswerTable.open(file or settings.storage.serving_dir / TABLE_FILE, table_verifier(settings))
+
 # %% ../../nbs/serve/30_answer_table.ipynb #2f0df909
 ANNOUNCEMENT_KEY, COPY_PREFIX = "stockpredict:table:now", "stockpredict:table:copy:"
 COPY_LIFE = 14 * 86400  # seconds

@@ -78,7 +78,7 @@ def health_tone(
     "The colour of the state of the service: a class of the style sheet."
     return {"ok": "good", "starting": "soft"}.get(status, "bad")
 
-
+# %% ../../nbs/serve/50_pages.ipynb #06d4a63f
 def table_facts(
     header: dict,  # of the table
     age: int,  # sessions closed since the decision

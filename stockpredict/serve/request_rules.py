@@ -10,7 +10,7 @@ import hashlib
 
 from fastapi import Request
 
-from ..core.errors import NotFound, NotReady, QueueFull, RequestInvalid, StockpredictError
+from ..core.errors import NotReady, QueueFull, RequestInvalid, StockpredictError
 from ..core.errors import UnknownHorizon, UnknownTicker, near
 from .http import BodyTooLarge, RawResponse
 
