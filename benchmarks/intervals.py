@@ -9,7 +9,7 @@ coverage of the 90 % interval overall, by tercile of volatility, by year and by 
 and standard deviation), and the pinball loss of the 5 % and 95 % quantiles. The speed of the record
 comes from simulated markets (`benchmarks/adaptation.py`), how far the width of a name is drawn to that of all
 from the training window. The form of the rule, a volatility relative to the usual one of the last year, was
-chosen among four on these years, so the gain in loss is partly chosen with hindsight.
+chosen among a dozen forms on these same years, so part of the gain in loss is hindsight.
 
 Printed with --models mean ridge log_har (121 tickers, 2017 to 2020), after against before: ridge, one
 session 90.1 % (88.8, 89.9 and 91.5 % by tercile), standard deviation over names .0148 against .0223, loss
