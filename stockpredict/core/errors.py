@@ -9,9 +9,9 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalend
            'BatchRefused', 'UnknownTicker', 'EmptyUniverse', 'LakeLocked', 'LakeUnavailable', 'LakeDamaged',
            'StreamUnavailable', 'StreamFull', 'FeatureError', 'SeesFuture', 'NotEnoughHistory', 'FactsMissing',
            'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'UnknownLevel', 'NotFitted',
-           'ModelOutputInvalid', 'ArtifactRejected', 'NoChampion', 'RunError', 'ParameterRefused', 'RunFailed',
-           'RunTimeout', 'FlowLocked', 'PortTaken', 'EngineFailed', 'FolderUnavailable', 'ServeError', 'RequestInvalid',
-           'NotReady', 'QueueFull', 'NotFound']
+           'ModelOutputInvalid', 'ArtifactRejected', 'OutOfMemory', 'NoChampion', 'RunError', 'ParameterRefused',
+           'RunFailed', 'RunTimeout', 'FlowLocked', 'PortTaken', 'EngineFailed', 'FolderUnavailable', 'ServeError',
+           'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -268,6 +268,12 @@ class ArtifactRejected(ModelError):
     "A saved model failed verification and was not loaded."
 
     code, status = "artifact-rejected", 503
+
+
+class OutOfMemory(ModelError):
+    "A fit or a forecast needed more memory than there is."
+
+    code, status = "out-of-memory", 507
 
 
 class NoChampion(ModelError):

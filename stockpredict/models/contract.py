@@ -6,9 +6,14 @@
 __all__ = ['models', 'Model', 'model', 'make_model']
 
 # %% ../../nbs/models/20_contract.ipynb #7d25e1d1
+import re
+from contextlib import contextmanager
+from collections.abc import Iterator
+
 from fastcore.basics import patch
 from ..catalogue.design_matrix import Inputs
-from ..core.errors import FeatureError, ModelError, NotEnoughHistory, NotFitted
+from ..core.errors import FeatureError, ModelError, NotEnoughHistory, NotFitted, OutOfMemory
+from ..core.errors import StockpredictError
 from ..core.registry import Registry
 from ..core.settings import Settings
 from .dataset import Dataset
@@ -196,3 +201,38 @@ def from_settings(
 ) -> dict:
     "Parameters this kind of model takes from the settings."
     return dict(seed=settings.models.seed)
+
+# %% ../../nbs/models/20_contract.ipynb #8d4b808b
+MEMORY_WORDS = re.compile(
+    "MemoryError|OutOfMemory|out of memory|bad_alloc|bad allocation|can't allocate|[Cc]annot allocate memory|"
+    "not enough memory|Unable to allocate"
+)
+
+
+def lacks_memory(
+    error: BaseException,  # from any library
+) -> bool:
+    "Is this error about memory that could not be had?"
+    if isinstance(error, StockpredictError):
+        return isinstance(error, OutOfMemory)
+    return isinstance(error, MemoryError) or bool(MEMORY_WORDS.search(f"{type(error).__name__}: {error}"))
+
+# %% ../../nbs/models/20_contract.ipynb #f0520fb0
+@contextmanager
+def explain_memory(
+    name: str,  # model at work
+    step: str,  # what it is doing, such as "in the fit on everything"
+) -> Iterator[None]:
+    "A block in which a lack of memory is reported with the model and the step."
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, StockpredictError) or not lacks_memory(e):
+            raise
+        raise OutOfMemory(
+            f"The model {name} ran out of memory {step}.",
+            "Use fewer tickers or features, give the model a smaller batch or sequence, set fewer [flows] "
+            f"workers, or take {name} out of [models] candidates. The same command continues afterwards.",
+            model=name,
+            step=step,
+        ) from e

@@ -6,25 +6,28 @@
 __all__ = []
 
 # %% ../../nbs/train/25_lineage.ipynb #6557fe89
-import hashlib, json, os, shutil
+import hashlib, json, logging, os, shutil
 from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
+from ..core.errors import ArtifactRejected
 from ..core.files import git_commit
 from ..core.settings import Settings
 from ..algebra.panel import FIELDS, Panel
 from ..catalogue.design_matrix import Spec
 from ..evaluate.splits import Fold
 from ..models.artifact import artifact_hash, ensure_keys, key_id
-from ..models.artifact import package_versions, save_artifact
-from ..models.contract import Model, make_model
+from ..models.artifact import package_versions, read_artifact_files, save_artifact
+from ..models.artifact import verify_artifact_files
+from ..models.contract import Model
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast
 from .tune import LEDGER_DTYPES
-from .walk_forward import Candidate, run_candidate
+from .walk_forward import Candidate, fit_on_everything, run_candidate
 from .engines import one_thread
 
 # %% ../../nbs/train/25_lineage.ipynb #73526f40
@@ -102,18 +105,33 @@ def read_candidate(
     "A finished candidate; `None` if there is none, or one made from something else."
     if not (folder / "candidate.json").exists():
         return None
-    description = json.loads((folder / "candidate.json").read_text())
-    if key is not None and description["key"] != key:
-        return None
-    return Candidate(
-        description["model"],
-        description["params"],
-        Forecast.load(folder / "forecast.safetensors"),
-        pd.read_parquet(folder / "trials.parquet").astype(LEDGER_DTYPES),
-        description["in_sample"],
-        description["artifact"],
-        folder,
-    )
+    with _explain_damage(folder):
+        description = json.loads((folder / "candidate.json").read_text())
+        if key is not None and description["key"] != key:
+            return None
+        return Candidate(
+            description["model"],
+            description["params"],
+            Forecast.load(folder / "forecast.safetensors"),
+            pd.read_parquet(folder / "trials.parquet").astype(LEDGER_DTYPES),
+            description["in_sample"],
+            description["artifact"],
+            folder,
+        )
+
+
+@contextmanager
+def _explain_damage(folder):
+    "A block in which a damaged file of a candidate is reported in a sentence."
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise ArtifactRejected(
+            f"The candidate {folder.name} of the experiment is damaged: {type(e).__name__}.",
+            "Run the same training again: it makes this candidate anew and keeps the others.",
+        ) from e
 
 # %% ../../nbs/train/25_lineage.ipynb #d257fe02
 def training_manifest(
@@ -178,8 +196,17 @@ def finished(
     label: str | None = None,  # name of the folder; that of the model by default
     refit: bool = True,  # with a saved model
 ) -> Candidate | None:
-    "The candidate from the folder, if it was made from the same things."
-    return read_candidate(self.place / "candidates" / (label or name), self._full_key(name, params, refit))
+    "The candidate from the folder, if it was made from the same things and is whole."
+    folder, key = self.place / "candidates" / (label or name), self._full_key(name, params, refit)
+    public = ensure_keys(self.settings.storage.keys_dir).public if refit else None
+    try:
+        candidate = read_candidate(folder, key)
+        if candidate and refit:
+            verify_artifact_files(read_artifact_files(folder / "artifact"), public)
+    except ArtifactRejected as e:
+        logging.getLogger("stockpredict").warning("%s It is made again.", e.problem)
+        return None
+    return candidate
 
 
 @patch
@@ -229,7 +256,7 @@ def __call__(
         return finished
     with one_thread():
         candidate = run_candidate(settings, dataset, folds, name, params, self.on_step)
-        model = make_model(name, settings, **candidate.params).fit(dataset) if refit else None
+        model = fit_on_everything(settings, dataset, name, candidate.params) if refit else None
     if refit and self.on_step:
         self.on_step(f"{name}: fitted on everything")
     return self.keep(candidate, params, label, model)

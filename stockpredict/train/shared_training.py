@@ -16,7 +16,12 @@ from ..models.contract import make_model, models
 from ..models.dataset import Dataset
 from ..models.forecast import join_forecasts
 from .tune import tune
-from .walk_forward import Candidate, in_sample_skill, walk_forward_forecasts
+from stockpredict.train.walk_forward import (
+    Candidate,
+    fit_on_everything,
+    in_sample_skill,
+    walk_forward_forecasts,
+)
 from .lineage import CandidateStore
 from .engines import run_jobs
 
@@ -69,7 +74,7 @@ def final_job(
     "One model fitted on everything. The key stays at home, so the artifact is signed by the caller."
     _import_model(module)
     dataset, settings, _ = shared
-    return make_model(name, settings, **params).fit(dataset).state()
+    return fit_on_everything(settings, dataset, name, params).state()
 
 # %% ../../nbs/train/28_shared_training.ipynb #8d56647c
 @dataclass

@@ -13,7 +13,7 @@ import pandas as pd
 from ..core.errors import EvaluateError, ModelError
 from ..core.settings import Settings
 from ..evaluate.backtest import rank_weights, sleeves
-from ..models.contract import make_model, models
+from ..models.contract import explain_memory, make_model, models
 from ..models.dataset import Dataset
 
 # %% ../../nbs/train/00_tune.ipynb #8188b696
@@ -57,8 +57,9 @@ def score_trial(
     "Sharpe ratio after costs over the inner tests, fold by fold."
     bps, values, returns = (settings or Settings()).costs.bps, [], []
     for k, (end, until) in enumerate(inner_cuts(dataset)):
-        model = make_model(name, settings, **(params or {})).fit(dataset.window(dataset.start, end))
-        forecast = model.predict(dataset.inputs.until(until), end, until)
+        with explain_memory(name, "in the search for its parameters"):
+            model = make_model(name, settings, **(params or {})).fit(dataset.window(dataset.start, end))
+            forecast = model.predict(dataset.inputs.until(until), end, until)
         y = dataset.y[end:until, :, 0].cpu().numpy()
         returns.append(net_returns(forecast.score[..., 0].numpy(), y, dataset.horizons[0], bps))
         values.append(yearly_sharpe(np.concatenate(returns)))

@@ -15,7 +15,7 @@ from ..core.settings import Settings
 from ..catalogue.design_matrix import Inputs
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.splits import Fold, leaking_sessions, walk_forward
-from ..models.contract import Model, make_model, models
+from ..models.contract import Model, explain_memory, make_model, models
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast, join_forecasts
 from .tune import trial_ledger, tune
@@ -114,12 +114,14 @@ def walk_forward_forecasts(
     parts = []
     for fold in folds:
         _refuse_leaking(fold)
-        model = new_model().fit(dataset.window(fold.train_start, fold.train_stop + fold.reach))
-        inputs = dataset.inputs.until(fold.test_stop)
-        parts.append(model.predict(inputs, fold.test_start, fold.test_stop).validate())
-        check_no_lookahead(model, dataset.inputs, parts[-1], fold.test_start)
-        if after:
-            after(fold, model)
+        model, inputs = new_model(), dataset.inputs.until(fold.test_stop)
+        step = f"in the fold that tests {inputs.sessions[fold.test_start]:%Y-%m-%d} and later"
+        with explain_memory(model.name, step):
+            model = model.fit(dataset.window(fold.train_start, fold.train_stop + fold.reach))
+            parts.append(model.predict(inputs, fold.test_start, fold.test_stop).validate())
+            check_no_lookahead(model, dataset.inputs, parts[-1], fold.test_start)
+            if after:
+                after(fold, model)
     return join_forecasts(parts)
 
 
@@ -202,3 +204,14 @@ def run_candidate(
 
     forecast = walk_forward_forecasts(dataset, folds, lambda: make_model(name, settings, **params), after)
     return Candidate(name, params, forecast, ledger, seen)
+
+# %% ../../nbs/train/20_walk_forward.ipynb #507e5840
+def fit_on_everything(
+    settings: Settings,  # for the seed, and what a model reads from them
+    dataset: Dataset,  # whole history
+    name: str,  # model
+    params: dict,  # its parameters
+) -> Model:  # fitted
+    "The model that is saved, fitted on every labelled day."
+    with explain_memory(name, "in the fit on everything"):
+        return make_model(name, settings, **params).fit(dataset)
