@@ -17,14 +17,14 @@ from pydantic import Field
 
 from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import ingest_day, pipeline
-from stockpredict.ops.flow_edge import RETRY, DeskRun, as_step, desk_flow, share_out
+from stockpredict.ops.flow_edge import RETRY, DeskRun, as_page, as_step, desk_flow, share_out
 from stockpredict.ops.work import open_work
 
 WritePage = Annotated[bool, Field(description="Also write the page on the data, r10_ingest.")]
 
 facts_step = as_step(pipeline.ingest_facts_step, "facts", **RETRY)
 describe = as_step(ingest_day.describe_ingest, "state of the lake")
-write_page = as_step(pipeline.page, "r10_ingest")
+write_page = as_page(pipeline.page, "r10_ingest")
 
 
 @desk_flow

@@ -12,11 +12,11 @@ import sys
 
 from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import watch_day
-from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
+from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
 
 state_of = as_step(watch_day.desk_state, "age and intervals")
-write_page = as_step(run, "r60_monitor")
+write_page = as_page(run, "r60_monitor")
 
 
 @desk_flow

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import watch_day
-from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
+from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
 from stockpredict.serve.answer_table import refresh_answers
 
@@ -23,7 +23,7 @@ WritePage = Annotated[bool, Field(description="Also write the page with all fore
 
 refresh = as_step(refresh_answers, "compute every prediction")
 keep = as_step(watch_day.keep_table, "keep the table")
-write_page = as_step(run, "r50_predict")
+write_page = as_page(run, "r50_predict")
 
 
 @desk_flow

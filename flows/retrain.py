@@ -18,7 +18,7 @@ from pydantic import Field
 
 from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import pipeline
-from stockpredict.ops.flow_edge import RETRY, DeskRun, as_step, desk_flow
+from stockpredict.ops.flow_edge import RETRY, DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.training_day import ingest_sentence, plan_training, training_result, training_settings
 from stockpredict.ops.watch_day import keep_table
 from stockpredict.ops.work import load_work, open_work, retrain_lock
@@ -40,7 +40,7 @@ train, self_test = (as_step(step, spin=False) for step in (pipeline.train, pipel
 
 def page(work, name):
     "One page of the report, under its own name in the graph."
-    return as_step(pipeline.page, name)(work, name)
+    return as_page(pipeline.page, name)(work, name)
 
 
 Mode = Annotated[

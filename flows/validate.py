@@ -11,14 +11,14 @@ import sys
 
 from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import pipeline, watch_day
-from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
+from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
 from stockpredict.ops.work import begin_work, load_work
 
 open_question = as_step(begin_work, "open the question")
 features, judge = as_step(pipeline.features), as_step(pipeline.judge)
 train, self_test = (as_step(step, spin=False) for step in (pipeline.train, pipeline.self_test))
-write_page = as_step(run, "r40_validate")
+write_page = as_page(run, "r40_validate")
 
 
 @desk_flow

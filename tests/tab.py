@@ -61,8 +61,11 @@ class Tab:
         return outcome["result"].get("value")
 
     def until(self, script):
-        "Wait until an expression is true, and return its value."
-        return patience.wait_until(lambda: self.run(script), self.process, every=0.25)
+        "Wait until an expression is true, and return its value; fails when the page's words stay the same."
+        words = "document.body?.innerText"
+        return patience.wait_until(
+            lambda: self.run(script), self.process, every=0.25, signs=lambda: (script, self.run(words))
+        )
 
     def open(self, url):
         self.send("Page.navigate", url=url)
@@ -82,7 +85,12 @@ class Tab:
         self.until(f"Boolean({script})")
         self.run(f"({script}).scrollIntoView({{block: 'center'}})")
         box = f"(() => {{const b = ({script}).getBoundingClientRect();"
-        x, y = self.run(f"{box} return [b.x + b.width / 2, b.y + b.height / 2]}})()")
+        x, y = self.until(f"""(async () => {{
+          const middle = () => {box} return [b.x + b.width / 2, b.y + b.height / 2]}})();
+          const before = middle();
+          await new Promise(done => setTimeout(done, 100));
+          return String(before) === String(middle()) && before;  // it moves while the page is laid out anew
+        }})()""")
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -18,7 +18,7 @@ from .ingest_commands import Source, fake_vendors, ingests
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
-from .report_commands import cell_progress, report_pin, report_prune
+from .report_commands import report_pin, report_prune
 from .stream_commands import streams
 from ..core.words import counted
 
@@ -332,6 +332,7 @@ def report_run(
 ):
     "Run a notebook again, on the newest work folder unless you name another."
     from stockpredict.core.errors import NotFound
+    from stockpredict.ops.pipeline import cell_progress
     from stockpredict.ops.runs import notebook_parameters, run, run_notebook_path
     from stockpredict.ops.work import newest_work
 

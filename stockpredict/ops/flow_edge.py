@@ -8,11 +8,14 @@ __all__ = []
 # %% ../../nbs/ops/74_flow_edge.ipynb #5c9a9fe6
 import inspect
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import quote
 
 from pydantic import Field
 
@@ -24,6 +27,8 @@ from .desk_day import DESK_DAY, DeskFlow, check_as_of, done_until, due_run, flow
 from .desk_day import flow_rule, note_done
 from .exchange_schedule import CalendarRule, agrees, newest_due
 from .flow_server import enter_run, set_flow_environment
+from .parts import _address as service_address
+from .pipeline import cell_progress
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #553471b4
 Source = Annotated[
@@ -136,8 +141,21 @@ class DayResult:
         return "\n".join(self.lines())
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #84e319bd
+def page_link(
+    page: str | Path,  # path of an HTML page
+    settings: Settings,  # address of the service, folder of the reports
+) -> str:
+    "A report as a link to the service, and its path for somebody at this machine."
+    path, folder = Path(page).absolute(), settings.storage.reports_dir.absolute()
+    if not path.is_relative_to(folder):
+        return f"The page: `{path}`"  # the service serves the reports only
+    address = f"{service_address(settings)}/reports/{quote(path.relative_to(folder).as_posix())}"
+    return f"[The page]({address}), served while `stockpredict up` runs. Its file: `{path}`"
+
+# %% ../../nbs/ops/74_flow_edge.ipynb #490bab70
 def result_markdown(
     result: DayResult,  # of a run
+    settings: Settings,  # address of the service, folder of the reports
 ) -> str:
     "The outcome as Markdown: the sentence, what needs a look, a table, a link."
 
@@ -147,12 +165,13 @@ def result_markdown(
     rows = [f"| {cell(name)} | {cell(value)} |" for name, value in result.numbers.items()]
     table = "\n".join(["| what | value |", "| --- | --- |", *rows]) if rows else ""
     warned = "\n".join(f"- {text}" for text in result.warnings)
-    link = f"[The page]({Path(result.page).absolute().as_uri()})" if result.page else ""
+    link = page_link(result.page, settings) if result.page else ""
     return "\n\n".join(filter(None, [f"**{result.sentence}**", warned, result.detail or table, link]))
 
 
 def publish_artifact(
     result: DayResult,  # of a run
+    settings: Settings,  # address of the service, folder of the reports
 ):
     "Attach the outcome to the flow run that is going on, if there is one."
     from prefect.artifacts import create_markdown_artifact
@@ -160,7 +179,7 @@ def publish_artifact(
 
     if flow_run.id:
         words = f"{result.flow} of {result.session}"
-        create_markdown_artifact(result_markdown(result), key=result.flow, description=words)
+        create_markdown_artifact(result_markdown(result, settings), key=result.flow, description=words)
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #013dc249
 @dataclass
@@ -175,14 +194,9 @@ class DeskRun:
 
     def say(self, sentence: str, echo: bool = True):
         "Put a sentence into the log of the run, and on the terminal of somebody who waits."
-        from prefect.exceptions import MissingContextError
-        from prefect.logging import get_run_logger
-
         self.sentences.append(sentence)
-        try:
-            get_run_logger().info(sentence)
-        except MissingContextError:
-            pass
+        if logger := run_logger():
+            logger.info(sentence)
         if echo:
             print(f"  {sentence}", file=sys.stderr, flush=True)
 
@@ -235,6 +249,53 @@ def as_step(
 
     timed.__doc__ = inspect.getdoc(action)
     return task(timed, name=action.__name__, task_run_name=name, cache_policy=NO_CACHE, **options)
+
+# %% ../../nbs/ops/74_flow_edge.ipynb #ed95c066
+def run_logger():  # None outside a run
+    "The log of the run of Prefect that is going on."
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
+
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return None
+
+
+@contextmanager
+def logged_cells(
+    name: str,  # of a run notebook
+    log: Callable | None = None,  # gets each sentence; None = the log of the run
+    every: float = 5.0,  # seconds between two sentences
+) -> Iterator[Callable]:  # hand it to `run` or `page` as `on_cell`
+    "Tell which cell of a page is at work, in the log of the run and on the terminal."
+    logger = None if log else run_logger()
+    log, due = log or (logger.info if logger else lambda sentence: None), 0.0
+    with cell_progress(name, every=every) as advance:
+
+        def on_cell(step):
+            nonlocal due
+            advance(step)
+            if (now := time.monotonic()) >= due or step.number == step.total:
+                due = now + every
+                section = f", {step.heading}" if step.heading else ""
+                log(f"{name}: cell {step.number} of {step.total}{section}")
+
+        yield on_cell
+
+# %% ../../nbs/ops/74_flow_edge.ipynb #d81f4bdd
+def as_page(
+    action: Callable,  # `run` or `page`: takes `on_cell`
+    name: str,  # of the run notebook
+) -> Callable:  # with the same arguments
+    "A function that writes a page as a task of Prefect that tells which cell it has reached."
+
+    def written(*arguments, **named):
+        with logged_cells(name) as on_cell:
+            return action(*arguments, on_cell=on_cell, **named)
+
+    written.__name__, written.__doc__ = action.__name__, inspect.getdoc(action)
+    return as_step(written, name, spin=False)  # a bar is shown already
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #7d982b55
 def share_out(
@@ -330,7 +391,7 @@ def _tell(story, flow, settings, sessions, as_of, own):
             if not isinstance(result, DayResult):
                 return result  # the state of a run that had nothing to do
             desk.say(result.sentence, echo=False)
-            publish_artifact(result)
+            publish_artifact(result, settings)
             if not as_of:
                 note_done(settings, flow.name, session)
     return result

@@ -7,9 +7,12 @@ __all__ = ['PAGES', 'STORY', 'ingest_market', 'retrain']
 
 # %% ../../nbs/ops/70_pipeline.ipynb #b610f2ea
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.errors import NotFound, StockpredictError
+from ..core.progress import progress
 from ..core.settings import Settings, load_settings
 from ..core.words import overall_decision, verdict_headline
 from .reports import quick_formats, write_index
@@ -181,6 +184,7 @@ def refresh(
 def page(
     workdir: str | Path,  # work folder
     name: str,  # of the run notebook
+    on_cell: Callable | None = None,  # gets a `CellProgress` before each cell
 ) -> dict:  # html, and the error if there was one
     "One run notebook on this work."
     shown = step_result(workdir, name)
@@ -189,13 +193,30 @@ def page(
     work = load_work(workdir)
     try:
         params = {"workdir": str(work.dir), "as_of": work.day}
-        result = run(name, params, settings=work.settings, as_of=work.day)
+        result = run(name, params, settings=work.settings, as_of=work.day, on_cell=on_cell)
     except StockpredictError as e:
         html = Path(e.context["dir"]) / "page.html" if "dir" in e.context else ""
         return {"name": name, "html": str(html), "error": str(e)}
     shown = {"name": name, "html": str(result.html), "error": ""}
     write_json(Path(workdir) / "steps" / f"{name}.json", shown)
     return shown
+
+# %% ../../nbs/ops/70_pipeline.ipynb #b732ce99
+@contextmanager
+def cell_progress(
+    title: str,  # name of the run
+    **options,  # of `progress`
+) -> Iterator[Callable]:  # hand it to `run` or `page` as `on_cell`
+    "Show the progress of a run notebook."
+    with ExitStack() as stack:
+        advance = []
+
+        def on_cell(step):
+            if not advance:
+                advance.append(stack.enter_context(progress(title, step.total, **options)))
+            advance[0](step.heading)
+
+        yield on_cell
 
 # %% ../../nbs/ops/70_pipeline.ipynb #37f773ea
 def predictions(

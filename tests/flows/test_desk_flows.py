@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 from datetime import date, timedelta
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,7 +18,8 @@ from stockpredict.core.settings import load_settings
 from stockpredict.ops.deployments import deployments_text
 from stockpredict.ops.desk_day import DESK_DAY, done_until, flow_lock, note_done
 from stockpredict.ops.exchange_schedule import CalendarRule, calendar_rule, run_starts
-from stockpredict.ops.flow_edge import check_parameters, desk_flow
+from stockpredict.ops.flow_edge import DayResult, as_page, check_parameters, desk_flow, result_markdown
+from stockpredict.ops.run_kernel import CellProgress
 
 
 @pytest.fixture(scope="module")
@@ -213,3 +215,34 @@ def test_overlapping_runs_of_a_flow_never_happen(home):
         busy = flow.fn(overrides=home, scheduled=True)
     assert (busy.name, busy.message.startswith("busy: ")) == ("Skipped", True)
     assert seen == []
+
+
+def test_an_artifact_links_its_page_where_a_browser_can_follow_it(tmp_path):
+    "From Prefect's page, which comes over http, a browser opens no file; the service serves the reports."
+    changes = {"storage.reports": str(tmp_path), "serving.host": "0.0.0.0", "serving.port": "8123"}
+    page = tmp_path / "2026-11-27" / "r40_validate a" / "page.html"
+    result = DayResult("retrain", "2026-11-27", "Nothing is promoted.", {"decision": "hold"}, str(page))
+    text = result_markdown(result, load_settings(overrides=changes))
+    assert "](http://127.0.0.1:8123/reports/2026-11-27/r40_validate%20a/page.html)" in text
+    assert f"`{page}`" in text and "file://" not in text
+    result.page = "/elsewhere/page.html"
+    text = result_markdown(result, load_settings(overrides=changes))
+    assert text.endswith("The page: `/elsewhere/page.html`") and "](" not in text
+
+
+def test_a_page_tells_in_the_log_of_its_run_which_cell_it_has_reached(monkeypatch, capsys):
+    "The first cell and the last one, and one every few seconds between them."
+    clock, sentences = iter(range(10)), []
+    logger = SimpleNamespace(info=sentences.append)
+    monkeypatch.setattr("stockpredict.ops.flow_edge.run_logger", lambda: logger)
+    monkeypatch.setattr("stockpredict.ops.flow_edge.time", SimpleNamespace(monotonic=lambda: 2 * next(clock)))
+
+    def write(name, on_cell):
+        for number in range(1, 8):
+            on_cell(CellProgress(number, 7, "Volatility" if number > 1 else ""))
+        return name
+
+    assert as_page(write, "r40_validate").fn("page.html") == "page.html"
+    words = ["cell 1 of 7", *(f"cell {n} of 7, Volatility" for n in (4, 7))]
+    assert sentences == [f"r40_validate: {text}" for text in words]
+    assert "7 of 7" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """A deployment that is served receives its scheduled runs, from a real Prefect server, and leaves nothing."""
 
-import json
 import os
 import re
 import signal
@@ -8,13 +7,15 @@ import socket
 import subprocess
 import sys
 from types import SimpleNamespace
-from urllib.request import Request, urlopen
 
+import desk_form
 import pandas as pd
 import patience
 import psutil
 import pytest
+from desk_form import ask
 from live_redis import spare_port
+from tab import CHROMIUM, Tab
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
@@ -33,13 +34,6 @@ from stockpredict.testing.fake_vendors import FakeVendors
 
 pytestmark = pytest.mark.slow
 LOOP_ERROR = re.compile(r"Traceback|ERROR|CRITICAL|Can't evaluate|Unexpected error|service failed", re.I)
-
-
-def ask(api, path, **body):
-    "What the API answers to a question with a body."
-    request = Request(f"{api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urlopen(request, timeout=60) as response:
-        return json.load(response)
 
 
 def planned(api, log):
@@ -164,6 +158,32 @@ def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
     states = {run["id"]: run["state"] for run in ask(desk.api, "flow_runs/filter", **every)}
     assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
     assert states[killed]["message"].startswith("Its process was killed")
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="No chromium on this machine.")
+def test_an_operator_sees_the_next_run_and_starts_one_from_the_form(desk, tmp_path):
+    base, plan = desk.api.removesuffix("/api"), plan_of(desk)
+    deployment = next(d["id"] for d in ask(desk.api, "deployments/filter") if d["name"] == "retrain")
+    tab = Tab(tmp_path / "chromium")
+    try:
+        tab.resize(1280, 1400)
+        tab.send("Emulation.setTimezoneOverride", timezoneId="UTC")
+        tab.open(f"{base}/deployments")
+        tab.until_text(*DESK_DAY)
+        tab.open(f"{base}/deployments/deployment/{deployment}")
+        tab.until_text("Next Run", f"Scheduled for {min(plan['retrain']):%Y/%m/%d %I:%M:%S %p}")
+        overrides = desk_form.open_form(tab, base, deployment)
+        assert overrides["storage.home"] == str(desk.settings.storage.home_dir)
+        desk_form.choose(tab, "by calendar")
+        edited = overrides | {"schedule.minutes_after_close": "91"}
+        run = desk_form.submit(tab, desk.api, deployment, "started by hand", edited)
+        ended = desk_form.end_of(desk.api, run, *desk.alive)
+        assert (ended["state_name"], ended["parameters"]["mode"]) == ("Skipped", "by calendar")
+        assert ended["state"]["message"] == "Retraining is switched off in [schedule]."
+        tab.open(f"{base}/runs/flow-run/{run}")
+        tab.until_text("Skipped", ended["name"])
+    finally:
+        tab.close()
 
 
 def test_a_backfill_stands_in_the_graph_part_by_part_and_goes_on_where_it_stopped(desk, root, tmp_path):
