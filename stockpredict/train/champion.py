@@ -8,7 +8,7 @@ __all__ = ['EVIDENCE_WORDING', 'Champion', 'current_champion', 'champion_or_none
 # %% ../../nbs/train/70_champion.ipynb #ed588c34
 import json, logging, re
 from dataclasses import dataclass, field
-from ..core.errors import ArtifactRejected, NoChampion
+from ..core.errors import ArtifactRejected, FolderUnavailable, NoChampion
 from ..core.files import atomic_write, read_json
 from ..core.settings import Settings
 from .signed_log import anchored_lines, append_signed_line, entry_state, line_hash
@@ -67,6 +67,36 @@ def without_evidence(
     return entry | unsigned | (dict(heads={}) if "heads" in entry else {})
 
 # %% ../../nbs/train/70_champion.ipynb #dbecdeb0
+def unreadable_registry(
+    error: OSError,  # from the operating system
+) -> FolderUnavailable:
+    "The sentence about a registry that the operating system does not let us read."
+    return FolderUnavailable(
+        f"The registry cannot be read: {error.strerror or error} ({error.filename}).",
+        "Mount the folder, or give yourself the right to read it. Nothing was changed, and a running service "
+        "keeps the model it has loaded.",
+    )
+
+
+def _absent(settings):
+    "The error about a pointer that is not there: a new registry, a removed pointer, or a lost registry."
+    history, known = settings.storage.registry_dir / "history.jsonl", anchored_lines(settings)
+    if not known.get(history.name):
+        return NoChampion(
+            "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
+        )
+    if history.exists():
+        return ArtifactRejected(
+            "champion.json is missing, although models were published.",
+            "Run `stockpredict rollback` to serve the last of them again.",
+        )
+    return FolderUnavailable(
+        f"The registry is gone: {history.parent} has neither champion.json nor the history.",
+        "Mount the folder, or bring it back from a backup of the home. To begin anew, set [storage] "
+        "home to a new folder; signing.key and signing.pub may be copied there, logs.json may not.",
+    )
+
+# %% ../../nbs/train/70_champion.ipynb #71e9b562
 def read_champion_entry(
     settings: Settings,  # whose registry
 ) -> dict:  # fields of `Champion`, not validated
@@ -75,9 +105,9 @@ def read_champion_entry(
     try:
         entry = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise NoChampion(
-            "No model has been published yet.", "Run `stockpredict train`, then `stockpredict validate`."
-        ) from None
+        raise _absent(settings) from None
+    except OSError as e:
+        raise unreadable_registry(e) from e
     except ValueError:
         raise ArtifactRejected(
             "The champion pointer is not readable.",
@@ -151,7 +181,10 @@ def read_events(
 ) -> list:  # of dicts
     "All recorded events that can be believed, oldest first."
     path, events, signed = settings.storage.registry_dir / "history.jsonl", [], False
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    except OSError as e:
+        raise unreadable_registry(e) from e
     for number, line in enumerate(lines, 1):
         try:
             event = dict(json.loads(line))

@@ -10,7 +10,7 @@ import json, logging, os, shutil, uuid
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
-from ..core.errors import ArtifactRejected, NoChampion
+from ..core.errors import ArtifactRejected, FolderUnavailable, NoChampion
 from ..core.files import atomic_write
 from ..core.settings import Settings
 from ..models.artifact import Artifact, load_artifact, public_key
@@ -59,10 +59,16 @@ def store_artifact(
             logging.getLogger("stockpredict").warning(
                 "%s is damaged, or of another key: replaced", place.name
             )
-    shutil.copytree(folder, part)
     try:
+        shutil.copytree(folder, part)
         load_version(settings, artifact, part)
-    except ArtifactRejected:
+    except shutil.Error as e:  # one entry a file: source, copy, what the operating system said
+        shutil.rmtree(part, ignore_errors=True)
+        raise FolderUnavailable(
+            f"The model cannot be copied into the registry: {e.args[0][0][-1]}",
+            f"Free some space in {place.parent}, or make it writable. Then publish again.",
+        ) from e
+    except (ArtifactRejected, OSError):
         shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(place, ignore_errors=True)

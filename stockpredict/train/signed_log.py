@@ -7,10 +7,12 @@ __all__ = []
 
 # %% ../../nbs/train/05_signed_log.ipynb #8c156761
 import hashlib, json, os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from ..core.errors import FlowLocked
-from ..core.files import atomic_write, file_lock, read_json
+from ..core.files import atomic_write, explain_disk, file_lock, read_json
 from ..core.settings import Settings
 
 # %% ../../nbs/train/05_signed_log.ipynb #071bbff0
@@ -146,13 +148,15 @@ def now_utc() -> str:  # ISO 8601 with seconds
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 # %% ../../nbs/train/05_signed_log.ipynb #11bf6a23
+@contextmanager
 def registry_lock(
     settings: Settings,  # whose registry
     wait: float = 60,  # seconds to wait for another publisher
-):
+) -> Iterator[None]:
     "Hold the lock of the registry."
     busy = FlowLocked(
         "Another process is publishing a model.",
         "Wait until it is done; a lock left by a crash frees itself.",
     )
-    return file_lock(settings.storage.registry_dir / ".lock", busy, wait)
+    with explain_disk("[storage] home"), file_lock(settings.storage.registry_dir / ".lock", busy, wait):
+        yield

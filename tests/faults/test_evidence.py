@@ -1,10 +1,14 @@
 """Evidence cannot be edited: pointer and history are signed; a lost key is named with advice that helps."""
 
 import json
+import os
+import resource
+import shutil
+from contextlib import contextmanager
 
 import pytest
 import small_study
-from stockpredict.core.errors import ArtifactRejected
+from stockpredict.core.errors import ArtifactRejected, FolderUnavailable
 from stockpredict.models.artifact import ensure_keys
 from stockpredict.serve.engine import champion_pointer
 from stockpredict.serve.service import promotion_history
@@ -12,6 +16,7 @@ from stockpredict.train.champion import current_champion, read_events
 from stockpredict.train.experiment import run_experiment
 from stockpredict.train.gate import decide
 from stockpredict.train.registry import publish_model, registry_history, rollback
+
 
 @pytest.fixture
 def published(trained, tmp_path, monkeypatch):
@@ -98,3 +103,95 @@ def test_keys_that_do_not_belong_together_are_named(tmp_path):
     (tmp_path / "a" / "signing.pub").write_bytes((tmp_path / "b" / "signing.pub").read_bytes())
     with pytest.raises(ArtifactRejected, match="do not belong together"):
         ensure_keys(tmp_path / "a")
+
+
+def everything_refuses(settings, study, error, match):
+    "Reading, publishing and the history end in one named error with a next step."
+    for act in (
+        lambda: current_champion(settings),
+        lambda: champion_pointer(settings),
+        lambda: publish_model(settings, study, decide(study)),
+    ):
+        with pytest.raises(error, match=match) as caught:
+            act()
+        assert caught.value.fix
+
+
+def test_a_registry_that_is_gone_is_not_taken_for_a_new_one(published):
+    settings, study = published
+    before, registry = current_champion(settings), settings.storage.registry_dir
+    registry.rename(registry.with_name("elsewhere"))
+    everything_refuses(settings, study, FolderUnavailable, "The registry is gone")
+    assert not list(registry.rglob("*.json")), "no baseline takes the place of the champion"
+    shutil.rmtree(registry)
+    registry.with_name("elsewhere").rename(registry)
+    assert current_champion(settings) == before == publish_model(settings, study, decide(study))
+
+
+def test_a_removed_pointer_is_not_taken_for_a_new_registry(published):
+    settings, study = published
+    before = current_champion(settings)
+    (settings.storage.registry_dir / "champion.json").unlink()
+    everything_refuses(settings, study, ArtifactRejected, "champion.json is missing, although models")
+    assert rollback(settings).artifact == before.artifact == current_champion(settings).artifact
+
+
+def test_a_file_in_place_of_the_registry_is_named(published):
+    settings, study = published
+    registry = settings.storage.registry_dir
+    registry.rename(registry.with_name("elsewhere"))
+    registry.write_text("")
+    everything_refuses(settings, study, FolderUnavailable, "The registry cannot be read|file is in the place")
+    with pytest.raises(FolderUnavailable):
+        rollback(settings)
+
+
+@contextmanager
+def without_rights(folder):
+    "A block in which this process may not read the folder, not even as root."
+    mode, root = folder.stat().st_mode, os.geteuid() == 0
+    folder.chmod(0)
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(mode)
+
+
+def test_a_registry_without_the_right_to_read_it_is_named(published):
+    settings, study = published
+    before, verdict = current_champion(settings), decide(study)
+    with without_rights(settings.storage.registry_dir):
+        for act in (current_champion, champion_pointer, registry_history, rollback, promotion_history):
+            with pytest.raises(FolderUnavailable, match=r"Permission denied|no right") as caught:
+                act(settings)
+            assert caught.value.fix
+        with pytest.raises(FolderUnavailable, match="no right"):
+            publish_model(settings, study, verdict)
+    assert current_champion(settings) == before and len(registry_history(settings)) == 1
+
+
+def test_a_copy_that_does_not_fit_keeps_the_champion(published):
+    settings, study = published
+    before, verdict = current_champion(settings), decide(study)
+    registry, limits = settings.storage.registry_dir, resource.getrlimit(resource.RLIMIT_FSIZE)
+    shutil.rmtree(registry / "versions")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(FolderUnavailable, match=r"cannot be copied .*File too large") as caught:
+            publish_model(settings, study, verdict)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "space" in caught.value.fix and not list((registry / "versions").glob("*"))
+    assert current_champion(settings) == before == publish_model(settings, study, verdict)
+
+
+def test_an_mlflow_that_refuses_is_pending(trained, tmp_path, caplog):
+    settings, study = small_study.copy_of(trained, tmp_path / "home")
+    settings = settings.with_(**{"storage.mlflow_uri": "http://127.0.0.1:9"})  # nobody listens there
+    champion = publish_model(settings, study, decide(study))
+    assert champion.mlflow == "pending" and current_champion(settings) == champion
+    assert "1 publications wait in the outbox" in caplog.text

@@ -532,7 +532,8 @@ def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history)
 def test_without_a_model_own_bars_are_refused_with_the_reason(served, settings, history):
     (settings.storage.registry_dir / "champion.json").unlink()
     (response,) = what_if(served, settings, {"bars": history})
-    assert "No model has been published" in problem(response, 503, "not-ready")["message"]
+    message = problem(response, 503, "not-ready")["message"]
+    assert "champion.json is missing, although models were published. Run `stockpredict rollback`" in message
 
 
 def test_models_and_history(served, settings):

@@ -89,6 +89,9 @@ def test_a_pointer_with_broken_heads_is_none(heads):
 
 def test_no_champion_says_what_to_run(settings):
     (settings.storage.registry_dir / "champion.json").unlink()
+    with pytest.raises(ArtifactRejected, match=r"champion\.json is missing.*stockpredict rollback"):
+        Engine(settings)
+    (settings.storage.keys_dir / "logs.json").unlink()  # nothing was ever published here
     with pytest.raises(NoChampion, match="stockpredict train"):
         Engine(settings)
 
