@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small_study
 import torch
+import warm
 from stockpredict.core.errors import ArtifactRejected, ModelOutputInvalid, OutOfMemory
 from stockpredict.models.contract import explain_memory, model, models
 from stockpredict.models.dataset import sample_dataset
@@ -23,20 +24,6 @@ def real_numpy(self, data):
 
 def real_torch(self, data):
     torch.empty(10**14)
-
-
-def boosted(self, data):
-    raise RuntimeError("[LightGBM] [Fatal] std::bad_alloc")
-
-
-def on_the_gpu(self, data):
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-
-def as_windows_says(self, data):
-    raise RuntimeError(
-        "[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: not enough memory: you tried"
-    )
 
 
 def stopped(self, data):
@@ -77,9 +64,6 @@ def crossing(forecast):
 FAULTS = {
     "numpy": ("at_fit", real_numpy, OutOfMemory, "misfit ran out of memory in the fold that tests"),
     "torch": ("at_fit", real_torch, OutOfMemory, "misfit ran out of memory in the fold that tests"),
-    "windows": ("at_fit", as_windows_says, OutOfMemory, "misfit ran out of memory"),
-    "boosting": ("at_fit", boosted, OutOfMemory, "misfit ran out of memory"),
-    "gpu": ("at_fit", on_the_gpu, OutOfMemory, "misfit ran out of memory"),
     "forecast": (
         "at_predict",
         lambda forecast: real_torch(None, None),
@@ -174,6 +158,22 @@ def test_parameters_that_need_too_much_memory_are_a_failed_trial(misfit):
     assert params == {} and list(ledger.state) == ["fail", "fail"]
 
 
+WORDS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried"),
+    RuntimeError("[LightGBM] [Fatal] std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", WORDS, ids=["gpu", "windows", "boosting"])
+def test_the_words_of_every_library_are_known(error):
+    with (
+        pytest.raises(OutOfMemory, match="ridge ran out of memory in a fold"),
+        explain_memory("ridge", "in a fold"),
+    ):
+        raise error
+
+
 def test_other_errors_pass_unchanged():
     for error in (ValueError("a negative price"), RuntimeError("shapes do not match"), KeyboardInterrupt()):
         with pytest.raises(type(error)) as caught, explain_memory("ridge", "in a fold"):
@@ -198,3 +198,30 @@ def test_a_damaged_candidate_is_made_again(published, name):
         assert "training again" in caught.value.fix
     run_experiment(settings, work)
     assert path.read_bytes() == whole
+
+
+LIMITED = """
+import resource, sys
+from dataclasses import replace
+from stockpredict.core.errors import OutOfMemory
+from stockpredict.core.settings import load_settings
+from stockpredict.models.dataset import sample_dataset
+from stockpredict.train.walk_forward import make_folds, run_candidate
+
+settings = load_settings(overrides={"validation.first_train": 200, "validation.folds": 2}, environ={})
+data = sample_dataset(tickers=40, sessions=420)
+wide = dict(x=data.inputs.x.repeat(1, 1, 150), names=[f"f{k}" for k in range(150 * len(data.inputs.names))])
+data = replace(data, inputs=replace(data.inputs, **wide))
+folds = make_folds(settings, len(data.inputs))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 40 * 2**20, resource.RLIM_INFINITY))
+try:
+    run_candidate(settings, data, folds, sys.argv[1], {})
+except OutOfMemory as e:
+    print(e)
+"""
+
+
+def test_a_process_that_may_use_little_memory_says_so():
+    done = warm.python(LIMITED, "ridge")
+    assert "The model ridge ran out of memory in the fold that tests" in done.stdout, done.stderr[-2000:]
