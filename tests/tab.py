@@ -91,6 +91,7 @@ class Tab:
           await new Promise(done => setTimeout(done, 100));
           return String(before) === String(middle()) && before;  // it moves while the page is laid out anew
         }})()""")
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)  # a menu asks where the mouse is
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 

@@ -10,6 +10,8 @@ import patience
 import psutil
 import pytest
 from live_redis import spare_port
+from tab import CHROMIUM, Tab
+
 from stockpredict.ops.lifeline import stop_processes
 
 pytestmark = pytest.mark.slow
@@ -68,6 +70,37 @@ def lab(tmp_path_factory, root):
     yield base, book
     stop_processes([psutil.Process(server.pid)])
     server.wait()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="No chromium on this machine.")
+def test_a_notebook_opens_trusted_and_saved_runs_and_exports(lab, tmp_path):
+    base, book = lab
+    tab = Tab(tmp_path / "chromium")
+    try:
+        idle = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+        dirty = "Boolean(document.querySelector('.lm-TabBar-tab.jp-mod-dirty'))"
+        tab.open(f"{base}/lab/tree/nbs/index.ipynb?token={TOKEN}")
+        tab.until(idle)
+        tab.open(f"{base}/lab/workspaces/edit/tree/nbs/{book.name}")
+        tab.until(idle)
+        tab.until("Boolean(document.querySelector('#kept'))")  # stored HTML is shown: it is trusted
+        tab.click("document.querySelectorAll('.jp-Notebook .jp-CodeCell .cm-content')[1]")
+        tab.press("a", "KeyA", 65, modifiers=2)
+        tab.type("#| export\nLENGTH = 21")
+        item = "[...document.querySelectorAll('.lm-MenuBar-itemLabel')].find(e => e.innerText === 'Run')"
+        tab.click(item)
+        tab.click("document.querySelector('.lm-Menu-item[data-command=\"runmenu:run-all\"]')")
+        tab.until_text("42")
+        tab.press("s", "KeyS", 83, modifiers=2)
+        tab.until(f"!{dirty}")
+    finally:
+        tab.close()
+    saved = json.loads(book.read_text())
+    assert set(saved["metadata"]) == {"kernelspec"}, "the clean hook removed what JupyterLab added"
+    assert "".join(saved["cells"][1]["source"]) == "#| export\nLENGTH = 21"
+    export = [sys.executable, "-c", f"from nbdev.export import nb_export; nb_export('nbs/{book.name}')"]
+    patience.run(export, cwd=book.parents[1], check=True)
+    assert "LENGTH = 21" in (book.parents[1] / "small" / "windows.py").read_text()
 
 
 def test_two_edits_of_one_notebook_are_merged_by_cells(lab):
