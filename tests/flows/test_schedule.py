@@ -84,6 +84,8 @@ def desk(tmp_path_factory):
             ledger = up(wanted, settings.storage.home_dir)
             alive = [psutil.Process(entry["pid"]) for entry in ledger.values()]
             api = next(part for part in wanted if part.name == "schedule").env["PREFECT_API_URL"]
+            deployed = lambda: len(ask(api, "deployments/filter")) == len(DESK_DAY)  # noqa: E731
+            patience.wait_until(deployed, *alive, every=0.5)
             yield SimpleNamespace(settings=settings, api=api, log=log, alive=alive)
         finally:
             down(settings.storage.home_dir)
