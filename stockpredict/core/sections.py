@@ -451,9 +451,12 @@ class Schedule(Section):
 class Reports(Section):
     "Report pages: their limits, and how many stay."
 
-    minutes: float = Field(15, gt=0, le=1_440, description="Minutes that a page may take.")
+    minutes: float = Field(15.0, gt=0, le=1_440, description="Minutes that a page may take.")
     memory_gb: float = Field(
-        0, ge=0, le=10_000, description="Memory in GB that a page may use; 0 for nine tenths of the machine."
+        0.0,
+        ge=0,
+        le=10_000,
+        description="Memory in GB that a page may use; 0 for nine tenths of the machine.",
     )
     keep: int = Field(
         200,

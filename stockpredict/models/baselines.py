@@ -9,7 +9,7 @@ __all__ = ['LocationScale']
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..core.errors import FeatureError, NotEnoughSessions
+from ..core.errors import FeatureError, ModelOutputInvalid, NotEnoughSessions
 from ..catalogue.design_matrix import Inputs
 from .calibration import RESIDUAL_LEVELS, quantile_cdf, residual_shape
 from .contract import Model, model
@@ -196,6 +196,8 @@ def predict(
     "Forecast the sessions `[start, stop)`."
     stop = self.check_inputs(inputs, start, stop)
     z = self.score(inputs, start, stop)
+    if (self.weights["residual"].diff(dim=-1) < 0).any():  # sorting below would hide it
+        raise ModelOutputInvalid(f"The stored quantiles of {self.name} are crossing.", "Train it again.")
     drift, slope, residual = (self.weights[k].to(z.device) for k in ("drift", "slope", "residual"))
     span, levels = (start, stop), RESIDUAL_LEVELS
     if "pull" in self.weights:

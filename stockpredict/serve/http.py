@@ -188,7 +188,7 @@ REPORT_POLICY = (
 )
 ALLOWED_SCRIPTS = {  # page -> the script it may run
     "catalogue.html": "script-src 'sha256-OfdXoM12npFen7+tAAHCG8EPAQy0AsD3OT8mAvKriGU='",
-    "index.html": "script-src 'sha256-V7/sQWegVTc5hLlqaj1eebwakjMOOuVone5//XuiAc4='",
+    "index.html": "script-src 'sha256-f7Wmnki9ELzOxlNHw3sOOY4AGXzfFZMyzS8srRihl9E='",
 }
 
 

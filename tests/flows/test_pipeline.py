@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
+from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import FlowLocked, NotFound, RunError
 from stockpredict.core.settings import load_settings
 from stockpredict.ops import pipeline, work
+from stockpredict.ops.exchange_schedule import newest_due
+from stockpredict.ops.training_day import plan_training
 
 
 @pytest.fixture
@@ -127,13 +129,11 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
 
 
 @pytest.mark.parametrize(
-    "every, day, due",
+    "every, session, full",
     [
         ("daily", "2026-04-01", True),
-        ("daily", "2026-04-03", False),
-        ("daily", "2026-04-04", False),  # Good Friday, Saturday
         ("weekly", "2026-04-01", False),
-        ("weekly", "2026-04-02", True),
+        ("weekly", "2026-04-02", True),  # before Good Friday
         ("weekly", "2026-04-10", True),
         ("monthly", "2026-04-30", True),
         ("monthly", "2026-04-29", False),
@@ -141,14 +141,20 @@ def test_a_second_run_is_refused_by_name_and_a_dead_holder_is_no_obstacle(settin
         ("never", "2026-04-02", False),
     ],
 )
-def test_the_calendar_decides_when_it_is_time(settings, every, day, due):
-    report = pipeline.due(
-        settings.with_(**{"schedule.retrain": every}), pd.Timestamp(f"{day}T22:00", tz="UTC")
-    )
-    assert (report == "") == due, report
+def test_the_calendar_decides_when_it_is_time(settings, every, session, full):
+    rhythm = settings.with_(**{"schedule.retrain": every, "schedule.incremental": False})
+    plan = plan_training(rhythm, "by calendar", session)
+    assert plan.mode == ("full" if full else "") and plan.reason
+    assert plan_training(rhythm, "full", session).mode == "full"
 
 
-def test_before_the_close_it_is_not_time(settings):
-    assert pipeline.due(
-        settings.with_(**{"schedule.retrain": "daily"}), pd.Timestamp("2026-04-01T15:00", tz="UTC")
-    )
+@pytest.mark.parametrize(
+    "now, session",
+    [
+        ("2026-04-01T15:00Z", "2026-03-31"),
+        ("2026-04-01T22:00Z", "2026-04-01"),
+        ("2026-04-04T22:00Z", "2026-04-02"),
+    ],
+)
+def test_before_the_close_and_on_holidays_the_session_before_is_the_newest(now, session):
+    assert f"{newest_due(get_calendar('XNYS'), 90, now):%Y-%m-%d}" == session

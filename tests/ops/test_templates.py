@@ -11,11 +11,13 @@ from stockpredict.ops import runs
 NAMES = sorted(p.stem for p in (Path(__file__).resolve().parents[2] / "nbs" / "runs").glob("r*.ipynb"))
 COMMON = {"settings_path": "str", "overrides": "dict", "workdir": "str", "as_of": "str"}
 
+PAGES_OF_RETRAIN = [name for name in NAMES if name != "r60_monitor"]  # the page of a flow of its own
+
 
 def test_there_are_run_notebooks_and_the_story_names_them():
     from stockpredict.ops.pipeline import STORY
 
-    assert [s for s in STORY if isinstance(s, str)] == NAMES
+    assert [s for s in STORY if isinstance(s, str)] == PAGES_OF_RETRAIN
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +28,7 @@ def test_the_parameters_are_typed_explained_and_common(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES_OF_RETRAIN)
 def test_the_page_of_a_finished_work_is_whole(finished, name):
     page = next(p for p in finished["report"]["pages"] if p["name"] == name)
     assert page["error"] == ""

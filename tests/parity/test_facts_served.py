@@ -139,7 +139,7 @@ def settings(tmp_path_factory):
             "data.start": "1990-01-01",
             "simulated.kind": "realistic",
             "simulated.tickers": 10,
-            "simulated.sessions": 640,
+            "simulated.sessions": 900,
             "simulated.seed": 4,
             "features.names": NAMES,
             "serving.device": "cpu",
