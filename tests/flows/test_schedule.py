@@ -273,30 +273,13 @@ def test_staying_without_a_server_also_plans_runs_and_a_kill_leaves_no_server(ro
     assert not LOOP_ERROR.search(log.read_text()), log.read_text()[-3000:]
 
 
-def command(process):
-    "The command line of a process; empty when it has ended meanwhile."
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
-def two_or_more(processes):
-    "The server of kernels and at least one kernel forked from it."
-    return processes if len(processes) > 1 else []
-
-
-def test_a_killed_flow_leaves_neither_server_nor_kernel(root, alone):
+def test_a_killed_flow_leaves_no_server(root, alone):
+    "The kernels of its pages: tests/ops/test_page_kernel.py."
     small = ["data.source=simulated", "simulated.tickers=8", "simulated.sessions=500", "models.trials=0"]
     child = flow(root, alone, *(word for change in small for word in ("--set", change)))
     try:
         [server] = patience.wait_until(lambda: servers_of(child), child)
-        me = psutil.Process(child.pid)
-        kernels = patience.wait_until(
-            lambda: two_or_more([p for p in me.children(recursive=True) if "kernel_server" in command(p)]),
-            child,
-        )
-        family = [server, *kernels, *me.children(recursive=True)]
+        family = [server, *psutil.Process(child.pid).children(recursive=True)]
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
