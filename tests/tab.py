@@ -4,12 +4,14 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import urllib.request
 
 import patience
+import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPTIONS = (
@@ -26,12 +28,20 @@ OPTIONS = (
 )
 
 
+def require_chromium():
+    "Fail in CI and skip elsewhere when there is no browser."
+    if not CHROMIUM:
+        why = "No chromium on this machine: run .ci/services as root, or install it yourself."
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+
+
 class Tab:
     "A browser with one tab; `close` ends it."
 
     def __init__(self, folder, *options):
         from websockets.sync.client import connect
 
+        require_chromium()
         command = [CHROMIUM, f"--user-data-dir={folder}", *options, *OPTIONS]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         line = next(x for x in self.process.stderr if "DevTools listening" in x)
@@ -111,6 +121,22 @@ class Tab:
         self.send("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def of_kind(self, method):
+        "What the browser has told so far about one kind of event."
+        return [event["params"] for event in self.events if event.get("method") == method]
+
+    def errors(self):
+        "Everything on the console that is an error."
+        entries = [params["entry"] for params in self.of_kind("Log.entryAdded")]
+        logged = [entry["text"] for entry in entries if entry["level"] == "error"]
+        thrown = [params["exceptionDetails"]["text"] for params in self.of_kind("Runtime.exceptionThrown")]
+        printed = [params for params in self.of_kind("Runtime.consoleAPICalled") if params["type"] == "error"]
+        return logged + thrown + printed
+
+    def requested(self):
+        "Every address that was asked for."
+        return [params["request"]["url"] for params in self.of_kind("Network.requestWillBeSent")]
 
     def picture(self, path):
         "Store what is on the screen as PNG."

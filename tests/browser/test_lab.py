@@ -10,7 +10,7 @@ import patience
 import psutil
 import pytest
 from live_redis import spare_port
-from tab import CHROMIUM, Tab
+from tab import Tab
 
 from stockpredict.ops.lifeline import stop_processes
 
@@ -72,7 +72,6 @@ def lab(tmp_path_factory, root):
     server.wait()
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="No chromium on this machine.")
 def test_a_notebook_opens_trusted_and_saved_runs_and_exports(lab, tmp_path):
     base, book = lab
     tab = Tab(tmp_path / "chromium")

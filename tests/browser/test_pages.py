@@ -1,16 +1,14 @@
 """The pages as a browser shows them: no network, no console errors, the words that matter on the screen."""
 
-import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 
 import patience
 import pytest
+from tab import CHROMIUM, require_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OFFLINE = [
     "--headless",
     "--no-sandbox",
@@ -28,11 +26,7 @@ OFFLINE = [
 @pytest.fixture(scope="module")
 def browse(tmp_path_factory):
     "Open an address and return the page after its scripts ran, with what it complained of."
-    if not CHROMIUM:
-        why = (
-            "No chromium on this machine: run .ci/services as root, or install it with your package manager."
-        )
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    require_chromium()
     profile = tmp_path_factory.mktemp("chromium")
 
     def open_page(address: str):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from desk_form import ask
 from live_redis import spare_port
-from tab import CHROMIUM, Tab
+from tab import Tab
 
 from stockpredict.core.settings import load_settings
 from stockpredict.ops.lifeline import marked
@@ -22,7 +22,6 @@ WHY = "A whole retraining, with --all-steps; each run of the tests starts a shor
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(os.environ.get(kill_points.ALL) != "1", reason=WHY),
-    pytest.mark.skipif(not CHROMIUM, reason="No chromium on this machine."),
 ]
 
 

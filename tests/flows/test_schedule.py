@@ -15,7 +15,7 @@ import psutil
 import pytest
 from desk_form import ask
 from live_redis import spare_port
-from tab import CHROMIUM, Tab
+from tab import Tab
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
@@ -162,7 +162,6 @@ def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
     assert states[killed]["message"].startswith("Its process was killed")
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="No chromium on this machine.")
 def test_an_operator_sees_the_next_run_and_starts_one_from_the_form(desk, tmp_path):
     base, plan = desk.api.removesuffix("/api"), plan_of(desk)
     deployment = next(d["id"] for d in ask(desk.api, "deployments/filter") if d["name"] == "retrain")
