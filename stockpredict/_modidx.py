@@ -8284,8 +8284,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'stockpredict/train/shared_training.py'),
                                                     'stockpredict.train.shared_training._fit_all': ( 'train/shared_training.html#_fit_all',
                                                                                                      'stockpredict/train/shared_training.py'),
-                                                    'stockpredict.train.shared_training._import_model': ( 'train/shared_training.html#_import_model',
-                                                                                                          'stockpredict/train/shared_training.py'),
                                                     'stockpredict.train.shared_training._search_all': ( 'train/shared_training.html#_search_all',
                                                                                                         'stockpredict/train/shared_training.py'),
                                                     'stockpredict.train.shared_training.any_job': ( 'train/shared_training.html#any_job',

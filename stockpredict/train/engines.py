@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ..algebra.numba_kernels import single_thread
 from ..core.errors import EngineFailed
 from ..core.settings import Settings
 
@@ -99,13 +100,8 @@ def one_thread() -> Iterator[None]:
     "Compute with one thread in a `with` block: torch, and the libraries for linear algebra."
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with single_thread(), threadpool_limits(1):
+        yield
 
 # %% ../../nbs/train/22_engines.ipynb #7fa1d006
 _OPENED = {}  # what this worker has unpacked, by the name of the round

@@ -226,10 +226,8 @@ def keep(
 ) -> Candidate:  # with its folder
     "Write a candidate, completely or not at all."
     folder = self.place / "candidates" / (label or candidate.model)
-    key, part = (
-        self._full_key(candidate.model, params, model is not None),
-        folder.with_name(f".{folder.name}.part"),
-    )
+    key = self._full_key(candidate.model, params, model is not None)
+    part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     if model is not None:
         candidate.artifact = self.seal(candidate, model, part / "artifact")

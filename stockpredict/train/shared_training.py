@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/train/28_shared_training.ipynb #46be723c
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -26,18 +27,13 @@ from .lineage import CandidateStore
 from .engines import run_jobs
 
 # %% ../../nbs/train/28_shared_training.ipynb #8ce94edd
-def _import_model(module):
-    "Import the module that registers a model."
-    import_module(module)
-
-
 def search_job(
     shared: tuple,  # dataset, settings, folds
     module: str,  # that registers the model
     name: str,  # of the model
 ) -> tuple:  # (parameters, ledger)
     "The search for the parameters of one model."
-    _import_model(module)
+    import_module(module)
     dataset, settings, folds = shared
     window = dataset.window(folds[0].train_start, folds[0].train_stop + folds[0].reach)
     return tune(window, name, settings.models.trials, settings.models.seed, settings)
@@ -51,7 +47,7 @@ def fold_job(
     k: int,  # position of the fold
 ) -> tuple:  # (forecast of its test, skill in its training)
     "One model on one fold; the skill in training only of the last."
-    _import_model(module)
+    import_module(module)
     dataset, settings, folds = shared
     seen = {}
 
@@ -72,7 +68,7 @@ def final_job(
     params: dict,  # its parameters
 ) -> tuple:  # the state of the model: plain data
     "One model fitted on everything. The key stays at home, so the artifact is signed by the caller."
-    _import_model(module)
+    import_module(module)
     dataset, settings, _ = shared
     return fit_on_everything(settings, dataset, name, params).state()
 
@@ -102,9 +98,8 @@ def unfinished(
 ) -> list[Wanted]:
     "The candidates that no earlier run has finished and that a worker can make."
     wanted = [Wanted(name, name, None) for name in names]
-    recipe = champion and (champion.model, champion.params)
     if champion is not None and champion.model in models:
-        wanted.append(Wanted(*(recipe[0], "champion", recipe[1]), final=False))
+        wanted.append(Wanted(champion.model, "champion", champion.params, final=False))
     return [
         w
         for w in wanted
@@ -136,9 +131,10 @@ def _fit_all(settings, store, shared, wanted, note):
     dataset, _, folds = shared
     plan = [(w, k) for w in wanted for k in [*range(len(folds)), *([-1] if w.final else [])]]
     plan.sort(key=lambda job: -models.meta(job[0].name)["complexity"])  # the long ones first
-    jobs = [
-        (w.module, w.name, w.tuned[0] if w.tuned else w.params, *([k] if k >= 0 else [])) for w, k in plan
-    ]
+    jobs = []
+    for w, k in plan:
+        arguments = w.module, w.name, w.tuned[0] if w.tuned else w.params
+        jobs.append((final_job, *arguments) if k < 0 else (fold_job, *arguments, k))
     words = ["fitted on everything" if k < 0 else f"fold {k + 1} of {len(folds)}" for _, k in plan]
 
     def on_done(i, result):
@@ -157,10 +153,11 @@ def _fit_all(settings, store, shared, wanted, note):
 # %% ../../nbs/train/28_shared_training.ipynb #194f1035
 def any_job(
     shared: tuple,  # dataset, settings, folds
-    *job,  # arguments of a fold, or of a final fit
+    work: Callable,  # `fold_job` or `final_job`
+    *arguments,  # its own
 ):
-    "A fold or a final fit, told apart by the number of arguments."
-    return (fold_job if len(job) == 4 else final_job)(shared, *job)
+    "A fold or a final fit, in one round."
+    return work(shared, *arguments)
 
 # %% ../../nbs/train/28_shared_training.ipynb #32ccc4c7
 def prepare_candidates(
@@ -186,4 +183,4 @@ def prepare_candidates(
         _fit_all(settings, store, shared, rival, note)
     except StockpredictError:
         return [w.label for w in own]  # the experiment tries it again and writes down why it failed
-    return [w.label for w in wanted]
+    return [w.label for w in [*own, *rival]]
