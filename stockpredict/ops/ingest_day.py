@@ -17,6 +17,7 @@ from ..core.errors import CalendarError
 from ..core.files import json_ready, read_json, write_json
 from ..core.settings import Settings
 from ..core.words import counted
+from .doctor import HISTORICAL
 from .flow_edge import DayResult, DeskRun
 from .pipeline import facts_mark
 from .training_day import ingest_sentence
@@ -148,7 +149,7 @@ def ingest_warnings(
     for row in report.get("facts", []):
         if row.get("reason") and row.get("sentence"):
             warnings.append(f"Facts on {row['about'] or row['table']}: {row['sentence']}")
-    if settings.data.source not in ("sample", "simulated") and report["last"] < session:
+    if settings.data.source not in HISTORICAL and report["last"] < session:
         warnings.append(f"The newest bar is of {report['last']}; the session of {session} has closed.")
     return warnings
 
@@ -168,7 +169,8 @@ class Backfill:
     @property
     def left(self) -> list[HistoryPart]:
         "Parts that are still to be fetched."
-        return [part for part in self.parts if str(part) not in self.done]
+        done = set(self.done)
+        return [part for part in self.parts if str(part) not in done]
 
     def finish(self, part: HistoryPart):
         "Note a finished part."

@@ -22,6 +22,7 @@ from ..core.settings import Settings
 from ..core.words import counted, verdict_headline
 from ..evaluate.plots import report_figure
 from .desk_day import DESK_DAY, done_until
+from .doctor import HISTORICAL
 from .exchange_schedule import newest_due
 from .flow_edge import DayResult, DeskRun
 from .flow_server import heads_markdown
@@ -128,9 +129,6 @@ def interval_sentence(
     return f"Published 90 % intervals held {', '.join(parts)}."
 
 # %% ../../nbs/ops/77_watch_day.ipynb #1bbf5e88
-HISTORICAL = ("sample", "simulated")
-
-
 def _moment(settings, as_of, now=None):
     "The instant from which ages are counted: the end of a study's session, or now."
     if not as_of:
