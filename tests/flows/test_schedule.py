@@ -29,6 +29,7 @@ from stockpredict.ops.ingest_day import part_words, plan_backfill
 from stockpredict.ops.lifeline import marked
 from stockpredict.ops.parts import parts
 from stockpredict.ops.processes import _purpose, down, up
+from stockpredict.serve.desk_state import read_desk, schedule_sentence
 from stockpredict.sources.simulate import simulate
 from stockpredict.testing.fake_vendors import FakeVendors
 
@@ -129,6 +130,16 @@ def test_what_up_deploys_receives_scheduled_runs(desk):
         assert deployment["description"] == DESK_DAY[name].summary
         form = deployment["parameter_openapi_schema"]["properties"]
         assert all(field.get("description") for field in form.values())
+
+
+def test_the_front_page_reads_the_plan_of_the_real_server(desk):
+    plan = plan_of(desk)
+    seen = read_desk(desk.settings)
+    assert seen.scheduler and desk.settings.schedule.prefect_port in seen.open_ports
+    assert dict(seen.planned) == {name: f"{min(times):%Y-%m-%d %H:%M} UTC" for name, times in plan.items()}
+    name, when = seen.planned[0]
+    rhythm = desk.settings.with_(**{"schedule.retrain": "weekly"})
+    assert schedule_sentence(seen, rhythm) == (f"The next run is {name}, {when}.", False)
 
 
 def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
