@@ -258,16 +258,21 @@ def hidden_name(
 def remove_abandoned(
     reports: Path,  # the reports folder
     hours: float = 24,  # age from which an unfinished folder of another machine counts as abandoned
-):
+    dry: bool = False,  # only name them
+) -> list[str]:  # names of the folders
     "Remove the hidden folders of killed runs."
     import psutil, shutil
 
+    abandoned = []
     for left in Path(reports).glob("*/.*.tmp"):
         pid = (re.findall(r"-(\d+)\.tmp$", left.name) or ["0"])[0]
         own = left.name == hidden_name(left.name[1:].split(".")[0], pid)
         killed = own and not psutil.pid_exists(int(pid))
         if left.is_dir() and (killed or time.time() - left.stat().st_mtime > hours * 3600):
-            shutil.rmtree(left, ignore_errors=True)
+            abandoned.append(left)
+    for left in () if dry else abandoned:
+        shutil.rmtree(left, ignore_errors=True)
+    return sorted(left.name for left in abandoned)
 
 # %% ../../nbs/ops/20_runs.ipynb #597ba14f
 def fill_parameters(

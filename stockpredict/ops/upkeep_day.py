@@ -99,14 +99,11 @@ def keep_reports(
 ) -> list[Cleared]:
     "Remove half-written pages of killed runs, and pages beyond the number that is kept."
     reports = settings.storage.reports_dir
-    before = {p.name for p in reports.glob("*/.*.tmp")}
-    if do_it:
-        remove_abandoned(reports)
-    left = {p.name for p in reports.glob("*/.*.tmp")}
+    half = remove_abandoned(reports, dry=not do_it)
     old = prune_reports(settings, dry=not do_it) if reports.is_dir() else Pruned()
     kept = f"{counted(len(old.kept), 'old one')} pinned or served" if old.kept else ""
     return [
-        Cleared("half-written pages", tuple(sorted(before - left if do_it else before))),
+        Cleared("half-written pages", tuple(half)),
         Cleared("old pages", tuple(old.removed), kept),
     ]
 
