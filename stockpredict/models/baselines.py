@@ -6,6 +6,8 @@
 __all__ = ['LocationScale']
 
 # %% ../../nbs/models/30_baselines.ipynb #033f82bd
+from functools import partial
+
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -98,7 +100,7 @@ def realised_slope(
 def name_widths(
     model: Model,  # gets the names in its notes
     data: Dataset,  # the window
-) -> dict:  # `pull`, `own_width` and `own_level`
+) -> dict:  # `pull` and `own_width`
     "What the window says about each name in units of the volatility of the inputs, as weights of a model."
     usable = data.usable(1)[data.start :, :, None]
     u = torch.where(usable, data.standardised()[data.start :], float("nan"))
@@ -123,11 +125,7 @@ def adapted_widths(
     by_name: bool = True,  # do the quantiles belong to outcomes in units of the width of each name?
 ) -> Tensor:  # `[S, H, Q]`
     "Factor of each residual quantile in units of the volatility of the inputs."
-
-    def sigma_of(bars, first, last):
-        return plain_sigma(model, bars, first, last)
-
-    return record_widths(model, inputs, span, quantiles, sigma_of, by_name)
+    return record_widths(model, inputs, span, quantiles, partial(plain_sigma, model), by_name)
 
 # %% ../../nbs/models/30_baselines.ipynb #5b3630a3
 class LocationScale(Model):
@@ -210,6 +208,19 @@ def predict(
             around = (around * adapted_widths(self, inputs, span, around).to(z.device))[:, None]
         residual = (centre + factor[..., None] * around).sort(-1).values
     return distribution_forecast(self, inputs, span, drift + slope * z, residual, levels, z)
+
+# %% ../../nbs/models/30_baselines.ipynb #a5277484
+@patch
+def fit_for_score(
+    self: LocationScale,
+    data: Dataset,  # window to learn from
+) -> LocationScale:
+    "Fit what the score needs; intervals are measured only where the model cannot do without."
+    if type(self).fit is not LocationScale.fit:
+        return self.fit(data)
+    self.record_features(data)
+    self.fit_score(data)
+    return self
 
 # %% ../../nbs/models/30_baselines.ipynb #b07a3761
 class FixedScore(LocationScale):

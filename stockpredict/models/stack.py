@@ -85,11 +85,7 @@ def _scorer(self: Stack, name, data):
     "A member that can score; what it needs for intervals is not measured."
     member = self._new(name)
     member.device = self.device
-    if type(member).fit is not LocationScale.fit:
-        return member.fit(data)
-    member.record_features(data)
-    member.fit_score(data)
-    return member
+    return member.fit_for_score(data)
 
 # %% ../../nbs/models/68_stack.ipynb #c2a7e922
 @patch

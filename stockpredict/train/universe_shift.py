@@ -13,7 +13,7 @@ from ..core.settings import Settings
 from ..evaluate.index_splits import IndexFold, leave_era_out, leave_names_out
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..catalogue.design_matrix import Inputs
-from ..models.baselines import LocationScale
+from ..models.baselines import LocationScale, horizon_volatility
 from ..models.contract import Model, make_model
 from ..models.dataset import Dataset
 from ..models.trees import HorizonRegressors
@@ -55,9 +55,10 @@ def fit_ranking(
     model = make_model(name, settings, **params)
     if not isinstance(model, LocationScale):
         return model.fit(data)
+    if not isinstance(model, HorizonRegressors):
+        return model.fit_for_score(data)
     model.record_features(data)
-    if isinstance(model, HorizonRegressors):  # a regressor for each horizon: the first is enough
-        model.horizons = model.horizons[:1]
+    model.horizons = model.horizons[:1]  # a regressor for each horizon: the first is enough
     model.fit_score(data)
     return model
 
@@ -71,10 +72,8 @@ def ranking(
     "Scores at the first horizon."
     if not isinstance(model, LocationScale):
         return model.predict(inputs, first, last).score[..., 0].numpy()
-    score = model.score(inputs, first, last)[..., 0]
-    known = inputs.usable
-    known[: model.sequence - 1] = False
-    return score.masked_fill(~known[first:last], float("nan")).cpu().numpy()
+    score, sigma = model.score(inputs, first, last), horizon_volatility(model, inputs, first, last)
+    return score[..., 0].cpu().masked_fill(sigma[..., 0].isnan().cpu(), float("nan")).numpy()
 
 # %% ../../nbs/train/49_universe_shift.ipynb #3b95b0c1
 def shift_skill(

@@ -9,8 +9,10 @@ import torch
 
 from stockpredict.core.settings import load_settings
 from stockpredict.evaluate.index_splits import leave_era_out, leave_names_out
+from stockpredict.models.contract import make_model
 from stockpredict.models.dataset import sample_dataset
-from stockpredict.train.universe_shift import shift_sentences, training_part, universe_shift
+from stockpredict.train.universe_shift import fit_ranking, ranking, shift_sentences, training_part
+from stockpredict.train.universe_shift import universe_shift
 
 SETTINGS = load_settings(
     overrides={"validation.first_train": 260, "validation.folds": 2, "validation.horizons": "1 5"}, environ={}
@@ -36,6 +38,15 @@ def test_no_label_of_the_left_out_side_can_be_trained_on(data):
             assert not rows[:, [tickers.index(n) for n in fold.test_names]].any()
         again = training_part(scrambled, fold)
         assert torch.equal(again.y.nan_to_num(-1), part.y.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("name, params", [("mlp", {"epochs": 1}), ("zero", {})])
+def test_scores_alone_are_those_of_the_whole_fit(data, name, params):
+    "A network has no fit of its score alone, and a baseline changes its intervals afterwards."
+    window = data.window(0, 300)
+    whole = make_model(name, SETTINGS, **params).fit(window).predict(data.inputs, 300).score[..., 0]
+    alone = ranking(fit_ranking(SETTINGS, window, name, params), data.inputs, 300, 480)
+    assert np.isfinite(alone).any() and np.array_equal(alone, whole.numpy(), equal_nan=True)
 
 
 def test_a_signal_survives_and_a_memory_of_names_does_not(data):
