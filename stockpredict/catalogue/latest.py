@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..algebra.kernels import missed_sessions
 from ..algebra.latest_kernels import SECTION_STATISTICS, latest_kernel, section_mean_or_spread
+from ..algebra.numba_kernels import single_thread
 from ..algebra.panel import Panel
 from ..algebra.recipes import RECIPES, STEPS, newest_rows
 from ..algebra.series import Series
@@ -342,16 +343,12 @@ def _compute_planned(panel, chosen, out, sessions):  # features of which every s
     lanes = _lanes(panel, plan.rows, apart)
     like, grid = panel._fields["close"], panel.last(sessions).grid
     every = empty_tensor(like[-1:].expand(len(chosen), sessions, like.shape[1]))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the pieces are too small to be divided
-    try:
+    with single_thread():  # the pieces are too small to be divided
         run_plan(plan, lanes, every)
         home = torch.cat([lane.at for lane in lanes]).argsort()
         moved = not torch.equal(home, torch.arange(len(home), device=home.device))
         for x in every:
             write_series(Series(x.index_select(1, home) if moved else x, grid, clean=True), x)
-    finally:
-        torch.set_num_threads(threads)
     out.update(zip(chosen, every))
 
 # %% ../../nbs/catalogue/10_latest.ipynb #83a06e80

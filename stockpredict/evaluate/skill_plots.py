@@ -38,9 +38,9 @@ def rolling_sharpe(
     window: int = 252,  # sessions of each ratio
     periods: int = 252,  # sessions in a year
 ) -> pd.DataFrame:  # by session: value, low, high
-    "Sharpe ratio of the last `window` sessions with its 95 % interval, year for year comparable."
+    "Annual Sharpe ratio of the last `window` sessions, with its 95 % interval."
     r = pd.Series(returns, dtype=float).dropna()
-    if not 20 <= window:
+    if window < 20:
         raise EvaluateError(f"A Sharpe ratio of {window} sessions is noise.", "Give a window of 20 or more.")
     rolling = r.rolling(window)
     spread = rolling.std()
