@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/46_flow_commands.ipynb #c30b2ad2
+import json
 import sys
 from typing import Annotated
 
@@ -98,21 +99,21 @@ def flow_start(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Deployment, for example ingest.")],
 ):
-    "Start a run of a deployment on the Prefect server of this machine."
-    from urllib.parse import quote
+    "Start a run of a deployment on the Prefect server."
+    from urllib.request import Request, urlopen
 
-    import httpx
     from stockpredict.core.errors import NotFound, NotReady, did_you_mean
+    from stockpredict.serve.desk_state import ask_prefect, prefect_api
 
-    api = f"http://127.0.0.1:{load(ctx).schedule.prefect_port}/api"
+    api, json_body = prefect_api(load(ctx)), {"content-type": "application/json"}
     try:
-        deployed = httpx.post(f"{api}/deployments/filter", json={}, timeout=10).raise_for_status().json()
-        ids = {d["name"]: d["id"] for d in deployed}
+        ids = {d["name"]: d["id"] for d in ask_prefect(api, "deployments", 10)}
         if name not in ids:
             problem = f"There is no deployment called '{name[:60]}' on {api}."
             raise NotFound(problem, did_you_mean(name[:60], ids))
-        run = httpx.post(f"{api}/deployments/{quote(ids[name])}/create_flow_run", json={}, timeout=10)
-        out(f"Started: {run.raise_for_status().json()['name']}")
-    except httpx.HTTPError as e:
+        start = Request(f"{api}/deployments/{ids[name]}/create_flow_run", b"{}", json_body)
+        with urlopen(start, timeout=10) as answer:
+            out(f"Started: {json.load(answer)['name']}")
+    except (OSError, ValueError) as e:
         problem = f"No Prefect server answered on {api}: {type(e).__name__}."
         raise NotReady(problem, "Run `stockpredict up`, or the flow itself: stockpredict flow run.") from None

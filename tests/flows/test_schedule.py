@@ -16,8 +16,12 @@ import pytest
 from desk_form import ask
 from live_redis import spare_port
 from tab import Tab
+from typer.testing import CliRunner
 
+from stockpredict.cli.console import SettingsOptions
+from stockpredict.cli.flow_commands import flows
 from stockpredict.core.calendar import get_calendar
+from stockpredict.core.errors import NotFound
 from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
 from stockpredict.ops.desk_day import DESK_DAY
@@ -171,6 +175,23 @@ def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
     states = {run["id"]: run["state"] for run in ask(desk.api, "flow_runs/filter", **every)}
     assert [states[i]["type"] for i in (killed, living, foreign)] == ["CRASHED", "RUNNING", "RUNNING"]
     assert states[killed]["message"].startswith("Its process was killed")
+
+
+def test_a_run_is_started_by_name_on_the_server_of_the_environment(desk, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", desk.api)
+    elsewhere = ["--set", "schedule.prefect_port=1029"]  # nobody listens there
+
+    def start(name):
+        return CliRunner().invoke(flows, ["start", name, *elsewhere], obj=SettingsOptions())
+
+    refused = start("mantain").exception
+    assert isinstance(refused, NotFound) and "Did you mean maintain?" in str(refused)
+    assert start("maintain").stdout.startswith("Started: ")
+    deployment = next(d["id"] for d in ask(desk.api, "deployments/filter") if d["name"] == "maintain")
+    by_hand = {"deployment_id": {"any_": [deployment]}, "state": {"type": {"not_any_": ["SCHEDULED"]}}}
+    [run] = patience.wait_until(lambda: ask(desk.api, "flow_runs/filter", flow_runs=by_hand), *desk.alive)
+    assert not run["auto_scheduled"] and not run["parameters"].get("do_it")
+    assert desk_form.end_of(desk.api, run["id"], *desk.alive)["name"].startswith("maintain ")
 
 
 def test_an_operator_sees_the_next_run_and_starts_one_from_the_form(desk, tmp_path):
