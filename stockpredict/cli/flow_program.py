@@ -41,6 +41,11 @@ def load_flow(
 _NAMES = {"overrides": "--set", "settings_path": "--settings"}
 
 
+def _option(name):
+    "The option of a parameter."
+    return _NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
 def _kind(name, parameter):
     "How argparse reads a parameter."
     inner = get_args(parameter.annotation)[0] if get_args(parameter.annotation) else parameter.annotation
@@ -62,10 +67,9 @@ def option_parser(
     "The options of a flow on the command line."
     parser = argparse.ArgumentParser(description=flow.description, allow_abbrev=False)
     for name, parameter in inspect.signature(flow.fn).parameters.items():
-        option = _NAMES.get(name, f"--{name.replace('_', '-')}")
         more = {"dest": name, "help": sentence_of(parameter).replace("%", "%%"), "default": argparse.SUPPRESS}
         more |= _kind(name, parameter)
-        parser.add_argument(option, **more)
+        parser.add_argument(_option(name), **more)
     if DESK_DAY[flow.name].every:
         words = "Stay, and run when the exchange has closed; an own server plans the runs."
         parser.add_argument("--serve", action="store_true", help=words)
@@ -114,12 +118,13 @@ def serve_flows(
     names: Sequence[str] = tuple(DESK_DAY),  # of flows
     settings_path: str = "",  # settings file
     overrides: dict | None = None,  # dotted key to value
+    source: str = "as set",  # name of a source
 ):
     "Stay, keep the schedules of these flows, and start their runs."
     from prefect import serve
 
-    settings = run_settings(settings_path, overrides)
-    own = {"settings_path": settings_path, "overrides": overrides or {}}
+    settings = run_settings(settings_path, overrides, source)
+    own = {"settings_path": settings_path, "overrides": overrides or {}, "source": source}
     serve(*(deployment_of(load_flow(name), settings, own) for name in names), limit=2)
 
 # %% ../../nbs/cli/43_flow_program.ipynb #33032377
@@ -127,13 +132,13 @@ def _start(flow, given, serve, show):
     "Run or serve a flow whose options are read."
     chosen = {k: given[k] for k in ("settings_path", "overrides", "source") if k in given}
     settings = run_settings(**chosen)
+    if serve and (lost := [_option(name) for name in given if name not in chosen]):
+        problem = f"--serve plans its runs itself and cannot take {', '.join(lost)}."
+        raise ParameterRefused(problem, "Leave it out, or run once without --serve.", flow=flow.name)
     check_as_of(settings, given.get("as_of"))
     with flow_server(schedules=serve):
         if serve:
-            overrides = chosen.get("overrides", {})
-            if chosen.get("source", "as set") != "as set":
-                overrides = {**overrides, "data.source": chosen["source"]}
-            return serve_flows([flow.name], chosen.get("settings_path", ""), overrides)
+            return serve_flows([flow.name], **chosen)
         state = flow(return_state=True, **given)
     if state.name == "Skipped":
         print(f"Skipped, {state.message}")
