@@ -121,8 +121,8 @@ def mlflow_client(
         follow_home(settings)
     client = MlflowClient(uri, uri)
     if known := client.get_experiment_by_name(MLFLOW_NAME):
-        if not TRAINING_VIEW.items() <= known.tags.items():
-            client.set_experiment_tag(known.experiment_id, *next(iter(TRAINING_VIEW.items())))
+        for tag in TRAINING_VIEW.items() - known.tags.items():
+            client.set_experiment_tag(known.experiment_id, *tag)
         return client, known.experiment_id
     number = client.create_experiment(MLFLOW_NAME, artifact_location=place, tags=TRAINING_VIEW)
     follow_home(settings)
