@@ -11,11 +11,8 @@ Each step is one call of `stockpredict.ops.pipeline` and is done once per questi
 goes on where it stopped. The same steps run without Prefect: `stockpredict retrain`.
 """
 
-import os
 import sys
 from typing import Annotated, Literal
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads do not spin
 
 from pydantic import Field
 

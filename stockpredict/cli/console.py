@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/cli/00_console.ipynb #8cc97d01
-import json, sys
+import json, os, sys
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 from typing import Annotated
 import typer
 from ..core.errors import SettingsError, StockpredictError
+
+# %% ../../nbs/cli/00_console.ipynb #0d1c1eb4
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # %% ../../nbs/cli/00_console.ipynb #bd21b667
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

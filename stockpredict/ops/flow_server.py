@@ -54,7 +54,6 @@ def set_flow_environment(
         "PREFECT_LOGGING_LEVEL": "INFO",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if serving else "CRITICAL",
         "MPLBACKEND": "agg",
-        "OMP_WAIT_POLICY": "PASSIVE",  # before torch: waiting threads do not spin
     }
     for name, value in values.items():
         os.environ.setdefault(name, value)

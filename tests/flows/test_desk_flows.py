@@ -3,10 +3,12 @@
 import asyncio
 import inspect
 import os
+import sys
 from datetime import date, timedelta
 from types import SimpleNamespace
 
 import pandas as pd
+import patience
 import pytest
 import time_machine
 import yaml
@@ -97,7 +99,7 @@ def test_a_program_names_the_near_option_and_starts_nothing(flows, capsys, monke
 def test_the_deployment_file_is_what_the_flows_and_the_calendar_say(flows, root):
     text = (root / "prefect.yaml").read_text()
     deployed = {d["name"]: d for d in yaml.safe_load(text)["deployments"]}
-    assert list(deployed) == sorted(DESK_DAY, key=list(DESK_DAY).index)
+    assert list(deployed) == list(DESK_DAY)
     assert {p.stem for p in (root / "flows").glob("*.py")} == set(deployed)
     for name, one in deployed.items():
         path, function = one["entrypoint"].split(":")
@@ -249,7 +251,13 @@ def test_a_page_tells_in_the_log_of_its_run_which_cell_it_has_reached(monkeypatc
     assert "7 of 7" in capsys.readouterr().err
 
 
-def test_it_is_said_before_torch_is_loaded_that_waiting_threads_do_not_spin():
-    "OpenMP reads the policy once, when it is loaded; spinning doubled the processor time of a retraining."
-    story = (checkout() / "flows" / "retrain.py").read_text()
-    assert story.index('setdefault("OMP_WAIT_POLICY", "PASSIVE")') < story.index("from stockpredict")
+def test_waiting_threads_of_a_flow_do_not_spin():
+    "OpenMP reads its policy when torch is loaded, and each flow imports the module that sets it first."
+    for name in DESK_DAY:
+        story = (checkout() / "flows" / f"{name}.py").read_text()
+        first = next(line for line in story.splitlines() if line.startswith(("from stockp", "import stockp")))
+        assert first == "from stockpredict.cli.flow_program import flow_program", name
+    ask = "import stockpredict.cli.flow_program, sys, os\n"
+    ask += "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    bare = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    assert patience.run([sys.executable, "-c", ask], env=bare).stdout == "False PASSIVE\n"
