@@ -13,6 +13,7 @@ import pandas as pd
 from ..core.errors import ArtifactRejected, FolderUnavailable, NoChampion
 from ..core.files import atomic_write
 from ..core.settings import Settings
+from ..core.words import counted
 from ..models.artifact import Artifact, load_artifact, public_key
 from .signed_log import now_utc, registry_lock
 from .walk_forward import Candidate
@@ -247,7 +248,9 @@ def sync_mlflow(
         except Exception as e:  # MLflow may fail in any way; serving does not depend on it
             problem = str(e).split("\n")[0][:80]
             logging.getLogger("stockpredict").warning(
-                "MLflow does not answer, %d publications wait in the outbox: %s", len(waiting), problem
+                "MLflow does not answer, %s in the outbox: %s",
+                counted(len(waiting), "publication waits", "publications wait"),
+                problem,
             )
             return False
         atomic_write(settings.storage.registry_dir / "told.json", json.dumps(recorded, indent=1))

@@ -194,4 +194,4 @@ def test_an_mlflow_that_refuses_is_pending(trained, tmp_path, caplog):
     settings = settings.with_(**{"storage.mlflow_uri": "http://127.0.0.1:9"})  # nobody listens there
     champion = publish_model(settings, study, decide(study))
     assert champion.mlflow == "pending" and current_champion(settings) == champion
-    assert "1 publications wait in the outbox" in caplog.text
+    assert "1 publication waits in the outbox" in caplog.text
