@@ -85,10 +85,8 @@ def residual_shape(
     own: Tensor | None = None,  # `[N, H]` width of each name; 1 by default
 ) -> dict:  # `residual` [H, K] at `RESIDUAL_LEVELS`, `pull` [3, H]
     "Residual quantiles with the finite-sample correction, and their dependence on the volatility."
-    here = volatility_pull(residuals, volatility)
-    pull = (
-        here if pull is None else torch.cat([pull.to(here)[:2], here[2:]])
-    )  # the centre is that of the score
+    here = volatility_pull(residuals, volatility)  # its centre is that of this score
+    pull = here if pull is None else torch.cat([pull.to(here)[:2], here[2:]])
     factor = width_factor(pull, volatility)
     factor = factor if own is None else factor * own.to(factor)
     columns = (pull[2] + (residuals - pull[2]) / factor).flatten(0, 1).cpu().numpy().T

@@ -92,7 +92,7 @@ def test_a_volatility_that_reverts_is_promoted_and_its_intervals_hold(study):
     v = judge_volatility(better, table)
     assert (v["decision"], v["model"], v["evidence"]) == ("promote", "log_har", "strong")
     assert "better than EWMA" in v["sentence"] and "better than a constant" in v["sentence"]
-    plain = study.candidates["mean"].forecast.quantiles  # they go back to the usual volatility already
+    plain = study.candidates["mean"].forecast.quantiles  # a width that returns to the usual one
     forecast = replace(better.candidates["log_har"].forecast, quantiles=plain)
     intervals = judge_intervals(better, forecast, "log_har")
     assert intervals["decision"] == "promote", intervals["sentence"]
