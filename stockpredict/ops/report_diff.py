@@ -62,7 +62,7 @@ def run_before(
 
 # %% ../../nbs/ops/08_report_diff.ipynb #0aa5ec67
 def _flat(values, above=""):
-    "A nested dictionary as one with names such as `models.seed`."
+    "A nested dictionary as a flat one, with names such as `headline tickers`."
     rows = {}
     for key, value in (values or {}).items():
         name = f"{above}{key}"
