@@ -184,13 +184,12 @@ def ic_months(
     return fig
 
 # %% ../../nbs/evaluate/70_plots.ipynb #4bb231bd
-def group_returns(
+def group_means(
     score,  # forecast `[session, ticker]`
     y,  # outcome, same shape
     groups: int | None = None,  # groups by score; by default 10, 5 or 3, by the number of names
-    horizon: int = 1,  # sessions a label spans
-) -> pd.DataFrame:
-    "Mean outcome of each score group over its session's mean; the last row is top minus bottom."
+) -> np.ndarray:  # `[session, group]`, lowest scores first
+    "Mean outcome of each score group over its session's mean, session by session."
     a, b = align_pair(score, y)
     count = np.isfinite(a).sum(1, keepdims=True)
     usual = float(np.median(count[count > 0])) if (count > 0).any() else 0
@@ -203,9 +202,19 @@ def group_returns(
         means[:, k] = np.where(
             inside.any(1), np.where(inside, b, 0).sum(1) / np.maximum(inside.sum(1), 1), np.nan
         )
-    rows = {str(k + 1): hac_mean(means[:, k], horizon) for k in range(groups)} | {
-        "top - bottom": hac_mean(means[:, -1] - means[:, 0], horizon)
-    }
+    return means
+
+
+def group_returns(
+    score,  # forecast `[session, ticker]`
+    y,  # outcome, same shape
+    groups: int | None = None,  # as in `group_means`
+    horizon: int = 1,  # sessions a label spans
+) -> pd.DataFrame:
+    "Mean outcome of each score group over its session's mean; the last row is top minus bottom."
+    means = group_means(score, y, groups)
+    rows = {str(k + 1): hac_mean(column, horizon) for k, column in enumerate(means.T)}
+    rows["top - bottom"] = hac_mean(means[:, -1] - means[:, 0], horizon)
     return pd.DataFrame({k: e.as_dict() for k, e in rows.items()}).T[["value", "low", "high", "t", "n"]]
 
 # %% ../../nbs/evaluate/70_plots.ipynb #0ab4a61b
