@@ -19,7 +19,8 @@ from .corporate_actions import ALL_DETECTORS
 from .copies import agreeing_copies, duplicate_keys, is_sorted, merge_copies
 from .scan import find_flags, no_flags, usable_bars
 from .table_remarks import table_remarks
-from ..sources.bars import BAR_COLUMNS, PRICES, TICKER
+from ..core.tickers import TICKER
+from ..sources.bars import BAR_COLUMNS, PRICES
 
 # %% ../../nbs/quality/20_gate.ipynb #bb7078a0
 @dataclass(frozen=True)

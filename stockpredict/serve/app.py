@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
-from ..sources.bars import canonical_ticker
+from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
 from .fast_path import ROUTE, FastPath, unexpected_error
 from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles

@@ -15,8 +15,9 @@ from ..core.calendar import get_calendar
 from ..core.errors import BarsInvalid, EmptyUniverse, FileMissing, SourceUnavailable, UnknownTicker
 from ..core.errors import did_you_mean
 from ..core.registry import Registry
+from ..core.tickers import TICKER
 from ..core.words import counted
-from .bars import ALIASES, TICKER, canonical_ticker, empty_bars, map_columns, tidy_bars
+from .bars import ALIASES, canonical_ticker, empty_bars, map_columns, tidy_bars
 from .simulate import simulate
 
 # %% ../../nbs/sources/30_source.ipynb #70371ad1
