@@ -8,7 +8,6 @@ __all__ = ['AnswerTable', 'refresh_answers']
 # %% ../../nbs/serve/30_answer_table.ipynb #67819317
 import hashlib
 import os
-import struct
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -21,65 +20,16 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..core.errors import ArtifactRejected, FlowLocked, NotReady, SettingsError
-from ..core.errors import StockpredictError, UnknownHorizon, UnknownTicker, near
+from ..core.errors import StockpredictError, UnknownHorizon, UnknownName, UnknownTicker, near
 from ..core.files import atomic_path, file_lock
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
-
-# %% ../../nbs/serve/30_answer_table.ipynb #6492d94c
-MAGIC, FORMAT = b"SPTABLE1", 1
-_HEAD = struct.Struct("<8s32s64s")  # magic, sha256 of the rest, ed25519 signature of that (zeros: unsigned)
-_SIZES = struct.Struct("<QQQ")  # bytes of header, index, bodies
-
-
-def pack_table(
-    header: dict,  # what the table is: key, model, snapshot, sessions …
-    bodies: dict[tuple[str, int], bytes],  # (ticker, horizon) -> JSON object without its closing brace
-    sign: Callable | None = None,  # function from digest to 64 signature bytes
-) -> bytes:
-    "The table as one block of bytes."
-    entries, start, parts = [], 0, []
-    for (ticker, horizon), body in sorted(bodies.items()):
-        entries.append((ticker, horizon, start, len(body)))
-        parts.append(body)
-        start += len(body)
-    head, index = orjson.dumps(header | {"format": FORMAT, "rows": len(parts)}), orjson.dumps(entries)
-    rest = _SIZES.pack(len(head), len(index), start) + head + index + b"".join(parts)
-    digest = hashlib.sha256(rest).digest()
-    signature = sign(digest) if sign else bytes(64)
-    return _HEAD.pack(MAGIC, digest, signature) + rest
-
-# %% ../../nbs/serve/30_answer_table.ipynb #f93f782d
-DAMAGED = (
-    "The table of answers is damaged or cut short.",
-    "Run `stockpredict predict` to write it again.",
-)
-
-
-def unpack_table(
-    raw: bytes,  # as packed
-    verify: Callable | None = None,  # function(signature, digest) that raises when the signature is not ours
-) -> tuple:  # header, index, position of the first answer
-    "The parts of a table, after all checks."
-    if len(raw) < _HEAD.size + _SIZES.size:
-        raise NotReady(*DAMAGED)
-    magic, digest, signature = _HEAD.unpack_from(raw)
-    n_head, n_index, n_bodies = _SIZES.unpack_from(raw, _HEAD.size)
-    start = _HEAD.size + _SIZES.size
-    if magic != MAGIC or len(raw) != start + n_head + n_index + n_bodies:
-        raise NotReady(*DAMAGED)
-    if hashlib.sha256(memoryview(raw)[_HEAD.size :]).digest() != digest:
-        raise NotReady(*DAMAGED)
-    if verify:
-        verify(signature, digest)
-    header = orjson.loads(raw[start : start + n_head])
-    index = orjson.loads(raw[start + n_head : start + n_head + n_index])
-    return header, index, start + n_head + n_index
+from .table_format import pack_table, unpack_table
 
 # %% ../../nbs/serve/30_answer_table.ipynb #e111b09c
 class AnswerTable:
-    "Every answer of one model on one snapshot."
+    "Every answer of the champion, and of the models beside it, on one snapshot."
 
     def __init__(
         self,
@@ -87,9 +37,12 @@ class AnswerTable:
         verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
     ):
         self.header, self.index, start = unpack_table(raw, verify)
-        self.rows = {(t, h): raw[start + at : start + at + n] for t, h, at, n in self.index}
-        self.tickers = sorted({t for t, *_ in self.index})
-        self.horizons = sorted({h for _, h, *_ in self.index})
+        self.rows, self.beside = {}, {}
+        for ticker, horizon, at, size, *artifact in self.index:
+            rows = self.beside.setdefault(artifact[0], {}) if artifact else self.rows
+            rows[ticker, horizon] = raw[start + at : start + at + size]
+        self.tickers = sorted({ticker for ticker, _ in self.rows})
+        self.horizons = sorted({horizon for _, horizon in self.rows})
         self.key, self.size = self.header["key"], len(raw)
 
     @classmethod
@@ -133,8 +86,10 @@ def get(
     self: AnswerTable,
     ticker: str,  # canonical name
     horizon: int | None = None,  # sessions; `None` for every horizon
+    artifact: str = "",  # of a model beside the champion; the champion by default
 ) -> list[bytes]:
     "The stored answers, one per horizon; each is a JSON object without its closing brace."
+    rows = self._rows_of(artifact)
     if horizon is not None and horizon not in self.horizons:
         raise UnknownHorizon(
             f"There is no forecast for {horizon} sessions.",
@@ -142,10 +97,23 @@ def get(
             horizons=self.horizons,
         )
     horizons = self.horizons if horizon is None else [horizon]
-    answers = [self.rows[ticker, h] for h in horizons if (ticker, h) in self.rows]
+    answers = [rows[ticker, h] for h in horizons if (ticker, h) in rows]
     if not answers:
         raise self._unknown_ticker(ticker)
     return answers
+
+
+@patch
+def _rows_of(self: AnswerTable, artifact):
+    "The answers of one model by ticker and horizon."
+    if not artifact or artifact == self.header.get("model", {}).get("artifact"):
+        return self.rows
+    if artifact not in self.beside:
+        others = ", ".join(name[:12] for name in self.beside) or "no other model"
+        raise UnknownName(
+            f"The table has no answers of the model {artifact[:12]!r}.", f"Beside the champion: {others}."
+        )
+    return self.beside[artifact]
 
 # %% ../../nbs/serve/30_answer_table.ipynb #d9b265b2
 @patch
@@ -380,11 +348,13 @@ class RefreshReport:
 # %% ../../nbs/serve/30_answer_table.ipynb #d86dd287
 def table_key(
     header: dict,  # of the engine's predictions
+    beside: list = (),  # artifacts of the models beside the champion
 ) -> str:
-    "A key that changes with the model, the bars and the code."
+    "A key that changes with the models, the bars and the code."
     model = header["model"]
     version, artifact = model["version"], model["artifact"][:12]
-    return f"v{version}-{artifact}-s{header['snapshot']}-{header['fingerprint'][:12]}-{__version__}"
+    key = f"v{version}-{artifact}-s{header['snapshot']}-{header['fingerprint'][:12]}-{__version__}"
+    return key + (f"-b{hashlib.sha256(' '.join(beside).encode()).hexdigest()[:8]}" if beside else "")
 
 
 def current_bytes(
@@ -406,10 +376,18 @@ def predict_table(
     key: str,  # of the new table
 ) -> bytes:
     "Compute every answer and pack the table."
-    predicted = engine.predict_universe()
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    bodies = {(p["ticker"], p["horizon"]): orjson.dumps(p)[:-1] for p in predicted.predictions}
-    return pack_table(predicted.header | {"key": key, "built_at": now}, bodies, table_signer(settings))
+    answers = engine.answers()
+    header, now = answers[engine.pointer.artifact].header, datetime.now(UTC).isoformat(timespec="seconds")
+    bodies, *others = (_bodies_of(predicted) for predicted in answers.values())
+    beside = dict(zip(list(answers)[1:], others, strict=True))
+    cards = [answers[a].header["model"] | {"role": engine.beside[a].pointer.decision} for a in beside]
+    header |= {"key": key, "built_at": now, "beside": cards, "beside_problems": engine.beside_problems}
+    return pack_table(header, bodies, table_signer(settings), beside)
+
+
+def _bodies_of(predicted):
+    "Rendered predictions by ticker and horizon, each without its closing brace."
+    return {(p["ticker"], p["horizon"]): orjson.dumps(p)[:-1] for p in predicted.predictions}
 
 # %% ../../nbs/serve/30_answer_table.ipynb #632b7817
 def refresh_answers(
@@ -418,14 +396,15 @@ def refresh_answers(
     wait: float = 120.0,  # seconds to wait for another writer
 ) -> RefreshReport:
     "Compute every answer of the champion on the newest bars, and swap the table in."
-    from stockpredict.serve.engine import Engine
+    from stockpredict.serve.several_models import Engine
 
     started, folder = time.monotonic(), settings.storage.serving_dir
     busy = FlowLocked("Another process is writing the table of answers.", "Try again in a minute.")
     with file_lock(folder / "table.lock", busy, wait):
         engine = Engine(settings)
+        engine.reload_beside()
         header = engine.window().common
-        key = table_key(header)
+        key = table_key(header, list(engine.beside))
         status, raw = "unchanged", current_bytes(folder, key, table_verifier(settings))
         if raw is None or force:
             status, raw = "written", predict_table(settings, engine, key)

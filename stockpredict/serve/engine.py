@@ -7,7 +7,7 @@ __all__ = ['Engine', 'PredictionSet']
 
 # %% ../../nbs/serve/20_engine.ipynb #435611a3
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import pandas as pd
@@ -21,10 +21,11 @@ from ..core.settings import Settings
 from ..lake.lake import Lake
 from ..algebra.panel import Panel
 from ..catalogue.point_in_time import require_facts, with_facts
-from ..catalogue.design_matrix import Inputs, make_inputs
+from ..catalogue.design_matrix import Inputs, Spec, make_inputs
 from ..catalogue.warm_up import load_loops
 from ..features.membership import MEMBER, restrict_to_members
 from ..models.artifact import Artifact, load_artifact, public_key
+from ..models.contract import Model
 from ..models.forecast import Forecast
 from .schemas import DISCLAIMER, SKILL, Prediction, plot_predictions
 from ..train.champion import read_champion_entry
@@ -115,6 +116,8 @@ class Engine:
         self.stale_model, self.reason = False, ""
         self.device = pick_device(settings.serving.device)
         self.universe = None  # the window that was read last
+        self.beside = {}  # artifact -> further model that answers too, see `several_models`
+        self.beside_problems = {}  # artifact -> why it does not answer
         self.positions = {day: i for i, day in enumerate(self.calendar.sessions().date)}
         self.reload()
 
@@ -124,8 +127,13 @@ class Engine:
 
     @property
     def lookback(self) -> int:
-        "Bars behind one forecast: the look-back of the features and the sequence the model reads."
-        return self.artifact.lookback
+        "Bars behind one forecast: the look-back of the features and the sequence the models read."
+        return max(model.artifact.lookback for model in self.loaded)
+
+    @property
+    def loaded(self) -> list:
+        "Everything that answers: the engine itself as its champion, then the models beside it."
+        return [self, *self.beside.values()]
 
 # %% ../../nbs/serve/20_engine.ipynb #115b796c
 @patch
@@ -162,6 +170,8 @@ class Window:
     closes: dict  # ticker to close, in the last session
     until: pd.Series  # time of the newest bar of every ticker in the lake
     common: dict  # fields that all answers share: dates, model, snapshot
+    beside: dict = field(default_factory=dict)  # artifact -> inputs of a further model
+    kept: dict = field(default_factory=dict)  # results for this window, by what made them
     session = property(lambda self: self.panel.sessions[-1])
     snapshot = property(lambda self: self.common["snapshot"])
 
@@ -170,19 +180,47 @@ class Window:
         return f"Window to {self.session:%Y-%m-%d}: {size}, snapshot {self.snapshot}"
 
 # %% ../../nbs/serve/20_engine.ipynb #77c23004
+def select_features(
+    inputs: Inputs,  # with at least the features of the recipe
+    spec: Spec,  # recipe of one model
+) -> Inputs:
+    "The inputs of one model, cut from those of several."
+    if inputs.names == spec.names:
+        return replace(inputs, spec=spec)
+    at = [inputs.names.index(name) for name in spec.names]
+    sectors = inputs.sectors if "sector" in spec.needs else None
+    own = dict(x=inputs.x[..., at].contiguous(), coverage=inputs.coverage[at], sectors=sectors)
+    return replace(inputs, **own, names=spec.names, spec=spec)
+
+
+def inputs_of_models(
+    panel: Panel,  # bars that reach back far enough
+    models: list,  # each with `spec`, `model` and `index`
+) -> list[Inputs]:  # in their order
+    "Features of the newest sessions for several models; what they share is computed once."
+    shared = {}
+    for how in {m.spec.normalise for m in models}:
+        alike = [m for m in models if m.spec.normalise == how]
+        names = tuple(dict.fromkeys(name for m in alike for name in m.spec.names))
+        shared[how] = make_inputs(panel, Spec(names, how), max(m.model.sequence for m in alike))
+    own = [select_features(shared[m.spec.normalise], m.spec).last(m.model.sequence) for m in models]
+    return [restrict_to_members(inputs, panel, m.index) for inputs, m in zip(own, models, strict=True)]
+
+# %% ../../nbs/serve/20_engine.ipynb #c24dc3a8
 @patch
 def inputs(
     self: Engine,
     panel: Panel,  # bars that reach back far enough
 ) -> Inputs:
-    "Features of the newest sessions of a panel."
-    return restrict_to_members(make_inputs(panel, self.spec, self.model.sequence), panel, self.index)
+    "Features of the newest sessions of a panel, for the champion."
+    return inputs_of_models(panel, [self])[0]
 
 
 @patch
 def _attach_facts(self: Engine, panel, lake, snapshot):
-    "The panel with the facts that the model was trained on."
-    needs = {*self.spec.needs, *([MEMBER] if self.index else [])}
+    "The panel with the facts that the models were trained on."
+    needs = {need for model in self.loaded for need in model.spec.needs}
+    needs |= {MEMBER for model in self.loaded if model.index}
     index = self.index or self.settings.data.index or "sp500"
     source = lake.source(snapshot)
     complete = with_facts(panel, lake, self.calendar, needs, index=index, snapshot=snapshot, source=source)
@@ -219,32 +257,36 @@ def _newest_bars(self: Engine, lake, snapshot):
         bars = lake.bars(start=days[max(0, len(days) - sessions)], snapshot=snapshot, source=source)
         panel, counts = Panel.from_bars(bars, self.calendar), bars.groupby("ticker").size()
         enough_bars = (counts[trading] >= spans.bars[trading].clip(upper=self.lookback)).all()
-        enough_sessions = len(self.spec.tail(panel)) + self.model.sequence <= len(panel)
+        enough_sessions = all(len(m.spec.tail(panel)) + m.model.sequence <= len(panel) for m in self.loaded)
         if (enough_bars and enough_sessions) or sessions >= len(days):
             return bars, self._attach_facts(panel, lake, snapshot), spans.until
         sessions *= 2
 
 # %% ../../nbs/serve/20_engine.ipynb #757b6667
 @patch
-def _common_fields(self: Engine, data_as_of, session, snapshot, fingerprint):
-    "The fields that all answers of one pass share."
+def _dates_and_card(self: Engine, session, by):
+    "Dates and model card of the answers of one model."
 
     def session_after(n):
         return str(self.calendar.offset(session, n).date())
 
-    pointer = self.pointer
-    model = {"name": self.model.name, "version": pointer.version, "artifact": pointer.artifact}
+    pointer = by.pointer
+    model = {"name": by.model.name, "version": pointer.version, "artifact": pointer.artifact}
     heads = {k: dict(model=m, evidence=e, verdict=text) for k, m, e, text in pointer.heads}
     return {
         "model": model | {"skill": pointer.skill, "verdict": SKILL[pointer.skill], "heads": heads},
         "decision_session": str(session.date()),
-        "entry_session": session_after(self.delay),
-        "targets": {str(h): session_after(self.delay + h) for h in self.model.horizons},
-        "data_as_of": data_as_of.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "snapshot": snapshot,
-        "fingerprint": fingerprint,
-        "horizons": list(self.model.horizons),
+        "entry_session": session_after(by.delay),
+        "targets": {str(h): session_after(by.delay + h) for h in by.model.horizons},
+        "horizons": list(by.model.horizons),
     }
+
+
+@patch
+def _common_fields(self: Engine, data_as_of, session, snapshot, fingerprint):
+    "The fields that all answers of the champion share."
+    origin = {"data_as_of": data_as_of.strftime("%Y-%m-%dT%H:%M:%SZ"), "snapshot": snapshot}
+    return self._dates_and_card(session, self) | origin | {"fingerprint": fingerprint}
 
 # %% ../../nbs/serve/20_engine.ipynb #156a6f22
 @patch
@@ -258,31 +300,37 @@ def window(self: Engine) -> Window:
         fingerprint = lake.fingerprint(snapshot)
     newest = bars[bars.event_time == bars.event_time.max()]
     closes = dict(zip(newest.ticker, newest.close, strict=True))
-    inputs = self.inputs(panel)
+    inputs, *others = inputs_of_models(panel, self.loaded)
     common = self._common_fields(newest.event_time.iloc[0], panel.sessions[-1], snapshot, fingerprint)
-    self.universe = Window(bars, panel, inputs, closes, until, common)
+    beside = dict(zip(self.beside, others, strict=True))
+    self.universe = Window(bars, panel, inputs, closes, until, common, beside)
     return self.universe
 
 # %% ../../nbs/serve/20_engine.ipynb #2435bc06
-@patch
-def _predict_on(self: Engine, inputs, device):
+def predict_on(
+    model: Model,  # fitted
+    inputs: Inputs,  # features up to the decision session
+    device: str,  # where to compute
+) -> Forecast:
     "The model's forecast for the last session, computed on one device."
-    if self.model.device != device:
-        self.model.to(device)
+    if model.device != device:
+        model.to(device)
     with torch.inference_mode():
-        return self.model.predict(inputs.to(device), len(inputs) - 1)
+        return model.predict(inputs.to(device), len(inputs) - 1)
 
 
-@patch
-def _refuse_gaps(self: Engine, inputs, forecast):
+def refuse_gaps(
+    inputs: Inputs,  # of the forecast
+    forecast: Forecast,  # of the last session
+    artifact: str,  # content hash of the model
+):
     "Raise when a ticker with usable inputs has no forecast."
     missing = inputs.usable[-1].cpu() & ~forecast.available[0]
     if not missing.any():
         return
     names = [inputs.tickers[i] for i in missing.nonzero()[:5, 0].tolist()]
-    model = self.pointer.artifact[:8]
     raise ModelOutputInvalid(
-        f"{model} gave no number for {int(missing.sum())} tickers, {', '.join(names)} first.",
+        f"{artifact[:8]} gave no number for {int(missing.sum())} tickers, {', '.join(names)} first.",
         "The previous answers stay. Roll back, or look at the inputs of those tickers.",
     )
 
@@ -291,19 +339,21 @@ def _refuse_gaps(self: Engine, inputs, forecast):
 def forward(
     self: Engine,
     inputs: Inputs,  # features up to the decision session
+    by=None,  # a model beside the champion, which forecasts when left out
 ) -> Forecast:
     "Forecast the last session and check the result."
-    inputs = inputs.last(self.model.sequence)
+    by = by or self
+    inputs = inputs.last(by.model.sequence)
     try:
-        forecast = self._predict_on(inputs, self.device)
+        forecast = predict_on(by.model, inputs, self.device)
     except RuntimeError as error:
         if self.device == "cpu":
             raise ModelOutputInvalid(
                 f"The model failed: {str(error)[:200]}.", "The previous answers stay; roll back."
             ) from error
         self.device = "cpu"
-        forecast = self._predict_on(inputs, "cpu")
-    self._refuse_gaps(inputs, forecast)
+        forecast = predict_on(by.model, inputs, "cpu")
+    refuse_gaps(inputs, forecast, by.pointer.artifact)
     return forecast.validate()
 
 # %% ../../nbs/serve/20_engine.ipynb #8250fe80
@@ -423,6 +473,11 @@ def predict_universe(self: Engine) -> PredictionSet:
     "Forecast every ticker that has a bar in the newest session."
     with self.lock:
         window = self.window()
-        forecast = self.forward(window.inputs)
-        predictions = self.to_predictions(window, forecast)
-        return PredictionSet(predictions, self.table_header(window, forecast), forecast)
+        return self._predictions_of(window, self.forward(window.inputs))
+
+
+@patch
+def _predictions_of(self: Engine, window, forecast):
+    "The set of predictions of one forecast of the universe."
+    header = self.table_header(window, forecast)
+    return PredictionSet(self.to_predictions(window, forecast), header, forecast)
