@@ -34,9 +34,18 @@ class JobRunning(ServeError):
 
 
 class JobCancelled(ServeError):
-    "A job ended because somebody asked for that."
+    "A job ended because its cancel was requested."
 
     code, status = "job-cancelled", 409
+
+# %% ../../nbs/serve/57_jobs.ipynb #45b6d1d2
+STARTS_AGAIN = "Start it again: finished steps are not repeated."
+
+
+class JobInterrupted(ServeError):
+    "The process of a job ended before the job did."
+
+    code, status = "job-interrupted", 409
 
 # %% ../../nbs/serve/57_jobs.ipynb #f48a66a1
 ENDED = ("done", "failed", "cancelled", "interrupted")
@@ -141,11 +150,8 @@ def _healed(self: JobStore, job):
         job = Job(**read_json(self.path(job.id)))  # it may have ended meanwhile
         if job.active and not owner_alive(job.owner):
             job.state, job.ended = "interrupted", job_moment()
-            job.error = dict(
-                code="job-interrupted",
-                problem="The process that carried it out is gone.",
-                fix="Start it again: finished steps are not repeated.",
-            )
+            lost = JobInterrupted("The process that carried it out is gone.", STARTS_AGAIN)
+            job.error = dict(code=lost.code, problem=lost.problem, fix=lost.fix)
             self.write(job)
     return job
 
@@ -230,6 +236,8 @@ def carry_out(
         self.close("done")
     except JobCancelled as error:
         self.close("cancelled", error)
+    except JobInterrupted as error:
+        self.close("interrupted", error)
     except StockpredictError as error:
         self.close("failed", error)
     except Exception as error:
