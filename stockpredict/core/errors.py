@@ -359,6 +359,72 @@ class NotFound(ServeError):
 
     code, status = "not-found", 404
 
+# %% ../../nbs/core/00_errors.ipynb #fe815ac3
+class AccessError(StockpredictError):
+    "A request that its caller may not make."
+
+    code, status = "access-refused", 403
+
+
+class KeyMissing(AccessError):
+    "A request without a key where one is needed."
+
+    code, status = "key-missing", 401
+
+
+class KeyInvalid(AccessError):
+    "A key that is malformed, unknown or revoked."
+
+    code, status = "key-invalid", 401
+
+
+class KeyExpired(AccessError):
+    "A key whose last day has passed."
+
+    code, status = "key-expired", 401
+
+
+class KeyInAddress(AccessError):
+    "A key in the query of an address, where logs and browsers keep it."
+
+    code, status = "key-in-address", 400
+
+# %% ../../nbs/core/00_errors.ipynb #87398d5d
+class PermissionMissing(AccessError):
+    "A known caller without the permission that a route needs."
+
+    code, status = "permission-missing", 403
+
+
+class ProxyRefused(AccessError):
+    "A request through a proxy, or under a foreign host name, to a service that asks for no key."
+
+    code, status = "proxy-refused", 403
+
+
+class OriginRefused(AccessError):
+    "A request that a page of another origin sends through your browser."
+
+    code, status = "origin-refused", 403
+
+
+class TooManyRequests(AccessError):
+    "More requests than the limits allow."
+
+    code, status = "too-many-requests", 429
+
+
+class KeysUnreadable(AccessError):
+    "The file of the keys is damaged or cannot be read, so no key is accepted."
+
+    code, status = "keys-unreadable", 503
+
+
+class KeysRequired(AccessError):
+    "The service would be reachable from other machines and there is no key yet."
+
+    code, status = "keys-required", 500
+
 # %% ../../nbs/core/00_errors.ipynb #19ab28b8
 def all_errors(
     root: type = StockpredictError,  # where in the tree to start

@@ -390,6 +390,29 @@ class Serving(Section):
         description="Where models compute: auto, cpu, cuda or cuda:1.",
     )
 
+# %% ../../nbs/core/25_sections.ipynb #d69eb8e8
+class Access(Section):
+    "Who may ask the prediction service, and how often."
+
+    required: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto asks for no key on a loopback address without a proxy; always asks everybody.",
+    )
+    cors_origins: Words = Field(
+        [],
+        description="Origins whose pages may read answers in a browser, exact, as in  https://desk.example.",
+    )
+    reads_per_minute: int = Field(60_000, ge=0, description="Reads of one caller a minute; 0 for no limit.")
+    asks_per_minute: int = Field(
+        6_000, ge=0, description="What-ifs and batches of one caller a minute; 0 for no limit."
+    )
+    changes_per_minute: int = Field(
+        60, ge=0, description="Changes of state by one caller a minute; 0 for no limit."
+    )
+    total_per_minute: int = Field(
+        3_000_000, ge=0, description="Requests of all callers together a minute; 0 for no limit."
+    )
+
 # %% ../../nbs/core/25_sections.ipynb #9f5922e7
 class Facts(Section):
     "Facts that the scheduled run ingests beside the bars; empty ingests nothing."

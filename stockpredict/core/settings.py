@@ -11,8 +11,9 @@ from pathlib import Path
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
-from .sections import Costs, Data, Facts, Features, Flows, Gate, Models, Reports, Schedule
+from .sections import Access, Costs, Data, Facts, Features, Flows, Gate, Models, Reports
 from stockpredict.core.sections import (
+    Schedule,
     Serving,
     SimulatedSettings,
     Sources,
@@ -39,6 +40,7 @@ class Settings(BaseModel):
     gate: Gate = Gate()
     stream: StreamSettings = StreamSettings()
     serving: Serving = Serving()
+    access: Access = Access()
     facts: Facts = Facts()
     schedule: Schedule = Schedule()
     reports: Reports = Reports()
@@ -298,7 +300,7 @@ def with_(
 def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"}
-    apart = ("storage", "store", "stream", "serving", "facts", "schedule", "reports", "flows")
+    apart = ("storage", "store", "stream", "serving", "access", "facts", "schedule", "reports", "flows")
     apart = dict.fromkeys(apart, True)
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

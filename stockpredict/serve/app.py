@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
+from ..access.door import guard_routes
 from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
 from .fast_path import ROUTE, FastPath, unexpected_error
@@ -402,6 +403,7 @@ def create_app(
     for add_routes in ROUTES:
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
+    guard_routes(app.router.routes)
     app.entry = FastPath(super(App, app).__call__, service, fast)
     return app
 

@@ -10,7 +10,9 @@ import time
 
 from fastcore.basics import patch
 
-from ..core.errors import StockpredictError
+from ..core.errors import AccessError, StockpredictError
+from ..access.door import refuse_key_in_address
+from ..access.permissions import NOBODY
 from .http import PROBLEM_HEADER, RawResponse
 from .request_rules import host_problem, without_body
 from .schemas import render_problem, request_id
@@ -60,17 +62,21 @@ class FastPath:
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
-            return await self.app(scope, receive, send)
+            return await self.other_traffic(scope, receive, send)
         start, service = time.perf_counter(), self.service
         scope["header_map"] = header_map = dict(scope["headers"])
         scope["request_id"] = request_id(header_map.get(b"x-request-id"))
         if problem := host_problem(scope):
             return await self.refuse(problem, scope, receive, send, start)
+        try:
+            scope["caller"] = caller = service.door.caller_of(scope)
+        except AccessError as error:
+            return await self.refuse(error, scope, receive, send, start)
         if scope["method"] == "HEAD":
             scope, send = scope | {"method": "GET"}, without_body(send)
         service.refresh_state()
         answer = None
-        if self.fast and scope["method"] == "GET":
+        if self.fast and scope["method"] == "GET" and "read" in caller.permissions:
             answer = service.lookups.get((scope["path"], scope["query_string"]))
         if not answer:
             return await self.forward(scope, receive, send, start)
@@ -82,10 +88,30 @@ class FastPath:
 
     async def refuse(self, problem, scope, receive, send, start):
         "Answer a request that is refused before it is looked at."
+        scope.setdefault("caller", NOBODY)
         response = self.service.refuse(scope, problem)
         response.raw_headers = headers_for(response.raw_headers, scope["request_id"])
         await response(scope, receive, send)
         self.service.record(scope, "unmatched", response.status_code, time.perf_counter() - start)
+
+# %% ../../nbs/serve/65_fast_path.ipynb #78997589
+@patch
+async def other_traffic(
+    self: FastPath,
+    scope: dict,  # of a WebSocket, or of the start and end of the application
+    receive,  # as in ASGI
+    send,  # as in ASGI
+):
+    "Let a WebSocket through the door, and everything else pass."
+    if scope["type"] == "websocket":
+        scope["header_map"] = header_map = dict(scope["headers"])
+        scope["request_id"] = request_id(header_map.get(b"x-request-id"))
+        try:
+            refuse_key_in_address(scope)
+            scope["caller"] = self.service.door.caller_of(scope)
+        except AccessError as error:
+            return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+    await self.app(scope, receive, send)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #c02f0c1a
 def route_label(
@@ -116,7 +142,10 @@ async def forward(
         await send(message)
 
     try:
+        refuse_key_in_address(scope)
         await self.app(scope, receive, send_complete)
+    except AccessError as error:
+        await self.service.refuse(scope, error)(scope, receive, send_complete)
     except Exception:
         context = {"request_id": scope["request_id"].decode(), "path": scope["path"][:200]}
         self.service.log.exception("unexpected error", **context)

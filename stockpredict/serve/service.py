@@ -21,6 +21,7 @@ from prometheus_client import generate_latest
 from .. import __version__
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
+from ..access.door import Door, refusal_headers
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
 from .answer_table import render_staleness, table_verifier, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
@@ -39,6 +40,7 @@ class Service:
         log_level: str = "warning",  # of the JSON log
     ):
         self.settings, self.metrics, self.log = settings, ServiceMetrics(), json_logger(log_level)
+        self.door = Door(settings)
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
         self.table = self.engine = self.batcher = None
@@ -135,7 +137,7 @@ def refuse(
 ) -> RawResponse:
     "An error as a response."
     self.metrics.errors.labels(error.code).inc()
-    own = [PROBLEM_HEADER, (b"cache-control", b"no-store")]
+    own = [PROBLEM_HEADER, (b"cache-control", b"no-store"), *refusal_headers(error)]
     if error.status == 503:
         own.append((b"retry-after", b"%d" % int(error.context.get("retry_after", 5))))
     body = render_problem(error, scope["request_id"], scope["path"])

@@ -126,7 +126,7 @@ class Served:
             await self.stack.enter_async_context(self.app.router.lifespan_context(self.app))
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         client = await self.stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, base_url="http://service")
+            httpx.AsyncClient(transport=transport, base_url="http://localhost")
         )
         client.service = self.service
         return client

@@ -5,6 +5,7 @@ import asyncio
 import httpx
 import pytest
 
+from stockpredict.access.permissions import LOCAL
 from stockpredict.core.settings import load_settings
 from stockpredict.serve.answer_table import write_example
 from stockpredict.serve.app import create_app
@@ -21,7 +22,7 @@ def example(tmp_path_factory):
 def send(app, method, path, **options):
     async def request():
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **options)
 
     return asyncio.run(request())
@@ -89,7 +90,13 @@ def test_a_text_is_no_price(example, bar):
 
 
 def test_a_redirect_never_leads_to_the_host_of_the_request(example):
-    away = send(example, "GET", "/reports", headers={"host": "evil.example"})
+    away = send(example, "GET", "/reports")
+    assert away.status_code == 308 and away.headers["location"] == "reports/"
+    example.state.service.door.caller_of, usual = lambda scope: LOCAL, example.state.service.door.caller_of
+    try:
+        away = send(example, "GET", "/reports", headers={"host": "evil.example"})
+    finally:
+        example.state.service.door.caller_of = usual
     assert away.status_code == 308 and away.headers["location"] == "reports/"
 
 
@@ -103,7 +110,8 @@ async def raw(app, scope):
     async def send(message):
         sent.append(message)
 
-    await app({"type": "http", "method": "GET", "query_string": b"", "headers": []} | scope, receive, send)
+    plain = {"type": "http", "method": "GET", "query_string": b"", "headers": [], "client": ("127.0.0.1", 1)}
+    await app(plain | scope, receive, send)
     return sent
 
 
