@@ -372,8 +372,8 @@ class StreamSettings(Section):
     )
 
 # %% ../../nbs/core/25_sections.ipynb #5f7da069
-class Serving(Section):
-    "The prediction service."
+class Answers(Section):
+    "Where the prediction service listens, and what it answers."
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
@@ -388,6 +388,39 @@ class Serving(Section):
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where models compute: auto, cpu, cuda or cuda:1.",
+    )
+
+# %% ../../nbs/core/25_sections.ipynb #a64e45a4
+class Limits(Answers):
+    "The prediction service."
+
+    backlog: int = Field(2048, ge=16, description="Connections that may wait to be accepted.")
+    max_connections: int = Field(1000, ge=1, description="Open connections of one process; more get 503.")
+    max_headers: int = Field(100, ge=10, description="Headers of one request; more get 431.")
+    max_header_kb: int = Field(32, ge=4, le=256, description="Size of the headers of one request, in KB.")
+    max_body_mb: int = Field(32, ge=1, le=1024, description="Size of one body, in MB; larger ones get 413.")
+    header_seconds: float = Field(10.0, gt=0, description="Seconds in which the headers have to arrive.")
+    body_seconds: float = Field(60.0, gt=0, description="Seconds in which the body has to arrive.")
+    keep_alive_seconds: float = Field(15.0, gt=0, description="Seconds that an idle connection stays open.")
+    send_seconds: float = Field(30.0, gt=0, description="Seconds in which a slow reader takes an answer.")
+    drain_seconds: float = Field(
+        25.0, gt=0, description="Seconds in which requests under way are finished when the service stops."
+    )
+
+# %% ../../nbs/core/25_sections.ipynb #004e85cb
+class Serving(Limits):
+    "The prediction service."
+
+    readers: int = Field(
+        1, ge=0, le=64, description="Processes that answer from stored forecasts; 0 puts all in one process."
+    )
+    engine: int = Field(
+        1, ge=0, le=1, description="1 runs the model in a process beside the readers; 0 only reads."
+    )
+    tls_cert: str = Field("", description="Certificate file, PEM; with it the service speaks HTTPS only.")
+    tls_key: str = Field("", description="Key file of the certificate, PEM.")
+    edges: Words = Field(
+        [], description="Addresses of proxies whose X-Forwarded-For is believed, as in  127.0.0.1."
     )
 
 # %% ../../nbs/core/25_sections.ipynb #d69eb8e8
