@@ -271,7 +271,7 @@ def equity_plot(
     ax.set_yticks(ticks, [f"{v:g}" for v in ticks])
     ax.minorticks_off()
     ax.axhline(1, c=INK, lw=0.8)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    ax.legend(loc="best", ncols=3, borderaxespad=0.4)
     ax.set_title(title)
     wealth = (1 + net.fillna(0)).cumprod()
     hole = wealth / wealth.cummax().clip(lower=1) - 1

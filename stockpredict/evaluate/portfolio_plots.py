@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from ..core.errors import NotEnoughSessions
 from ..core.figures import BLUE, GREY, INK, RED
-from .plots import diverging, group_means, report_figure
+from .plots import diverging, report_figure
 from .risk import stationary_bootstrap
 
 # %% ../../nbs/evaluate/74_portfolio_plots.ipynb #78e6a2fb

@@ -66,7 +66,7 @@ def sharpe_band(
         if not k:
             ax.fill_between(band.index, band.low, band.high, color=colour, alpha=0.15, lw=0)
     ax.axhline(0, c=INK, lw=0.8)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    ax.legend(loc="best", ncols=3, borderaxespad=0.4)
     ax.set_title(title)
     return fig
 
@@ -93,7 +93,7 @@ def path_fan(
     ax.set_yticks(ticks, [f"{v:g}" for v in ticks])
     ax.minorticks_off()
     ax.axhline(1, c=INK, lw=0.8)
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
+    ax.legend(loc="best", ncols=3, borderaxespad=0.4)
     ax.set_title(title)
     return fig
 

@@ -111,6 +111,31 @@ def _renamed(rows):
     "The lines of the table with names that a tuple can have."
     return rows.rename(columns={"hits of stocks": "value"}).itertuples()
 
+# %% ../../nbs/ops/45_heads_page.ipynb #a9ef8738
+@patch
+def probability_rows(self: Study) -> pd.DataFrame:  # a line per horizon
+    "Brier score of the served probability of rising, and what it saves against the historical mean's."
+    import numpy as np
+    from stockpredict.evaluate.metrics import hac_ratio
+    from stockpredict.evaluate.probability_metrics import brier_parts
+
+    f, usual, rows = self.served_quantiles(), self.experiment.candidates["mean"].forecast, []
+    for h in self.experiment.horizons:
+        y = self.experiment.outcome(h)
+        stated, base = (g.frame("p_up", h).to_numpy() for g in (f, usual))
+        known = np.isfinite(y) & np.isfinite(stated) & np.isfinite(base)
+        up = np.where(known, y > 0, 0)
+        loss, rival = ((np.where(known, p, 0) - up) ** 2 for p in (stated, base))
+        level = rival.sum() / max(1, known.sum())
+        saved = hac_ratio((rival - loss).sum(1), known.sum(1), h)
+        parts = brier_parts(np.where(known, stated, np.nan), y)
+        row = {"horizon": h, "Brier": parts["brier"], "of the mean": level}
+        row |= {
+            k: getattr(saved, a) / level for k, a in (("saved", "value"), ("low", "low"), ("high", "high"))
+        }
+        rows.append(row | {k: parts[k] for k in ("reliability", "resolution")})
+    return pd.DataFrame(rows)
+
 # %% ../../nbs/ops/45_heads_page.ipynb #d6e53334
 @patch
 def coverage_groups(self: Study) -> pd.DataFrame:  # stated, group, held, 95 % interval, p
@@ -154,12 +179,14 @@ def champion_rows(self: Study) -> pd.DataFrame:  # empty if no champion was comp
 
 # %% ../../nbs/ops/45_heads_page.ipynb #92e831e9
 @patch
-def overfitting(self: Study) -> str:
-    "Probability of backtest overfitting over all candidates with a portfolio, as a sentence."
+def overfitting_of_books(self: Study) -> tuple:  # (`Overfitting` or `None`, portfolios, why there is none)
+    "Probability of backtest overfitting over all candidates with a portfolio."
     import numpy as np
     from stockpredict.core.errors import StockpredictError
     from stockpredict.evaluate.overfitting import overfit_probability
 
+    if hasattr(self, "_overfitting"):
+        return self._overfitting
     books = []
     for name in dict.fromkeys(self.table.model):
         try:
@@ -167,10 +194,19 @@ def overfitting(self: Study) -> str:
         except StockpredictError:  # no opinion on any session: nothing is traded
             continue
     try:
-        result = overfit_probability(np.stack(books, axis=1), 8)
+        self._overfitting = overfit_probability(np.stack(books, axis=1), 8), len(books), ""
     except (StockpredictError, ValueError) as e:
-        return f"The probability of overfitting is not known: {getattr(e, 'problem', 'nothing is traded')}"
-    return f"Overfitting by combinatorial cross-validation of {len(books)} portfolios: {result!r}"
+        self._overfitting = None, len(books), getattr(e, "problem", "nothing is traded")
+    return self._overfitting
+
+
+@patch
+def overfitting(self: Study) -> str:
+    "The probability of backtest overfitting as a sentence."
+    result, count, reason = self.overfitting_of_books()
+    if result is None:
+        return f"The probability of overfitting is not known: {reason}"
+    return f"Overfitting by combinatorial cross-validation of {count} portfolios: {result!r}"
 
 # %% ../../nbs/ops/45_heads_page.ipynb #462ba3b9
 def _plain(value):
@@ -202,7 +238,7 @@ def page_numbers(
     tables = {"skill": skill_table(self.experiment) if again else self.table}
     tables |= {"volatility": volatility_skill(self.experiment)}
     tables |= {"intervals": interval_skill(self.experiment), "coverage": self.coverage_groups()}
-    tables |= {"risk": self.risk_rows()} | self.remade_tables()
+    tables |= {"risk": self.risk_rows(), "rising": self.probability_rows()} | self.remade_tables()
     names = (
         "model",
         "forecast",

@@ -285,6 +285,34 @@ def sharpe_bands(self: Study) -> dict:  # name → table of `rolling_sharpe`
 
 # %% ../../nbs/ops/44_skill_page.ipynb #dd149296
 @patch
+def order_row(self: Study) -> dict:  # from `monotone_test`, or `reason`
+    "Does the outcome rise with every step of the score of the leading candidate?"
+    from stockpredict.core.errors import NotEnoughSessions
+    from stockpredict.evaluate.plots import group_means
+    from stockpredict.evaluate.portfolio_plots import monotone_test
+
+    if not hasattr(self, "_order"):
+        e, h = self.experiment, self.horizon
+        try:
+            self._order = monotone_test(group_means(e.score(self.lead), e.outcome(h)), h)
+        except NotEnoughSessions as error:
+            self._order = {"reason": error.problem}
+    return self._order
+
+
+@patch
+def order_sentence(self: Study) -> str:
+    "The test of the order in words."
+    row = self.order_row()
+    if "reason" in row:
+        return f"Whether outcomes rise with every score group is not known: {row['reason']}"
+    return (
+        f"{self.lead}: the mean outcome rises in {row['rising']} of {counted(row['steps'], 'step')} from "
+        f"score group to score group, p {row['p']:.2g} if some step does not rise (Patton and Timmermann)."
+    )
+
+# %% ../../nbs/ops/44_skill_page.ipynb #d1aa76f8
+@patch
 def skill_numbers(self: Study) -> dict:  # title → table, for the numbers of the page
     "The tables of this part of the page."
     tables = {"groups": self.group_rows().drop(columns="kind"), "paths": self.paths()[1]}
@@ -297,4 +325,6 @@ def skill_numbers(self: Study) -> dict:  # title → table, for the numbers of t
     place = points.groupby(["feature", "fold"]).cumcount()
     keyed = [f"{f} fold {n} point {k}" for f, n, k in zip(points.feature, points.fold, place, strict=True)]
     tables["dependence"] = points.assign(group=keyed)[["group", "x", "score"]]
+    order = {k: v for k, v in self.order_row().items() if k != "reason"}
+    tables["order"] = pd.DataFrame([{"group": "score groups"} | order] if order else [])
     return tables | {"portfolio": self.portfolio_rows().rename(columns={"metric": "group"})}
