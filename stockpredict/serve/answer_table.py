@@ -25,6 +25,7 @@ from ..core.files import atomic_path, file_lock
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
+from .table_archive import archive_table
 from .table_format import pack_table, unpack_table
 
 # %% ../../nbs/serve/30_answer_table.ipynb #e111b09c
@@ -43,7 +44,7 @@ class AnswerTable:
             rows[ticker, horizon] = raw[start + at : start + at + size]
         self.tickers = sorted({ticker for ticker, _ in self.rows})
         self.horizons = sorted({horizon for _, horizon in self.rows})
-        self.key, self.size = self.header["key"], len(raw)
+        self.key, self.size, self.digest = self.header["key"], len(raw), raw[8:40].hex()
 
     @classmethod
     def open(
@@ -143,8 +144,10 @@ def write_table(
     raw: bytes,  # as packed
     folder: Path,  # `settings.storage.serving_dir`
 ) -> Path:
-    "Swap a table in, and keep the one before."
-    path = folder / TABLE_FILE
+    "Archive a table and swap it in; the one before stays beside it."
+    path, header = folder / TABLE_FILE, unpack_table(raw)[0]
+    if "decision_session" in header:
+        archive_table(raw, header, folder)
     with atomic_path(path) as new:
         new.write_bytes(raw)
         if path.exists():
