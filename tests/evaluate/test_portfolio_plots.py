@@ -5,7 +5,12 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.errors import NotEnoughSessions
-from stockpredict.evaluate.portfolio_plots import logit_histogram, monotone_test, monthly_grid, monthly_returns
+from stockpredict.evaluate.portfolio_plots import (
+    logit_histogram,
+    monotone_test,
+    monthly_grid,
+    monthly_returns,
+)
 
 
 def means(steps, days=300, seed=0):
@@ -26,7 +31,9 @@ def test_a_market_without_order_is_called_rising_in_no_more_than_one_of_twenty()
 
 
 def test_overlapping_labels_widen_the_bootstrap():
-    slow = np.apply_along_axis(lambda c: np.convolve(c, np.ones(20) / 20, "same"), 0, means([0.0004] * 4, 600))
+    slow = np.apply_along_axis(
+        lambda c: np.convolve(c, np.ones(20) / 20, "same"), 0, means([0.0004] * 4, 600)
+    )
     assert monotone_test(slow, horizon=20)["p"] >= monotone_test(slow, horizon=1)["p"]
 
 
