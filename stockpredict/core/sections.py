@@ -389,6 +389,12 @@ class Answers(Section):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where models compute: auto, cpu, cuda or cuda:1.",
     )
+    cache_seconds: int = Field(
+        0, ge=0, description="Most seconds a caller may keep an answer; 0 until the next bar is due."
+    )
+    keep_tables: int = Field(
+        400, ge=0, description="Days for which published tables are kept, for as_of; 0 keeps all."
+    )
 
 # %% ../../nbs/core/25_sections.ipynb #a64e45a4
 class Limits(Answers):
