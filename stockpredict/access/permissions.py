@@ -101,6 +101,14 @@ TABLE = {
     ("POST", "/v1/predict"): "ask",
 }
 
+# %% ../../nbs/access/00_permissions.ipynb #aa78a08a
+TABLE |= {
+    ("POST", "/v1/train"): "train",
+    ("GET", "/v1/jobs"): "read",
+    ("GET", "/v1/jobs/{job_id}"): "read",
+    ("DELETE", "/v1/jobs/{job_id}"): "read",
+}
+
 # %% ../../nbs/access/00_permissions.ipynb #58607442
 def needed_permission(
     method: str,  # GET, POST, …, or WEBSOCKET

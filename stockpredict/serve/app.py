@@ -29,6 +29,7 @@ from .fast_path import ROUTE, FastPath, unexpected_error
 from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
 from .front import LOOK_EVERY
+from .job_routes import add_job_routes
 from .pages import PAGE_POLICY, docs_page, page_asset
 from .request_rules import LOOKUP_ERRORS, WHAT_IF_ERRORS, HostMissing, documented
 from .request_rules import refuse_unknown_names, require_json, tagged
@@ -367,6 +368,7 @@ ROUTES = (
     add_list_route,
     add_what_if_route,
     add_models_route,
+    add_job_routes,
     add_operation_routes,
     add_page_routes,
     add_error_handlers,

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,7 +176,10 @@ def jobs(
 ) -> list[Job]:
     "The jobs, newest first."
     names = [p.stem for p in self.folder.glob("*.json") if JOB_ID.fullmatch(p.stem)]
-    stored = [self.read(name) for name in names]
+    stored = []
+    for name in names:
+        with suppress(NotFound):  # torn by a power cut, or removed meanwhile
+            stored.append(self.read(name))
     return sorted((j for j in stored if kind in ("", j.kind)), key=lambda j: (j.created, j.id), reverse=True)
 
 # %% ../../nbs/serve/57_jobs.ipynb #57e52e24
