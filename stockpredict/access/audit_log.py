@@ -94,7 +94,7 @@ def audit_log(
     "The log of this installation."
     storage = settings.storage
     folder = storage.home_dir / "audit"
-    return AuditLog(folder, storage.keys_dir, name)
+    return AuditLog(folder, storage.keys_dir, name, keep_days=settings.access.audit_keep_days)
 
 # %% ../../nbs/access/70_audit_log.ipynb #70ced25b
 @patch
