@@ -5753,6 +5753,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'stockpredict/ops/flow_edge.py'),
                                             'stockpredict.ops.flow_edge.as_page': ( 'ops/flow_edge.html#as_page',
                                                                                     'stockpredict/ops/flow_edge.py'),
+                                            'stockpredict.ops.flow_edge.as_piece': ( 'ops/flow_edge.html#as_piece',
+                                                                                     'stockpredict/ops/flow_edge.py'),
                                             'stockpredict.ops.flow_edge.as_step': ( 'ops/flow_edge.html#as_step',
                                                                                     'stockpredict/ops/flow_edge.py'),
                                             'stockpredict.ops.flow_edge.check_parameters': ( 'ops/flow_edge.html#check_parameters',

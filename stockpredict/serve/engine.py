@@ -19,6 +19,7 @@ from ..core.errors import ArtifactRejected, ModelOutputInvalid, NotReady
 from ..core.errors import StockpredictError
 from ..core.settings import Settings
 from ..lake.lake import Lake
+from ..lake.store import moment
 from ..algebra.panel import Panel
 from ..catalogue.point_in_time import require_facts, with_facts
 from ..catalogue.design_matrix import Inputs, Spec, make_inputs
@@ -119,6 +120,7 @@ class Engine:
         self.beside = {}  # artifact -> further model that answers too, see `several_models`
         self.beside_problems = {}  # artifact -> why it does not answer
         self.positions = {day: i for i, day in enumerate(self.calendar.sessions().date)}
+        self.day_texts = {str(day): i for day, i in self.positions.items()}
         self.reload()
 
     def __repr__(self):
@@ -217,49 +219,54 @@ def inputs(
 
 
 @patch
-def _attach_facts(self: Engine, panel, lake, snapshot):
+def _attach_facts(self: Engine, panel, lake, snapshot, as_of=None):
     "The panel with the facts that the models were trained on."
     needs = {need for model in self.loaded for need in model.spec.needs}
     needs |= {MEMBER for model in self.loaded if model.index}
     index = self.index or self.settings.data.index or "sp500"
-    source = lake.source(snapshot)
-    complete = with_facts(panel, lake, self.calendar, needs, index=index, snapshot=snapshot, source=source)
+    where = dict(index=index, snapshot=snapshot, source=lake.source(snapshot), as_of=as_of)
+    complete = with_facts(panel, lake, self.calendar, needs, **where)
     require_facts(complete, needs)
     return complete
 
 # %% ../../nbs/serve/20_engine.ipynb #bdb93b6e
 LIFE_SPANS = """
 SELECT ticker, count(DISTINCT event_time) AS bars, min(event_time) AS since, max(event_time) AS until
-FROM lake.bars AT (VERSION => {snapshot}) WHERE source = $source GROUP BY 1
+FROM lake.bars AT (VERSION => {snapshot})
+WHERE source = $source AND known_at <= $as_of AND event_time <= $end GROUP BY 1
 """
 
 
 def life_spans(
     lake: Lake,  # open for reading
     snapshot: int,  # version of the lake
+    end=None,  # time of the last bar that counts
+    as_of=None,  # what was known then; everything when left out
 ) -> pd.DataFrame:  # columns `bars, since, until`, one row per ticker
     "How many bars each ticker has, and its first and last one."
-    spans = lake.rows(LIFE_SPANS.format(snapshot=int(snapshot)), source=lake.source(snapshot))
+    limits = {"end": moment(end, late=True), "as_of": moment(as_of, late=True)}
+    spans = lake.rows(LIFE_SPANS.format(snapshot=int(snapshot)), source=lake.source(snapshot), **limits)
     if not len(spans):
         raise NotReady("The lake holds no bars.", "Run `stockpredict ingest`.")
     return spans.set_index("ticker")
 
 # %% ../../nbs/serve/20_engine.ipynb #77f16571
 @patch
-def _newest_bars(self: Engine, lake, snapshot):
+def _newest_bars(self: Engine, lake, snapshot, **past):
     "Bars and panel in which every ticker of the last session has its look-back or its whole life."
-    spans, source = life_spans(lake, snapshot), lake.source(snapshot)
+    spans, source = life_spans(lake, snapshot, **past), lake.source(snapshot)
     first, last = (self.calendar.session_of([t])[0] for t in (spans.since.min(), spans.until.max()))
     days = self.calendar.sessions(first, last)
     trading = spans.index[spans.until == spans.until.max()]
     sessions = self.lookback + self.lookback // 4 + 40
     while True:
-        bars = lake.bars(start=days[max(0, len(days) - sessions)], snapshot=snapshot, source=source)
+        start = days[max(0, len(days) - sessions)]
+        bars = lake.bars(start=start, snapshot=snapshot, source=source, **past)
         panel, counts = Panel.from_bars(bars, self.calendar), bars.groupby("ticker").size()
         enough_bars = (counts[trading] >= spans.bars[trading].clip(upper=self.lookback)).all()
         enough_sessions = all(len(m.spec.tail(panel)) + m.model.sequence <= len(panel) for m in self.loaded)
         if (enough_bars and enough_sessions) or sessions >= len(days):
-            return bars, self._attach_facts(panel, lake, snapshot), spans.until
+            return bars, self._attach_facts(panel, lake, snapshot, past.get("as_of")), spans.until
         sessions *= 2
 
 # %% ../../nbs/serve/20_engine.ipynb #757b6667
@@ -378,6 +385,7 @@ def to_predictions(
     window: Window,  # where the forecast was made
     forecast: Forecast,  # of its last session
     source: str = "lake",  # who supplied the bars: lake or caller
+    closes: list | None = None,  # last close of each column; those of the window when left out
 ) -> list[dict]:
     "The fields of `Prediction` for each ticker and horizon."
     common = window.common
@@ -390,7 +398,7 @@ def to_predictions(
     predictions = []
     for n in forecast.available[0].nonzero()[:, 0].tolist():
         ticker = forecast.tickers[n]
-        close = float(window.closes[ticker])
+        close = float(window.closes[ticker] if closes is None else closes[n])
         for j, h in enumerate(forecast.horizons):
             levels = {name: rounded(x) for name, x in zip(names, quantiles[n][j], strict=True)}
             prediction = {"ticker": ticker, "horizon": h} | dates
