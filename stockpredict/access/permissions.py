@@ -107,6 +107,11 @@ TABLE |= {
     ("GET", "/v1/jobs"): "read",
     ("GET", "/v1/jobs/{job_id}"): "read",
     ("DELETE", "/v1/jobs/{job_id}"): "read",
+    ("GET", "/v1/stream"): "read",
+    ("WEBSOCKET", "/v1/ws"): "read",
+    ("GET", "/t/{ticker}"): "read",
+    ("GET", "/models"): "read",
+    ("GET", "/status"): "read",
 }
 
 # %% ../../nbs/access/00_permissions.ipynb #58607442

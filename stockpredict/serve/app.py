@@ -36,6 +36,7 @@ from .request_rules import refuse_unknown_names, require_json, tagged
 from .schemas import API_VERSION, Envelope, Failure, ManyForecasts, OneForecast, WhatIf
 from .schemas import parse_request, render_envelope
 from .service import Service, promotion_history
+from .update_routes import add_update_routes
 
 # %% ../../nbs/serve/70_app.ipynb #a4b2c025
 def add_error_handlers(
@@ -369,6 +370,7 @@ ROUTES = (
     add_what_if_route,
     add_models_route,
     add_job_routes,
+    add_update_routes,
     add_operation_routes,
     add_page_routes,
     add_error_handlers,

@@ -73,7 +73,7 @@ class FastPath:
         except AccessError as error:
             return await self.refuse(error, scope, receive, send, start)
         if scope["method"] == "HEAD":
-            scope, send = scope | {"method": "GET"}, without_body(send)
+            scope, send = scope | {"method": "GET", "head": True}, without_body(send)
         service.refresh_state()
         answer = None
         if self.fast and scope["method"] == "GET" and "read" in caller.permissions:
@@ -152,4 +152,5 @@ async def forward(
         if not status:
             await unexpected_error(scope)(scope, receive, send_complete)
     finally:
-        self.service.record(scope, route_label(scope), status or 499, time.perf_counter() - start)
+        seconds = scope.get("streamed", time.perf_counter()) - start  # of a stream: until its first byte
+        self.service.record(scope, route_label(scope), status or 499, seconds)
