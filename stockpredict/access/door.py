@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/access/50_door.ipynb #33100fc5
+import base64
 import ipaddress
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from fastcore.basics import patch
 from ..core.errors import AccessError, KeyInAddress, KeyInvalid, KeyMissing
 from ..core.errors import OriginRefused, ProxyRefused
 from ..core.settings import Settings
+from .keys import unknown_key
 from .permissions import LOCAL, NOBODY, OPEN, Caller
 from .permissions import is_open, needed_permission, require_permission
 
@@ -90,8 +92,23 @@ def desk_problem(
 
 # %% ../../nbs/access/50_door.ipynb #2bd542a2
 CREDENTIALS = (b"authorization", b"x-api-key")
+BEARER_FIX = "Write it as `Authorization: Bearer sp_…`."
 
 
+def browser_key(
+    scope: dict,  # of a request, with `header_map`
+    encoded: bytes,  # name and password as a browser sends them
+) -> bytes:
+    "The key that was typed as a password; good for reading the pages of this origin only."
+    reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD")
+    if not reads or foreign_origin(scope["header_map"], frozenset()):
+        raise KeyInvalid("A key typed into a browser opens pages only.", BEARER_FIX)
+    try:
+        return base64.b64decode(encoded.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        raise KeyInvalid("The header Authorization holds no key.", BEARER_FIX) from None
+
+# %% ../../nbs/access/50_door.ipynb #1698b2dc
 def sent_credential(
     scope: dict,  # of a request, with `header_map`
 ) -> bytes | None:  # without its scheme
@@ -107,11 +124,11 @@ def sent_credential(
         raise KeyInvalid("The request carries more than one key.", "Send one header with one key.")
     if key is not None:
         return key
-    if bearer[:7].lower() != b"bearer ":
-        raise KeyInvalid(
-            "The header Authorization holds no key.", "Write it as `Authorization: Bearer sp_…`."
-        )
-    return bearer[7:]
+    if bearer[:7].lower() == b"bearer ":
+        return bearer[7:]
+    if bearer[:6].lower() == b"basic ":
+        return browser_key(scope, bearer[6:])
+    raise KeyInvalid("The header Authorization holds no key.", BEARER_FIX)
 
 # %% ../../nbs/access/50_door.ipynb #d4feb6fd
 _KEY_IN_TEXT = re.compile(r"sp_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
@@ -160,13 +177,6 @@ class Door:
                     return caller
             raise unknown_key()
         return self.caller_without_key(scope)
-
-
-def unknown_key() -> KeyInvalid:
-    "The one error for keys that are malformed, unknown or revoked."
-    return KeyInvalid(
-        "This key is not known here.", "Check for a cut-off copy, or create one: stockpredict keys create"
-    )
 
 # %% ../../nbs/access/50_door.ipynb #07dc1b49
 @patch
@@ -220,12 +230,16 @@ def guard_routes(
 # %% ../../nbs/access/50_door.ipynb #87f6307d
 def refusal_headers(
     error: Exception,  # that is about to be answered
+    scope: dict | None = None,  # of the request, with `header_map`
 ) -> list:  # pairs of bytes
     "Headers that belong to a refusal: the challenge of a 401, the pause of a 429."
     status = getattr(error, "status", 500)
     if status == 401:
         more = b"" if isinstance(error, KeyMissing) else b', error="invalid_token"'
-        return [(b"www-authenticate", b'Bearer realm="stockpredict"' + more)]
+        challenges = [(b"www-authenticate", b'Bearer realm="stockpredict"' + more)]
+        if scope and b"text/html" in scope["header_map"].get(b"accept", b""):
+            challenges.append((b"www-authenticate", b'Basic realm="stockpredict", charset="UTF-8"'))
+        return challenges
     if status == 429:
         return [(b"retry-after", b"%d" % int(error.context.get("retry_after", 60)))]
     return []
