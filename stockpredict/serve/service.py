@@ -22,6 +22,7 @@ from .. import __version__
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
 from ..access.door import Door, refusal_headers
+from ..access.keys import KeyStore, KeyVerifier
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
 from .answer_table import render_staleness, table_verifier, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
@@ -40,7 +41,8 @@ class Service:
         log_level: str = "warning",  # of the JSON log
     ):
         self.settings, self.metrics, self.log = settings, ServiceMetrics(), json_logger(log_level)
-        self.door = Door(settings)
+        self.keys = KeyVerifier(KeyStore(settings.storage))
+        self.door = Door(settings, [self.keys])
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
         self.table = self.engine = self.batcher = None
@@ -137,7 +139,7 @@ def refuse(
 ) -> RawResponse:
     "An error as a response."
     self.metrics.errors.labels(error.code).inc()
-    own = [PROBLEM_HEADER, (b"cache-control", b"no-store"), *refusal_headers(error)]
+    own = [PROBLEM_HEADER, (b"cache-control", b"no-store"), *refusal_headers(error, scope)]
     if error.status == 503:
         own.append((b"retry-after", b"%d" % int(error.context.get("retry_after", 5))))
     body = render_problem(error, scope["request_id"], scope["path"])
@@ -326,7 +328,7 @@ def _data_health(self: Service):
 # %% ../../nbs/serve/60_service.ipynb #94af25fe
 @patch
 def _storage_health(self: Service):
-    "Lake, Redis and disk."
+    "Lake, Redis, disk and the file of the keys."
     storage = self.settings.storage
     serving = storage.serving_dir.absolute()
     existing = next(path for path in (serving, *serving.parents) if path.exists())
@@ -336,6 +338,7 @@ def _storage_health(self: Service):
         "lake": {"status": "ok" if storage.lake_exists else "trouble"},
         "redis": redis,
         "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20},
+        "keys": self.keys.health(),
     }
 
 
