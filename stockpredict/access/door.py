@@ -14,10 +14,10 @@ from functools import lru_cache
 
 from fastcore.basics import patch
 
-from ..core.errors import AccessError, KeyInAddress, KeyInvalid, KeyMissing
+from ..core.errors import AccessError, KeyInAddress, KeyInvalid, KeyMissing, KeysRequired
 from ..core.errors import OriginRefused, ProxyRefused
 from ..core.settings import Settings
-from .keys import unknown_key
+from .keys import KeyStore, unknown_key
 from .permissions import LOCAL, NOBODY, OPEN, Caller
 from .permissions import is_open, needed_permission, require_permission
 
@@ -194,6 +194,21 @@ def caller_without_key(
     if is_open(scope.get("method", "WEBSOCKET"), scope["path"]):
         return NOBODY
     raise problem
+
+# %% ../../nbs/access/50_door.ipynb #28fa9eb2
+def refuse_start_without_key(
+    settings: Settings,  # address, access and home
+):
+    "Raise `KeysRequired` when the service would ask for keys and there is none."
+    on_loopback = is_loopback(settings.serving.host)
+    if on_loopback and settings.access.required == "auto":
+        return
+    if KeyStore(settings.storage).live():
+        return
+    where = "asks everybody for a key" if on_loopback else f"listens on {settings.serving.host}"
+    raise KeysRequired(
+        f"The service {where}, and there is no key yet.", "Create one: stockpredict keys create --role viewer"
+    )
 
 # %% ../../nbs/access/50_door.ipynb #fe0560b4
 class GuardedRoute:

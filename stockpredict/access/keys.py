@@ -15,6 +15,7 @@ import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from hmac import compare_digest
 from pathlib import Path
 
@@ -256,6 +257,30 @@ def last_used(
         return (self.path.parent / "used" / key_id).stat().st_mtime
     except OSError:
         return None
+
+# %% ../../nbs/access/10_keys.ipynb #b8600e86
+def key_rows(
+    store: KeyStore,  # whose keys are listed
+    now: float | None = None,  # seconds since 1970; the clock when left out
+) -> list[dict]:  # one row a key, oldest first
+    "All keys with their state, for a table."
+    now = time.time() if now is None else now
+
+    def at(seconds):
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).replace(microsecond=0)
+
+    return [
+        {
+            "id": entry.id,
+            "state": entry.state(now),
+            "grants": ", ".join(entry.grants),
+            "note": entry.note,
+            "created": at(entry.created_at),
+            "expires": at(entry.expires_at),
+            "last_used": at(store.last_used(entry.id)),
+        }
+        for entry in sorted(store.entries().values(), key=lambda entry: entry.created_at)
+    ]
 
 # %% ../../nbs/access/10_keys.ipynb #c6709dc7
 def unknown_key() -> KeyInvalid:
