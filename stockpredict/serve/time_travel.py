@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/serve/55_time_travel.ipynb #2c50cd20
 import asyncio
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import orjson
 from fastapi import Query
 from fastcore.basics import patch
 
-from ..core.errors import CalendarError, NotReady, QueueFull, ServeError
+from ..core.errors import CalendarError, NotReady, QueueFull, RequestInvalid, ServeError
 from ..core.settings import Settings
 from .answer_table import AnswerTable, table_verifier
 from .table_archive import ArchivedTable, archived_tables, table_at, table_of_day
@@ -26,9 +27,10 @@ from .table_archive import unpack_archived
 from .table_format import pack_table
 
 # %% ../../nbs/serve/55_time_travel.ipynb #df05749c
+_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?"
 AS_OF = Query(
     None,
-    pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$",
+    json_schema_extra={"pattern": f"^{_MOMENT}$"},
     description="a session such as 2024-03-28, or an instant such as 2024-03-28T21:30:00Z",
 )
 
@@ -65,6 +67,11 @@ def parse_as_of(
     now: datetime | None = None,  # the clock when left out
 ) -> date | datetime:  # an instant has its time zone
     "The day or the instant of a question."
+    if not re.fullmatch(_MOMENT, text):
+        raise RequestInvalid(
+            f"{ascii(text)[:40]} is neither a date nor an instant.",
+            "Send 2024-03-28, or an instant in UTC such as 2024-03-28T21:30:00Z.",
+        )
     try:
         moment = date.fromisoformat(text) if len(text) == 10 else datetime.fromisoformat(text)
     except ValueError:
