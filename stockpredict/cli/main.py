@@ -15,6 +15,7 @@ from .console import explain_settings, split_changes, telling
 from .feature_commands import features, write_cards
 from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
+from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
@@ -39,6 +40,7 @@ for name, part in (
     ("stream", streams),
     ("registry", registry),
     ("flow", flows),
+    ("keys", keys),
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
-from ..access.door import guard_routes
+from ..access.door import guard_routes, refuse_start_without_key
 from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
 from .fast_path import ROUTE, FastPath, unexpected_error
@@ -425,6 +425,7 @@ def serve(
     import uvicorn
 
     host, port = settings.serving.host, settings.serving.port
+    refuse_start_without_key(settings)
     refuse_taken_port(host, port)
     options = {"log_level": log_level, "access_log": False, "server_header": False}
     app = create_app(settings, log_level=log_level)
