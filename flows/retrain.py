@@ -35,7 +35,8 @@ features, judge, publish, refresh = map(
     as_step, (pipeline.features, pipeline.judge, pipeline.publish, pipeline.refresh)
 )
 keep = as_step(keep_table, "keep the table")
-train, self_test = (as_step(step, spin=False) for step in (pipeline.train, pipeline.self_test))
+train = as_step(pipeline.train, spin=False, pieces=True)
+self_test = as_step(pipeline.self_test, spin=False)
 
 
 def page(work, name):

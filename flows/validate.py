@@ -17,7 +17,8 @@ from stockpredict.ops.work import begin_work, load_work
 
 open_question = as_step(begin_work, "open the question")
 features, judge = as_step(pipeline.features), as_step(pipeline.judge)
-train, self_test = (as_step(step, spin=False) for step in (pipeline.train, pipeline.self_test))
+train = as_step(pipeline.train, spin=False, pieces=True)
+self_test = as_step(pipeline.self_test, spin=False)
 write_page = as_page(run, "r40_validate")
 
 

@@ -66,6 +66,14 @@ def progress(
     else:
         yield from _log_lines(title, total, every, stream or sys.stderr)
 
+# %% ../../nbs/core/65_progress.ipynb #80f012d4
+def at_once(
+    name: str,  # of the piece of work
+    work: Callable,  # called without arguments
+):  # its result
+    "Do a named piece of work, and nothing else."
+    return work()
+
 # %% ../../nbs/core/65_progress.ipynb #e48ab2fa
 @contextmanager
 def timed_step(

@@ -215,6 +215,24 @@ def prepare_prefect():
         set_flow_environment(serving="--serve" in sys.argv)
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #519fce62
+def as_piece(
+    name: str,  # of the piece of work, and of its task run
+    work: Callable,  # called without arguments
+):  # its result
+    "Do a piece of work as a named task of Prefect."
+    prepare_prefect()
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    results = []
+
+    def piece():
+        results.append(work())
+
+    task(piece, name="piece", task_run_name=name, cache_policy=NO_CACHE)()
+    return results[0]
+
+# %% ../../nbs/ops/74_flow_edge.ipynb #22c0b24b
 def source_was_away(
     task,  # of Prefect
     run,  # of the task
@@ -234,6 +252,7 @@ def as_step(
     action: Callable,  # a function of the package
     label: str = "",  # name of the task run; the name of the function when empty
     spin: bool = True,  # show a moving mark at a terminal; False for work that shows its own progress
+    pieces: bool = False,  # the function takes `each`: every piece of its work becomes a task of its own
     **options,  # of a Prefect task
 ) -> Callable:  # with the same arguments
     "A function as a named task of Prefect, which also shows on the terminal how long it took."
@@ -244,8 +263,9 @@ def as_step(
     name = label or action.__name__.replace("_", " ")
 
     def timed(*arguments, **named):
+        own = {"each": as_piece} if pieces else {}
         with timed_step(name, spin=spin):
-            return action(*arguments, **named)
+            return action(*arguments, **own, **named)
 
     timed.__doc__ = inspect.getdoc(action)
     return task(timed, name=action.__name__, task_run_name=name, cache_policy=NO_CACHE, **options)

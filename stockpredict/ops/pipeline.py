@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from ..core.errors import NotFound, StockpredictError
-from ..core.progress import progress
+from ..core.progress import at_once, progress
 from ..core.settings import Settings, load_settings
 from ..core.words import overall_decision, verdict_headline
 from .reports import quick_formats, write_index
@@ -112,6 +112,7 @@ def features(work: Work) -> dict:
 def train(
     work: Work,  # folder of the run
     quiet: bool = True,  # show no progress
+    each: Callable = at_once,  # does each search, fold and final fit, by name
 ) -> dict:
     "Every candidate on data it has not seen, then refitted on all of it."
     from stockpredict.train.champion import champion_or_none
@@ -124,6 +125,7 @@ def train(
         work.snapshot,
         champion_or_none(work.settings),
         quiet=quiet,
+        each=each,
     )
     return {
         "candidates": list(experiment.candidates),

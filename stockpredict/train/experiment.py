@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core.words import counted
 from ..core.errors import EvaluateError, RunError, StockpredictError
 from ..core.files import atomic_write
-from ..core.progress import progress
+from ..core.progress import at_once, progress
 from ..core.settings import Settings
 from ..ingest.rescan import stored_flags
 from ..lake.lake import Lake
@@ -342,6 +342,7 @@ def run_experiment(
     snapshot: int | None = None,  # a version of the lake; the newest by default
     champion=None,  # what is served today, to be tried on the same sessions
     quiet: bool | None = None,  # no progress line
+    each=at_once,  # does each search, fold and final fit, by name
 ) -> Experiment:
     "Try every candidate on sessions it has not seen, and fit each on everything."
     v, place = settings.validation, Path(workdir)
@@ -361,7 +362,7 @@ def run_experiment(
         lineage["left_out"] = note
     quiet = not sys.stderr.isatty() if quiet is None else quiet
     with progress("training", (len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as on_step:
-        store = CandidateStore(place, settings, lineage, spec, on_step)
+        store = CandidateStore(place, settings, lineage, spec, on_step, each)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
         context["audit"] = audit_context(settings, panel, spec, wrong, left_out)
         prepare_candidates(settings, store, data, make_folds(settings, len(panel)), champion)

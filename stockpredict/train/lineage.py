@@ -9,13 +9,14 @@ __all__ = []
 import hashlib, json, logging, os, shutil
 from dataclasses import dataclass
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from ..core.errors import ArtifactRejected
 from ..core.files import git_commit
+from ..core.progress import at_once
 from ..core.settings import Settings
 from ..algebra.panel import FIELDS, Panel
 from ..catalogue.design_matrix import Spec
@@ -166,6 +167,7 @@ class CandidateStore:
     lineage: dict  # from `make_lineage`
     spec: Spec  # features and normalisation
     on_step: object = None  # called with a description after each step
+    each: object = at_once  # does each piece of work, by name
 
     def key(self, *parts) -> str:  # 16 hex digits
         "Identity of everything a candidate is made from."
@@ -253,8 +255,9 @@ def __call__(
     if finished := self.finished(name, params, label, refit):
         return finished
     with one_thread():
-        candidate = run_candidate(settings, dataset, folds, name, params, self.on_step)
-        model = fit_on_everything(settings, dataset, name, candidate.params) if refit else None
+        candidate = run_candidate(settings, dataset, folds, name, params, self.on_step, self.each)
+        last = partial(fit_on_everything, settings, dataset, name, candidate.params)
+        model = self.each(f"{name}: final fit", last) if refit else None
     if refit and self.on_step:
         self.on_step(f"{name}: fitted on everything")
     return self.keep(candidate, params, label, model)

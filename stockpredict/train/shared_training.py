@@ -171,7 +171,13 @@ def prepare_candidates(
     if settings.flows.engine == "local":
         return []
     names = list(dict.fromkeys(["mean", *settings.models.candidates]))
-    shared, note = (dataset, settings, folds), store.on_step or (lambda text: None)
+    shared = dataset, settings, folds
+
+    def note(text):
+        store.each(text, lambda: None)  # its result has arrived
+        if store.on_step:
+            store.on_step(text)
+
     wanted = unfinished(store, names, champion)
     _search_all(settings, shared, wanted, note)
     own = [w for w in wanted if w.label != "champion"]

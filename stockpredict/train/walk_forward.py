@@ -7,10 +7,12 @@ __all__ = []
 
 # %% ../../nbs/train/20_walk_forward.ipynb #bcc35893
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 import pandas as pd
 import torch
 from ..core.errors import EvaluateError, SeesFuture
+from ..core.progress import at_once
 from ..core.settings import Settings
 from ..catalogue.design_matrix import Inputs
 from ..evaluate.metrics import ic_summary, rank_ic
@@ -109,20 +111,24 @@ def walk_forward_forecasts(
     folds: list[Fold],  # from `make_folds`
     new_model,  # called without arguments, returns a model that is not fitted
     after=None,  # called with (fold, fitted model) after each fold
+    each=at_once,  # does each fold, by name
 ) -> Forecast:  # every test session, in order
     "Forecasts of every test session, by a model refitted fold by fold."
-    parts = []
-    for fold in folds:
+
+    def one(fold):
         _refuse_leaking(fold)
         model, inputs = new_model(), dataset.inputs.until(fold.test_stop)
         step = f"in the fold that tests {inputs.sessions[fold.test_start]:%Y-%m-%d} and later"
         with explain_memory(model.name, step):
             model = model.fit(dataset.window(fold.train_start, fold.train_stop + fold.reach))
-            parts.append(model.predict(inputs, fold.test_start, fold.test_stop).validate())
-            check_no_lookahead(model, dataset.inputs, parts[-1], fold.test_start)
+            part = model.predict(inputs, fold.test_start, fold.test_stop).validate()
+            check_no_lookahead(model, dataset.inputs, part, fold.test_start)
             if after:
                 after(fold, model)
-    return join_forecasts(parts)
+        return part
+
+    names = [f"fold {k} of {len(folds)}" for k in range(1, len(folds) + 1)]
+    return join_forecasts([each(name, partial(one, fold)) for name, fold in zip(names, folds, strict=True)])
 
 
 def _refuse_leaking(fold):
@@ -188,13 +194,15 @@ def run_candidate(
     name: str,  # model
     params: dict | None = None,  # fixed parameters; tuned if `None`
     on_step=None,  # called with a description after each step
+    each=at_once,  # does the search and each fold, by name
 ) -> Candidate:
     "Tune on the first training window, then forecast every test session."
     on_step, first, seen = on_step or (lambda step: None), folds[0], {}
     ledger = trial_ledger(name)
     if params is None:
         window = dataset.window(first.train_start, first.train_stop + first.reach)
-        params, ledger = tune(window, name, settings.models.trials, settings.models.seed, settings)
+        search = partial(tune, window, name, settings.models.trials, settings.models.seed, settings)
+        params, ledger = each(f"{name}: search", search)
     on_step(f"{name}: tuned")
 
     def after(fold, model):
@@ -202,7 +210,13 @@ def run_candidate(
         if fold is folds[-1]:
             seen.update(in_sample_skill(model, dataset, fold))
 
-    forecast = walk_forward_forecasts(dataset, folds, lambda: make_model(name, settings, **params), after)
+    def piece(part, work):
+        return each(f"{name}: {part}", work)
+
+    def new_model():
+        return make_model(name, settings, **params)
+
+    forecast = walk_forward_forecasts(dataset, folds, new_model, after, piece)
     return Candidate(name, params, forecast, ledger, seen)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #507e5840

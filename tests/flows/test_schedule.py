@@ -255,6 +255,40 @@ def test_a_backfill_stands_in_the_graph_part_by_part_and_goes_on_where_it_stoppe
     assert len(stored) == len(fetched)
 
 
+PIECES = """
+from prefect import flow
+from stockpredict.core.progress import at_once
+from stockpredict.ops.flow_edge import as_step
+
+def train(each=at_once):
+    "Two folds, of which the second fails."
+    each("ridge: fold 1 of 2", lambda: 1)
+    return each("ridge: fold 2 of 2", lambda: 1 / 0)
+
+@flow(flow_run_name="pieces of a training")
+def story():
+    as_step(train, spin=False, pieces=True)()
+
+story(return_state=True)
+"""
+
+
+def test_each_fold_of_a_training_is_a_task_of_its_own_below_the_step(desk, tmp_path):
+    env = {**os.environ, "PREFECT_API_URL": desk.api}
+    (tmp_path / "pieces.py").write_text(PIECES)
+    patience.run([sys.executable, "pieces.py"], cwd=tmp_path, env=env)
+    [run] = [r for r in ask(desk.api, "flow_runs/filter") if r["name"] == "pieces of a training"]
+
+    def arrived():
+        tasks = ask(desk.api, "task_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+        states = {t["name"]: t["state_type"] for t in tasks}
+        return states if len(states) == 3 and "RUNNING" not in states.values() else None
+
+    states = patience.wait_until(arrived, *desk.alive, every=0.5)
+    assert states == {"train": "FAILED", "ridge: fold 1 of 2": "COMPLETED", "ridge: fold 2 of 2": "FAILED"}
+    assert run["state_name"] == "Failed"
+
+
 def test_the_deployment_file_deploys_every_flow_to_a_server(desk, root):
     "Last of this server: the file replaces what was served."
     ask(desk.api, "work_pools/", name="local", type="process")
