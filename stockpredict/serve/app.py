@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
+from ..core.shared_counts import SharedCounts
 from ..access.door import guard_routes, refuse_start_without_key
 from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
@@ -250,8 +251,7 @@ def add_operation_routes(
     @app.get("/metrics", tags=["operation"], **METRICS_ROUTE)
     async def metrics():
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
-        counted, data = service.counted_metrics(), await asyncio.to_thread(service.data_metrics)
-        return RawResponse(200, [METRICS_HEADER], counted + data)
+        return RawResponse(200, [METRICS_HEADER], await service.metrics_text())
 
 # %% ../../nbs/serve/70_app.ipynb #a667fd05
 def request_examples(
@@ -386,9 +386,11 @@ def create_app(
     *,
     log_level: str = "warning",  # `info` logs every request
     fast: bool = True,  # answer plain lookups before the router
+    counts: SharedCounts | None = None,  # shared with other processes
+    link=None,  # to an engine in another process; `None` computes in this one
 ) -> FastAPI:
     "The service as an ASGI application."
-    service = Service(settings or load_settings(), log_level)
+    service = Service(settings or load_settings(), log_level, counts, link)
 
     @asynccontextmanager
     async def lifespan(app):
@@ -408,7 +410,9 @@ def create_app(
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
     guard_routes(app.router.routes)
-    app.entry = FastPath(super(App, app).__call__, service, fast)
+    inner = super(App, app).__call__
+    app.entry = FastPath(inner if link is None else link.in_front_of(inner, app.router), service, fast)
+    app.inner = inner
     return app
 
 # %% ../../nbs/serve/70_app.ipynb #e0ce8bd0

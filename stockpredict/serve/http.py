@@ -15,19 +15,12 @@ import structlog
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastcore.basics import patch
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from ..core.errors import NotFound, RequestInvalid, StockpredictError
+from ..core.shared_counts import SharedCounts, SharedMetric
 from ..core.words import counted
 
 # %% ../../nbs/serve/00_http.ipynb #be2a625c
@@ -36,33 +29,32 @@ BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # requests
 
 
 class ServiceMetrics:
-    "The Prometheus metrics of one application."
+    "The metrics of one application, together with those of the processes beside it."
 
-    def __init__(self):
-        self.registry = r = CollectorRegistry()
-        ProcessCollector(registry=r)
-        PlatformCollector(registry=r)
+    def __init__(
+        self,
+        counts: SharedCounts | None = None,  # shared with other processes; own ones when left out
+    ):
+        self.counts = counts or SharedCounts()
         labels = ["method", "route", "status"]
-        self.seconds = self._histogram("request_seconds", "Time to answer.", LATENCY_BUCKETS, labels)
-        self.batch = self._histogram(
-            "whatif_batch_size", "What-if requests computed together.", BATCH_BUCKETS
-        )
-        self.errors = self._counter("refusals_total", "Refused requests by error code.", ["code"])
-        self.redis = self._counter("redis_failures_total", "Times Redis was away, slow or wrong.")
-        self.age = self._gauge("table_age_sessions", "Sessions closed since the decision session.")
-        self.rows = self._gauge("table_rows", "Stored answers.")
-        self.stale_model = self._gauge("stale_model", "1 while a newer model is refused.")
-        self.waiting = self._gauge("whatif_waiting", "What-if requests waiting.")
+        self.seconds = self.histogram("request_seconds", "Time to answer.", LATENCY_BUCKETS, labels)
+        self.batch = self.histogram("whatif_batch_size", "What-if requests computed together.", BATCH_BUCKETS)
+        self.errors = self.counter("refusals_total", "Refused requests by error code.", ["code"])
+        self.redis = self.counter("redis_failures_total", "Times Redis was away, slow or wrong.")
+        self.age = self.gauge("table_age_sessions", "Sessions closed since the decision session.")
+        self.rows = self.gauge("table_rows", "Stored answers.")
+        self.stale_model = self.gauge("stale_model", "1 while a newer model is refused.")
+        self.waiting = self.gauge("whatif_waiting", "What-if requests waiting.", summed=True)
         self._histograms = {}
 
-    def _histogram(self, name, text, buckets, labels=()):
-        return Histogram(f"stockpredict_{name}", text, labels, registry=self.registry, buckets=buckets)
+    def histogram(self, name, text, buckets, labels=()) -> SharedMetric:
+        return self.counts.metric("histogram", f"stockpredict_{name}", text, labels, buckets)
 
-    def _counter(self, name, text, labels=()):
-        return Counter(f"stockpredict_{name}", text, labels, registry=self.registry)
+    def counter(self, name, text, labels=()) -> SharedMetric:
+        return self.counts.metric("counter", f"stockpredict_{name}", text, labels)
 
-    def _gauge(self, name, text):
-        return Gauge(f"stockpredict_{name}", text, registry=self.registry)
+    def gauge(self, name, text, labels=(), summed=False) -> SharedMetric:
+        return self.counts.metric("gauge", f"stockpredict_{name}", text, labels, summed=summed)
 
 # %% ../../nbs/serve/00_http.ipynb #36de4c56
 @patch

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/serve/60_service.ipynb #bf41da12
 import asyncio
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from prometheus_client import generate_latest
 from .. import __version__
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
+from ..core.shared_counts import SharedCounts
 from ..access.door import Door, refusal_headers
 from ..access.keys import KeyStore, KeyVerifier
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
@@ -39,8 +41,11 @@ class Service:
         self,
         settings: Settings,  # of all parts
         log_level: str = "warning",  # of the JSON log
+        counts: SharedCounts | None = None,  # shared with other processes
+        link=None,  # to an engine in another process; `None` computes in this one
     ):
-        self.settings, self.metrics, self.log = settings, ServiceMetrics(), json_logger(log_level)
+        self.settings, self.metrics, self.log = settings, ServiceMetrics(counts), json_logger(log_level)
+        self.link, self.slow_metrics, self.measured_at = link, b"", -math.inf
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.door = Door(settings, [self.keys])
         self.logs_requests = log_level in ("debug", "info")
@@ -58,13 +63,21 @@ class Service:
         "Is the model that answers not the one that should?"
         if "model" in self.problems:
             return True
-        loaded = self.engine and self.table
-        return bool(loaded and self.table.header["model"]["artifact"] != self.engine.pointer.artifact)
+        loaded = self.loaded_artifact
+        return bool(loaded and self.table and self.table.header["model"]["artifact"] != loaded)
 
     @property
-    def stale(self) -> bool:
-        "Is the table older than the settings allow?"
-        return self.age >= self.settings.serving.stale_after
+    def loaded_artifact(self) -> str:
+        "The artifact that the engine has loaded, here or in its own process; empty when there is none."
+        if self.link is not None:
+            return self.link.state.get("artifact", "")
+        return self.engine.pointer.artifact if self.engine else ""
+
+# %% ../../nbs/serve/60_service.ipynb #c41f5c4f
+@patch(as_prop=True)
+def stale(self: Service) -> bool:
+    "Is the table older than the settings allow?"
+    return self.age >= self.settings.serving.stale_after
 
 # %% ../../nbs/serve/60_service.ipynb #fa0552f6
 def plain_lookups(
@@ -221,20 +234,31 @@ def _table_is_behind(self: Service):
     "Was the table computed by another model than the champion, or is its file damaged or not ours?"
     if self.table is None or self.table_file.problem:
         return True
-    champion = self.engine.pointer.artifact if self.engine else None
-    return self.table.header["model"]["artifact"] != champion
+    return self.table.header["model"]["artifact"] != self.loaded_artifact
 
 
 @patch
 async def refresh_parts(self: Service):
-    "One round: champion, table, Redis."
-    async with self.loading:
-        await self.run_guarded("model", self.load_engine)
+    "One round: champion, table, Redis; without a table Redis comes first, because it answers at once."
     self.refresh_state()
-    if not self._table_is_behind():
+    if self.table is None:
+        await self.take_shared_table()
+    if self.link is None:
+        async with self.loading:
+            await self.run_guarded("model", self.load_engine)
+    else:
+        await self.link.refresh()
+    self.refresh_state()
+    if not self._table_is_behind() or (self.link is not None and not self.table_file.problem):
         self.problems.pop("table", None)
     elif self.engine and "model" not in self.problems:
         await self.run_guarded("table", refresh_answers, self.settings, False, 0.0)
+    await self.take_shared_table()
+
+# %% ../../nbs/serve/60_service.ipynb #a5889201
+@patch
+async def take_shared_table(self: Service):
+    "Store a newer table from Redis, if there is one."
     if not self.settings.serving.redis_url:
         return
     whole = self.table and not self.table_file.problem
@@ -242,6 +266,29 @@ async def refresh_parts(self: Service):
     raw = await self.run_guarded("redis", fetch_shared_table, self.settings, built_at)
     if raw:
         await self.run_guarded("table", write_table, raw, self.settings.storage.serving_dir)
+
+# %% ../../nbs/serve/60_service.ipynb #cde176d7
+MEASURE_EVERY = 5.0  # seconds
+SLOW_METRICS = ["data_metrics"]  # methods of `Service` that return text for Prometheus
+
+
+@patch
+async def measure(self: Service):
+    "Compute the slow figures again when they are older than five seconds."
+    if self.link is not None:
+        self.slow_metrics = self.link.state.get("metrics", "").encode()
+    elif time.monotonic() >= self.measured_at + MEASURE_EVERY:
+        self.refresh_state()
+        self.measured_at = time.monotonic()
+        work = lambda: b"".join(getattr(self, name)() for name in SLOW_METRICS)  # noqa: E731
+        self.slow_metrics = await self.run_guarded("metrics", work) or b""
+
+
+@patch
+def note_batches(self: Service):
+    "Count the batches that were computed since the last look."
+    while self.batcher and self.batcher.batches:
+        self.metrics.batch.observe(self.batcher.batches.pop())
 
 # %% ../../nbs/serve/60_service.ipynb #6c329508
 @patch
@@ -252,6 +299,8 @@ async def background_loop(
     "Refresh the parts until cancelled."
     while True:
         await self.refresh_parts()
+        await self.measure()
+        self.note_batches()
         await asyncio.sleep(every)
 
 # %% ../../nbs/serve/60_service.ipynb #1dc851cb
@@ -260,6 +309,8 @@ async def _loaded_engine(self: Service):
     "Load the engine if that has not happened yet."
     if self.engine is not None:
         return
+    if self.link is not None:
+        raise NotReady("This process has no model.", "Send the request to a service with an engine.")
     async with self.loading:
         if self.engine is None:
             await self.run_guarded("model", self.load_engine)
@@ -296,7 +347,7 @@ def _component(self: Service, name, details=None):
 @patch
 def _model_health(self: Service):
     "Is the champion loaded, and is it the one that answers?"
-    details = {"loaded": self.engine is not None, "stale_model": self.stale_model}
+    details = {"loaded": bool(self.loaded_artifact), "stale_model": self.stale_model}
     return self._component("model", details | (self.table.header["model"] if self.table else {}))
 
 # %% ../../nbs/serve/60_service.ipynb #7a34c581
@@ -393,11 +444,10 @@ def counted_metrics(self: Service) -> bytes:
     self.metrics.rows.set(self.table.header["rows"] if self.table else 0)
     self.metrics.stale_model.set(self.stale_model)
     self.metrics.waiting.set(len(self.batcher.queue) if self.batcher else 0)
-    while self.batcher and self.batcher.batches:
-        self.metrics.batch.observe(self.batcher.batches.pop())
-    return generate_latest(self.metrics.registry)
+    self.note_batches()
+    return self.metrics.counts.render()
 
-
+# %% ../../nbs/serve/60_service.ipynb #e7f88e97
 def render_metrics(
     metrics: list,  # Prometheus metric families
 ) -> bytes:
@@ -415,3 +465,11 @@ def data_metrics(self: Service) -> bytes:
     if self.table:
         newest = newest | {"answers": datetime.fromisoformat(self.table.header["data_as_of"]).timestamp()}
     return render_metrics(list(age_metrics(newest, "stockpredict_data")))
+
+# %% ../../nbs/serve/60_service.ipynb #fc8f4aa3
+@patch
+async def metrics_text(self: Service) -> bytes:
+    "Everything that Prometheus reads."
+    if not self.slow_metrics:
+        await self.measure()
+    return self.counted_metrics() + self.slow_metrics
