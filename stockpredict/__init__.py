@@ -14,6 +14,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 __all__ = [
+    "AsyncClient",
     "Client",
     "Dataset",
     "Forecast",
@@ -37,6 +38,7 @@ __all__ = [
     "walk_forward",
 ]
 HOMES = {
+    "AsyncClient": "serve.async_client",
     "Client": "serve.client",
     "Dataset": "models.dataset",
     "Forecast": "models.forecast",

@@ -162,7 +162,10 @@ def read_ini(
     return {(s.strip().lower(), k): v for s in ini.sections() for k, v in ini[s].items()}
 
 # %% ../../nbs/core/30_settings.ipynb #676b9979
-PREFIX, NOT_SETTINGS = "STOCKPREDICT_", {"STOCKPREDICT_SHARED", "STOCKPREDICT_SETTINGS"}
+PREFIX, NOT_SETTINGS = (
+    "STOCKPREDICT_",
+    {"STOCKPREDICT_SHARED", "STOCKPREDICT_SETTINGS", "STOCKPREDICT_API_KEY"},
+)
 
 
 def read_environment(
