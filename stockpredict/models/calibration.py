@@ -123,27 +123,38 @@ def adapted_log_widths(
     horizons: tuple,  # sessions that a label spans
 ) -> np.ndarray:  # `[T, H, Q]`
     "Logarithm of the factor by which each quantile moves away from the centre."
-    p, h = np.asarray(levels), np.arange(quantiles.shape[0])[None, :, None]
+    p = np.asarray(levels)
     side, z = np.where(p < 0.5, -1.0, 1.0), torch.special.ndtri(torch.tensor(levels)).abs().numpy()
     speed = RATE / (z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)) / np.sqrt(horizons)[:, None]
     log_width = np.zeros((*ends.shape, len(p)))
-    for back in range(RECORD, 0, -1):
-        j = ends - back
-        known = (j >= 0) & (count[j.clip(min=0), h[..., 0]] > 0)
-        n = count[j.clip(min=0), h[..., 0]]
-        below = _share_below(shares, j.clip(min=0), quantiles * np.exp(log_width))
-        step = speed * (n / (n + FEW))[..., None] * side * (p - below)
-        log_width = (log_width + np.where(known[..., None], step, 0.0)).clip(-MOST_WIDTH, MOST_WIDTH)
+    for back in range(RECORD, 0, -AT_ONCE):
+        decisions = ends - np.arange(back, back - AT_ONCE, -1)[:, None, None]
+        for row, rate in zip(*_rows_and_rates(shares, count, decisions, speed), strict=True):
+            log_width += rate * side * (p - _share_below(shares, row, quantiles * np.exp(log_width)))
+            np.minimum(np.maximum(log_width, -MOST_WIDTH, out=log_width), MOST_WIDTH, out=log_width)
     return log_width
 
 # %% ../../nbs/models/25_calibration.ipynb #e7b93b47
 MOST_WIDTH = 1.5  # largest change of a logarithmic width
+AT_ONCE = 25  # decisions whose rates are computed together; divides `RECORD`
 
 
-def _share_below(shares, j, x):
-    "Share of the outcomes of decision `j` at or below `x`, linear between values of the grid."
-    step = 9 / (len(SHARE_GRID) - 1)
-    at = ((np.arcsinh(4 * x) + 4.5) / step).clip(0, len(SHARE_GRID) - 1.001)
-    low, h = at.astype(int), np.arange(shares.shape[1])[None, :, None]
-    a, b = shares[j[..., None], h, low], shares[j[..., None], h, low + 1]
-    return a + (at - low) * (b - a)
+def _rows_and_rates(shares, count, decisions, speed):
+    "For each decision: where its row of the flat table begins, and how far its outcomes move a width."
+    _, horizons, grid = shares.shape
+    j, h = np.maximum(decisions, 0), np.arange(horizons)
+    n = count[j, h]
+    rate = speed * (n / (n + FEW))[..., None]
+    rate[(decisions < 0) | (n == 0)] = 0.0
+    return ((j * horizons + h) * grid)[..., None], rate
+
+
+def _share_below(shares, row, x):
+    "Share of the outcomes of a decision at or below `x`, linear between values of the grid."
+    at = (np.arcsinh(4 * x) + 4.5) / (9 / (len(SHARE_GRID) - 1))
+    np.minimum(np.maximum(at, 0, out=at), len(SHARE_GRID) - 1.001, out=at)
+    low, flat = at.astype(int), shares.reshape(-1)
+    at -= low
+    low += row
+    a, b = flat[low], flat[low + 1]
+    return a + at * (b - a)
