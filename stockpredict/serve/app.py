@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..core.shared_counts import SharedCounts
+from ..access.audit_log import audit_routes
 from ..access.door import guard_routes, refuse_start_without_key
 from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
@@ -401,6 +402,7 @@ def create_app(
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
+        await asyncio.to_thread(service.audit.close)
 
     options = {"docs_url": None, "redoc_url": None, "lifespan": lifespan, "redirect_slashes": False}
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)
@@ -409,9 +411,10 @@ def create_app(
     for add_routes in ROUTES:
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
+    audit_routes(app.router.routes, service.audit)
     guard_routes(app.router.routes)
     inner = super(App, app).__call__
-    app.entry = FastPath(inner if link is None else link.in_front_of(inner, app.router), service, fast)
+    app.entry = FastPath(inner if link is None else link.in_front_of(inner, service), service, fast)
     app.inner = inner
     return app
 

@@ -23,6 +23,7 @@ from .. import __version__
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
 from ..core.shared_counts import SharedCounts
+from ..access.audit_log import audit_log
 from ..access.door import Door, refusal_headers
 from ..access.keys import KeyStore, KeyVerifier
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
@@ -48,6 +49,7 @@ class Service:
         self.link, self.slow_metrics, self.measured_at = link, b"", -math.inf
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.door = Door(settings, [self.keys])
+        self.audit = audit_log(settings)
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
         self.table = self.engine = self.batcher = None
@@ -170,6 +172,7 @@ def record(
     "Count and log one request."
     method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
     self.metrics.observe(method, route, status, seconds)
+    self.audit.note(scope, route, status)
     if not self.logs_requests:
         return
     request = {"request_id": scope["request_id"].decode(), "method": scope["method"]}
@@ -398,7 +401,7 @@ def health(self: Service) -> dict:
     "The state of every part."
     self.refresh_state()
     components = {"model": self._model_health(), "table": self._table_health(), "data": self._data_health()}
-    components |= self._storage_health()
+    components |= self._storage_health() | {"audit": self.audit.health()}
     troubled = [name for name, state in components.items() if state["status"] == "trouble"]
     unknown = any(state["status"] == "unknown" for state in components.values())
     status = "degraded" if troubled else "starting" if unknown else "ok"
