@@ -18,6 +18,7 @@ from ..core.errors import AccessError, KeyInAddress, KeyInvalid, KeyMissing, Key
 from ..core.errors import OriginRefused, ProxyRefused
 from ..core.settings import Settings
 from .keys import KeyStore, unknown_key
+from .limits import Limits
 from .permissions import LOCAL, NOBODY, OPEN, Caller
 from .permissions import is_open, needed_permission, require_permission
 
@@ -212,35 +213,46 @@ def refuse_start_without_key(
 
 # %% ../../nbs/access/50_door.ipynb #fe0560b4
 class GuardedRoute:
-    "The application of one route, behind the permission that the table names."
+    "The application of one route, behind the permission that the table names and the limits of its kind."
 
     def __init__(
         self,
         app,  # ASGI application of the route
         template: str,  # its address, such as /v1/predictions/{ticker}
+        limits: Limits | None = None,  # of what-ifs and changes of state
     ):
-        self.app, self.template = app, template
+        self.app, self.template, self.limits = app, template, limits
 
     async def __call__(self, scope, receive, send):
-        method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
-        needs = needed_permission(method, scope["path"], self.template)
         try:
-            if needs != OPEN:
-                require_permission(scope.get("caller", NOBODY), needs)
-        except AccessError:
+            self.check(scope)
+        except AccessError as error:
             if scope["type"] == "http":
                 raise
-            return await send({"type": "websocket.close", "code": 1008, "reason": "permission-missing"})
+            return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
         await self.app(scope, receive, send)
+
+    def check(self, scope: dict):
+        "Raise an error of access unless the caller may use the route now."
+        method = scope["method"] if scope["type"] == "http" else "WEBSOCKET"
+        caller = scope.get("caller", NOBODY)
+        needs = needed_permission(method, scope["path"], self.template)
+        if needs == OPEN:
+            return
+        require_permission(caller, needs)
+        if self.limits and caller.kind != "local" and method not in ("GET", "HEAD", "WEBSOCKET"):
+            kind = "asks" if needs == "ask" else "changes"
+            self.limits.admit_kind(caller.id, kind, self.limits.clock())
 
 
 def guard_routes(
     routes: list,  # of a Starlette router; their applications are replaced
+    limits: Limits | None = None,  # of what-ifs and changes of state
 ):
     "Put a guard in front of every route."
     for route in routes:
         if not isinstance(route.app, GuardedRoute):
-            route.app = GuardedRoute(route.app, route.path)
+            route.app = GuardedRoute(route.app, route.path, limits)
 
 # %% ../../nbs/access/50_door.ipynb #87f6307d
 def refusal_headers(
@@ -255,6 +267,19 @@ def refusal_headers(
         if scope and b"text/html" in scope["header_map"].get(b"accept", b""):
             challenges.append((b"www-authenticate", b'Basic realm="stockpredict", charset="UTF-8"'))
         return challenges
-    if status == 429:
-        return [(b"retry-after", b"%d" % int(error.context.get("retry_after", 60)))]
-    return []
+    return limit_headers(error) if status == 429 else []
+
+
+def limit_headers(
+    error: Exception,  # a 429
+) -> list:  # pairs of bytes
+    "When to come back, and which limit was reached."
+    seconds, most = int(error.context.get("retry_after", 60)), error.context.get("limit")
+    if most is None:
+        return [(b"retry-after", b"%d" % seconds)]
+    name = error.context["kind"].encode()
+    return [
+        (b"retry-after", b"%d" % seconds),
+        (b"ratelimit-policy", b'"%b";q=%d;w=60' % (name, most)),
+        (b"ratelimit", b'"%b";r=0;t=%d' % (name, seconds)),
+    ]

@@ -441,7 +441,9 @@ class Access(Section):
         [],
         description="Origins whose pages may read answers in a browser, exact, as in  https://desk.example.",
     )
-    reads_per_minute: int = Field(60_000, ge=0, description="Reads of one caller a minute; 0 for no limit.")
+    requests_per_minute: int = Field(
+        60_000, ge=0, description="Requests of one caller a minute; 0 for no limit."
+    )
     asks_per_minute: int = Field(
         6_000, ge=0, description="What-ifs and batches of one caller a minute; 0 for no limit."
     )
