@@ -8,6 +8,7 @@ __all__ = ['create_app', 'app_factory', 'serve']
 # %% ../../nbs/serve/70_app.ipynb #523e1c76
 import asyncio
 import os
+import secrets
 import socket
 from contextlib import asynccontextmanager
 from typing import Literal
@@ -395,9 +396,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app):
-        loops = [
-            asyncio.create_task(loop) for loop in (service.background_loop(), service.desk_loop(LOOK_EVERY))
-        ]
+        limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
+        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits
+        loops = [asyncio.create_task(loop) for loop in work]
         yield
         for loop in loops:
             loop.cancel()
@@ -412,7 +413,7 @@ def create_app(
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
     audit_routes(app.router.routes, service.audit)
-    guard_routes(app.router.routes)
+    guard_routes(app.router.routes, service.limits)
     inner = super(App, app).__call__
     app.entry = FastPath(inner if link is None else link.in_front_of(inner, service), service, fast)
     app.inner = inner

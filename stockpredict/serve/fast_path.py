@@ -11,6 +11,7 @@ import time
 from fastcore.basics import patch
 
 from ..core.errors import AccessError, StockpredictError
+from ..access.cross_origin import answer_origin, preflight_headers
 from ..access.door import refuse_key_in_address
 from ..access.permissions import NOBODY
 from .http import PROBLEM_HEADER, RawResponse
@@ -20,10 +21,12 @@ from .service import Service
 
 # %% ../../nbs/serve/65_fast_path.ipynb #fd202a35
 ROUTE = "/v1/predictions/{ticker}"
+COUNTED = ("key", "user")  # kinds of callers that have limits
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
 ]
 NO_CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 LOCKED_HEADERS = [*SECURITY_HEADERS, NO_CONTENT_POLICY]
@@ -68,8 +71,15 @@ class FastPath:
         scope["request_id"] = request_id(header_map.get(b"x-request-id"))
         if problem := host_problem(scope):
             return await self.refuse(problem, scope, receive, send, start)
+        if origins := service.door.origins:
+            if answer := preflight_headers(scope, origins):
+                headers = headers_for(answer, scope["request_id"])
+                return await RawResponse(204, headers, b"")(scope, receive, send)
+            send = answer_origin(send, scope, origins)
         try:
             scope["caller"] = caller = service.door.caller_of(scope)
+            if caller.kind in COUNTED:
+                service.limits.admit(caller.id, start)
         except AccessError as error:
             return await self.refuse(error, scope, receive, send, start)
         if scope["method"] == "HEAD":
@@ -108,7 +118,9 @@ async def other_traffic(
         scope["request_id"] = request_id(header_map.get(b"x-request-id"))
         try:
             refuse_key_in_address(scope)
-            scope["caller"] = self.service.door.caller_of(scope)
+            scope["caller"] = caller = self.service.door.caller_of(scope)
+            if caller.kind in COUNTED:
+                self.service.limits.admit(caller.id, time.perf_counter())
         except AccessError as error:
             return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
     await self.app(scope, receive, send)

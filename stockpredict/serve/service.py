@@ -26,6 +26,7 @@ from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_log
 from ..access.door import Door, refusal_headers
 from ..access.keys import KeyStore, KeyVerifier
+from ..access.limits import Limits
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
 from .answer_table import render_staleness, table_verifier, write_table
 from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
@@ -49,6 +50,7 @@ class Service:
         self.link, self.slow_metrics, self.measured_at = link, b"", -math.inf
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.door = Door(settings, [self.keys])
+        self.limits = Limits(settings.access)
         self.audit = audit_log(settings)
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
