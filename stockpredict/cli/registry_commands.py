@@ -16,6 +16,7 @@ registry = typer.Typer(
 )
 Version = Annotated[int, typer.Argument(help="Number of a published version.")]
 Why = Annotated[str, typer.Option(help="Reason, for the history.")]
+Override = Annotated[str, typer.Option(help="Written reason to go on against the gate.")]
 
 # %% ../../nbs/cli/47_registry_commands.ipynb #689a6114
 @registry.command("list")
@@ -71,23 +72,38 @@ def registry_diff(ctx: typer.Context, a: Version, b: Version, json_: Json = Fals
 
     show(versions_diff(load(ctx), a, b), json_, "The two versions are the same.")
 
-
-def _switch(ctx, version, why, json_):
-    "Serve another version, and say which."
-    from stockpredict.train.registry import rollback
-
-    champion = rollback(load(ctx), version, why)
-    as_json(vars(champion)) if json_ else out(repr(champion))
-
 # %% ../../nbs/cli/47_registry_commands.ipynb #67db5301
 @registry.command("promote")
 def registry_promote(
-    ctx: typer.Context, version: Version, why: Why = "promoted by command", json_: Json = False
+    ctx: typer.Context,
+    version: Version,
+    why: Why = "promoted by command",
+    override: Override = "",
+    json_: Json = False,
 ):
-    "Serve a published version, verified before the switch."
-    _switch(ctx, version, why, json_)
+    "Serve a published version that the gate has promoted, verified before the switch."
+    from stockpredict.train.promotion import promote_version
+
+    champion = promote_version(load(ctx), version, why, override)
+    as_json(vars(champion)) if json_ else out(repr(champion))
 
 
+@registry.command("retire")
+def registry_retire(
+    ctx: typer.Context,
+    version: Version,
+    why: Why = "retired by command",
+    successor: Annotated[int | None, typer.Option(help="Version that answers next.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Go back to the version before.")] = False,
+    override: Override = "",
+):
+    "Take a version out of use; the one that answers needs a successor or --rollback."
+    from stockpredict.train.promotion import retire_version
+
+    champion = retire_version(load(ctx), version, why, successor, rollback, override)
+    out(f"Version {version} is retired. Served: {champion!r}")
+
+# %% ../../nbs/cli/47_registry_commands.ipynb #d481ba7d
 @registry.command("rollback")
 def registry_rollback(
     ctx: typer.Context,
@@ -96,7 +112,10 @@ def registry_rollback(
     json_: Json = False,
 ):
     "Serve the version before again, or the one named."
-    _switch(ctx, to, why, json_)
+    from stockpredict.train.registry import rollback
+
+    champion = rollback(load(ctx), to, why)
+    as_json(vars(champion)) if json_ else out(repr(champion))
 
 # %% ../../nbs/cli/47_registry_commands.ipynb #3acf908e
 def print_comparison(

@@ -33,12 +33,14 @@ from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
 from .front import LOOK_EVERY
 from .job_routes import add_job_routes
+from .model_routes import add_model_routes
 from .pages import PAGE_POLICY, docs_page, page_asset
 from .request_rules import LOOKUP_ERRORS, WHAT_IF_ERRORS, HostMissing, documented
+from .report_routes import add_report_routes
 from .request_rules import refuse_unknown_names, require_json, tagged
-from .schemas import API_VERSION, Envelope, Failure, ManyForecasts, OneForecast, WhatIf
+from .schemas import API_VERSION, Failure, ManyForecasts, OneForecast, WhatIf
 from .schemas import parse_request, render_envelope
-from .service import Service, promotion_history
+from .service import Service
 from .update_routes import add_update_routes
 
 # %% ../../nbs/serve/70_app.ipynb #a4b2c025
@@ -198,28 +200,6 @@ def add_what_if_route(
         headers = [JSON_HEADER, (b"cache-control", b"no-store")]
         return RawResponse(200, headers, render_envelope(data, request.scope["request_id"]))
 
-# %% ../../nbs/serve/70_app.ipynb #3cdd9f0a
-def add_models_route(
-    app: FastAPI,  # gets the route
-    service: Service,  # whose registry
-):
-    "The route for the champion and its history."
-
-    @app.get(
-        "/v1/models",
-        summary="The champion and its history",
-        response_model=Envelope[dict],
-        tags=["models"],
-        operation_id="models",
-        dependencies=STRICT,
-        responses=documented(HostMissing, RequestInvalid, cached=True),
-    )
-    async def models(request: Request):
-        """Which artifact answers, the verdict on its skill, and every promotion and rollback before."""
-        data = orjson.dumps(promotion_history(service.settings))
-        body = render_envelope(data, request.scope["request_id"])
-        return tagged(request.scope, [JSON_HEADER, REVALIDATE_HEADER], body, data)
-
 # %% ../../nbs/serve/70_app.ipynb #b383caa7
 NO_STORE = (b"cache-control", b"no-store")
 METRICS_HEADER = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -370,8 +350,9 @@ ROUTES = (
     add_ticker_route,
     add_list_route,
     add_what_if_route,
-    add_models_route,
     add_job_routes,
+    add_model_routes,
+    add_report_routes,
     add_update_routes,
     add_operation_routes,
     add_page_routes,

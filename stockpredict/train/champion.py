@@ -274,3 +274,16 @@ def champion_event(
     "The event of a change of the champion."
     fields = {k: entry[k] for k in ("version", "model", "skill", "artifact")}
     return dict(at=entry["promoted_at"], event=kind, why=why, entry=entry, **fields)
+
+# %% ../../nbs/train/70_champion.ipynb #9da2f2ba
+def retired_artifacts(
+    events: list,  # of the history, oldest first
+) -> set:  # of artifacts
+    "Artifacts that were taken out of use and not served since."
+    retired = set()
+    for event in events:
+        if event["event"] == "retire":
+            retired.add(event["artifact"])
+        elif "entry" in event:
+            retired.discard(event["artifact"])
+    return retired

@@ -91,6 +91,11 @@ def composed_candidate(
 
 # %% ../../nbs/train/85_composition.ipynb #d01f5707
 PART_OF_HEAD = dict(direction="direction", volatility="volatility", intervals="shape")
+DECIDING = dict(  # head -> what decides it, and where its value, interval and p stand in the verdict
+    direction=("mean daily rank IC", ("ic", "low", "high", "p")),
+    volatility=("QLIKE against EWMA", ("over_ewma", "over_ewma_low", "over_ewma_high", "p_adjusted")),
+    intervals=("outcomes inside the 90 % interval", ("value", "low", "high", "p")),
+)
 
 
 def reigning_head(
@@ -116,6 +121,20 @@ def agreed_heads(
     return verdict.heads if same and verdict.numbers.get("parts") else {}
 
 # %% ../../nbs/train/85_composition.ipynb #b885386b
+def skill_numbers(
+    head: str,  # `direction`, `volatility` or `intervals`
+    judged: dict,  # verdict on it
+) -> dict:  # measure, value, low, high, p; empty where it was judged without numbers
+    "The one number that decides a head, with its 95 % interval."
+    r = judged.get("numbers") or {}
+    if head == "intervals":
+        r = next((line for line in r.get("coverage", []) if line.get("share") == 0.9), {})
+    measure, keys = DECIDING[head]
+    known = {name: r.get(key) for name, key in zip(("value", "low", "high", "p"), keys)}
+    known = {k: round(float(v), 6) for k, v in known.items() if v is not None and v == v}
+    return dict(measure=measure) | known if "value" in known else {}
+
+# %% ../../nbs/train/85_composition.ipynb #a491909f
 def champion_heads(
     study: Experiment,  # finished
     verdict: Verdict,  # about it
@@ -132,6 +151,7 @@ def champion_heads(
         promoted = judged["decision"] == "promote" and (head == "intervals" or judged["model"] == name)
         new = dict(model=name, params=study.candidates[name].params, decision=judged["decision"])
         new |= dict(evidence=judged["evidence"] if promoted else "none", wording=judged["sentence"])
+        new |= dict(numbers=skill_numbers(head, judged))
         old = champion.heads.get(head, {}) if champion else {}
         stays = all(old.get(k) == new[k] for k in ("model", "params", "evidence"))
         heads[head] = json.loads(json.dumps(new | dict(since=old["since"] if stays else version)))

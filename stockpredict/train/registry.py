@@ -24,6 +24,7 @@ from .serving_parts import heads_in_brief
 from .composition import agreed_heads, champion_heads, composed_candidate
 from .champion import EVIDENCE_WORDING, Champion, append_event, champion_event
 from .champion import champion_or_none, current_champion, read_events, write_champion
+from .champion import retired_artifacts
 from .mlflow_mirror import note_run, outbox_dir, publication_card, put_into_outbox
 from .mlflow_mirror import record_waiting, cases_in_mlflow, waiting_cards
 
@@ -105,7 +106,8 @@ def publish_model(
     with registry_lock(settings):
         _finish_interrupted(settings)
         champion = champion_or_none(settings)
-        rolled_back = {e["from"] for e in read_events(settings) if e["event"] == "rollback"}
+        events = read_events(settings)
+        banned = {e["from"] for e in events if e["event"] == "rollback"} | retired_artifacts(events)
         chosen, refused = _chosen(settings, study, verdict, champion)
         older = refused or _is_older(study, champion)
         candidate = chosen or study.candidates[verdict.numbers["lead"]]
@@ -114,9 +116,9 @@ def publish_model(
         card = publication_card(settings, study, verdict, candidate)
         put_into_outbox(settings, card)
         step("outbox")
-        banned = candidate.artifact in rolled_back
-        if chosen is None or banned or older:
-            _hold(settings, champion, candidate, verdict, card["case"], banned, older)
+        out = candidate.artifact in banned
+        if chosen is None or out or older:
+            _hold(settings, champion, candidate, verdict, card["case"], out, older)
         elif champion is None or champion.artifact != candidate.artifact:
             _promote(settings, champion, candidate, verdict, study, step)
     sync_mlflow(settings)
@@ -133,7 +135,7 @@ def _chosen(settings, study, verdict, champion):
             raise
         return None, f"{e.problem} {e.fix}"
 
-
+# %% ../../nbs/train/90_registry.ipynb #fa762565
 def event_kind(
     entry: dict,  # fields of `Champion`
 ) -> str:  # `rollback`, `baseline` or `promote`
@@ -203,7 +205,7 @@ def _hold(settings, champion, candidate, verdict, case, banned, older):
     if older:
         why = older
     if banned:
-        why = f"{candidate.model} was rolled back before, so it is not served again."
+        why = f"{candidate.model} was rolled back or retired before, so it is not served again."
     event = dict(
         at=now_utc(),
         event="hold",

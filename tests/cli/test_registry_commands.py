@@ -65,10 +65,13 @@ def test_diff_names_what_differs_and_nothing_else(shell):
 def test_promote_rollback_and_history_switch_and_remember(shell):
     back = json.loads(shell("registry", "rollback", "--why", "drill", "--json"))
     assert back["version"] == 1 and json.loads(shell("registry", "show", "--json"))["version"] == 1
-    assert json.loads(shell("registry", "promote", "2", "--json"))["version"] == 2
+    shell("registry", "promote", "2", code=1)  # somebody went back from it
+    words = ("registry", "promote", "2", "--override", "the drill is over", "--json")
+    assert json.loads(shell(*words))["version"] == 2
     events = json.loads(shell("registry", "history", "--json"))
-    assert [e["event"] for e in events] == ["rollback", "rollback", "promote", "baseline"]
-    assert [e["why"] for e in events[:2]] == ["promoted by command", "drill"]
+    assert [e["event"] for e in events] == ["promote", "rollback", "promote", "baseline"]
+    assert "was rolled back: drill. Overridden: the drill is over" in events[0]["why"]
+    assert events[1]["why"] == "drill"
     assert json.loads(shell("registry", "verify", "--json")) == {"ok": True, "problems": []}
     assert json.loads(shell("registry", "rollback", "--to", "1", "--json"))["version"] == 1
 
