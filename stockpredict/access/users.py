@@ -89,12 +89,14 @@ def digest_of(
 @patch
 @contextmanager
 def changing(self: AccessFile) -> Iterator[dict]:
-    "The content, to change in place; written when the block ends well."
+    "The content, to change in place; written when the block ends well and has changed something."
     with explain_disk("[storage] home"):
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with file_lock(self.path.with_name(f".{self.path.stem}.lock"), wait=10):
             content = json.loads(json.dumps(self.read()))
             yield content
+            if content == self._content and self._stamp:
+                return
             outer = {"format": 1, "digest": digest_of(content), "content": content}
             text = json.dumps(outer, indent=1)
             atomic_write(self.path, text, mode=0o600, durable=self.durable)
