@@ -68,7 +68,7 @@ class Plan:
         sessions: int,  # newest sessions wanted
         extra: int = 0,  # sessions by which halted tickers reach further back
     ):
-        self.steps = steps_behind(set(recipes))
+        self.steps, self.extra = steps_behind(set(recipes)), extra
         at = {s.recipe: s for s in self.steps}
         for i, r in enumerate(recipes):
             at[r].out.append(i)
@@ -271,7 +271,7 @@ def _compare_tickers(s, x, *others):  # a comparison across tickers, or a column
     return column if s.column else column.expand_as(x)
 
 
-def _run_together(lanes, whole, columns, out):  # steps that need all tickers
+def _run_together(lanes, whole, columns, out, crossed=None):  # steps that need all tickers
     sessions, most = out.shape[1], len(lanes[0].panel)
     for s in whole:
         if s.column and s.kind != "column":
@@ -279,7 +279,10 @@ def _run_together(lanes, whole, columns, out):  # steps that need all tickers
             continue
         reach = min(s.reach, most)
         parts = ([to_sessions(lane, lane.part(p, s.reach), reach) for lane in lanes] for p in s.parts)
-        x = _compare_tickers(s, *(torch.cat(beside, 1) for beside in parts))
+        parts = [torch.cat(beside, 1) for beside in parts]
+        x = _compare_tickers(s, *parts)
+        if crossed is not None:
+            crossed[s.recipe] = parts
         if s.column:
             columns[s.recipe] = x
         at = 0
@@ -298,6 +301,7 @@ def run_plan(
     plan: Plan,  # what to compute
     lanes: list[Lane],  # all tickers
     out: Tensor,  # `[feature, session, ticker]`, tickers in the order of the lanes
+    crossed: dict | None = None,  # filled: recipe of a comparison across tickers -> the rows that it compared
 ):
     "Compute the newest rows of every feature of a plan."
     columns = {}
@@ -306,14 +310,13 @@ def run_plan(
         for lane in lanes:
             _run_lane(lane, own, columns, out, slice(at, at + lane.size))
             at += lane.size
-        _run_together(lanes, whole, columns, out)
+        _run_together(lanes, whole, columns, out, crossed)
 
 # %% ../../nbs/catalogue/10_latest.ipynb #5139ab6d
 LANE_TICKERS = 3072  # tickers in a lane
 
 
-def _choose_plan(panel, recipes, sessions):  # the plan, and which tickers are scattered
-    extra = 0
+def _choose_plan(panel, recipes, sessions, extra=0):  # the plan, and which tickers are scattered
     while True:
         plan = cached_plan(recipes, sessions, extra)
         apart = scattered_tickers(panel, plan.rows)

@@ -13,7 +13,15 @@ from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+)
 
 from ..core.errors import RequestInvalid, StockpredictError
 from ..core.words import counted
@@ -246,12 +254,24 @@ def request_id(
 MAX_BARS = 5000  # twenty years of sessions
 Price = Annotated[FiniteFloat, Field(gt=0, lt=1e9, strict=True)]  # a text such as "1.5" is a mistake
 
+
+def plain_day(
+    value,  # as sent
+):  # the same
+    "Refuse a date that is not written as YYYY-MM-DD, such as a number of seconds or an instant."
+    if isinstance(value, date) or (isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value)):
+        return value
+    raise ValueError("write the date as YYYY-MM-DD")
+
+
+Day = Annotated[date, BeforeValidator(plain_day)]
+
 # %% ../../nbs/serve/10_schemas.ipynb #5d01f5cf
 class WhatIfBar(BaseModel):
     "One session of your own price history."
 
     model_config = ConfigDict(extra="forbid")
-    date: date
+    date: Day
     close: Price
     open: Price | None = None
     high: Price | None = None

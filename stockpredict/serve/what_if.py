@@ -6,76 +6,25 @@
 __all__ = ['predict_bars']
 
 # %% ../../nbs/serve/23_what_if.ipynb #b5f67695
-from dataclasses import fields as dataclass_fields
 from dataclasses import replace
+from dataclasses import fields as dataclass_fields
 
 import numpy as np
-import pandas as pd
 import torch
+from fastcore.basics import patch
 
-from ..core.errors import BarsInvalid, NotEnoughHistory, StockpredictError, UnknownHorizon
+from ..core.errors import NotEnoughHistory, StockpredictError, UnknownHorizon
 from ..sources.bars import canonical_ticker
 from ..algebra.panel import FIELDS, Panel
 from ..catalogue.point_in_time import fact_fields
+from ..catalogue.bar_history import BarHistory
 from ..catalogue.design_matrix import Inputs
-from ..features.membership import MEMBER
+from ..features.membership import MEMBER, restrict_to_members
 from ..models.forecast import Forecast
+from .caller_requests import Asked, asked_of, check_request
+from .caller_features import MarketRows, market_rows, with_column
 from .engine import Engine, Window
 from .schemas import WhatIf, WhatIfBar
-
-# %% ../../nbs/serve/23_what_if.ipynb #ec84dcd4
-def date_mistakes(
-    bars: list[WhatIfBar],  # as sent
-    days: list,  # position of each bar in the calendar; `None` where there is no session
-    session: pd.Timestamp,  # current decision session
-) -> list[str]:
-    "What is wrong with the dates of a history."
-    mistakes, newest = [], max(b.date for b in bars)
-    closed = [str(b.date) for b, day in zip(bars, days, strict=True) if day is None]
-    if closed:
-        mistakes.append(f"{len(closed)} dates are not sessions of the exchange, {closed[0]} first")
-    if len({b.date for b in bars}) < len(bars):
-        mistakes.append("a date appears twice")
-    if newest != session.date():
-        mistakes.append(f"the newest bar is of {newest}, but the universe is known up to {session.date()}")
-    return mistakes
-
-
-def price_mistakes(
-    bars: list[WhatIfBar],  # as sent
-    prices: np.ndarray,  # `[field, bar]`
-) -> list[str]:
-    "What is wrong with the prices of a history."
-    start, high, low, close, _ = prices
-    odd = np.flatnonzero((np.fmax(start, close) > high) | (np.fmin(start, close) < low) | (high < low))
-    return [f"prices on {bars[odd[0]].date} lie outside its low and high"] if len(odd) else []
-
-# %% ../../nbs/serve/23_what_if.ipynb #9152bde1
-def check_bars(
-    bars: list[WhatIfBar],  # as sent
-    positions: dict,  # date of every session -> its position in the calendar
-    session: pd.Timestamp,  # current decision session
-) -> tuple:  # positions of the sessions in the calendar, prices `[field, bar]`
-    "Positions and prices of a history, or everything that is wrong with it."
-    prices = np.array([[getattr(b, f) for b in bars] for f in FIELDS], dtype=float)
-    days = [positions.get(b.date) for b in bars]
-    mistakes = date_mistakes(bars, days, session) + price_mistakes(bars, prices)
-    if not mistakes:
-        return days, prices
-    raise BarsInvalid(
-        f"These bars cannot be used: {'; '.join(mistakes)}.",
-        f"Send one bar per session, the newest of {session.date()}, adjusted for splits up to that day.",
-        session=str(session.date()),
-    )
-
-# %% ../../nbs/serve/23_what_if.ipynb #5c78911e
-def replace_column(
-    x: torch.Tensor,  # `[session, ticker]`
-    n: int,  # column to replace; the number of columns appends one
-    values: torch.Tensor,  # `[session]`
-) -> torch.Tensor:
-    "The matrix with `values` as column `n`."
-    return torch.cat([x[:, :n], values[:, None], x[:, n + 1 :]], 1)
 
 # %% ../../nbs/serve/23_what_if.ipynb #ac51ef84
 def join_facts(
@@ -92,14 +41,14 @@ def join_facts(
     for f, x in facts.items():
         missing = torch.full_like(x[:, 0], torch.nan)
         if f in computed:
-            joined[f] = replace_column(x, n, computed[f].to(x))
+            joined[f] = with_column(x, n, computed[f].to(x))
         elif f == MEMBER:
             member = torch.zeros_like(x[:, 0]) if n == x.shape[1] else x[:, n].nan_to_num(0.0)
-            joined[f] = replace_column(x, n, member)
+            joined[f] = with_column(x, n, member)
         elif n < x.shape[1]:
             joined[f] = x
         else:
-            joined[f] = replace_column(x, n, x[:, 0] if f in market else missing)
+            joined[f] = with_column(x, n, x[:, 0] if f in market else missing)
     return joined
 
 # %% ../../nbs/serve/23_what_if.ipynb #4fb6c73d
@@ -128,11 +77,10 @@ def align_bars(
     request: WhatIf,  # the caller's bars
 ) -> torch.Tensor:  # `[field, session]`, not a number where there is no bar
     "The caller's bars on the sessions of the universe."
-    days, prices = check_bars(request.bars, engine.positions, window.session)
-    first = engine.positions[window.session.date()] - len(window.panel) + 1
-    row = np.array(days) - first
+    asked = asked_of(engine, window.session, request)
+    row = asked.days - engine.positions[window.session.date()] + len(window.panel) - 1
     values = torch.full((len(FIELDS), len(window.panel)), torch.nan, dtype=torch.float64)
-    values[:, row[row >= 0]] = torch.from_numpy(prices[:, row >= 0])
+    values[:, row[row >= 0]] = torch.from_numpy(asked.prices[:, row >= 0])
     return values
 
 # %% ../../nbs/serve/23_what_if.ipynb #24634ade
@@ -152,7 +100,7 @@ def join_universe(
     tickers = panel.tickers if ticker in panel.tickers else [*panel.tickers, ticker]
     n = tickers.index(ticker)
     fields = {
-        f: replace_column(getattr(panel, f).values, n, values[i].float())
+        f: with_column(getattr(panel, f).values, n, values[i].float())
         for i, f in enumerate(FIELDS)
         if panel.has(f)
     }
@@ -167,6 +115,173 @@ def join_universe(
         )
     close = float(values[FIELDS.index("close"), -1])
     return replace(window, inputs=inputs, closes={ticker: close})
+
+# %% ../../nbs/serve/23_what_if.ipynb #785bcb42
+@patch
+def market_for_callers(self: Engine) -> MarketRows | None:
+    "What callers are compared with, computed once for each window."
+    window = self.universe or self.window()
+    if "callers" not in window.kept:
+        window.kept["callers"] = market_rows(window.panel, self.spec, self.model.sequence)
+    return window.kept["callers"]
+
+
+def align_callers(
+    engine: Engine,  # whose calendar
+    window: Window,  # the universe
+    asked: list[Asked],  # at least one
+) -> torch.Tensor:  # `[field, session, caller]`, `NaN` where there is no bar
+    "The callers' bars on the sessions of the universe."
+    values = np.full((len(FIELDS), len(window.panel), len(asked)), np.nan)
+    first = engine.positions[window.session.date()] - len(window.panel) + 1
+    for j, request in enumerate(asked):
+        row = request.days - first
+        values[:, row[row >= 0], j] = request.prices[:, row >= 0]
+    return torch.from_numpy(values)
+
+# %% ../../nbs/serve/23_what_if.ipynb #ee5f2efe
+def caller_facts(
+    panel: Panel,  # the universe, with facts
+    columns: list[int | None],  # of each caller's ticker; `None` where it is new
+    values: torch.Tensor,  # the callers' bars, `[field, session, caller]`
+) -> dict:  # field -> `[session, caller]`
+    "The facts about each caller's ticker, as in `join_facts`."
+    facts = {f: x for f, x in panel._fields.items() if f not in FIELDS}
+    market = fact_fields(market=True) if facts else {}
+    close, volume = (values[FIELDS.index(f)] for f in ("close", "volume"))
+    computed, result = {"raw_close": close, "money": close * volume}, {}
+    for f, x in facts.items():
+        shared = x[:, 0] if f in market else torch.full_like(x[:, 0], torch.nan)
+        if f in computed:
+            result[f] = computed[f].to(x)
+            continue
+        if f == MEMBER:
+            x, shared = x.nan_to_num(0.0), torch.zeros_like(x[:, 0])
+        result[f] = torch.stack([shared if n is None else x[:, n] for n in columns], 1)
+    return result
+
+
+def caller_panel(
+    engine: Engine,  # whose calendar
+    window: Window,  # the universe
+    asked: list[Asked],  # at least one
+) -> Panel:
+    "The callers' bars and facts, a column for each."
+    values = align_callers(engine, window, asked)
+    places = window.kept.setdefault("columns", {t: n for n, t in enumerate(window.panel.tickers)})
+    own = {f: values[i].float() for i, f in enumerate(FIELDS) if window.panel.has(f)}
+    facts = caller_facts(window.panel, [places.get(r.ticker) for r in asked], values)
+    return Panel(own | facts, window.panel.sessions, [r.ticker for r in asked])
+
+# %% ../../nbs/serve/23_what_if.ipynb #900842b6
+@patch
+def caller_inputs(
+    self: Engine,
+    window: Window,  # the universe
+    asked: list[Asked],  # at least one
+) -> Inputs | None:  # a column for each caller; `None` where only the whole market can be computed
+    "The inputs of callers' series, each compared with the stored market."
+    market = self.market_for_callers()
+    if market is None:
+        return None
+    callers, stored = caller_panel(self, window, asked), window.inputs
+    slots = np.array([market.slots.get(r.ticker, len(market.slots)) for r in asked])
+    values = market.caller_values(callers, slots)
+    x, sessions = market.scaled_values(values, slots), values.shape[1]
+    bars = replace(BarHistory.from_panel(callers, sessions), market=stored.bars)
+    sectors = callers._fields.get("sector") if "sector" in self.spec.needs else None
+    own = dict(x=x, present=callers.present[-sessions:], volatility=values[-1], bars=bars)
+    own |= dict(tickers=callers.tickers, sectors=None if sectors is None else sectors[-sessions:])
+    return restrict_to_members(replace(stored, **own), callers, self.index)
+
+# %% ../../nbs/serve/23_what_if.ipynb #acf7f38b
+def among_universe(
+    stored: Inputs,  # of the universe
+    own: Inputs,  # of one caller
+) -> Inputs:
+    "The universe with one caller in the place of its ticker, or after the last one."
+    n = stored.tickers.index(own.tickers[0]) if own.tickers[0] in stored.tickers else len(stored.tickers)
+    names = ("x", "present", "volatility", "sectors")
+    pairs = {k: (getattr(stored, k), getattr(own, k)) for k in names}
+    joined = {
+        k: torch.cat([a[:, :n], b.to(a), a[:, n + 1 :]], 1) for k, (a, b) in pairs.items() if a is not None
+    }
+    tickers = [*stored.tickers[:n], own.tickers[0], *stored.tickers[n + 1 :]]
+    if stored.bars:
+        parts = {k: (getattr(stored.bars, k), getattr(own.bars, k)) for k in ("prices", "broken")}
+        bars = {k: torch.cat([a[..., :n], b, a[..., n + 1 :]], -1) for k, (a, b) in parts.items()}
+        joined["bars"] = replace(stored.bars, **bars, tickers=tickers, market=stored.bars)
+    return replace(stored, **joined, tickers=tickers)
+
+
+@patch
+def forecast_callers(
+    self: Engine,
+    window: Window,  # the universe
+    inputs: Inputs,  # of the callers
+) -> Forecast:
+    "Forecast callers' series; none of them sees another."
+    if not self.model.reads_across:
+        return self.forward(inputs)
+    parts = []
+    for i in range(len(inputs.tickers)):
+        whole = among_universe(window.inputs, column_of(inputs, i))
+        forecast = self.forward(whole)
+        parts.append(column_of(forecast, whole.tickers.index(inputs.tickers[i])))
+    tensors = {k: torch.cat([ticker_tensors(p)[k] for p in parts], 1) for k in ticker_tensors(parts[0])}
+    return replace(parts[0], **tensors, tickers=inputs.tickers)
+
+# %% ../../nbs/serve/23_what_if.ipynb #36f53e2b
+def whole_market_inputs(
+    engine: Engine,  # whose model answers
+    window: Window,  # the universe
+    request: Asked,  # of one caller
+) -> Inputs:
+    "Inputs of one caller by a computation of the whole market."
+    days = [day.date() for day in engine.calendar.sessions()[request.days]]
+    columns = zip(days, request.prices.T.tolist(), strict=True)
+    bars = [WhatIfBar.model_construct(date=day, **dict(zip(FIELDS, values))) for day, values in columns]
+    joined = WhatIf.model_construct(ticker=request.ticker, bars=bars, horizon=request.horizon)
+    return join_universe(engine, window, joined).inputs
+
+# %% ../../nbs/serve/23_what_if.ipynb #59d570d0
+def refuse_short(
+    engine: Engine,  # whose look-back
+    request: Asked,  # whose volatility is not known
+) -> NotEnoughHistory:
+    "The error for a history that is too short for a volatility."
+    return NotEnoughHistory(
+        f"{len(request.days)} bars are too few to know how volatile {request.ticker} is.",
+        f"Send {engine.lookback} sessions or more.",
+    )
+
+# %% ../../nbs/serve/23_what_if.ipynb #ceebe801
+def answer_together(
+    engine: Engine,  # whose model answers
+    window: Window,  # the universe
+    asked: list[Asked],  # checked, at least one
+) -> list:  # a list of predictions, or the error, for each
+    "Forecast checked requests with one pass of features and one of the model."
+    try:
+        inputs = engine.caller_inputs(window, asked)
+        if inputs is None:
+            inputs = side_by_side([whole_market_inputs(engine, window, r) for r in asked])
+        usable = inputs.usable[-1]
+        if not usable.all():
+            results = [None if ok else refuse_short(engine, r) for ok, r in zip(usable.tolist(), asked)]
+            rest = [r for ok, r in zip(usable.tolist(), asked) if ok]
+            answers = iter(answer_together(engine, window, rest) if rest else ())
+            return [result or next(answers) for result in results]
+        forecast = engine.forecast_callers(window, inputs)
+        closes = [float(r.prices[FIELDS.index("close"), r.days.argmax()]) for r in asked]
+        predictions, each = engine.to_predictions(window, forecast, "caller", closes), len(forecast.horizons)
+        return [predictions[i * each : (i + 1) * each] for i in range(len(asked))]
+    except Exception as error:
+        if len(asked) == 1:
+            return [error]
+        half = len(asked) // 2
+        parts = (answer_together(engine, window, part) for part in (asked[:half], asked[half:]))
+        return [answer for part in parts for answer in part]
 
 # %% ../../nbs/serve/23_what_if.ipynb #81a7c83b
 def side_by_side(
@@ -186,26 +301,40 @@ def side_by_side(
 # %% ../../nbs/serve/23_what_if.ipynb #052289aa
 def predict_bars(
     engine: Engine,  # whose model answers
-    requests: list[WhatIf],  # answered in this order
+    requests: list[WhatIf | Asked],  # answered in this order
 ) -> list:  # a list of predictions, or the error, for each
     "Forecast callers' series among the universe that was read last."
     with engine.lock:
         window = engine.universe or engine.window()
-        results = [_joined_or_error(engine, window, request) for request in requests]
-        joined = [result for result in results if isinstance(result, Window)]
-        if not joined:
-            return results
-        parts = [part.inputs.last(engine.model.sequence) for part in joined]
-        forecast = engine.forward(side_by_side(parts))
-        predictions = iter(
-            [engine.to_predictions(part, column_of(forecast, i), "caller") for i, part in enumerate(joined)]
-        )
-        return [next(predictions) if isinstance(result, Window) else result for result in results]
+        results = [_checked_or_error(engine, window, request) for request in requests]
+        asked = [result for result in results if isinstance(result, Asked)]
+        answers = iter(answer_together(engine, window, asked) if asked else ())
+        return [next(answers) if isinstance(result, Asked) else result for result in results]
 
 
-def _joined_or_error(engine, window, request):
-    "The joined universe, or the error that refuses the request."
+def _checked_or_error(engine, window, request):
+    "The request as arrays, or the error that refuses it."
     try:
-        return join_universe(engine, window, request)
+        return check_request(engine, window.session, request)
     except StockpredictError as error:
         return error
+
+# %% ../../nbs/serve/23_what_if.ipynb #a65ddb57
+@patch
+def warm_callers(self: Engine) -> bool:  # did anything have to be prepared?
+    "Prepare everything that a request needs, and answer one for each number of callers that is usual."
+    with self.lock:
+        window = self.universe or self.window()
+        if "warm" in window.kept:
+            return False
+        first = self.positions[window.session.date()] - len(window.panel) + 1
+        close = FIELDS.index("close")
+        n = int(window.panel.present[-1].nonzero()[0])
+        there = window.panel.present[:, n].nonzero()[:, 0].numpy()
+        prices = np.full((len(FIELDS), len(there)), np.nan)
+        prices[close] = window.panel._fields["close"][there, n].double().numpy()
+        request = Asked(window.panel.tickers[n], first + there, prices, None)
+        for count in (1, 32):
+            answer_together(self, window, [request] * count)
+        window.kept["warm"] = True
+    return True

@@ -51,7 +51,7 @@ def test_a_table_is_written_again_when_a_challenger_comes_or_goes(rivals):
 
 
 def test_a_challenger_that_fails_takes_no_answer_away(rivals):
-    settings, champion, challenger, pinned = rivals
+    settings, _, challenger, pinned = rivals
     folder = settings.storage.registry_dir / "versions" / challenger
     (folder / "weights.safetensors").write_bytes(b"damaged")
     refresh_answers(settings)
@@ -62,7 +62,7 @@ def test_a_challenger_that_fails_takes_no_answer_away(rivals):
 
 
 def test_an_unsigned_list_leaves_the_champion_alone(rivals):
-    settings, champion, *_ = rivals
+    settings, *_ = rivals
     path = settings.storage.registry_dir / "beside.json"
     path.write_text(path.read_text().replace('"none"', '"strong"'))
     with pytest.raises(ArtifactRejected, match="not what this installation has signed"):
