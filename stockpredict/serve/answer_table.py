@@ -25,6 +25,7 @@ from ..core.files import atomic_path, file_lock
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
+from .recent_closes import write_closes
 from .table_archive import archive_table, forget_archived
 from .table_format import pack_table, unpack_table
 
@@ -413,6 +414,7 @@ def refresh_answers(
             status, raw = "written", predict_table(settings, engine, key)
             write_table(raw, folder)
             forget_archived(folder, settings.serving.keep_tables, header["decision_session"])
+        write_closes(engine.window().panel, key, folder, table_signer(settings))
         table, shared = AnswerTable(raw), share_table(settings, raw)
     model = f"{header['model']['name']} version {header['model']['version']}"
     seconds, session = round(time.monotonic() - started, 3), header["decision_session"]
