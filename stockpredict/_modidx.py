@@ -7060,6 +7060,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'stockpredict/serve/app.py'),
                                         'stockpredict.serve.app.Service.openapi_schema': ( 'serve/app.html#service.openapi_schema',
                                                                                            'stockpredict/serve/app.py'),
+                                        'stockpredict.serve.app.Service.read_what_if': ( 'serve/app.html#service.read_what_if',
+                                                                                         'stockpredict/serve/app.py'),
                                         'stockpredict.serve.app.Service.what_if_json': ( 'serve/app.html#service.what_if_json',
                                                                                          'stockpredict/serve/app.py'),
                                         'stockpredict.serve.app.add_error_handlers': ( 'serve/app.html#add_error_handlers',

@@ -15,6 +15,7 @@ from ..access.cross_origin import answer_origin, preflight_headers
 from ..access.door import refuse_key_in_address
 from ..access.permissions import NOBODY
 from .http import PROBLEM_HEADER, RawResponse
+from .prediction_routes import quick_response
 from .request_rules import host_problem, without_body
 from .schemas import render_problem, request_id
 from .service import Service
@@ -85,24 +86,35 @@ class FastPath:
         if scope["method"] == "HEAD":
             scope, send = scope | {"method": "GET", "head": True}, without_body(send)
         service.refresh_state()
-        answer = None
+        response, route = None, ROUTE
         if self.fast and scope["method"] == "GET" and "read" in caller.permissions:
-            answer = service.lookups.get((scope["path"], scope["query_string"]))
-        if not answer:
+            if answer := service.lookups.get((scope["path"], scope["query_string"])):
+                response = service.respond(scope, *answer)
+            elif quick := quick_response(service, scope):
+                response, route = quick
+        if response is None:
             return await self.forward(scope, receive, send, start)
-        response = service.respond(scope, *answer)
         headers = [*response.raw_headers, (b"x-request-id", scope["request_id"]), *LOCKED_HEADERS]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
-        service.record(scope, ROUTE, response.status_code, time.perf_counter() - start)
+        service.record(scope, route, response.status_code, time.perf_counter() - start)
 
-    async def refuse(self, problem, scope, receive, send, start):
-        "Answer a request that is refused before it is looked at."
-        scope.setdefault("caller", NOBODY)
-        response = self.service.refuse(scope, problem)
-        response.raw_headers = headers_for(response.raw_headers, scope["request_id"])
-        await response(scope, receive, send)
-        self.service.record(scope, "unmatched", response.status_code, time.perf_counter() - start)
+# %% ../../nbs/serve/65_fast_path.ipynb #1fab057c
+@patch
+async def refuse(
+    self: FastPath,
+    problem: StockpredictError,  # why
+    scope: dict,  # of the request
+    receive,  # as in ASGI
+    send,  # as in ASGI
+    start: float,  # when the request arrived, on the performance counter
+):
+    "Answer a request that is refused before it is looked at."
+    scope.setdefault("caller", NOBODY)
+    response = self.service.refuse(scope, problem)
+    response.raw_headers = headers_for(response.raw_headers, scope["request_id"])
+    await response(scope, receive, send)
+    self.service.record(scope, "unmatched", response.status_code, time.perf_counter() - start)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #78997589
 @patch
@@ -150,7 +162,8 @@ async def forward(
         nonlocal status
         if message["type"] == "http.response.start":
             status = message["status"]
-            message["headers"] = headers_for(message["headers"], scope["request_id"])
+            own = [*message["headers"], *scope.get("more_headers", ())]
+            message["headers"] = headers_for(own, scope["request_id"])
         await send(message)
 
     try:

@@ -7,8 +7,11 @@ __all__ = []
 
 # %% ../../nbs/serve/15_request_rules.ipynb #f2909a74
 import hashlib
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from email.utils import format_datetime
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from ..core.errors import NotReady, QueueFull, RequestInvalid, StockpredictError
 from ..core.errors import UnknownHorizon, UnknownTicker, near
@@ -97,6 +100,42 @@ def host_problem(
     if b"host" in scope["header_map"] or scope.get("http_version") != "1.1":
         return None
     return HostMissing("The request names no host, which HTTP/1.1 requires.", "Send a Host header.")
+
+# %% ../../nbs/serve/15_request_rules.ipynb #516041e4
+@dataclass(frozen=True)
+class Retirement:
+    "When an address ends, and what replaces it."
+
+    since: date  # not recommended from this day on
+    sunset: date  # it ends on this day
+    successor: str  # address that replaces it
+
+    @property
+    def headers(self) -> list:  # pairs of bytes
+        "The headers that say so."
+        since, sunset = (datetime.combine(day, time(), UTC) for day in (self.since, self.sunset))
+        return [
+            (b"deprecation", b"@%d" % since.timestamp()),
+            (b"sunset", format_datetime(sunset, usegmt=True).encode()),
+            (b"link", f'<{self.successor}>; rel="successor-version"'.encode()),
+        ]
+
+    def __call__(
+        self,
+        request: Request,  # of the address
+    ):
+        "Add the headers to whatever is answered."
+        request.scope["more_headers"] = [*request.scope.get("more_headers", ()), *self.headers]
+
+# %% ../../nbs/serve/15_request_rules.ipynb #ea8dc643
+def retired(
+    since: str,  # not recommended from this day on, YYYY-MM-DD
+    sunset: str,  # it ends on this day, YYYY-MM-DD
+    successor: str,  # address that replaces it
+) -> dict:  # options of the route
+    "What a route needs so that callers and the schema know about its end."
+    retirement = Retirement(date.fromisoformat(since), date.fromisoformat(sunset), successor)
+    return {"deprecated": True, "dependencies": [Depends(retirement), Depends(refuse_unknown_names)]}
 
 # %% ../../nbs/serve/15_request_rules.ipynb #e5b71a68
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Failure"}

@@ -28,11 +28,10 @@ from ..access.door import Door, refusal_headers
 from ..access.keys import KeyStore, KeyVerifier
 from ..access.limits import Limits
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
-from .answer_table import render_staleness, table_verifier, write_table
-from .http import JSON_HEADER, PROBLEM_HEADER, REVALIDATE_HEADER, RawResponse
-from .http import ServiceMetrics, json_logger
-from .request_rules import has_current
-from .schemas import WhatIf, render_envelope, render_problem
+from .answer_table import table_verifier, write_table
+from .http import PROBLEM_HEADER, RawResponse, ServiceMetrics, json_logger
+from .prediction_routes import Reads, current_view
+from .schemas import WhatIf, render_problem
 from ..train.champion import read_champion_entry, read_events
 
 # %% ../../nbs/serve/60_service.ipynb #9aa689d4
@@ -51,6 +50,7 @@ class Service:
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.door = Door(settings, [self.keys])
         self.limits = Limits(settings.access)
+        self.reads = Reads(settings)
         self.audit = audit_log(settings)
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
@@ -110,9 +110,8 @@ def refresh_state(self: Service):
             self.engine.universe = None
     if self.table is None:
         return
-    self.age = self.table.age()
-    self.tail = render_staleness(self.age, self.settings.serving.stale_after, self.stale_model)
-    self.etag = b'W/"%b-%d-%d-%d"' % (self.table.key.encode(), self.age, self.stale, self.stale_model)
+    view = current_view(self.settings, self.table, time.time(), self.stale_model)
+    self.reads.view, self.age, self.tail, self.etag = view, view.age, view.tail, view.etag
 
 
 @patch
@@ -136,15 +135,7 @@ def respond(
     more: bytes = b"",  # further metadata
 ) -> RawResponse:
     "Stored answers as a response."
-    etag = b"etag", self.etag
-    if has_current(scope, self.etag):
-        return RawResponse(304, [REVALIDATE_HEADER, etag], b"")
-    if single:
-        data = stored + self.tail
-    else:
-        data = b"[" + b",".join([body + self.tail for body in stored]) + b"]"
-    body = render_envelope(data, scope["request_id"], more)
-    return RawResponse(200, [JSON_HEADER, REVALIDATE_HEADER, etag], body)
+    return self.reads.view.respond(scope, stored, single, more)
 
 # %% ../../nbs/serve/60_service.ipynb #cfe4523c
 @patch
@@ -353,7 +344,9 @@ def _component(self: Service, name, details=None):
 def _model_health(self: Service):
     "Is the champion loaded, and is it the one that answers?"
     details = {"loaded": bool(self.loaded_artifact), "stale_model": self.stale_model}
-    return self._component("model", details | (self.table.header["model"] if self.table else {}))
+    details |= self.table.header["model"] if self.table else {}
+    no_engine = self.link is not None and not self.link.path
+    return details | {"status": "off"} if no_engine else self._component("model", details)
 
 # %% ../../nbs/serve/60_service.ipynb #7a34c581
 @patch
@@ -390,7 +383,8 @@ def _storage_health(self: Service):
     existing = next(path for path in (serving, *serving.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     redis = self._component("redis") if self.settings.serving.redis_url else {"status": "off"}
-    return {
+    engine = {"engine": self._component("engine")} if self.link is not None and self.link.path else {}
+    return engine | {
         "lake": {"status": "ok" if storage.lake_exists else "trouble"},
         "redis": redis,
         "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20},

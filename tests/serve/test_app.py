@@ -294,7 +294,7 @@ def test_a_new_table_is_served_without_a_restart(served, settings):
 
 
 def test_without_a_table_everything_says_what_to_do(served, settings):
-    for f in settings.storage.serving_dir.iterdir():
+    for f in settings.storage.serving_dir.glob("*.bin"):
         f.unlink()
     one, many, health, front, docs, metrics = get(
         served, settings, "/v1/predictions/SIM00", "/v1/predictions", "/health", "/", "/docs", "/metrics"
