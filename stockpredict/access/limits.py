@@ -64,7 +64,7 @@ class Limits:
         self.most = dict(zip(("requests", "asks", "changes"), (n or math.inf for n in numbers)))
         self.most_together = access.total_per_minute or math.inf
         self.clock, self.windows, self.together = clock, {}, Window()
-        self.problem, self.hurry = "", False
+        self.problem, self.hurry, self.processes = "", False, 0  # processes that share the limits
 
     def admit(self, caller_id: str, now: float):
         "Count a request of this caller; raises `TooManyRequests`."
@@ -87,8 +87,11 @@ class Limits:
         together.unsent += 1
 
     def open(self, caller_id: str, kind: str) -> Window:
-        "A window for a caller that was silent before."
-        return self.windows.setdefault((caller_id, kind), Window())
+        "A window for a caller that was silent before; a tenth of its fair share until the first report."
+        window = self.windows.setdefault((caller_id, kind), Window())
+        if self.processes and math.isfinite(self.most[kind]):
+            window.share = math.ceil(self.most[kind] / self.processes / 10)
+        return window
 
 # %% ../../nbs/access/20_limits.ipynb #3cb084f2
 KIND_WORDS = {
@@ -111,8 +114,10 @@ def refusal(
     alone = window.total >= most
     self.hurry = self.hurry or not alone  # ask Redis at once: others may have stopped
     seconds = max(1, math.ceil(window.wait(most, now))) if alone else 1
+    many = f"There were {most:,} {KIND_WORDS[kind]} in the last minute, which is the limit."
+    fast = f"The {KIND_WORDS[kind]} come faster than they can be shared out between processes."
     return TooManyRequests(
-        f"There were {most:,} {KIND_WORDS[kind]} in the last minute, which is the limit.",
+        many if alone else fast,
         f"Try again in {seconds} s.",
         retry_after=seconds,
         limit=most,
@@ -138,76 +143,84 @@ def admit_kind(
 
 # %% ../../nbs/access/20_limits.ipynb #f135fc48
 SCRIPT = """
-local now = tonumber(redis.call('TIME')[1])
+local now, me = tonumber(redis.call('TIME')[1]), ARGV[1]
 local width, slices, count = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local newest = math.floor(now / width)
 local here = KEYS[1] .. ':' .. newest
-local names = {}
+local names, total, answer = {}, {}, {}
 for i = 1, count do
-  names[i] = ARGV[3 + 2 * i]
-  local more = tonumber(ARGV[4 + 2 * i])
-  if more > 0 then redis.call('HINCRBY', here, names[i], more) end
+  names[i], total[i] = ARGV[4 * i + 1], 0
+  local used = tonumber(ARGV[4 * i + 2])
+  if used > 0 then redis.call('HINCRBY', here, names[i], used) end
 end
 redis.call('EXPIRE', here, width * (slices + 1))
-redis.call('ZADD', KEYS[2], now, ARGV[1])
+redis.call('ZADD', KEYS[2], now, me)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 10)
-local answer = {redis.call('ZCARD', KEYS[2])}
-for i = 1, count do answer[i + 1] = 0 end
-if count > 0 then
-  for s = newest - slices + 1, newest do
-    local part = redis.call('HMGET', KEYS[1] .. ':' .. s, unpack(names))
-    for i = 1, count do answer[i + 1] = answer[i + 1] + tonumber(part[i] or 0) end
-  end
+local processes = redis.call('ZRANGE', KEYS[2], 0, -1)
+local function add(key)
+  local part = redis.call('HMGET', key, unpack(names))
+  for i = 1, count do total[i] = total[i] + tonumber(part[i] or 0) end
 end
-return answer
+for s = newest - slices + 1, newest do add(KEYS[1] .. ':' .. s) end
+for _, other in ipairs(processes) do if other ~= me then add(KEYS[1] .. ':reserved:' .. other) end end
+local own = KEYS[1] .. ':reserved:' .. me
+redis.call('DEL', own)
+for i = 1, count do
+  local used, held, most = tonumber(ARGV[4 * i + 2]), tonumber(ARGV[4 * i + 3]), tonumber(ARGV[4 * i + 4])
+  local left = math.max(0, most - total[i])
+  local least = math.ceil(left / #processes / 10)
+  answer[i] = math.min(math.ceil(left / #processes), math.max(least, 4 * used))
+  redis.call('HSET', own, names[i], math.max(answer[i], held))
+end
+redis.call('EXPIRE', own, 10)
+return {#processes, unpack(answer)}
 """
 AT_ONCE = 1000  # windows in one report
+
+# %% ../../nbs/access/20_limits.ipynb #40fe0ca0
+KEYS = ("stockpredict:{limits}", "stockpredict:{limits}:processes")
 
 
 def report_counts(
     client,  # of Redis
     process: str,  # a name of its own for each process
-    counts: list[tuple[str, int]],  # window and the requests since the last report
-) -> list[int]:  # processes, and the total of each window over all of them
-    "Add the counts of this process and read the totals, in one step."
-    words = [str(word) for pair in counts for word in pair]
-    keys = "stockpredict:{limits}", "stockpredict:{limits}:processes"
-    return client.eval(SCRIPT, 2, *keys, process, int(SLICE), SLICES, len(counts), *words)
+    counts: list[tuple],  # for each window: name, requests, still reserved, limit
+) -> list[int]:  # number of processes, and what each window may admit before the next report
+    "Add the counts of this process and reserve what it may admit, in one step."
+    words = [str(word) for window in counts for word in window]
+    fixed = process, int(SLICE), SLICES, len(counts)
+    return [int(number) for number in client.eval(SCRIPT, len(KEYS), *KEYS, *fixed, *words)]
 
-# %% ../../nbs/access/20_limits.ipynb #94f78481
+# %% ../../nbs/access/20_limits.ipynb #26d30a3c
 @patch
 def collect(
     self: Limits,
     now: float,  # on the clock of the limits
-) -> list[tuple[str, Window, int]]:  # name, window, requests to report
+) -> list[tuple]:  # window, and its line in the report
     "What to report; windows without a request in the last minute are dropped."
-    index = int(now / SLICE)
-    self.together.move(index)
-    for key, window in list(self.windows.items()):
+    index, lines = int(now / SLICE), []
+    for key, window in [((EVERYBODY, EVERYBODY), self.together), *self.windows.items()]:
         window.move(index)
         window.unsent = min(window.unsent, window.total)  # after an outage only what still counts
-        if not window.total:
-            del self.windows[key]
-    self.together.unsent = min(self.together.unsent, self.together.total)
-    named = [("|".join(key), window) for key, window in self.windows.items()]
-    busiest = sorted(named, key=lambda pair: -pair[1].unsent)[: AT_ONCE - 1]
-    return [(name, window, window.unsent) for name, window in [(EVERYBODY, self.together), *busiest]]
+        most = self.most_together if key[1] == EVERYBODY else self.most[key[1]]
+        if math.isfinite(most):
+            kept = 0 if math.isinf(window.share) else max(0, int(window.share) - window.unsent)
+            lines.append((window, ("|".join(key), window.unsent, kept, most)))
+    self.windows = {key: window for key, window in self.windows.items() if window.total}
+    return sorted(lines, key=lambda line: -line[1][1])[:AT_ONCE]
 
 
 @patch
-def apply_totals(
+def apply_shares(
     self: Limits,
     sent: list,  # as of `collect`
     answer: list[int],  # as of `report_counts`
 ):
-    "Set the share of each window from what all processes have admitted."
-    processes, totals = max(1, answer[0]), answer[1:]
-    for (name, window, reported), total in zip(sent, totals):
-        kind = name.rpartition("|")[2]
-        most = self.most_together if name == EVERYBODY else self.most[kind]
-        window.unsent -= reported
-        left = max(0.0, most - total)
-        window.share = left if math.isinf(left) else math.ceil(left / processes)
+    "Let each window admit what was reserved for it."
+    self.processes = max(1, answer[0])
+    for (window, line), share in zip(sent, answer[1:], strict=True):
+        window.unsent -= line[1]
+        window.share = max(share, window.unsent)
 
 # %% ../../nbs/access/20_limits.ipynb #0aff21d8
 REPORT_EVERY = 0.25  # seconds
@@ -221,7 +234,7 @@ def count_alone(
     reason: str,  # why Redis cannot be asked
 ):
     "Drop every share; the own count is all there is."
-    self.problem = reason
+    self.problem, self.processes = reason, 0
     for window in [self.together, *self.windows.values()]:
         window.share = math.inf
 
@@ -235,13 +248,12 @@ async def share_once(
     "One report, in a thread; a failure is kept in `problem`."
     sent = self.collect(self.clock())
     self.hurry = False
-    counts = [(name, reported) for name, _, reported in sent]
     try:
-        answer = await asyncio.to_thread(report_counts, client, process, counts)
+        answer = await asyncio.to_thread(report_counts, client, process, [line for _, line in sent])
+        self.apply_shares(sent, answer)
     except Exception as error:  # whatever Redis or the network invents, requests go on
         self.count_alone(f"The limits are counted in each process alone: {type(error).__name__}.")
         return PAUSE
-    self.apply_totals(sent, answer)
     self.problem = ""
     return REPORT_EVERY
 
