@@ -25,7 +25,7 @@ DAY_SECONDS = 86_400.0
 class RefreshInvalid(AccessError):
     "A refresh token that is unknown, used, or has ended."
 
-    code, status = "refresh-invalid", 401
+    code, status = "refresh-invalid", 400
 
 
 def refresh_invalid() -> RefreshInvalid:
