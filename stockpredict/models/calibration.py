@@ -9,6 +9,7 @@ __all__ = []
 import numpy as np
 import torch
 from torch import Tensor
+from ..algebra.numba_kernels import compiled, numba_pays
 
 # %% ../../nbs/models/25_calibration.ipynb #4614db16
 RESIDUAL_LEVELS = (0.01, *(round(0.025 * i, 3) for i in range(1, 40)), 0.99)
@@ -105,11 +106,11 @@ def outcome_shares(
 ) -> tuple:  # (share of tickers at or below each value of `SHARE_GRID` `[S, H, G]`, tickers `[S, H]`)
     "How the outcomes of each session are distributed across tickers."
     sessions, _, horizons = residuals.shape
-    table = np.zeros((sessions, horizons, len(SHARE_GRID)))
-    known = np.isfinite(residuals)
+    shape, known = (sessions, horizons, len(SHARE_GRID)), np.isfinite(residuals)
     place = np.searchsorted(SHARE_GRID, np.where(known, residuals, 0.0).clip(-20, 20))
-    t, n, h = np.nonzero(known & (place < len(SHARE_GRID)))
-    np.add.at(table, (t, h, place[t, n, h]), 1.0)
+    row = np.arange(sessions)[:, None, None] * horizons + np.arange(horizons)
+    cell = (row * len(SHARE_GRID) + place)[known & (place < len(SHARE_GRID))]
+    table = np.bincount(cell, minlength=np.prod(shape)).reshape(shape)
     count = known.sum(1)
     return table.cumsum(-1) / np.maximum(count, 1)[..., None], count
 
@@ -126,35 +127,50 @@ def adapted_log_widths(
     p = np.asarray(levels)
     side, z = np.where(p < 0.5, -1.0, 1.0), torch.special.ndtri(torch.tensor(levels)).abs().numpy()
     speed = RATE / (z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)) / np.sqrt(horizons)[:, None]
-    log_width = np.zeros((*ends.shape, len(p)))
+    log_width, outer = np.zeros((*ends.shape, len(p))), 4 * quantiles
+    follow = follow_outcomes if numba_pays(RECORD * log_width.size) else _follow_in_arrays
     for back in range(RECORD, 0, -AT_ONCE):
         decisions = ends - np.arange(back, back - AT_ONCE, -1)[:, None, None]
-        for row, rate in zip(*_rows_and_rates(shares, count, decisions, speed), strict=True):
-            log_width += rate * side * (p - _share_below(shares, row, quantiles * np.exp(log_width)))
-            np.minimum(np.maximum(log_width, -MOST_WIDTH, out=log_width), MOST_WIDTH, out=log_width)
+        for row, rate in zip(*_rows_and_rates(shares, count, decisions, speed, side), strict=True):
+            place = np.arcsinh(outer * np.exp(log_width))
+            follow(log_width, place, shares.reshape(-1), row, rate, p, STEP, LAST_PLACE, MOST_WIDTH)
     return log_width
 
 # %% ../../nbs/models/25_calibration.ipynb #e7b93b47
 MOST_WIDTH = 1.5  # largest change of a logarithmic width
+STEP = 9 / (len(SHARE_GRID) - 1)  # between values of the grid, after `arcsinh`
+LAST_PLACE = len(SHARE_GRID) - 1.001
 AT_ONCE = 25  # decisions whose rates are computed together; divides `RECORD`
 
 
-def _rows_and_rates(shares, count, decisions, speed):
+@compiled
+def follow_outcomes(log_width, place, table, row, rate, p, step, last, most):
+    "Move each width by one decision: the stated probability against the share at or below a quantile."
+    for t in range(log_width.shape[0]):
+        for h in range(log_width.shape[1]):
+            for q in range(log_width.shape[2]):
+                at = min(max((place[t, h, q] + 4.5) / step, 0.0), last)
+                low = int(at)
+                a, b = table[row[t, h, 0] + low], table[row[t, h, 0] + low + 1]
+                below = a + (at - low) * (b - a)
+                moved = log_width[t, h, q] + rate[t, h, q] * (p[q] - below)
+                log_width[t, h, q] = min(max(moved, -most), most)
+
+
+def _follow_in_arrays(log_width, place, table, row, rate, p, step, last, most):
+    "The same without numba."
+    at = np.minimum(np.maximum((place + 4.5) / step, 0.0), last)
+    low = at.astype(int)
+    a, b = table[row + low], table[row + low + 1]
+    below = a + (at - low) * (b - a)
+    np.minimum(np.maximum(log_width + rate * (p - below), -most), most, out=log_width)
+
+# %% ../../nbs/models/25_calibration.ipynb #4a5e30ec
+def _rows_and_rates(shares, count, decisions, speed, side):
     "For each decision: where its row of the flat table begins, and how far its outcomes move a width."
     _, horizons, grid = shares.shape
     j, h = np.maximum(decisions, 0), np.arange(horizons)
     n = count[j, h]
     rate = speed * (n / (n + FEW))[..., None]
     rate[(decisions < 0) | (n == 0)] = 0.0
-    return ((j * horizons + h) * grid)[..., None], rate
-
-
-def _share_below(shares, row, x):
-    "Share of the outcomes of a decision at or below `x`, linear between values of the grid."
-    at = (np.arcsinh(4 * x) + 4.5) / (9 / (len(SHARE_GRID) - 1))
-    np.minimum(np.maximum(at, 0, out=at), len(SHARE_GRID) - 1.001, out=at)
-    low, flat = at.astype(int), shares.reshape(-1)
-    at -= low
-    low += row
-    a, b = flat[low], flat[low + 1]
-    return a + at * (b - a)
+    return ((j * horizons + h) * grid)[..., None], rate * side

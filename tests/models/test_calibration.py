@@ -8,6 +8,7 @@ import pytest
 import torch
 from stockpredict.algebra.panel import Panel
 from stockpredict.core.calendar import get_calendar
+from stockpredict.models import calibration
 from stockpredict.models.calibration import volatility_pull
 from stockpredict.models.contract import make_model
 from stockpredict.models.dataset import Dataset, sample_dataset
@@ -209,3 +210,34 @@ def test_the_pit_is_flat_and_p_up_is_calibrated(name):
     expected = torch.tensor([0.0, *f.levels, 1.0]).diff()
     assert (shares - expected).abs().max() < 0.025, shares
     assert abs(f.p_up[..., 0][known].mean() - (y[known] > 0).float().mean()) < 0.03
+
+
+def test_widths_follow_the_record_bit_by_bit_with_and_without_numba(monkeypatch):
+    "Against one decision after the other in plain numpy; two horizons, gaps, and decisions not known yet."
+    rng = np.random.default_rng(7)
+    outcomes = rng.standard_t(4, (330, 25, 2))
+    outcomes[rng.random(outcomes.shape) < 0.1] = np.nan
+    outcomes[:15], outcomes[40] = np.nan, np.nan
+    shares, count = calibration.outcome_shares(outcomes)
+    levels, quantiles = (0.05, 0.25, 0.75, 0.95), np.sort(rng.standard_t(4, (2, 4)), -1)
+    ends = np.arange(200, 240)[:, None] - np.array([0, 4])
+    z = torch.special.ndtri(torch.tensor(levels)).abs().numpy()
+    density, p = z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi), np.asarray(levels)
+    speed = calibration.RATE / density / np.sqrt((1, 5))[:, None]
+    wanted, h = np.zeros((40, 2, 4)), np.arange(2)
+    for back in range(calibration.RECORD, 0, -1):
+        j = (ends - back).clip(min=0)
+        x = quantiles * np.exp(wanted)
+        at = ((np.arcsinh(4 * x) + 4.5) / (9 / 360)).clip(0, 359.999)
+        low = at.astype(int)
+        a, b = (shares[j[..., None], h[:, None], low + k] for k in (0, 1))
+        n = count[j, h]
+        step = speed * (n / (n + calibration.FEW))[..., None] * np.where(p < 0.5, -1.0, 1.0)
+        step = step * (p - (a + (at - low) * (b - a)))
+        step = np.where(((ends >= back) & (n > 0))[..., None], step, 0.0)
+        wanted = (wanted + step).clip(-calibration.MOST_WIDTH, calibration.MOST_WIDTH)
+    assert np.abs(wanted).max() > 0.1
+    for pays in (True, False):
+        monkeypatch.setattr(calibration, "numba_pays", lambda values, pays=pays: pays)
+        got = calibration.adapted_log_widths(shares, count, quantiles, levels, ends, (1, 5))
+        assert np.array_equal(got, wanted), pays
