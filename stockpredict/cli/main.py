@@ -184,14 +184,20 @@ def serve(
     ctx: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    readers: Annotated[
+        int | None, typer.Option(help="Processes that answer from stored forecasts; 0 runs all in one.")
+    ] = None,
+    engine: Annotated[int | None, typer.Option(help="1 runs the model beside them, 0 only reads.")] = None,
     log_level: Annotated[
         str, typer.Option(help="warning, or info to log a line for each request.")
     ] = "warning",
 ):
     "Serve predictions over HTTP (documentation at http://127.0.0.1:8000/docs)."
-    from stockpredict.serve.app import serve
+    from stockpredict.serve.workers import serve
 
-    serve(load(ctx, serving__host=host, serving__port=port), log_level)
+    chosen = {"host": host, "port": port, "readers": readers, "engine": engine}
+    changes = {f"serving__{name}": value for name, value in chosen.items()}
+    serve(load(ctx, **changes), log_level, lambda: load(ctx, **changes), out)
 
 # %% ../../nbs/cli/50_main.ipynb #3fc60975
 @app.command()

@@ -13,28 +13,28 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 import orjson
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastcore.basics import patch
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
-from ..core.errors import BarsInvalid, NotReady, RequestInvalid, StockpredictError
+from ..core.errors import RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
-from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, render_staleness
-from .fast_path import ROUTE, FastPath, unexpected_error
+from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
 from .front import LOOK_EVERY
 from .job_routes import add_job_routes
 from .model_routes import add_model_routes
 from .pages import PAGE_POLICY, docs_page, page_asset
-from .request_rules import LOOKUP_ERRORS, WHAT_IF_ERRORS, HostMissing, documented
+from .prediction_routes import add_list_route, add_ticker_route
+from .request_rules import WHAT_IF_ERRORS, HostMissing, documented
 from .report_routes import add_report_routes
 from .request_rules import refuse_unknown_names, require_json, tagged
 from .schemas import API_VERSION, Failure, ManyForecasts, OneForecast, WhatIf
@@ -65,91 +65,8 @@ def add_error_handlers(
     app.add_exception_handler(HTTPException, framework_error)
     app.add_exception_handler(Exception, other_error)
 
-# %% ../../nbs/serve/70_app.ipynb #1290e1ca
-def parse_ticker(
-    text: str,  # as typed
-) -> str:
-    "The canonical form of a ticker; `RequestInvalid` when it cannot be one."
-    try:
-        return canonical_ticker(text)
-    except BarsInvalid as error:
-        raise RequestInvalid(error.problem, error.fix, **error.context) from None
-
 # %% ../../nbs/serve/70_app.ipynb #6659d806
-HORIZON = Query(None, description="sessions; all trained horizons when left out")
 STRICT = [Depends(refuse_unknown_names)]
-LOOKUP = {"dependencies": STRICT, "responses": documented(*LOOKUP_ERRORS, cached=True)}
-
-
-def add_ticker_route(
-    app: FastAPI,  # gets the route
-    service: Service,  # looks up the answers
-):
-    "The route for the stored forecasts of one ticker."
-
-    @app.get(
-        ROUTE,
-        summary="Forecasts for one ticker",
-        response_model=OneForecast | ManyForecasts,
-        tags=["forecasts"],
-        operation_id="prediction",
-        **LOOKUP,
-    )
-    async def prediction(request: Request, ticker: str, horizon: int | None = HORIZON):
-        """The stored forecast of the current model on the newest bars.
-
-        With `horizon`, `data` is one object; without it, a list. The response carries an ETag.
-        Send it back as If-None-Match, and an unchanged forecast costs 304 and no body."""
-        stored = service.ready_table().get(parse_ticker(ticker), horizon)
-        if horizon is None:
-            return service.respond(request.scope, stored, False)
-        return service.respond(request.scope, stored[0], True)
-
-# %% ../../nbs/serve/70_app.ipynb #deaa3451
-def page_of(
-    table: AnswerTable,  # the served one
-    tickers: str,  # comma separated; every ticker when empty
-    limit: int,  # tickers on the page
-    cursor: str,  # last ticker of the page before
-) -> tuple[list[str], bool]:  # tickers of this page, and whether more follow
-    "The tickers of one page."
-    requested = sorted({parse_ticker(t) for t in tickers.split(",") if t.strip()})
-    if tickers and not requested:
-        raise RequestInvalid("The list of tickers holds none.", "Leave `tickers` out to get every ticker.")
-    remaining = [t for t in requested or table.tickers if t > cursor.upper()]
-    return remaining[:limit], len(remaining) > limit
-
-# %% ../../nbs/serve/70_app.ipynb #fcfb3c90
-TICKERS = Query("", description="comma separated; every ticker when left out", max_length=20_000)
-LIMIT = Query(100, ge=1, le=1000, description="tickers on one page")
-CURSOR = Query("", max_length=16, description="`next_cursor` of the page before")
-LIST_ROUTE = {"summary": "Forecasts for many tickers", "tags": ["forecasts"], "operation_id": "predictions"}
-
-
-def add_list_route(
-    app: FastAPI,  # gets the route
-    service: Service,  # looks up the answers
-):
-    "The route for the stored forecasts of many tickers."
-
-    @app.get("/v1/predictions", response_model=ManyForecasts, **LIST_ROUTE, **LOOKUP)
-    async def predictions(
-        request: Request,
-        tickers: str = TICKERS,
-        horizon: int | None = HORIZON,
-        limit: int = LIMIT,
-        cursor: str = CURSOR,
-    ):
-        """Alphabetical, page by page.
-
-        An unknown ticker refuses the whole request, and the error names the tickers that look like it."""
-        table = service.ready_table()
-        page, more_follow = page_of(table, tickers, limit, cursor)
-        stored = [body for ticker in page for body in table.get(ticker, horizon)]
-        metadata = b',"count":%d' % len(stored)
-        if more_follow:
-            metadata += b',"next_cursor":"%b"' % page[-1].encode()
-        return service.respond(request.scope, stored, False, metadata)
 
 # %% ../../nbs/serve/70_app.ipynb #7c4139e8
 WHAT_IF_BODY = {

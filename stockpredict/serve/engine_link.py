@@ -20,12 +20,12 @@ from stockpredict.core.errors import NotReady
 
 # %% ../../nbs/serve/14_engine_link.ipynb #bbf25ff3
 FRAME = struct.Struct(">IB")  # bytes of content, kind
-HEAD, BODY, END = 1, 2, 3
+HEAD, BODY, END, LEAVING = 1, 2, 3, 4
 MAX_FRAME, CHUNK, REPLAYABLE = 64 << 20, 1 << 16, 1 << 20  # bytes
 
 
 def frame(
-    kind: int,  # HEAD, BODY or END
+    kind: int,  # HEAD, BODY, END or LEAVING
     content: bytes = b"",  # at most `MAX_FRAME`
 ) -> bytes:
     "One frame."
@@ -43,7 +43,7 @@ class Frames:
         data, at, complete = self.rest + data, 0, []
         while len(data) - at >= FRAME.size:
             length, kind = FRAME.unpack_from(data, at)
-            if length > MAX_FRAME or kind not in (HEAD, BODY, END):
+            if length > MAX_FRAME or kind not in (HEAD, BODY, END, LEAVING):
                 raise NotReady("The engine's socket carries something else than frames.")
             if len(data) - at - FRAME.size < length:
                 break
@@ -183,6 +183,7 @@ class ReaderSide(asyncio.Protocol):
     def __init__(self):
         self.frames, self.queue, self.arrived = Frames(), deque(), asyncio.Event()
         self.transport, self.closed = None, False
+        self.busy, self.leaving = True, False
 
     def connection_made(self, transport):
         self.transport = transport
@@ -192,7 +193,13 @@ class ReaderSide(asyncio.Protocol):
         self.arrived.set()
 
     def data_received(self, data):
-        self.queue.extend(self.frames.feed(data))
+        for piece in self.frames.feed(data):
+            if piece[0] != LEAVING:
+                self.queue.append(piece)
+                continue
+            self.leaving = True
+            if not self.busy:
+                self.transport.close()
         self.arrived.set()
         if len(self.queue) > 16:
             self.transport.pause_reading()
@@ -222,7 +229,8 @@ class EngineLink:
         "A connection that nobody uses."
         while self.idle:
             side = self.idle.pop()
-            if not side.closed:
+            if not side.closed and not side.leaving:
+                side.busy = True
                 return side
         try:
             _, side = await asyncio.get_running_loop().create_unix_connection(ReaderSide, self.path)
@@ -234,8 +242,10 @@ class EngineLink:
 
     def keep(self, side: ReaderSide):
         "Put a connection back."
-        if not side.closed and not side.queue and len(self.idle) < 64:
-            self.idle.append(side)
+        side.busy = False
+        if side.closed or side.leaving or side.queue or len(self.idle) >= 64:
+            return side.transport.close()
+        self.idle.append(side)
 
 # %% ../../nbs/serve/14_engine_link.ipynb #a200053e
 STORED, STREAMS = "/v1/predictions", ("/v1/stream", "/v1/ws")

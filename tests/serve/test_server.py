@@ -190,7 +190,7 @@ def test_two_workers_share_one_table(template, tmp_path):
 
 
 def test_a_taken_port_is_reported(template):
-    from stockpredict.serve.app import serve
+    from stockpredict.serve.workers import serve
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(NotReady, match=r"serving\.port"):
         serve(template.with_(**{"serving.port": taken.getsockname()[1]}))
