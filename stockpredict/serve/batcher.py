@@ -36,6 +36,8 @@ class Batcher:
     ):
         "Wait for the result of one request."
         if len(self.queue) >= self.limit:
+            self._forget_gone()
+        if len(self.queue) >= self.limit:
             raise QueueFull(
                 f"{self.limit} requests are waiting already.", "Try again in a second.", retry_after=1
             )
@@ -47,30 +49,49 @@ class Batcher:
 
 # %% ../../nbs/serve/26_batcher.ipynb #68fdfa5f
 @patch
+def _forget_gone(self: Batcher):
+    "Drop the requests whose callers went away."
+    self.queue = deque((request, future) for request, future in self.queue if not future.done())
+
+
+@patch
 def _next_batch(self: Batcher):
     "The oldest waiting requests whose callers still wait."
-    size = min(self.most, len(self.queue))
-    batch = [self.queue.popleft() for _ in range(size)]
-    return [(request, future) for request, future in batch if not future.done()]
+    batch = []
+    while self.queue and len(batch) < self.most:
+        request, future = self.queue.popleft()
+        if not future.done():
+            batch.append((request, future))
+    return batch
 
+# %% ../../nbs/serve/26_batcher.ipynb #54d25c3e
+def settle(
+    futures: list,  # of the callers of one batch
+    results: list,  # a result or an error for each
+):
+    "Give each caller the result of its request, or the error."
+    for future, result in zip(futures, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
+# %% ../../nbs/serve/26_batcher.ipynb #4f7a15be
 @patch
 async def _drain(self: Batcher):
     "Run batches until the queue is empty."
     loop = asyncio.get_running_loop()
-    while self.queue:
-        batch = self._next_batch()
-        if not batch:
-            continue
+    while batch := self._next_batch():
+        futures, stopped = [future for _, future in batch], QueueFull("The service stops.", "Ask again.")
+        results = [stopped] * len(batch)
         try:
             results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
         except Exception as error:
             results = [error] * len(batch)
-        self.batches = [*self.batches[-999:], len(batch)]
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+        finally:
+            self.batches = [*self.batches[-999:], len(batch)]
+            settle(futures, results)

@@ -326,7 +326,7 @@ def test_a_batch_is_what_was_waiting(run):
         return answers
 
     assert run(go()) == [0, 10, 30, 40, 50]
-    assert seen == [[0], [1, 3], [4, 5]]
+    assert seen == [[0], [1, 3, 4], [5]], "a caller that went away takes no place in a batch"
 
 
 def test_a_crash_in_a_batch_reaches_every_caller_and_the_next_batch_runs(run):
@@ -342,3 +342,46 @@ def test_a_crash_in_a_batch_reaches_every_caller_and_the_next_batch_runs(run):
 
     failed, good = run(go())
     assert "ValueError" in failed and good == "good"
+
+
+def test_callers_that_went_away_leave_their_place(run):
+    gate, seen = threading.Event(), []
+
+    def work(requests):
+        seen.append(list(requests))
+        gate.wait()
+        return requests
+
+    async def go():
+        batcher = Batcher(work, limit=3, most=2)
+        first = asyncio.create_task(batcher.submit(0))
+        while not seen:
+            await asyncio.sleep(0.001)
+        gone = [asyncio.create_task(batcher.submit(i)) for i in (1, 2, 3)]
+        await asyncio.sleep(0.01)
+        for task in gone:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        late = [asyncio.create_task(batcher.submit(i)) for i in (4, 5, 6)]
+        await asyncio.sleep(0.01)
+        gate.set()
+        return [await task for task in (first, *late)]
+
+    assert run(go()) == [0, 4, 5, 6] and seen == [[0], [4, 5], [6]]
+
+
+def test_no_caller_waits_for_ever(run):
+    "A function that loses a result, and a loop that is stopped."
+
+    async def go():
+        short = await asyncio.gather(Batcher(lambda r: r[1:]).submit(1), return_exceptions=True)
+        gate = threading.Event()
+        batcher = Batcher(lambda r: gate.wait() and r)
+        waiting = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.01)
+        batcher.task.cancel()
+        stopped = await asyncio.gather(waiting, return_exceptions=True)
+        gate.set()
+        return type(short[0]), type(stopped[0])
+
+    assert run(go()) == (RuntimeError, QueueFull)
