@@ -223,6 +223,12 @@ def apply_shares(
         window.share = max(share, window.unsent)
 
 # %% ../../nbs/access/20_limits.ipynb #0aff21d8
+@patch
+def health(self: Limits) -> dict:
+    "Whether the limits hold for all processes together."
+    return {"status": "trouble", "reason": self.problem} if self.problem else {"status": "ok"}
+
+
 REPORT_EVERY = 0.25  # seconds
 REDIS_TIMEOUT = 0.2
 PAUSE = 2.0  # seconds after a failure

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/access/00_permissions.ipynb #0f5281d2
 from typing import NamedTuple
 
-from ..core.errors import NotFound, PermissionMissing, RequestInvalid, did_you_mean
+from ..core.errors import PermissionMissing, RequestInvalid, did_you_mean
 
 # %% ../../nbs/access/00_permissions.ipynb #802658cb
 PERMISSIONS = {
@@ -70,16 +70,6 @@ def require_permission(
         f"Ask for one with the role {roles}.",
         permission=permission,
     )
-
-# %% ../../nbs/access/00_permissions.ipynb #dcf02238
-def require_owner(
-    caller: Caller,  # who asks
-    owner: str,  # `id` of the caller whose resource it is
-    what: str = "resource",  # as the message calls it
-):
-    "Raise `NotFound` unless the resource belongs to the caller, or the caller is an administrator."
-    if caller.id != owner and "admin" not in caller.permissions:
-        raise NotFound(f"There is no such {what}.", "Check the id.")
 
 # %% ../../nbs/access/00_permissions.ipynb #d9ae3a1f
 OPEN = "open"

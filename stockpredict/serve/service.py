@@ -389,6 +389,7 @@ def _storage_health(self: Service):
         "redis": redis,
         "disk": {"status": "ok" if free > 1 << 28 else "trouble", "free_mb": free >> 20},
         "keys": self.keys.health(),
+        "limits": self.limits.health(),
     }
 
 
@@ -418,6 +419,8 @@ def probe(
     "One question of an orchestrator."
     if name == "live":
         return 200, {"status": "ok"}
+    if name == "ready" and not self.door.open_desk and self.keys.health()["status"] != "ok":
+        return 503, {"status": "down", "reason": "The keys cannot be read, so no caller is recognised."}
     if name == "ready":
         self.refresh_state()
         problem = self.table_file.problem or "No answers have been computed yet."
