@@ -86,12 +86,18 @@ class Limits:
         together.total += 1
         together.unsent += 1
 
-    def open(self, caller_id: str, kind: str) -> Window:
-        "A window for a caller that was silent before; a tenth of its fair share until the first report."
-        window = self.windows.setdefault((caller_id, kind), Window())
-        if self.processes and math.isfinite(self.most[kind]):
-            window.share = math.ceil(self.most[kind] / self.processes / 10)
-        return window
+# %% ../../nbs/access/20_limits.ipynb #586f978e
+@patch
+def open(
+    self: Limits,
+    caller_id: str,  # `id` of the caller
+    kind: str,  # requests, asks or changes
+) -> Window:
+    "A window for a caller that was silent before; a tenth of its fair share until the first report."
+    window = self.windows.setdefault((caller_id, kind), Window())
+    if self.processes and math.isfinite(self.most[kind]):
+        window.share = math.ceil(self.most[kind] / self.processes / 10)
+    return window
 
 # %% ../../nbs/access/20_limits.ipynb #3cb084f2
 KIND_WORDS = {
@@ -142,7 +148,7 @@ def admit_kind(
     window.unsent += 1
 
 # %% ../../nbs/access/20_limits.ipynb #f135fc48
-SCRIPT = """
+COUNT_SCRIPT = """
 local now, me = tonumber(redis.call('TIME')[1]), ARGV[1]
 local width, slices, count = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local newest = math.floor(now / width)
@@ -158,9 +164,14 @@ redis.call('ZADD', KEYS[2], now, me)
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 10)
 local processes = redis.call('ZRANGE', KEYS[2], 0, -1)
 local function add(key)
+  if count == 0 then return end
   local part = redis.call('HMGET', key, unpack(names))
   for i = 1, count do total[i] = total[i] + tonumber(part[i] or 0) end
 end
+"""
+
+# %% ../../nbs/access/20_limits.ipynb #ced9080d
+SHARE_SCRIPT = """
 for s = newest - slices + 1, newest do add(KEYS[1] .. ':' .. s) end
 for _, other in ipairs(processes) do if other ~= me then add(KEYS[1] .. ':reserved:' .. other) end end
 local own = KEYS[1] .. ':reserved:' .. me
@@ -189,7 +200,9 @@ def report_counts(
     "Add the counts of this process and reserve what it may admit, in one step."
     words = [str(word) for window in counts for word in window]
     fixed = process, int(SLICE), SLICES, len(counts)
-    return [int(number) for number in client.eval(SCRIPT, len(KEYS), *KEYS, *fixed, *words)]
+    return [
+        int(number) for number in client.eval(COUNT_SCRIPT + SHARE_SCRIPT, len(KEYS), *KEYS, *fixed, *words)
+    ]
 
 # %% ../../nbs/access/20_limits.ipynb #26d30a3c
 @patch
@@ -209,7 +222,7 @@ def collect(
     self.windows = {key: window for key, window in self.windows.items() if window.total}
     return sorted(lines, key=lambda line: -line[1][1])[:AT_ONCE]
 
-
+# %% ../../nbs/access/20_limits.ipynb #7ee744f5
 @patch
 def apply_shares(
     self: Limits,
@@ -223,12 +236,6 @@ def apply_shares(
         window.share = max(share, window.unsent)
 
 # %% ../../nbs/access/20_limits.ipynb #0aff21d8
-@patch
-def health(self: Limits) -> dict:
-    "Whether the limits hold for all processes together."
-    return {"status": "trouble", "reason": self.problem} if self.problem else {"status": "ok"}
-
-
 REPORT_EVERY = 0.25  # seconds
 REDIS_TIMEOUT = 0.2
 PAUSE = 2.0  # seconds after a failure
@@ -262,6 +269,12 @@ async def share_once(
         return PAUSE
     self.problem = ""
     return REPORT_EVERY
+
+# %% ../../nbs/access/20_limits.ipynb #e392ef8a
+@patch
+def health(self: Limits) -> dict:
+    "Whether the limits hold for all processes together."
+    return {"status": "trouble", "reason": self.problem} if self.problem else {"status": "ok"}
 
 # %% ../../nbs/access/20_limits.ipynb #d17fa9b5
 @patch

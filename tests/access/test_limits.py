@@ -166,6 +166,12 @@ def test_a_report_is_counted_once_and_what_came_meanwhile_is_kept(redis):
     assert counted == 10
 
 
+def test_nothing_to_report_is_no_failure(redis):
+    limits = Limits(Access(total_per_minute=0))
+    assert share(limits, redis) == REPORT_EVERY and limits.health() == {"status": "ok"}
+    assert limits.processes == 1
+
+
 def test_a_process_that_died_gives_its_reservation_back(redis):
     report_counts(redis, "dead", [("key:1|requests", 20, 0, 100)])
     assert report_counts(redis, "b", [("key:1|requests", 100, 0, 100)])[1] == 0
