@@ -100,6 +100,9 @@ TABLE |= {
     ("GET", "/v1/models/{version}"): "read",
     ("POST", "/v1/models/{version}/promote"): "promote",
     ("POST", "/v1/models/{version}/retire"): "promote",
+    ("POST", "/v1/token"): OPEN,
+    ("POST", "/v1/token/revoke"): OPEN,
+    ("GET", "/v1/me"): "read",
     ("GET", "/v1/reports"): "read",
     ("GET", "/v1/reports/{day}/{run}"): "read",
     ("GET", "/v1/stream"): "read",
@@ -127,7 +130,7 @@ def is_open(
     path: str,  # exactly as it arrived
 ) -> bool:
     "Is the address open to everybody?"
-    return method in ("GET", "HEAD") and TABLE.get(("GET", path)) == OPEN
+    return TABLE.get(("GET" if method == "HEAD" else method, path)) == OPEN
 
 # %% ../../nbs/access/00_permissions.ipynb #e2155a70
 def routes_without_line(
