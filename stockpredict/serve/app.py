@@ -15,9 +15,7 @@ from typing import Literal
 import orjson
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.utils import get_openapi
 from fastcore.basics import patch
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from ..core.errors import RequestInvalid, StockpredictError
@@ -25,19 +23,23 @@ from ..core.settings import Settings, load_settings
 from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
-from .answer_table import AnswerTable, render_staleness
+from .access_routes import add_access_routes, add_security
+from .answer_table import render_staleness
 from .fast_path import FastPath, unexpected_error
-from .http import JSON_HEADER, REVALIDATE_HEADER, RawResponse, ReportFiles
+from .http import JSON_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
-from .front import LOOK_EVERY
+from .front import LOOK_EVERY, service_origin
+from .page_routes import add_page_routes
 from .job_routes import add_job_routes
 from .model_routes import add_model_routes
-from .pages import PAGE_POLICY, docs_page, page_asset
+from .openapi import add_answer_example, add_examples, build_schema, document_door
+from .openapi import request_examples
+from .pages import docs_page
 from .prediction_routes import add_list_route, add_ticker_route
 from .request_rules import WHAT_IF_ERRORS, HostMissing, documented
 from .report_routes import add_report_routes
-from .request_rules import refuse_unknown_names, require_json, tagged
-from .schemas import API_VERSION, Failure, ManyForecasts, OneForecast, WhatIf
+from .request_rules import refuse_unknown_names, require_json
+from .schemas import API_VERSION, ManyForecasts, OneForecast
 from .schemas import parse_request, render_envelope
 from .service import Service
 from .update_routes import add_update_routes
@@ -53,7 +55,9 @@ def add_error_handlers(
         return service.refuse(request.scope, error)
 
     async def framework_error(request, error):
-        headers = getattr(error, "headers", None) or {}
+        headers = dict(getattr(error, "headers", None) or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         return service.refuse(request.scope, translate_error(error), encoded)
 
@@ -161,45 +165,8 @@ def add_operation_routes(
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
         return RawResponse(200, [METRICS_HEADER], await service.metrics_text())
 
-# %% ../../nbs/serve/70_app.ipynb #a667fd05
-def request_examples(
-    table: AnswerTable | None,  # the served one; `None` before the first
-) -> dict:  # parameter name -> value, and `body`
-    "Values with which every operation works."
-    if table is None:
-        return {"ticker": "AAPL", "horizon": 1, "limit": 3, "probe": "live", "body": {"bars": []}}
-    ticker, bars = (table.header["example"][key] for key in ("ticker", "bars"))
-    horizon = table.horizons[0]
-    body = {"ticker": ticker, "bars": bars, "horizon": horizon}
-    tickers = ",".join(table.tickers[:2])
-    values = {"ticker": ticker, "horizon": horizon, "limit": 3, "tickers": tickers}
-    return values | {"probe": "ready", "body": body}
-
-
-def add_examples(
-    schema: dict,  # OpenAPI schema, changed in place
-    examples: dict,  # parameter name -> value, and `body`
-):
-    "Write examples into an OpenAPI schema."
-    operations = [operation for path in schema["paths"].values() for operation in path.values()]
-    for operation in operations:
-        for parameter in operation.get("parameters", []):
-            if parameter["name"] in examples:
-                parameter["example"] = examples[parameter["name"]]
-        if content := operation.get("requestBody", {}).get("content"):
-            content["application/json"]["example"] = examples["body"]
-
 # %% ../../nbs/serve/70_app.ipynb #d2c90ce4
-def build_schema(
-    app: FastAPI,  # whose routes
-) -> dict:
-    "The OpenAPI schema, with the request type that is parsed by hand."
-    about = {"title": app.title, "version": app.version, "description": app.description}
-    schema = get_openapi(routes=app.routes, **about)
-    by_hand = [(WhatIf, "validation"), (Failure, "serialization")]
-    _, own = models_json_schema(by_hand, ref_template="#/components/schemas/{model}")
-    schema["components"]["schemas"] |= own["$defs"]
-    return schema
+EXAMPLE_SCOPE = {"header_map": {}, "request_id": b"example"}
 
 
 @patch
@@ -210,8 +177,13 @@ def openapi_schema(
     "The OpenAPI schema with examples from the served table, built again when the table changes."
     self.refresh_state()
     if app.openapi_schema is None or self._schema_table is not self.table:
-        schema = orjson.loads(orjson.dumps(build_schema(app)))
-        add_examples(schema, request_examples(self.table))
+        schema, examples = build_schema(app), request_examples(self.table)
+        document_door(schema)
+        add_examples(schema, examples)
+        if self.table:
+            answer = self.table.get(examples["ticker"], examples["horizon"])
+            add_answer_example(schema, orjson.loads(self.respond(EXAMPLE_SCOPE, *answer, True).body))
+        add_security(schema, self.door.open_desk)
         app.openapi_schema, self._schema_table = schema, self.table
     return app.openapi_schema
 
@@ -223,44 +195,9 @@ def docs_html(
 ) -> bytes:
     "The API page, with an example that works on this server."
     self.refresh_state()
-    examples, serving = request_examples(self.table), self.settings.serving
-    origin = f"http://{serving.host}:{serving.port}"
+    examples = request_examples(self.table)
+    origin = service_origin(self.settings)
     return docs_page(description, examples["ticker"], examples["horizon"], origin)
-
-# %% ../../nbs/serve/70_app.ipynb #09c4cd9c
-PAGE_HEADER = (b"content-type", b"text/html; charset=utf-8")
-POLICY_HEADER = (b"content-security-policy", PAGE_POLICY.encode())
-
-
-def add_page_routes(
-    app: FastAPI,  # gets the routes
-    service: Service,  # whose table is shown
-):
-    "The routes for a browser."
-
-    def page(request, body, kind=PAGE_HEADER):
-        return tagged(request.scope, [kind, REVALIDATE_HEADER, POLICY_HEADER], body)
-
-    @app.get("/", include_in_schema=False)
-    async def front(request: Request):
-        return page(request, service.front_html())
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs(request: Request):
-        return page(request, service.docs_html(app.description))
-
-    @app.get("/assets/{name}", include_in_schema=False)
-    async def asset(request: Request, name: str):
-        kind, content = page_asset(name)
-        return page(request, content, (b"content-type", kind))
-
-    @app.get("/favicon.ico", include_in_schema=False)
-    async def icon(request: Request):
-        return await asset(request, "icon.svg")
-
-    @app.get("/reports", include_in_schema=False)
-    async def reports():
-        return RawResponse(308, [(b"location", b"reports/")], b"")
 
 # %% ../../nbs/serve/70_app.ipynb #a5f13c46
 class App(FastAPI):
@@ -280,6 +217,7 @@ ROUTES = (
     add_model_routes,
     add_report_routes,
     add_update_routes,
+    add_access_routes,
     add_operation_routes,
     add_page_routes,
     add_error_handlers,

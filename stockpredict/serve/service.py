@@ -25,6 +25,7 @@ from ..core.settings import Settings
 from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_log
 from ..access.door import Door, refusal_headers
+from ..access.login import Login
 from ..access.keys import KeyStore, KeyVerifier
 from ..access.limits import Limits
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
@@ -48,7 +49,8 @@ class Service:
         self.settings, self.metrics, self.log = settings, ServiceMetrics(counts), json_logger(log_level)
         self.link, self.slow_metrics, self.measured_at = link, b"", -math.inf
         self.keys = KeyVerifier(KeyStore(settings.storage))
-        self.door = Door(settings, [self.keys])
+        self.login = Login(settings.storage)
+        self.door = Door(settings, [self.keys, self.login.tokens.caller_of])
         self.limits = Limits(settings.access)
         self.reads = Reads(settings)
         self.audit = audit_log(settings)
