@@ -28,9 +28,9 @@ from .answer_table import render_staleness
 from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
-from .front import LOOK_EVERY, service_origin
-from .page_routes import add_page_routes
+from .front import LOOK_EVERY, add_page_routes, service_origin
 from .job_routes import add_job_routes
+from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .openapi import add_answer_example, add_examples, build_schema, document_door
 from .openapi import request_examples
@@ -216,6 +216,7 @@ ROUTES = (
     add_job_routes,
     add_model_routes,
     add_report_routes,
+    add_experiment_routes,
     add_update_routes,
     add_access_routes,
     add_operation_routes,
