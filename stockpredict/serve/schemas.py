@@ -131,6 +131,22 @@ T = TypeVar("T")
 API_VERSION = "v1"
 
 
+class AsOf(BaseModel):
+    "Where an answer about the past comes from."
+
+    basis: Literal["published", "reconstructed"] = Field(
+        description="`published`: said then; `reconstructed`: what the present model says with what was known"
+    )
+    session: date = Field(description="decision session of the answer")
+    published_at: AwareDatetime | None = Field(description="when readers could see it; null if never")
+    known_until: AwareDatetime = Field(description="what became known later was not used")
+    table: str = Field(description="key of the table of answers")
+    trained_until: date | None = Field(None, description="newest session the model was trained on")
+    knew_outcome: bool | None = Field(
+        description="true if what came next was known to the model or to the publisher; null if unknown"
+    )
+
+# %% ../../nbs/serve/10_schemas.ipynb #69ed25f9
 class Metadata(BaseModel):
     "When and under which id the request was answered."
 
@@ -141,6 +157,7 @@ class Metadata(BaseModel):
     next_cursor: str | None = Field(
         None, description="pass it as `cursor` to get the next page; absent on the last one"
     )
+    as_of: AsOf | None = Field(None, description="for answers about the past: where they come from")
 
 
 class Problem(BaseModel):

@@ -178,11 +178,6 @@ def window_as_of(
         fingerprint = lake.fingerprint(snapshot)
     if panel.sessions[-1].date() != past.session:
         raise nothing
-    if len(panel) < engine.lookback:
-        raise AsOfTooEarly(
-            f"Before {past.session} there are {len(panel)} sessions, and the model reads {engine.lookback}.",
-            "Ask for a later session.",
-        )
     newest = bars[bars.event_time == bars.event_time.max()]
     common = engine._common_fields(newest.event_time.iloc[0], panel.sessions[-1], snapshot, fingerprint)
     closes = dict(zip(newest.ticker, newest.close, strict=True))
