@@ -119,6 +119,8 @@ def _open(self: VersionedStore):
     tables = {table for table, _ in present}
     declared = [(t, c.strip()) for t, columns in self.TABLES.items() for c in columns.split(",")]
     absent = [(t, c) for t, c in declared if t in tables and (t, c.split()[0]) not in set(present)]
+    complete = tables - {table for table, _ in absent}
+    self._columns = {(table, None): {c for t, c in present if t == table} for table in complete}
     if set(self.TABLES) <= tables and (self.read_only or not absent):
         return
     if self.read_only:
