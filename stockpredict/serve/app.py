@@ -10,13 +10,13 @@ import asyncio
 import os
 import secrets
 from contextlib import asynccontextmanager
-from typing import Literal
 
 import orjson
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastcore.basics import patch
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 
 from ..core.errors import RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
@@ -36,7 +36,7 @@ from .openapi import add_answer_example, add_examples, build_schema, document_do
 from .openapi import request_examples
 from .pages import docs_page
 from .prediction_routes import add_list_route, add_ticker_route
-from .request_rules import WHAT_IF_ERRORS, HostMissing, documented
+from .request_rules import WHAT_IF_ERRORS, documented
 from .report_routes import add_report_routes
 from .request_rules import refuse_unknown_names, require_json
 from .schemas import API_VERSION, ManyForecasts, OneForecast
@@ -134,33 +134,52 @@ def add_what_if_route(
 NO_STORE = (b"cache-control", b"no-store")
 METRICS_HEADER = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 DOWN = {503: {"description": "There are no answers to give.", "content": {"application/json": {}}}}
-HEALTH_ROUTE = {"summary": "State of the service, part by part", "operation_id": "health", "responses": DOWN}
-PROBE_ROUTE = {"summary": "Live, ready, dependencies", "operation_id": "probe"}
-PROBE_ROUTE |= {"responses": documented(HostMissing, RequestInvalid) | DOWN}
-METRICS_ROUTE = {"summary": "Prometheus metrics", "operation_id": "metrics"}
+MONITORED = {"tags": ["operation"], "dependencies": STRICT}
+REPORTED = {"response_model": dict, "responses": documented(RequestInvalid) | DOWN}
+PROBES = {
+    "live": "Restart me if this fails",
+    "ready": "Send me requests: 200 once a verified table is loaded, else 503",
+    "dependencies": "Lake, model, Redis and disk",
+}
 
 
+def probe_of(
+    service: Service,  # whose state is asked for
+    name: str,  # live, ready or dependencies
+):  # the function of its route
+    "Answer one question of an orchestrator."
+
+    async def probe():
+        status, report = service.probe(name)
+        return RawResponse(status, [JSON_HEADER, NO_STORE], orjson.dumps(report))
+
+    return probe
+
+# %% ../../nbs/serve/70_app.ipynb #1640974f
 def add_operation_routes(
     app: FastAPI,  # gets the routes
     service: Service,  # whose state is reported
 ):
     "The routes for monitoring."
+    summary = "State of the service, part by part"
 
-    @app.get("/health", tags=["operation"], **HEALTH_ROUTE)
+    @app.get("/health", summary=summary, operation_id="health", **MONITORED, **REPORTED)
     async def health():
         """200 while there are answers, 503 while there are none; every part with its state and reason."""
         report = service.health()
         status = 503 if report["status"] == "down" else 200
         return RawResponse(status, [JSON_HEADER, NO_STORE], orjson.dumps(report))
 
-    @app.get("/health/{probe}", tags=["operation"], **PROBE_ROUTE)
-    async def probe(probe: Literal["live", "ready", "dependencies"]):
-        """Three questions of an orchestrator: `live` (restart me if this fails), `ready` (send me requests:
-        200 once a verified table is loaded, else 503), `dependencies` (lake, model, Redis and disk)."""
-        status, report = service.probe(probe)
-        return RawResponse(status, [JSON_HEADER, NO_STORE], orjson.dumps(report))
+    for name, question in PROBES.items():
+        options = {"summary": question, "operation_id": name} | MONITORED | REPORTED
+        app.get(f"/health/{name}", **options)(probe_of(service, name))
+    options = {
+        "summary": "Prometheus metrics",
+        "operation_id": "metrics",
+        "response_class": PlainTextResponse,
+    }
 
-    @app.get("/metrics", tags=["operation"], **METRICS_ROUTE)
+    @app.get("/metrics", responses=documented(RequestInvalid), **options, **MONITORED)
     async def metrics():
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
         return RawResponse(200, [METRICS_HEADER], await service.metrics_text())
@@ -243,7 +262,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app):
         limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
-        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits
+        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, service.canary_loop()
         loops = [asyncio.create_task(loop) for loop in work]
         yield
         for loop in loops:

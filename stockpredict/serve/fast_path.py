@@ -14,6 +14,7 @@ from ..core.errors import AccessError, StockpredictError
 from ..access.cross_origin import answer_origin, preflight_headers
 from ..access.door import refuse_key_in_address
 from ..access.permissions import NOBODY
+from .canary import to_canary
 from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import quick_response
 from .request_rules import host_problem, without_body
@@ -86,6 +87,8 @@ class FastPath:
         if scope["method"] == "HEAD":
             scope, send = scope | {"method": "GET", "head": True}, without_body(send)
         service.refresh_state()
+        if service.canary is not None:
+            scope, send = to_canary(service, scope, send)
         response, route = None, ROUTE
         if self.fast and scope["method"] == "GET" and "read" in caller.permissions:
             if answer := service.lookups.get((scope["path"], scope["query_string"])):
