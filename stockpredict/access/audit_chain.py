@@ -96,7 +96,8 @@ def open_length(
 ) -> int | None:  # handle; `None` when the folder cannot be written
     "Open the note of a length for writing."
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parents[1].mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if os.fstat(handle).st_size == 0:
             write_length(handle, Length())

@@ -78,8 +78,10 @@ def keys_create(
     json_: Json = False,
 ):
     "Create a key; it is shown once."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
+    record_command(load(ctx), "keys create", roles=",".join(role or ["viewer"]), note=note)
     entry, text = KeyStore(load(ctx).storage).create(role or ["viewer"], note, days or None)
     show_new_key(ctx, entry, text, json_)
 
@@ -102,8 +104,10 @@ def keys_rotate(
     json_: Json = False,
 ):
     "Create the successor of a key; both work during the grace period."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
+    record_command(load(ctx), f"keys rotate {key_id}", grace_days=grace_days)
     entry, text = KeyStore(load(ctx).storage).rotate(key_id, grace_days)
     show_new_key(ctx, entry, text, json_)
     if not json_:
@@ -113,8 +117,10 @@ def keys_rotate(
 @keys.command("revoke")
 def keys_revoke(ctx: typer.Context, key_id: Id, json_: Json = False):
     "End a key; every process of the service refuses it within a second."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
+    record_command(load(ctx), f"keys revoke {key_id}")
     entry = KeyStore(load(ctx).storage).revoke(key_id)
     if json_:
         return as_json({"id": entry.id, "state": "revoked"})

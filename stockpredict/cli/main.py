@@ -15,6 +15,7 @@ from .console import explain_settings, split_changes, telling
 from .feature_commands import features, write_cards
 from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
+from .access_commands import accesses, audits, users
 from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -41,6 +42,9 @@ for name, part in (
     ("registry", registry),
     ("flow", flows),
     ("keys", keys),
+    ("users", users),
+    ("access", accesses),
+    ("audit", audits),
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)
@@ -156,6 +160,16 @@ def _print_attempt(result):
     out(f"\nNothing is promoted. Every number of both runs: {result['page']}")
 
 # %% ../../nbs/cli/50_main.ipynb #f75498c9
+def write_batch(ctx, bars, file, since, json_):
+    "Write forecasts of a file of bars, or of the lake, into a file."
+    from stockpredict.serve.batch_forecasts import Engine, run_batch
+
+    if file is None:
+        raise typer.BadParameter("name the file for the forecasts", param_hint="--out")
+    report = run_batch(Engine(load(ctx)), file, bars, since, quiet=json_)
+    return as_json(vars(report)) if json_ else out(str(report))
+
+# %% ../../nbs/cli/50_main.ipynb #9d72f958
 @app.command()
 def predict(
     ctx: typer.Context,
@@ -164,11 +178,16 @@ def predict(
     for_: Annotated[
         str, typer.Option("--for", metavar="next", help="next = only the shortest horizon.")
     ] = "",
+    bars: Annotated[Path | None, typer.Option(help="Forecast this file of bars, with --out.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="Write forecasts: Parquet, or .csv.")] = None,
+    since: Annotated[str, typer.Option(help="First session for --out; default: the newest.")] = "",
     json_: Json = False,
 ):
-    "Show the served predictions for the coming sessions."
+    "Show the served predictions, or write many forecasts of a file of bars or of the lake into a file."
     from stockpredict.ops.pipeline import answered, prediction_table
 
+    if bars or file or since:
+        return write_batch(ctx, bars, file, since, json_)
     if for_ not in ("", "next"):
         raise typer.BadParameter("it can only be 'next'", param_hint="--for")
     s = load(ctx)
