@@ -498,6 +498,13 @@ class Schedule(Section):
         le=1_000,
         description="Minutes after the exchange closed at which the day's first run starts.",
     )
+    drift_cooldown: int = Field(
+        21,
+        ge=1,
+        le=1_000,
+        description="Sessions that drift of the inputs waits after it asked for a retraining before it asks "
+        "again.",
+    )
     catch_up: Literal["newest", "each", "none"] = Field(
         "newest",
         description="What a late run does about sessions whose runs were missed: newest does the newest "
