@@ -8011,6 +8011,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'stockpredict.serve.pages': { 'stockpredict.serve.pages.ListedTickers': ( 'serve/pages.html#listedtickers',
                                                                                       'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.age_text': ('serve/pages.html#age_text', 'stockpredict/serve/pages.py'),
+                                          'stockpredict.serve.pages.curl_line': ( 'serve/pages.html#curl_line',
+                                                                                  'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.desk_facts': ( 'serve/pages.html#desk_facts',
                                                                                    'stockpredict/serve/pages.py'),
                                           'stockpredict.serve.pages.docs_page': ( 'serve/pages.html#docs_page',

@@ -130,7 +130,7 @@ def refusal(
         kind=kind,
     )
 
-
+# %% ../../nbs/access/20_limits.ipynb #a2d27fe1
 @patch
 def admit_kind(
     self: Limits,

@@ -114,6 +114,10 @@ async def refuse(
 ):
     "Answer a request that is refused before it is looked at."
     scope.setdefault("caller", NOBODY)
+    try:
+        refuse_key_in_address(scope)
+    except AccessError as error:
+        problem = error  # whatever else is wrong: the answer must not repeat the key
     response = self.service.refuse(scope, problem)
     response.raw_headers = headers_for(response.raw_headers, scope["request_id"])
     await response(scope, receive, send)
