@@ -255,9 +255,9 @@ def needs_engine(
     scope: dict,  # of a request
 ) -> bool:
     "Does a request need more than the stored forecasts?"
-    path, query = scope["path"], scope["query_string"]
-    if scope["type"] != "http" or path in STREAMS:
+    if scope["type"] != "http" or scope["path"] in STREAMS:
         return False
+    path, query = scope["path"], scope["query_string"]
     if path == STORED or (path.startswith(STORED) and path.count("/") == 3):
         wanted = scope["header_map"].get(b"accept", b"")
         return b"as_of=" in query or b"format=" in query or b"arrow" in wanted or b"parquet" in wanted

@@ -153,6 +153,7 @@ def wire_config(
         frozenset(serving.edges),
         getattr(app.entry, "instant", None),
         log_level="error" if log_level == "warning" else log_level,
+        lifespan="on",
         backlog=serving.backlog,
         timeout_graceful_shutdown=serving.drain_seconds,
         ssl_context_factory=(lambda config, default: context) if context else None,

@@ -189,3 +189,56 @@ def uvicorn_process(settings, tmp_path, *args):
             except patience.Standstill:
                 process.kill()
                 process.wait()
+
+
+@contextlib.contextmanager
+def service_process(settings, folder, **changes):
+    "`stockpredict serve` on a spare port; yields the process and the port."
+    port, ini = free_port(), Path(folder) / "served.ini"
+    ini.write_text(settings.with_(**{"serving.port": port} | changes).to_ini())
+    ours = {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("STOCKPREDICT_")} | ours
+    with open(Path(folder) / "said.txt", "wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "stockpredict.cli.main", "serve"],
+            env=env | {"PYTHONUNBUFFERED": "1"},
+            cwd=folder,
+            stdout=said,
+            preexec_fn=patience.die_with_parent,
+        )
+    try:
+        patience.wait_until(lambda: accepts(port), process)
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            patience.wait_until(lambda: process.poll() is not None, process)
+
+
+def accepts(port) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+        return True
+    except OSError:
+        return False
+
+
+QUICK = {
+    "serving.header_seconds": 0.5,
+    "serving.body_seconds": 0.7,
+    "serving.keep_alive_seconds": 0.6,
+    "serving.max_connections": 40,
+    "serving.max_body_mb": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def whole_service(template, tmp_path_factory):
+    "A parent, a reader and an engine with short deadlines, on a home of their own: process, port, settings."
+    import shutil
+
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(template.storage.home_dir, folder / "home")
+    settings = build_settings(folder / "home")
+    with service_process(settings, folder, **QUICK) as (process, port):
+        yield process, port, settings
