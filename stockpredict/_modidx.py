@@ -7676,6 +7676,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'stockpredict/serve/experiments.py'),
                                                 'stockpredict.serve.experiments.assignment': ( 'serve/experiments.html#assignment',
                                                                                                'stockpredict/serve/experiments.py'),
+                                                'stockpredict.serve.experiments.checked_ramp': ( 'serve/experiments.html#checked_ramp',
+                                                                                                 'stockpredict/serve/experiments.py'),
                                                 'stockpredict.serve.experiments.experiment_card': ( 'serve/experiments.html#experiment_card',
                                                                                                     'stockpredict/serve/experiments.py'),
                                                 'stockpredict.serve.experiments.experiment_path': ( 'serve/experiments.html#experiment_path',

@@ -28,7 +28,7 @@ from .answer_table import render_staleness
 from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
-from .front import LOOK_EVERY, add_page_routes, service_origin
+from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
 from .job_routes import add_job_routes
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
@@ -216,7 +216,8 @@ def docs_html(
     self.refresh_state()
     examples = request_examples(self.table)
     origin = service_origin(self.settings)
-    return docs_page(description, examples["ticker"], examples["horizon"], origin)
+    with_key = asks_for_key(self)
+    return docs_page(description, examples["ticker"], examples["horizon"], origin, with_key)
 
 # %% ../../nbs/serve/70_app.ipynb #a5f13c46
 class App(FastAPI):

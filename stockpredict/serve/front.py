@@ -19,11 +19,12 @@ from ..core.tickers import canonical_ticker
 from .answer_table import AnswerTable, table_verifier
 from .desk_state import DeskState, read_desk
 from .http import REVALIDATE_HEADER, RawResponse
-from .pages import PAGE_POLICY, desk_facts, front_page, list_tickers, page_asset
+from .pages import PAGE_POLICY, curl_line, desk_facts, front_page
+from .pages import list_tickers, page_asset
 from .recent_closes import ClosesFile
 from .request_rules import refuse_unknown_names, tagged
 from .service import HISTORICAL, Service, promotion_history
-from .ticker_page import PublishedRecord, curl_line, error_page, models_page
+from .ticker_page import PublishedRecord, error_page, models_page
 from .ticker_page import record_rows, status_page, ticker_page
 
 # %% ../../nbs/serve/62_front.ipynb #7e6d38ef
@@ -86,6 +87,13 @@ def service_origin(
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{serving.port}"
 
 
+def asks_for_key(
+    service: Service,  # with its door, once it is part of an application
+) -> bool:
+    "Does a caller of this machine need a key?"
+    return not getattr(getattr(service, "door", None), "open_desk", True)
+
+# %% ../../nbs/serve/62_front.ipynb #02a05d79
 @patch
 def page_files(
     self: Service,
@@ -98,7 +106,7 @@ def page_files(
     published = self.published.load()
     return self.closes_file.current().of(ticker), published, self.published.complete
 
-# %% ../../nbs/serve/62_front.ipynb #02a05d79
+# %% ../../nbs/serve/62_front.ipynb #078d3099
 @patch
 async def ticker_html(
     self: Service,
@@ -112,9 +120,8 @@ async def ticker_html(
     closes, published, complete = await asyncio.to_thread(self.page_files, ticker)
     earlier = [past for past in published if past.session < predictions[0]["decision_session"]]
     rows = record_rows(earlier, dict(closes), ticker, horizon)
-    with_key = not getattr(getattr(self, "door", None), "open_desk", True)
     about = {"age": self.age, "stale": self.stale, "historical": is_historical(self.settings)}
-    about |= {"curl": curl_line(service_origin(self.settings), ticker, horizon, with_key)}
+    about |= {"curl": curl_line(service_origin(self.settings), ticker, horizon, asks_for_key(self))}
     about |= {"complete": complete, "contributions": None}
     return ticker_page(table.header, predictions, closes, rows, about)
 
@@ -142,9 +149,13 @@ async def models_html(self: Service) -> bytes:
 
 
 @patch
-def status_html(self: Service) -> bytes:
-    "The state of every part."
-    return status_page(self.health())
+def status_html(
+    self: Service,
+    scope: dict,  # of the request: the caller decides how much is shown
+) -> bytes:
+    "The state of every part; with details for those who may operate the service."
+    permissions = getattr(scope.get("caller"), "permissions", ())
+    return status_page(self.health(), "operate" in permissions)
 
 # %% ../../nbs/serve/62_front.ipynb #2777b345
 PAGE_HEADER = (b"content-type", b"text/html; charset=utf-8")
@@ -199,7 +210,7 @@ def add_reading_routes(
 
     @app.get("/status", **PAGE_ROUTE)
     async def status_page(request: Request):
-        return page_response(request, service.status_html())
+        return page_response(request, service.status_html(request.scope))
 
 # %% ../../nbs/serve/62_front.ipynb #f6b5fe68
 def add_page_routes(

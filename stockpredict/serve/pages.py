@@ -236,6 +236,17 @@ def front_page(
     return render_page("front.html", table=table, rows=rows, desk=desk, listed=listed).encode()
 
 # %% ../../nbs/serve/48_pages.ipynb #1dd7ce6f
+def curl_line(
+    origin: str,  # address of the service
+    ticker: str,  # canonical name
+    horizon: int,  # sessions
+    with_key: bool,  # the service asks for a key
+) -> str:
+    "The command that fetches the same forecast."
+    key = '-H "Authorization: Bearer $STOCKPREDICT_API_KEY" ' if with_key else ""
+    return f"curl -s {key}'{origin}/v1/predictions/{ticker}?horizon={horizon}'"
+
+# %% ../../nbs/serve/48_pages.ipynb #60e0cab1
 PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -247,10 +258,12 @@ def docs_page(
     ticker: str,  # a ticker with a forecast
     horizon: int,  # a trained horizon
     origin: str = "http://127.0.0.1:8000",  # address of this server, for the lines to copy
+    with_key: bool = False,  # the service asks for a key
 ) -> bytes:
     "The API page: lines to copy, operations to try, and all errors."
     errors = [error for error in all_errors() if error["depth"] > 1]
     values = {"description": description, "ticker": ticker, "horizon": horizon, "origin": origin}
+    values |= {"with_key": with_key, "curl": curl_line(origin, ticker, horizon, with_key)}
     return render_page("docs.html", errors=errors, **values).encode()
 
 # %% ../../nbs/serve/48_pages.ipynb #984ac503

@@ -18,7 +18,8 @@ from ..core.errors import StockpredictError
 from ..core.words import counted
 from .answer_table import AnswerTable
 from .charts import fan_chart_svg, volatility_chart_svg
-from .pages import head_verdicts, headline_words, health_tone, render_page, table_facts
+from .pages import curl_line, head_verdicts, headline_words
+from .pages import health_tone, render_page, table_facts
 from .table_archive import archived_tables, unpack_archived
 
 # %% ../../nbs/serve/50_ticker_page.ipynb #295afddd
@@ -150,18 +151,7 @@ def record_texts(
         "tone": {"inside": "good", "outside": "bad", "open": "soft"}[word],
     }
 
-# %% ../../nbs/serve/50_ticker_page.ipynb #39451dcc
-def curl_line(
-    origin: str,  # address of the service
-    ticker: str,  # canonical name
-    horizon: int,  # sessions
-    with_key: bool,  # the service asks for a key
-) -> str:
-    "The command that fetches the same forecast."
-    key = '-H "Authorization: Bearer $STOCKPREDICT_API_KEY" ' if with_key else ""
-    return f"curl -s {key}'{origin}/v1/predictions/{ticker}?horizon={horizon}'"
-
-
+# %% ../../nbs/serve/50_ticker_page.ipynb #8865a87e
 def ticker_page(
     header: dict,  # of the served table
     predictions: list[dict],  # of the ticker, by horizon
@@ -256,8 +246,11 @@ def part_row(
 
 def status_page(
     health: dict,  # of the service
+    detailed: bool = True,  # with reasons and numbers, which not everybody may see
 ) -> bytes:
     "The state of every part."
     parts = [part_row(name, state) for name, state in health["components"].items()]
+    if not detailed:
+        parts = [part | {"reason": "", "details": ""} for part in parts]
     tone = health_tone(health["status"])
     return render_page("status.html", health=health, tone=tone, parts=parts).encode()
