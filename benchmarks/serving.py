@@ -3,10 +3,11 @@
     python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if]
 
 Peers: an ASGI function that returns the same number of bytes, and a FastAPI route that returns them. Ours:
-the same answer through the FastAPI router, and through the fast path in front of it, with request id, metrics
-and headers on. All four servers stay up and take turns, one uvicorn process each; CPU is what the server
-process used per request, which is the figure to compare on a busy machine. Ratios are against the peer in the
-same round; the best round counts.
+the same answer through the FastAPI router, and through the fast path in front of it, with request id,
+metrics, audit log and headers on; and both once more as a service that asks for a key and counts the
+requests of each caller against limits. All servers stay up and take turns, one uvicorn process each; CPU is
+what the server process used per request, which is the figure to compare on a busy machine. Ratios are against
+the peer in the same round; the best round counts.
 """
 
 import argparse
@@ -39,7 +40,10 @@ OURS = """
 import os
 from stockpredict.core.settings import load_settings
 from stockpredict.serve.app import create_app
+many = {"access.requests_per_minute": 10**9, "access.total_per_minute": 10**9}
+always = {"access.required": "always"} | many
 fast, slow = (create_app(load_settings(), fast=f) for f in (True, False))
+keyed, keyed_slow = (create_app(load_settings(None, always), fast=f) for f in (True, False))
 """
 
 
@@ -76,6 +80,13 @@ def prepare(home: Path):
     refresh_answers(settings)
     (home / "settings.ini").write_text(settings.to_ini())
     return settings
+
+
+def new_key(settings) -> bytes:
+    "An API key for reading."
+    from stockpredict.access.keys import KeyStore
+
+    return KeyStore(settings.storage).create(["viewer"], "benchmark")[1].encode()
 
 
 def spare_port() -> int:
@@ -141,7 +152,10 @@ def what_if(settings, process, port: int, seconds: float):
 
     example = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE).header["example"]
     body = orjson.dumps({"bars": example["bars"], "horizon": 1})
-    request = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    request = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
     measure(process, port, request, 1, 0.1)
     for clients in (1, 16):
         r = measure(process, port, request, clients, seconds)
@@ -161,13 +175,16 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         settings = prepare(home)
-        request = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: x\r\n\r\n"
+        line = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\n"
+        request, with_key = line + b"\r\n", line + b"Authorization: Bearer %b\r\n\r\n" % new_key(settings)
         env = os.environ | {"STOCKPREDICT_SETTINGS": str(home / "settings.ini"), "OMP_NUM_THREADS": "1"}
         (home / "ours.py").write_text(OURS)
         servers = {}
         try:
             servers["ours, fast path"] = start("ours:fast", home, env)
             servers["ours, FastAPI router"] = start("ours:slow", home, env)
+            servers["ours, fast path, key"] = start("ours:keyed", home, env)
+            servers["ours, router, key"] = start("ours:keyed_slow", home, env)
             size = len(asyncio.run(body_of(servers["ours, fast path"][1], request)))
             (home / "peers.py").write_text(PEERS.format(size=size))
             servers["bare ASGI GET"] = start("peers:bare", home, env)
@@ -175,7 +192,7 @@ def main():
             time.sleep(5)  # let the engines of ours finish loading
             rounds = [
                 {
-                    name: measure(*server, request, args.clients, args.seconds)
+                    name: measure(*server, with_key if "key" in name else request, args.clients, args.seconds)
                     for name, server in servers.items()
                 }
                 for _ in range(args.rounds)
@@ -191,6 +208,8 @@ def main():
             for mine, peer in (
                 ("ours, fast path", "bare ASGI GET"),
                 ("ours, FastAPI router", "FastAPI GET of bytes"),
+                ("ours, fast path, key", "bare ASGI GET"),
+                ("ours, router, key", "FastAPI GET of bytes"),
             ):
                 share = max(r[mine]["rps"] / r[peer]["rps"] for r in rounds)
                 cost = min(r[mine]["cpu"] for r in rounds) / min(r[peer]["cpu"] for r in rounds)

@@ -36,7 +36,7 @@ def first_request(
     return [
         f'curl -H "Authorization: Bearer {key}" {address}/v1/predictions/{ticker}',
         f'python -c "from stockpredict.serve.client import Client; '
-        f"print(Client('{address}', key='{key}').predict('{ticker}'))\"",
+        f"print(Client('{address}', api_key='{key}').predict('{ticker}'))\"",
     ]
 
 # %% ../../nbs/cli/49_key_commands.ipynb #f8d0a879
