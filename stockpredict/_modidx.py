@@ -7650,6 +7650,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'stockpredict/serve/experiment_scores.py'),
                                                       'stockpredict.serve.experiment_scores.judge_sessions': ( 'serve/experiment_scores.html#judge_sessions',
                                                                                                                'stockpredict/serve/experiment_scores.py'),
+                                                      'stockpredict.serve.experiment_scores.known_closes': ( 'serve/experiment_scores.html#known_closes',
+                                                                                                             'stockpredict/serve/experiment_scores.py'),
                                                       'stockpredict.serve.experiment_scores.paired_session': ( 'serve/experiment_scores.html#paired_session',
                                                                                                                'stockpredict/serve/experiment_scores.py'),
                                                       'stockpredict.serve.experiment_scores.pinball_of': ( 'serve/experiment_scores.html#pinball_of',

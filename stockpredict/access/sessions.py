@@ -55,10 +55,11 @@ class Sessions:
     def lives(
         self,
         sid: str,  # as an access token names it
+        name: str,  # of the user, as the token names it
     ) -> bool:
-        "Does a session exist, as of at most half a second ago?"
+        "Does a session of this user exist, as of at most half a second ago?"
         row = self.file.glance().get(sid) if isinstance(sid, str) else None
-        return row is not None and not self._has_ended(row)
+        return row is not None and row["user"] == name and not self._has_ended(row)
 
     def _has_ended(self, row):
         "Is a session too old, or unused for too long?"

@@ -168,7 +168,7 @@ class Tokens:
         self,
         users: UserStore,  # looked at for every token
         keys: SigningRing,  # that sign
-        session_lives: Callable = lambda sid: True,  # does a session still exist?
+        session_lives: Callable = lambda sid, name: True,  # does this session of this user exist?
         clock: Callable = time.time,  # seconds since 1970
     ):
         self.users, self.keys, self.session_lives, self.clock = users, keys, session_lives, clock
@@ -253,6 +253,10 @@ def caller_of(
     claims = self.claims_of(credential)
     check_times(claims, self.clock())
     user = self.users.user(claims["sub"])
-    if user is None or user.generation != claims["gen"] or not self.session_lives(claims["sid"]):
+    if (
+        user is None
+        or user.generation != claims["gen"]
+        or not self.session_lives(claims["sid"], claims["sub"])
+    ):
         raise token_invalid()
     return user.caller()

@@ -1,5 +1,5 @@
-"""The audit log: every edit is found where it lies, a killed writer loses its last batch of reads at most, and a
-full disk stops changes and not reads."""
+"""The audit log: every edit is found where it lies, a killed writer loses its last batch of reads at most,
+and a full disk stops changes and not reads."""
 
 import asyncio
 import errno
