@@ -4,8 +4,8 @@
 
 Every answer is compared with what the model that it names says for this ticker and horizon, and with the id
 of its request. A question is asked again once when its connection is closed before the answer; that is
-counted as a reset. Only the clients of a reader that is killed with `kill -9` may see one. `wrong` and `lost` have to
-be 0, and `reset` has to be 0 in every phase but that one.
+counted as a reset. Only the clients of a reader that is killed with `kill -9` may see one. `wrong` and `lost`
+have to be 0, and `reset` has to be 0 in every phase but that one.
 """
 
 import argparse

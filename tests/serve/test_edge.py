@@ -1,0 +1,201 @@
+"""The edge of `deploy/nginx` in front of a real service, and the units of `deploy/systemd`."""
+
+import configparser
+import contextlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+
+import patience
+import pytest
+
+from .conftest import accepts, build_settings, free_port, service_process
+from .test_wire import self_made_certificate, status_of, talk
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+HEAD = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+MAIN = """
+daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1; {user}
+events {{ worker_connections 512; }}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    include {folder}/stockpredict.conf;
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(folder, upstream, seconds=10):
+    "The edge as it stands in deploy, with ports and paths of this test; yields its ports, TLS and plain."
+    import os
+
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    if not Path(program).exists():
+        pytest.skip("nginx is not installed")
+    secure, plain = free_port(), free_port()
+    cert, key = self_made_certificate(folder)
+    changes = {
+        "listen 443": f"listen 127.0.0.1:{secure}",
+        "listen 80": f"listen 127.0.0.1:{plain}",
+        "forecasts.example;": "localhost;",
+        "/etc/ssl/forecasts.example/cert.pem": cert,
+        "/etc/ssl/forecasts.example/key.pem": key,
+        "127.0.0.1:8000": f"127.0.0.1:{upstream}",
+        "client_header_timeout 10s": f"client_header_timeout {seconds}s",
+        "client_body_timeout 10s": f"client_body_timeout {seconds}s",
+    }
+    text = (DEPLOY / "nginx" / "stockpredict.conf").read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, str(new))
+    (folder / "stockpredict.conf").write_text(text)
+    user = "user root;" if os.geteuid() == 0 else ""
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
+    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
+    process = subprocess.Popen(command, preexec_fn=patience.die_with_parent)
+    try:
+        patience.wait_until(lambda: accepts(secure), process)
+        yield secure, plain, cert
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def edge(template, tmp_path_factory):
+    "nginx, a service that needs keys, and a key: port, plain port, trusting TLS context, key, service."
+    from stockpredict.access.keys import KeyStore
+
+    folder = tmp_path_factory.mktemp("edge")
+    shutil.copytree(template.storage.home_dir, folder / "home")
+    settings = build_settings(folder / "home", **{"access.required": "always"})
+    key = KeyStore(settings.storage).create(["viewer"], "edge")[1].encode()
+    changes = {"serving.engine": 0, "serving.edges": "127.0.0.1"}
+    with service_process(settings, folder, **changes) as (process, port):
+        with nginx(folder, port, seconds=1) as (secure, plain, cert):
+            yield secure, plain, ssl.create_default_context(cafile=str(cert)), key, process
+
+
+def with_key(key):
+    return HEAD + b"Authorization: Bearer " + key + b"\r\n\r\n"
+
+
+def test_a_prediction_comes_through_the_edge(edge):
+    secure, _, tls, key, _ = edge
+    answer = talk(secure, with_key(key), tls=tls)
+    assert status_of(answer) == 200 and b'"ticker":"SIM00"' in answer
+    assert b"Strict-Transport-Security: max-age" in answer and b"x-content-type-options: nosniff" in answer
+    assert b"nginx/" not in answer and answer.count(b"Strict-Transport-Security") == 1
+
+
+def test_the_edge_does_not_replace_the_key(edge):
+    secure, _, tls, _, _ = edge
+    assert status_of(talk(secure, HEAD + b"\r\n", tls=tls)) == 401
+    local = HEAD + b"X-Forwarded-For: 127.0.0.1\r\nForwarded: for=127.0.0.1\r\n\r\n"
+    assert status_of(talk(secure, local, tls=tls)) == 401
+
+
+def test_http_2_and_compression(edge):
+    secure, _, _, key, _ = edge
+    url = f"https://localhost:{secure}/v1/predictions"
+    asked = ["curl", "-sk", "--http2", "-H", f"Authorization: Bearer {key.decode()}"]
+    asked += ["-H", "Accept-Encoding: gzip", "-D", "-", "-o", "/dev/null"]
+    done = subprocess.run([*asked, url], stdout=subprocess.PIPE)
+    head = done.stdout.lower()
+    assert head.startswith(b"http/2 200") and b"content-encoding: gzip" in head and b"vary: " in head
+
+
+def test_plain_http_is_sent_to_tls_and_never_to_another_host(edge):
+    _, plain, _, _, _ = edge
+    answer = talk(plain, b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert status_of(answer) == 308 and b"Location: https://forecasts.example/x" in answer
+    evil = talk(plain, b"GET /x HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
+    assert b"evil.example" not in evil
+
+
+def test_old_tls_and_foreign_names_are_refused(edge):
+    secure, _, _, _, _ = edge
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.raises((ssl.SSLError, OSError)):
+        talk(secure, HEAD, tls=old)
+    any_name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    any_name.check_hostname, any_name.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", secure)) as raw, pytest.raises((ssl.SSLError, OSError)):
+        any_name.wrap_socket(raw, server_hostname="evil.example")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /e HTTP/1.1\r\n\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n123456",
+        b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
+        b"Content-Length: 3, 3\r\n\r\nabc",
+        b"Host: evil\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_a_request_in_a_request_does_not_pass_the_edge(edge, data):
+    secure, _, tls, _, process = edge
+    answer = talk(secure, b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n" + data, tls=tls)
+    assert 400 <= status_of(answer) <= 501 and answer.count(b"HTTP/1.1 ") == 1
+    assert process.poll() is None
+
+
+def test_slow_and_oversized_clients_end_at_the_edge(edge):
+    secure, _, tls, key, _ = edge
+    assert status_of(talk(secure, HEAD, tls=tls)) in (0, 408)
+    slow = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n12"
+    assert status_of(talk(secure, slow, tls=tls)) in (0, 408)
+    big = HEAD + b"X-Big: " + b"x" * 200_000 + b"\r\n\r\n"
+    assert status_of(talk(secure, big, tls=tls)) in (400, 431)
+    many = HEAD + b"".join(b"X-%d: 1\r\n" % i for i in range(2000)) + b"\r\n"
+    assert status_of(talk(secure, many, tls=tls)) in (400, 431)
+    assert status_of(talk(secure, with_key(key), tls=tls)) == 200
+
+
+def test_the_caller_is_who_the_edge_saw_and_a_dead_service_is_said(tmp_path):
+    "A stand-in for the service notes the headers that reach it."
+    seen, listener = [], socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        with listener.accept()[0] as s:
+            seen.append(s.recv(65536))
+            s.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        listener.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    with nginx(tmp_path, listener.getsockname()[1]) as (secure, _, cert):
+        tls = ssl.create_default_context(cafile=str(cert))
+        lies = b"X-Forwarded-For: 6.6.6.6\r\nX-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX_Evil: 1\r\n"
+        assert status_of(talk(secure, HEAD + lies + b"\r\n", tls=tls)) == 200
+        thread.join()
+        assert b"X-Forwarded-For: 127.0.0.1\r\n" in seen[0]
+        assert b"6.6.6.6" not in seen[0] and b"X_Evil" not in seen[0]
+        away = talk(secure, HEAD + b"\r\n", tls=tls)
+        assert status_of(away) == 503 and b"Retry-After: 2" in away
+        assert json.loads(away.partition(b"\r\n\r\n")[2])["error"]["code"] == "not-ready"
+
+
+def test_the_units_name_commands_that_exist():
+    from stockpredict.cli.main import app
+
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
+    commands |= {group.name or "" for group in app.registered_groups} | {"flow"}
+    for path in sorted(DEPLOY.glob("systemd/*.service")):
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str
+        unit.read(path)
+        program, command, *_ = unit["Service"]["ExecStart"].split()
+        assert program.endswith("/stockpredict") and command in commands
+        assert unit["Service"]["NoNewPrivileges"] == "yes" and unit["Service"]["User"] == "stockpredict"
+    target = (DEPLOY / "systemd" / "stockpredict.target").read_text()
+    assert all(path.name in target for path in DEPLOY.glob("systemd/*.service"))
