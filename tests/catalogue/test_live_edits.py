@@ -7,6 +7,7 @@ import sys
 from textwrap import dedent
 
 import pytest
+import warm
 from jupyter_client.manager import start_new_kernel
 
 SETUP = """
@@ -209,5 +210,5 @@ def test_a_changed_engine_file_means_that_nothing_is_stored(tmp_path):
     c._LOADED = "another text"
     print(c.code_fingerprint(chosen))
     """
-    out = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "None"
+    out = warm.python(dedent(code))
+    assert out.stdout.strip() == "None", out.stderr

@@ -1,11 +1,10 @@
 """The whole path on markets whose answer is known, and on real prices: one command each."""
 
 import json
-import sys
 
-import patience
 import pandas as pd
 import pytest
+import warm
 
 from stockpredict.ops.pipeline import SMALL
 
@@ -18,8 +17,7 @@ def retrain(root, place, **changes):
     asked = [
         x for k, v in changes.items() for x in ("--set", f"{k}={','.join(v) if isinstance(v, list) else v}")
     ]
-    command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", "--no-pages", *asked]
-    done = patience.run(command, cwd=root)
+    done = warm.stockpredict("retrain", "--json", "--no-pages", *asked, cwd=root)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(done.stdout)
 

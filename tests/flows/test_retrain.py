@@ -4,8 +4,8 @@ import ast
 import os
 import sys
 
-import patience
 import pytest
+import warm
 
 from stockpredict.cli.flow_program import load_flow
 from stockpredict.core.errors import FlowLocked
@@ -85,8 +85,7 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
     history = finished_alone["settings"].storage.registry_dir / "history.jsonl"
     before = history.read_text()
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect"), "COLUMNS": "200"}
-    command = [sys.executable, root / "flows" / "retrain.py", *finished_alone["asked"]]
-    done = patience.run(command, cwd=tmp_path, env=env)
+    done = warm.python(root / "flows" / "retrain.py", *finished_alone["asked"], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (
         finished_alone["report"]["sentence"] in done.stdout
@@ -100,9 +99,6 @@ def test_the_flow_runs_without_a_server_and_does_nothing_twice(finished_alone, r
 @pytest.mark.slow
 def test_a_wrong_setting_is_a_sentence(root, tmp_path):
     env = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
-    done = patience.run(
-        [sys.executable, root / "flows" / "retrain.py", "--set", "data.sorce=x"],
-        env=env,
-    )
+    done = warm.python(root / "flows" / "retrain.py", "--set", "data.sorce=x", env=env)
     assert done.returncode == 2 and "Did you mean source?" in done.stderr and "Traceback" not in done.stderr
     assert done.stdout == ""

@@ -3,14 +3,13 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import EmptyUniverse, LakeUnavailable, NotEnoughHistory, NotEnoughSessions
 from stockpredict.core.errors import EvaluateError, RunError, SeesFuture
@@ -124,7 +123,7 @@ train.run_experiment(load_settings(overrides=overrides, environ={}), work)
 @pytest.mark.parametrize("at", [5, 11])
 def test_killed_training_goes_on_and_ends_with_the_same_bytes(home, study, tmp_path, at):
     how = [json.dumps({**SMALL, "storage.home": str(home)}), str(tmp_path), str(at), study.lineage["code"]]
-    done = subprocess.run([sys.executable, "-c", CHILD, *how], capture_output=True, text=True)
+    done = warm.python(CHILD, *how)
     assert done.returncode == -signal.SIGKILL, done.stderr
     with pytest.raises(RunError):
         Experiment.load(tmp_path)
