@@ -16,7 +16,7 @@ from ..core.files import atomic_write
 
 # %% ../../nbs/serve/28_table_archive.ipynb #e74abf88
 ARCHIVE = "history"
-_STAMP = "%Y%m%dT%H%M%SZ"
+_STAMP = "%Y%m%dT%H%M%S%fZ"
 
 
 @dataclass(frozen=True, order=True)

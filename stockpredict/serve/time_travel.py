@@ -108,11 +108,13 @@ def past_moment(
         if isinstance(moment, datetime):
             session, known = calendar.last_closed(moment - lag), moment
         else:
-            session, known = calendar.offset(moment, 0), calendar.close(moment).to_pydatetime() + lag
-        closes = calendar.closes([session, calendar.offset(session, 1)])
+            session, known = calendar.offset(moment, 0), None
+        days = [session, calendar.offset(session, 1)]
+        opens, closes = calendar._opens[calendar._at(days)], calendar.closes(days)
     except CalendarError as error:
         raise AsOfNoSession(error.problem, error.fix) from None
-    return PastMoment(session.date(), closes[0].to_pydatetime(), closes[1].to_pydatetime(), known)
+    closes = [close.to_pydatetime() for close in closes]
+    return PastMoment(session.date(), *closes, known or opens[1].to_pydatetime())
 
 # %% ../../nbs/serve/55_time_travel.ipynb #72687af2
 @dataclass(frozen=True)
