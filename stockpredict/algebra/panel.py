@@ -139,7 +139,9 @@ def from_bars(
         )
     (sessions, row) = _session_rows(frame["event_time"], calendar)
     (column, tickers) = pd.factorize(frame["ticker"], sort=True)
-    if len(np.unique(row * len(tickers) + column)) < len(frame):
+    taken = np.zeros((len(sessions), len(tickers)), bool)
+    taken[row, column] = True
+    if taken.sum() < len(frame):
         raise BarsInvalid(
             "Some tickers have more than one bar in a session.",
             "Read bars through the lake, which keeps the newest of each.",

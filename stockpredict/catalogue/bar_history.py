@@ -143,14 +143,18 @@ LARGEST_LOG = 0.5  # a logarithmic move beyond counts as this much
 def moves(
     self: BarHistory,
     tickers: list[str] | None = None,  # which, in the order of the result; all by default
+    only_close: bool = False,  # compute the moves from close to close alone
 ) -> dict:  # `close`, `gap`, `high`, `low`: float64 arrays `[session, ticker]`
     "Logarithmic moves of each bar, `NaN` where there is none or where it cannot be trusted."
     at = self._columns(tickers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        o, h, low, close = np.log(self.prices[:4, :, at].numpy().astype(float))
+        *o_h_low, close = np.log(self.prices[3 if only_close else 0 : 4, :, at].numpy().astype(float))
     broken = self.broken[:, at].numpy()
     last = _last_close(close)
-    parts = dict(close=close - last, gap=o - last, high=h - o, low=low - o)
+    parts = dict(close=close - last)
+    if not only_close:
+        o, h, low = o_h_low
+        parts |= dict(gap=o - last, high=h - o, low=low - o)
     return {k: np.where(broken, np.nan, v).clip(-LARGEST_LOG, LARGEST_LOG) for k, v in parts.items()}
 
 

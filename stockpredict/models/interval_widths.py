@@ -153,7 +153,7 @@ def market_outcomes(
     entry_delay: int,  # sessions from the decision to the entry
 ) -> np.ndarray:  # `[S, N, H]` simple returns, `NaN` where not known yet or not trusted
     "Return of each decision over each horizon, as far as the prices reach."
-    moves = bars.moves()["close"]
+    moves = bars.moves(only_close=True)["close"]
     return np.expm1(np.stack([sum_after(moves, h, entry_delay) for h in horizons], -1))
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d6abb76a
@@ -169,7 +169,7 @@ def plain_sigma(
     stop: int,  # end (exclusive)
 ) -> np.ndarray:  # `[S, N, H]` volatility over each horizon
     "The exponentially weighted volatility of the inputs, from prices alone."
-    v = weighted_mean(bars.moves()["close"] ** 2, DECAY, PLAIN_WINDOW)
+    v = weighted_mean(bars.moves(only_close=True)["close"] ** 2, DECAY, PLAIN_WINDOW)
     return np.sqrt(v[bars.ahead + start : bars.ahead + stop, :, None] * np.array(model.horizons, float))
 
 
@@ -182,7 +182,7 @@ def usual_volatility(
     "The usual daily volatility of each name: the exponential of the mean logarithm over the last year."
     first, end = max(0, bars.ahead + start - PLAIN_WINDOW - USUAL_WINDOW), bars.ahead + stop
     near = replace(bars, prices=bars.prices[:, first:end], broken=bars.broken[first:end], market=None)
-    v = weighted_mean(near.moves()["close"] ** 2, DECAY, PLAIN_WINDOW)
+    v = weighted_mean(near.moves(only_close=True)["close"] ** 2, DECAY, PLAIN_WINDOW)
     known = v > 0
     total = np.cumsum(np.where(known, np.log(np.where(known, v, 1.0)), 0.0), 0)
     total[USUAL_WINDOW:] -= total[:-USUAL_WINDOW].copy()
