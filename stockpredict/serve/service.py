@@ -223,6 +223,8 @@ def load_engine(self: Service):
         self.engine = engine
     elif self.engine.reload():
         self.log.warning("new champion", artifact=self.engine.pointer.artifact)
+    with suppress(StockpredictError):  # without bars, the first request says what is missing
+        self.engine.warm_callers()
     if self.engine.stale_model:
         raise NotReady(self.engine.reason)
 
