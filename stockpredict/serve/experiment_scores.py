@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/serve/34_experiment_scores.ipynb #9e51bb67
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -24,7 +24,7 @@ from stockpredict.serve.experiments import (
     stop_experiment,
 )
 from stockpredict.train.anytime import AnytimeMean, anytime_mean, relative_difference
-from stockpredict.train.champion import champion_or_none
+from stockpredict.train.champion import read_champion_entry
 
 # %% ../../nbs/serve/34_experiment_scores.ipynb #2dd22221
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def qlike_of(
     return float(ratio - np.log(ratio) - 1)
 
 # %% ../../nbs/serve/34_experiment_scores.ipynb #75977542
-BOUNDS = {"intervals": 1.0, "volatility": 1.0, "direction": 2.0}  # largest possible difference by head
+BOUNDS = {"intervals": 0.25, "volatility": 0.5, "direction": 1.0}  # most that one session counts
 LEAST_CELLS = 5  # tickers of a session; fewer say nothing about ranks
 
 
@@ -140,7 +140,8 @@ def judge_sessions(
     overlap: int = 2,  # sessions from decision to outcome
 ) -> ExperimentVerdict:
     "Better, worse, or neither so far."
-    x, bound = np.array([s.difference for s in sessions]), BOUNDS[experiment.head]
+    bound = BOUNDS[experiment.head]
+    x = np.clip(np.array([s.difference for s in sessions], float), -bound, bound)
     covered = np.array([s.coverage for s in sessions]) - COVERAGE_FLOOR
     gap = anytime_mean(x, -bound, bound, experiment.alpha, overlap)
     floor = anytime_mean(covered, -COVERAGE_FLOOR, 1 - COVERAGE_FLOOR, 2 * GUARD_ALPHA, overlap)
@@ -189,7 +190,7 @@ def store_verdict(
         "decision": verdict.decision,
         "sentence": verdict_sentence(verdict),
     }
-    scores |= numbers | {"daily": [vars(s) for s in sessions[-260:]]}
+    scores |= numbers | {"daily": [vars(s) for s in sessions]}
     scores |= {"at": datetime.now(UTC).isoformat(timespec="seconds")}
     write_json(experiment_path(settings, experiment.id, ".scores"), scores)
     if verdict.decision in ROLL_BACK:
@@ -202,7 +203,7 @@ MOST_FAILURES = 2  # tables in a row that a challenger in the shadow may miss
 
 def failure_reason(
     experiment: ModelExperiment,  # which one
-    tables: list,  # published since it was started, in order
+    tables: list,  # `TableHeader` of those published since it was started, in order
 ) -> str:  # empty while it answers
     "Why a challenger is removed that did not answer."
     missed = 0
@@ -226,56 +227,83 @@ HISTORICAL = ("sample", "simulated")  # sources whose data ends in the past by d
 def counted_tables(
     settings: Settings,  # serving folder, calendar
     started: str,  # ISO 8601, UTC
-) -> list:  # of `AnswerTable`, one for each decision session, in order
+    known: set = frozenset(),  # sessions that are left out, because they are scored
+) -> Iterator:  # of `AnswerTable`, by session and then by time
     "The published tables that may be compared since an instant."
     from stockpredict.core.calendar import get_calendar
     from stockpredict.serve.answer_table import AnswerTable, table_verifier
     from stockpredict.serve.table_archive import archived_tables, unpack_archived
 
-    calendar, since, first = get_calendar(settings.data.calendar), datetime.fromisoformat(started), {}
+    calendar, since = get_calendar(settings.data.calendar), datetime.fromisoformat(started)
     for kept in archived_tables(settings.storage.serving_dir):
-        if kept.built_at < since.replace(microsecond=0):
+        if kept.published_at < since.replace(microsecond=0) or kept.session.isoformat() in known:
             continue
         try:
             table = AnswerTable(unpack_archived(kept.path), table_verifier(settings))
         except StockpredictError:
             continue  # damaged or not ours: it is no evidence
-        late = kept.built_at >= calendar.close(table.header["entry_session"]).to_pydatetime()
+        late = kept.published_at >= calendar.close(table.header["entry_session"]).to_pydatetime()
         if settings.data.source in HISTORICAL or not late:
-            first.setdefault((table.header["decision_session"], table.header["model"]["artifact"]), table)
-    return [first[key] for key in sorted(first)]
+            yield table
 
 
+@dataclass(frozen=True)
+class TableHeader:
+    "What is kept of a table after it was scored."
+
+    header: dict
+    beside: frozenset  # artifacts of the models that answered beside the champion
+
+# %% ../../nbs/serve/34_experiment_scores.ipynb #66cabee8
 def evaluate_experiment(
     settings: Settings,  # lake, serving folder, registry
     experiment: ModelExperiment,  # one that runs
     closes,  # adjusted closes, a row a session, a column a ticker
 ) -> dict:  # its scores
     "Score one experiment on every session whose outcome is known."
-    tables = counted_tables(settings, experiment.started)
-    sessions = [s for t in tables if (s := paired_session(experiment, t, closes)) is not None]
+    stored = experiment_state(settings, experiment)["scores"].get("daily", [])
+    scored = {day["decided"]: PairedSession(**day) for day in stored}
+    headers, known = [], set(scored)
+    for table in counted_tables(settings, experiment.started, known):
+        headers.append(TableHeader(table.header, frozenset(table.beside)))
+        if (session := paired_session(experiment, table, closes)) is not None:
+            scored.setdefault(session.decided, session)
+    sessions = [scored[day] for day in sorted(scored)]
     verdict = judge_sessions(experiment, sessions, experiment.horizon + settings.validation.entry_delay)
     scores = store_verdict(settings, experiment, sessions, verdict)
-    if reason := failure_reason(experiment, tables):
+    if reason := failure_reason(experiment, headers):
         stop_experiment(settings, experiment.id, reason, "guardrail", "rolled back")
     return scores
 
 # %% ../../nbs/serve/34_experiment_scores.ipynb #b3681eca
+def known_closes(
+    settings: Settings,  # lake, calendar, serving folder
+    experiments: list[ModelExperiment],  # that run
+):  # a row a session, a column a ticker
+    "The adjusted closes since the first table that may be compared."
+    from stockpredict.lake.lake import Lake
+    from stockpredict.serve.table_archive import archived_tables
+    from stockpredict.sources.bars import wide
+
+    since = datetime.fromisoformat(min(e.started for e in experiments)).replace(microsecond=0)
+    sessions = [t.session for t in archived_tables(settings.storage.serving_dir) if t.published_at >= since]
+    with Lake(settings.storage, read_only=True) as lake:
+        bars = lake.bars(start=min(sessions).isoformat() if sessions else None, source=lake.source())
+    return wide(bars, calendar=settings.data.calendar)
+
+# %% ../../nbs/serve/34_experiment_scores.ipynb #63e14e4c
 def evaluate_experiments(
     settings: Settings,  # lake, serving folder, registry
 ) -> list[dict]:  # cards of the experiments that were running
     "Score every experiment that runs, and end those that a guardrail or a new champion ends."
-    from stockpredict.ingest.ingest import load_bars
-    from stockpredict.sources.bars import wide
-
     running = [e for e in all_experiments(settings) if experiment_state(settings, e)["state"] == "running"]
     if not running:
         list_challengers(settings)
         return []
-    closes, champion = wide(load_bars(settings), calendar=settings.data.calendar), champion_or_none(settings)
+    closes, served = known_closes(settings, running), read_champion_entry(settings)
     for experiment in running:
         evaluate_experiment(settings, experiment, closes)
-        if champion is None or champion.artifact != experiment.champion:
+        if served["artifact"] != experiment.champion:
             reason = "Another model is the champion now, so the comparison has ended."
             stop_experiment(settings, experiment.id, reason, "registry")
     list_challengers(settings)

@@ -184,6 +184,16 @@ def resolve_challenger(
     raise NotFound(f"The registry has no model {named[:20]!r}.", f"Versions: {', '.join(known) or 'none'}.")
 
 
+def checked_ramp(
+    shares,  # as asked for
+) -> tuple:
+    "Growing shares of the callers; `RequestInvalid` for anything else."
+    ramp = tuple(shares or ())
+    if list(ramp) != sorted(ramp) or not all(0 < share <= 1 for share in ramp) or len(ramp) > 20:
+        raise RequestInvalid("The ramp is no list of growing shares.", "For example 0.01, 0.05, 0.2.")
+    return ramp
+
+# %% ../../nbs/serve/33_experiments.ipynb #3486e5f7
 def refuse_experiment(
     settings: Settings,  # whose registry
     artifact: str,  # of the challenger
@@ -192,8 +202,6 @@ def refuse_experiment(
 ):
     "Raise unless an experiment with this challenger may start."
     running = [e for e in all_experiments(settings) if experiment_state(settings, e)["state"] == "running"]
-    if list(ramp) != sorted(ramp) or not all(0 < share <= 1 for share in ramp) or len(ramp) > 20:
-        raise RequestInvalid("The ramp is no list of growing shares.", "For example 0.01, 0.05, 0.2.")
     if artifact == champion:
         raise ExperimentRefused("The challenger is the model that answers.", "Name another version.")
     if artifact in retired_artifacts(read_events(settings)):
@@ -214,10 +222,10 @@ def start_experiment(
     "Let a challenger answer beside the champion."
     from stockpredict.train.registry import load_version
 
+    ramp = checked_ramp(options.pop("ramp", ()))
     with registry_lock(settings):
         entry = read_champion_entry(settings)
         artifact, version, _ = resolve_challenger(settings, challenger)
-        ramp = tuple(options.pop("ramp", ()) or ())
         refuse_experiment(settings, artifact, entry["artifact"], ramp)
         load_version(settings, artifact)
         now = datetime.now(UTC)
