@@ -15,8 +15,28 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalend
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
+import re
 
 # %% ../../nbs/core/00_errors.ipynb #d6b14e6e
+CODE_MARK = re.compile(r"\s*\[([a-z0-9]+(?:-[a-z0-9]+)+)\]")
+
+
+def _codes(root):
+    "The codes of a class of errors and of all below it."
+    return {root.code}.union(*(_codes(child) for child in root.__subclasses__()))
+
+
+def without_codes(
+    text: str,  # a problem, perhaps with the text of another error in it
+) -> str:
+    "The same text without the codes of errors; other words in brackets stay."
+    if not CODE_MARK.search(text):
+        return text
+    codes = _codes(StockpredictError)
+    shorter = CODE_MARK.sub(lambda mark: "" if mark[1] in codes else mark[0], text)
+    return shorter if shorter == text else re.sub(r"\.(\s*\.)+$", ".", shorter)
+
+# %% ../../nbs/core/00_errors.ipynb #f4804d71
 class StockpredictError(Exception):
     "A refusal as a sentence with a next step; the base of all errors here."
 
@@ -28,8 +48,8 @@ class StockpredictError(Exception):
         fix: str = "",  # what to do about it, a full sentence
         **context,  # what the failing code knew: JSON-friendly values
     ):
-        self.problem, self.fix, self.context = problem.strip(), fix.strip(), context
-        super().__init__(problem)
+        self.problem, self.fix, self.context = without_codes(problem).strip(), fix.strip(), context
+        super().__init__(self.problem)
 
     def __str__(self):
         return " ".join(x for x in (self.problem, self.fix, f"[{self.code}]") if x)

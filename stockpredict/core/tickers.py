@@ -13,6 +13,14 @@ from stockpredict.core.errors import BarsInvalid
 TICKER = re.compile(r"\^?[A-Z0-9][A-Z0-9.^=&-]{0,15}")
 
 # %% ../../nbs/core/22_tickers.ipynb #af2bc094
+def foreign_letter(
+    name: str,  # as written
+) -> str:  # for the end of a sentence; empty when there is none
+    "The first character that only looks like one of ours, by its code point."
+    foreign = [c for c in name if not c.isascii() and c.isprintable()]
+    return f": its {foreign[0]} is U+{ord(foreign[0]):04X}" if foreign else ""
+
+# %% ../../nbs/core/22_tickers.ipynb #f536d24b
 def canonical_ticker(
     ticker: str,  # as a vendor or a user wrote it
 ) -> str:  # at most 16 characters of A-Z 0-9 . ^ = & -
@@ -22,9 +30,9 @@ def canonical_ticker(
     upper = name.upper() if name.isascii() else ""
     if not (TICKER.fullmatch(upper) and len(upper) <= 16):
         raise BarsInvalid(
-            f"{ascii(ticker)[:40]} is not a ticker.",
+            f"{repr(ticker)[:40]} is not a ticker{foreign_letter(name)}.",
             "Tickers have 1 to 16 of the characters A-Z 0-9 . ^ = & - "
             "and start with a letter or digit, or with ^ for an index.",
-            ticker=ascii(ticker)[:40],
+            ticker=repr(ticker)[:40],
         )
     return re.sub(r"^([A-Z]+)\.([A-E])$", r"\1-\2", upper)

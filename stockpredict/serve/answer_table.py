@@ -79,7 +79,7 @@ def _unknown_ticker(self: AnswerTable, ticker):
         )
     alike = near(ticker, self.tickers)
     question = f"Did you mean {' or '.join(alike)}?"
-    fix = question if alike else "GET /v1/predictions lists every ticker."
+    fix = question if alike else "Leave the ticker out to get every ticker there is."
     return UnknownTicker(f"{ticker} is not in the universe.", fix, near=alike)
 
 # %% ../../nbs/serve/30_answer_table.ipynb #6f03c20f

@@ -319,4 +319,4 @@ def _earlier_entry(settings, champion, version):
     problem = "There is no earlier version to go back to."
     if version is not None:
         problem = f"There is no version {version} in the history."
-    raise NoChampion(problem, "Look at stockpredict history for what was published.")
+    raise NoChampion(problem, "`stockpredict registry history` lists what was published.")
