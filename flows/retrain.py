@@ -63,7 +63,7 @@ def retrain(desk: DeskRun, mode: Mode = "full"):
         desk.say(plan.reason)
     settings = training_settings(desk.settings, plan.mode, champion_or_none(desk.settings))
     with retrain_lock(settings, "the retrain flow"):
-        return training_result(desk, story(desk, settings))
+        return training_result(desk, story(desk, settings), plan.mode)
 
 
 def story(desk: DeskRun, settings):

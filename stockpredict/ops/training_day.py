@@ -18,6 +18,7 @@ from .flow_edge import DayResult, DeskRun
 from .flow_server import heads_markdown
 from .pipeline import Outcome
 from .study import verdict_sentence
+from ..watch.input_drift import close_request, open_request
 
 # %% ../../nbs/ops/75_training_day.ipynb #9e77b9f9
 @dataclass(frozen=True)
@@ -40,6 +41,9 @@ def plan_training(
     day = pd.DatetimeIndex([session])
     if every != "never" and len(period_ends(calendar, day, every)):
         return TrainingPlan("full", f"Retraining is {every}, and {session} ends the period: all candidates.")
+    asked = open_request(settings) if every != "never" else None
+    if asked:
+        return TrainingPlan("full", f"Asked for after {asked['session']}. {asked['reason']}")
     if settings.schedule.incremental:
         return TrainingPlan(
             "incremental", f"Retraining in full is {every}: after {session} only what is served."
@@ -93,8 +97,11 @@ def ingest_sentence(
 def training_result(
     desk: DeskRun,  # the run
     outcome: Outcome,  # of the pipeline
+    mode: str = "full",  # how much was trained; a full training answers an open request
 ) -> DayResult:
     "The outcome of a retraining as that of a flow."
+    if mode == "full" and not desk.as_of:
+        close_request(desk.settings, desk.session)
     verdict, published = outcome.verdict, outcome.published
     report = next((p["html"] for p in outcome.pages if p["name"] == "r40_validate"), "")
     version = published.get("version")

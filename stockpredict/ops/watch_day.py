@@ -30,6 +30,7 @@ from .ingest_day import unfinished_backfills
 from .study import verdict_sentence
 from .work import newest_work, step_result
 from ..serve.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable, open_answers
+from ..watch.input_drift import ask_for_training, input_drift
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c1df91b0
 @report_figure
@@ -285,6 +286,21 @@ def validate_result(
     numbers = {"decision": verdict["decision"], "evidence": verdict["skill"], "work": Path(work).name}
     headline = verdict_headline(heads, verdict["decision"])
     return desk.result(f"{headline} {verdict_sentence(verdict)}", numbers, page, detail=heads_markdown(heads))
+
+# %% ../../nbs/ops/77_watch_day.ipynb #6f25c6c6
+def watch_drift(
+    settings: Settings,  # lake, registry, cooldown
+    as_of: str = "",  # session of a study; "" = the newest
+) -> list[str]:  # what needs a look; empty when nothing has changed
+    "Ask for a retraining if the inputs of the served model have changed."
+    drift = input_drift(settings, as_of)
+    if drift is None or not drift.changed:
+        return []
+    if as_of:
+        return [drift.sentence]
+    asked = ask_for_training(settings, drift.session, drift.sentence)
+    what = "A full retraining is asked for." if asked else "A retraining was asked for already."
+    return [f"{drift.sentence} {what}"]
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c90d4f47
 def monitor_result(
