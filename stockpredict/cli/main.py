@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from .console import Group, Json, as_json, grid, load, out, sentences, show
 from .console import explain_settings, split_changes, telling
+from .experiment_commands import experiments
 from .feature_commands import features, write_cards
 from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
@@ -40,6 +41,7 @@ for name, part in (
     ("quality", qualities),
     ("stream", streams),
     ("registry", registry),
+    ("experiments", experiments),
     ("flow", flows),
     ("keys", keys),
     ("users", users),
