@@ -1,6 +1,6 @@
 """Reading a stored forecast, beside the bare frameworks, in one run.
 
-    python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if]
+    python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if] [--servers]
 
 Peers: an ASGI function that returns the same number of bytes, and a FastAPI route that returns them. Ours:
 the same answer through the FastAPI router, and through the fast path in front of it, with request id,
@@ -32,6 +32,8 @@ async def bare(scope, receive, send):
     if scope["type"] != "http": return
     await send(dict(type="http.response.start", status=200, headers=HEADERS))
     await send(dict(type="http.response.body", body=BODY))
+async def rsgi(scope, protocol):
+    protocol.response_bytes(200, [("content-type", "application/json")], BODY)
 plain = FastAPI()
 @plain.get("/v1/predictions/{{ticker}}")
 async def read(ticker: str, horizon: int | None = None): return Response(BODY, media_type="application/json")
@@ -111,6 +113,52 @@ def start(target: str, home: Path, env: dict):
     raise SystemExit(f"{target} did not answer.")
 
 
+WIRE = """
+import asyncio, socket, sys
+sys.path.insert(0, {home!r})
+from peers import bare
+from stockpredict.serve.server import run_loop
+from stockpredict.serve.wire import WireConfig, WireServer
+config = WireConfig(bare, lifespan="off", log_config=None, timeout_graceful_shutdown=5)
+run_loop(WireServer(config)._serve([socket.create_server(("127.0.0.1", {port}))]))
+"""
+
+
+def start_program(command: list, port: int, env: dict, home: Path):
+    "Any server; returns it and its port once it answers."
+    process = subprocess.Popen([sys.executable, *command], env=env, cwd=home, stdout=subprocess.DEVNULL)
+    for _ in range(1200):
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            return process, port
+        except OSError:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            raise SystemExit(f"{command} did not start.")
+    raise SystemExit(f"{command} did not answer.")
+
+
+def other_servers(home: Path, env: dict) -> dict:
+    "The simplest application on each server, and ours as `stockpredict serve` runs it, all on."
+    ports = [spare_port() for _ in range(5)]
+    granian = ["-m", "granian", "--no-log", "--loop", "uvloop", "--host", "127.0.0.1"]
+    asgi, rsgi = ([*granian, "--interface", kind, "--port"] for kind in ("asginl", "rsgi"))
+    served = ["-m", "stockpredict.cli.main", "serve", "--readers", "1", "--engine", "0", "--port"]
+    keyed = ["-m", "stockpredict.cli.main", "--set", "access.required=always", *served[2:]]
+    commands = {
+        "Granian ASGI": [*asgi, str(ports[0]), "peers:bare"],
+        "Granian RSGI": [*rsgi, str(ports[1]), "peers:rsgi"],
+        "ours, server, bare ASGI": ["-c", WIRE.format(home=str(home), port=ports[2])],
+        "ours, as served": [*served, str(ports[3])],
+        "ours, as served, key": [*keyed, str(ports[4])],
+    }
+    limits = {"STOCKPREDICT_ACCESS__REQUESTS_PER_MINUTE": "0", "STOCKPREDICT_ACCESS__TOTAL_PER_MINUTE": "0"}
+    return {
+        name: start_program(command, port, env | limits, home)
+        for (name, command), port in zip(commands.items(), ports, strict=True)
+    }
+
+
 async def load(port: int, request: bytes, clients: int, seconds: float) -> list[float]:
     "Seconds of every answer to `clients` connections that ask again at once."
     took, end = [], time.perf_counter() + seconds
@@ -130,12 +178,17 @@ async def load(port: int, request: bytes, clients: int, seconds: float) -> list[
     return took
 
 
+def cpu_of_tree(pid: int) -> float:
+    "CPU seconds of a process and everything it started."
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in family)
+
+
 def measure(process, port: int, request: bytes, clients: int, seconds: float) -> dict:
     "Throughput, latency and CPU of one server for a while."
-    before, began = psutil.Process(process.pid).cpu_times(), time.perf_counter()
+    before, began = cpu_of_tree(process.pid), time.perf_counter()
     took = sorted(asyncio.run(load(port, request, clients, seconds)))
-    wall, after = time.perf_counter() - began, psutil.Process(process.pid).cpu_times()
-    cpu = after.user + after.system - before.user - before.system
+    wall, cpu = time.perf_counter() - began, cpu_of_tree(process.pid) - before
     return {
         "rps": len(took) / wall,
         "p50": took[len(took) // 2] * 1e3,
@@ -171,6 +224,7 @@ def main():
     ask.add_argument("--rounds", type=int, default=3)
     ask.add_argument("--clients", type=int, default=16)
     ask.add_argument("--what-if", action="store_true")
+    ask.add_argument("--servers", action="store_true", help="Granian beside Uvicorn, and ours as served")
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
@@ -189,6 +243,8 @@ def main():
             (home / "peers.py").write_text(PEERS.format(size=size))
             servers["bare ASGI GET"] = start("peers:bare", home, env)
             servers["FastAPI GET of bytes"] = start("peers:plain", home, env)
+            if args.servers:
+                servers |= other_servers(home, env)
             time.sleep(5)  # let the engines of ours finish loading
             rounds = [
                 {
@@ -210,7 +266,12 @@ def main():
                 ("ours, FastAPI router", "FastAPI GET of bytes"),
                 ("ours, fast path, key", "bare ASGI GET"),
                 ("ours, router, key", "FastAPI GET of bytes"),
+                ("ours, as served", "bare ASGI GET"),
+                ("ours, as served, key", "bare ASGI GET"),
+                ("ours, as served, key", "ours, server, bare ASGI"),
             ):
+                if mine not in servers:
+                    continue
                 share = max(r[mine]["rps"] / r[peer]["rps"] for r in rounds)
                 cost = min(r[mine]["cpu"] for r in rounds) / min(r[peer]["cpu"] for r in rounds)
                 print(f"{mine} / {peer}: {share:.2f} of its throughput, {cost:.2f} times its CPU")

@@ -13,6 +13,7 @@ import ssl
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -24,6 +25,7 @@ from stockpredict.core.shared_counts import SharedCounts
 from stockpredict.serve.app import create_app
 from stockpredict.serve.engine_link import LEAVING, EngineLink, EngineSide, frame
 from stockpredict.serve.fast_path import unexpected_error
+from stockpredict.serve.instant import instant_answer
 from stockpredict.serve.wire import WireConfig, WireServer
 from stockpredict.serve.wire_limits import wire_limits
 
@@ -151,7 +153,7 @@ def wire_config(
         app,
         wire_limits(settings),
         frozenset(serving.edges),
-        getattr(app.entry, "instant", None),
+        partial(instant_answer, app.entry),
         log_level="error" if log_level == "warning" else log_level,
         lifespan="on",
         backlog=serving.backlog,
@@ -228,16 +230,18 @@ class EngineServer:
         self.sides.add(side)
         return side
 
-    async def run(self):
-        "Serve until told to stop, then finish what is under way."
-        self.stopping = asyncio.Event()
-        listener = socket.socket(fileno=self.plan.engine_socket)
-        async with self.app.router.lifespan_context(self.app):
-            server = await asyncio.get_running_loop().create_unix_server(self.side, sock=listener)
-            watch_parent(self.plan, self.stopping.set)
-            await self.stopping.wait()
-            server.close()
-            await self.finish()
+# %% ../../nbs/serve/72_server.ipynb #565aa990
+@patch
+async def run(self: EngineServer):
+    "Serve until told to stop, then finish what is under way."
+    self.stopping = asyncio.Event()
+    listener = socket.socket(fileno=self.plan.engine_socket)
+    async with self.app.router.lifespan_context(self.app):
+        server = await asyncio.get_running_loop().create_unix_server(self.side, sock=listener)
+        watch_parent(self.plan, self.stopping.set)
+        await self.stopping.wait()
+        server.close()
+        await self.finish()
 
 
 @patch

@@ -257,6 +257,16 @@ def on_headers_complete(self: WireProtocol):
     self.pipeline.appendleft((self.cycle, self.app))
 
 # %% ../../nbs/serve/12_wire.ipynb #b0984258
+def date_line(
+    state,  # of the server; its headers change once a second
+) -> bytes:
+    "The headers of every response, written once a second."
+    if getattr(state, "written_for", None) is not state.default_headers:
+        state.written_for = state.default_headers
+        state.written = b"".join(b"%b: %b\r\n" % pair for pair in state.default_headers)
+    return state.written
+
+
 ANSWERED = SimpleNamespace(
     response_complete=True, more_body=False, endless=False
 )  # stands for a request that is over
@@ -275,7 +285,8 @@ def answer_instantly(
     if ready is None:
         return False
     self.cycle = ANSWERED
-    self.transport.write(ready)
+    head, body = ready
+    self.transport.write(b"".join((head, date_line(self.server_state), b"\r\n", body)))
     self.server_state.total_requests += 1
     self.deadline = self.loop.time() + self.limits.idle_seconds
     return True
@@ -388,7 +399,7 @@ class WireConfig(uvicorn.Config):
         app,  # ASGI application
         limits: WireLimits = WireLimits(),  # of each connection
         edges: frozenset = frozenset(),  # addresses of proxies whose word about the client counts
-        instant=None,  # function from a scope to a whole response, or to `None`
+        instant=None,  # function from a scope to head and body of a response, or to `None`
         **options,  # of `uvicorn.Config`
     ):
         self.limits, self.edges, self.instant = limits, edges, instant
