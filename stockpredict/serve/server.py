@@ -118,7 +118,7 @@ class ChildServer(WireServer):
         watch_parent(self.plan, self.stop)
 
     def stop(self):
-        self.service.draining = True
+        self.service.updates.close()  # streams of events end with a reason
         self.should_exit = True
 
 # %% ../../nbs/serve/72_server.ipynb #12530a5e

@@ -36,7 +36,8 @@ def nginx(folder, upstream, seconds=10):
 
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(program).exists():
-        pytest.skip("nginx is not installed")
+        why = "nginx is not installed; run .ci/services"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     secure, plain = free_port(), free_port()
     cert, key = self_made_certificate(folder)
     changes = {
