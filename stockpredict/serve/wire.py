@@ -267,9 +267,9 @@ def date_line(
     return state.written
 
 
-ANSWERED = SimpleNamespace(
-    response_complete=True, more_body=False, endless=False
-)  # stands for a request that is over
+ANSWERED = SimpleNamespace(  # stands for a request that is over
+    response_complete=True, more_body=False, endless=False, message_event=asyncio.Event()
+)
 
 
 @patch
