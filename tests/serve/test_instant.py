@@ -19,7 +19,9 @@ def test_a_connection_closes_quietly_after_an_instant_answer():
     async def work():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
         listener = socket.create_server(("127.0.0.1", 0))
-        config = WireConfig(refuse, instant=lambda scope: READY, lifespan="off", log_config=None)
+        config = WireConfig(
+            refuse, instant=lambda scope: READY, lifespan="off", log_config=None, timeout_graceful_shutdown=2
+        )
         server = WireServer(config)
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
