@@ -17,6 +17,7 @@ from stockpredict.access.lockout import LoginBlocked
 from stockpredict.access.login import Login, LoginRefused
 from stockpredict.access.permissions import NOBODY, OPEN, PERMISSIONS, TABLE
 from stockpredict.access.sessions import RefreshInvalid
+from stockpredict.access.tokens import part_of
 from stockpredict.access.users import AccessUnreadable
 from stockpredict.access.audit_log import AuditFull
 from stockpredict.core.errors import KeyMissing, PermissionMissing, QueueFull, RequestInvalid
@@ -145,8 +146,8 @@ class Me(BaseModel):
 # %% ../../nbs/serve/69_access_routes.ipynb #00f90076
 def form_schema(**fields: str) -> dict:
     "The OpenAPI entry of a form."
-    about = {name: {"type": "string", "description": text} for name, text in fields.items()}
-    schema = {"type": "object", "properties": about}
+    about = {name: {"type": "string", "minLength": 1, "description": text} for name, text in fields.items()}
+    schema = {"type": "object", "properties": about} | ({"required": list(about)} if len(about) == 1 else {})
     return {"requestBody": {"required": True, "content": {FORM_TYPE: {"schema": schema}}}}
 
 
@@ -183,6 +184,8 @@ def add_access_routes(
             pair = await asyncio.to_thread(*work)
         except OAuthProblem as problem:
             return oauth_refusal(problem)
+        user = part_of(pair["access_token"].split(".")[1].encode())["sub"]
+        request.scope["audit_detail"] = {"user": user, "grant": work[2]["grant_type"]}
         return RawResponse(200, NO_STORE_HEADERS, orjson.dumps(pair))
 
     @app.post("/v1/token/revoke", **REVOKE_ROUTE, openapi_extra=form_schema(token="a refresh token"))
@@ -192,7 +195,8 @@ def add_access_routes(
             (text,) = needed_fields(await read_form(request), "token")
         except OAuthProblem as problem:
             return oauth_refusal(problem)
-        await asyncio.to_thread(service.login.sessions.end, text)
+        ended = await asyncio.to_thread(service.login.sessions.end, text)
+        request.scope["audit_detail"] = {"session": "ended" if ended else "unknown"}
         return RawResponse(200, NO_STORE_HEADERS, b"{}")
 
     @app.get("/v1/me", **ME_ROUTE)

@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from stockpredict.core.errors import ArtifactRejected, NoChampion, RequestInvalid, StockpredictError
+from stockpredict.core.errors import ArtifactRejected, NoChampion, StockpredictError
 from stockpredict.core.settings import Settings, load_settings
+from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.experiments import ExperimentRefused, all_experiments, experiment_card
 from stockpredict.serve.experiments import (
     experiment_state,
@@ -211,7 +212,7 @@ LIST = {"tags": ["experiments"], "response_model": Envelope[list[ExperimentCard]
 LIST |= {
     "operation_id": "experiments",
     "summary": "Experiments, newest first",
-    "responses": documented(*JOB_ERRORS),
+    "responses": documented(*JOB_ERRORS, PageExpired),
 }
 ONE = {"tags": ["experiments"], "response_model": Envelope[ExperimentCard], "dependencies": STRICT}
 ONE |= {

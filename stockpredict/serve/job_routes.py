@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stockpredict.access.permissions import Caller, require_permission
 from stockpredict.core.errors import FolderUnavailable, NotFound, PermissionMissing, RequestInvalid
+from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.http import JSON_HEADER, BodyTooLarge, RawResponse, read_body
 from stockpredict.serve.http import validation_error
 from stockpredict.serve.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, answer_once
@@ -144,7 +145,8 @@ def body_of(
 ) -> dict:  # for OpenAPI
     "The documentation of a JSON body that is parsed by hand."
     content = {"schema": kind.model_json_schema(), "example": example}
-    return {"requestBody": {"required": False, "content": {"application/json": content}}}
+    needed = any(field.is_required() for field in kind.model_fields.values())
+    return {"requestBody": {"required": needed, "content": {"application/json": content}}}
 
 
 async def json_body(
@@ -231,7 +233,7 @@ def page_after(
     "One page of a list."
     keys = [str(item[key]) for item in items]
     if cursor and cursor not in keys:
-        raise RequestInvalid("The cursor names nothing in this list.", "Start again without `cursor`.")
+        raise PageExpired("The cursor names nothing in this list any more.", "Start again without `cursor`.")
     start = keys.index(cursor) + 1 if cursor else 0
     page, more_follow = items[start : start + limit], len(items) > start + limit
     metadata = b',"count":%d' % len(page)
@@ -260,7 +262,7 @@ def add_job_routes(
     reports = service.settings.storage.reports_dir
     add_train_route(app, service)
 
-    @app.get("/v1/jobs", **JOBS_ROUTE, responses=documented(*JOB_ERRORS))
+    @app.get("/v1/jobs", **JOBS_ROUTE, responses=documented(*JOB_ERRORS, PageExpired))
     async def jobs(request: Request, kind: str = KIND, limit: int = LIMIT, cursor: str = CURSOR):
         """Your own jobs; with the permission `operate` those of all callers."""
         caller, stored = caller_of(request), await asyncio.to_thread(service.jobs.jobs, kind)

@@ -22,6 +22,7 @@ from stockpredict.core.errors import ArtifactRejected, FlowLocked, NotFound, Req
 from stockpredict.core.errors import StockpredictError
 from stockpredict.core.files import read_json
 from stockpredict.core.settings import Settings
+from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.http import JSON_HEADER, REVALIDATE_HEADER, RawResponse
 from stockpredict.serve.idempotency import IDEMPOTENCY_KEY
 from stockpredict.serve.job_routes import CHANGE_ERRORS, LIMIT, STRICT, body_of, change_once, page_after
@@ -398,7 +399,7 @@ LIST_ROUTE = {
     "operation_id": "models",
 }
 LIST_ROUTE |= {"response_model": Envelope[ModelList], "dependencies": STRICT}
-LIST_ROUTE |= {"responses": documented(HostMissing, RequestInvalid, cached=True)}
+LIST_ROUTE |= {"responses": documented(HostMissing, PageExpired, RequestInvalid, cached=True)}
 ONE_ROUTE = {"summary": "One version", "tags": ["models"], "operation_id": "model"}
 ONE_ROUTE |= {"response_model": Envelope[ModelDetails], "dependencies": STRICT}
 ONE_ROUTE |= {"responses": documented(HostMissing, NotFound, RequestInvalid, cached=True)}

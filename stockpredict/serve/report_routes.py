@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from stockpredict.core.errors import NotFound, RequestInvalid
 from stockpredict.core.files import read_json
+from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.job_routes import LIMIT, STRICT, page_after, report_link
 from stockpredict.serve.model_routes import cached_resource
 from stockpredict.serve.request_rules import HostMissing, documented
@@ -93,7 +94,8 @@ ERRORS = documented(HostMissing, NotFound, RequestInvalid, cached=True)
 NAME = Query("", max_length=40, pattern="^[a-z0-9_]*$", description="only reports of this notebook")
 CURSOR = Query("", max_length=80, description="`next_cursor` of the page before")
 REPORTS_ROUTE = {"summary": "Reports, newest first", "tags": ["reports"], "operation_id": "reports"}
-REPORTS_ROUTE |= {"response_model": Envelope[list[ReportCard]], "dependencies": STRICT, "responses": ERRORS}
+REPORTS_ROUTE |= {"response_model": Envelope[list[ReportCard]], "dependencies": STRICT}
+REPORTS_ROUTE |= {"responses": documented(HostMissing, NotFound, PageExpired, RequestInvalid, cached=True)}
 REPORT_ROUTE = {"summary": "The numbers of one report", "tags": ["reports"], "operation_id": "report"}
 REPORT_ROUTE |= {"response_model": Envelope[dict], "dependencies": STRICT, "responses": ERRORS}
 

@@ -55,17 +55,18 @@ def publish(settings, name="mean", version=1, skill="none", features=("ret_1", "
     place = part.with_name(artifact_hash(part))
     if not place.exists():
         part.rename(place)
-    point(settings, place.name, version, skill)
+    point(settings, place.name, version, skill, name)
     return place
 
 
-def point(settings, artifact, version=1, skill="none"):
+def point(settings, artifact, version=1, skill="none", model="mean"):
     "Swap the champion pointer, atomically."
     from stockpredict.train.champion import append_event, write_champion
 
     entry = {
         "version": version,
         "artifact": artifact,
+        "model": model,
         "skill": skill,
         "decision": "hold",
         "promoted_at": f"2026-01-01T00:00:{version:02d}+00:00",

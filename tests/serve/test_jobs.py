@@ -137,7 +137,7 @@ def test_pages_of_jobs(served, settings):
         ("GET", "/v1/jobs?cursor=nothing", None),
     )
     assert sorted(ids + [job["id"] for job in second.json()["data"]]) == names
-    assert kind.json()["data"] == [] and wrong.status_code == 422
+    assert kind.json()["data"] == [] and wrong.status_code == 409
 
 
 def test_training_is_refused_before_it_starts(served, settings):
