@@ -89,6 +89,9 @@ TABLE = {
     ("GET", "/"): "read",
     ("GET", "/reports"): "read",
     ("POST", "/v1/predict"): "ask",
+    ("GET", "/v1/predictions/{ticker}/explanation"): "read",
+    ("POST", "/v1/batch"): "ask",
+    ("GET", "/v1/batch/{job_id}"): "ask",
 }
 
 # %% ../../nbs/access/00_permissions.ipynb #aa78a08a

@@ -11,7 +11,7 @@ __all__ = ['StockpredictError', 'SettingsError', 'CalendarError', 'UnknownCalend
            'EvaluateError', 'NotEnoughSessions', 'ModelError', 'UnknownHorizon', 'UnknownLevel', 'NotFitted',
            'ModelOutputInvalid', 'ArtifactRejected', 'OutOfMemory', 'NoChampion', 'RunError', 'ParameterRefused',
            'RunFailed', 'RunTimeout', 'FlowLocked', 'PortTaken', 'EngineFailed', 'FolderUnavailable', 'ServeError',
-           'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound']
+           'RequestInvalid', 'NotReady', 'QueueFull', 'NotFound', 'NoExplanation']
 
 # %% ../../nbs/core/00_errors.ipynb #2f466a87
 import difflib
@@ -378,6 +378,12 @@ class NotFound(ServeError):
     "No such page or prediction."
 
     code, status = "not-found", 404
+
+
+class NoExplanation(ServeError):
+    "The model that answers has no contributions of features."
+
+    code, status = "no-explanation", 404
 
 # %% ../../nbs/core/00_errors.ipynb #fe815ac3
 class AccessError(StockpredictError):

@@ -10,7 +10,7 @@ import math
 
 from fastcore.basics import patch
 
-from ..core.errors import NotReady, StockpredictError, UnknownHorizon, UnknownTicker
+from ..core.errors import NoExplanation, NotReady, UnknownHorizon, UnknownTicker
 from ..catalogue.feature import as_features
 from ..models.contract import Model
 from ..models.explain import explain
@@ -19,12 +19,6 @@ from .schemas import DISCLAIMER
 from .what_if import column_of
 
 # %% ../../nbs/serve/32_explanation.ipynb #d956236f
-class NoExplanation(StockpredictError):
-    "The model that answers has no contributions of features."
-
-    code, status = "no-explanation", 404
-
-
 def direction_model(
     model: Model,  # that answers
 ) -> Model:
