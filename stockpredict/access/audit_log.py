@@ -41,7 +41,8 @@ def audit_full(
 # %% ../../nbs/access/70_audit_log.ipynb #fb31e967
 QUIET = frozenset(
     (
-        "/health /health/{probe} /metrics /assets/{name} /docs /openapi.json /favicon.ico /reports unmatched"
+        "/health /health/{probe} /health/live /health/ready /health/dependencies /metrics /assets/{name} "
+        "/docs /openapi.json /favicon.ico /reports unmatched"
     ).split()
 )
 REFUSALS = (400, 401, 403, 429)
@@ -105,8 +106,10 @@ def note(
     status: int,  # of the response
 ):
     "Record a read; costs one append."
-    if (route in QUIET and status not in REFUSALS) or "audited" in scope:
-        return
+    method = scope["method"]
+    elsewhere = route in QUIET or (method != "GET" and is_change(method, route))
+    if (elsewhere and status not in REFUSALS) or "audited" in scope:
+        return  # probes and styles, and changes, which the layer around their route records
     if len(self.reads) >= self.limit:
         self.lost += 1
         return
@@ -116,7 +119,7 @@ def note(
             time.time(),
             scope["caller"].id if "caller" in scope else "nobody",
             client[0] if (client := get("client")) else "",
-            scope["method"],
+            method,
             route,
             scope["path"],
             get("query_string", b""),

@@ -19,6 +19,7 @@ from ..core.errors import OriginRefused, ProxyRefused
 from ..core.settings import Settings
 from .keys import KeyStore, unknown_key
 from .limits import Limits
+from .users import UserStore
 from .permissions import LOCAL, NOBODY, OPEN, Caller
 from .permissions import is_open, needed_permission, require_permission
 
@@ -204,7 +205,7 @@ def refuse_start_without_key(
     on_loopback = is_loopback(settings.serving.host)
     if on_loopback and settings.access.required == "auto":
         return
-    if KeyStore(settings.storage).live():
+    if KeyStore(settings.storage).live() or UserStore(settings.storage).enabled():
         return
     where = "asks everybody for a key" if on_loopback else f"listens on {settings.serving.host}"
     raise KeysRequired(

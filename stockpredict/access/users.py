@@ -182,6 +182,10 @@ class UserStore:
         "All users by name."
         return {name: user_from(row) for name, row in self.file.read().items()}
 
+    def enabled(self) -> list[User]:
+        "The users who can log in."
+        return [user for user in self.users().values() if not user.disabled]
+
     def user(self, name: str) -> User | None:
         "One user as of at most half a second ago; `None` when there is none or the account is disabled."
         row = self.file.glance().get(name)

@@ -155,6 +155,15 @@ def audit_verify(ctx: typer.Context, json_: Json = False):
         raise typer.Exit(1)
 
 
+def summary_of(
+    entry: dict,  # of the log, without a path
+) -> str:
+    "What an entry counts, for the column of paths."
+    plain = {k: v for k, v in entry.items() if k not in ("kind", "at")}
+    counts = plain.pop("count", {})
+    return ", ".join([*(f"{k} × {n:,}" for k, n in counts.items()), *(f"{k} {v}" for k, v in plain.items())])
+
+# %% ../../nbs/cli/44_access_commands.ipynb #3c3c41f1
 def print_entries(
     entries: list[dict],  # of the log
     json_: bool,  # JSON instead of a table
@@ -165,7 +174,8 @@ def print_entries(
     if json_:
         return as_json(entries)
     columns = ["at", "kind", "who", "from", "method", "path", "query", "status", "request"]
-    frame = pd.DataFrame(entries, dtype=object).reindex(columns=columns)
+    rows = [entry | {"path": entry.get("path", "") or summary_of(entry)} for entry in entries]
+    frame = pd.DataFrame(rows, dtype=object).reindex(columns=columns)
     frame["at"] = [str(at)[:19] for at in frame["at"]]
     show(frame.where(frame.notna(), ""), False, "No entry matches.", rows=len(frame))
 
