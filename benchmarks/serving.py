@@ -138,7 +138,7 @@ def start_program(command: list, port: int, env: dict, home: Path):
     raise SystemExit(f"{command} did not answer.")
 
 
-def other_servers(home: Path, env: dict) -> dict:
+def other_servers(home: Path, env: dict):
     "The simplest application on each server, and ours as `stockpredict serve` runs it, all on."
     ports = [spare_port() for _ in range(5)]
     granian = ["-m", "granian", "--no-log", "--loop", "uvloop", "--host", "127.0.0.1"]
@@ -153,10 +153,8 @@ def other_servers(home: Path, env: dict) -> dict:
         "ours, as served, key": [*keyed, str(ports[4])],
     }
     limits = {"STOCKPREDICT_ACCESS__REQUESTS_PER_MINUTE": "0", "STOCKPREDICT_ACCESS__TOTAL_PER_MINUTE": "0"}
-    return {
-        name: start_program(command, port, env | limits, home)
-        for (name, command), port in zip(commands.items(), ports, strict=True)
-    }
+    for (name, command), port in zip(commands.items(), ports, strict=True):
+        yield name, start_program(command, port, env | limits, home)
 
 
 async def load(port: int, request: bytes, clients: int, seconds: float) -> list[float]:
@@ -244,7 +242,8 @@ def main():
             servers["bare ASGI GET"] = start("peers:bare", home, env)
             servers["FastAPI GET of bytes"] = start("peers:plain", home, env)
             if args.servers:
-                servers |= other_servers(home, env)
+                for name, server in other_servers(home, env):
+                    servers[name] = server
             time.sleep(5)  # let the engines of ours finish loading
             rounds = [
                 {

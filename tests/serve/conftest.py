@@ -205,6 +205,7 @@ def service_process(settings, folder, **changes):
             env=env | {"PYTHONUNBUFFERED": "1"},
             cwd=folder,
             stdout=said,
+            stderr=subprocess.STDOUT,
             preexec_fn=patience.die_with_parent,
         )
     try:

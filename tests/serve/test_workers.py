@@ -124,6 +124,8 @@ def test_nothing_is_wrong_or_lost_while_models_and_processes_change(whole_servic
     unexpected = {key: n for key, n in seen.items() if key[1] != "right" and key != (load.PHASES[4], "reset")}
     assert unexpected == {}, hammer.failures[:3]
     assert all(seen[phase, "right"] > 0 for phase in load.PHASES)
+    said = Path(psutil.Process(process.pid).cwd()) / "said.txt"
+    assert "Exception in callback" not in said.read_text()
     assert seen[load.PHASES[4], "reset"] <= 4  # one for each client at most: it asked again and was answered
 
 
