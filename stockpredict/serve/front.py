@@ -24,7 +24,7 @@ from .pages import list_tickers, page_asset
 from .recent_closes import ClosesFile
 from .request_rules import refuse_unknown_names, tagged
 from .service import HISTORICAL, Service, promotion_history
-from .ticker_page import PublishedRecord, error_page, models_page
+from .ticker_page import PublishedRecord, contribution_rows, error_page, models_page
 from .ticker_page import record_rows, status_page, ticker_page
 
 # %% ../../nbs/serve/62_front.ipynb #7e6d38ef
@@ -108,6 +108,22 @@ def page_files(
 
 # %% ../../nbs/serve/62_front.ipynb #078d3099
 @patch
+def contributions_of(
+    self: Service,
+    prediction: dict,  # a stored one
+) -> dict | None:  # sentence and rows; `None` without a model, or when it cannot be explained
+    "What a stored forecast is made of."
+    if self.engine is None:
+        return None
+    from stockpredict.serve import explanation  # noqa: F401  adds `explain_answer` to the engine
+
+    try:
+        return contribution_rows(self.engine.explain_answer(prediction))
+    except StockpredictError:
+        return None
+
+# %% ../../nbs/serve/62_front.ipynb #8ee495ee
+@patch
 async def ticker_html(
     self: Service,
     text: str,  # ticker as typed
@@ -122,7 +138,8 @@ async def ticker_html(
     rows = record_rows(earlier, dict(closes), ticker, horizon)
     about = {"age": self.age, "stale": self.stale, "historical": is_historical(self.settings)}
     about |= {"curl": curl_line(service_origin(self.settings), ticker, horizon, asks_for_key(self))}
-    about |= {"complete": complete, "contributions": None}
+    contributions = await asyncio.to_thread(self.contributions_of, predictions[0])
+    about |= {"complete": complete, "contributions": contributions}
     return ticker_page(table.header, predictions, closes, rows, about)
 
 # %% ../../nbs/serve/62_front.ipynb #8413d198

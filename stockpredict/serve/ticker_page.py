@@ -180,6 +180,27 @@ def ticker_page(
     }
     return render_page("ticker.html", **values, about=about).encode()
 
+# %% ../../nbs/serve/50_ticker_page.ipynb #de446ecb
+SHOWN_PARTS = 8
+
+
+def contribution_rows(
+    explanation: dict,  # expected, base, contributions, sentence
+) -> dict:  # sentence and rows for the template
+    "The largest contributions to a forecast, as texts that add up."
+    parts = sorted(explanation["contributions"], key=lambda part: -abs(part["contribution"]))
+    shown, others = parts[:SHOWN_PARTS], parts[SHOWN_PARTS:]
+    rows = [(part["feature"], part["contribution"]) for part in shown]
+    if others:
+        rest = sum(part["contribution"] for part in others)
+        rows.append((counted(len(others), "other feature"), rest))
+    rows += [
+        ("base: without any feature", explanation["base"]),
+        ("median of the forecast", explanation["expected"]),
+    ]
+    texts = [(name, f"{value:+.3%}") for name, value in rows]
+    return {"sentence": explanation["sentence"], "rows": texts}
+
 # %% ../../nbs/serve/50_ticker_page.ipynb #f27e0b48
 def error_page(
     error: StockpredictError,  # what is wrong
