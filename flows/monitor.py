@@ -4,9 +4,9 @@
     python flows/monitor.py --as-of 2020-03-12     the state after this session closed
     python flows/monitor.py --serve                stay, and look when the exchange has closed
 
-Nothing is changed, but drift of the inputs asks for a full retraining, which the next planned
-`retrain` then does. The page is `r60_monitor`. What needs a look stands in the outcome, and the
-exit code is 1.
+Drift of the inputs asks for a full retraining, which the next planned `retrain` then does. Challengers get
+their scores of the day, and one that is worse than the champion is removed. The page is `r60_monitor`. What
+needs a look stands in the outcome, and the exit code is 1.
 """
 
 import sys
@@ -18,6 +18,7 @@ from stockpredict.ops.runs import run
 
 state_of = as_step(watch_day.desk_state, "age and intervals")
 drift_of = as_step(watch_day.watch_drift, "drift of the inputs")
+experiments_of = as_step(watch_day.watch_experiments, "score the challengers")
 write_page = as_page(run, "r60_monitor")
 
 
@@ -26,6 +27,9 @@ def monitor(desk: DeskRun):
     "Report the age of data and predictions, the drift of the inputs, and how often intervals held."
     state = state_of(desk.settings, desk.as_of)
     state["warnings"] += drift_of(desk.settings, desk.as_of)
+    state["warnings"] += experiments_of(desk.settings, desk.as_of)
+    if not desk.as_of:
+        watch_day.note_coverage(desk.settings, state["intervals"])
     values = {"workdir": watch_day.judged_work(desk.settings), "as_of": desk.as_of}
     page = write_page("r60_monitor", values, settings=desk.settings, as_of=desk.session)
     return watch_day.monitor_result(desk, state, str(page.html))

@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import NotFound, StockpredictError
 from ..core.figures import BLUE, GREY, INK
-from ..core.files import atomic_path
+from ..core.files import atomic_path, read_json, write_json
 from ..core.settings import Settings
 from ..core.words import counted, verdict_headline
 from ..evaluate.plots import report_figure
@@ -230,6 +230,34 @@ def desk_state(
         "sentence": interval_sentence(record),
         "warnings": [*warnings, *unfinished_backfills(settings)],
     }
+
+# %% ../../nbs/ops/77_watch_day.ipynb #f59dd0e9
+def note_coverage(
+    settings: Settings,  # its serving folder
+    rows: list,  # of `desk_state`, `intervals`
+):
+    "Leave the coverage of the published intervals where the service reads it."
+    record = pd.DataFrame(rows, columns=["decided", "horizon", "model", "outcomes", "inside"])
+    shares = {}
+    for horizon, part in record.groupby("horizon"):
+        recent = part.tail(60)
+        shares[str(horizon)] = {"share": recent.inside.sum() / recent.outcomes.sum(), "sessions": len(recent)}
+    write_json(settings.storage.serving_dir / "coverage.json", shares)
+
+
+def watch_experiments(
+    settings: Settings,  # lake, serving folder, registry
+    as_of: str = "",  # a study of the past scores nothing
+) -> list[str]:  # what needs a look
+    "Score the challengers, and say which was removed and which is better."
+    from stockpredict.serve.experiment_scores import evaluate_experiments
+
+    cards = [] if as_of else evaluate_experiments(settings)
+    ended = [f"Experiment {c['id']} has ended: {c['reason']}" for c in cards if c["state"] == "rolled back"]
+    better = [c for c in cards if c["state"] == "running" and c["scores"].get("decision") == "better"]
+    return ended + [
+        f"Experiment {c['id']}: {c['scores']['sentence']} Promote it, or let it go on." for c in better
+    ]
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c897fa29
 def judged_work(

@@ -25,11 +25,13 @@ from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
 from .access_routes import add_access_routes, add_security
 from .answer_table import render_staleness
+from .ask_routes import add_batch_routes, add_explanation_route
 from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
 from .job_routes import add_job_routes
+from .business_metrics import add_business_metrics
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .openapi import add_answer_example, add_examples, build_schema, document_door
@@ -233,10 +235,13 @@ ROUTES = (
     add_ticker_route,
     add_list_route,
     add_what_if_route,
+    add_explanation_route,
     add_job_routes,
+    add_batch_routes,
     add_model_routes,
     add_report_routes,
     add_experiment_routes,
+    add_business_metrics,
     add_update_routes,
     add_access_routes,
     add_operation_routes,
