@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastcore.basics import patch
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from ..core.errors import RequestInvalid, StockpredictError
@@ -63,12 +64,16 @@ def add_error_handlers(
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         return service.refuse(request.scope, translate_error(error), encoded)
 
+    async def client_gone(request, error):
+        return RawResponse(499, [], b"")
+
     async def other_error(request, error):
         return unexpected_error(request.scope)
 
     app.add_exception_handler(StockpredictError, own_error)
     app.add_exception_handler(RequestValidationError, framework_error)
     app.add_exception_handler(HTTPException, framework_error)
+    app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, other_error)
 
 # %% ../../nbs/serve/70_app.ipynb #6659d806
