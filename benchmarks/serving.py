@@ -1,6 +1,6 @@
 """Reading a stored forecast, beside the bare frameworks, in one run.
 
-    python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if] [--servers]
+    python benchmarks/serving.py [--seconds 2] [--rounds 3] [--clients 16] [--what-if] [--no-servers]
 
 Peers: an ASGI function that returns the same number of bytes, and a FastAPI route that returns them. Ours:
 the same answer through the FastAPI router, and through the fast path in front of it, with request id,
@@ -222,7 +222,7 @@ def main():
     ask.add_argument("--rounds", type=int, default=3)
     ask.add_argument("--clients", type=int, default=16)
     ask.add_argument("--what-if", action="store_true")
-    ask.add_argument("--servers", action="store_true", help="Granian beside Uvicorn, and ours as served")
+    ask.add_argument("--servers", action=argparse.BooleanOptionalAction, default=True, help="Granian too")
     args = ask.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

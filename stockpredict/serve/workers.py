@@ -276,6 +276,16 @@ def stop_all(self: Parent):
             self.reap()
 
 # %% ../../nbs/serve/74_workers.ipynb #59b2f250
+def address_of(
+    settings: Settings,  # host, port and certificate
+) -> str:
+    "Where a browser on this machine finds the service."
+    serving = settings.serving
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(serving.host, serving.host)
+    host = f"[{host}]" if ":" in host else host
+    return f"http{'s' if serving.tls_cert else ''}://{host}:{serving.port}"
+
+# %% ../../nbs/serve/74_workers.ipynb #37e53954
 @patch
 def run(self: Parent):
     "Serve until a signal says stop."
@@ -294,7 +304,9 @@ def run(self: Parent):
             ready = [child for child in self.children if child.ready]
             if not announced and len(ready) == len(self.roles):
                 announced = True
-                self.say(f"Ready: {', '.join(child.role for child in ready)}.")
+                self.say(
+                    f"Ready at {address_of(self.settings)} with {' and '.join(self.roles)}. Stop it with Ctrl-C."
+                )
             if not announced and max(self.failures.values(), default=0) > 3:
                 raise NotReady(
                     "The service does not start; its last lines say why.", "Correct that, and start it."

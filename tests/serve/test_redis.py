@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import time
+import urllib.request
 
 import orjson
 import pytest
@@ -23,7 +24,7 @@ from stockpredict.serve.answer_table import (
 )
 from stockpredict.serve.answer_table import table_signer
 
-from .conftest import build_settings, free_port, publish
+from .conftest import build_settings, free_port, publish, service_process
 
 
 @pytest.fixture
@@ -52,6 +53,15 @@ def test_a_refresh_announces_and_leaves_a_copy(shared, server):
     assert info.shared is True
     assert orjson.loads(server.client.get(ANNOUNCEMENT_KEY))["key"] == info.key
     assert server.client.get(COPY_PREFIX + info.key) == (shared.storage.serving_dir / TABLE_FILE).read_bytes()
+
+
+def test_a_replica_without_an_engine_answers_its_first_request(shared, replica, tmp_path):
+    "It asks Redis before it accepts a connection, and loads nothing that only an engine needs."
+    refresh_answers(shared)
+    with service_process(replica, tmp_path, **{"serving.engine": 0}) as (_, port):
+        url = f"http://127.0.0.1:{port}/v1/predictions/SIM00?horizon=1"
+        with urllib.request.urlopen(url) as answer:
+            assert orjson.loads(answer.read())["data"]["ticker"] == "SIM00"
 
 
 def test_a_replica_answers_from_the_copy_and_follows_it(served, shared, replica):

@@ -98,6 +98,8 @@ def test_metrics_are_the_whole_and_survive_a_killed_reader(whole_service):
     for _ in range(20):
         read(port, "/v1/predictions/SIM00?horizon=1")
     assert counted(port, "/v1/predictions/{ticker}") == before + 20
+    lines = [len(read(port, "/metrics").splitlines()) for _ in range(3)]
+    assert lines[1] == lines[2]  # as many for a million requests
     victim = child(process, "reader 1")
     victim.kill()
     patience.wait_until(lambda: (new := child(process, "reader 1")) and new.pid != victim.pid, process)
