@@ -211,6 +211,7 @@ BATCH_BODY: dict[str, Any] = {
     kind: {"schema": {"type": "string", "format": "binary"}} for kind in TABLE_KINDS
 }
 BATCH_BODY |= {"application/json": {"schema": BatchRequest.model_json_schema(), "example": {}}}
+BATCH_EXTRA = {"requestBody": {"required": True, "content": BATCH_BODY}}
 RESULT_ROUTE = {"summary": "The file of a batch", "tags": ["forecasts"], "operation_id": "batch_result"}
 RESULT_ROUTE |= {"dependencies": STRICT, "responses": documented(HostMissing, NotFound, RequestInvalid)}
 RESULT_ROUTE["responses"] |= {200: {"content": {TABLE_KINDS[0]: {}}, "description": "Parquet"}}
@@ -224,7 +225,7 @@ def add_batch_routes(
     folder = service.settings.storage.home_dir.absolute() / "batches"
     most = service.settings.serving.max_body_mb << 20
 
-    @app.post("/v1/batch", **BATCH_ROUTE, openapi_extra={"requestBody": {"content": BATCH_BODY}})
+    @app.post("/v1/batch", **BATCH_ROUTE, openapi_extra=BATCH_EXTRA)
     async def batch(request: Request, first: Day | None = FIRST, last: Day | None = LAST):
         """Forecasts of the champion for every ticker and session of a file of bars, or of dates of the
         lake. The answer is a job; when it is done, its file is at `/v1/batch/{job_id}`."""
