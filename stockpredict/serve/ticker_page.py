@@ -18,7 +18,7 @@ from ..core.errors import StockpredictError
 from ..core.words import counted
 from .answer_table import AnswerTable
 from .charts import fan_chart_svg, volatility_chart_svg
-from .pages import curl_line, head_verdicts, headline_words
+from .pages import head_verdicts, headline_words
 from .pages import health_tone, render_page, table_facts
 from .table_archive import archived_tables, unpack_archived
 
