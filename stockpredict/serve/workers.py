@@ -305,7 +305,9 @@ def run(self: Parent):
             if not announced and len(ready) == len(self.roles):
                 announced = True
                 self.say(
-                    f"Ready at {address_of(self.settings)} with {' and '.join(self.roles)}. Stop it with Ctrl-C."
+                    self.say(
+                        f"Ready at {address_of(self.settings)}: {', '.join(self.roles)}. Ctrl-C stops it."
+                    )
                 )
             if not announced and max(self.failures.values(), default=0) > 3:
                 raise NotReady(
