@@ -211,7 +211,6 @@ def lake(settings):
 def champion(settings):
     "The served model, with the signature and the checksum of every file verified."
     from stockpredict.core.errors import NoChampion
-    from stockpredict.models.artifact import public_key, read_artifact_files, verify_artifact_files
     from stockpredict.train.champion import read_champion_entry
 
     try:
@@ -220,6 +219,8 @@ def champion(settings):
         return warn("no model is in service yet", "Run `stockpredict retrain`.")
     if not re.fullmatch("[0-9a-f]{12,64}", str(entry.get("artifact"))):
         return fail("the pointer names no artifact", "Run `stockpredict rollback`.")
+    from stockpredict.models.artifact import public_key, read_artifact_files, verify_artifact_files
+
     folder = settings.storage.registry_dir / "versions" / entry["artifact"]
     verify_artifact_files(read_artifact_files(folder), public_key(settings.storage.keys_dir))
     skill = {"none": "no", "": "no"}.get(entry.get("skill", ""), entry.get("skill"))
