@@ -15,6 +15,8 @@ PACKAGES = {
     "vectorbt": ["vectorbt==1.2.0"],
     "zipline": ["zipline-reloaded==3.2.1"],
     "qlib": ["pyqlib==0.9.7", "lightgbm"],
+    "litserve": ["litserve==0.2.19"],
+    "mlserver": ["mlserver"],
 }
 
 
