@@ -18,7 +18,7 @@ from ..core.errors import AccessError, KeyInAddress, KeyInvalid, KeyMissing, Key
 from ..core.errors import OriginRefused, ProxyRefused
 from ..core.settings import Settings
 from .keys import KeyStore, unknown_key
-from .limits import Limits
+from .limits import CallerLimits
 from .users import UserStore
 from .permissions import LOCAL, NOBODY, OPEN, Caller
 from .permissions import is_open, needed_permission, require_permission
@@ -220,7 +220,7 @@ class GuardedRoute:
         self,
         app,  # ASGI application of the route
         template: str,  # its address, such as /v1/predictions/{ticker}
-        limits: Limits | None = None,  # of what-ifs and changes of state
+        limits: CallerLimits | None = None,  # of what-ifs and changes of state
     ):
         self.app, self.template, self.limits = app, template, limits
 
@@ -248,7 +248,7 @@ class GuardedRoute:
 
 def guard_routes(
     routes: list,  # of a Starlette router; their applications are replaced
-    limits: Limits | None = None,  # of what-ifs and changes of state
+    limits: CallerLimits | None = None,  # of what-ifs and changes of state
 ):
     "Put a guard in front of every route."
     for route in routes:

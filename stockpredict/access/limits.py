@@ -22,7 +22,7 @@ SLICE = 5.0  # seconds
 SLICES = 13  # twelve whole ones and the one under way
 
 
-class Window:
+class MinuteWindow:
     "Requests of the last minute, in slices."
 
     __slots__ = ("newest", "share", "slices", "total", "unsent")
@@ -52,7 +52,7 @@ class Window:
 EVERYBODY = "everybody"
 
 
-class Limits:
+class CallerLimits:
     "Counts the requests of every caller."
 
     def __init__(
@@ -63,7 +63,7 @@ class Limits:
         numbers = access.requests_per_minute, access.asks_per_minute, access.changes_per_minute
         self.most = dict(zip(("requests", "asks", "changes"), (n or math.inf for n in numbers)))
         self.most_together = access.total_per_minute or math.inf
-        self.clock, self.windows, self.together = clock, {}, Window()
+        self.clock, self.windows, self.together = clock, {}, MinuteWindow()
         self.problem, self.hurry, self.processes = "", False, 0  # processes that share the limits
 
     def admit(self, caller_id: str, now: float):
@@ -89,12 +89,12 @@ class Limits:
 # %% ../../nbs/access/20_limits.ipynb #586f978e
 @patch
 def open(
-    self: Limits,
+    self: CallerLimits,
     caller_id: str,  # `id` of the caller
     kind: str,  # requests, asks or changes
-) -> Window:
+) -> MinuteWindow:
     "A window for a caller that was silent before; a tenth of its fair share until the first report."
-    window = self.windows.setdefault((caller_id, kind), Window())
+    window = self.windows.setdefault((caller_id, kind), MinuteWindow())
     if self.processes and math.isfinite(self.most[kind]):
         window.share = math.ceil(self.most[kind] / self.processes / 10)
     return window
@@ -110,8 +110,8 @@ KIND_WORDS = {
 
 @patch
 def refusal(
-    self: Limits,
-    window: Window,  # the full one
+    self: CallerLimits,
+    window: MinuteWindow,  # the full one
     kind: str,  # requests, asks, changes or everybody
     now: float,  # on the clock of the limits
 ) -> TooManyRequests:
@@ -133,7 +133,7 @@ def refusal(
 # %% ../../nbs/access/20_limits.ipynb #a2d27fe1
 @patch
 def admit_kind(
-    self: Limits,
+    self: CallerLimits,
     caller_id: str,  # `id` of the caller
     kind: str,  # asks or changes
     now: float,  # on the clock of the limits
@@ -207,7 +207,7 @@ def report_counts(
 # %% ../../nbs/access/20_limits.ipynb #26d30a3c
 @patch
 def collect(
-    self: Limits,
+    self: CallerLimits,
     now: float,  # on the clock of the limits
 ) -> list[tuple]:  # window, and its line in the report
     "What to report; windows without a request in the last minute are dropped."
@@ -225,7 +225,7 @@ def collect(
 # %% ../../nbs/access/20_limits.ipynb #7ee744f5
 @patch
 def apply_shares(
-    self: Limits,
+    self: CallerLimits,
     sent: list,  # as of `collect`
     answer: list[int],  # as of `report_counts`
 ):
@@ -243,7 +243,7 @@ PAUSE = 2.0  # seconds after a failure
 
 @patch
 def count_alone(
-    self: Limits,
+    self: CallerLimits,
     reason: str,  # why Redis cannot be asked
 ):
     "Drop every share; the own count is all there is."
@@ -254,7 +254,7 @@ def count_alone(
 
 @patch
 async def share_once(
-    self: Limits,
+    self: CallerLimits,
     client,  # of Redis, with a timeout
     process: str,  # name of this process
 ) -> float:  # seconds until the next report
@@ -272,14 +272,14 @@ async def share_once(
 
 # %% ../../nbs/access/20_limits.ipynb #e392ef8a
 @patch
-def health(self: Limits) -> dict:
+def health(self: CallerLimits) -> dict:
     "Whether the limits hold for all processes together."
     return {"status": "trouble", "reason": self.problem} if self.problem else {"status": "ok"}
 
 # %% ../../nbs/access/20_limits.ipynb #d17fa9b5
 @patch
 async def share_loop(
-    self: Limits,
+    self: CallerLimits,
     url: str,  # of Redis; nothing is shared when empty
     process: str,  # a name of its own for each process
 ):

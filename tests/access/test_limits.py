@@ -14,7 +14,7 @@ from stockpredict.access.limits import (
     REDIS_TIMEOUT,
     REPORT_EVERY,
     SLICE,
-    Limits,
+    CallerLimits,
     report_counts,
 )
 from stockpredict.core.errors import TooManyRequests
@@ -37,20 +37,20 @@ def admitted_times(limits, draw, count, pauses, caller="key:1"):
 @pytest.mark.parametrize("seed", range(6))
 def test_no_minute_has_more_than_the_limit_and_the_named_wait_is_enough(seed):
     draw = random.Random(seed)
-    limits = Limits(Access(requests_per_minute=20))
+    limits = CallerLimits(Access(requests_per_minute=20))
     admitted, refused = admitted_times(limits, draw, 1500, [0.0, 0.3, 2.0, 7.0, 31.0])
     for i, start in enumerate(admitted):
         assert sum(1 for t in admitted[i : i + 40] if t < start + 60) <= 20
     assert refused
     for now, wait in refused[:30]:
-        again = Limits(Access(requests_per_minute=20))
+        again = CallerLimits(Access(requests_per_minute=20))
         for t in [t for t in admitted if t <= now]:
             again.admit("key:1", t)
         again.admit("key:1", now + wait)
 
 
 def test_a_refused_request_is_not_counted_and_a_caller_never_costs_another():
-    limits = Limits(Access(requests_per_minute=5))
+    limits = CallerLimits(Access(requests_per_minute=5))
     for _ in range(50):
         try:
             limits.admit("key:1", 10.0)
@@ -62,13 +62,15 @@ def test_a_refused_request_is_not_counted_and_a_caller_never_costs_another():
 
 
 def test_everybody_together_has_a_limit_and_zero_is_none():
-    limits = Limits(Access(total_per_minute=10))
+    limits = CallerLimits(Access(total_per_minute=10))
     for i in range(10):
         limits.admit(f"key:{i}", 1.0)
     with pytest.raises(TooManyRequests, match="all callers together") as refusal:
         limits.admit("key:11", 2.0)
     assert refusal.value.context["kind"] == "everybody"
-    free = Limits(Access(requests_per_minute=0, asks_per_minute=0, changes_per_minute=0, total_per_minute=0))
+    free = CallerLimits(
+        Access(requests_per_minute=0, asks_per_minute=0, changes_per_minute=0, total_per_minute=0)
+    )
     for _ in range(200):
         free.admit("key:1", 1.0)
         free.admit_kind("key:1", "asks", 1.0)
@@ -76,7 +78,7 @@ def test_everybody_together_has_a_limit_and_zero_is_none():
 
 
 def test_silent_callers_are_forgotten():
-    limits = Limits(Access())
+    limits = CallerLimits(Access())
     for i in range(500):
         limits.admit(f"key:{i}", 1.0)
     limits.collect(2.0)
@@ -112,7 +114,7 @@ def exchange(limits, process, redis, now):
 @pytest.mark.parametrize("seed", range(8))
 def test_processes_together_never_exceed_a_limit_but_by_their_first_contacts(redis, seed):
     draw, names = random.Random(seed), "abcd"
-    crowd = {name: Limits(Access(requests_per_minute=60)) for name in names}
+    crowd = {name: CallerLimits(Access(requests_per_minute=60)) for name in names}
     for name in names * 2:  # a process knows how many there are before requests come
         exchange(crowd[name], name, redis, 0.0)
     admitted = 0
@@ -130,7 +132,7 @@ def test_processes_together_never_exceed_a_limit_but_by_their_first_contacts(red
 
 
 def test_requests_that_come_while_a_report_is_under_way_are_within_the_reservation(redis):
-    a, b = (Limits(Access(requests_per_minute=50)) for _ in "ab")
+    a, b = (CallerLimits(Access(requests_per_minute=50)) for _ in "ab")
     for limits, name in ((a, "a"), (b, "b"), (a, "a")):
         limits.admit("key:1", 1.0)
         exchange(limits, name, redis, 1.0)
@@ -150,7 +152,7 @@ def test_requests_that_come_while_a_report_is_under_way_are_within_the_reservati
 
 
 def test_a_report_is_counted_once_and_what_came_meanwhile_is_kept(redis):
-    limits = Limits(Access(requests_per_minute=100))
+    limits = CallerLimits(Access(requests_per_minute=100))
     for _ in range(7):
         limits.admit("key:1", 1.0)
     sent = limits.collect(1.0)
@@ -167,7 +169,7 @@ def test_a_report_is_counted_once_and_what_came_meanwhile_is_kept(redis):
 
 
 def test_nothing_to_report_is_no_failure(redis):
-    limits = Limits(Access(total_per_minute=0))
+    limits = CallerLimits(Access(total_per_minute=0))
     assert share(limits, redis) == REPORT_EVERY and limits.health() == {"status": "ok"}
     assert limits.processes == 1
 
@@ -192,7 +194,7 @@ def share(limits, client):
 
 @pytest.mark.parametrize("damage", ["flushed", "poisoned", "of another kind", "answers nonsense", "away"])
 def test_whatever_redis_holds_requests_go_on(redis, redis_server, damage):
-    limits = Limits(Access(requests_per_minute=10_000))
+    limits = CallerLimits(Access(requests_per_minute=10_000))
     limits.admit("key:1", limits.clock())
     assert share(limits, redis) == REPORT_EVERY
     client = redis
@@ -224,7 +226,7 @@ def test_a_silent_redis_delays_no_request(tmp_path):
         silent.listen(8)
         threading.Thread(target=lambda: silent.accept(), daemon=True).start()
         client = open_redis(f"unix://{place}", REDIS_TIMEOUT)
-        limits = Limits(Access())
+        limits = CallerLimits(Access())
 
         async def serve():
             report = asyncio.create_task(limits.share_once(client, "a"))
@@ -240,7 +242,7 @@ def test_a_silent_redis_delays_no_request(tmp_path):
 
 
 def test_after_an_outage_only_what_still_counts_is_reported(redis):
-    limits = Limits(Access(requests_per_minute=1000))
+    limits = CallerLimits(Access(requests_per_minute=1000))
     for second in range(600):
         limits.admit("key:1", float(second))
     sent = {line[0]: line[1] for _, line in limits.collect(599.0)}
@@ -248,7 +250,7 @@ def test_after_an_outage_only_what_still_counts_is_reported(redis):
 
 
 def test_the_loop_shares_and_stops(redis, redis_server):
-    limits = Limits(Access(requests_per_minute=100))
+    limits = CallerLimits(Access(requests_per_minute=100))
     limits.admit("key:1", time.perf_counter())
 
     async def work():
@@ -259,4 +261,4 @@ def test_the_loop_shares_and_stops(redis, redis_server):
 
     asyncio.run(work())
     assert redis.zscore("stockpredict:{limits}:processes", "a")
-    assert asyncio.run(Limits(Access()).share_loop("", "a")) is None
+    assert asyncio.run(CallerLimits(Access()).share_loop("", "a")) is None
