@@ -27,7 +27,7 @@ from ..access.audit_log import audit_log
 from ..access.door import Door, refusal_headers
 from ..access.login import Login
 from ..access.keys import KeyStore, KeyVerifier
-from ..access.limits import Limits
+from ..access.limits import CallerLimits
 from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
 from .answer_table import table_verifier, write_table
 from .http import PROBLEM_HEADER, RawResponse, ServiceMetrics, json_logger
@@ -51,7 +51,7 @@ class Service:
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.login = Login(settings.storage)
         self.door = Door(settings, [self.keys, self.login.tokens.caller_of])
-        self.limits = Limits(settings.access)
+        self.limits = CallerLimits(settings.access)
         self.reads = Reads(settings)
         self.audit = audit_log(settings)
         self.logs_requests = log_level in ("debug", "info")
