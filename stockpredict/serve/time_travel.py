@@ -44,19 +44,19 @@ class AsOfUnavailable(ServeError):
 class AsOfFuture(AsOfUnavailable):
     "The day of `as_of` has not come yet."
 
-    code = "as-of-in-the-future"
+    code, status = "as-of-in-the-future", 404
 
 # %% ../../nbs/serve/55_time_travel.ipynb #0dd7ab8e
 class AsOfTooEarly(AsOfUnavailable):
     "There are too few bars before the day of `as_of`."
 
-    code = "as-of-before-the-data"
+    code, status = "as-of-before-the-data", 404
 
 
 class AsOfNoSession(AsOfUnavailable):
     "The exchange did not open on the day of `as_of`, or there is no such day."
 
-    code = "as-of-no-session"
+    code, status = "as-of-no-session", 404
 
 # %% ../../nbs/serve/55_time_travel.ipynb #35eab990
 AS_OF_ERRORS = (AsOfUnavailable, AsOfFuture, AsOfTooEarly, AsOfNoSession, QueueFull)
