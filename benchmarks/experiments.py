@@ -1,4 +1,4 @@
-"""How often equal challengers are called different, and how soon planted ones are found, over a year of looks.
+"""How often equal challengers are called different, and how soon planted ones are seen, in a year of looks.
 
     python benchmarks/experiments.py            200 experiments of each kind, 72 CPU seconds
     python benchmarks/experiments.py --draws 50

@@ -33,6 +33,7 @@ from .http import read_body, translate_error
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
 from .job_routes import add_job_routes
 from .business_metrics import add_business_metrics
+from .canary import canary_loop
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .openapi import add_answer_example, add_examples, build_schema, document_door
@@ -273,7 +274,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app):
         limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
-        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, service.canary_loop()
+        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, canary_loop(service)
         loops = [asyncio.create_task(loop) for loop in work]
         yield
         for loop in loops:

@@ -171,7 +171,7 @@ START |= {"openapi_extra": body_of(ExperimentRequest, {"challenger": "2", "why":
 STOP = {"tags": ["experiments"], "response_model": Envelope[ExperimentCard], "dependencies": STRICT}
 STOP |= {"operation_id": "stop_experiment", "summary": "Bring the champion back for everybody"}
 
-
+# %% ../../nbs/serve/66_experiment_routes.ipynb #95c9861b
 def add_change_routes(
     app: FastAPI,  # gets the routes
     service,  # whose registry
@@ -207,7 +207,7 @@ def add_change_routes(
 
         return await change_once(service, request, key, work)
 
-# %% ../../nbs/serve/66_experiment_routes.ipynb #95c9861b
+# %% ../../nbs/serve/66_experiment_routes.ipynb #2f9e5c96
 LIST = {"tags": ["experiments"], "response_model": Envelope[list[ExperimentCard]], "dependencies": STRICT}
 LIST |= {
     "operation_id": "experiments",
@@ -223,7 +223,7 @@ ONE |= {
 HTML = [(b"content-type", b"text/html; charset=utf-8"), REVALIDATE_HEADER]
 HTML = [*HTML, (b"content-security-policy", PAGE_POLICY.encode())]
 
-
+# %% ../../nbs/serve/66_experiment_routes.ipynb #eb9ae1e4
 def add_experiment_routes(
     app: FastAPI,  # gets the routes
     service,  # whose registry

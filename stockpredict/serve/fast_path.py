@@ -54,6 +54,9 @@ def unexpected_error(
     return RawResponse(500, [PROBLEM_HEADER], render_problem(error, scope["request_id"], scope["path"]))
 
 # %% ../../nbs/serve/65_fast_path.ipynb #442149cc
+Service.canary = None  # the challenger that answers a share of the callers, see `canary_loop`
+
+
 class FastPath:
     "The layer in front of the framework that answers plain lookups itself."
 

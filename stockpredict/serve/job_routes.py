@@ -83,7 +83,7 @@ def caller_of(
     "Who asks."
     return request.scope["caller"]
 
-
+# %% ../../nbs/serve/58_job_routes.ipynb #e34dfc32
 def visible_job(
     store: JobStore,  # of the service
     job_id: str,  # as asked for
@@ -166,7 +166,7 @@ def require_audit(
     if (audit := getattr(service, "audit", None)) is not None:
         audit.require_writable()
 
-
+# %% ../../nbs/serve/58_job_routes.ipynb #927193eb
 def resource(
     request: Request,  # that is answered
     data: dict | list,  # JSON-able
@@ -269,6 +269,16 @@ def add_job_routes(
         seen = [j for j in stored if j.caller == caller.id or "operate" in caller.permissions]
         page, metadata = page_after([job_card(j, reports) for j in seen], cursor, limit)
         return resource(request, page, more=metadata)
+
+    add_one_job_routes(app, service)
+
+# %% ../../nbs/serve/58_job_routes.ipynb #a0635cfc
+def add_one_job_routes(
+    app: FastAPI,  # gets the routes
+    service,  # with the store of jobs
+):
+    "The routes for one job."
+    reports = service.settings.storage.reports_dir
 
     @app.get("/v1/jobs/{job_id}", **JOB_ROUTE)
     async def job(request: Request, job_id: str):

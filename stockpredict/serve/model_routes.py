@@ -212,18 +212,17 @@ def judging_report(
     return ""
 
 # %% ../../nbs/serve/59_model_routes.ipynb #240d47a3
-MANIFEST_FIELDS = (
-    "horizons",
-    "levels",
-    "lookback",
-    "created_at",
-    "commit",
-    "snapshot",
-    "versions",
-    "entry_delay",
-)
+MANIFEST_FIELDS = "horizons levels lookback created_at commit snapshot versions entry_delay".split()
 
 
+def feature_names(
+    manifest: dict,  # of an artifact
+) -> list[str]:
+    "The features of an artifact, by its manifest."
+    features = manifest.get("features") or manifest.get("names") or []
+    return [str(f["name"] if isinstance(f, dict) else f) for f in features]
+
+# %% ../../nbs/serve/59_model_routes.ipynb #a6e052ec
 def model_details(
     settings: Settings,  # whose registry
     version: int,  # its number
@@ -246,14 +245,6 @@ def model_details(
     card |= {"report": judging_report(entry, settings.storage.reports_dir)}
     events = [e for e in read_events(settings) if e.get("artifact") == card["artifact"]]
     return card | {"history": [{k: v for k, v in e.items() if k != "entry"} for e in events[::-1]]}
-
-
-def feature_names(
-    manifest: dict,  # of an artifact
-) -> list[str]:
-    "The features of an artifact, by its manifest."
-    features = manifest.get("features") or manifest.get("names") or []
-    return [str(f["name"] if isinstance(f, dict) else f) for f in features]
 
 # %% ../../nbs/serve/59_model_routes.ipynb #d422360a
 def refusal_of(
@@ -333,23 +324,32 @@ def decision_errors() -> dict:  # status -> its entry in OpenAPI
     return errors
 
 
+async def decide_once(
+    service,  # whose registry
+    request: Request,  # that asks for a decision
+    key: str | None,  # its idempotency key
+    version: int,  # that it is about
+    kind: type[BaseModel],  # of its body
+) -> RawResponse:
+    "Promote or retire a version, once for each key; the answer is the version as it is afterwards."
+    action = "retire" if kind is RetireRequest else "promote"
+
+    def work(body):
+        options = parse_body(kind, body).model_dump()
+        if "rollback" in options:
+            options["back"] = options.pop("rollback")
+        refuse_challenger(service, action, version)
+        decide_about(service.settings, action, {"version": version} | options)
+        return resource(request, model_details(service.settings, version))
+
+    return await change_once(service, request, key, work)
+
+# %% ../../nbs/serve/59_model_routes.ipynb #97ecf12b
 def add_decision_routes(
     app: FastAPI,  # gets the routes
     service,  # whose registry
 ):
     "The routes that promote and retire a version."
-
-    async def decide(request, key, version, action, kind):
-        def work(body):
-            options = parse_body(kind, body).model_dump()
-            if "rollback" in options:
-                options["back"] = options.pop("rollback")
-            refuse_challenger(service, action, version)
-            decide_about(service.settings, action, {"version": version} | options)
-            return resource(request, model_details(service.settings, version))
-
-        return await change_once(service, request, key, work)
-
     promote_body = body_of(PromotionRequest, {"why": "a month in the shadow, better on every head"})
     retire_body = body_of(RetireRequest, {"why": "its features are no longer delivered", "rollback": True})
 
@@ -364,7 +364,7 @@ def add_decision_routes(
     async def promote(request: Request, version: int = VERSION, key: str | None = IDEMPOTENCY_KEY):
         """Serves a published version, verified before the switch. The evidence is that of the gate: a version
         that it held, or that was rolled back or retired, needs a written reason in `override`."""
-        return await decide(request, key, version, "promote", PromotionRequest)
+        return await decide_once(service, request, key, version, PromotionRequest)
 
     @app.post(
         "/v1/models/{version}/retire",
@@ -377,7 +377,7 @@ def add_decision_routes(
     async def retire(request: Request, version: int = VERSION, key: str | None = IDEMPOTENCY_KEY):
         """Takes a version out of use. The version that answers needs a `successor`, or `rollback: true`.
         Its files stay, so that its answers remain explainable."""
-        return await decide(request, key, version, "retire", RetireRequest)
+        return await decide_once(service, request, key, version, RetireRequest)
 
 # %% ../../nbs/serve/59_model_routes.ipynb #347fdfb5
 def refuse_challenger(

@@ -79,10 +79,10 @@ def find_deployment(
     "The deployment of a flow on the Prefect server of this desk."
     api = prefect_api(settings)
     try:
-        found = [d["id"] for d in ask_prefect(api, "deployments") if d["name"] == name]
+        ids = [d["id"] for d in ask_prefect(api, "deployments") if d["name"] == name]
     except (OSError, ValueError, KeyError, TypeError, NotReady):
         return "", ""
-    return (api, found[0]) if found else ("", "")
+    return (api, ids[0]) if ids else ("", "")
 
 
 def deployment_words(

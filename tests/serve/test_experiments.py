@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from stockpredict.access.permissions import ROLES, Caller
 from stockpredict.serve.answer_table import refresh_answers
-from stockpredict.serve.canary import GUARD_LIMIT, guard_evidence
+from stockpredict.serve.canary import GUARD_LIMIT, guard_evidence, refresh_canary
 from stockpredict.serve.experiment_scores import PairedSession, evaluate_experiments, judge_sessions
 from stockpredict.serve.experiments import (
     ExperimentRefused,
@@ -180,7 +180,7 @@ def test_a_canary_answers_its_callers_alone_and_the_way_back_is_open(desk, serve
     async def go():
         async with served(settings) as client:
             client.service.refresh_state()
-            client.service.refresh_canary()
+            refresh_canary(client.service)
             for path in (
                 "/v1/predictions/SIM00?horizon=1",
                 "/v1/predictions?limit=2",
@@ -195,7 +195,7 @@ def test_a_canary_answers_its_callers_alone_and_the_way_back_is_open(desk, serve
             tag = (await client.get(path)).headers["etag"]
             assert (await client.get(path, headers={"if-none-match": tag})).status_code == 304
             stop_experiment(settings, experiment.id, "enough", "local")
-            client.service.refresh_canary()
+            refresh_canary(client.service)
             back = await client.get(path, headers={"if-none-match": tag})
             assert back.status_code == 200 and back.json()["data"]["model"]["artifact"] != challenger
 
@@ -213,11 +213,11 @@ def test_a_canary_with_errors_is_rolled_back(desk, served):
     async def go():
         async with served(settings) as client:
             client.service.refresh_state()
-            client.service.refresh_canary()
+            refresh_canary(client.service)
             client.service.reads.view_of = None  # the challenger's answers fail
             client.service.door.caller_of = lambda scope: Caller("key:1", "key", ROLES["analyst"])
             statuses = [(await client.get("/v1/predictions/SIM00")).status_code for _ in range(12)]
-            client.service.refresh_canary()
+            refresh_canary(client.service)
             return statuses, client.service.canary
 
     statuses, canary = asyncio.run(go())
