@@ -113,7 +113,10 @@ def test_scores_are_those_of_a_hand_computation(desk):
     [experiment] = all_experiments(settings)
     with Lake(settings.storage, read_only=True) as lake:
         closes = wide(lake.bars(), calendar=settings.data.calendar)
-    table, losses = next(counted_tables(settings, experiment.started)), []
+    table, losses = (
+        next(t for t in counted_tables(settings, experiment.started) if challenger in t.beside),
+        [],
+    )
     for rows in (table.rows, table.beside[challenger]):
         mine = []
         for (ticker, horizon), body in rows.items():
