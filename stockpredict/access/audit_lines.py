@@ -120,7 +120,7 @@ SECRET_SHAPE = re.compile(r"eyJ[\w-]+\.[\w-]*\.?[\w-]*|sp[a-z]?_[\w.-]{6,}|(?<![
 
 
 @lru_cache(4096)
-def scrub(
+def without_secrets(
     text: str,  # path, request id or name
 ) -> str:  # at most 200 characters
     "A text without anything that has the shape of a secret."
@@ -136,8 +136,8 @@ def scrub_query(
     for part in query[:2000].decode("latin-1").split("&"):
         name, equals, value = part.partition("=")
         name = unquote_plus(name)
-        known = quote(scrub(unquote_plus(value)), safe=",.-*:") if name in PLAIN_NAMES else "***"
-        parts.append(quote(scrub(name), safe="*") + equals + known * bool(equals))
+        known = quote(without_secrets(unquote_plus(value)), safe=",.-*:") if name in PLAIN_NAMES else "***"
+        parts.append(quote(without_secrets(name), safe="*") + equals + known * bool(equals))
     return "&".join(parts)[:200] if query else ""
 
 # %% ../../nbs/access/60_audit_lines.ipynb #6757cb6c
@@ -145,21 +145,21 @@ FIELDS = ("at", "who", "from", "method", "route", "path", "query", "status", "re
 READS_PER_LINE = 200
 
 
-def entry_of(
+def audit_entry(
     record: tuple,  # as the service notes it: moment, caller, address, …, in the order of `FIELDS`
 ) -> list:  # the same with plain, scrubbed values
     "One noted request as the log writes it."
     at, who, address, method, route, path, query, status, request = record
     text = request.decode("latin-1")
     if len(request) >= 40 or b"sp" in request or b"eyJ" in request:
-        text = scrub(text)
-    return [round(at, 3), who, address, method, route, scrub(path), scrub_query(query), status, text]
+        text = without_secrets(text)
+    return [round(at, 3), who, address, method, route, without_secrets(path), scrub_query(query), status, text]
 
 
 def read_lines(
     records: list[tuple],  # noted reads
 ) -> list[dict]:  # contents of lines
     "Noted reads as contents of lines."
-    entries = [entry_of(record) for record in records]
+    entries = [audit_entry(record) for record in records]
     cut = range(0, len(entries), READS_PER_LINE)
     return [{"kind": "reads", "at": utc_text(), "reads": entries[i : i + READS_PER_LINE]} for i in cut]

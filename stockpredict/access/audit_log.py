@@ -17,7 +17,7 @@ from weakref import WeakSet
 from fastcore.basics import patch
 
 from stockpredict.access.audit_chain import AuditChain, disk_reason
-from stockpredict.access.audit_lines import FIELDS, entry_of, read_lines, scrub, utc_text
+from stockpredict.access.audit_lines import FIELDS, audit_entry, read_lines, without_secrets, utc_text
 from stockpredict.access.permissions import NOBODY
 from stockpredict.core.errors import ServeError, StockpredictError
 from stockpredict.core.settings import Settings
@@ -304,8 +304,8 @@ def change_line(
     client, caller = scope.get("client"), scope.get("caller", NOBODY)
     record = (time.time(), caller.id, client[0] if client else "", scope["method"], route)
     record += (scope["path"], scope.get("query_string", b""), status, scope.get("request_id", b""))
-    line = {"kind": kind} | dict(zip(FIELDS, entry_of(record), strict=True))
-    detail = {scrub(str(k)): scrub(str(v)) for k, v in scope.get("audit_detail", {}).items()}
+    line = {"kind": kind} | dict(zip(FIELDS, audit_entry(record), strict=True))
+    detail = {without_secrets(str(k)): without_secrets(str(v)) for k, v in scope.get("audit_detail", {}).items()}
     return line | {"at": utc_text(line["at"])} | ({"detail": detail} if detail else {})
 
 # %% ../../nbs/access/70_audit_log.ipynb #94676618
@@ -365,9 +365,9 @@ def record_command(
     except (OSError, KeyError):
         who = f"console:{os.getuid()}"
     line = {"kind": "change", "at": utc_text(), "who": who, "from": "console", "method": "COMMAND"}
-    plain = {name: scrub(str(value)) for name, value in detail.items()}
+    plain = {name: without_secrets(str(value)) for name, value in detail.items()}
     try:
-        log.chain.append([line | {"path": scrub(what), "detail": plain}])
+        log.chain.append([line | {"path": without_secrets(what), "detail": plain}])
     except (OSError, StockpredictError) as error:
         raise audit_full(disk_reason(error)) from None
     finally:

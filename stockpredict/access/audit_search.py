@@ -259,7 +259,7 @@ def audit_entries(
     return heapq.merge(*map(of_slot, audit_segments(folder).values()), key=lambda entry: entry.get("at", ""))
 
 # %% ../../nbs/access/75_audit_search.ipynb #33f84124
-def moment_text(
+def audit_moment(
     text: str,  # day, or day and time, UTC unless it names an offset
 ) -> str:  # as the log writes it; empty stays empty
     "A moment as it is compared with the log."
@@ -284,7 +284,7 @@ def search_audit(
     **equal,  # further fields that must have this value: kind, status, method, request, address
 ) -> Iterator[dict]:  # entries in the order of time
     "The entries of the audit log that match."
-    low, high = moment_text(since), moment_text(until) or "9"
+    low, high = audit_moment(since), audit_moment(until) or "9"
     equal = {name: str(value) for name, value in equal.items() if value not in (None, "")}
     equal = {"from" if name == "address" else name: value for name, value in equal.items()}
     for entry in audit_entries(settings.storage.home_dir / "audit", low):

@@ -20,7 +20,7 @@ KNOWN_DAYS = 30  # after a login an address is known for so long
 FORGET = 3600.0  # seconds without a failure after which a count begins anew
 
 
-def pause_after(
+def login_pause(
     kind: str,  # of `LIMITS`
     failures: int,  # in a row
 ) -> float:  # seconds
@@ -107,7 +107,7 @@ def _wait(key, count, now):
     "Seconds until an attempt is looked at again; a clock that was set back does not lengthen them."
     if count is None:
         return 0.0
-    pause = pause_after(key.partition(":")[0], count[0])
+    pause = login_pause(key.partition(":")[0], count[0])
     return max(0.0, min(pause, count[1] + pause - now))
 
 # %% ../../nbs/access/35_lockout.ipynb #8fe693e2

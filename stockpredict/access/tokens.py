@@ -124,7 +124,7 @@ def _without_twins(pairs):
     return content
 
 # %% ../../nbs/access/40_tokens.ipynb #230fb1b6
-def part_of(
+def token_part(
     part: bytes,  # base64url without padding
 ) -> dict:
     "A part of a token as a flat JSON object; `ValueError` for anything else."
@@ -148,8 +148,8 @@ def token_header(
         raise token_invalid()
     head, body, _ = token.split(b".")
     try:
-        header = part_of(head)
-        part_of(body)
+        header = token_part(head)
+        token_part(body)
     except ValueError:
         raise token_invalid() from None
     if set(header) != {"alg", "kid", "typ"} or header["alg"] != "EdDSA" or header["typ"] != "at+jwt":

@@ -17,7 +17,7 @@ from stockpredict.access.lockout import LoginBlocked
 from stockpredict.access.login import Login, LoginRefused
 from stockpredict.access.permissions import NOBODY, OPEN, PERMISSIONS, TABLE
 from stockpredict.access.sessions import RefreshInvalid
-from stockpredict.access.tokens import part_of
+from stockpredict.access.tokens import token_part
 from stockpredict.access.users import AccessUnreadable
 from stockpredict.access.audit_log import AuditFull
 from stockpredict.core.errors import KeyMissing, PermissionMissing, QueueFull, RequestInvalid
@@ -184,7 +184,7 @@ def add_access_routes(
             pair = await asyncio.to_thread(*work)
         except OAuthProblem as problem:
             return oauth_refusal(problem)
-        user = part_of(pair["access_token"].split(".")[1].encode())["sub"]
+        user = token_part(pair["access_token"].split(".")[1].encode())["sub"]
         request.scope["audit_detail"] = {"user": user, "grant": work[2]["grant_type"]}
         return RawResponse(200, NO_STORE_HEADERS, orjson.dumps(pair))
 

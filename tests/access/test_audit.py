@@ -15,7 +15,7 @@ import pytest
 
 from stockpredict.access import audit_chain, audit_log
 from stockpredict.access.audit_chain import AuditChain, audit_segments, length_path, segment_path
-from stockpredict.access.audit_lines import OWN_HASH, close_line, parse_line, scrub, scrub_query
+from stockpredict.access.audit_lines import OWN_HASH, close_line, parse_line, without_secrets, scrub_query
 from stockpredict.access.audit_log import AuditedRoute, AuditFull, AuditLog, is_change
 from stockpredict.access.audit_search import search_audit, verify_audit
 from stockpredict.access.permissions import Caller
@@ -432,7 +432,7 @@ def test_no_secret_reaches_the_disk_by_path_query_or_request_id(settings, text):
     disk = b"".join(path.read_bytes() for path in Path(audit_dir(settings)).glob("*.jsonl"))
     assert text.encode() not in disk and encoded.encode() not in disk
     assert verify_audit(settings)["ok"]
-    assert text not in scrub(text) + scrub_query(text.encode())
+    assert text not in without_secrets(text) + scrub_query(text.encode())
 
 
 def test_control_characters_and_line_ends_in_a_path_stay_inside_their_line(settings):

@@ -9,7 +9,7 @@ import jwt
 import pytest
 
 from stockpredict.access import users as users_module
-from stockpredict.access.lockout import KNOWN_DAYS, LoginAttempts, LoginBlocked, pause_after
+from stockpredict.access.lockout import KNOWN_DAYS, LoginAttempts, LoginBlocked, login_pause
 from stockpredict.access.login import Login, LoginRefused
 from stockpredict.access.sessions import MOST_SESSIONS, RefreshInvalid
 from stockpredict.access.tokens import (
@@ -443,7 +443,7 @@ def test_the_first_login_from_a_new_place_waits_at_most_five_minutes(storage, cl
     guesses(attempts, 500)
     clock.now += 300
     assert guesses(attempts, 1, address="192.0.2.5") == 1
-    assert max(pause_after(kind, 10_000) for kind in ("user", "known")) == 300
+    assert max(login_pause(kind, 10_000) for kind in ("user", "known")) == 300
 
 
 def test_many_names_from_one_address_and_an_own_account_do_not_help(storage, clock):
