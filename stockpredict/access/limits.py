@@ -119,7 +119,9 @@ def refusal(
     most = self.most_together if kind == EVERYBODY else self.most[kind]
     alone = window.total >= most
     self.hurry = self.hurry or not alone  # ask Redis at once: others may have stopped
-    seconds = max(1, math.ceil(window.wait(most, now))) if alone else 1
+    seconds = 1 if window.share else int(SLICE)  # nothing is left for anybody: a slice has to pass
+    if alone:
+        seconds = max(1, math.ceil(window.wait(most, now)))
     many = f"There were {most:,} {KIND_WORDS[kind]} in the last minute, which is the limit."
     fast = f"The {KIND_WORDS[kind]} come faster than they can be shared out between processes."
     return TooManyRequests(
