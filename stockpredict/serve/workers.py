@@ -304,11 +304,8 @@ def run(self: Parent):
             ready = [child for child in self.children if child.ready]
             if not announced and len(ready) == len(self.roles):
                 announced = True
-                self.say(
-                    self.say(
-                        f"Ready at {address_of(self.settings)}: {', '.join(self.roles)}. Ctrl-C stops it."
-                    )
-                )
+                roles = ", ".join(self.roles)
+                self.say(f"Ready at {address_of(self.settings)}: {roles}. Ctrl-C stops it.")
             if not announced and max(self.failures.values(), default=0) > 3:
                 raise NotReady(
                     "The service does not start; its last lines say why.", "Correct that, and start it."
