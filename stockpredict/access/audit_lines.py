@@ -153,7 +153,8 @@ def audit_entry(
     text = request.decode("latin-1")
     if len(request) >= 40 or b"sp" in request or b"eyJ" in request:
         text = without_secrets(text)
-    return [round(at, 3), who, address, method, route, without_secrets(path), scrub_query(query), status, text]
+    plain = without_secrets(path), scrub_query(query)
+    return [round(at, 3), who, address, method, route, *plain, status, text]
 
 
 def read_lines(

@@ -305,7 +305,7 @@ def change_line(
     record = (time.time(), caller.id, client[0] if client else "", scope["method"], route)
     record += (scope["path"], scope.get("query_string", b""), status, scope.get("request_id", b""))
     line = {"kind": kind} | dict(zip(FIELDS, audit_entry(record), strict=True))
-    detail = {without_secrets(str(k)): without_secrets(str(v)) for k, v in scope.get("audit_detail", {}).items()}
+    detail = {k: without_secrets(str(v)) for k, v in scope.get("audit_detail", {}).items()}
     return line | {"at": utc_text(line["at"])} | ({"detail": detail} if detail else {})
 
 # %% ../../nbs/access/70_audit_log.ipynb #94676618
