@@ -80,7 +80,7 @@ def fan_steps(
     return steps
 
 
-def known_closes(
+def chart_closes(
     closes: list[tuple[str, float]],  # session and close, oldest first
     decision: str,  # decision session
     most: int,  # closes before it
@@ -99,7 +99,7 @@ def fan_chart_svg(
 ):  # markup that a template inserts as it is
     "Recent closes and the fan of a forecast."
     steps, decision = fan_steps(predictions), predictions[0]["decision_session"]
-    known, later = known_closes(closes, decision, 90)
+    known, later = chart_closes(closes, decision, 90)
     end = steps[-1][0]
     later = [(s, c) for s, c in later if s <= end]
     values = [c for _, c in known + later] + [p for _, prices in steps for p in prices.values()]
@@ -172,7 +172,7 @@ def volatility_chart_svg(
     height: int = 150,  # pixels
 ):  # markup, or `None` when there are too few closes
     "Daily volatility, past and forecast."
-    known, _ = known_closes(closes, predictions[0]["decision_session"], 111)
+    known, _ = chart_closes(closes, predictions[0]["decision_session"], 111)
     past = trailing_volatility(known)
     if len(past) < 2:
         return None

@@ -25,6 +25,7 @@ import orjson
 from pydantic import BaseModel
 
 from ..core.errors import NotReady, RequestInvalid, ServeError, StockpredictError
+from .client_frames import frame_of, parse_arrow
 from .schemas import Prediction
 
 # %% ../../nbs/serve/38_client_steps.ipynb #0332912f
@@ -305,39 +306,6 @@ def explain_steps(
     "What the forecast for a ticker is made of: contributions that add up to it."
     path = f"/v1/predictions/{quote(ticker, safe='')}/explanation"
     return (yield from get_steps(client, path, {"horizon": horizon}, response_data))
-
-# %% ../../nbs/serve/38_client_steps.ipynb #3d74f3cc
-def flat_fields(
-    nested: dict,  # a prediction
-    prefix: str = "",  # of the path
-) -> dict:  # values by path, such as `quantiles.0.05`
-    "The fields of a nested object by their path."
-    flat = {}
-    for name, value in nested.items():
-        more = flat_fields(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        flat |= more
-    return flat
-
-# %% ../../nbs/serve/38_client_steps.ipynb #f52d1d0a
-def parse_arrow(
-    response: httpx.Response,  # an Arrow stream
-):  # a pandas frame
-    "A frame from columns."
-    import pyarrow as pa
-
-    return pa.ipc.open_stream(response.content).read_all().to_pandas()
-
-
-def frame_of(
-    predictions: list[Prediction],  # of one table
-):  # a pandas frame
-    "Predictions as a frame with the columns of the service."
-    import pandas as pd
-
-    from stockpredict.serve.formats import column_name
-
-    rows = [flat_fields(p.model_dump(mode="python")) for p in predictions]
-    return pd.DataFrame([{column_name(path): value for path, value in row.items()} for row in rows])
 
 # %% ../../nbs/serve/38_client_steps.ipynb #8f7c6132
 def frame_steps(

@@ -179,7 +179,7 @@ PAGE_HEADER = (b"content-type", b"text/html; charset=utf-8")
 POLICY_HEADER = (b"content-security-policy", PAGE_POLICY.encode())
 
 
-def page_response(
+def html_response(
     request: Request,  # its `If-None-Match` is honoured
     body: bytes,  # of the page
     kind: tuple = PAGE_HEADER,  # header with the content type
@@ -212,22 +212,22 @@ def add_reading_routes(
 
     @app.get("/", **PAGE_ROUTE)
     async def front(request: Request, q: str = SEARCH, page: int = PAGE_NUMBER):
-        return page_response(request, service.front_html(q, page))
+        return html_response(request, service.front_html(q, page))
 
     @app.get("/t/{ticker}", **PAGE_ROUTE)
     async def ticker_page(request: Request, ticker: str):
         try:
-            return page_response(request, await service.ticker_html(ticker))
+            return html_response(request, await service.ticker_html(ticker))
         except StockpredictError as error:
             return refused_page(service, request, error)
 
     @app.get("/models", **PAGE_ROUTE)
     async def models_page(request: Request):
-        return page_response(request, await service.models_html())
+        return html_response(request, await service.models_html())
 
     @app.get("/status", **PAGE_ROUTE)
     async def status_page(request: Request):
-        return page_response(request, service.status_html(request.scope))
+        return html_response(request, service.status_html(request.scope))
 
 # %% ../../nbs/serve/62_front.ipynb #f6b5fe68
 def add_page_routes(
@@ -239,12 +239,12 @@ def add_page_routes(
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request):
-        return page_response(request, service.docs_html(app.description))
+        return html_response(request, service.docs_html(app.description))
 
     @app.get("/assets/{name}", include_in_schema=False)
     async def asset(request: Request, name: str):
         kind, content = page_asset(name)
-        return page_response(request, content, (b"content-type", kind))
+        return html_response(request, content, (b"content-type", kind))
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request):

@@ -30,7 +30,7 @@ from .updates import TooManyStreams, UpdateHub, UpdateStream
 STREAM_TICKERS = 200
 
 
-def canonical_tickers(
+def followed_tickers(
     text: str,  # comma separated, as typed
 ) -> tuple[str, ...]:
     "The canonical names in a list of tickers; `RequestInvalid` when one cannot be a ticker."
@@ -54,7 +54,7 @@ def update_stream(
     scope: dict,  # of the request
 ) -> UpdateStream:
     "A stream for a caller; the refusals are those of the stored forecasts."
-    names = canonical_tickers(tickers)
+    names = followed_tickers(tickers)
     table = service.ready_table()
     for name in names or table.tickers[:1]:
         table.get(name, horizon)
