@@ -64,20 +64,22 @@ class Service:
         self.age, self.tail, self.etag = 0, b"", b""
         self.lookups, self._next_check, self._schema_table = {}, 0.0, None
 
-    @property
-    def stale_model(self) -> bool:
-        "Is the model that answers not the one that should?"
-        if "model" in self.problems:
-            return True
-        loaded = self.loaded_artifact
-        return bool(loaded and self.table and self.table.header["model"]["artifact"] != loaded)
+# %% ../../nbs/serve/60_service.ipynb #364d08be
+@patch(as_prop=True)
+def stale_model(self: Service) -> bool:
+    "Is the model that answers not the one that should?"
+    if "model" in self.problems:
+        return True
+    loaded = self.loaded_artifact
+    return bool(loaded and self.table and self.table.header["model"]["artifact"] != loaded)
 
-    @property
-    def loaded_artifact(self) -> str:
-        "The artifact that the engine has loaded, here or in its own process; empty when there is none."
-        if self.link is not None:
-            return self.link.state.get("artifact", "")
-        return self.engine.pointer.artifact if self.engine else ""
+
+@patch(as_prop=True)
+def loaded_artifact(self: Service) -> str:
+    "The artifact that the engine has loaded, here or in its own process; empty when there is none."
+    if self.link is not None:
+        return self.link.state.get("artifact", "")
+    return self.engine.pointer.artifact if self.engine else ""
 
 # %% ../../nbs/serve/60_service.ipynb #c41f5c4f
 @patch(as_prop=True)
