@@ -178,7 +178,8 @@ def run_job(
 ):
     "Carry out the command of a job; what `python -m stockpredict.serve.job_runner` does."
     runner = CommandRunner(JobStore(Path(words[0])), words[1])
-    signal.signal(signal.SIGTERM, lambda *_: setattr(runner, "stopped", True))
+    for sign in (signal.SIGTERM, signal.SIGINT):  # a shell may have started us with interrupts ignored
+        signal.signal(sign, lambda *_: setattr(runner, "stopped", True))
     if (job := runner.take()) is not None:
         command = read_json(runner.store.path(runner.id, ".command"))
         JobHandle(runner.store, job).carry_out(lambda handle: runner.run(handle, command))

@@ -1,12 +1,12 @@
 """Jobs: started once, watched, cancelled, never left running, and seen by those who may."""
 
 import asyncio
-import json
 import os
 import signal
 import time
 
 import patience
+import psutil
 import pytest
 from stockpredict.access.permissions import ROLES, Caller
 from stockpredict.core.errors import NotFound
@@ -36,8 +36,6 @@ def test_a_job_of_a_killed_runner_is_interrupted_and_its_command_ends(store):
     job = store.submit("train", SLEEP, "local")
     patience.wait_until(lambda: store.read(job.id).owner != this_process())
     patience.wait_until(lambda: store.path(job.id, ".err").exists())
-    import psutil
-
     runner = psutil.Process(store.read(job.id).owner[1])
     patience.wait_until(lambda: runner.children())
     [command] = runner.children()
@@ -57,6 +55,21 @@ def test_a_runner_told_to_end_writes_so_and_cancel_ends_clean(store):
     os.kill(store.read(job.id).owner[1], signal.SIGTERM)
     assert ended(store, job.id).state == "interrupted"
     assert ended(store, store.cancel(job.id).id).state == "interrupted"  # an ended job stays as it is
+
+
+def test_a_command_is_interrupted_even_where_a_shell_ignores_interrupts(store):
+    "A shell starts background work with interrupts ignored, and children inherit that."
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        ready = "import sys, time; print('ready', file=sys.stderr, flush=True); time.sleep(600)"
+        job = store.submit("train", ["timeit", "-n1", "-r1", ready], "local")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    err = store.path(job.id, ".err")
+    patience.wait_until(lambda: err.exists() and "ready" in err.read_text())
+    store.cancel(job.id)
+    assert ended(store, job.id).state == "cancelled"
+    assert "KeyboardInterrupt" in err.read_text()
 
 
 def test_records_survive_and_a_torn_one_is_not_shown(store):
