@@ -34,8 +34,14 @@ def read(port, path, data=None):
 
 
 def child(process, role):
-    children = psutil.Process(process.pid).children()
-    return next((p for p in children if p.is_running() and p.cmdline()[-1:] == [role]), None)
+    "The living process with a role, or `None`."
+    for one in psutil.Process(process.pid).children():
+        try:
+            if one.cmdline()[-1:] == [role]:
+                return one
+        except psutil.Error:
+            continue  # it has just ended
+    return None
 
 
 def test_a_reader_answers_without_the_libraries_of_models(template, tmp_path):
