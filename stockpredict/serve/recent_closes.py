@@ -7,7 +7,6 @@ __all__ = []
 
 # %% ../../nbs/serve/27_recent_closes.ipynb #2937df60
 import hashlib
-import math
 import struct
 from array import array
 from collections.abc import Callable, Iterable

@@ -25,7 +25,7 @@ from stockpredict.serve.app import create_app
 app = create_app(load_settings({ini!r}, environ={{}}))
 early = [m for m in ("torch", "duckdb") if m in sys.modules]
 async def go():
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s") as c:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as c:
         read = await c.get("/v1/predictions/SIM00?horizon=1")
         lazy = "torch" in sys.modules
         await c.get("/docs")
