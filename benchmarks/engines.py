@@ -1,6 +1,7 @@
 """The engines of [flows]: speed-up on two processes, overhead per task, and the same hash each time.
 
     python benchmarks/engines.py [--engines local,processes,dask] [--workers 2] [--tickers 60]
+    python benchmarks/engines.py --tickers 8 --sessions 620 --tasks 5 --candidates "reversal ridge"   # quick
 
 Trains the candidates once on each engine in a call of its own, prints wall and CPU seconds, the speed-up over
 `local`, the overhead of a task that does nothing, and whether all artifacts have the same hash.
@@ -62,10 +63,13 @@ def main():
     ask.add_argument("--tickers", type=int, default=60)
     ask.add_argument("--sessions", type=int, default=900)
     ask.add_argument("--tasks", type=int, default=400, help="that do nothing")
+    ask.add_argument("--candidates", default=SMALL["models.candidates"], help="names between spaces")
     asked = ask.parse_args()
-    rows, hashes, local = [], set(), None
+    hashes, local = set(), None
+    print(f"{'engine':10} {'wall s':>8} {'CPU s':>8} {'speed-up':>9} {'ms a task':>10}", flush=True)
     with tempfile.TemporaryDirectory(prefix="stockpredict-engines-") as home:
         market = {"simulated.tickers": asked.tickers, "simulated.sessions": asked.sessions}
+        market["models.candidates"] = asked.candidates
         base = load_settings(overrides={**SMALL, **market, "storage.home": home}, environ={})
         ingest(base)
         for engine in asked.engines.split(","):
@@ -75,10 +79,8 @@ def main():
             wall, cpu = (now - then for now, then in zip(seconds(), (wall, cpu), strict=True))
             local = local or wall
             hashes.add(identity(study))
-            rows.append((engine, wall, cpu, local / wall, overhead(settings, asked.tasks)))
-    print(f"{'engine':10} {'wall s':>8} {'CPU s':>8} {'speed-up':>9} {'ms a task':>10}")
-    for engine, wall, cpu, gain, each in rows:
-        print(f"{engine:10} {wall:8.1f} {cpu:8.1f} {gain:8.2f}x {each:10.2f}")
+            each = overhead(settings, asked.tasks)
+            print(f"{engine:10} {wall:8.1f} {cpu:8.1f} {local / wall:8.2f}x {each:10.2f}", flush=True)
     same = len(hashes) == 1
     print(f"{'the same' if same else 'DIFFERENT'} artifacts and forecasts: {', '.join(sorted(hashes))}")
     return not same
