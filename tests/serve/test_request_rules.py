@@ -57,7 +57,7 @@ def test_both_spellings_of_a_tag_are_recognised(example, path):
         ("/v1/predictions/AAPL?horison=1", "Did you mean horizon?"),
         ("/v1/predictions/aapl?horison=1", "Did you mean horizon?"),
         ("/v1/predictions?ticker=AAPL", "Did you mean tickers?"),
-        ("/v1/models?limit=3", "This address takes no parameters."),
+        ("/metrics?limit=3", "This address takes no parameters."),
         ("/v1/predictions?tickers=,,,", "Leave `tickers` out to get every ticker."),
         ("/v1/predictions?tickers=%20", "Leave `tickers` out to get every ticker."),
     ],
