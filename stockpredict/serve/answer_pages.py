@@ -130,7 +130,9 @@ def select_page(
     model: str | None = None,  # start of an artifact; the champion when left out
 ) -> Page:
     "The stored answers of one page."
-    requested = sorted({parse_ticker(t) for t in tickers.split(",") if t.strip()})
+    known, at = table.rows, table.horizons[0] if table.horizons else 0
+    names = [t for t in tickers.split(",") if t.strip()]
+    requested = sorted({t if (t, at) in known else parse_ticker(t) for t in names})
     if tickers and not requested:
         raise RequestInvalid("The list of tickers holds none.", "Leave `tickers` out to get every ticker.")
     artifact, last = artifact_of(table, model), ticker_before(table, cursor)
