@@ -161,7 +161,7 @@ ROLL_BACK = {
 }
 
 
-def verdict_sentence(
+def days_sentence(
     verdict: ExperimentVerdict,  # so far
 ) -> str:
     "The verdict in one sentence with numbers."
@@ -188,7 +188,7 @@ def store_verdict(
     scores = {
         "sessions": verdict.sessions,
         "decision": verdict.decision,
-        "sentence": verdict_sentence(verdict),
+        "sentence": days_sentence(verdict),
     }
     scores |= numbers | {"daily": [vars(s) for s in sessions]}
     scores |= {"at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -78,7 +78,7 @@ def read_report(
     return result
 
 
-def report_page(
+def reports_on_page(
     reports: FilePath,  # folder of the reports
     name: str,  # only runs of this notebook
     limit: int,  # reports on a page
@@ -110,7 +110,7 @@ def add_report_routes(
     @app.get("/v1/reports", **REPORTS_ROUTE)
     async def reports(request: Request, name: str = NAME, limit: int = LIMIT, cursor: str = CURSOR):
         """Verdict, date and link of each. `name=r40_validate` lists the validations alone."""
-        page, metadata = await asyncio.to_thread(report_page, folder, name, limit, cursor)
+        page, metadata = await asyncio.to_thread(reports_on_page, folder, name, limit, cursor)
         return cached_resource(request, page, metadata)
 
     @app.get("/v1/reports/{day}/{run}", **REPORT_ROUTE)

@@ -152,7 +152,7 @@ def outcome(self: FollowedRun) -> str:
     return "The run has ended."
 
 # %% ../../nbs/serve/57_training.ipynb #b4e52369
-def settle(
+def run_ending(
     state: dict,  # of a flow run that has ended: type, name, message
     outcome: str,  # as a flow prints it
 ) -> tuple[int, str, str]:  # exit code, standard output, standard error
@@ -183,7 +183,7 @@ def stop(self: FollowedRun):
 def follow(
     self: FollowedRun,
     every: float = 1.0,  # seconds between two looks
-) -> tuple[int, str, str]:  # of `settle`
+) -> tuple[int, str, str]:  # of `run_ending`
     "Print the steps of the run until it ends; Ctrl-C cancels it and waits for its end."
     while True:
         try:
@@ -191,7 +191,7 @@ def follow(
             for line in self.new_steps():
                 print(line, file=sys.stderr, flush=True)
             if state["type"] in ENDED_RUN:
-                return settle(state, self.outcome())
+                return run_ending(state, self.outcome())
             time.sleep(every)
         except KeyboardInterrupt:
             self.stop()

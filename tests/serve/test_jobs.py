@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 
 import patience
 import psutil
