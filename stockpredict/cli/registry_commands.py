@@ -82,8 +82,10 @@ def registry_promote(
     json_: Json = False,
 ):
     "Serve a published version that the gate has promoted, verified before the switch."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.train.promotion import promote_version
 
+    record_command(load(ctx), f"registry promote {version}", reason=why, override=override)
     champion = promote_version(load(ctx), version, why, override)
     as_json(vars(champion)) if json_ else out(repr(champion))
 
@@ -98,8 +100,10 @@ def registry_retire(
     override: Override = "",
 ):
     "Take a version out of use; the one that answers needs a successor or --rollback."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.train.promotion import retire_version
 
+    record_command(load(ctx), f"registry retire {version}", reason=why, override=override)
     champion = retire_version(load(ctx), version, why, successor, rollback, override)
     out(f"Version {version} is retired. Served: {champion!r}")
 
@@ -112,8 +116,10 @@ def registry_rollback(
     json_: Json = False,
 ):
     "Serve the version before again, or the one named."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.train.registry import rollback
 
+    record_command(load(ctx), f"registry rollback {to or ''}".strip(), reason=why)
     champion = rollback(load(ctx), to, why)
     as_json(vars(champion)) if json_ else out(repr(champion))
 
