@@ -17,7 +17,7 @@ import pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import NotFound, StockpredictError
 from ..core.figures import BLUE, GREY, INK
-from ..core.files import atomic_path, read_json, write_json
+from ..core.files import atomic_path, write_json
 from ..core.settings import Settings
 from ..core.words import counted, verdict_headline
 from ..evaluate.plots import report_figure
