@@ -222,8 +222,8 @@ def main():
         began, used = time.monotonic(), time.process_time()
         results = asyncio.run(bulk(app, args.requests, args.workers, pool, stored, args.share))
         wall, used = time.monotonic() - began, time.process_time() - used
-        made = f"{sum(results.values()):,} requests in {wall:.0f} s, {used:.0f} CPU s"
-        print(f"in process: {made}: {dict(results)}", flush=True)
+        total = f"{sum(results.values()):,} requests in {wall:.0f} s, {used:.0f} CPU s"
+        print(f"in process: {total}: {dict(results)}", flush=True)
         wrong = sum(results.values()) - results["right"] - results["gone"]
         if args.sockets:
             (Path(folder) / "ours.py").write_text(serving.OURS)

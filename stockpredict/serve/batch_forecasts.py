@@ -33,7 +33,7 @@ BAR_COLUMNS = ("ticker", "date", *FIELDS)
 MOST_ROWS = 50_000_000  # bars in one file
 
 
-def read_table(
+def read_bar_table(
     path: Path,  # of a Parquet, Arrow or CSV file
 ):  # a pyarrow table
     "The table in a file, by what its first bytes say."
@@ -46,7 +46,7 @@ def read_table(
         if begin.startswith(b"PAR1"):
             return parquet.ParquetFile(path).read()
         if begin.startswith(b"ARROW1"):
-            return feather.read_table(path)
+            return feather.read_bar_table(path)
         if begin.startswith(b"\xff\xff\xff\xff"):
             with pa.OSFile(str(path)) as source:
                 return ipc.open_stream(source).read_all()
@@ -110,7 +110,7 @@ def panel_of_file(
     path: Path,  # of a Parquet, Arrow or CSV file
 ) -> Panel:
     "The bars of a file as a market, or everything that is wrong with it."
-    table = read_table(path)
+    table = read_bar_table(path)
     refuse_columns(table.column_names)
     if not 0 < table.num_rows <= MOST_ROWS:
         raise BarsInvalid(f"The file has {table.num_rows} rows.", f"Send 1 to {MOST_ROWS:,} bars.")

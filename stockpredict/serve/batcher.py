@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fastcore.basics import patch
 
-from ..core.errors import QueueFull
+from ..core.errors import QueueFull, ServeError
 
 # %% ../../nbs/serve/26_batcher.ipynb #a27c7d29
 class Batcher:
@@ -65,7 +65,7 @@ def _next_batch(self: Batcher):
     return batch
 
 # %% ../../nbs/serve/26_batcher.ipynb #54d25c3e
-def settle(
+def settle_futures(
     futures: list,  # of the callers of one batch
     results: list,  # a result or an error for each
 ):
@@ -89,9 +89,9 @@ async def _drain(self: Batcher):
         try:
             results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
             if len(results) != len(batch):
-                raise RuntimeError(f"{len(results)} results for {len(batch)} requests")
+                raise ServeError(f"{len(results)} results for {len(batch)} requests.", "Ask again.")
         except Exception as error:
             results = [error] * len(batch)
         finally:
             self.batches = [*self.batches[-999:], len(batch)]
-            settle(futures, results)
+            settle_futures(futures, results)

@@ -13,6 +13,7 @@ from datetime import date, datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import orjson
+from pydantic_core import PydanticCustomError
 from pydantic import (
     AwareDatetime,
     BaseModel,
@@ -278,7 +279,7 @@ def plain_day(
     "Refuse a date that is not written as YYYY-MM-DD, such as a number of seconds or an instant."
     if isinstance(value, date) or (isinstance(value, str) and re.fullmatch(r"\d{4}-\d{2}-\d{2}", value)):
         return value
-    raise ValueError("write the date as YYYY-MM-DD")
+    raise PydanticCustomError("date", "write the date as YYYY-MM-DD")
 
 
 Day = Annotated[date, BeforeValidator(plain_day)]

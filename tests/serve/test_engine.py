@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
-from stockpredict.core.errors import NotEnoughHistory, QueueFull, UnknownHorizon
+from stockpredict.core.errors import NotEnoughHistory, QueueFull, ServeError, UnknownHorizon
 from stockpredict.serve.batcher import Batcher
 from stockpredict.serve.engine import Engine, champion_pointer, parse_pointer
 from stockpredict.serve.schemas import ModelCard, WhatIf
@@ -384,4 +384,4 @@ def test_no_caller_waits_for_ever(run):
         gate.set()
         return type(short[0]), type(stopped[0])
 
-    assert run(go()) == (RuntimeError, QueueFull)
+    assert run(go()) == (ServeError, QueueFull)
