@@ -31,8 +31,8 @@ PHASES = ("quiet", "new model", "rolling restart", "kill -9 of the engine", "kil
 class Hammer:
     "Clients that ask without a pause, and what they saw, by phase."
 
-    def __init__(self, port: int, expected: dict, what_if: bytes = b""):
-        self.port, self.expected, self.what_if = port, expected, what_if
+    def __init__(self, port: int, expected: dict, what_if: bytes = b"", pause: float = 0.0):
+        self.port, self.expected, self.what_if, self.pause = port, expected, what_if, pause
         self.phase, self.seen, self.stop, self.failures = PHASES[0], Counter(), False, []
         self.early = []  # answers of a model that became the champion while it was being published
 
@@ -93,6 +93,7 @@ class Hammer:
                     connection = None
                 break
             number += step
+            await asyncio.sleep(self.pause)
 
     async def load(self, clients: int):
         await asyncio.gather(*(self.one(i, clients) for i in range(clients)))

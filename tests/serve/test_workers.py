@@ -127,8 +127,9 @@ def test_nothing_is_wrong_or_lost_while_models_and_processes_change(whole_servic
         refresh_answers(settings)
         return load.expected_answers(settings)
 
-    hammer = load.Hammer(port, load.expected_answers(settings), load.example_question(settings))
-    seen = asyncio.run(load.story(hammer, process, publish_second, 4, 0.3, say=lambda line: None))
+    hammer = load.Hammer(port, load.expected_answers(settings), load.example_question(settings), 0.02)
+    patience.wait_until(lambda: model_state(port) == "ok", process)
+    seen = asyncio.run(load.story(hammer, process, publish_second, 4, 0.5, say=lambda line: None))
     unexpected = {key: n for key, n in seen.items() if key[1] != "right" and key != (load.PHASES[4], "reset")}
     assert unexpected == {}, hammer.failures[:3]
     assert all(seen[phase, "right"] > 0 for phase in load.PHASES)
