@@ -304,6 +304,8 @@ def test_what_is_added_is_allowed(path, value):
 def test_schemathesis_finds_nothing(server, request, tmp_path):
     """All checks, stateful ones too: no 5xx, no undocumented status, type or body; mistakes are refused,
     what the schema allows is not; nothing is answered without a key. `--all-steps` tries more."""
+    import schemathesis
+
     url, headers = server
     most = "150" if request.config.getoption("--all-steps") else "12"
     program = Path(sys.executable).with_name("schemathesis")
@@ -314,4 +316,4 @@ def test_schemathesis_finds_nothing(server, request, tmp_path):
         command += ["--exclude-path", path]
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=quiet)
-    assert done.returncode == 0, done.stdout[-12_000:] + done.stderr[-2000:]
+    assert done.returncode == 0, schemathesis.__version__ + done.stdout[-12_000:] + done.stderr[-2000:]
