@@ -191,7 +191,7 @@ def result_rows(
     rows = forecast.to_frame().drop(columns="score")
     at = first + forecast.sessions.get_indexer(rows.session)
     column = {name: i for i, name in enumerate(panel.tickers)}
-    closes = panel._fields["close"][at, rows.ticker.map(column).to_numpy()].numpy()
+    closes = panel._fields["close"].numpy()[at, rows.ticker.map(column).to_numpy()]
     seen = rows.session <= pd.Timestamp(trained_until or "1677-09-22")
     rows = rows.assign(expected=rows.q50, last_close=closes, in_sample=seen, session=rows.session.dt.date)
     front = ["ticker", "session", "horizon", "expected"]
