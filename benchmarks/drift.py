@@ -104,31 +104,31 @@ CHANGES = {
 
 def quiet_years(count, seed):
     "Alarms in each quiet year."
-    found = []
+    counts = []
     for k in track(range(count), "quiet years"):
         bars = simulate(kind="realistic", tickers=30, sessions=CUT + 252, seed=seed + k).bars
         rule, year = watched(*features(bars))
-        found.append(episodes(rule.alarms(year)))
-    found = np.array(found)
-    error = 1.96 * found.std(ddof=1) / len(found) ** 0.5
+        counts.append(episodes(rule.alarms(year)))
+    counts = np.array(counts)
+    error = 1.96 * counts.std(ddof=1) / len(counts) ** 0.5
     seeds = f"seeds {seed} to {seed + count - 1}"
-    print(f"{count} quiet years, {seeds}: {found.mean():.2f} ± {error:.2f} alarms a year")
-    print(f"  stated: {rule.alarms_a_year:.2f} or fewer; years without any: {(found == 0).mean():.0%}")
+    print(f"{count} quiet years, {seeds}: {counts.mean():.2f} ± {error:.2f} alarms a year")
+    print(f"  stated: {rule.alarms_a_year:.2f} or fewer; years without any: {(counts == 0).mean():.0%}")
 
 
 def planted_changes(count, seed):
     "Sessions until each change is found."
-    found = {name: [] for name in CHANGES}
+    delays = {name: [] for name in CHANGES}
     for k in track(range(count), "planted changes"):
         bars = simulate(kind="realistic", tickers=30, sessions=CUT + 252, seed=seed + k).bars
         start = np.sort(bars.event_time.unique())[CUT + PLANT]
         for name, change in CHANGES.items():
             rule, year = watched(*change(bars, start))
             after = np.flatnonzero(rule.alarms(year)[PLANT:])
-            found[name].append(after[0] + 1 if len(after) else np.nan)
+            delays[name].append(after[0] + 1 if len(after) else np.nan)
     seeds = f"seeds {seed} to {seed + count - 1}"
     print(f"{count} markets for each change, {seeds}; session 1 is the first changed one")
-    for name, sessions in found.items():
+    for name, sessions in delays.items():
         known = np.array(sessions)[np.isfinite(sessions)]
         when = f"median {np.median(known):.0f}, latest {known.max():.0f}" if len(known) else "never"
         print(f"  {name:28} found in {len(known)} of {count}: {when}")

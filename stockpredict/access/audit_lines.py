@@ -36,18 +36,22 @@ def close_line(
     return b'%b,"hash":"%b"}\n' % (body, digest.encode()), digest
 
 # %% ../../nbs/access/60_audit_lines.ipynb #09c6f1aa
+class LineDamaged(ValueError):
+    "Why a line is not as it was written; verification turns it into a finding with file and number."
+
+
 def parse_line(
     raw: bytes,  # without its end
 ) -> dict:  # the content, with `n`, `before` and `hash`
-    "The content of a line; `ValueError` unless its bytes are those that were written."
+    "The content of a line; `LineDamaged` unless its bytes are those that were written."
     end = OWN_HASH.search(raw, max(0, len(raw) - 75))
     if end is None:
-        raise ValueError("it does not end with its hash")
+        raise LineDamaged("it does not end with its hash")
     if hashlib.sha256(raw[: end.start()]).hexdigest().encode() != end[1]:
-        raise ValueError("its content is not what its hash says")
+        raise LineDamaged("its content is not what its hash says")
     content = orjson.loads(raw)
     if not isinstance(content, dict) or type(content.get("n")) is not int:
-        raise ValueError("it has no number")
+        raise LineDamaged("it has no number")
     return content
 
 # %% ../../nbs/access/60_audit_lines.ipynb #8692ddcc

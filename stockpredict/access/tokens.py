@@ -116,27 +116,31 @@ def token_invalid() -> TokenInvalid:
     return TokenInvalid("This token is not valid here.", "Log in again at POST /v1/token.")
 
 # %% ../../nbs/access/40_tokens.ipynb #e45ab8e8
+class PartMalformed(ValueError):
+    "Why a part of a token cannot be one; every caller turns it into the one refusal."
+
+
 def _without_twins(pairs):
     "A JSON object in which no member appears twice."
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a member appears twice")
+        raise PartMalformed("a member appears twice")
     return content
 
 # %% ../../nbs/access/40_tokens.ipynb #230fb1b6
 def token_part(
     part: bytes,  # base64url without padding
 ) -> dict:
-    "A part of a token as a flat JSON object; `ValueError` for anything else."
+    "A part of a token as a flat JSON object; a `ValueError` for anything else."
     import base64
 
     raw = base64.b64decode(part + b"=" * (-len(part) % 4), altchars=b"-_", validate=True)
     try:
         content = json.loads(raw, object_pairs_hook=_without_twins)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise PartMalformed("nested too deeply") from None
     if not isinstance(content, dict) or any(isinstance(v, dict | list) for v in content.values()):
-        raise ValueError("not a flat object")
+        raise PartMalformed("not a flat object")
     return content
 
 # %% ../../nbs/access/40_tokens.ipynb #64ea5bb9

@@ -83,7 +83,7 @@ def claim(
             self.cells[at : at + count] = memoryview(bytes(8 * count)).cast("d")
 
 # %% ../../nbs/core/75_shared_counts.ipynb #8ea64170
-class Series:
+class CountSeries:
     "One series of a metric: a number, or the buckets of a histogram."
 
     def __init__(
@@ -134,12 +134,12 @@ class SharedMetric:
                 getattr(self.labels(), verb) for verb in ("inc", "set", "observe")
             )
 
-    def labels(self, *values, **named) -> Series:
+    def labels(self, *values, **named) -> CountSeries:
         "The series with these label values."
         values = tuple(map(str, values)) or tuple(str(named[name]) for name in self.label_names)
         if values not in self.series:
             key = f"{self.kind[0]}{self.name}{SEPARATOR}{SEPARATOR.join(values)}".encode()
-            self.series[values] = Series(self.block, key, self.buckets)
+            self.series[values] = CountSeries(self.block, key, self.buckets)
         return self.series[values]
 
 # %% ../../nbs/core/75_shared_counts.ipynb #3e4ddffa

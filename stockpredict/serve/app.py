@@ -260,6 +260,21 @@ DESCRIPTION = (
 )
 
 # %% ../../nbs/serve/70_app.ipynb #6c52b0a7
+@asynccontextmanager
+async def background_work(
+    service: Service,  # of one application
+):
+    "Everything that goes on beside the requests, from the start of the service to its end."
+    limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
+    work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, canary_loop(service)
+    loops = [asyncio.create_task(loop) for loop in work]
+    yield
+    for loop in loops:
+        loop.cancel()
+    await asyncio.gather(*loops, return_exceptions=True)
+    await asyncio.to_thread(service.audit.close)
+
+# %% ../../nbs/serve/70_app.ipynb #edd5b978
 def create_app(
     settings: Settings | None = None,  # `settings.ini` of the working folder when left out
     *,
@@ -270,19 +285,8 @@ def create_app(
 ) -> FastAPI:
     "The service as an ASGI application."
     service = Service(settings or load_settings(), log_level, counts, link)
-
-    @asynccontextmanager
-    async def lifespan(app):
-        limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
-        work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, canary_loop(service)
-        loops = [asyncio.create_task(loop) for loop in work]
-        yield
-        for loop in loops:
-            loop.cancel()
-        await asyncio.gather(*loops, return_exceptions=True)
-        await asyncio.to_thread(service.audit.close)
-
-    options = {"docs_url": None, "redoc_url": None, "lifespan": lifespan, "redirect_slashes": False}
+    options = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
+    options["lifespan"] = lambda app: background_work(service)
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)
     app.state.service = service
     app.openapi = lambda: service.openapi_schema(app)

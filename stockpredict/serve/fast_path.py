@@ -57,6 +57,16 @@ def unexpected_error(
 Service.canary = None  # the challenger that answers a share of the callers, see `canary_loop`
 
 
+def stored_response(
+    service: Service,  # table and its lookups
+    scope: dict,  # of a GET request
+) -> tuple[RawResponse, str] | None:  # response and route; `None` for everything but plain reads
+    "The answer to a plain read, without the router."
+    if answer := service.lookups.get((scope["path"], scope["query_string"])):
+        return service.respond(scope, *answer), ROUTE
+    return quick_response(service, scope)
+
+
 class FastPath:
     "The layer in front of the framework that answers plain lookups itself."
 
@@ -92,14 +102,11 @@ class FastPath:
         service.refresh_state()
         if service.canary is not None:
             scope, send = to_canary(service, scope, send)
-        response, route = None, ROUTE
-        if self.fast and scope["method"] == "GET" and "read" in caller.permissions:
-            if answer := service.lookups.get((scope["path"], scope["query_string"])):
-                response = service.respond(scope, *answer)
-            elif quick := quick_response(service, scope):
-                response, route = quick
-        if response is None:
+        stored = self.fast and scope["method"] == "GET" and "read" in caller.permissions
+        quick = stored_response(service, scope) if stored else None
+        if quick is None:
             return await self.forward(scope, receive, send, start)
+        response, route = quick
         headers = [*response.raw_headers, (b"x-request-id", scope["request_id"]), *LOCKED_HEADERS]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})

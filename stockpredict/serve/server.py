@@ -67,7 +67,7 @@ def tls_context(
 
 # %% ../../nbs/serve/72_server.ipynb #7a1cbc52
 @dataclass
-class Plan:
+class ProcessPlan:
     "What a process of the service is to do."
 
     role: str  # such as `reader 1` or `engine`
@@ -92,10 +92,10 @@ class Plan:
 def plan_of(
     settings: Settings,  # of the service
     role: str,  # of the process
-    **more,  # fields of `Plan`
-) -> Plan:
+    **more,  # fields of `ProcessPlan`
+) -> ProcessPlan:
     "A plan with these settings."
-    return Plan(role, settings.model_dump(mode="json"), str(settings.storage._root), **more)
+    return ProcessPlan(role, settings.model_dump(mode="json"), str(settings.storage._root), **more)
 
 # %% ../../nbs/serve/72_server.ipynb #c61b8110
 class ChildServer(WireServer):
@@ -104,7 +104,7 @@ class ChildServer(WireServer):
     def __init__(
         self,
         config: WireConfig,  # of the server
-        plan: Plan,  # pipes
+        plan: ProcessPlan,  # pipes
         service,  # whose table is looked at before the first connection
     ):
         super().__init__(config)
@@ -123,7 +123,7 @@ class ChildServer(WireServer):
 
 # %% ../../nbs/serve/72_server.ipynb #12530a5e
 def watch_parent(
-    plan: Plan,  # its pipes
+    plan: ProcessPlan,  # its pipes
     stop,  # called at SIGTERM, and when the parent is gone
 ):
     "Tell the parent that this process is ready, and stop with it."
@@ -216,7 +216,7 @@ class EngineServer:
 
     def __init__(
         self,
-        plan: Plan,  # sockets and pipes
+        plan: ProcessPlan,  # sockets and pipes
         app,  # the application
     ):
         self.plan, self.app, self.service = plan, app, app.state.service
@@ -260,7 +260,7 @@ async def finish(self: EngineServer):
 # %% ../../nbs/serve/72_server.ipynb #56b9cd54
 def run_child():
     "The program of a child: reads its plan and does what it says."
-    plan = Plan(**orjson.loads(sys.stdin.buffer.read()))
+    plan = ProcessPlan(**orjson.loads(sys.stdin.buffer.read()))
     settings, counts = plan.load(), SharedCounts(plan.blocks, plan.own, plan.role)
     if plan.engine_socket >= 0:
         app = create_app(settings, log_level=plan.log_level, counts=counts)

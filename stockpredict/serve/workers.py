@@ -28,7 +28,14 @@ from stockpredict.core.settings import Settings
 from stockpredict.core.shared_counts import Block, new_block
 from stockpredict.serve.app import create_app
 from stockpredict.serve.http import json_logger
-from stockpredict.serve.server import ChildServer, Plan, listening_socket, plan_of, run_loop, tls_context
+from stockpredict.serve.server import (
+    ChildServer,
+    ProcessPlan,
+    listening_socket,
+    plan_of,
+    run_loop,
+    tls_context,
+)
 from stockpredict.serve.server import wire_config
 
 # %% ../../nbs/serve/74_workers.ipynb #af551d4f
@@ -276,7 +283,7 @@ def stop_all(self: Parent):
             self.reap()
 
 # %% ../../nbs/serve/74_workers.ipynb #59b2f250
-def address_of(
+def service_address(
     settings: Settings,  # host, port and certificate
 ) -> str:
     "Where a browser on this machine finds the service."
@@ -305,7 +312,7 @@ def run(self: Parent):
             if not announced and len(ready) == len(self.roles):
                 announced = True
                 roles = ", ".join(self.roles)
-                self.say(f"Ready at {address_of(self.settings)}: {roles}. Ctrl-C stops it.")
+                self.say(f"Ready at {service_address(self.settings)}: {roles}. Ctrl-C stops it.")
             if not announced and max(self.failures.values(), default=0) > 3:
                 raise NotReady(
                     "The service does not start; its last lines say why.", "Correct that, and start it."
@@ -328,5 +335,5 @@ def serve(
         return Parent(settings, log_level, reload, say).run()
     listener = listening_socket(settings)
     app = create_app(settings, log_level=log_level)
-    server = ChildServer(wire_config(app, settings, log_level), Plan("service", {}), app.state.service)
+    server = ChildServer(wire_config(app, settings, log_level), ProcessPlan("service", {}), app.state.service)
     run_loop(server._serve([listener]))

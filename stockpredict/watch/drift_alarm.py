@@ -37,7 +37,7 @@ def stability(
     p, q = (np.maximum(c, 0.5) / np.maximum(c, 0.5).sum(-1, keepdims=True) for c in (usual, counts))
     return ((q - p) * np.log(q / p)).sum(-1)
 
-
+# %% ../../nbs/watch/10_drift_alarm.ipynb #955e3ee6
 def ticker_jumps(
     tickers: np.ndarray,  # with a bar `[session]`
 ) -> np.ndarray:  # `[window]`

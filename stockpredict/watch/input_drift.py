@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/watch/20_input_drift.ipynb #28aad40a
 from dataclasses import dataclass, field
+from pathlib import Path
 import numpy as np
 import pandas as pd
 from ..core.calendar import get_calendar
@@ -39,7 +40,7 @@ class InputDrift:
         "Has anything changed?"
         return bool(self.unusual)
 
-
+# %% ../../nbs/watch/20_input_drift.ipynb #6ae0eed3
 def panel_drift(
     panel: Panel,  # all bars
     names: tuple,  # features of the model
@@ -62,8 +63,8 @@ def panel_drift(
     newest = slice(len(panel) - WINDOW, None)
     now = session_profile({n: v[newest] for n, v in series.items()}, present[newest], like=usual)
     table = rule.findings(now)
-    found = table[table.adjusted <= rule.share]
-    unusual = tuple(f"{r.feature} ({r.measure})" for r in found.itertuples())
+    rows = table[table.adjusted <= rule.share].itertuples()
+    unusual = tuple(f"{r.feature} ({r.measure})" for r in rows)
     return InputDrift(**about, findings=table, unusual=unusual, sentence=rule.sentence(now))
 
 
@@ -101,7 +102,10 @@ def input_drift(
         return InputDrift(as_of, until, 0, sentence=f"Drift cannot be judged: {error.problem}")
 
 # %% ../../nbs/watch/20_input_drift.ipynb #3e80834f
-def _requests_file(settings):
+def requests_file(
+    settings: Settings,  # whose home
+) -> Path:
+    "Where requests for a retraining are kept."
     return settings.storage.home_dir / "watch" / "retraining.json"
 
 
@@ -109,16 +113,16 @@ def training_requests(
     settings: Settings,  # whose home
 ) -> list[dict]:  # session, reason, done; oldest first
     "Every request for a retraining."
-    return list(read_json(_requests_file(settings), default=[]))
+    return list(read_json(requests_file(settings), default=[]))
 
-
+# %% ../../nbs/watch/20_input_drift.ipynb #f36a42b2
 def ask_for_training(
     settings: Settings,  # whose home; calendar and cooldown
     session: str,  # on which the need was found, YYYY-MM-DD
     reason: str,  # a sentence
 ) -> bool:  # False while a request is open or the cooldown lasts
     "Ask for a full retraining, and remember why."
-    file, calendar = _requests_file(settings), get_calendar(settings.data.calendar)
+    file, calendar = requests_file(settings), get_calendar(settings.data.calendar)
     file.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(file.with_suffix(".lock"), wait=10):
         asked = training_requests(settings)
@@ -130,7 +134,7 @@ def ask_for_training(
         write_json(file, asked[-100:])
     return True
 
-
+# %% ../../nbs/watch/20_input_drift.ipynb #6bf96174
 def open_request(
     settings: Settings,  # whose home
 ) -> dict | None:
@@ -144,7 +148,7 @@ def close_request(
     session: str,  # of the full retraining that answered it, YYYY-MM-DD
 ):
     "Note that a full retraining was done."
-    file = _requests_file(settings)
+    file = requests_file(settings)
     if open_request(settings) is None:
         return
     with file_lock(file.with_suffix(".lock"), wait=10):

@@ -26,8 +26,8 @@ def test_a_rise_at_every_step_is_found_and_one_fall_ends_it():
 
 
 def test_a_market_without_order_is_called_rising_in_no_more_than_one_of_twenty():
-    found = [monotone_test(means([0] * 4, seed=s), draws=200, seed=s)["p"] < 0.05 for s in range(60)]
-    assert sum(found) <= 3
+    rejected = [monotone_test(means([0] * 4, seed=s), draws=200, seed=s)["p"] < 0.05 for s in range(60)]
+    assert sum(rejected) <= 3
 
 
 def test_overlapping_labels_widen_the_bootstrap():

@@ -144,6 +144,7 @@ NEEDED_BY_OTHERS = {
     "ipykernel": "the process in which Papermill runs a notebook",
     "uvloop": "uvicorn takes it when it is there",
     "httptools": "uvicorn takes it when it is there",
+    "websockets": "uvicorn speaks WebSocket with it",
     "jsonschema": "held below the version that builds a grammar at import",
     "scipy": "numba and the statistics of numpy need it",
     "sqlalchemy": "held below the version that breaks Prefect's scheduler",

@@ -199,12 +199,12 @@ def service_process(settings, folder, **changes):
     ini.write_text(settings.with_(**{"serving.port": port} | changes).to_ini())
     ours = {"STOCKPREDICT_SETTINGS": str(ini), "OMP_NUM_THREADS": "1"}
     env = {k: v for k, v in os.environ.items() if not k.startswith("STOCKPREDICT_")} | ours
-    with open(Path(folder) / "said.txt", "wb") as said:
+    with open(Path(folder) / "said.txt", "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "stockpredict.cli.main", "serve"],
             env=env | {"PYTHONUNBUFFERED": "1"},
             cwd=folder,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=patience.die_with_parent,
         )

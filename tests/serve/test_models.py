@@ -129,8 +129,8 @@ def test_the_seal_is_that_of_the_floor_of_models():
 
 
 def test_a_held_version_needs_a_written_reason_and_the_history_keeps_it(served, settings):
-    held = ask(served, settings, ("POST", "/v1/models/1/promote", WHY))
-    assert "The gate promoted nothing in version 1" in refused(held, 409, "promotion-refused")["message"]
+    answer = ask(served, settings, ("POST", "/v1/models/1/promote", WHY))
+    assert "The gate promoted nothing in version 1" in refused(answer, 409, "promotion-refused")["message"]
     assert current_champion(settings).version == 2
     forced = ask(served, settings, ("POST", "/v1/models/1/promote", WHY | {"override": "the feed is broken"}))
     assert (

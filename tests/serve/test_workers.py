@@ -94,8 +94,8 @@ def counted(port, route) -> float:
     "Requests of a route, over all processes and answers."
     text = read(port, "/metrics").decode()
     label = re.escape(f'route="{route}"')
-    found = re.findall(rf"request_seconds_count{{[^}}]*{label}[^}}]*}} (\S+)", text)
-    return sum(map(float, found))
+    counts = re.findall(rf"request_seconds_count{{[^}}]*{label}[^}}]*}} (\S+)", text)
+    return sum(map(float, counts))
 
 
 def test_metrics_are_the_whole_and_survive_a_killed_reader(whole_service):
@@ -133,8 +133,8 @@ def test_nothing_is_wrong_or_lost_while_models_and_processes_change(whole_servic
     unexpected = {key: n for key, n in seen.items() if key[1] != "right" and key != (load.PHASES[4], "reset")}
     assert unexpected == {}, hammer.failures[:3]
     assert all(seen[phase, "right"] > 0 for phase in load.PHASES)
-    said = Path(psutil.Process(process.pid).cwd()) / "said.txt"
-    assert "Exception in callback" not in said.read_text()
+    output = Path(psutil.Process(process.pid).cwd()) / "said.txt"
+    assert "Exception in callback" not in output.read_text()
     assert seen[load.PHASES[4], "reset"] <= 4  # one for each client at most: it asked again and was answered
 
 
@@ -144,8 +144,8 @@ def test_settings_that_cannot_be_read_leave_the_running_service_alone(whole_serv
     text, reader = ini.read_text(), child(process, "reader 1").pid
     ini.write_text(text.replace("max_headers = 100", "max_headers = many"))
     process.send_signal(signal.SIGHUP)
-    said = ini.with_name("said.txt")
-    patience.wait_until(lambda: "The settings were not taken over" in said.read_text(), process)
+    output = ini.with_name("said.txt")
+    patience.wait_until(lambda: "The settings were not taken over" in output.read_text(), process)
     assert json.loads(read(port, "/v1/predictions/SIM00?horizon=1"))["success"]
     ini.write_text(text)
     assert child(process, "reader 1").pid == reader and process.poll() is None

@@ -25,11 +25,11 @@ def market(bench, seed):
 
 def test_quiet_years_ring_no_more_than_stated(bench):
     "Stated: 0.6 a year; eight years of a Poisson count of 4.8 exceed 11 once in 200 times."
-    found = 0
+    alarms = 0
     for seed in range(300, 308):
         rule, year = bench.watched(*bench.features(market(bench, seed)))
-        found += bench.episodes(rule.alarms(year))
-    assert rule.alarms_a_year == pytest.approx(0.6) and found <= 11
+        alarms += bench.episodes(rule.alarms(year))
+    assert rule.alarms_a_year == pytest.approx(0.6) and alarms <= 11
 
 
 @pytest.mark.parametrize("change", ["one feature frozen", "volume times 100", "a sixth of the tickers gone"])
@@ -62,8 +62,8 @@ def test_missing_values_and_tickers_without_bars_are_told_apart():
     absent[-1, :30] = False
     kinds = {}
     for name, (v, p) in {"holes": (holes, there[:21]), "absent": (values[:21], absent)}.items():
-        found = rule.findings(session_profile({"a": v}, p, like=usual))
-        kinds[name] = set(found.measure[found.adjusted <= rule.share])
+        table = rule.findings(session_profile({"a": v}, p, like=usual))
+        kinds[name] = set(table.measure[table.adjusted <= rule.share])
     assert kinds["holes"] == {"missing"} and kinds["absent"] == {"tickers"}
 
 
