@@ -88,7 +88,7 @@ def batch(args, settings, home: Path):
 def refresh(args, settings):
     "The parts of one refresh."
     from stockpredict.lake.lake import Lake
-    from stockpredict.serve.engine import Engine, inputs_of_models
+    from stockpredict.predict.engine import Engine, inputs_of_models
 
     bars = many_bars(args.refresh, 340)
     with Lake(settings.storage) as lake:

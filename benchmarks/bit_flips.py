@@ -94,7 +94,7 @@ def store_flips(home, count: int, rng, progress) -> int:
 def table_flips(count: int, rng, progress) -> int:
     "Silent wrong answers of the table of answers; its signature is checked by readers over a network."
     from stockpredict.core.errors import NotReady
-    from stockpredict.serve.answer_table import AnswerTable, pack_table
+    from stockpredict.predict.answer_table import AnswerTable, pack_table
 
     names = [(f"T{k:03d}", h) for k in range(50) for h in (1, 5)]
     raw = pack_table(

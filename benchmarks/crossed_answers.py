@@ -26,8 +26,8 @@ def pool_of(engine, size: int) -> list[dict]:
     "Histories and what the model says about each, one at a time."
     import numpy as np
 
-    from stockpredict.serve.schemas import WhatIf
-    from stockpredict.serve.what_if import predict_bars
+    from stockpredict.predict.schemas import WhatIf
+    from stockpredict.predict.what_if import predict_bars
 
     window, noise, pool = engine.window(), np.random.default_rng(0), []
     live = [t for t in window.inputs.tickers if t in window.closes]
@@ -194,7 +194,7 @@ async def over_sockets(
 
 def stored_answers(settings) -> dict:
     "What the table says: ticker and horizon to the fields of the answer."
-    from stockpredict.serve.answer_table import open_answers
+    from stockpredict.predict.answer_table import open_answers
 
     table = open_answers(settings)
     return {key: json.loads(body + b"}") for key, body in table.rows.items()}

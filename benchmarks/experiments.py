@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from stockpredict.serve.experiment_scores import PairedSession, judge_sessions
-from stockpredict.serve.experiments import ModelExperiment
+from stockpredict.predict.experiment_scores import PairedSession, judge_sessions
+from stockpredict.predict.experiments import ModelExperiment
 
 EXPERIMENT = ModelExperiment("exp-20261130T150000-5f3a9c01", "a" * 64, "b" * 64, (2, 1), "5f" * 32)
 KINDS = {

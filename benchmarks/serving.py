@@ -60,7 +60,7 @@ def prepare(home: Path):
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import make_model
     from stockpredict.models.dataset import Dataset
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     settings = load_settings(None, {"storage.home": str(home / "home"), "serving.device": "cpu"}, environ={})
     with Lake(settings.storage) as lake:
@@ -199,7 +199,7 @@ def what_if(settings, process, port: int, seconds: float):
     "Forecasting a caller's own bars: one caller, and sixteen at once."
     import orjson
 
-    from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable
+    from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable
 
     example = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE).header["example"]
     body = orjson.dumps({"bars": example["bars"], "horizon": 1})

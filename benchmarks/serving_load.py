@@ -111,7 +111,7 @@ async def exchange(reader, writer, data: bytes) -> tuple:
 
 def expected_answers(settings) -> dict:
     "(version, ticker, horizon) -> quantiles, of the table that is served now."
-    from stockpredict.serve.answer_table import open_answers
+    from stockpredict.predict.answer_table import open_answers
 
     table = open_answers(settings)
     answers = {key: json.loads(body + b"}") for key, body in table.rows.items()}
@@ -119,7 +119,7 @@ def expected_answers(settings) -> dict:
 
 
 def example_question(settings) -> bytes:
-    from stockpredict.serve.answer_table import open_answers
+    from stockpredict.predict.answer_table import open_answers
 
     example = open_answers(settings).header["example"]
     body = {"ticker": example["ticker"], "bars": example["bars"], "horizon": 1}
@@ -197,7 +197,7 @@ def publish_second(settings):
     from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
     from stockpredict.models.contract import make_model
     from stockpredict.models.dataset import Dataset
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     with Lake(settings.storage, read_only=True) as lake:
         panel = Panel.from_bars(lake.bars(), get_calendar())

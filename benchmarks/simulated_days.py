@@ -49,7 +49,7 @@ from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
 from stockpredict.ops import pipeline, upkeep_day, watch_day
 from stockpredict.ops.work import retrain_lock
-from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable, refresh_answers
+from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.vendor_chain import dead_letters
 from stockpredict.testing.fake_vendors import FakeVendors

@@ -157,7 +157,7 @@ def our_requests(settings, count: int = 200) -> list[bytes]:
     "Histories of sixty bars, each another."
     import random
 
-    from stockpredict.serve.answer_table import open_answers
+    from stockpredict.predict.answer_table import open_answers
 
     example, noise = open_answers(settings).header["example"], random.Random(0)
     bodies = []
@@ -171,7 +171,7 @@ def ours(home: Path, env: dict):
     "Our service with the LSTM."
     from stockpredict.core.settings import load_settings
     from stockpredict.lake.lake import Lake
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     chosen = {"storage.home": f"{home}/home", "serving.device": "cpu", "data.source": "simulated"}
     settings = load_settings(None, chosen, environ={})

@@ -17,7 +17,7 @@ from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import watch_day
 from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
-from stockpredict.serve.answer_table import refresh_answers
+from stockpredict.predict.answer_table import refresh_answers
 
 WritePage = Annotated[bool, Field(description="Also write the page with all forecasts, r50_predict.")]
 

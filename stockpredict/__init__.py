@@ -38,8 +38,8 @@ __all__ = [
     "walk_forward",
 ]
 HOMES = {
-    "AsyncClient": "serve.async_client",
-    "Client": "serve.client",
+    "AsyncClient": "client.async_client",
+    "Client": "client.client",
     "Dataset": "models.dataset",
     "Forecast": "models.forecast",
     "Lake": "lake.lake",

@@ -61,7 +61,7 @@ def experiment_start(
     why: Annotated[str, typer.Option(help="Reason, for the record.")] = "",
 ):
     "Let a challenger answer beside the champion, in the shadow or for a share of the callers."
-    from stockpredict.serve.experiments import COMPARED_HEADS, start_experiment
+    from stockpredict.predict.experiments import COMPARED_HEADS, start_experiment
 
     if head not in COMPARED_HEADS:
         raise typer.BadParameter(f"one of {', '.join(COMPARED_HEADS)}", param_hint="--head")
@@ -79,7 +79,7 @@ def experiment_stop(
     why: Annotated[str, typer.Option(help="Reason, for the record.")] = "Stopped by command.",
 ):
     "Bring the champion back for everybody."
-    from stockpredict.serve.experiments import list_challengers, read_experiment, stop_experiment
+    from stockpredict.predict.experiments import list_challengers, read_experiment, stop_experiment
 
     settings = load(ctx)
     stop_experiment(settings, read_experiment(settings, name).id, why, "shell")
@@ -90,7 +90,7 @@ def experiment_stop(
 @experiments.command("evaluate")
 def experiment_evaluate(ctx: typer.Context, json_: Json = False):
     "Score the sessions whose outcome is known, and end what a guardrail ends."
-    from stockpredict.serve.experiment_scores import evaluate_experiments
+    from stockpredict.predict.experiment_scores import evaluate_experiments
 
     cards = evaluate_experiments(load(ctx))
     if json_:

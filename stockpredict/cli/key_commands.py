@@ -17,7 +17,7 @@ def example_ticker(
     settings: Settings,  # whose table is looked at
 ) -> str:
     "A ticker for which there are answers, or a well-known one."
-    from stockpredict.serve.answer_table import AnswerTableFile, table_verifier
+    from stockpredict.predict.answer_table import AnswerTableFile, table_verifier
 
     file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
     file.check()
@@ -35,7 +35,7 @@ def first_request(
     ticker = example_ticker(settings)
     return [
         f'curl -H "Authorization: Bearer {key}" {address}/v1/predictions/{ticker}',
-        f'python -c "from stockpredict.serve.client import Client; '
+        f'python -c "from stockpredict.client.client import Client; '
         f"print(Client('{address}', api_key='{key}').predict('{ticker}'))\"",
     ]
 

@@ -164,7 +164,7 @@ def _print_attempt(result):
 # %% ../../nbs/cli/50_main.ipynb #f75498c9
 def write_batch(ctx, bars, file, since, json_):
     "Write forecasts of a file of bars, or of the lake, into a file."
-    from stockpredict.serve.batch_forecasts import Engine, run_batch
+    from stockpredict.predict.batch_forecasts import Engine, run_batch
 
     if file is None:
         raise typer.BadParameter("name the file for the forecasts", param_hint="--out")

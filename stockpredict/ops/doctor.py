@@ -231,7 +231,7 @@ def champion(settings):
 @checks.register("table", at=31)
 def check_prediction_table(settings):
     "The table of predictions, and the session it was decided on."
-    from stockpredict.serve.answer_table import TABLE_FILE, open_answers
+    from stockpredict.predict.answer_table import TABLE_FILE, open_answers
 
     path = settings.storage.serving_dir / TABLE_FILE
     if not path.exists():

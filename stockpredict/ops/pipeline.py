@@ -175,7 +175,7 @@ def refresh(
     workdir: str | Path,  # work folder
 ) -> dict:
     "Compute every prediction of the served model; only a comparison when nothing changed."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     work = load_work(workdir)
     if work.past:
@@ -229,7 +229,7 @@ def predictions(
     "One row per ticker and horizon, from the table that is served."
     import pandas as pd
     from stockpredict.sources.bars import canonical_ticker
-    from stockpredict.serve.answer_table import open_answers
+    from stockpredict.predict.answer_table import open_answers
 
     answers = open_answers(settings)
     chosen = [canonical_ticker(t) for t in tickers] if tickers else answers.tickers
@@ -255,7 +255,7 @@ def answered(
     horizon: int | None = None,  # only this one; all when empty
 ):
     "`predictions`, after the table was brought up to date with the lake and the model."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     refresh_answers(settings)
     return predictions(settings, tickers, horizon)
@@ -309,7 +309,7 @@ def roll_back(
     settings: Settings,  # whose registry
 ) -> str:  # what is served now, in a sentence
     "Serve the previous model again, with its predictions."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
     from stockpredict.train.registry import rollback
 
     rollback(settings)

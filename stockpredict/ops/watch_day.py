@@ -29,7 +29,7 @@ from .flow_server import heads_markdown
 from .ingest_day import unfinished_backfills
 from .study import verdict_sentence
 from .work import newest_work, step_result
-from ..serve.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable, open_answers
+from ..predict.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable, open_answers
 from ..watch.input_drift import ask_for_training, input_drift
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c1df91b0
@@ -250,7 +250,7 @@ def watch_experiments(
     as_of: str = "",  # a study of the past scores nothing
 ) -> list[str]:  # what needs a look
     "Score the challengers, and say which was removed and which is better."
-    from stockpredict.serve.experiment_scores import evaluate_experiments
+    from stockpredict.predict.experiment_scores import evaluate_experiments
 
     cards = [] if as_of else evaluate_experiments(settings)
     ended = [f"Experiment {c['id']} has ended: {c['reason']}" for c in cards if c["state"] == "rolled back"]

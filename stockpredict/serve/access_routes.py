@@ -23,7 +23,7 @@ from stockpredict.access.audit_log import AuditFull
 from stockpredict.core.errors import KeyMissing, PermissionMissing, QueueFull, RequestInvalid
 from stockpredict.serve.http import JSON_HEADER, BodyTooLarge, RawResponse
 from stockpredict.serve.request_rules import HostMissing, UnsupportedMedia, documented, refuse_unknown_names
-from stockpredict.serve.schemas import Envelope, render_envelope
+from stockpredict.predict.schemas import Envelope, render_envelope
 
 # %% ../../nbs/serve/69_access_routes.ipynb #ff6584ba
 LONGEST_FORM = 8_192  # bytes

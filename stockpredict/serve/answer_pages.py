@@ -15,9 +15,9 @@ from fastapi import Path, Query
 
 from ..core.errors import BarsInvalid, RequestInvalid, ServeError, UnknownName
 from ..core.tickers import canonical_ticker
-from .answer_table import AnswerTable
+from ..predict.answer_table import AnswerTable
 from .caching import SMALL, OpenBody, choose_encoding
-from .schemas import render_envelope
+from ..predict.schemas import render_envelope
 
 # %% ../../nbs/serve/54_answer_pages.ipynb #58eaaf51
 _REST = "[A-Za-z0-9.^=&-]"

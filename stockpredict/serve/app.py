@@ -25,7 +25,7 @@ from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
 from .access_routes import add_access_routes, add_security
-from .answer_table import render_staleness
+from ..predict.answer_table import render_staleness
 from .ask_routes import add_batch_routes, add_explanation_route
 from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, RawResponse, ReportFiles
@@ -43,8 +43,8 @@ from .prediction_routes import add_list_route, add_ticker_route
 from .request_rules import WHAT_IF_ERRORS, documented
 from .report_routes import add_report_routes
 from .request_rules import refuse_unknown_names, require_json
-from .schemas import API_VERSION, ManyForecasts, OneForecast
-from .schemas import parse_request, render_envelope
+from ..predict.schemas import API_VERSION, ManyForecasts, OneForecast
+from ..predict.schemas import parse_request, render_envelope
 from .service import Service
 from .update_routes import add_update_routes
 

@@ -26,7 +26,7 @@ from .job_routes import STRICT, JobCard, caller_of, job_card, parse_body, requir
 from .job_routes import resource, visible_job
 from .jobs import Job, JobRunning
 from .request_rules import HostMissing, UnsupportedMedia, documented, tagged
-from .schemas import Day, Envelope, ModelCard, render_envelope
+from ..predict.schemas import Day, Envelope, ModelCard, render_envelope
 from .training import store_settings
 
 # %% ../../nbs/serve/61_ask_routes.ipynb #261a050e
@@ -77,7 +77,7 @@ def explain_stored(
     stored: list[bytes],  # answers of the table, each without its closing brace
 ) -> list[dict]:
     "The explanations of stored answers; runs in a thread."
-    from stockpredict.serve import explanation  # noqa: F401  adds `explain_answer` to the engine
+    from stockpredict.predict import explanation  # noqa: F401  adds `explain_answer` to the engine
 
     return [engine.explain_answer(orjson.loads(body + b"}")) for body in stored]
 
@@ -136,7 +136,7 @@ def batch_words(
 ) -> list[str]:  # a module and its arguments
     "The command that carries out a batch."
     return [
-        "stockpredict.serve.batch_forecasts",
+        "stockpredict.predict.batch_forecasts",
         str(store_settings(settings)),
         orjson.dumps(orders).decode(),
     ]

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily as Gauge
 
 from stockpredict.core.files import read_json
-from stockpredict.serve.experiments import all_experiments, experiment_state
+from stockpredict.predict.experiments import all_experiments, experiment_state
 from stockpredict.serve.jobs import ENDED, Job, JobStore
 
 # %% ../../nbs/serve/44_business_metrics.ipynb #fb44a461

@@ -13,8 +13,8 @@ import time
 from fastcore.basics import patch
 
 from stockpredict.core.errors import StockpredictError
-from stockpredict.serve.experiments import ModelExperiment, all_experiments, assignment, experiment_state
-from stockpredict.serve.experiments import stop_experiment
+from stockpredict.predict.experiments import ModelExperiment, all_experiments, assignment, experiment_state
+from stockpredict.predict.experiments import stop_experiment
 
 # %% ../../nbs/serve/45_canary.ipynb #f4109a4e
 GUESSES = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # distance above the limit, as a share of what is left to 1

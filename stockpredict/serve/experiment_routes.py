@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from stockpredict.core.errors import ArtifactRejected, NoChampion, StockpredictError
 from stockpredict.core.settings import Settings, load_settings
 from stockpredict.serve.answer_pages import PageExpired
-from stockpredict.serve.experiments import ExperimentRefused, all_experiments, experiment_card
-from stockpredict.serve.experiments import (
+from stockpredict.predict.experiments import ExperimentRefused, all_experiments, experiment_card
+from stockpredict.predict.experiments import (
     experiment_state,
     read_experiment,
     start_experiment,
@@ -32,7 +32,7 @@ from stockpredict.serve.job_routes import change_once, page_after, parse_body, r
 from stockpredict.serve.model_routes import refusal_of
 from stockpredict.serve.pages import PAGE_POLICY, render_page
 from stockpredict.serve.request_rules import documented, tagged
-from stockpredict.serve.schemas import Envelope
+from stockpredict.predict.schemas import Envelope
 from stockpredict.serve.training import store_settings
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #505e0301

@@ -18,7 +18,7 @@ from .canary import to_canary
 from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import quick_response
 from .request_rules import host_problem, without_body
-from .schemas import render_problem, request_id
+from ..predict.schemas import render_problem, request_id
 from .service import Service
 
 # %% ../../nbs/serve/65_fast_path.ipynb #fd202a35

@@ -16,12 +16,12 @@ from fastcore.basics import patch
 from ..core.errors import BarsInvalid, StockpredictError, UnknownTicker, near
 from ..core.settings import Settings
 from ..core.tickers import canonical_ticker
-from .answer_table import AnswerTable, table_verifier
+from ..predict.answer_table import AnswerTable, table_verifier
 from .desk_state import DeskState, read_desk
 from .http import REVALIDATE_HEADER, RawResponse
 from .pages import PAGE_POLICY, curl_line, desk_facts, front_page
 from .pages import list_tickers, page_asset
-from .recent_closes import ClosesFile
+from ..predict.recent_closes import ClosesFile
 from .request_rules import refuse_unknown_names, tagged
 from .service import HISTORICAL, Service, promotion_history
 from .ticker_page import PublishedRecord, contribution_rows, error_page, models_page
@@ -115,7 +115,7 @@ def contributions_of(
     "What a stored forecast is made of."
     if self.engine is None:
         return None
-    from stockpredict.serve import explanation  # noqa: F401  adds `explain_answer` to the engine
+    from stockpredict.predict import explanation  # noqa: F401  adds `explain_answer` to the engine
 
     try:
         return contribution_rows(self.engine.explain_answer(prediction))

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stockpredict.core.errors import AccessError
 from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, ROUTE, FastPath
-from stockpredict.serve.schemas import request_id
+from stockpredict.predict.schemas import request_id
 
 # %% ../../nbs/serve/67_instant.ipynb #ed3368a7
 def header_lines(

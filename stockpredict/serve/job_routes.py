@@ -25,7 +25,7 @@ from stockpredict.serve.idempotency import IDEMPOTENCY_ERRORS, IDEMPOTENCY_KEY, 
 from stockpredict.serve.jobs import Job, JobRunning, JobStore
 from stockpredict.serve.request_rules import HostMissing, UnsupportedMedia, documented
 from stockpredict.serve.request_rules import refuse_unknown_names, require_json
-from stockpredict.serve.schemas import Envelope, render_envelope
+from stockpredict.predict.schemas import Envelope, render_envelope
 from stockpredict.serve.training import start_training
 
 # %% ../../nbs/serve/58_job_routes.ipynb #cf7919ca

@@ -28,7 +28,7 @@ from stockpredict.serve.idempotency import IDEMPOTENCY_KEY
 from stockpredict.serve.job_routes import CHANGE_ERRORS, LIMIT, STRICT, body_of, change_once, page_after
 from stockpredict.serve.job_routes import parse_body, report_link, resource
 from stockpredict.serve.request_rules import HostMissing, documented, tagged
-from stockpredict.serve.schemas import Envelope, render_envelope
+from stockpredict.predict.schemas import Envelope, render_envelope
 from stockpredict.train.champion import read_champion_entry, read_events, retired_artifacts
 from stockpredict.train.signed_log import trusted_key
 

@@ -14,9 +14,9 @@ from pydantic.json_schema import models_json_schema
 from ..access.permissions import OPEN, TABLE
 from ..core.errors import KeyExpired, KeyInAddress, KeyInvalid, KeyMissing, KeysUnreadable
 from ..core.errors import OriginRefused, PermissionMissing, ProxyRefused, TooManyRequests
-from .answer_table import AnswerTable
+from ..predict.answer_table import AnswerTable
 from .request_rules import HostMissing, documented
-from .schemas import Failure, WhatIf
+from ..predict.schemas import Failure, WhatIf
 
 # %% ../../nbs/serve/51_openapi.ipynb #d3d33404
 def build_schema(

@@ -19,7 +19,7 @@ from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.job_routes import LIMIT, STRICT, page_after, report_link
 from stockpredict.serve.model_routes import cached_resource
 from stockpredict.serve.request_rules import HostMissing, documented
-from stockpredict.serve.schemas import Envelope
+from stockpredict.predict.schemas import Envelope
 
 # %% ../../nbs/serve/68_report_routes.ipynb #c627071e
 DAY, RUN = r"^\d{4}-\d{2}-\d{2}$", r"^[a-z0-9_]{1,40}-\d{8}T\d{6}-[0-9a-f]{4,16}$"

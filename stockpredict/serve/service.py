@@ -28,11 +28,12 @@ from ..access.door import Door, refusal_headers
 from ..access.login import Login
 from ..access.keys import KeyStore, KeyVerifier
 from ..access.limits import CallerLimits
-from .answer_table import AnswerTable, AnswerTableFile, fetch_shared_table, refresh_answers
-from .answer_table import table_verifier, write_table
+from ..predict.answer_table import AnswerTable, AnswerTableFile
+from ..predict.answer_table import fetch_shared_table, refresh_answers
+from ..predict.answer_table import table_verifier, write_table
 from .http import PROBLEM_HEADER, RawResponse, ServiceMetrics, json_logger
 from .prediction_routes import Reads, current_view
-from .schemas import WhatIf, render_problem
+from ..predict.schemas import WhatIf, render_problem
 from ..train.champion import read_champion_entry, read_events
 
 # %% ../../nbs/serve/60_service.ipynb #9aa689d4
@@ -215,9 +216,9 @@ async def run_guarded(
 @patch
 def load_engine(self: Service):
     "Build the engine, or let it load a new champion."
-    from stockpredict.serve.batcher import Batcher
-    from stockpredict.serve.engine import Engine
-    from stockpredict.serve.what_if import predict_bars
+    from stockpredict.predict.batcher import Batcher
+    from stockpredict.predict.engine import Engine
+    from stockpredict.predict.what_if import predict_bars
 
     if self.engine is None:
         engine = Engine(self.settings)

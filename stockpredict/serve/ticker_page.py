@@ -16,11 +16,11 @@ import orjson
 
 from ..core.errors import StockpredictError
 from ..core.words import counted
-from .answer_table import AnswerTable
+from ..predict.answer_table import AnswerTable
 from .charts import fan_chart_svg, volatility_chart_svg
 from .pages import head_verdicts, headline_words
 from .pages import health_tone, render_page, table_facts
-from .table_archive import archived_tables, unpack_archived
+from ..predict.table_archive import archived_tables, unpack_archived
 
 # %% ../../nbs/serve/50_ticker_page.ipynb #295afddd
 RECORD_SESSIONS = 30

@@ -22,7 +22,7 @@ from ..core.errors import StockpredictError, UnknownHorizon, UnknownTicker, near
 from ..core.tickers import canonical_ticker
 from .http import RawResponse
 from .request_rules import HostMissing, documented, refuse_unknown_names
-from .schemas import request_id
+from ..predict.schemas import request_id
 from .service import Service
 from .updates import TooManyStreams, UpdateHub, UpdateStream
 

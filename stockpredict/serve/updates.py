@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core.errors import ServeError
 from ..core.words import counted
-from .answer_table import AnswerTable
+from ..predict.answer_table import AnswerTable
 from .service import Service
 
 # %% ../../nbs/serve/63_updates.ipynb #4e7d51ed

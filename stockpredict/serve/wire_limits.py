@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from ..core.errors import NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings
-from .schemas import render_problem, request_id
+from ..predict.schemas import render_problem, request_id
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #546bdc5b
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from stockpredict.access.keys import KeyStore
 from stockpredict.cli.main import app
 from stockpredict.core.settings import load_settings
-from stockpredict.serve.answer_table import write_example
+from stockpredict.predict.answer_table import write_example
 from stockpredict.serve.app import create_app
 from typer.testing import CliRunner
 

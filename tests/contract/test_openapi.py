@@ -14,7 +14,7 @@ import uvicorn
 from serve.conftest import build_settings, fill_lake, free_port, publish
 
 from stockpredict.access.keys import KeyStore
-from stockpredict.serve.answer_table import refresh_answers
+from stockpredict.predict.answer_table import refresh_answers
 from stockpredict.serve.app import create_app
 
 HERE = Path(__file__).parent

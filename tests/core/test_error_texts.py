@@ -6,7 +6,7 @@ import pytest
 
 from stockpredict.core.errors import BarsInvalid, NotReady, StockpredictError, UnknownTicker
 from stockpredict.core.tickers import canonical_ticker
-from stockpredict.serve.answer_table import AnswerTable, example_table
+from stockpredict.predict.answer_table import AnswerTable, example_table
 
 
 def test_an_error_in_an_error_shows_one_code():

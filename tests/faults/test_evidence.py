@@ -10,7 +10,7 @@ import pytest
 import small_study
 from stockpredict.core.errors import ArtifactRejected, FolderUnavailable
 from stockpredict.models.artifact import ensure_keys
-from stockpredict.serve.engine import champion_pointer
+from stockpredict.predict.engine import champion_pointer
 from stockpredict.serve.service import promotion_history
 from stockpredict.train.champion import current_champion, read_events
 from stockpredict.train.experiment import run_experiment

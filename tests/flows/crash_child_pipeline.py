@@ -19,7 +19,7 @@ import mlflow  # noqa: F401
 
 from stockpredict.ingest import ingest  # noqa: F401
 from stockpredict.ops import pipeline
-from stockpredict.serve import answer_table as table  # noqa: F401
+from stockpredict.predict import answer_table as table  # noqa: F401
 from stockpredict.train import gate, registry  # noqa: F401
 
 home, *steps = sys.argv[1:]

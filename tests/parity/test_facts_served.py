@@ -18,10 +18,10 @@ from stockpredict.algebra.panel import FIELDS
 from stockpredict.catalogue.code_fingerprint import fact_kinds
 from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
 from stockpredict.models.contract import make_model
-from stockpredict.serve.engine import Engine
-from stockpredict.serve.schemas import WhatIf
-from stockpredict.serve.what_if import join_universe, predict_bars
-from stockpredict.serve.answer_table import refresh_answers
+from stockpredict.predict.engine import Engine
+from stockpredict.predict.schemas import WhatIf
+from stockpredict.predict.what_if import join_universe, predict_bars
+from stockpredict.predict.answer_table import refresh_answers
 from stockpredict.train.training_data import missing_facts_note, training_dataset
 from stockpredict.train.lineage import CandidateStore, training_manifest
 from stockpredict.train.training_data import covered_spec, training_panel

@@ -93,7 +93,7 @@ def market():
 @pytest.fixture(scope="session")
 def template(tmp_path_factory, market):
     "Built once: lake, champion, table."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     settings = build_settings(tmp_path_factory.mktemp("served"))
     fill_lake(settings, market)

@@ -6,8 +6,8 @@ import re
 import orjson
 import pytest
 
-from stockpredict.serve.schemas import Envelope, Prediction
-from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable, refresh_answers
+from stockpredict.predict.schemas import Envelope, Prediction
+from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
 
 from .conftest import publish
 from .test_engine import own_bars
@@ -267,7 +267,7 @@ def test_staleness_is_counted_when_read(served, settings, monkeypatch):
     table = AnswerTable.open(settings.storage.serving_dir / TABLE_FILE)
     for sessions in (0, 1, 2, 3, 7):
         at = table.header["closes"][sessions] - 60
-        monkeypatch.setattr("stockpredict.serve.answer_table.time.time", lambda at=at: at)
+        monkeypatch.setattr("stockpredict.predict.answer_table.time.time", lambda at=at: at)
         staleness = get(served, settings, "/v1/predictions/SIM00?horizon=1").json()["data"]["staleness"]
         assert staleness == {"sessions": sessions, "state": "stale" if sessions >= 3 else "fresh"}
 
@@ -379,7 +379,7 @@ def what_if(served, settings, *bodies, **kw):
 
 @pytest.fixture(scope="module")
 def history(template):
-    from stockpredict.serve.engine import Engine
+    from stockpredict.predict.engine import Engine
 
     return [{**b, "date": str(b["date"])} for b in own_bars(Engine(template), "SIM01")]
 

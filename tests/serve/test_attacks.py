@@ -14,7 +14,7 @@ from stockpredict.access import keys
 from stockpredict.access.keys import KeyStore
 from stockpredict.access.permissions import OPEN, PERMISSIONS, ROLES, TABLE, needed_permission
 from stockpredict.core.settings import load_settings
-from stockpredict.serve.answer_table import write_example
+from stockpredict.predict.answer_table import write_example
 from stockpredict.serve.app import create_app
 
 READ = "/v1/predictions/AAPL"

@@ -10,8 +10,8 @@ import patience
 import pytest
 
 from stockpredict.core.errors import RequestInvalid, ServeError, UnknownTicker
-from stockpredict.serve.async_client import AsyncClient
-from stockpredict.serve.client import Client
+from stockpredict.client.async_client import AsyncClient
+from stockpredict.client.client import Client
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def crossed():
 
 
 def test_no_answer_is_crossed_empty_or_lost(crossed, settings, capsys):
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
     from stockpredict.serve.app import create_app
 
     publish(settings, "ridge", 2)

@@ -13,7 +13,7 @@ import patience
 import pytest
 
 from stockpredict.access.keys import KeyStore
-from stockpredict.serve.answer_table import open_answers
+from stockpredict.predict.answer_table import open_answers
 
 from .conftest import build_settings, uvicorn_process
 

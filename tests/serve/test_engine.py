@@ -13,10 +13,10 @@ import torch
 
 from stockpredict.core.errors import ArtifactRejected, BarsInvalid, ModelOutputInvalid, NoChampion
 from stockpredict.core.errors import NotEnoughHistory, QueueFull, ServeError, UnknownHorizon
-from stockpredict.serve.batcher import Batcher
-from stockpredict.serve.engine import Engine, champion_pointer, parse_pointer
-from stockpredict.serve.schemas import ModelCard, WhatIf
-from stockpredict.serve.what_if import join_universe, predict_bars
+from stockpredict.predict.batcher import Batcher
+from stockpredict.predict.engine import Engine, champion_pointer, parse_pointer
+from stockpredict.predict.schemas import ModelCard, WhatIf
+from stockpredict.predict.what_if import join_universe, predict_bars
 
 from .conftest import point, publish
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from stockpredict.access.permissions import ROLES, Caller
-from stockpredict.serve.answer_table import refresh_answers
+from stockpredict.predict.answer_table import refresh_answers
 from stockpredict.serve.canary import GUARD_LIMIT, guard_evidence, refresh_canary
-from stockpredict.serve.experiment_scores import PairedSession, evaluate_experiments, judge_sessions
-from stockpredict.serve.experiments import (
+from stockpredict.predict.experiment_scores import PairedSession, evaluate_experiments, judge_sessions
+from stockpredict.predict.experiments import (
     ExperimentRefused,
     ModelExperiment,
     all_experiments,
@@ -106,7 +106,7 @@ def test_scores_are_those_of_a_hand_computation(desk):
     "One session again from the table and the lake, with the formulas written out."
     import orjson
     from stockpredict.lake.lake import Lake
-    from stockpredict.serve.experiment_scores import counted_tables
+    from stockpredict.predict.experiment_scores import counted_tables
     from stockpredict.sources.bars import wide
 
     settings, challenger, _ = desk

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from stockpredict.core.errors import NoExplanation, NotReady
-from stockpredict.serve.engine import Engine
-from stockpredict.serve.explanation import direction_model
+from stockpredict.predict.engine import Engine
+from stockpredict.predict.explanation import direction_model
 
 from .conftest import publish
 
@@ -62,7 +62,7 @@ def test_what_cannot_be_explained_is_named(settings, template):
 
 def test_explanation_and_batch_over_http(served, run, settings):
     "The same numbers as the table; a batch of a file is a job with a file at its end."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     publish(settings, "ridge", 2, features=FEATURES)
     refresh_answers(settings)

@@ -50,5 +50,5 @@ def test_serving_imports_no_training_package(template, tmp_path):
 
 def test_the_client_needs_only_types():
     heavy = ("torch", "pandas", "duckdb", "fastapi")
-    code = f"import sys, stockpredict.serve.client; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, stockpredict.client.client; print([m for m in {heavy} if m in sys.modules])"
     assert patience.run([sys.executable, "-c", code]).stdout.strip() == "[]"

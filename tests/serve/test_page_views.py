@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 import pytest
 
 from stockpredict.access.keys import KeyStore
-from stockpredict.serve.answer_table import open_answers, table_signer
-from stockpredict.serve.recent_closes import CLOSES_FILE, ClosesFile
-from stockpredict.serve.table_archive import archive_table
-from stockpredict.serve.table_format import pack_table
+from stockpredict.predict.answer_table import open_answers, table_signer
+from stockpredict.predict.recent_closes import CLOSES_FILE, ClosesFile
+from stockpredict.predict.table_archive import archive_table
+from stockpredict.predict.table_format import pack_table
 
 from .conftest import build_settings
 

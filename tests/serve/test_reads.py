@@ -15,7 +15,7 @@ import zstandard
 from fastapi import FastAPI
 from stockpredict.core.settings import load_settings
 from stockpredict.serve.answer_pages import select_page
-from stockpredict.serve.answer_table import (
+from stockpredict.predict.answer_table import (
     EXAMPLE_HEADER,
     AnswerTable,
     example_answer,

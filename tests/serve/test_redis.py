@@ -12,7 +12,7 @@ import pytest
 from live_redis import Server
 
 from stockpredict.core.errors import NotReady
-from stockpredict.serve.answer_table import (
+from stockpredict.predict.answer_table import (
     COPY_PREFIX,
     ANNOUNCEMENT_KEY,
     TABLE_FILE,
@@ -22,7 +22,7 @@ from stockpredict.serve.answer_table import (
     refresh_answers,
     share_table,
 )
-from stockpredict.serve.answer_table import table_signer
+from stockpredict.predict.answer_table import table_signer
 
 from .conftest import build_settings, free_port, publish, service_process
 

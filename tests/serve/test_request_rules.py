@@ -7,7 +7,7 @@ import pytest
 
 from stockpredict.access.permissions import LOCAL
 from stockpredict.core.settings import load_settings
-from stockpredict.serve.answer_table import write_example
+from stockpredict.predict.answer_table import write_example
 from stockpredict.serve.app import create_app
 
 

@@ -11,7 +11,7 @@ import patience
 import pytest
 
 from stockpredict.core.errors import NotReady, RequestInvalid, UnknownHorizon, UnknownTicker
-from stockpredict.serve.client import Client, ServiceUnreachable
+from stockpredict.client.client import Client, ServiceUnreachable
 
 from .conftest import free_port, uvicorn_process
 
@@ -44,7 +44,7 @@ def test_the_client_reads_stored_forecasts(server):
 def test_the_client_forecasts_a_frame_of_bars(server, template):
     import pandas as pd
 
-    from stockpredict.serve.engine import Engine
+    from stockpredict.predict.engine import Engine
 
     engine = Engine(template)
     bars = engine.window().bars

@@ -6,9 +6,9 @@ import orjson
 import pytest
 
 from stockpredict.core.errors import ArtifactRejected, UnknownName
-from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable, open_answers, refresh_answers
-from stockpredict.serve.several_models import BesideEntry, Engine, read_beside, write_beside
-from stockpredict.serve.table_format import pack_table
+from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, open_answers, refresh_answers
+from stockpredict.predict.several_models import BesideEntry, Engine, read_beside, write_beside
+from stockpredict.predict.table_format import pack_table
 
 from .conftest import point, publish
 

@@ -15,8 +15,8 @@ from hypothesis import settings as rules
 from hypothesis import strategies as st
 
 from stockpredict.core.errors import ArtifactRejected, NotReady, UnknownHorizon, UnknownTicker
-from stockpredict.serve.schemas import Prediction
-from stockpredict.serve.answer_table import (
+from stockpredict.predict.schemas import Prediction
+from stockpredict.predict.answer_table import (
     PREVIOUS_FILE,
     TABLE_FILE,
     AnswerTable,
@@ -25,7 +25,7 @@ from stockpredict.serve.answer_table import (
     refresh_answers,
     rollback_table,
 )
-from stockpredict.serve.answer_table import (
+from stockpredict.predict.answer_table import (
     table_signer,
     render_staleness,
     table_key,
@@ -256,7 +256,7 @@ def test_a_part_is_unknown_until_somebody_looked(settings):
 WRITER = """
 import sys
 from pathlib import Path
-from stockpredict.serve.answer_table import pack_table, write_table
+from stockpredict.predict.answer_table import pack_table, write_table
 bodies = {("T%d" % i, 1): b"x" * 2000 for i in range(2000)}
 n = 0
 while True:

@@ -9,10 +9,10 @@ import pytest
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import ArtifactRejected, QueueFull
-from stockpredict.serve import time_travel
-from stockpredict.serve.answer_table import TABLE_FILE, AnswerTable, refresh_answers
-from stockpredict.serve.answer_table import rollback_table
-from stockpredict.serve.table_archive import archived_tables, forget_archived, unpack_archived
+from stockpredict.predict import time_travel
+from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
+from stockpredict.predict.answer_table import rollback_table
+from stockpredict.predict.table_archive import archived_tables, forget_archived, unpack_archived
 
 from .conftest import build_settings, fill_lake, publish
 
@@ -80,7 +80,7 @@ def test_a_published_day_is_given_back_as_it_was(served, settings, market):
 def test_a_rollback_is_what_readers_saw_from_then_on(settings):
     from datetime import UTC, datetime
 
-    from stockpredict.serve.table_archive import table_at
+    from stockpredict.predict.table_archive import table_at
 
     folder = settings.storage.serving_dir
     first = AnswerTable.open(folder / TABLE_FILE)
@@ -127,7 +127,7 @@ def test_a_later_correction_does_not_reach_back(served, past, market, tmp_path):
     fill_lake(settings, correction(market, day))
     assert numbers(ask(served, settings, path)) == before
 
-    from stockpredict.serve.several_models import Engine
+    from stockpredict.predict.several_models import Engine
 
     moment = time_travel.past_moment(settings, time_travel.parse_as_of(day))
     later = type(moment)(
@@ -139,7 +139,7 @@ def test_a_later_correction_does_not_reach_back(served, past, market, tmp_path):
 
 
 def test_the_outcome_was_known_to_a_model_that_was_trained_on_it(past):
-    from stockpredict.serve.several_models import Engine
+    from stockpredict.predict.several_models import Engine
 
     settings, sessions = past
     engine = Engine(settings)
@@ -218,7 +218,7 @@ def test_a_full_archive_folder_publishes_nothing(settings, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "history")
 
-    monkeypatch.setattr("stockpredict.serve.table_archive.atomic_write", full)
+    monkeypatch.setattr("stockpredict.predict.table_archive.atomic_write", full)
     with pytest.raises(OSError):
         refresh_answers(settings)
     assert (settings.storage.serving_dir / TABLE_FILE).read_bytes() == before

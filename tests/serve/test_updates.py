@@ -13,11 +13,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from stockpredict.serve import update_routes
-from stockpredict.serve.answer_table import open_answers, table_signer, write_table
-from stockpredict.serve.client import Client, ServiceUnreachable
-from stockpredict.serve.client_updates import EventReader
+from stockpredict.predict.answer_table import open_answers, table_signer, write_table
+from stockpredict.client.client import Client, ServiceUnreachable
+from stockpredict.client.client_updates import EventReader
 from stockpredict.serve.service import Service
-from stockpredict.serve.table_format import pack_table
+from stockpredict.predict.table_format import pack_table
 from stockpredict.serve.updates import CALLER_STREAMS, UpdateHub, UpdateStream
 
 from .conftest import build_settings, uvicorn_process

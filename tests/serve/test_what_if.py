@@ -10,10 +10,10 @@ from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.catalogue.feature import as_features
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import ModelOutputInvalid, RequestInvalid
-from stockpredict.serve.caller_features import market_rows
-from stockpredict.serve.engine import Engine
-from stockpredict.serve.schemas import WhatIf, parse_request
-from stockpredict.serve.what_if import asked_of, join_universe, predict_bars, whole_market_inputs
+from stockpredict.predict.caller_features import market_rows
+from stockpredict.predict.engine import Engine
+from stockpredict.predict.schemas import WhatIf, parse_request
+from stockpredict.predict.what_if import asked_of, join_universe, predict_bars, whole_market_inputs
 from stockpredict.sources.simulate import simulate
 
 from .conftest import publish
@@ -184,7 +184,7 @@ def test_a_request_computes_no_proof_and_not_the_whole_market(engine, monkeypatc
     for place in (
         "catalogue.feature.ensure_proven",
         "catalogue.latest.ensure_proven",
-        "serve.engine.make_inputs",
+        "predict.engine.make_inputs",
     ):
         monkeypatch.setattr(f"stockpredict.{place}", lambda *args: pytest.fail("computed in a request"))
     (answer,) = predict_bars(engine, [engine.quick_request(orjson.dumps(body_of(engine, "SIM01")))])
@@ -197,7 +197,7 @@ def test_a_feature_without_steps_takes_the_plain_way(settings, monkeypatch):
     asked = engine.quick_request(orjson.dumps(body_of(engine, "SIM01", 1.05)))
     quick = predict_bars(engine, [asked])
     engine.universe = None
-    monkeypatch.setattr("stockpredict.serve.caller_features.planned_features", lambda *args: None)
+    monkeypatch.setattr("stockpredict.predict.caller_features.planned_features", lambda *args: None)
     assert predict_bars(engine, [asked]) == quick and engine.universe.kept["callers"] is None
     request = WhatIf.model_validate(body_of(engine, "SIM01", 1.05), strict=False)
     joined = join_universe(engine, engine.window(), request)

@@ -118,7 +118,7 @@ def test_metrics_are_the_whole_and_survive_a_killed_reader(whole_service):
 
 def test_nothing_is_wrong_or_lost_while_models_and_processes_change(whole_service):
     "A new model, a rolling restart and two kills under load; `benchmarks/serving_load.py` does it for long."
-    from stockpredict.serve.answer_table import refresh_answers
+    from stockpredict.predict.answer_table import refresh_answers
 
     load, (process, port, settings) = serving_load(), whole_service
 

@@ -9,7 +9,7 @@ import small_study
 import torch
 from stockpredict.core.errors import ArtifactRejected
 from stockpredict.models.artifact import load_artifact, public_key
-from stockpredict.serve.engine import champion_pointer
+from stockpredict.predict.engine import champion_pointer
 from stockpredict.train import mlflow_mirror
 from stockpredict.train.champion import current_champion, history_problems
 from stockpredict.train.signed_log import sign_entry
