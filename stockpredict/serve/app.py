@@ -24,28 +24,30 @@ from ..core.settings import Settings, load_settings
 from ..core.shared_counts import SharedCounts
 from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
-from .access_routes import add_access_routes, add_security
 from ..predict.answer_table import render_staleness
-from .ask_routes import add_batch_routes, add_explanation_route
 from .fast_path import FastPath, unexpected_error
 from .http import JSON_HEADER, RawResponse, ReportFiles
 from .http import read_body, translate_error
-from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
-from .job_routes import add_job_routes
-from .business_metrics import add_business_metrics
 from .canary import canary_loop
-from .experiment_routes import add_experiment_routes
-from .model_routes import add_model_routes
 from .openapi import add_answer_example, add_examples, build_schema, document_door
 from .openapi import request_examples
 from .pages import docs_page
-from .prediction_routes import add_list_route, add_ticker_route
 from .request_rules import WHAT_IF_ERRORS, documented
-from .report_routes import add_report_routes
 from .request_rules import refuse_unknown_names, require_json
 from ..predict.schemas import API_VERSION, ManyForecasts, OneForecast
 from ..predict.schemas import parse_request, render_envelope
 from .service import Service
+
+# %% ../../nbs/serve/70_app.ipynb #091bf26f
+from .access_routes import add_access_routes, add_security
+from .ask_routes import add_batch_routes, add_explanation_route
+from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
+from .job_routes import add_job_routes
+from .business_metrics import add_business_metrics
+from .experiment_routes import add_experiment_routes
+from .model_routes import add_model_routes
+from .prediction_routes import add_list_route, add_ticker_route
+from .report_routes import add_report_routes
 from .update_routes import add_update_routes
 
 # %% ../../nbs/serve/70_app.ipynb #a4b2c025

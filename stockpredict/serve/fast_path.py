@@ -66,7 +66,7 @@ def stored_response(
         return service.respond(scope, *answer), ROUTE
     return quick_response(service, scope)
 
-
+# %% ../../nbs/serve/65_fast_path.ipynb #ab132352
 class FastPath:
     "The layer in front of the framework that answers plain lookups itself."
 
