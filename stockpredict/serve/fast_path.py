@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core.errors import AccessError, StockpredictError
 from ..access.cross_origin import answer_origin, preflight_headers
 from ..access.door import refuse_key_in_address
-from ..access.permissions import NOBODY
+from ..access.permissions import NOBODY, Caller
 from .canary import to_canary
 from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import quick_response
@@ -66,7 +66,37 @@ def stored_response(
         return service.respond(scope, *answer), ROUTE
     return quick_response(service, scope)
 
+# %% ../../nbs/serve/65_fast_path.ipynb #a086d403
+def name_request(
+    scope: dict,  # gets `header_map` and `request_id`
+):
+    "Read the headers of a request once, and give it an id."
+    scope["header_map"] = header_map = dict(scope["headers"])
+    scope["request_id"] = request_id(header_map.get(b"x-request-id"))
+
 # %% ../../nbs/serve/65_fast_path.ipynb #ab132352
+def admit(
+    service: Service,  # its door and its limits
+    scope: dict,  # of a request; gets the caller
+    start: float,  # when it arrived, on the performance counter
+) -> Caller:
+    "The caller of a request, counted against its limits; raises an `AccessError`."
+    scope["caller"] = caller = service.door.caller_of(scope)
+    if caller.kind in COUNTED:
+        service.limits.admit(caller.id, start)
+    return caller
+
+
+def whole_answer(
+    scope: dict,  # of the request
+    response: RawResponse,  # all of it
+) -> tuple:  # two messages of ASGI
+    "The messages of an answer that is complete, with the headers that every answer has."
+    headers = [*response.raw_headers, (b"x-request-id", scope["request_id"]), *LOCKED_HEADERS]
+    begin = {"type": "http.response.start", "status": response.status_code, "headers": headers}
+    return begin, {"type": "http.response.body", "body": response.body}
+
+# %% ../../nbs/serve/65_fast_path.ipynb #4498d9f5
 class FastPath:
     "The layer in front of the framework that answers plain lookups itself."
 
@@ -82,19 +112,16 @@ class FastPath:
         if scope["type"] != "http":
             return await self.other_traffic(scope, receive, send)
         start, service = time.perf_counter(), self.service
-        scope["header_map"] = header_map = dict(scope["headers"])
-        scope["request_id"] = request_id(header_map.get(b"x-request-id"))
+        name_request(scope)
         if problem := host_problem(scope):
             return await self.refuse(problem, scope, receive, send, start)
-        if origins := service.door.origins:
-            if answer := preflight_headers(scope, origins):
-                headers = headers_for(answer, scope["request_id"])
-                return await RawResponse(204, headers, b"")(scope, receive, send)
-            send = answer_origin(send, scope, origins)
+        origins = service.door.origins
+        if origins and (answer := preflight_headers(scope, origins)):
+            headers = headers_for(answer, scope["request_id"])
+            return await RawResponse(204, headers, b"")(scope, receive, send)
+        send = answer_origin(send, scope, origins) if origins else send
         try:
-            scope["caller"] = caller = service.door.caller_of(scope)
-            if caller.kind in COUNTED:
-                service.limits.admit(caller.id, start)
+            caller = admit(service, scope, start)
         except AccessError as error:
             return await self.refuse(error, scope, receive, send, start)
         if scope["method"] == "HEAD":
@@ -102,14 +129,12 @@ class FastPath:
         service.refresh_state()
         if service.canary is not None:
             scope, send = to_canary(service, scope, send)
-        stored = self.fast and scope["method"] == "GET" and "read" in caller.permissions
-        quick = stored_response(service, scope) if stored else None
-        if quick is None:
+        plain = self.fast and scope["method"] == "GET" and "read" in caller.permissions
+        if not (plain and (answer := stored_response(service, scope))):
             return await self.forward(scope, receive, send, start)
-        response, route = quick
-        headers = [*response.raw_headers, (b"x-request-id", scope["request_id"]), *LOCKED_HEADERS]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        response, route = answer
+        for message in whole_answer(scope, response):
+            await send(message)
         service.record(scope, route, response.status_code, time.perf_counter() - start)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #1fab057c
@@ -143,8 +168,7 @@ async def other_traffic(
 ):
     "Let a WebSocket through the door, and everything else pass."
     if scope["type"] == "websocket":
-        scope["header_map"] = header_map = dict(scope["headers"])
-        scope["request_id"] = request_id(header_map.get(b"x-request-id"))
+        name_request(scope)
         try:
             refuse_key_in_address(scope)
             scope["caller"] = caller = self.service.door.caller_of(scope)
