@@ -127,8 +127,7 @@ class FastPath:
         if scope["method"] == "HEAD":
             scope, send = scope | {"method": "GET", "head": True}, without_body(send)
         service.refresh_state()
-        if service.canary is not None:
-            scope, send = to_canary(service, scope, send)
+        scope, send = to_canary(service, scope, send)
         plain = self.fast and scope["method"] == "GET" and "read" in caller.permissions
         if not (plain and (answer := stored_response(service, scope))):
             return await self.forward(scope, receive, send, start)
