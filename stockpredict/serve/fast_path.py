@@ -186,7 +186,7 @@ def route_label(
         return path
     return "/reports" if scope["path"].startswith("/reports") else "unmatched"
 
-
+# %% ../../nbs/serve/65_fast_path.ipynb #4a02219c
 @patch
 async def forward(
     self: FastPath,
