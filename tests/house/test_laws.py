@@ -323,6 +323,20 @@ def test_nothing_is_unpickled(root):
     assert result == []
 
 
+def test_links_lead_somewhere(root):
+    pages = {p: p.read_text() for p in [root / "README.md", *root.glob("nbs/**/*.md")]}
+    for path in root.glob("nbs/**/*.ipynb"):
+        cells = json.loads(path.read_text())["cells"]
+        pages[path] = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    lost = [
+        f"{path.relative_to(root)}: {target}"
+        for path, text in pages.items()
+        for target in re.findall(r"\]\((?!https?:|mailto:)([^)#\s<]+)", text)
+        if not (path.parent / target).exists()
+    ]
+    assert lost == []
+
+
 def test_readme_is_the_index_notebook(root):
     created = subprocess.run(
         [sys.executable, root / "nbs" / "readme.py", "--stdout"], capture_output=True, text=True, check=True
