@@ -188,7 +188,8 @@ def contribution_rows(
     explanation: dict,  # expected, base, contributions, sentence
 ) -> dict:  # sentence and rows for the template
     "The largest contributions to a forecast, as texts that add up."
-    parts = sorted(explanation["contributions"], key=lambda part: -abs(part["contribution"]))
+    moving = [part for part in explanation["contributions"] if part["contribution"]]
+    parts = sorted(moving, key=lambda part: -abs(part["contribution"]))
     shown, others = parts[:SHOWN_PARTS], parts[SHOWN_PARTS:]
     rows = [(part["feature"], part["contribution"]) for part in shown]
     if others:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,7 @@ def shell(template, tmp_path_factory):
                 **options,
             )
             event = next(text for text in child.stdout if text.startswith("data:"))
-            child.send_signal(signal.SIGINT)
+            child.terminate()
             child.wait()
             return event
 
