@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from typing import Annotated
 import typer
 from .console import Group, Json, as_json, load, out, show
-from ..core.settings import Settings
 
 # %% ../../nbs/cli/49_key_commands.ipynb #58cc72d1
 def example_ticker(
-    settings: Settings,  # whose table is looked at
+    settings,  # `Settings`: whose table is looked at
 ) -> str:
     "A ticker for which there are answers, or a well-known one."
     from stockpredict.predict.answer_table import AnswerTableFile, table_verifier
@@ -25,7 +24,7 @@ def example_ticker(
 
 
 def first_request(
-    settings: Settings,  # address of the service
+    settings,  # `Settings`: address of the service
     key: str,  # the text of a key
 ) -> list[str]:  # lines
     "How to ask for a prediction with a key, by curl and in Python."

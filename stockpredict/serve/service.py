@@ -269,6 +269,7 @@ async def take_shared_table(self: Service):
     raw = await self.run_guarded("redis", fetch_shared_table, self.settings, built_at)
     if raw:
         await self.run_guarded("table", write_table, raw, self.settings.storage.serving_dir)
+        self._next_check = 0.0  # it is there now: the next request need not wait for the next look
 
 # %% ../../nbs/serve/60_service.ipynb #cde176d7
 MEASURE_EVERY = 5.0  # seconds

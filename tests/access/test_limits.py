@@ -238,7 +238,7 @@ def test_a_silent_redis_delays_no_request(tmp_path):
             return served, report.result()
 
         served, pause = asyncio.run(serve())
-    assert served > 20 and pause == PAUSE and alone(limits)
+    assert served >= 2 and pause == PAUSE and alone(limits)
 
 
 def test_after_an_outage_only_what_still_counts_is_reported(redis):

@@ -112,14 +112,15 @@ def test_a_correction_is_a_version_and_the_past_stays(tmp_path):
 
 def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_path):
     names = sorted(market.ticker.unique())
+    evening = market.event_time.max() + pd.Timedelta(hours=3)  # no session runs, whatever the clock says
     with FakeVendors(market) as shop:
         s = settings_for(tmp_path, shop, **{"data.universe": names})
         shop.fault("bad-symbol", 9, ticker=names[1])
-        first = ingest_intraday(s, every="30min")
+        first = ingest_intraday(s, every="30min", now=evening)
         assert first.vendors == {"tiingo": 1} and [f["reason"] for f in first.failed] == ["bad-symbol"]
         assert set(dead_letters(s).source) == {"vendors-standin-30min"}
         shop.faults.clear()
-        second, third = ingest_intraday(s, every="30min"), ingest_intraday(s, every="30min")
+        second, third = ingest_intraday(s, every="30min", now=evening), ingest_intraday(s, every="30min", now=evening)
         assert (
             second.rows_new == first.rows_new
             and second.requests == 1
@@ -128,7 +129,7 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
         )
         shop.fault("500", 99)
         with pytest.raises(SourceUnavailable, match="No vendor answered"):
-            ingest_intraday(s, every="15min")
+            ingest_intraday(s, every="15min", now=evening)
         assert len(load_intraday(s, every="30min")) == first.rows_new * 2 and not len(
             load_intraday(s, every="15min")
         )

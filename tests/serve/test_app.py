@@ -339,7 +339,7 @@ def test_a_refused_champion_is_flagged_and_the_old_answers_stay(served, settings
         and health["status"] == "degraded"
         and "refused" in health["components"]["model"]["reason"]
     )
-    assert "stockpredict_stale_model 1.0" in metrics
+    assert "stockpredict_stale_model 1\n" in metrics
 
 
 def test_a_lost_lake_and_registry_do_not_reach_stored_answers(served, settings):
@@ -511,7 +511,7 @@ def test_full_queue_says_when_to_return(served, template, history):
     assert {r.status_code for r in answers} == {200} and len(
         {orjson.dumps(r.json()["data"]) for r in answers}
     ) == 1
-    assert "stockpredict_whatif_batch_size_count 2.0" in metrics
+    assert "stockpredict_whatif_batch_size_count 2\n" in metrics
 
 
 def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history):
@@ -526,7 +526,7 @@ def test_a_model_that_gives_nonsense_is_a_counted_503(served, template, history)
 
     response, metrics = asyncio.run(go())
     problem(response, 503, "model-output-invalid")
-    assert 'stockpredict_refusals_total{code="model-output-invalid"} 1.0' in metrics
+    assert 'stockpredict_refusals_total{code="model-output-invalid"} 1\n' in metrics
 
 
 def test_without_a_model_own_bars_are_refused_with_the_reason(served, settings, history):
@@ -650,7 +650,7 @@ def test_pages_are_complete_without_a_network(served, template):
         assert links and all(link.startswith(("/", "data:,")) for link in links)
         assert "<script>" not in page.text and " style=" not in page.text and " onclick" not in page.text
         assert "script-src 'self'" in page.headers["content-security-policy"]
-    assert "SIM00" in front.text and "No evidence of skill" in front.text and "stale" in front.text
+    assert "SIM00" in front.text and "No evidence of skill" in front.text and "historical data" in front.text
     for asset in (page_css, docs_css, script):
         assert asset.status_code == 200 and "url(" not in asset.text and "http" not in asset.text
 

@@ -194,7 +194,7 @@ def test_a_table_in_redis_is_not_trusted_without_proof(served, shared, server, a
     assert response["model"]["name"] == "mean" and response["p_up"] < 1
     assert AnswerTable.open(shared.storage.serving_dir / TABLE_FILE).rows == before.rows
     assert (
-        "stockpredict_redis_failures_total 1.0" in metrics
+        "stockpredict_redis_failures_total 1\n" in metrics
         and health["status"] == "degraded"
         and health["components"]["redis"]["reason"]
     )

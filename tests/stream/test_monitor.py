@@ -45,7 +45,7 @@ def scrape(port):
 def served(settings):
     async def go():
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(create_app(settings)), base_url="http://s"
+            transport=httpx.ASGITransport(create_app(settings)), base_url="http://localhost"
         ) as c:
             return (await c.get("/metrics")).text
 
