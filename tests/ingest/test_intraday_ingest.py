@@ -120,7 +120,7 @@ def test_only_what_is_missing_is_asked_for_and_what_failed_waits(market, tmp_pat
         assert first.vendors == {"tiingo": 1} and [f["reason"] for f in first.failed] == ["bad-symbol"]
         assert set(dead_letters(s).source) == {"vendors-standin-30min"}
         shop.faults.clear()
-        second, third = ingest_intraday(s, every="30min", now=evening), ingest_intraday(s, every="30min", now=evening)
+        second, third = (ingest_intraday(s, every="30min", now=evening) for _ in range(2))
         assert (
             second.rows_new == first.rows_new
             and second.requests == 1

@@ -126,7 +126,8 @@ def raw_request(url, data: bytes) -> bytes:
     ],
 )
 def test_raw_paths_a_polite_client_would_not_send(server, path):
-    response = raw_request(server[1], f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    response = raw_request(server[1], request.encode())
     assert (
         response.split(b" ", 2)[1] in (b"404", b"422")
         and b"root:" not in response
