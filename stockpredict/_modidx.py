@@ -8375,6 +8375,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'stockpredict/serve/request_rules.py'),
                                                   'stockpredict.serve.request_rules.UnsupportedMedia': ( 'serve/request_rules.html#unsupportedmedia',
                                                                                                          'stockpredict/serve/request_rules.py'),
+                                                  'stockpredict.serve.request_rules.check_query_names': ( 'serve/request_rules.html#check_query_names',
+                                                                                                          'stockpredict/serve/request_rules.py'),
                                                   'stockpredict.serve.request_rules.documented': ( 'serve/request_rules.html#documented',
                                                                                                    'stockpredict/serve/request_rules.py'),
                                                   'stockpredict.serve.request_rules.has_current': ( 'serve/request_rules.html#has_current',

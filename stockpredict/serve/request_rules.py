@@ -54,7 +54,7 @@ def without_body(
     return headers_only
 
 # %% ../../nbs/serve/15_request_rules.ipynb #02fceee5
-def refuse_unknown_names(
+def check_query_names(
     request: Request,  # of a route of the API
 ):
     "Raise `RequestInvalid` for query names that the route does not have."
@@ -67,6 +67,13 @@ def refuse_unknown_names(
     raise RequestInvalid(
         f"There is no parameter {unknown[0]!r:.40}.", f"Did you mean {alike[0]}?" if alike else taken
     )
+
+
+async def refuse_unknown_names(
+    request: Request,  # of a route of the API
+):
+    "The same as a dependency of a route: FastAPI would run a plain function in a thread, for 100 µs more."
+    check_query_names(request)
 
 # %% ../../nbs/serve/15_request_rules.ipynb #3bfb479e
 class UnsupportedMedia(RequestInvalid):

@@ -148,3 +148,21 @@ def test_probes_of_an_orchestrator(example, tmp_path):
     assert [send(empty, "GET", f"/health/{p}").status_code for p in ("live", "ready")] == [200, 503]
     assert send(example, "GET", "/health/ready").status_code == 200
     assert "lake" in send(example, "GET", "/health/dependencies").json()["components"]
+
+
+def test_no_route_runs_a_plain_function_in_a_thread(settings):
+    "FastAPI sends plain functions to a pool of threads, which costs more than the rest of a request."
+    from inspect import iscoroutinefunction
+
+    from fastapi.routing import APIRoute
+
+    def calls(dependant):
+        yield dependant.call
+        for part in dependant.dependencies:
+            yield from calls(part)
+
+    routes = [r for r in create_app(settings).routes if isinstance(r, APIRoute)]
+    plain = {
+        (r.path, c.__qualname__) for r in routes for c in calls(r.dependant) if not iscoroutinefunction(c)
+    }
+    assert len(routes) > 20 and plain == set()
