@@ -12,33 +12,18 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 from fastcore.basics import patch
 
-from .client import client_repr, connection_options, sent_options, unreachable
-from .client_steps import AnswerCache, Call, Pause, RetryRules, awaitable
-from .client_steps import cancel_steps, changing_call, explain_steps, frame_steps
-from .client_steps import job_steps, jobs_steps, models_steps, predict_steps
-from .client_steps import request_steps, response_data, train_steps
-from .client_steps import universe_steps, wait_steps, what_if_steps
+from .client import ServiceClient, sent_options, unreachable
+from .client_steps import Pause, awaitable, cancel_steps, data_steps, explain_steps
+from .client_steps import frame_steps, job_steps, jobs_steps, models_steps
+from .client_steps import predict_steps, train_steps, universe_steps, wait_steps
+from .client_steps import what_if_steps
 from .client_updates import SILENCE, Follower, Update
 
 # %% ../../nbs/client/40_async_client.ipynb #f64efc9c
-class AsyncClient:
+class AsyncClient(ServiceClient):
     "A client of a running prediction service for asynchronous programs."
 
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",  # where the service listens
-        api_key: str | None = None,  # $STOCKPREDICT_API_KEY when left out; empty sends none
-        timeout: float = 10.0,  # seconds for one request
-        retries: int = 4,  # times to try again when the service is busy or away
-        patience: float = 30.0,  # seconds in all to wait between tries
-        transport: httpx.AsyncBaseTransport | None = None,  # how to get there; the network when left out
-    ):
-        options = connection_options(base_url, api_key, timeout)
-        self.http = httpx.AsyncClient(**options, transport=transport)
-        self.rules, self.answers = RetryRules(retries, patience), AnswerCache()
-
-    def __repr__(self):
-        return client_repr("AsyncClient", self.http)
+    connections = httpx.AsyncClient
 
     async def __aenter__(self):
         return self
@@ -61,6 +46,7 @@ class AsyncClient:
     jobs = awaitable(jobs_steps)
     wait = awaitable(wait_steps)
     cancel = awaitable(cancel_steps)
+    request = awaitable(data_steps)
 
 # %% ../../nbs/client/40_async_client.ipynb #84df321f
 @patch
@@ -82,20 +68,6 @@ async def run(
             answer = await self.http.request(**sent_options(step))
         except httpx.HTTPError as error:
             answer = unreachable(self.http, error)
-
-
-@patch
-async def request(
-    self: AsyncClient,
-    method: str,  # GET, POST or DELETE
-    path: str,  # such as `/v1/models`
-    params: dict | None = None,  # query
-    json: object = None,  # body
-):
-    "The `data` of any address; what the methods do not cover."
-    change = method not in ("GET", "HEAD")
-    call = changing_call(method, path, json) if change else Call(method, path, params or {})
-    return response_data(await self.run(request_steps(self.rules, call)))
 
 # %% ../../nbs/client/40_async_client.ipynb #dabbe951
 @patch

@@ -9,16 +9,17 @@ __all__ = ['Client']
 import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 from fastcore.basics import patch
 
 from ..core.errors import ServeError
 from .client_steps import AnswerCache, Call, Pause, RetryRules, ServiceUnreachable
-from .client_steps import blocking, cancel_steps, changing_call, explain_steps
+from .client_steps import blocking, cancel_steps, data_steps, explain_steps
 from .client_steps import frame_steps, job_steps, jobs_steps, models_steps
-from .client_steps import predict_steps, request_steps, response_data, train_steps
-from .client_steps import universe_steps, wait_steps, what_if_steps
+from .client_steps import predict_steps, train_steps, universe_steps, wait_steps
+from .client_steps import what_if_steps
 from .client_updates import SILENCE, Follower, Update
 
 # %% ../../nbs/client/30_client.ipynb #1880c17b
@@ -37,17 +38,11 @@ def connection_options(
     headers = {"user-agent": "stockpredict"} | ({"authorization": f"Bearer {key}"} if key else {})
     return {"base_url": base_url, "timeout": timeout, "headers": headers, "follow_redirects": False}
 
-
-def client_repr(
-    name: str,  # of the class
-    http: httpx.Client | httpx.AsyncClient,  # its connections
-) -> str:
-    "A client in one line, without its key."
-    return f"{name} of {http.base_url}{' with a key' if 'authorization' in http.headers else ''}"
-
 # %% ../../nbs/client/30_client.ipynb #733b6ec9
-class Client:
-    "A client of a running prediction service."
+class ServiceClient:
+    "Connections to a service, rules for retries and answers that may still hold."
+
+    connections: type  # of httpx, blocking or asynchronous
 
     def __init__(
         self,
@@ -56,14 +51,21 @@ class Client:
         timeout: float = 10.0,  # seconds for one request
         retries: int = 4,  # times to try again when the service is busy or away
         patience: float = 30.0,  # seconds in all to wait between tries
-        transport: httpx.BaseTransport | None = None,  # how to get there; the network when left out
+        transport: Any = None,  # of httpx, how to get there; the network when left out
     ):
         options = connection_options(base_url, api_key, timeout)
-        self.http = httpx.Client(**options, transport=transport)
+        self.http = self.connections(**options, transport=transport)
         self.rules, self.answers = RetryRules(retries, patience), AnswerCache()
 
     def __repr__(self):
-        return client_repr("Client", self.http)
+        key = " with a key" if "authorization" in self.http.headers else ""
+        return f"{type(self).__name__} of {self.http.base_url}{key}"
+
+# %% ../../nbs/client/30_client.ipynb #8ce0d7ec
+class Client(ServiceClient):
+    "A client of a running prediction service."
+
+    connections = httpx.Client
 
     def __enter__(self):
         return self
@@ -86,6 +88,7 @@ class Client:
     jobs = blocking(jobs_steps)
     wait = blocking(wait_steps)
     cancel = blocking(cancel_steps)
+    request = blocking(data_steps)
 
 # %% ../../nbs/client/30_client.ipynb #1346121e
 def sent_options(
@@ -124,20 +127,6 @@ def run(
             answer = self.http.request(**sent_options(step))
         except httpx.HTTPError as error:
             answer = unreachable(self.http, error)
-
-
-@patch
-def request(
-    self: Client,
-    method: str,  # GET, POST or DELETE
-    path: str,  # such as `/v1/models`
-    params: dict | None = None,  # query
-    json: object = None,  # body
-):
-    "The `data` of any address; what the methods do not cover."
-    change = method not in ("GET", "HEAD")
-    call = changing_call(method, path, json) if change else Call(method, path, params or {})
-    return response_data(self.run(request_steps(self.rules, call)))
 
 # %% ../../nbs/client/30_client.ipynb #1f6cc608
 @patch

@@ -285,6 +285,21 @@ def universe_steps(
         "The table changed while it was read, three times.", "Ask for `frame`, which is one answer."
     )
 
+# %% ../../nbs/client/10_client_steps.ipynb #ad8499ef
+def data_steps(
+    client: Any,  # with `rules`
+    method: str,  # GET, POST or DELETE
+    path: str,  # such as `/v1/models`
+    params: dict | None = None,  # query
+    json: Any = None,  # body of a change
+) -> Steps[Any]:
+    "The `data` of any address; what the methods do not cover."
+    if method in ("GET", "HEAD"):
+        call = Call(method, path, params or {})
+    else:
+        call = changing_call(method, path, json)
+    return response_data((yield from request_steps(client.rules, call)))
+
 # %% ../../nbs/client/10_client_steps.ipynb #fa465717
 def predict_steps(
     client: Any,  # with `rules` and `answers`
