@@ -7878,6 +7878,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'stockpredict/serve/desk_state.py'),
                                                'stockpredict.serve.desk_state.read_prefect': ( 'serve/desk_state.html#read_prefect',
                                                                                                'stockpredict/serve/desk_state.py'),
+                                               'stockpredict.serve.desk_state.schedule_expected': ( 'serve/desk_state.html#schedule_expected',
+                                                                                                    'stockpredict/serve/desk_state.py'),
                                                'stockpredict.serve.desk_state.schedule_sentence': ( 'serve/desk_state.html#schedule_sentence',
                                                                                                     'stockpredict/serve/desk_state.py')},
             'stockpredict.serve.engine_link': { 'stockpredict.serve.engine_link.EngineLink': ( 'serve/engine_link.html#enginelink',

@@ -10,7 +10,7 @@ import hashlib, ipaddress, time
 
 from fastcore.basics import patch
 
-from stockpredict.access.users import AccessFile
+from stockpredict.access.users import AccessFile, plain_name
 from stockpredict.core.errors import AccessError
 from stockpredict.core.sections import Storage
 
@@ -44,10 +44,10 @@ def network_of(
 
 def count_key(
     kind: str,  # of `LIMITS`
-    *parts: str,  # name, address, or both
+    *parts: str,  # canonical name, address, or both
 ) -> str:
     "The digest under which a count is stored."
-    text = "\0".join((kind, *parts)).lower().encode()
+    text = "\0".join((kind, *parts)).encode()
     return f"{kind}:{hashlib.blake2b(text, digest_size=12).hexdigest()}"
 
 # %% ../../nbs/access/35_lockout.ipynb #3aba642e
@@ -75,10 +75,15 @@ class LoginAttempts:
         address: str,  # of the caller
     ) -> list[str]:  # of the counts that this attempt belongs to
         "The counts that decide on an attempt."
-        network, known = network_of(address), count_key("known", name, network_of(address))
+        network, known = network_of(address), _known_key(name, address)
         if content.get("seen", {}).get(known, 0) > self.clock() - KNOWN_DAYS * 86_400:
             return [known]
-        return [count_key("user", name), count_key("address", network)]
+        return [count_key("user", plain_name(name)), count_key("address", network)]
+
+
+def _known_key(name, address):
+    "The count of a name at an address where it has logged in."
+    return count_key("known", plain_name(name), network_of(address))
 
 # %% ../../nbs/access/35_lockout.ipynb #10f38302
 @patch
@@ -136,4 +141,4 @@ def succeed(
                 counts[key][0] -= 1
             else:
                 counts.pop(key, None)
-        content.setdefault("seen", {})[count_key("known", name, network_of(address))] = self.clock()
+        content.setdefault("seen", {})[_known_key(name, address)] = self.clock()

@@ -106,11 +106,18 @@ def changing(self: AccessFile) -> Iterator[dict]:
 NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,38}")
 
 
+def plain_name(
+    text: str,  # as typed
+) -> str:
+    "The one spelling under which a name is looked up and its failed logins are counted."
+    return unicodedata.normalize("NFKC", text[:200]).strip().lower()
+
+
 def user_name(
     text: str,  # as typed
 ) -> str:
     "The canonical form of a name; `RequestInvalid` when it cannot be one."
-    name = unicodedata.normalize("NFKC", text).strip().lower()
+    name = plain_name(text)
     if NAME.fullmatch(name):
         return name
     raise RequestInvalid(
@@ -271,7 +278,7 @@ def _check(self: UserStore, name, password):
     from argon2.exceptions import InvalidHashError, VerificationError
 
     self._blank = self._blank or self.hasher.hash(os.urandom(32).hex())
-    row = self.file.read().get(unicodedata.normalize("NFKC", name[:200]).strip().lower())
+    row = self.file.read().get(plain_name(name))
     user = user_from(row) if row else None
     enabled = user is not None and not user.disabled
     self.checks += 1

@@ -438,6 +438,18 @@ def test_a_guesser_is_slowed_and_the_owner_is_not_locked_out(storage, clock):
     assert guesses(attempts, 100, address="10.0.0.7") == 5
 
 
+@pytest.mark.parametrize("spell", [" {}".format, "{}\t".format, str.upper, str.title, "\u3000{}".format])
+def test_another_spelling_of_a_name_is_no_new_guess(storage, clock, spell):
+    attempts = LoginAttempts(storage, clock=clock)
+    assert guesses(attempts, 100, address="198.51.100.1") == 5
+    assert guesses(attempts, 100, name=spell("anna"), address="198.51.100.2") == 0
+    wide = "".join(chr(ord(letter) + 0xFEE0) for letter in "anna")
+    assert guesses(attempts, 100, name=wide, address="198.51.100.3") == 0
+    attempts = LoginAttempts(storage, clock=clock)
+    attempts.succeed(spell("anna"), "10.0.0.7")
+    assert guesses(attempts, 1, address="10.0.0.7") == 1  # her own desk, however she spelt her name there
+
+
 def test_the_first_login_from_a_new_place_waits_at_most_five_minutes(storage, clock):
     attempts = LoginAttempts(storage, clock=clock)
     guesses(attempts, 500)
