@@ -22,10 +22,11 @@ from ..core.files import atomic_write, file_lock, read_json
 from .flow_server import answers
 from .lifeline import MARK, marked, stop_processes
 from .parts import Part, refuse_taken_ports
+from ..serve.desk_state import PROCESSES_FILE
 
 # %% ../../nbs/ops/60_processes.ipynb #efc46d70
 def _ledger(home: Path) -> Path:
-    return Path(home) / "processes.json"
+    return Path(home) / PROCESSES_FILE
 
 
 def _load(home: Path) -> dict:

@@ -31,6 +31,7 @@ class DeskState:
     runs: list[dict] = field(default_factory=list)  # of Prefect, newest first: name, state, when
     reports: list[dict] = field(default_factory=list)  # newest first: title, as_of, status, when, href
     open_ports: frozenset[int] = frozenset()  # of the parts with pages
+    expected: bool = False  # a scheduler was started here, or the environment names one
 
 # %% ../../nbs/serve/47_desk_state.ipynb #adaf863b
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "RUNNING")
@@ -129,6 +130,18 @@ def part_pages(
     return {"Prefect": schedule.prefect_port, "MLflow": schedule.mlflow_port, "JupyterLab": schedule.lab_port}
 
 # %% ../../nbs/serve/47_desk_state.ipynb #5df69a75
+PROCESSES_FILE = "processes.json"  # in the home folder; the parts that `stockpredict up` has started
+
+
+def schedule_expected(
+    settings: Settings,  # home folder
+) -> bool:
+    "Was a scheduler started for this home, or does the environment name one?"
+    parts = read_json(settings.storage.home_dir / PROCESSES_FILE, default={})
+    started = isinstance(parts, dict) and "schedule" in parts
+    return started or bool(os.environ.get("PREFECT_API_URL"))
+
+# %% ../../nbs/serve/47_desk_state.ipynb #1838d73a
 def read_desk(
     settings: Settings,  # ports, reports
     now: datetime | None = None,  # the clock when empty
@@ -141,9 +154,10 @@ def read_desk(
         listening = pool.map(listens, ports)
         seen = {"seen": _minute((now or datetime.now(UTC)).isoformat()), "reports": reports.result()}
         open_ports = frozenset(p for p, yes in zip(ports, listening, strict=True) if yes)
-        return DeskState(**seen, **prefect.result(), open_ports=open_ports)
+        seen |= {"open_ports": open_ports, "expected": schedule_expected(settings)}
+        return DeskState(**seen, **prefect.result())
 
-# %% ../../nbs/serve/47_desk_state.ipynb #1838d73a
+# %% ../../nbs/serve/47_desk_state.ipynb #3258e39c
 def schedule_sentence(
     state: DeskState,  # of the other parts
     settings: Settings,  # how often to retrain
@@ -156,6 +170,8 @@ def schedule_sentence(
         return "Retraining is switched off: retrain = never in [schedule].", False
     if state.scheduler is None:
         return "The schedule is being read.", False
+    if not state.scheduler and not state.expected:
+        return "No scheduler runs beside this service. To start one, run: stockpredict up", False
     if not state.scheduler:
         address = f"port {settings.schedule.prefect_port}"
         return f"Nothing is scheduled: no Prefect server answers at {address}. Run: stockpredict up", True
