@@ -108,8 +108,8 @@ class CommandRunner:
     def take(self) -> Job | None:
         "The job, now owned by this process; `None` when it has ended already."
         with self.store.locked():
-            job = Job(**read_json(self.store.path(self.id)))
-            if not job.active:
+            job = self.store.stored(self.id)
+            if job is None or not job.active:
                 return None
             job.owner = this_process()
             self.store.write(job)

@@ -16,8 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -141,32 +140,62 @@ def write(
     with explain_disk("[storage] home"):
         write_json(self.path(job.id), asdict(job), durable=not job.active)
 
+# %% ../../nbs/serve/42_jobs.ipynb #4dc92bf4
+@patch
+def stored(
+    self: JobStore,
+    job_id: str,  # as asked for
+) -> Job | None:  # `None` when there is none, or when it is torn
+    "A record as it stands; fields of a later version are left out."
+    content = read_json(self.path(job_id))
+    known = {f.name for f in fields(Job)}
+    try:
+        return Job(**{k: v for k, v in content.items() if k in known})
+    except (AttributeError, TypeError):
+        return None
+
+
+@patch
+def stored_jobs(
+    self: JobStore,
+    kind: str = "",  # every kind when empty
+) -> list[Job]:
+    "The records as they stand."
+    names = [p.stem for p in self.folder.glob("*.json") if JOB_ID.fullmatch(p.stem)]
+    return [job for job in map(self.stored, names) if job and kind in ("", job.kind)]
+
+# %% ../../nbs/serve/42_jobs.ipynb #c04ef61e
+def owner_lost(
+    job: Job,  # as stored
+) -> bool:
+    "Does the record say that it runs, while its process has gone?"
+    return job.active and bool(job.owner) and not owner_alive(job.owner)
+
 
 @patch
 def _healed(self: JobStore, job):
     "The same job; interrupted when its process is gone."
-    if not job.active or not job.owner or owner_alive(job.owner):
+    if not owner_lost(job):
         return job
     with self.locked():
-        job = Job(**read_json(self.path(job.id)))  # it may have ended meanwhile
-        if job.active and not owner_alive(job.owner):
+        job = self.stored(job.id) or job  # it may have ended meanwhile
+        if owner_lost(job):
             job.state, job.ended = "interrupted", job_moment()
             lost = JobInterrupted("The process that carried it out is gone.", STARTS_AGAIN)
             job.error = dict(code=lost.code, problem=lost.problem, fix=lost.fix)
             self.write(job)
     return job
 
-# %% ../../nbs/serve/42_jobs.ipynb #4dc92bf4
+# %% ../../nbs/serve/42_jobs.ipynb #f3a7a9b8
 @patch
 def read(
     self: JobStore,
     job_id: str,  # as asked for
 ) -> Job:
     "One job; `NotFound` when there is none."
-    content = read_json(self.path(job_id))
-    if not isinstance(content, dict):
+    if (job := self.stored(job_id)) is None:
         raise NotFound("There is no such job.", "GET /v1/jobs lists the jobs that exist.")
-    return self._healed(Job(**content))
+    return self._healed(job)
 
 
 @patch
@@ -175,12 +204,7 @@ def jobs(
     kind: str = "",  # every kind when empty
 ) -> list[Job]:
     "The jobs, newest first."
-    names = [p.stem for p in self.folder.glob("*.json") if JOB_ID.fullmatch(p.stem)]
-    stored = []
-    for name in names:
-        with suppress(NotFound):  # torn by a power cut, or removed meanwhile
-            stored.append(self.read(name))
-    return sorted((j for j in stored if kind in ("", j.kind)), key=lambda j: (j.created, j.id), reverse=True)
+    return sorted(map(self._healed, self.stored_jobs(kind)), key=lambda j: (j.created, j.id), reverse=True)
 
 # %% ../../nbs/serve/42_jobs.ipynb #57e52e24
 class JobHandle:
@@ -262,7 +286,8 @@ def submit(
 ) -> Job:
     "Start a job; `JobRunning` when as many of its kind are running."
     with self.locked():
-        if len(running := [job for job in self.jobs(kind) if job.active]) >= at_most:
+        running = [job for job in self.stored_jobs(kind) if job.active and not owner_lost(job)]
+        if len(running) >= at_most:
             fix = f"Wait for it, or cancel it: DELETE /v1/jobs/{running[0].id}."
             raise JobRunning(f"A job of the kind {kind} is running.", fix, job=running[0].id)
         name = f"{kind}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"

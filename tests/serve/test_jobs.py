@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import patience
 import psutil
 import pytest
 from stockpredict.access.permissions import ROLES, Caller
 from stockpredict.core.errors import NotFound
-from stockpredict.core.files import file_lock, write_json
+from stockpredict.core.files import file_lock, read_json, write_json
 from stockpredict.serve.job_runner import read_error
 from stockpredict.serve.jobs import Job, JobRunning, JobStore, job_moment, this_process
 from stockpredict.serve.training import TRAIN_STEPS
@@ -78,6 +80,25 @@ def test_records_survive_and_a_torn_one_is_not_shown(store):
     with pytest.raises(NotFound):
         JobStore(store.folder).read(f"{job.id[:-8]}00000000")
     assert [j.id for j in JobStore(store.folder).jobs()] == [job.id]
+
+
+def test_a_record_of_a_later_version_is_read_and_one_without_its_fields_is_not_shown(store):
+    job = store.submit("batch", lambda handle: {}, "key:1")
+    path = store.path(ended(store, job.id).id)
+    write_json(path, read_json(path) | {"priority": 3})
+    write_json(store.path(f"{job.id[:-8]}00000000"), {"id": "half"})
+    assert [j.id for j in store.jobs()] == [job.id] and store.read(job.id).state == "done"
+
+
+def test_the_first_job_after_a_crash_starts_though_nobody_has_looked_since(store):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    born = psutil.Process(gone.pid).create_time()
+    gone.wait()
+    lost = Job("train-20261130T150000-00000001", "train", "local", job_moment())
+    lost.owner = [this_process()[0], gone.pid, born]
+    store.write(lost)
+    job = store.submit("train", lambda handle: {"version": 2}, "local")
+    assert ended(store, job.id).state == "done" and store.read(lost.id).state == "interrupted"
 
 
 @pytest.mark.parametrize("name", ["../secret", "train-20261130T141500-5f3a9c0", "x" * 300, "", "train-\0"])
