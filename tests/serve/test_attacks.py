@@ -4,7 +4,12 @@ The application runs in this process, behind its first layer. A request is a raw
 hold what no decent client sends."""
 
 import asyncio
+import base64
 import json
+import re
+import sys
+import urllib.request
+from urllib.parse import urljoin, urlsplit
 
 import orjson
 import pytest
@@ -29,10 +34,9 @@ def build(folder, **more):
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory):
     "A service that asks everybody for a key, and a key of each role."
-    settings = build(
-        tmp_path_factory.mktemp("strict"),
-        **{"access.required": "always", "access.cors_origins": "https://desk.example"},
-    )
+    more = {"access.required": "always", "access.cors_origins": "https://desk.example"}
+    more |= {f"access.{kind}_per_minute": 0 for kind in ("requests", "asks", "changes")}
+    settings = build(tmp_path_factory.mktemp("strict"), **more)
     store = KeyStore(settings.storage)
     own = {role: store.create([role], role)[1].encode() for role in ROLES}
     return create_app(settings), own
@@ -276,8 +280,6 @@ def test_a_key_in_the_address_is_refused_and_never_repeated(strict, capfd, where
 
 
 def test_a_key_typed_into_a_browser_opens_pages_and_changes_nothing(strict):
-    import base64
-
     app, own = strict
     typed = [(b"authorization", b"Basic " + base64.b64encode(b"me:" + own["admin"]))]
     html = (b"accept", b"text/html,application/xhtml+xml")
@@ -480,8 +482,157 @@ def test_jobs_of_others_do_not_exist_for_a_viewer(strict):
     for method in ("GET", "DELETE"):
         answer = ask(app, method, f"/v1/jobs/{foreign.id}", bearer(own["viewer"]))
         assert (answer.status, answer.code) == (absent.status, absent.code) == (404, "not-found")
+    for path in (f"/v1/batch/{foreign.id}", "/v1/batch/absent"):
+        answer = ask(app, path=path, headers=bearer(own["analyst"]))
+        assert (answer.status, answer.code) == (404, "not-found")
     listed = ask(app, path="/v1/jobs", headers=bearer(own["viewer"]))
     assert foreign.id.encode() not in listed.body and mine.id.encode() in listed.body
+
+
+def known_jobs(app):
+    return {job.id for job in app.state.service.jobs.jobs()}
+
+
+def json_bodies(app):
+    "Method, path and schema of every operation that takes JSON."
+    schema = app.openapi()
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            if found := content.get("application/json", {}).get("schema"):
+                named = found.get("$ref", "").rpartition("/")[2]
+                yield (
+                    method.upper(),
+                    re.sub(r"\{.*?\}", "1", path),
+                    schema["components"]["schemas"].get(named, found),
+                )
+
+
+def test_no_body_takes_a_name_that_is_not_documented(strict):
+    app, own = strict
+    kind, seen, before = (b"content-type", b"application/json"), 0, known_jobs(app)
+    for method, path, schema in json_bodies(app):
+        assert schema["additionalProperties"] is False, path
+        for claim in {"caller", "permissions", "signature", "verdict", "settings", "id", "__proto__"}:
+            body = json.dumps({claim: "admin"}).encode()
+            answer = ask(app, method, path, [*bearer(own["admin"]), kind], body=body)
+            assert answer.status == 422 and claim in answer.body.decode(), (path, claim, answer.body)
+        seen += 1
+    assert seen >= 6
+    assert known_jobs(app) == before
+
+
+@pytest.mark.parametrize(
+    "deep", [b"[" * 100_000, b'{"why":' * 50_000, b'{"bars":[' * 30_000], ids=["[", "{", "{["]
+)
+def test_no_body_is_too_deep_to_be_refused(strict, deep):
+    app, own = strict
+    kind = (b"content-type", b"application/json")
+    for method, path, _ in json_bodies(app):
+        answer = ask(app, method, path, [*bearer(own["admin"]), kind], body=deep)
+        assert answer.status in (413, 422), (path, answer.status)
+        assert len(answer.body) < 2000
+
+
+# ---- what stands in an address
+
+
+PAYLOADS = [
+    *("../../access/keys.json", "..\\..\\access\\keys.json", "/etc/passwd", "....//....//access/keys.json"),
+    *("%2e%2e%2faccess%2fkeys.json", "keys.json\x00.html", "x" * 5000, "' OR 1=1 --", "{{7*7}}", "${7*7}"),
+    *("<script>alert(1)</script>", "a\r\nset-cookie: x=1", "1; rm -rf /", "$(id)", "*", "-1"),
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_nothing_in_place_of_a_parameter_reads_a_file_or_runs(strict, payload):
+    app, own = strict
+    stored = app.state.service.keys.store.path.read_bytes()
+    more = [*bearer(own["admin"]), (b"content-type", b"application/json")]
+    tried = 0
+    for method, _, template in routes(app):
+        if "{" not in template and template != "/reports":
+            continue
+        path = re.sub(r"\{[^}]*\}", lambda _: payload, template) + f"/{payload}" * (template == "/reports")
+        answer = ask(app, method, path, more, body=b'{"why": "an attack"}')
+        assert 400 <= answer.status < 500, (method, template, answer.status)
+        assert len(answer.body) < 20_000 and stored[:40] not in answer.body and b"root:" not in answer.body
+        assert b"<script>alert" not in answer.body or b"json" in answer.headers["content-type"].encode()
+        assert all(b"\r" not in value and b"\n" not in value for _, value in answer.raw_headers)
+        tried += 1
+    assert tried >= 12 and app.state.service.keys.store.path.read_bytes() == stored
+
+
+@pytest.fixture
+def contacts():
+    "What this process connects to, resolves or opens meanwhile, as the interpreter itself reports it."
+    seen, watching = [], [True]
+
+    def note(event, words):
+        if watching and event in ("socket.connect", "socket.getaddrinfo", "open", "subprocess.Popen"):
+            seen.append(repr(words))
+
+    sys.addaudithook(note)  # cannot be removed; it ends with `watching`
+    yield seen
+    watching.clear()
+
+
+FOREIGN = "http://169.254.169.254:9/evil.example"
+
+
+def test_no_address_that_a_caller_names_is_contacted_or_redirected_to(strict, contacts):
+    with pytest.raises(OSError):
+        urllib.request.urlopen("http://127.0.0.1:9", timeout=5)
+    assert any("127.0.0.1" in words for words in contacts)  # the watch sees a real contact
+    app, own = strict
+    key, url = bearer(own["admin"]), FOREIGN.encode()
+    head = {"alg": "EdDSA", "typ": "at+jwt", "kid": FOREIGN, "jku": FOREIGN, "x5u": FOREIGN}
+    parts = json.dumps(head).encode(), b'{"iss": "%b"}' % url, b"x" * 64
+    token = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
+    answers = [ask(app, headers=bearer(token))]
+    names = "origin referer forwarded x-forwarded-host x-forwarded-for x-original-url x-callback-url link"
+    for name in names.split():
+        answers.append(ask(app, headers=[*key, (name.encode(), url)]))
+    for name in ("callback", "webhook", "url", "redirect_uri", "next", "tickers", "as_of", "model"):
+        answers.append(ask(app, path="/v1/predictions", headers=key, query=f"{name}={FOREIGN}".encode()))
+    kind = (b"content-type", b"application/json")
+    for method, path, _ in routes(app):
+        for name in ("webhook", "callback_url", "challenger", "bars") if method == "POST" else ():
+            answers.append(ask(app, method, path, [*key, kind], body=json.dumps({name: FOREIGN}).encode()))
+    paths = "//evil.example //evil.example/ /\\evil.example/ /reports//evil.example/.. /reports /v1/models/"
+    for path in (*paths.split(), "/t//evil.example", f"/{FOREIGN}"):
+        answers.append(ask(app, path=path, headers=key, host=b"169.254.169.254"))
+    assert any("location" in answer.headers for answer in answers)
+    for answer in answers:
+        target = urljoin("http://this.service/reports", answer.headers.get("location", "/"))
+        assert answer.status < 500 and urlsplit(target).netloc == "this.service" and "\\" not in target
+    assert not [words for words in contacts if "169.254" in words or "evil.example" in words]
+
+
+# ---- what a stranger learns
+
+
+def test_without_a_key_what_exists_looks_like_what_does_not(strict):
+    app, _ = strict
+
+    def refusal(path):
+        answer = ask(app, path=path, headers=[(b"x-request-id", b"same")])
+        body = orjson.loads(answer.body)
+        body["error"].pop("timestamp"), body["metadata"].pop("timestamp")
+        assert body["error"].pop("instance") == path
+        return answer.status, sorted(h for h in answer.raw_headers if h[0] != b"content-length"), body
+
+    paths = [
+        READ,
+        "/v1/predictions/NOPE",
+        "/v1/models/1",
+        "/v1/models/99",
+        "/v1/jobs/x",
+        "/t/AAPL",
+        "/nowhere",
+    ]
+    refusals = [refusal(path) for path in paths]
+    assert refusals[0][0] == 401 and all(other == refusals[0] for other in refusals)
 
 
 # ---- limits and the file of the keys
