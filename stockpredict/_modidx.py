@@ -8422,6 +8422,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'stockpredict/serve/server.py'),
                                            'stockpredict.serve.server.plan_of': ( 'serve/server.html#plan_of',
                                                                                   'stockpredict/serve/server.py'),
+                                           'stockpredict.serve.server.run_and_leave': ( 'serve/server.html#run_and_leave',
+                                                                                        'stockpredict/serve/server.py'),
                                            'stockpredict.serve.server.run_child': ( 'serve/server.html#run_child',
                                                                                     'stockpredict/serve/server.py'),
                                            'stockpredict.serve.server.run_loop': ( 'serve/server.html#run_loop',

@@ -41,7 +41,7 @@ from .service import Service
 # %% ../../nbs/serve/70_app.ipynb #091bf26f
 from .access_routes import add_access_routes, add_security
 from .ask_routes import add_batch_routes, add_explanation_route
-from .front import LOOK_EVERY, add_page_routes, asks_for_key, service_origin
+from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import add_job_routes
 from .business_metrics import add_business_metrics
 from .experiment_routes import add_experiment_routes
@@ -58,14 +58,16 @@ def add_error_handlers(
     "Give every error the same format."
 
     async def own_error(request, error):
-        return service.refuse(request.scope, error)
+        return not_found_page(service, request, error) or service.refuse(request.scope, error)
 
     async def framework_error(request, error):
-        headers = dict(getattr(error, "headers", None) or {})
+        translated, headers = translate_error(error), dict(getattr(error, "headers", None) or {})
+        if page := not_found_page(service, request, translated):
+            return page
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        return service.refuse(request.scope, translate_error(error), encoded)
+        return service.refuse(request.scope, translated, encoded)
 
     async def client_gone(request, error):
         return RawResponse(499, [], b"")

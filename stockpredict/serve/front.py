@@ -198,6 +198,17 @@ def refused_page(
     kept = [(n, v) for n, v in response.raw_headers if n not in (b"content-type", b"content-length")]
     return RawResponse(error.status, [PAGE_HEADER, POLICY_HEADER, *kept], error_page(error))
 
+# %% ../../nbs/serve/62_front.ipynb #1283f983
+def not_found_page(
+    service: Service,  # counts the refusal
+    request: Request,  # that is refused
+    error: StockpredictError,  # why
+) -> Response | None:  # `None` where problem details are the answer
+    "The page for a browser that asks for something that is not there."
+    accepted = request.scope["header_map"].get(b"accept", b"")
+    wanted = error.status == 404 and b"text/html" in accepted and not request.scope["path"].startswith("/v1/")
+    return refused_page(service, request, error) if wanted else None
+
 # %% ../../nbs/serve/62_front.ipynb #1e5a8d85
 SEARCH = Query("", max_length=16, description="part of a ticker")
 PAGE_NUMBER = Query(1, ge=1, le=100_000, description="page of the list")

@@ -207,6 +207,11 @@ class ReportFiles(StaticFiles):
             response = await super().get_response(path, scope)
         except (OSError, ValueError, RuntimeError):
             raise HTTPException(404) from None
+        except HTTPException as refusal:
+            if path == "." and refusal.status_code == 404:
+                problem = "There are no reports yet."
+                raise NotFound(problem, "Run stockpredict retrain: it writes them.") from None
+            raise
         name = "index.html" if path == "." else path
         scripts = [ALLOWED_SCRIPTS[name]] if name in ALLOWED_SCRIPTS else []
         response.headers["content-security-policy"] = "; ".join([REPORT_POLICY, *scripts])

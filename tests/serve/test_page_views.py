@@ -5,15 +5,19 @@ import base64
 import json
 import re
 import shutil
+import sys
 from datetime import UTC, datetime
 
 import pytest
 
 from stockpredict.access.keys import KeyStore
+from stockpredict.ops.parts import Part
+from stockpredict.ops.processes import down, up
 from stockpredict.predict.answer_table import open_answers, table_signer
 from stockpredict.predict.recent_closes import CLOSES_FILE, ClosesFile
 from stockpredict.predict.table_archive import archive_table
 from stockpredict.predict.table_format import pack_table
+from stockpredict.serve.desk_state import read_desk, schedule_sentence
 
 from .conftest import build_settings
 
@@ -96,6 +100,36 @@ def test_an_unknown_ticker_is_a_page_with_near_names(served, history):
     assert 'href="/t/SIM03"' in unknown.text and "code unknown-ticker" in words(unknown)
     assert strange.status_code == script.status_code == 404 and "<script>" not in script.text
     assert "default-src 'none'" in unknown.headers["content-security-policy"]
+
+
+def test_a_browser_gets_a_page_where_nothing_is_and_a_program_gets_a_problem(served, history):
+    paths = "/nowhere", "/reports/", "/reports/2026/page.html", "/v1/nowhere"
+    in_browser = pages(served, history, *paths, accept="text/html,application/xhtml+xml,*/*;q=0.8")
+    in_program = pages(served, history, *paths)
+    assert {response.status_code for response in in_browser + in_program} == {404}
+    kinds = [response.headers["content-type"].partition(";")[0] for response in in_browser]
+    assert kinds == ["text/html"] * 3 + ["application/problem+json"]
+    assert all(response.json()["error"]["code"] == "not-found" for response in in_program)
+    assert "no reports yet" in words(in_browser[1])
+    assert "default-src 'none'" in in_browser[1].headers["content-security-policy"]
+
+
+def test_the_red_box_is_for_a_desk_that_was_started(tmp_path, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    home = tmp_path / "home"
+    settings = build_settings(home, **{"schedule.prefect_port": 1})
+    quiet = read_desk(settings)
+    assert schedule_sentence(quiet, settings) == (
+        "No scheduler runs beside this service. To start one, run: stockpredict up",
+        False,
+    )
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    up([Part("schedule", command)], home)
+    try:
+        assert schedule_sentence(read_desk(settings), settings)[1]
+    finally:
+        down(home)
+    assert not schedule_sentence(read_desk(settings), settings)[1]
 
 
 def test_pages_hold_no_inline_script_or_style_and_have_a_tag(served, history):
