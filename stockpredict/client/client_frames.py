@@ -10,22 +10,9 @@ from typing import Any
 
 import httpx
 
+from ..predict.schemas import column_name
+
 # %% ../../nbs/client/00_client_frames.ipynb #8862cd49
-SHORT_COLUMNS = {"model.name": "model", "model.version": "model_version", "model.artifact": "artifact"}
-SHORT_COLUMNS |= {"model.skill": "skill", "model.verdict": "verdict"}
-
-
-def frame_column(
-    path: str,  # of a nested field, such as `quantiles.0.05`
-) -> str:
-    "The name of a column of the frame."
-    for prefix, short in (("quantiles.", "q"), ("prices.", "price_q")):
-        if path.startswith(prefix):
-            return short + path.removeprefix(prefix)
-    plain = path.removeprefix("model.heads.").replace(".", "_")
-    return SHORT_COLUMNS.get(path, plain)
-
-
 def flat_fields(
     nested: dict,  # a prediction
     prefix: str = "",  # of the path
@@ -54,4 +41,4 @@ def frame_of(
     import pandas as pd
 
     rows = [flat_fields(p.model_dump(mode="python")) for p in predictions]
-    return pd.DataFrame([{frame_column(path): value for path, value in row.items()} for row in rows])
+    return pd.DataFrame([{column_name(path): value for path, value in row.items()} for row in rows])

@@ -108,6 +108,23 @@ class Prediction(BaseModel):
         False, description="true while a newer model is refused and the last good one answers"
     )
 
+# %% ../../nbs/predict/00_schemas.ipynb #fb4c9aab
+_SHORT_NAMES = {"model.name": "model", "model.version": "model_version", "model.artifact": "artifact"}
+_SHORT_NAMES |= {"model.skill": "skill", "model.verdict": "verdict"}
+
+
+def column_name(
+    path: str,  # of a nested field, such as `quantiles.0.05`
+) -> str:
+    "The name of a column."
+    if path in _SHORT_NAMES:
+        return _SHORT_NAMES[path]
+    for prefix, short in (("quantiles.", "q"), ("prices.", "price_q"), ("model.heads.", "")):
+        if path.startswith(prefix):
+            rest = path.removeprefix(prefix)
+            return short + (rest if short else rest.replace(".", "_"))
+    return path.replace(".", "_")
+
 # %% ../../nbs/predict/00_schemas.ipynb #c53a151b
 def plot_predictions(
     predictions: list[Prediction],  # drawn left to right, usually the horizons of one ticker

@@ -12,6 +12,7 @@ import orjson
 from fastapi import Query
 
 from ..core.errors import RequestInvalid
+from ..predict.schemas import column_name
 
 # %% ../../nbs/serve/52_formats.ipynb #f41972bd
 MEDIA_TYPES = {
@@ -97,23 +98,6 @@ def _answer_types(answer):
     fields += [("model", pa.struct([*model, ("heads", heads)])), ("data_as_of", pa.timestamp("s"))]
     fields += [("snapshot", pa.int64()), ("fingerprint", text), ("source", text), ("disclaimer", text)]
     return pa.schema(fields)
-
-# %% ../../nbs/serve/52_formats.ipynb #691f6bc0
-_SHORT_NAMES = {"model.name": "model", "model.version": "model_version", "model.artifact": "artifact"}
-_SHORT_NAMES |= {"model.skill": "skill", "model.verdict": "verdict"}
-
-
-def column_name(
-    path: str,  # of a nested field, such as `quantiles.0.05`
-) -> str:
-    "The name of a column."
-    if path in _SHORT_NAMES:
-        return _SHORT_NAMES[path]
-    for prefix, short in (("quantiles.", "q"), ("prices.", "price_q"), ("model.heads.", "")):
-        if path.startswith(prefix):
-            rest = path.removeprefix(prefix)
-            return short + (rest if short else rest.replace(".", "_"))
-    return path.replace(".", "_")
 
 # %% ../../nbs/serve/52_formats.ipynb #dbe6cd03
 def read_answers(
