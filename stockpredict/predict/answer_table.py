@@ -434,6 +434,7 @@ EXAMPLE_HEADER = {
     "built_at": "2022-12-27T22:00:00+00:00",
     "model": EXAMPLE_MODEL,
     "decision_session": "2022-12-27",
+    "entry_session": "2022-12-28",
     "data_as_of": "2022-12-27T21:00:00Z",
     "horizons": [1, 5],
     "snapshot": 1,

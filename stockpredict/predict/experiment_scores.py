@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/predict/70_experiment_scores.ipynb #9e51bb67
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -16,6 +16,8 @@ import orjson
 from stockpredict.core.errors import StockpredictError
 from stockpredict.core.files import write_json
 from stockpredict.core.settings import Settings
+from stockpredict.evaluate.metrics import pinball, rank_ic
+from stockpredict.evaluate.risk import qlike
 from stockpredict.predict.experiments import ModelExperiment, all_experiments, experiment_card
 from stockpredict.predict.experiments import (
     experiment_path,
@@ -37,43 +39,26 @@ class PairedSession:
     coverage: float  # share of outcomes inside the challenger's 90 % interval
 
 
-def pinball_of(
-    answer: dict,  # one prediction
-    outcome: float,  # return that came
-) -> float:
-    "The mean pinball loss over the stated quantiles."
-    return float(
-        np.mean(
-            [
-                max(p * (outcome - q), (p - 1) * (outcome - q))
-                for p, q in ((float(level), q) for level, q in answer["quantiles"].items())
-            ]
-        )
-    )
+def pinball_losses(
+    answers: list[dict],  # predictions of one model, with the same levels
+    outcomes: list[float],  # returns that came
+) -> np.ndarray:  # a row an answer, a column a level
+    "The pinball loss of every stated quantile."
+    levels = list(answers[0]["quantiles"])
+    quantiles = [[a["quantiles"][level] for level in levels] for a in answers]
+    return pinball(quantiles, [float(level) for level in levels], outcomes)
 
 
-def qlike_of(
-    answer: dict,  # one prediction
-    outcome: float,  # return that came
-) -> float:
-    "QLIKE of the stated variance against the squared return; never below zero."
-    ratio = max(outcome**2, 1e-8) / max(answer["volatility"]["horizon"] ** 2, 1e-12)
-    return float(ratio - np.log(ratio) - 1)
+def variance_losses(
+    answers: list[dict],  # predictions of one model
+    outcomes: list[float],  # returns that came
+) -> np.ndarray:  # one an answer
+    "QLIKE of the stated variances against the squared returns; never below zero."
+    return qlike([a["volatility"]["horizon"] ** 2 for a in answers], np.square(outcomes))
 
 # %% ../../nbs/predict/70_experiment_scores.ipynb #75977542
 BOUNDS = {"intervals": 0.25, "volatility": 0.5, "direction": 1.0}  # most that one session counts
 LEAST_CELLS = 5  # tickers of a session; fewer say nothing about ranks
-
-
-def rank_correlation(
-    a: Sequence[float],  # forecasts
-    b: Sequence[float],  # outcomes
-) -> float:  # NaN where one of them does not vary
-    "Spearman's correlation."
-    from scipy.stats import rankdata
-
-    x, y = rankdata(a), rankdata(b)
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else float("nan")
 
 
 def session_difference(
@@ -84,10 +69,11 @@ def session_difference(
 ) -> float:
     "How much better the challenger was on one session."
     if head == "direction":
-        ic = [rank_correlation([a["expected"] for a in answers], outcomes) for answers in (ours, theirs)]
-        return 0.0 if np.isnan(ic).all() else float(np.nan_to_num(ic[1]) - np.nan_to_num(ic[0]))
-    loss = pinball_of if head == "intervals" else qlike_of
-    a, b = (np.mean([loss(x, y) for x, y in zip(answers, outcomes)]) for answers in (ours, theirs))
+        score = [[a["expected"] for a in answers] for answers in (ours, theirs)]
+        ic = np.nan_to_num(rank_ic(score, [outcomes, outcomes], min_names=LEAST_CELLS))
+        return float(ic[1] - ic[0])
+    losses = pinball_losses if head == "intervals" else variance_losses
+    a, b = (np.mean(losses(answers, outcomes)) for answers in (ours, theirs))
     return float(relative_difference(np.array([a]), np.array([b]))[0])
 
 # %% ../../nbs/predict/70_experiment_scores.ipynb #a1f0f90a
