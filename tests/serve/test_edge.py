@@ -3,6 +3,8 @@
 import configparser
 import contextlib
 import json
+import os
+import re
 import shutil
 import socket
 import ssl
@@ -11,10 +13,11 @@ import threading
 from pathlib import Path
 
 import patience
+import psutil
 import pytest
 
 from .conftest import accepts, build_settings, free_port, service_process
-from .test_wire import self_made_certificate, status_of, talk
+from .test_wire import rest_of, self_made_certificate, status_of, talk
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 HEAD = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -22,7 +25,7 @@ MAIN = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1; {user}
 events {{ worker_connections 512; }}
 http {{
-    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    access_log {folder}/access.log; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
     include {folder}/stockpredict.conf;
 }}
@@ -30,10 +33,8 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(folder, upstream, seconds=10):
+def nginx(folder, upstream, head_seconds=10, body_seconds=10):
     "The edge as it stands in deploy, with ports and paths of this test; yields its ports, TLS and plain."
-    import os
-
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(program).exists():
         why = "nginx is not installed; run .ci/services"
@@ -47,8 +48,8 @@ def nginx(folder, upstream, seconds=10):
         "/etc/ssl/forecasts.example/cert.pem": cert,
         "/etc/ssl/forecasts.example/key.pem": key,
         "127.0.0.1:8000": f"127.0.0.1:{upstream}",
-        "client_header_timeout 10s": f"client_header_timeout {seconds}s",
-        "client_body_timeout 10s": f"client_body_timeout {seconds}s",
+        "client_header_timeout 10s": f"client_header_timeout {head_seconds}s",
+        "client_body_timeout 10s": f"client_body_timeout {body_seconds}s",
     }
     text = (DEPLOY / "nginx" / "stockpredict.conf").read_text()
     for old, new in changes.items():
@@ -78,7 +79,7 @@ def edge(template, tmp_path_factory):
     key = KeyStore(settings.storage).create(["viewer"], "edge")[1].encode()
     changes = {"serving.engine": 0, "serving.edges": "127.0.0.1"}
     with service_process(settings, folder, **changes) as (process, port):
-        with nginx(folder, port, seconds=1) as (secure, plain, cert):
+        with nginx(folder, port, head_seconds=1, body_seconds=2) as (secure, plain, cert):
             yield secure, plain, ssl.create_default_context(cafile=str(cert)), key, process
 
 
@@ -150,11 +151,23 @@ def test_a_request_in_a_request_does_not_pass_the_edge(edge, data):
     assert process.poll() is None
 
 
-def test_slow_and_oversized_clients_end_at_the_edge(edge):
+def test_slow_clients_end_at_the_edge(edge):
+    "The log tells the order: heads that began before a body end before it, as their time is shorter."
+    secure, plain, tls, _, process = edge
+    silent, half = (socket.create_connection(("127.0.0.1", port)) for port in (secure, plain))
+    with silent, half, socket.create_connection(("127.0.0.1", secure)) as raw:
+        half_tls = tls.wrap_socket(raw, server_hostname="localhost")
+        half.sendall(HEAD)
+        half_tls.sendall(HEAD)
+        slow = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n12"
+        answers = [talk(secure, slow, tls=tls), rest_of(half_tls), rest_of(half), rest_of(silent)]
+    assert all(status_of(answer) in (0, 408) for answer in answers)
+    log = (Path(psutil.Process(process.pid).cwd()) / "access.log").read_text()
+    assert re.findall(r'"(\w+) .*?" 408 ', log) == ["GET", "GET", "POST"]
+
+
+def test_oversized_clients_end_at_the_edge(edge):
     secure, _, tls, key, _ = edge
-    assert status_of(talk(secure, HEAD, tls=tls)) in (0, 408)
-    slow = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n12"
-    assert status_of(talk(secure, slow, tls=tls)) in (0, 408)
     big = HEAD + b"X-Big: " + b"x" * 200_000 + b"\r\n\r\n"
     assert status_of(talk(secure, big, tls=tls)) in (400, 431)
     many = HEAD + b"".join(b"X-%d: 1\r\n" % i for i in range(2000)) + b"\r\n"

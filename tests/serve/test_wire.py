@@ -26,11 +26,16 @@ def talk(port, *pieces, tls=None) -> bytes:
                 s.sendall(piece)
         except OSError:
             pass  # it had seen enough
-        answer = b""
-        with contextlib.suppress(ConnectionResetError):
-            while part := s.recv(65536):
-                answer += part
-        return answer
+        return rest_of(s)
+
+
+def rest_of(s) -> bytes:
+    "Everything that arrives until the other side closes."
+    answer = b""
+    with contextlib.suppress(ConnectionResetError):
+        while part := s.recv(65536):
+            answer += part
+    return answer
 
 
 def status_of(answer: bytes) -> int:
