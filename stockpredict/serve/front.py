@@ -83,7 +83,7 @@ def service_origin(
     "The address of the service as its own settings name it, for lines to copy."
     serving = settings.serving
     host = "127.0.0.1" if serving.host in ("0.0.0.0", "::") else serving.host
-    scheme = "https" if getattr(serving, "tls_certificate", "") else "http"
+    scheme = "https" if serving.tls_cert else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{serving.port}"
 
 
