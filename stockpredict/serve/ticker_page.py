@@ -186,7 +186,7 @@ SHOWN_PARTS = 8
 
 def contribution_rows(
     explanation: dict,  # expected, base, contributions, sentence
-) -> dict:  # sentence and rows for the template
+) -> dict:  # sentence and rows for the template; no rows where no feature moves the forecast
     "The largest contributions to a forecast, as texts that add up."
     moving = [part for part in explanation["contributions"] if part["contribution"]]
     parts = sorted(moving, key=lambda part: -abs(part["contribution"]))
@@ -199,7 +199,7 @@ def contribution_rows(
         ("base: without any feature", explanation["base"]),
         ("median of the forecast", explanation["expected"]),
     ]
-    texts = [(name, f"{value:+.3%}") for name, value in rows]
+    texts = [(name, f"{value:+.3%}") for name, value in rows] if moving else []
     return {"sentence": explanation["sentence"], "rows": texts}
 
 # %% ../../nbs/serve/50_ticker_page.ipynb #f27e0b48
@@ -258,12 +258,13 @@ def part_row(
     plain = {
         k: v for k, v in state.items() if k not in ("status", "reason") and not isinstance(v, dict | list)
     }
-    details = ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in plain.items() if value not in (None, "")
-    )
+    words = {True: "yes", False: "no"}
+    texts = {k: words[v] if isinstance(v, bool) else str(v) for k, v in plain.items() if v not in (None, "")}
+    texts |= {k: text[:12] for k, text in texts.items() if k == "artifact"}
+    details = ", ".join(f"{key.replace('_', ' ')} {text}" for key, text in texts.items())
     tones = {"ok": "good", "trouble": "bad"}
-    words = {"name": name, "status": state["status"], "tone": tones.get(state["status"], "soft")}
-    return words | {"reason": str(state.get("reason", "")), "details": details}
+    row = {"name": name, "status": state["status"], "tone": tones.get(state["status"], "soft")}
+    return row | {"reason": str(state.get("reason", "")), "details": details}
 
 
 def status_page(
