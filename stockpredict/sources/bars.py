@@ -10,7 +10,7 @@ import re
 import numpy as np, pandas as pd
 from ..core.calendar import Calendar, get_calendar
 from ..core.errors import BarsInvalid, ColumnsUnmapped, near
-from ..core.tickers import canonical_ticker
+from ..core.tickers import canonical_ticker, foreign_letter
 
 # %% ../../nbs/sources/00_bars.ipynb #560d0358
 BAR_COLUMNS = ["ticker", "event_time", "known_at", "open", "high", "low", "close", "volume", "source"]
@@ -45,19 +45,19 @@ def empty_bars() -> pd.DataFrame:  # no rows, all columns
 # %% ../../nbs/sources/00_bars.ipynb #914adcb7
 def canonical_tickers(
     values: pd.Series,  # tickers as written
-) -> pd.Series:  # canonical; what is no ticker becomes "?" and its text
+) -> pd.Series:  # canonical; what is no ticker becomes "?" and its text in ASCII
     "Canonical tickers of a column; each distinct one is checked once."
     form, odd = {}, []
     for t in pd.unique(values):
         try:
             form[t] = canonical_ticker(t)
         except BarsInvalid:
-            odd.append(ascii(t)[:24])
-            form[t] = f"?{odd[-1]}"
+            odd.append(f"{repr(t)[:24]}{foreign_letter(str(t))}")
+            form[t] = f"?{ascii(t)[:24]}"
     if 2 * len(odd) <= len(form):
         return values.map(form)
     raise BarsInvalid(
-        f"{len(odd)} of {len(form)} values of the ticker column are not tickers: {', '.join(odd[:5])}.",
+        f"{len(odd)} of {len(form)} values of the ticker column are not tickers: {'; '.join(odd[:5])}.",
         "Map the column that holds the tickers, or correct them in the file.",
         tickers=odd[:20],
     )
