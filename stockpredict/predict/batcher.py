@@ -8,7 +8,7 @@ __all__ = ['Batcher']
 # %% ../../nbs/predict/35_batcher.ipynb #6eddca9b
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from fastcore.basics import patch
@@ -95,3 +95,15 @@ async def _drain(self: Batcher):
         finally:
             self.batches = [*self.batches[-999:], len(batch)]
             settle_futures(futures, results)
+
+# %% ../../nbs/predict/35_batcher.ipynb #584eccff
+async def share_work(
+    running: dict,  # key -> task of work that is under way
+    key: tuple,  # of the result
+    work: Callable[[], Awaitable],  # called when nobody waits for this key yet
+):  # what `work` returns
+    "The result of one computation for all who wait for it."
+    if key not in running:
+        running[key] = asyncio.ensure_future(work())
+        running[key].add_done_callback(lambda _: running.pop(key, None))
+    return await asyncio.shield(running[key])

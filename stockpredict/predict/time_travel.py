@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from ..core.errors import CalendarError, NotReady, QueueFull, RequestInvalid, ServeError
 from ..core.settings import Settings
 from .answer_table import AnswerTable, table_verifier
+from .batcher import share_work
 from .table_archive import ArchivedTable, archived_tables, table_at, table_of_day
 from .table_archive import unpack_archived
 from .table_format import pack_table
@@ -150,13 +151,13 @@ def archived_table(
 def published_table(
     settings: Settings,  # its keys
     chosen: ArchivedTable,  # from `archived_table`
-    past: PastMoment,  # the session it is about
 ) -> PastTable:
     "A table that was published, after all checks."
     table = AnswerTable(unpack_archived(chosen.path), table_verifier(settings))
     origin = {"basis": "published", "session": table.header["decision_session"]}
     origin |= {"published_at": _utc(chosen.published_at), "known_until": table.header["data_as_of"]}
-    late = chosen.published_at >= past.next_close  # what came next was known already
+    # judged by the session of the table, however it is asked for: what came next was known already
+    late = chosen.published_at >= past_moment(settings, chosen.session).next_close
     return PastTable(table, origin | {"table": table.key, "knew_outcome": late})
 
 # %% ../../nbs/predict/80_time_travel.ipynb #822ded18
@@ -232,17 +233,15 @@ class TimeTravel:
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
-        if key not in self.running:
-            self.running[key] = asyncio.get_running_loop().run_in_executor(thread, work)
-        try:
-            result = await asyncio.shield(self.running[key])
-        finally:
-            if key in self.running and self.running[key].done():
-                del self.running[key]
-        self.kept[key] = result
-        while sum(past.table.size for past in self.kept.values()) > MOST_KEPT and len(self.kept) > 1:
-            self.kept.popitem(last=False)
-        return result
+
+        async def compute():
+            result = await asyncio.get_running_loop().run_in_executor(thread, work)
+            self.kept[key] = result
+            while sum(past.table.size for past in self.kept.values()) > MOST_KEPT and len(self.kept) > 1:
+                self.kept.popitem(last=False)
+            return result
+
+        return await share_work(self.running, key, compute)
 
 # %% ../../nbs/predict/80_time_travel.ipynb #7b243ff0
 @patch
@@ -256,7 +255,7 @@ async def ask(
     past = await asyncio.to_thread(past_moment, self.settings, moment)
     chosen = await asyncio.to_thread(archived_table, self.settings, moment, past)
     if chosen:
-        return await self.shared((chosen,), partial(published_table, self.settings, chosen, past))
+        return await self.shared((chosen,), partial(published_table, self.settings, chosen))
     engine = await load_engine()
     snapshot = await asyncio.to_thread(lake_snapshot, self.settings)
     key = past.session, past.known, engine.pointer.artifact, snapshot

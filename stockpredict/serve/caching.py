@@ -12,6 +12,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable
 
+from ..predict.batcher import share_work
 from .http import RawResponse
 
 # %% ../../nbs/serve/53_caching.ipynb #ecefc735
@@ -134,17 +135,15 @@ class RenderCache:
             self.state, self.results, self.running = state, {}, {}
         if key in self.results:
             return self.results[key]
-        running, results = self.running, self.results
-        if key not in running:
-            running[key] = asyncio.ensure_future(asyncio.to_thread(build))
-        try:
-            result = await asyncio.shield(running[key])
-        finally:
-            if key in running and running[key].done():
-                del running[key]
-        if sum(map(len, results.values())) + len(result) <= self.limit:
-            results[key] = result
-        return result
+        results = self.results
+
+        async def render():
+            result = await asyncio.to_thread(build)
+            if sum(map(len, results.values())) + len(result) <= self.limit:
+                results[key] = result
+            return result
+
+        return await share_work(self.running, key, render)
 
 # %% ../../nbs/serve/53_caching.ipynb #e435b90e
 PIECE = 1 << 18  # bytes

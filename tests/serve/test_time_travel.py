@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import orjson
 import pandas as pd
@@ -9,10 +11,13 @@ import pytest
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import ArtifactRejected, QueueFull
+from stockpredict.core.settings import load_settings
+from stockpredict.models.artifact import ensure_keys
 from stockpredict.predict import time_travel
-from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
-from stockpredict.predict.answer_table import rollback_table
-from stockpredict.predict.table_archive import archived_tables, forget_archived, unpack_archived
+from stockpredict.predict.answer_table import EXAMPLE_HEADER, TABLE_FILE, AnswerTable, example_table
+from stockpredict.predict.answer_table import refresh_answers, rollback_table, table_signer
+from stockpredict.predict.table_archive import archive_table, archived_tables, forget_archived
+from stockpredict.predict.table_archive import unpack_archived
 
 from .conftest import build_settings, fill_lake, publish
 
@@ -77,9 +82,57 @@ def test_a_published_day_is_given_back_as_it_was(served, settings, market):
     assert "as_of" not in now.json()["metadata"]
 
 
-def test_a_rollback_is_what_readers_saw_from_then_on(settings):
-    from datetime import UTC, datetime
+LATE = ("2022-12-27", "2023-01-05T13:00:00Z")
 
+
+@pytest.mark.parametrize("order", [LATE, LATE[::-1]], ids=["day first", "instant first"])
+def test_a_table_that_was_published_late_says_so_however_it_is_asked_for(tmp_path, order):
+    "The session after 27 December was over for a week when the table appeared; the instant is before a close."
+    settings = load_settings(None, {"storage.home": str(tmp_path)}, environ={})
+    ensure_keys(settings.storage.keys_dir)
+    late = datetime(2023, 1, 5, 12, tzinfo=UTC)
+    raw = example_table(table_signer(settings))
+    archive_table(raw, EXAMPLE_HEADER, settings.storage.serving_dir, late)
+    travel = time_travel.TimeTravel(settings)
+
+    async def both():
+        return [(await travel.ask(text, None)).origin for text in order]
+
+    for origin in asyncio.run(both()):
+        assert (origin["session"], origin["knew_outcome"]) == ("2022-12-27", True)
+
+
+def test_days_that_everybody_gave_up_on_do_not_turn_others_away(past, monkeypatch):
+    settings, sessions = past
+    travel, table = time_travel.TimeTravel(settings), SimpleNamespace(size=1)
+
+    async def go():
+        gate, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def slow(engine, moment):
+            asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
+            return time_travel.PastTable(table, {"session": str(moment.session)})
+
+        monkeypatch.setattr(time_travel, "reconstructed_table", slow)
+
+        async def engine():
+            return SimpleNamespace(pointer=SimpleNamespace(artifact="a"))
+
+        gone = [asyncio.ensure_future(travel.ask(day, engine)) for day in sessions[2:6]]
+        while len(travel.running) < 4:
+            await asyncio.sleep(0.01)
+        for task in gone:
+            task.cancel()
+        gate.set()
+        await asyncio.gather(*gone, return_exceptions=True)
+        await asyncio.wrap_future(travel.thread.submit(int))  # whatever was under way is over
+        return await travel.ask(sessions[7], engine), travel.running
+
+    result, running = asyncio.run(go())
+    assert result.origin["session"] == sessions[7] and not running
+
+
+def test_a_rollback_is_what_readers_saw_from_then_on(settings):
     from stockpredict.predict.table_archive import table_at
 
     folder = settings.storage.serving_dir
@@ -234,8 +287,6 @@ def test_old_tables_are_forgotten_after_the_days_of_the_settings(settings):
 
 def test_a_few_reconstructions_wait_and_more_are_turned_away(past, monkeypatch):
     "Same questions share one computation; the fifth other day gets 503 with a pause."
-    from types import SimpleNamespace
-
     settings, sessions = past
     travel, started = time_travel.TimeTravel(settings), []
 
