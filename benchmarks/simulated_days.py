@@ -497,7 +497,6 @@ def ingest_step(settings):
 def predict_step(settings):
     if (settings.storage.registry_dir / "champion.json").exists():
         refresh_answers(settings)
-        watch_day.keep_table(settings)
 
 
 def retrain_step(settings):

@@ -22,7 +22,6 @@ from stockpredict.predict.answer_table import refresh_answers
 WritePage = Annotated[bool, Field(description="Also write the page with all forecasts, r50_predict.")]
 
 refresh = as_step(refresh_answers, "compute every prediction")
-keep = as_step(watch_day.keep_table, "keep the table")
 write_page = as_page(run, "r50_predict")
 
 
@@ -30,7 +29,6 @@ write_page = as_page(run, "r50_predict")
 def predict(desk: DeskRun, page: WritePage = True):
     "Compute the table of predictions again from the newest bars and the served model."
     report = refresh(desk.settings)
-    keep(desk.settings)
     work = watch_day.judged_work(desk.settings) if page else ""
     shown = ""
     if work:

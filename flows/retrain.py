@@ -20,7 +20,6 @@ from stockpredict.cli.flow_program import flow_program
 from stockpredict.ops import pipeline
 from stockpredict.ops.flow_edge import RETRY, DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.training_day import ingest_sentence, plan_training, training_result, training_settings
-from stockpredict.ops.watch_day import keep_table
 from stockpredict.ops.work import load_work, open_work, retrain_lock
 from stockpredict.train.champion import champion_or_none
 
@@ -34,7 +33,6 @@ ingest = as_step(ingest, **RETRY)
 features, judge, publish, refresh = map(
     as_step, (pipeline.features, pipeline.judge, pipeline.publish, pipeline.refresh)
 )
-keep = as_step(keep_table, "keep the table")
 train = as_step(pipeline.train, spin=False, pieces=True)
 self_test = as_step(pipeline.self_test, spin=False)
 
@@ -76,8 +74,6 @@ def story(desk: DeskRun, settings):
     judge(work)
     publish(work)
     refresh(work)
-    if not load_work(work).past:
-        keep(settings)
     pages = [page(work, name) for name in pipeline.PAGES]
     return pipeline.outcome(work, pages)
 

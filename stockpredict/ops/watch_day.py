@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/ops/77_watch_day.ipynb #2dc6f0de
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import NotFound, StockpredictError
 from ..core.figures import BLUE, GREY, INK
-from ..core.files import atomic_path, write_json
+from ..core.files import write_json
 from ..core.settings import Settings
 from ..core.words import counted, verdict_headline
 from ..evaluate.plots import report_figure
@@ -29,7 +28,8 @@ from .flow_server import heads_markdown
 from .ingest_day import unfinished_backfills
 from .study import verdict_sentence
 from .work import newest_work, step_result
-from ..predict.answer_table import PREVIOUS_FILE, TABLE_FILE, AnswerTable, open_answers
+from ..predict.answer_table import AnswerTable, table_verifier
+from ..predict.table_archive import archived_tables, table_of_day, unpack_archived
 from ..watch.input_drift import ask_for_training, input_drift
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c1df91b0
@@ -54,35 +54,23 @@ def interval_timeline(
     return fig
 
 # %% ../../nbs/ops/77_watch_day.ipynb #9e9f71d2
-def _archive(settings):
-    return settings.storage.serving_dir / "published"
-
-
-def keep_table(
-    settings: Settings,  # its serving folder
-) -> str:  # the decision session, YYYY-MM-DD
-    "Keep the present table under its decision session; the last one of a session counts."
-    place = settings.storage.serving_dir / TABLE_FILE
-    session = open_answers(settings).header["decision_session"]
-    with atomic_path(_archive(settings) / f"{session}.bin") as link:
-        os.link(place, link)
-    return session
-
-# %% ../../nbs/ops/77_watch_day.ipynb #ebe84108
 def published_tables(
     settings: Settings,  # its serving folder
     until: str = "",  # decision session; "" = all
 ) -> list[AnswerTable]:  # in the order of their decision sessions
-    "Every published table that is still there, one for each decision session."
-    place, tables = settings.storage.serving_dir, {}
-    files = [*sorted(_archive(settings).glob("*.bin")), place / PREVIOUS_FILE, place / TABLE_FILE]
-    for file in files:
+    "The published table that counts, for each decision session."
+    kept, calendar = archived_tables(settings.storage.serving_dir), get_calendar(settings.data.calendar)
+    verify, tables = table_verifier(settings), []
+    for session in sorted({table.session for table in kept}):
+        if until and str(session) > until:
+            break
+        next_close = calendar.close(calendar.offset(pd.Timestamp(session), 1))
         try:
-            table = open_answers(settings, file)
-        except (StockpredictError, OSError):
-            continue  # damaged, not ours or not there: it cannot be compared
-        tables[table.header["decision_session"]] = table
-    return [tables[day] for day in sorted(tables) if not until or day <= until]
+            chosen = table_of_day(kept, session, next_close)
+            tables.append(AnswerTable(unpack_archived(chosen.path), verify))
+        except StockpredictError:
+            continue  # damaged or not ours: it cannot be compared
+    return tables
 
 # %% ../../nbs/ops/77_watch_day.ipynb #4c26614e
 def table_outcomes(

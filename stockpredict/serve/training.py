@@ -24,7 +24,7 @@ from stockpredict.serve.desk_state import ask_prefect, prefect_api
 from stockpredict.serve.jobs import Job, JobRunning, JobStore
 
 # %% ../../nbs/serve/57_training.ipynb #e7884a7d
-TRAIN_STEPS = ["ingest", "features", "train", "self test", "judge", "publish", "refresh", "keep the table"]
+TRAIN_STEPS = ["ingest", "features", "train", "self test", "judge", "publish", "refresh"]
 TRAIN_STEPS += ["r10_ingest", "r20_features", "r30_train", "r40_validate", "r50_predict"]
 
 # %% ../../nbs/serve/57_training.ipynb #4b76122c
