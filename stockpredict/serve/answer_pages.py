@@ -209,10 +209,12 @@ def plain_query(
     values = {name: value for name, _, value in pairs}
     numbers = [values[name] for name in ("horizon", "limit") if name in values]
     known = values.keys() <= {"tickers", "horizon", "limit", "cursor"}
-    return values if known and len(values) == len(pairs) and all(n.isdigit() for n in numbers) else None
+    plain = known and len(values) == len(pairs) and all(n.isdigit() and len(n) < 10 for n in numbers)
+    return values if plain else None
 
 # %% ../../nbs/serve/54_answer_pages.ipynb #1b5d67bc
-KEPT_PAGES = 16 << 20  # bytes of stored answers
+KEPT_PAGES = 16 << 20  # bytes of queries and stored answers
+PAGE_COST = 1024  # bytes that a page without any answer counts
 
 
 class PageCache:
@@ -240,7 +242,7 @@ class PageCache:
         page = select_page(
             table, values.get("tickers", ""), horizon, limit or PAGE_TICKERS, values.get("cursor", "")
         )
-        size = sum(map(len, page.rows))
+        size = PAGE_COST + len(query) + sum(map(len, page.rows))
         if self.size + size > KEPT_PAGES:
             self.pages, self.size = {}, 0
         self.pages[query], self.size = page, self.size + size

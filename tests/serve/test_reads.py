@@ -319,6 +319,24 @@ def test_plain_lists_skip_the_router_and_say_the_same(wide, query, monkeypatch):
     assert send(wide, f"/v1/predictions?{query.replace(' ', '')}").status_code == 200
 
 
+@pytest.mark.parametrize("name", ["horizon", "limit"])
+@pytest.mark.parametrize("path", ["/v1/predictions", "/v1/predictions/T001"])
+def test_a_number_beyond_every_integer_is_a_mistake_of_the_request(wide, path, name):
+    "Python refuses to parse more than 4300 digits."
+    refused = send(wide, f"{path}?{name}={'9' * 5000}")
+    assert refused.status_code == 422 and refused.json()["error"]["code"] == "request-invalid"
+
+
+def test_questions_that_find_nothing_do_not_fill_the_memory(wide, monkeypatch):
+    from stockpredict.serve import answer_pages
+
+    monkeypatch.setattr(answer_pages, "KEPT_PAGES", 20 * answer_pages.PAGE_COST)
+    table, pages = wide.state.service.ready_table(), answer_pages.PageCache()
+    for n in range(200):
+        assert not pages.get(table, b"cursor=Z%d~%b" % (n, table.digest[:12].encode())).rows
+        assert len(pages.pages) <= 20
+
+
 @pytest.mark.parametrize("typed", ["t001", "T001?horizon=5", "%20t001", "t001?horizon=1"])
 def test_tickers_in_small_letters_skip_the_router(wide, typed, monkeypatch):
     async def no_router(*_):

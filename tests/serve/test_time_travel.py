@@ -87,7 +87,7 @@ LATE = ("2022-12-27", "2023-01-05T13:00:00Z")
 
 @pytest.mark.parametrize("order", [LATE, LATE[::-1]], ids=["day first", "instant first"])
 def test_a_table_that_was_published_late_says_so_however_it_is_asked_for(tmp_path, order):
-    "The session after 27 December was over for a week when the table appeared; the instant is before a close."
+    "The session after 27 December was over for a week when the table appeared."
     settings = load_settings(None, {"storage.home": str(tmp_path)}, environ={})
     ensure_keys(settings.storage.keys_dir)
     late = datetime(2023, 1, 5, 12, tzinfo=UTC)
