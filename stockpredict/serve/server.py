@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/serve/72_server.ipynb #c2052804
 import asyncio
+import atexit
 import os
 import socket
 import ssl
@@ -258,13 +259,24 @@ async def finish(self: EngineServer):
         await asyncio.sleep(0.05)
 
 # %% ../../nbs/serve/72_server.ipynb #56b9cd54
+async def run_and_leave(
+    work,  # coroutine: all that this process does
+):
+    "Do the work of a process, then end it, whatever its threads are doing; an error ends it as usual."
+    await work
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+# %% ../../nbs/serve/72_server.ipynb #81d1ee7e
 def run_child():
     "The program of a child: reads its plan and does what it says."
     plan = ProcessPlan(**orjson.loads(sys.stdin.buffer.read()))
     settings, counts = plan.load(), SharedCounts(plan.blocks, plan.own, plan.role)
     if plan.engine_socket >= 0:
         app = create_app(settings, log_level=plan.log_level, counts=counts)
-        return run_loop(EngineServer(plan, app).run())
+        return run_loop(run_and_leave(EngineServer(plan, app).run()))
     app = create_app(settings, log_level=plan.log_level, counts=counts, link=EngineLink(plan.engine_path))
     server = ChildServer(wire_config(app, settings, plan.log_level), plan, app.state.service)
-    run_loop(server._serve([socket.socket(fileno=plan.listener)]))
+    run_loop(run_and_leave(server._serve([socket.socket(fileno=plan.listener)])))

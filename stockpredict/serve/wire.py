@@ -50,6 +50,10 @@ class WireProtocol(HttpToolsProtocol):
         "Is a response still to be completed?"
         return self.cycle is not None and not self.cycle.response_complete
 
+    def silence_ends(self) -> float:
+        "Until when a connection may be silent on which nothing is under way."
+        return self.loop.time() + (DRAIN_IDLE if self.draining else self.limits.idle_seconds)
+
 # %% ../../nbs/serve/12_wire.ipynb #6f08f628
 @patch
 def refuse(
@@ -288,7 +292,7 @@ def answer_instantly(
     head, body = ready
     self.transport.write(b"".join((head, date_line(self.server_state), b"\r\n", body)))
     self.server_state.total_requests += 1
-    self.deadline = self.loop.time() + self.limits.idle_seconds
+    self.deadline = self.silence_ends()
     return True
 
 # %% ../../nbs/serve/12_wire.ipynb #a2995592
@@ -311,7 +315,7 @@ def on_message_complete(self: WireProtocol):
     "Note the end of a request."
     HttpToolsProtocol.on_message_complete(self)
     if not self.answering:
-        self.deadline = self.loop.time() + self.limits.idle_seconds
+        self.deadline = self.silence_ends()
     elif not self.pipeline:
         self.deadline = math.inf
 
@@ -329,7 +333,7 @@ def on_response_complete(self: WireProtocol):
         self.in_head = False
         self.refuse(self.refused)
     elif not self.in_head and not self.cycle.more_body:
-        self.deadline = self.loop.time() + self.limits.idle_seconds
+        self.deadline = self.silence_ends()
 
 
 @patch
@@ -382,7 +386,7 @@ def shutdown(self: WireProtocol):
     "Answer what was asked and one more request; an idle connection ends in two seconds."
     self.draining = True
     if not self.answering:
-        self.deadline = min(self.deadline, self.loop.time() + DRAIN_IDLE)
+        self.deadline = min(self.deadline, self.silence_ends())
     elif self.cycle.endless:  # a stream of events; its client connects again
         self.cycle.disconnected = True
         self.cycle.message_event.set()
@@ -434,15 +438,15 @@ async def shutdown(
         server.close()
     for sock in sockets or []:
         sock.close()
-    for connection in list(self.server_state.connections):
-        connection.shutdown()
-    loop = asyncio.get_running_loop()
+    loop, state, informed = asyncio.get_running_loop(), self.server_state, set()
     end = loop.time() + self.config.timeout_graceful_shutdown
-    while (self.server_state.connections or self.server_state.tasks) and not self.force_exit:
-        if loop.time() > end:
-            break
+    await asyncio.sleep(0.02)  # for connections that were accepted a moment ago
+    while (state.connections or state.tasks) and not self.force_exit and loop.time() <= end:
+        for connection in state.connections - informed:
+            informed.add(connection)
+            connection.shutdown()
         self.sweep()
         await asyncio.sleep(0.02)
-    for task in list(self.server_state.tasks):
+    for task in list(state.tasks):
         task.cancel()
     await self.lifespan.shutdown()

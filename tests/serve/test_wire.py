@@ -1,10 +1,13 @@
 """Limits, deadlines and smuggling on raw sockets, against one server process with small deadlines."""
 
+import asyncio
 import contextlib
 import json
 import socket
 import ssl
+import threading
 
+import patience
 import pytest
 
 from .conftest import service_process
@@ -143,6 +146,40 @@ def test_more_connections_than_the_limit_are_told_when_to_come_back(port):
     refused = [a for a in answers if a]
     assert refused and all(status_of(a) == 503 and b"retry-after: 1" in a for a in refused)
     assert status_of(talk(port, HEAD + b"Connection: close\r\n\r\n")) == 200
+
+
+def test_a_connection_whose_answer_had_begun_does_not_hold_up_the_end():
+    "The client got no word that the connection ends, so it keeps it open, and nobody waits for that."
+    from stockpredict.serve.server import run_loop
+    from stockpredict.serve.wire import WireConfig, WireServer
+    from stockpredict.serve.wire_limits import WireLimits
+
+    may_end = threading.Event()
+
+    async def half_and_half(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        await asyncio.to_thread(may_end.wait)
+        await send({"type": "http.response.body", "body": b"k"})
+
+    limits, options = WireLimits(idle_seconds=3600), {"lifespan": "off", "log_config": None}
+    server = WireServer(WireConfig(half_and_half, limits, timeout_graceful_shutdown=30, **options))
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=run_loop, args=(server._serve([listener]),))
+    thread.start()
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(HEAD + b"\r\n")
+        begun = b""
+        while not begun.endswith(b"\r\n\r\no"):
+            begun += client.recv(65536)
+        (connection,) = server.server_state.connections
+        server.should_exit = True
+        patience.wait_until(lambda: connection.draining, thread)
+        may_end.set()
+        assert rest_of(client) == b"k" and b"connection: close" not in begun
+        thread.join()
+    assert not server.server_state.connections  # what was left after 30 s would still be there
 
 
 def test_the_service_speaks_tls_1_2_and_newer_only(template, tmp_path):
