@@ -77,9 +77,6 @@ def render_sse(
     return named + b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 # %% ../../nbs/serve/64_update_routes.ipynb #066a1296
-SEND_LIMIT = 30.0  # seconds that one event may take to be accepted
-
-
 class SlowConsumer(TooManyStreams):
     "A stream whose reader accepts nothing."
 
@@ -88,11 +85,11 @@ class SlowConsumer(TooManyStreams):
 
 async def send_in_time(
     sending,  # awaitable of one send
-    limit: float | None = None,  # seconds; `SEND_LIMIT` when left out
+    limit: float,  # seconds; `send_seconds` of the settings
 ):
     "Wait for one send, or raise `SlowConsumer`."
     try:
-        async with asyncio.timeout(SEND_LIMIT if limit is None else limit):
+        async with asyncio.timeout(limit):
             await sending
     except TimeoutError:
         problem = "Your program accepted nothing from this stream for too long."
@@ -144,11 +141,12 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         scope["streamed"] = time.perf_counter()
         body = {"type": "http.response.body", "more_body": True}
+        limit = self.hub.service.settings.serving.send_seconds
         try:
-            await send_in_time(send(body | {"body": SSE_START}))
+            await send_in_time(send(body | {"body": SSE_START}), limit)
             async for event in self.hub.events(self.stream):
-                await send_in_time(send(body | {"body": render_sse(*event)}))
-            await send_in_time(send({"type": "http.response.body", "body": b""}))
+                await send_in_time(send(body | {"body": render_sse(*event)}), limit)
+            await send_in_time(send({"type": "http.response.body", "body": b""}), limit)
         except SlowConsumer:
             note_slow(self.hub.service, self.stream)
 
@@ -165,8 +163,9 @@ def close_on_signal(
     hub: UpdateHub,  # of this process
 ):
     "End the streams of a hub when this process is asked to stop; the server's handler still runs."
-    if threading.current_thread() is not threading.main_thread():
+    if hub.on_signal or threading.current_thread() is not threading.main_thread():
         return
+    hub.on_signal = True
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
@@ -246,10 +245,11 @@ async def send_to_socket(
     websocket: WebSocket,  # accepted
 ) -> int:  # the code to close with
     "Send every event of a stream as one JSON message."
+    limit = hub.service.settings.serving.send_seconds
     try:
         async for kind, event_id, data in hub.events(stream):
             text = b'{"event":"%b","id":%b,"data":%b}' % (kind.encode(), orjson.dumps(event_id), data)
-            await send_in_time(websocket.send_text(text.decode()))
+            await send_in_time(websocket.send_text(text.decode()), limit)
     except SlowConsumer:
         note_slow(hub.service, stream)
         return 1013
@@ -317,6 +317,7 @@ def add_stream_route(
         wanted = update_stream(service, tickers, horizon, last_event_id, request.scope)
         if request.scope.get("head"):
             return RawResponse(200, SSE_HEADERS, b"")
+        close_on_signal(hub)
         await hub.open(wanted)
         return EventStream(hub, wanted)
 
@@ -327,24 +328,13 @@ def add_update_routes(
 ):
     "The routes for updates: server-sent events and a WebSocket."
     service.updates = hub = UpdateHub(service)
-    chained = []
-
-    def close_with_server():
-        if not chained:
-            chained.append(True)
-            close_on_signal(hub)
-
-    async def open_first(stream, keep=hub.open):
-        close_with_server()
-        await keep(stream)
-
-    hub.open = open_first
     add_stream_route(app, service, hub)
 
     @app.websocket("/v1/ws")
     async def updates(websocket: WebSocket):
         try:
             stream = socket_stream(service, websocket)
+            close_on_signal(hub)
             await hub.open(stream)
         except StockpredictError as error:
             return await deny_socket(service, websocket, error)

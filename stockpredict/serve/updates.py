@@ -89,7 +89,7 @@ def render_event(
     return data[:-1] + b',"forecasts":[' + forecasts + b"]}"
 
 # %% ../../nbs/serve/63_updates.ipynb #3c143a49
-REMEMBERED_TABLES, CALLER_STREAMS, ALL_STREAMS = 4, 16, 1000
+REMEMBERED_TABLES, CALLER_STREAMS = 4, 16
 
 
 class TooManyStreams(ServeError):
@@ -110,7 +110,9 @@ class UpdateHub:
         self.service, self.every, self.heartbeat = service, every, heartbeat
         self.table, self.event_id, self.signatures = None, "", OrderedDict()
         self.streams, self.per_caller = set(), Counter()
-        self.news, self.follower, self.closing, self.rendered = asyncio.Event(), None, False, {}
+        self.most = max(1, service.settings.serving.max_connections // 2)  # streams of all callers
+        self.news, self.looking = asyncio.Event(), asyncio.Lock()
+        self.follower, self.closing, self.on_signal, self.rendered = None, False, False, {}
 
 # %% ../../nbs/serve/63_updates.ipynb #b4871fa4
 @patch
@@ -157,7 +159,8 @@ async def open(
     stream: UpdateStream,  # a new one
 ):
     "Count a stream in, or raise `TooManyStreams`; the first one starts the follower."
-    if len(self.streams) >= ALL_STREAMS or self.per_caller[stream.caller] >= CALLER_STREAMS:
+    await self.look()
+    if len(self.streams) >= self.most or self.per_caller[stream.caller] >= CALLER_STREAMS:
         limit = counted(min(self.per_caller[stream.caller], CALLER_STREAMS), "stream")
         whose = "You have" if self.per_caller[stream.caller] >= CALLER_STREAMS else "Others have"
         problem = f"{whose} as many streams open as are allowed ({limit} are yours)."
@@ -165,7 +168,6 @@ async def open(
     self.streams.add(stream)
     self.per_caller[stream.caller] += 1
     if self.follower is None or self.follower.done():
-        await self.look()
         self.follower = asyncio.create_task(self.follow())
 
 
@@ -184,10 +186,11 @@ def leave(
 @patch
 async def look(self: UpdateHub):
     "Take the served table when it is a new one; the comparison runs in a thread."
-    self.service.refresh_state()
-    table = self.service.table
-    if table is not None and table is not self.table:
-        self.take(table, await asyncio.to_thread(row_signatures, table))
+    async with self.looking:  # a table is compared once, however many streams open now
+        self.service.refresh_state()
+        table = self.service.table
+        if table is not None and table is not self.table:
+            self.take(table, await asyncio.to_thread(row_signatures, table))
 
 
 @patch

@@ -131,9 +131,6 @@ def test_what_is_refused_says_why(running):
 def test_one_caller_holds_so_many_streams_and_gets_the_place_back(running):
     _, _, url = running
 
-    def all_taken():
-        return httpx.get(url + "/v1/stream").status_code
-
     with contextlib.ExitStack() as opened:
         for _ in range(CALLER_STREAMS):
             opened.enter_context(stream(url, "?tickers=SIM00"))
@@ -152,8 +149,7 @@ def try_stream(stack, url):
 
 
 def test_a_reader_that_accepts_nothing_is_dropped_with_a_reason(template, monkeypatch):
-    monkeypatch.setattr(update_routes, "SEND_LIMIT", 0.02)
-    service, notes = Service(template), []
+    service, notes = Service(template.with_(**{"serving.send_seconds": 0.02})), []
     monkeypatch.setattr(service.log, "warning", lambda text, **facts: notes.append(facts), raising=False)
 
     async def run():
