@@ -101,8 +101,10 @@ def registry_retire(
 ):
     "Take a version out of use; the one that answers needs a successor or --rollback."
     from stockpredict.access.audit_log import record_command
+    from stockpredict.serve.model_routes import refuse_challenger
     from stockpredict.train.promotion import retire_version
 
+    refuse_challenger(load(ctx), version)
     record_command(load(ctx), f"registry retire {version}", reason=why, override=override)
     champion = retire_version(load(ctx), version, why, successor, rollback, override)
     out(f"Version {version} is retired. Served: {champion!r}")

@@ -262,7 +262,6 @@ def experiment_card(
     experiment: ModelExperiment,  # which one
 ) -> dict:
     "An experiment and what became of it, as plain data."
-    card = {k: v for k, v in asdict(experiment).items() if k != "key"}
-    return orjson.loads(
-        orjson.dumps(card | {"mode": experiment.mode} | experiment_state(settings, experiment))
-    )
+    card = {k: v for k, v in asdict(experiment).items() if k != "key"} | {"mode": experiment.mode}
+    state = experiment_state(settings, experiment)
+    return orjson.loads(orjson.dumps(card | {"ended_by": state.pop("by")} | state))

@@ -8,30 +8,25 @@ __all__ = []
 # %% ../../nbs/serve/66_experiment_routes.ipynb #1aa5bd46
 import asyncio
 import json
-import subprocess
 import sys
 from typing import Annotated, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from stockpredict.core.errors import ArtifactRejected, NoChampion, StockpredictError
 from stockpredict.core.settings import Settings, load_settings
 from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.predict.experiments import ExperimentRefused, all_experiments, experiment_card
-from stockpredict.predict.experiments import (
-    experiment_state,
-    read_experiment,
-    start_experiment,
-    stop_experiment,
-)
-from stockpredict.serve.http import REVALIDATE_HEADER
+from stockpredict.predict.experiments import experiment_state, read_experiment, start_experiment
+from stockpredict.predict.experiments import stop_experiment
+from stockpredict.serve.front import PAGE_ROUTE, html_response
 from stockpredict.serve.idempotency import IDEMPOTENCY_KEY
-from stockpredict.serve.job_routes import CHANGE_ERRORS, JOB_ERRORS, LIMIT, STRICT, body_of, caller_of
-from stockpredict.serve.job_routes import change_once, page_after, parse_body, resource
-from stockpredict.serve.model_routes import refusal_of
-from stockpredict.serve.pages import PAGE_POLICY, render_page
-from stockpredict.serve.request_rules import documented, tagged
+from stockpredict.serve.job_routes import CHANGE_ERRORS, CURSOR, JOB_ERRORS, LIMIT, STRICT, body_of
+from stockpredict.serve.job_routes import caller_of, change_once, page_after, parse_body, resource
+from stockpredict.serve.model_routes import ask_process
+from stockpredict.serve.pages import render_page
+from stockpredict.serve.request_rules import documented
 from stockpredict.predict.schemas import Envelope
 from stockpredict.serve.training import store_settings
 
@@ -73,10 +68,11 @@ class ExperimentCard(BaseModel):
     share: float = Field(description="share of the callers that the challenger answers now")
     alpha: float = Field(description="share of equal challengers that may ever be called different")
     started: str
-    by: str
+    by: str = Field(description="who started it")
     why: str
     reason: str = Field(description="why it ended; empty while it runs")
     at: str = Field(description="when it ended")
+    ended_by: str = Field(description="who ended it, or `guardrail`; empty while it runs")
     scores: dict = Field(
         description="sessions, difference and coverage with intervals that hold at every look"
     )
@@ -92,23 +88,6 @@ def list_cards(
     return cards
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #b93d46e8
-def start_apart(
-    settings_file: str,  # written for processes of the service
-    options: dict,  # of `start_experiment`
-) -> str:  # id of the experiment
-    "Start an experiment in a process of its own."
-    question = json.dumps({"settings": settings_file, "options": options})
-    words = [sys.executable, "-m", "stockpredict.serve.experiment_routes"]
-    run = subprocess.run(words, input=question, capture_output=True, text=True)
-    lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
-    answer = json.loads(lines[-1]) if lines else {}
-    if "error" in answer:
-        raise refusal_of(answer["error"])
-    if "id" not in answer:
-        raise ExperimentRefused("The experiment could not be started.", "Look at the log of the service.")
-    return answer["id"]
-
-
 def start_here_or_apart(
     settings: Settings,  # of the service
     options: dict,  # of `start_experiment`
@@ -116,7 +95,8 @@ def start_here_or_apart(
     "Start an experiment, here where torch is loaded already."
     if "torch" in sys.modules:
         return start_experiment(settings, **options).id
-    return start_apart(str(store_settings(settings)), options)
+    question = {"settings": str(store_settings(settings)), "options": options}
+    return ask_process("stockpredict.serve.experiment_routes", question)["id"]
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #ac0fc46b
 def band_shape(
@@ -159,7 +139,6 @@ def experiments_page(
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #bd73024c
 EXPERIMENT_ERRORS = (*CHANGE_ERRORS, ExperimentRefused, ArtifactRejected, NoChampion)
-CURSOR = Query("", max_length=64, description="`next_cursor` of the page before")
 START = {
     "tags": ["experiments"],
     "status_code": 201,
@@ -220,8 +199,6 @@ ONE |= {
     "summary": "One experiment, day by day",
     "responses": documented(*JOB_ERRORS),
 }
-HTML = [(b"content-type", b"text/html; charset=utf-8"), REVALIDATE_HEADER]
-HTML = [*HTML, (b"content-security-policy", PAGE_POLICY.encode())]
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #eb9ae1e4
 def add_experiment_routes(
@@ -244,9 +221,9 @@ def add_experiment_routes(
         stored = await asyncio.to_thread(read_experiment, settings, experiment_id)
         return resource(request, await asyncio.to_thread(experiment_card, settings, stored))
 
-    @app.get("/experiments", include_in_schema=False)
+    @app.get("/experiments", **PAGE_ROUTE)
     async def page(request: Request):
-        return tagged(request.scope, HTML, experiments_page(await asyncio.to_thread(list_cards, settings)))
+        return html_response(request, experiments_page(await asyncio.to_thread(list_cards, settings)))
 
 
 if __name__ == "__main__" and globals().get("__spec__"):

@@ -28,8 +28,11 @@ from stockpredict.serve.idempotency import IDEMPOTENCY_KEY
 from stockpredict.serve.job_routes import CHANGE_ERRORS, LIMIT, STRICT, body_of, change_once, page_after
 from stockpredict.serve.job_routes import parse_body, report_link, resource
 from stockpredict.serve.request_rules import HostMissing, documented, tagged
+from stockpredict.serve.training import store_settings
+from stockpredict.predict.experiments import all_experiments, experiment_state
 from stockpredict.predict.schemas import Envelope, render_envelope
-from stockpredict.train.champion import read_champion_entry, read_events, retired_artifacts
+from stockpredict.train.champion import first_publications, read_champion_entry, read_events
+from stockpredict.train.champion import retired_artifacts
 from stockpredict.train.signed_log import trusted_key
 
 # %% ../../nbs/serve/59_model_routes.ipynb #e640fb84
@@ -100,20 +103,6 @@ class ModelDetails(ModelVersion):
     history: list[dict] = Field(description="events of this version, newest first")
 
 # %% ../../nbs/serve/59_model_routes.ipynb #928677e8
-def version_entries(
-    settings: Settings,  # whose registry
-) -> dict[int, dict]:  # version -> fields of `Champion`, newest version first
-    "What was published under each number."
-    entries = {}
-    for event in read_events(settings):
-        if "entry" in event:
-            entry = event["entry"]
-            known = entries.setdefault(entry["version"], entry)
-            if known["decision"] == "rollback":
-                entries[entry["version"]] = entry
-    return dict(sorted(entries.items(), reverse=True))
-
-
 def head_card(
     head: dict,  # of an entry
 ) -> dict:  # fields of `HeadOfVersion`
@@ -148,26 +137,35 @@ def version_card(
 def beside_roles(
     settings: Settings,  # whose registry
 ) -> dict:  # artifact -> challenger or pinned
-    "The models that answer beside the champion, as far as their list is readable."
+    "The models that answer beside the champion: pinned by hand, or in an experiment that runs."
     content = read_json(settings.storage.registry_dir / "beside.json", default={})
     listed = content.get("beside") if isinstance(content, dict) else []
-    return {
-        e["artifact"]: e["role"]
-        for e in listed or []
-        if isinstance(e, dict) and {"artifact", "role"} <= set(e)
-    }
+    pinned = [e for e in listed or [] if isinstance(e, dict) and e.get("role") == "pinned"]
+    roles = {e["artifact"]: "pinned" for e in pinned if "artifact" in e}
+    running = [e for e in all_experiments(settings) if experiment_state(settings, e)["state"] == "running"]
+    return roles | {e.challenger: "challenger" for e in running}
+
+# %% ../../nbs/serve/59_model_routes.ipynb #fb8c2816
+def card_context(
+    settings: Settings,  # whose registry
+    events: list[dict],  # of its history
+) -> tuple:  # the last four arguments of `version_card`
+    "What every version is seen against: champion, retired artifacts, roles, and the stored files."
+    champion = None
+    with suppress(StockpredictError):
+        champion = read_champion_entry(settings)
+    roles, folder = beside_roles(settings), settings.storage.registry_dir / "versions"
+    return champion, retired_artifacts(events), roles, folder
 
 
 def model_list(
     settings: Settings,  # whose registry
 ) -> dict:  # fields of `ModelList`
     "The champion, the newest hundred decisions, and every published version."
-    champion, events = None, read_events(settings)
-    with suppress(StockpredictError):
-        champion = read_champion_entry(settings)
-    rest = retired_artifacts(events), beside_roles(settings), settings.storage.registry_dir / "versions"
-    cards = [version_card(entry, champion, *rest) for entry in version_entries(settings).values()]
-    return {"champion": champion, "history": events[:-101:-1], "versions": cards}
+    events = read_events(settings)
+    seen, entries = card_context(settings, events), first_publications(events)
+    cards = [version_card(entries[version], *seen) for version in sorted(entries, reverse=True)]
+    return {"champion": seen[0], "history": events[:-101:-1], "versions": cards}
 
 # %% ../../nbs/serve/59_model_routes.ipynb #20671739
 ARTIFACT_SEAL = b"stockpredict artifact 1\n"  # prefix of what is signed
@@ -211,40 +209,33 @@ def judging_report(
             return report_link(str(path.parent / "page.html"), reports)
     return ""
 
-# %% ../../nbs/serve/59_model_routes.ipynb #240d47a3
+# %% ../../nbs/serve/59_model_routes.ipynb #a6e052ec
 MANIFEST_FIELDS = "horizons levels lookback created_at commit snapshot versions entry_delay".split()
 
 
-def feature_names(
-    manifest: dict,  # of an artifact
-) -> list[str]:
-    "The features of an artifact, by its manifest."
-    features = manifest.get("features") or manifest.get("names") or []
-    return [str(f["name"] if isinstance(f, dict) else f) for f in features]
-
-# %% ../../nbs/serve/59_model_routes.ipynb #a6e052ec
 def model_details(
     settings: Settings,  # whose registry
     version: int,  # its number
 ) -> dict:  # fields of `ModelDetails`
     "One version with its evidence, its origin and its signature."
-    listed, entries = model_list(settings), version_entries(settings)
-    card = next((c for c in listed["versions"] if c["version"] == version), None)
-    if card is None:
-        known = ", ".join(map(str, entries)) or "none"
+    events = read_events(settings)
+    entries = first_publications(events)
+    if version not in entries:
+        known = ", ".join(map(str, sorted(entries, reverse=True))) or "none"
         raise NotFound(f"There is no version {version} in the registry.", f"Published versions: {known}.")
-    entry, folder = entries[version], settings.storage.registry_dir / "versions" / card["artifact"]
+    entry = entries[version]
+    folder = settings.storage.registry_dir / "versions" / entry["artifact"]
     manifest = read_json(folder / "manifest.json", {})
     manifest = manifest if isinstance(manifest, dict) else {}
+    card = version_card(entry, *card_context(settings, events))
     card |= {k: entry.get(k) or default for k, default in (("reasons", []), ("params", {}), ("lineage", {}))}
-    card |= {
-        "features": feature_names(manifest),
-        "manifest": {k: manifest[k] for k in MANIFEST_FIELDS if k in manifest},
-    }
+    spec = manifest.get("spec")
+    card |= {"features": spec.get("names") or [] if isinstance(spec, dict) else []}
+    card |= {"manifest": {k: manifest[k] for k in MANIFEST_FIELDS if k in manifest}}
     card |= {"signature": signature_state(settings, folder)}
     card |= {"report": judging_report(entry, settings.storage.reports_dir)}
-    events = [e for e in read_events(settings) if e.get("artifact") == card["artifact"]]
-    return card | {"history": [{k: v for k, v in e.items() if k != "entry"} for e in events[::-1]]}
+    own = [e for e in events if e.get("artifact") == entry["artifact"]]
+    return card | {"history": [{k: v for k, v in e.items() if k != "entry"} for e in own[::-1]]}
 
 # %% ../../nbs/serve/59_model_routes.ipynb #d422360a
 def refusal_of(
@@ -256,24 +247,21 @@ def refusal_of(
     return error
 
 
-def decide_apart(
-    settings_file: str,  # written for processes of the service
-    action: str,  # promote or retire
-    options: dict,  # of the action
-) -> dict:  # fields of `Champion`
-    "Promote or retire a version in a process of its own."
-    question = json.dumps({"settings": settings_file, "action": action, "options": options})
-    words = [sys.executable, "-m", "stockpredict.train.promotion"]
-    run = subprocess.run(words, input=question, capture_output=True, text=True)
+def ask_process(
+    module: str,  # of this package; reads a question, prints an answer or an error as JSON
+    question: dict,  # JSON-able
+) -> dict:  # the answer
+    "What a process of its own answers; raises the error that it ended with."
+    words = [sys.executable, "-m", module]
+    run = subprocess.run(words, input=json.dumps(question), stdout=subprocess.PIPE, text=True)
     lines = [line for line in run.stdout.splitlines() if line.startswith("{")]
     if not lines:
-        raise ServeError(
-            "The decision could not be carried out.", "Look at the log of the service.", exit=run.returncode
-        )
+        problem = "The change could not be carried out."
+        raise ServeError(problem, "Look at the log of the service.", exit=run.returncode)
     answer = json.loads(lines[-1])
     if "error" in answer:
         raise refusal_of(answer["error"])
-    return answer["champion"]
+    return answer
 
 # %% ../../nbs/serve/59_model_routes.ipynb #7db6edf3
 def decide_about(
@@ -286,11 +274,10 @@ def decide_about(
         from stockpredict.train.promotion import decide_version
 
         return decide_version(settings, action, options)
-    from stockpredict.serve.training import store_settings
+    question = {"settings": str(store_settings(settings)), "action": action, "options": options}
+    return ask_process("stockpredict.train.promotion", question)["champion"]
 
-    return decide_apart(str(store_settings(settings)), action, options)
-
-
+# %% ../../nbs/serve/59_model_routes.ipynb #ea1d8fea
 class PromotionRequest(BaseModel):
     "Why a version is to be served."
 
@@ -309,21 +296,19 @@ class RetireRequest(PromotionRequest):
     successor: int | None = Field(None, ge=1, description="version that answers next")
     rollback: bool = Field(False, description="go back to the version before")
 
-# %% ../../nbs/serve/59_model_routes.ipynb #f3a7f35c
-MODEL_ERRORS = (*CHANGE_ERRORS, FlowLocked, ArtifactRejected)
-CONFLICT = {409: {"description": "promotion-refused, model-in-service, outcome-unknown"}}
-CURSOR = Query("", max_length=12, pattern="^[0-9]*$", description="`next_cursor` of the page before")
-VERSION = Path(ge=1, description="number of a published version")
-DECISION = {"tags": ["models"], "response_model": Envelope[ModelDetails], "dependencies": STRICT}
+# %% ../../nbs/serve/59_model_routes.ipynb #705e9fb1
+def refuse_challenger(
+    settings: Settings,  # whose registry
+    version: int,  # to be retired
+):
+    "Raise `RequestInvalid` when a version to be retired answers beside the champion."
+    entry = first_publications(read_events(settings)).get(version)
+    if entry and (role := beside_roles(settings).get(entry["artifact"])):
+        raise RequestInvalid(
+            f"Version {version} answers as {role}.", "Stop its experiment first, or unpin it."
+        )
 
-
-def decision_errors() -> dict:  # status -> its entry in OpenAPI
-    "The refusals of the two decisions."
-    errors = documented(*MODEL_ERRORS)
-    errors[409]["description"] = CONFLICT[409]["description"]
-    return errors
-
-
+# %% ../../nbs/serve/59_model_routes.ipynb #347fdfb5
 async def decide_once(
     service,  # whose registry
     request: Request,  # that asks for a decision
@@ -336,61 +321,45 @@ async def decide_once(
 
     def work(body):
         options = parse_body(kind, body).model_dump()
-        if "rollback" in options:
+        if action == "retire":
             options["back"] = options.pop("rollback")
-        refuse_challenger(service, action, version)
+            refuse_challenger(service.settings, version)
         decide_about(service.settings, action, {"version": version} | options)
         return resource(request, model_details(service.settings, version))
 
     return await change_once(service, request, key, work)
 
-# %% ../../nbs/serve/59_model_routes.ipynb #97ecf12b
+# %% ../../nbs/serve/59_model_routes.ipynb #692dc0d0
+CURSOR = Query("", max_length=12, pattern="^[0-9]*$", description="`next_cursor` of the page before")
+VERSION = Path(ge=1, description="number of a published version")
+DECISION = {"tags": ["models"], "response_model": Envelope[ModelDetails], "dependencies": STRICT}
+DECISION |= {"responses": documented(*CHANGE_ERRORS, FlowLocked, ArtifactRejected)}
+DECISION["responses"][409]["description"] = "promotion-refused, model-in-service, outcome-unknown"
+PROMOTE = {"summary": "Serve a version", "operation_id": "promote_model"}
+PROMOTE |= {
+    "openapi_extra": body_of(PromotionRequest, {"why": "a month in the shadow, better on every head"})
+}
+RETIRE = {"summary": "Take a version out of use", "operation_id": "retire_model"}
+RETIRE |= {"openapi_extra": body_of(RetireRequest, {"why": "its feed has ended", "rollback": True})}
+
+
 def add_decision_routes(
     app: FastAPI,  # gets the routes
     service,  # whose registry
 ):
     "The routes that promote and retire a version."
-    promote_body = body_of(PromotionRequest, {"why": "a month in the shadow, better on every head"})
-    retire_body = body_of(RetireRequest, {"why": "its features are no longer delivered", "rollback": True})
 
-    @app.post(
-        "/v1/models/{version}/promote",
-        summary="Serve a version",
-        operation_id="promote_model",
-        openapi_extra=promote_body,
-        responses=decision_errors(),
-        **DECISION,
-    )
+    @app.post("/v1/models/{version}/promote", **PROMOTE, **DECISION)
     async def promote(request: Request, version: int = VERSION, key: str | None = IDEMPOTENCY_KEY):
         """Serves a published version, verified before the switch. The evidence is that of the gate: a version
         that it held, or that was rolled back or retired, needs a written reason in `override`."""
         return await decide_once(service, request, key, version, PromotionRequest)
 
-    @app.post(
-        "/v1/models/{version}/retire",
-        summary="Take a version out of use",
-        operation_id="retire_model",
-        openapi_extra=retire_body,
-        responses=decision_errors(),
-        **DECISION,
-    )
+    @app.post("/v1/models/{version}/retire", **RETIRE, **DECISION)
     async def retire(request: Request, version: int = VERSION, key: str | None = IDEMPOTENCY_KEY):
         """Takes a version out of use. The version that answers needs a `successor`, or `rollback: true`.
         Its files stay, so that its answers remain explainable."""
         return await decide_once(service, request, key, version, RetireRequest)
-
-# %% ../../nbs/serve/59_model_routes.ipynb #347fdfb5
-def refuse_challenger(
-    service,  # whose registry
-    action: str,  # promote or retire
-    version: int,  # its number
-):
-    "Raise `RequestInvalid` when a version to be retired answers beside the champion."
-    entry, roles = version_entries(service.settings).get(version), beside_roles(service.settings)
-    if action == "retire" and entry and (role := roles.get(entry["artifact"])):
-        raise RequestInvalid(
-            f"Version {version} answers as {role}.", "Stop its experiment first, or unpin it."
-        )
 
 # %% ../../nbs/serve/59_model_routes.ipynb #d82d2b93
 LIST_ROUTE = {

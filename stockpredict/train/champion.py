@@ -287,3 +287,14 @@ def retired_artifacts(
         elif "entry" in event:
             retired.discard(event["artifact"])
     return retired
+
+# %% ../../nbs/train/70_champion.ipynb #9909252b
+def first_publications(
+    events: list,  # of the history, oldest first
+) -> dict:  # version → fields of `Champion`
+    "What the gate has published under each number."
+    entries = {}
+    for entry in (event["entry"] for event in events if "entry" in event):
+        if entries.get(entry["version"], {"decision": "rollback"})["decision"] == "rollback":
+            entries[entry["version"]] = entry
+    return entries

@@ -14,10 +14,10 @@ from stockpredict.core.errors import ModelError, NotFound, StockpredictError
 from stockpredict.core.files import atomic_write
 from stockpredict.core.settings import Settings, load_settings
 from stockpredict.train.champion import Champion, append_event, champion_event, champion_or_none
-from stockpredict.train.champion import current_champion, read_events, retired_artifacts, write_champion
+from stockpredict.train.champion import current_champion, first_publications, read_events
+from stockpredict.train.champion import retired_artifacts, write_champion
 from stockpredict.train.mlflow_mirror import outbox_dir
 from stockpredict.train.registry import event_kind, load_version, rollback, sync_mlflow
-from stockpredict.train.registry_view import published_entries
 from stockpredict.train.signed_log import now_utc, registry_lock
 
 # %% ../../nbs/train/96_promotion.ipynb #13024f3d
@@ -32,11 +32,10 @@ def first_publication(
     version: int,  # its number
 ) -> dict:  # fields of `Champion`
     "A version as the gate has published it; `NotFound` for a number that was never published."
-    entries = [e["entry"] for e in read_events(settings) if "entry" in e and e["entry"]["version"] == version]
-    judged = [entry for entry in entries if entry["decision"] != "rollback"] or entries
-    if judged:
-        return judged[0]
-    known = ", ".join(map(str, published_entries(settings))) or "none"
+    entries = first_publications(read_events(settings))
+    if version in entries:
+        return entries[version]
+    known = ", ".join(map(str, sorted(entries))) or "none"
     raise NotFound(f"There is no version {version} in the registry.", f"Published versions: {known}.")
 
 
@@ -167,4 +166,4 @@ if __name__ == "__main__" and globals().get("__spec__"):
         changed = decide_version(load_settings(request["settings"]), request["action"], request["options"])
         print(json.dumps({"champion": changed}, default=str))
     except StockpredictError as refusal:
-        print(json.dumps({"error": refusal.as_dict(), "type": type(refusal).__name__}, default=str))
+        print(json.dumps({"error": refusal.as_dict()}, default=str))

@@ -274,3 +274,4 @@ def test_routes_by_role_and_their_refusals(desk, served):
     assert started.headers["location"].endswith(started.json()["data"]["id"])
     assert listed.json()["metadata"]["next_cursor"] == listed.json()["data"][0]["id"]
     assert experiment.key not in listed.text + started.text
+    assert (started.json()["data"]["by"], started.json()["data"]["ended_by"]) == ("key:1", "")

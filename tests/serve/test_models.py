@@ -7,7 +7,9 @@ import shutil
 import pytest
 import small_study
 from stockpredict.access.permissions import ROLES, Caller
-from stockpredict.serve.model_routes import ARTIFACT_SEAL, decide_apart, signature_state
+from stockpredict.core.errors import RequestInvalid, ServeError
+from stockpredict.predict.experiments import start_experiment
+from stockpredict.serve.model_routes import ARTIFACT_SEAL, ask_process, refuse_challenger, signature_state
 from stockpredict.serve.training import store_settings
 from stockpredict.train.champion import current_champion, read_events
 from stockpredict.train.gate import decide
@@ -178,6 +180,22 @@ def test_the_champion_is_retired_only_with_what_answers_next(served, settings):
     assert len(read_events(settings)) == lines
 
 
+def test_a_challenger_is_retired_as_soon_as_its_experiment_is_stopped(served, settings):
+    experiment = start_experiment(settings, "1", "local")
+    refused(ask(served, settings, ("POST", "/v1/models/1/retire", WHY)), 422, "request-invalid")
+    with pytest.raises(RequestInvalid, match="answers as challenger"):  # the command asks the same
+        refuse_challenger(settings, 1)
+    listed, _, done = ask(
+        served,
+        settings,
+        ("GET", "/v1/models", None),
+        ("DELETE", f"/v1/experiments/{experiment.id}", None),
+        ("POST", "/v1/models/1/retire", WHY),
+    )
+    assert [v["role"] for v in listed.json()["data"]["versions"]] == ["champion", "challenger"]
+    assert done.status_code == 200 and done.json()["data"]["retired"] and done.json()["data"]["role"] == ""
+
+
 def test_a_key_makes_a_decision_once(served, settings):
     body, headers = WHY | {"override": "drill"}, {"idempotency-key": "one"}
     first = ask(served, settings, ("POST", "/v1/models/1/promote", body), headers=headers)
@@ -209,9 +227,20 @@ def test_who_may_do_what(served, settings):
 
 def test_a_process_without_torch_decides_in_another_one(settings):
     "Only the process that decides loads torch."
-    file = str(store_settings(settings))
-    champion = decide_apart(file, "promote", {"version": 1, "why": "drill", "override": "a drill"})
+    question = {"settings": str(store_settings(settings)), "action": "promote"}
+    question["options"] = {"version": 1, "why": "drill"}
+    with pytest.raises(ServeError, match="The gate promoted nothing in version 1") as refusal:
+        ask_process("stockpredict.train.promotion", question)
+    assert (refusal.value.code, refusal.value.status) == ("promotion-refused", 409)
+    question["options"] |= {"override": "a drill"}
+    champion = ask_process("stockpredict.train.promotion", question)["champion"]
     assert champion["version"] == 1 == current_champion(settings).version
+
+
+def test_what_another_process_says_before_it_fails_reaches_the_log(capfd):
+    with pytest.raises(ServeError, match="could not be carried out"):
+        ask_process("stockpredict.train.promotion", ["no question"])
+    assert "TypeError" in capfd.readouterr().err
 
 
 def test_reports_are_listed_and_read(served, settings):
