@@ -7,25 +7,22 @@ __all__ = []
 
 # %% ../../nbs/access/10_keys.ipynb #ad0a83d4
 import hashlib
-import json
 import math
 import os
 import secrets
-import stat
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from hmac import compare_digest
-from pathlib import Path
 
 from fastcore.basics import patch
 
 from ..core.errors import KeyExpired, KeyInvalid, KeysUnreadable, NotFound
 from ..core.errors import RequestInvalid, StockpredictError, did_you_mean
-from ..core.files import atomic_write, explain_disk, file_lock
 from ..core.sections import Storage
 from .permissions import Caller, granted_permissions
+from .private_files import PrivateFile
 
 # %% ../../nbs/access/10_keys.ipynb #78380e78
 PREFIX = "sp_"
@@ -85,40 +82,20 @@ def entry_from(
         raise KeysUnreadable(f"The entry of key {entry.id!r:.20} has a value of the wrong type.")
     return entry
 
-# %% ../../nbs/access/10_keys.ipynb #150f3fe0
-FILE_FIX = "Restore access/keys.json from a backup, or move it away and create new keys."
-
-
-def content_digest(
-    rows: list[dict],  # of the file
-) -> str:
-    "A digest of all rows."
-    return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def read_entries(
-    path: Path,  # need not exist
-) -> dict[str, KeyEntry]:  # by id; empty without a file
-    "The keys of a file; raises `KeysUnreadable` unless all of it is intact."
+# %% ../../nbs/access/10_keys.ipynb #ecca6811
+def key_entries(
+    rows: dict,  # by id, as they stand in the file
+) -> dict[str, KeyEntry]:  # by id
+    "The entries of all rows; `KeysUnreadable` when one of them is not as it was written."
     try:
-        with open(path, "rb") as f:
-            if os.fstat(f.fileno()).st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise KeysUnreadable(
-                    f"Others may write {path.name}.", f"chmod 600 {path.name}, then check its keys."
-                )
-            content = json.loads(f.read())
-        rows = content["keys"]
-        if content["format"] != 1 or content["digest"] != content_digest(rows):
-            raise KeysUnreadable(f"{path.name} is not as it was written.", FILE_FIX)
-        return {entry.id: entry for entry in map(entry_from, rows)}
-    except FileNotFoundError:
-        return {}
+        return {entry.id: entry for entry in map(entry_from, rows.values())}
     except KeysUnreadable:
         raise
-    except (OSError, ValueError, KeyError, TypeError, StockpredictError, RecursionError) as error:
-        raise KeysUnreadable(f"{path.name} cannot be read: {type(error).__name__}.", FILE_FIX) from None
+    except (ValueError, KeyError, TypeError, StockpredictError) as error:
+        why = f"An entry of keys.json is not as it was written: {type(error).__name__}."
+        raise KeysUnreadable(why, "Restore the file from a backup.") from None
 
-# %% ../../nbs/access/10_keys.ipynb #707886fd
+# %% ../../nbs/access/10_keys.ipynb #150f3fe0
 class KeyStore:
     "The keys of one installation."
 
@@ -126,23 +103,21 @@ class KeyStore:
         self,
         storage: Storage,  # whose home holds them
     ):
-        self.path = storage.home_dir / "access" / "keys.json"
+        self.file = PrivateFile(storage, "keys.json", unreadable=KeysUnreadable)
+        self.path = self.file.path
 
     def entries(self) -> dict[str, KeyEntry]:
         "All keys by id, revoked ones included."
-        return read_entries(self.path)
+        return key_entries(self.file.read())
 
     @contextmanager
     def changing(self):
         "The entries as a dict to change; written back whole when the block ends well."
-        with explain_disk("[storage] home"):
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with file_lock(self.path.with_name(".keys.lock"), wait=10):
-                entries = self.entries()
-                yield entries
-                rows = [asdict(entry) | {"grants": list(entry.grants)} for entry in entries.values()]
-                content = {"format": 1, "digest": content_digest(rows), "keys": rows}
-                atomic_write(self.path, json.dumps(content, indent=1), mode=0o600)
+        with self.file.changing() as rows:
+            entries = key_entries(rows)
+            yield entries
+            rows.clear()
+            rows |= {key_id: asdict(e) | {"grants": list(e.grants)} for key_id, e in entries.items()}
 
 # %% ../../nbs/access/10_keys.ipynb #842a317e
 DAY = 86_400.0
@@ -299,7 +274,7 @@ class KeyVerifier:
         every: float = 0.5,  # seconds between two looks at the file
     ):
         self.store, self.every, self.problem = store, every, ""
-        self.entries, self.recognised, self.file_state = {}, {}, "never looked at"
+        self.entries, self.recognised, self.rows = {}, {}, None
         self._next_look = self._forget_at = 0.0
 
     def __call__(self, credential: bytes, scope: dict) -> Caller | None:
@@ -324,17 +299,13 @@ def look(
     if now >= self._forget_at:  # so that uses are noted again
         self.recognised, self._forget_at = {}, now + USE_EVERY
     try:
-        now_there = os.stat(self.store.path)
-        state = now_there.st_mtime_ns, now_there.st_ino, now_there.st_size, now_there.st_mode
-    except OSError as error:
-        state = error.errno
-    if state == self.file_state and not self.problem:
-        return
-    self.file_state, self.problem, self.recognised, self.entries = state, "", {}, {}
-    try:
-        self.entries = self.store.entries()
+        rows = self.store.file.read()
+        if rows is self.rows and not self.problem:
+            return
+        entries, problem = key_entries(rows), ""
     except KeysUnreadable as error:
-        self.problem = str(error.problem)
+        rows, entries, problem = None, {}, error.problem
+    self.rows, self.entries, self.problem, self.recognised = rows, entries, problem, {}
 
 # %% ../../nbs/access/10_keys.ipynb #dcf29d4d
 NO_HASH = "0" * 64

@@ -10,7 +10,8 @@ import hashlib, ipaddress, time
 
 from fastcore.basics import patch
 
-from stockpredict.access.users import AccessFile, plain_name
+from stockpredict.access.private_files import PrivateFile
+from stockpredict.access.users import plain_name
 from stockpredict.core.errors import AccessError
 from stockpredict.core.sections import Storage
 
@@ -66,7 +67,7 @@ class LoginAttempts:
         most: int = 20_000,  # counts that are kept
         clock=time.time,  # seconds since 1970
     ):
-        self.file, self.most, self.clock = AccessFile(storage, "attempts.json", durable=False), most, clock
+        self.file, self.most, self.clock = PrivateFile(storage, "attempts.json", durable=False), most, clock
 
     def keys(
         self,

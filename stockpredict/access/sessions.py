@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from fastcore.basics import patch
 
-from stockpredict.access.users import AccessFile, User, UserStore
+from stockpredict.access.private_files import PrivateFile
+from stockpredict.access.users import User, UserStore
 from stockpredict.core.errors import AccessError
 from stockpredict.core.sections import Storage
 
@@ -50,7 +51,7 @@ class Sessions:
         users: UserStore,  # whose sessions they are
         clock: Callable = time.time,  # seconds since 1970
     ):
-        self.file, self.users, self.clock = AccessFile(storage, "sessions.json"), users, clock
+        self.file, self.users, self.clock = PrivateFile(storage, "sessions.json"), users, clock
 
     def lives(
         self,

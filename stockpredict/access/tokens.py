@@ -12,7 +12,8 @@ from collections.abc import Callable
 from fastcore.basics import patch
 
 from stockpredict.access.permissions import Caller
-from stockpredict.access.users import AccessFile, User, UserStore
+from stockpredict.access.private_files import PrivateFile
+from stockpredict.access.users import User, UserStore
 from stockpredict.core.errors import AccessError
 from stockpredict.core.sections import Storage
 
@@ -29,7 +30,7 @@ class SigningRing:
         storage: Storage,  # whose home holds them
         clock: Callable = time.time,  # seconds since 1970
     ):
-        self.file, self.clock = AccessFile(storage, "signing.json"), clock
+        self.file, self.clock = PrivateFile(storage, "signing.json"), clock
         self._loaded, self._ring = None, {}
 
     def _add_key(self, content):

@@ -6,101 +6,15 @@
 __all__ = []
 
 # %% ../../nbs/access/30_users.ipynb #ed55b70f
-import hashlib, json, os, re, stat, threading, time, unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os, re, threading, time, unicodedata
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from fastcore.basics import patch
 
 from stockpredict.access.permissions import Caller, granted_permissions
-from stockpredict.core.errors import AccessError, NotFound, QueueFull, RequestInvalid, did_you_mean
-from stockpredict.core.files import atomic_write, explain_disk, file_lock
+from stockpredict.access.private_files import PrivateFile
+from stockpredict.core.errors import NotFound, QueueFull, RequestInvalid, did_you_mean
 from stockpredict.core.sections import Storage
-
-# %% ../../nbs/access/30_users.ipynb #ea19a5a3
-LOOK_AGAIN = 0.5  # seconds in which a change takes effect everywhere
-
-
-class AccessUnreadable(AccessError):
-    "A file of users, sessions or login attempts is damaged, so nobody is let in by it."
-
-    code, status = "access-unreadable", 503
-
-
-class AccessFile:
-    "One file of who may ask, read whole and written whole."
-
-    def __init__(
-        self,
-        storage: Storage,  # whose home holds it
-        name: str,  # such as users.json
-        durable: bool = True,  # survives a power cut
-    ):
-        self.path, self.durable = storage.home_dir / "access" / name, durable
-        self._content, self._stamp, self._next = {}, None, 0.0
-
-    def read(self) -> dict:
-        "The content as it is now; empty without a file."
-        try:
-            state = os.stat(self.path)
-        except FileNotFoundError:
-            self._content, self._stamp = {}, None
-            return {}
-        stamp = state.st_mtime_ns, state.st_size, state.st_ino
-        if stamp != self._stamp:
-            self._content, self._stamp = read_content(self.path, state.st_mode), stamp
-        return self._content
-
-    def glance(self) -> dict:
-        "The content as it was at most half a second ago."
-        if (now := time.monotonic()) >= self._next:
-            self.read()
-            self._next = now + LOOK_AGAIN
-        return self._content
-
-# %% ../../nbs/access/30_users.ipynb #08d5f4d4
-def read_content(
-    path: Path,  # of an access file
-    mode: int,  # its rights
-) -> dict:
-    "The content of an access file; `AccessUnreadable` unless it is as it was written."
-    fix = f"Restore access/{path.name} from a backup."
-    if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise AccessUnreadable(f"Others may write {path.name}.", f"chmod 600 {path.name}, and check it.")
-    try:
-        outer = json.loads(path.read_bytes())
-        content = outer["content"]
-        if outer["format"] == 1 and outer["digest"] == digest_of(content) and isinstance(content, dict):
-            return content
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise AccessUnreadable(f"{path.name} is not as it was written.", fix)
-
-
-def digest_of(
-    content: dict,  # JSON-able
-) -> str:
-    "A digest of the content of an access file."
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-# %% ../../nbs/access/30_users.ipynb #6e00cede
-@patch
-@contextmanager
-def changing(self: AccessFile) -> Iterator[dict]:
-    "The content, to change in place; written when the block ends well and has changed something."
-    with explain_disk("[storage] home"):
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with file_lock(self.path.with_name(f".{self.path.stem}.lock"), wait=10):
-            content = json.loads(json.dumps(self.read()))
-            yield content
-            if content == self._content and self._stamp:
-                return
-            outer = {"format": 1, "digest": digest_of(content), "content": content}
-            text = json.dumps(outer, indent=1)
-            atomic_write(self.path, text, mode=0o600, durable=self.durable)
-    self._next = 0.0
 
 # %% ../../nbs/access/30_users.ipynb #6660af4a
 NAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,38}")
@@ -112,7 +26,7 @@ def plain_name(
     "The one spelling under which a name is looked up and its failed logins are counted."
     return unicodedata.normalize("NFKC", text[:200]).strip().lower()
 
-
+# %% ../../nbs/access/30_users.ipynb #41b2c0a2
 def user_name(
     text: str,  # as typed
 ) -> str:
@@ -182,7 +96,7 @@ class UserStore:
         storage: Storage,  # whose home holds them
         **costs,  # parameters of argon2id that differ from `COSTS`
     ):
-        self.file, self.costs = AccessFile(storage, "users.json"), COSTS | costs
+        self.file, self.costs = PrivateFile(storage, "users.json"), COSTS | costs
         self.checks, self._hasher, self._blank = 0, None, ""
 
     def users(self) -> dict[str, User]:

@@ -18,7 +18,7 @@ from stockpredict.access.login import Login, LoginRefused
 from stockpredict.access.permissions import NOBODY, OPEN, PERMISSIONS, TABLE
 from stockpredict.access.sessions import RefreshInvalid
 from stockpredict.access.tokens import token_part
-from stockpredict.access.users import AccessUnreadable
+from stockpredict.access.private_files import AccessUnreadable
 from stockpredict.access.audit_log import AuditFull
 from stockpredict.core.errors import KeyMissing, PermissionMissing, QueueFull, RequestInvalid
 from stockpredict.serve.http import JSON_HEADER, BodyTooLarge, RawResponse

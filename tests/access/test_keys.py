@@ -7,17 +7,23 @@ import os
 import pytest
 
 from stockpredict.access import keys
-from stockpredict.access.keys import DAY, KeyStore, KeyVerifier, read_entries
+from stockpredict.access.keys import DAY, KeyStore, KeyVerifier
+from stockpredict.access.private_files import digest_of
 from stockpredict.core.errors import KeyExpired, KeyInvalid, KeysUnreadable, RequestInvalid
 from stockpredict.core.sections import Storage
 
 
 @pytest.fixture
-def store(tmp_path):
-    return KeyStore(Storage(home=str(tmp_path)))
+def storage(tmp_path):
+    return Storage(home=str(tmp_path))
 
 
-def test_a_flipped_bit_never_grants_anything(store):
+@pytest.fixture
+def store(storage):
+    return KeyStore(storage)
+
+
+def test_a_flipped_bit_never_grants_anything(store, storage):
     store.create(["viewer"], "dashboard")
     store.create(["trainer", "promote"], "nightly", days=None)
     raw, entries = store.path.read_bytes(), store.entries()
@@ -25,19 +31,19 @@ def test_a_flipped_bit_never_grants_anything(store):
     for place in range(len(raw)):
         store.path.write_bytes(raw[:place] + bytes([raw[place] ^ (1 << place % 8)]) + raw[place + 1 :])
         try:
-            assert store.entries() == entries
+            assert KeyStore(storage).entries() == entries
         except KeysUnreadable:
             refused += 1
     assert refused > 0.8 * len(raw)  # the rest is white space between values
 
 
-def test_a_file_that_was_cut_lets_nobody_in(store):
+def test_a_file_that_was_cut_lets_nobody_in(store, storage):
     store.create(["viewer"])
     raw = store.path.read_bytes()
     for length in range(len(raw)):
         store.path.write_bytes(raw[:length])
         with pytest.raises(KeysUnreadable):
-            store.entries()
+            KeyStore(storage).entries()
 
 
 @pytest.mark.parametrize(
@@ -52,14 +58,14 @@ def test_a_file_that_was_cut_lets_nobody_in(store):
         {"superuser": True},
     ],
 )
-def test_a_value_of_the_wrong_kind_lets_nobody_in_even_under_a_right_digest(store, change):
-    store.create(["viewer"])
-    content = json.loads(store.path.read_text())
-    content["keys"][0] |= change
-    content["digest"] = keys.content_digest(content["keys"])
-    store.path.write_text(json.dumps(content))
+def test_a_value_of_the_wrong_kind_lets_nobody_in_even_under_a_right_digest(store, storage, change):
+    entry, _ = store.create(["viewer"])
+    outer = json.loads(store.path.read_text())
+    outer["content"][entry.id] |= change
+    outer["digest"] = digest_of(outer["content"])
+    store.path.write_text(json.dumps(outer))
     with pytest.raises(KeysUnreadable):
-        read_entries(store.path)
+        KeyStore(storage).entries()
 
 
 def test_a_folder_in_the_place_of_the_file_and_a_file_that_others_may_write(store):

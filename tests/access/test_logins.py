@@ -8,7 +8,7 @@ import threading
 import jwt
 import pytest
 
-from stockpredict.access import users as users_module
+from stockpredict.access import private_files
 from stockpredict.access.lockout import KNOWN_DAYS, LoginAttempts, LoginBlocked, login_pause
 from stockpredict.access.login import Login, LoginRefused
 from stockpredict.access.sessions import MOST_SESSIONS, RefreshInvalid
@@ -20,7 +20,8 @@ from stockpredict.access.tokens import (
     TokenExpired,
     TokenInvalid,
 )
-from stockpredict.access.users import COSTS, AccessUnreadable, UserStore
+from stockpredict.access.private_files import AccessUnreadable
+from stockpredict.access.users import COSTS, UserStore
 from stockpredict.core.errors import FolderUnavailable, RequestInvalid
 from stockpredict.core.settings import load_settings
 
@@ -50,7 +51,7 @@ def storage(tmp_path):
 
 @pytest.fixture
 def login(storage, clock, monkeypatch):
-    monkeypatch.setattr(users_module, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(private_files, "LOOK_AGAIN", 0.0)
     login = Login(storage, clock, **CHEAP)
     login.users.create("anna", ["analyst"], WORDS)
     login.users.create("root", ["admin"], "seven quiet harbours")
@@ -269,7 +270,7 @@ def test_a_change_in_another_process_takes_effect_within_the_stated_bound(storag
     token = here.by_password("anna", WORDS, "10.0.0.7")["access_token"].encode()
     assert not refused(here, token)
     there.users.change("anna", disabled=True)
-    monkeypatch.setattr(users_module.time, "monotonic", lambda t=users_module.time.monotonic: t() + 0.51)
+    monkeypatch.setattr(private_files.time, "monotonic", lambda t=private_files.time.monotonic: t() + 0.51)
     assert refused(here, token)
 
 
@@ -411,6 +412,21 @@ def test_a_damaged_file_lets_nobody_in(login, pair):
             login.users.check("anna", WORDS)
 
 
+def test_rights_that_change_while_the_service_runs_and_a_lost_folder_let_nobody_in(login, pair):
+    path, token = login.users.file.path, pair["access_token"].encode()
+    assert not refused(login, token)
+    path.chmod(0o666)
+    with pytest.raises(AccessUnreadable, match="Others may write"):
+        login.tokens.caller_of(token)
+    path.chmod(0o600)
+    assert not refused(login, token)
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    path.parent.write_text("a file in the place of the folder")
+    with pytest.raises(AccessUnreadable, match="cannot be read") as error:
+        login.users.check("anna", WORDS)
+    assert error.value.status == 503
+
+
 def guesses(attempts, n, name="anna", address="203.0.113.9"):
     "How many attempts are looked at."
     looked = 0
@@ -507,6 +523,6 @@ def test_attempts_that_cannot_be_counted_are_refused(storage, clock, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device", str(storage.home_dir))
 
     attempts = LoginAttempts(storage, clock=clock)
-    monkeypatch.setattr(users_module, "atomic_write", full)
+    monkeypatch.setattr(private_files, "atomic_write", full)
     with pytest.raises(FolderUnavailable):
         attempts.begin("anna", "203.0.113.9")

@@ -499,12 +499,12 @@ def json_bodies(app):
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             content = operation.get("requestBody", {}).get("content", {})
-            if found := content.get("application/json", {}).get("schema"):
-                named = found.get("$ref", "").rpartition("/")[2]
+            if body := content.get("application/json", {}).get("schema"):
+                named = body.get("$ref", "").rpartition("/")[2]
                 yield (
                     method.upper(),
                     re.sub(r"\{.*?\}", "1", path),
-                    schema["components"]["schemas"].get(named, found),
+                    schema["components"]["schemas"].get(named, body),
                 )
 
 
