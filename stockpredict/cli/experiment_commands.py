@@ -61,14 +61,14 @@ def experiment_start(
     why: Annotated[str, typer.Option(help="Reason, for the record.")] = "",
 ):
     "Let a challenger answer beside the champion, in the shadow or for a share of the callers."
+    from stockpredict.access.audit_log import record_command
     from stockpredict.predict.experiments import COMPARED_HEADS, start_experiment
 
     if head not in COMPARED_HEADS:
         raise typer.BadParameter(f"one of {', '.join(COMPARED_HEADS)}", param_hint="--head")
-    shares = ramp_of(ramp)
-    experiment = start_experiment(
-        load(ctx), challenger, "shell", why, ramp=shares, head=head, horizon=horizon
-    )
+    shares, settings = ramp_of(ramp), load(ctx)
+    record_command(settings, f"experiments start {challenger}", reason=why, ramp=ramp, head=head)
+    experiment = start_experiment(settings, challenger, "shell", why, ramp=shares, head=head, horizon=horizon)
     out(f"Started {experiment.id}, {experiment.mode}. Its first answers come with the next table.")
 
 # %% ../../nbs/cli/42_experiment_commands.ipynb #83b22da2
@@ -79,10 +79,16 @@ def experiment_stop(
     why: Annotated[str, typer.Option(help="Reason, for the record.")] = "Stopped by command.",
 ):
     "Bring the champion back for everybody."
-    from stockpredict.predict.experiments import list_challengers, read_experiment, stop_experiment
+    from stockpredict.access.audit_log import record_command
+    from stockpredict.predict.experiments import experiment_state, list_challengers, read_experiment
+    from stockpredict.predict.experiments import stop_experiment
 
     settings = load(ctx)
-    stop_experiment(settings, read_experiment(settings, name).id, why, "shell")
+    experiment = read_experiment(settings, name)
+    if (before := experiment_state(settings, experiment))["state"] != "running":
+        return out(f"{name} has ended already, {before['state']} at {before['at']}: {before['reason']}")
+    record_command(settings, f"experiments stop {name}", reason=why)
+    stop_experiment(settings, name, why, "shell")
     list_challengers(settings)
     out(f"Stopped {name}: the champion answers everybody.")
 
