@@ -38,24 +38,23 @@ def read_bar_table(
 ):  # a pyarrow table
     "The table in a file, by what its first bytes say."
     import pyarrow as pa
-    from pyarrow import csv, feather, ipc, parquet
+    from pyarrow import csv, ipc, parquet
 
     with open(path, "rb") as file:
         begin = file.read(8)
     try:
         if begin.startswith(b"PAR1"):
             return parquet.ParquetFile(path).read()
-        if begin.startswith(b"ARROW1"):
-            return feather.read_bar_table(path)
-        if begin.startswith(b"\xff\xff\xff\xff"):
+        if begin.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+            open_arrow = ipc.open_file if begin.startswith(b"ARROW1") else ipc.open_stream
             with pa.OSFile(str(path)) as source:
-                return ipc.open_stream(source).read_all()
+                return open_arrow(source).read_all()
         text = {"ticker": pa.string(), "date": pa.string()} | dict.fromkeys(FIELDS, pa.float64())
         return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=text))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BarsInvalid(
             f"The file cannot be read: {str(error).splitlines()[0][:150]}.",
-            "Send Parquet, an Arrow stream, or CSV with a header and dates as YYYY-MM-DD.",
+            "Send Parquet, Arrow, or CSV with a header and dates as YYYY-MM-DD.",
         ) from None
 
 # %% ../../nbs/predict/75_batch_forecasts.ipynb #d953eac0

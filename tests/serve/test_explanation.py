@@ -5,7 +5,10 @@ import io
 import math
 
 import pandas as pd
+import pyarrow as pa
 import pytest
+import torch
+from pyarrow import ipc, parquet
 
 from stockpredict.core.errors import NoExplanation, NotReady
 from stockpredict.predict.engine import Engine
@@ -58,6 +61,37 @@ def test_what_cannot_be_explained_is_named(settings, template):
         direction_model(engine.model)
     with pytest.raises(NotReady, match="Newer bars"):
         Engine(template).explain_answer(engine.predict_universe().predictions[0])
+
+
+def write_bars(path, frame):
+    "A file of bars in the format of its ending."
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        parquet.write_table(table, path)
+    else:
+        kind = ipc.new_file if path.suffix == ".arrow" else ipc.new_stream
+        with kind(str(path), table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow", "arrows"])
+def test_a_market_is_the_same_from_every_format_of_file(template, tmp_path, ending):
+    "Dates as days instead of text, and the file and the stream of Arrow, as the media types promise."
+    from stockpredict.predict import batch_forecasts  # noqa: F401  adds `panel_of_file` to the engine
+
+    engine = Engine(template)
+    bars = engine.window().bars
+    day = engine.calendar.session_of(bars.event_time)
+    table = bars[["ticker", "open", "high", "low", "close", "volume"]]
+    text = write_bars(tmp_path / "bars.csv", table.assign(date=day.strftime("%Y-%m-%d")))
+    other = write_bars(tmp_path / f"bars.{ending}", table.assign(date=day.date))
+    market, same = engine.panel_of_file(text), engine.panel_of_file(other)
+    assert same.tickers == market.tickers and list(same.sessions) == list(market.sessions)
+    for field in market._fields:
+        assert torch.equal(same._fields[field].nan_to_num(-9), market._fields[field].nan_to_num(-9))
 
 
 def test_explanation_and_batch_over_http(served, run, settings):
