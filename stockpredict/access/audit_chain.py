@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/access/65_audit_chain.ipynb #f3df6b7d
-import errno, fcntl, os, socket, time
+import fcntl, os, socket, time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from stockpredict.access.audit_lines import MARKS, NO_LINE, audit_signer, parse_line
 from stockpredict.access.audit_lines import render_line, render_mark, utc_text
 from stockpredict.core.errors import FlowLocked
+from stockpredict.core.files import DISK
 
 # %% ../../nbs/access/65_audit_chain.ipynb #3ddb39d7
 SEGMENT_BYTES = 16 << 20  # a file that is longer is sealed
@@ -333,18 +334,9 @@ def _is_old(path, keep_days):
     return path.stat().st_mtime < time.time() - 86_400 * keep_days
 
 # %% ../../nbs/access/65_audit_chain.ipynb #7f48bb74
-REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota of the disk is used up",
-    errno.EROFS: "the disk is read-only",
-    errno.EACCES: "the folder may not be written",
-    errno.EPERM: "the folder may not be written",
-    errno.EIO: "the disk reports an error",
-}
-
-
 def disk_reason(
     error: Exception,  # of a write
 ) -> str:
     "Why a write failed, as the end of a sentence."
-    return REASONS.get(getattr(error, "errno", None)) or f"{type(error).__name__}: {error}"[:120]
+    why, _ = DISK.get(getattr(error, "errno", None), (f"{type(error).__name__}: {error}"[:120], ""))
+    return why

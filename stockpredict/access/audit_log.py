@@ -46,6 +46,7 @@ QUIET = frozenset(
     ).split()
 )
 REFUSALS = (400, 401, 403, 429)
+MOST_REFUSED = 500  # callers that one batch names; the rest is counted as others
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 READING_POSTS = frozenset(("/v1/predict",))
 
@@ -121,8 +122,8 @@ def note(
             client[0] if (client := get("client")) else "",
             method,
             route,
-            scope["path"],
-            get("query_string", b""),
+            scope["path"][:1000],  # a line shows 200 characters; what waits for a full disk is bounded
+            get("query_string", b"")[:2000],
             status,
             get("request_id", b""),
         )
@@ -146,7 +147,10 @@ def _lines(self: AuditLog, reads):
     refused = Counter(f"{r[1]} {r[2]} {r[7]}" for r in reads if r[7] in REFUSALS)
     lines = read_lines([read for read in reads if read[7] not in REFUSALS])
     if refused:
-        lines.insert(0, {"kind": "refused", "at": utc_text(), "count": dict(refused.most_common(500))})
+        count = dict(refused.most_common(MOST_REFUSED))
+        if others := refused.total() - sum(count.values()):
+            count["others"] = others
+        lines.insert(0, {"kind": "refused", "at": utc_text(), "count": count})
     if lost := self.lost - self.lost_noted:
         lines.insert(0, {"kind": "lost", "at": utc_text(), "reads": lost, "why": self.problem or "too many"})
     return lines

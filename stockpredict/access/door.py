@@ -133,16 +133,16 @@ def sent_credential(
     raise KeyInvalid("The header Authorization holds no key.", BEARER_FIX)
 
 # %% ../../nbs/access/50_door.ipynb #d4feb6fd
-_KEY_IN_TEXT = re.compile(r"sp_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
+_KEY_IN_TEXT = re.compile(r"spr?_[A-Za-z0-9]+_[A-Za-z0-9_-]{8,}|eyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
 _KEY_NAMES = re.compile(
-    rb"(?:^|&)(?:api[_-]?key|x-api-key|access[_-]token|bearer|authorization)=", re.IGNORECASE
+    rb"(?:^|&)(?:api[_-]?key|x-api-key|(?:access|refresh)[_-]token|bearer|authorization)=", re.IGNORECASE
 )
 
 
 def refuse_key_in_address(
     scope: dict,  # of a request; a key in its path is removed
 ):
-    "Raise `KeyInAddress` when the path or the query contains a key or a token."
+    "Raise `KeyInAddress` when the path or the query contains a key, an access token or a refresh token."
     path, query = scope["path"], scope.get("query_string", b"")
     if not query and "_" not in path and "eyJ" not in path:
         return

@@ -457,6 +457,25 @@ def test_refused_callers_are_counted_and_fill_no_disk(settings):
     assert sum(p.stat().st_size for p in audit_dir(settings).glob("*.jsonl")) < 3_000
 
 
+def test_refusals_of_more_callers_than_a_line_names_are_still_counted(settings):
+    log = AuditLog(audit_dir(settings), settings.storage.keys_dir)
+    log._active = True
+    for k in range(audit_log.MOST_REFUSED + 40):
+        log.note(scope(client=(f"2001:db8::{k:x}", 1)), "unmatched", 401)
+    log.close()
+    entry = next(search_audit(settings, kind="refused"))
+    assert len(entry["count"]) == audit_log.MOST_REFUSED + 1 and entry["count"]["others"] == 40
+
+
+def test_a_long_address_does_not_grow_what_waits_for_the_disk(settings):
+    log = AuditLog(audit_dir(settings), settings.storage.keys_dir)
+    log._active = True
+    log.note(scope(path="/" + "x" * 20_000, query_string=b"tickers=" + b"A" * 20_000), ROUTE, 404)
+    assert sum(len(part) for part in log.reads[0] if isinstance(part, str | bytes)) < 4_000
+    log.close()
+    assert verify_audit(settings)["ok"]
+
+
 def test_orjson_and_the_standard_parser_read_a_line_alike(settings):
     import json
 

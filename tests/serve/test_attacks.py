@@ -254,6 +254,9 @@ ADDRESSES = [
     {"query": b"x=KEY"},
     {"query": b"API-KEY=anything"},
     {"query": b"token=eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJhIn0.c2ln"},
+    {"query": b"token=spr_0123456789abcdef_0123456789abcdef"},
+    {"query": b"refresh_token=anything"},
+    {"path": "/v1/predictions/spr_0123456789abcdef_0123456789abcdef"},
     {"path": "/v1/predictions/KEY"},
     {"path": "/KEY/../v1/predictions/AAPL"},
 ]
