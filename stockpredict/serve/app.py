@@ -12,7 +12,7 @@ import secrets
 from contextlib import asynccontextmanager
 
 import orjson
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastcore.basics import patch
 from starlette.exceptions import HTTPException
@@ -33,7 +33,7 @@ from .openapi import add_answer_example, add_examples, build_schema, document_do
 from .openapi import request_examples
 from .pages import docs_page
 from .request_rules import WHAT_IF_ERRORS, documented
-from .request_rules import refuse_unknown_names, require_json
+from .request_rules import require_json
 from ..predict.schemas import API_VERSION, ManyForecasts, OneForecast
 from ..predict.schemas import parse_request, render_envelope
 from .service import Service
@@ -42,7 +42,7 @@ from .service import Service
 from .access_routes import add_access_routes, add_security
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
-from .job_routes import add_job_routes
+from .job_routes import NO_STORE, STRICT, add_job_routes
 from .business_metrics import add_business_metrics
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
@@ -80,9 +80,6 @@ def add_error_handlers(
     app.add_exception_handler(HTTPException, framework_error)
     app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, other_error)
-
-# %% ../../nbs/serve/70_app.ipynb #6659d806
-STRICT = [Depends(refuse_unknown_names)]
 
 # %% ../../nbs/serve/70_app.ipynb #7c4139e8
 WHAT_IF_BODY = {
@@ -139,11 +136,9 @@ def add_what_if_route(
         With `horizon`, `data` is one object; without it, a list."""
         require_json(request)
         data = await service.what_if_json(service.read_what_if(await read_body(request)))
-        headers = [JSON_HEADER, (b"cache-control", b"no-store")]
-        return RawResponse(200, headers, render_envelope(data, request.scope["request_id"]))
+        return RawResponse(200, [JSON_HEADER, NO_STORE], render_envelope(data, request.scope["request_id"]))
 
 # %% ../../nbs/serve/70_app.ipynb #b383caa7
-NO_STORE = (b"cache-control", b"no-store")
 METRICS_HEADER = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 DOWN = {503: {"description": "There are no answers to give.", "content": {"application/json": {}}}}
 MONITORED = {"tags": ["operation"], "dependencies": STRICT}

@@ -16,13 +16,12 @@ from ..access.door import refuse_key_in_address
 from ..access.permissions import NOBODY, Caller
 from .canary import to_canary
 from .http import PROBLEM_HEADER, RawResponse
-from .prediction_routes import quick_response
+from .prediction_routes import TICKER_ROUTE, quick_response
 from .request_rules import host_problem, without_body
 from ..predict.schemas import render_problem, request_id
 from .service import Service
 
 # %% ../../nbs/serve/65_fast_path.ipynb #fd202a35
-ROUTE = "/v1/predictions/{ticker}"
 COUNTED = ("key", "user")  # kinds of callers that have limits
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -53,7 +52,7 @@ def unexpected_error(
     )
     return RawResponse(500, [PROBLEM_HEADER], render_problem(error, scope["request_id"], scope["path"]))
 
-# %% ../../nbs/serve/65_fast_path.ipynb #442149cc
+# %% ../../nbs/serve/65_fast_path.ipynb #0571407c
 Service.canary = None  # the challenger that answers a share of the callers, see `canary_loop`
 
 
@@ -63,7 +62,7 @@ def stored_response(
 ) -> tuple[RawResponse, str] | None:  # response and route; `None` for everything but plain reads
     "The answer to a plain read, without the router."
     if answer := service.lookups.get((scope["path"], scope["query_string"])):
-        return service.respond(scope, *answer), ROUTE
+        return service.respond(scope, *answer), TICKER_ROUTE
     return quick_response(service, scope)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #a086d403
@@ -170,9 +169,7 @@ async def other_traffic(
         name_request(scope)
         try:
             refuse_key_in_address(scope)
-            scope["caller"] = caller = self.service.door.caller_of(scope)
-            if caller.kind in COUNTED:
-                self.service.limits.admit(caller.id, time.perf_counter())
+            admit(self.service, scope, time.perf_counter())
         except AccessError as error:
             return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
     await self.app(scope, receive, send)

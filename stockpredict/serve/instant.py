@@ -11,8 +11,8 @@ import time
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stockpredict.core.errors import AccessError
-from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, ROUTE, FastPath
-from stockpredict.predict.schemas import request_id
+from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, FastPath, name_request
+from stockpredict.serve.prediction_routes import TICKER_ROUTE
 
 # %% ../../nbs/serve/67_instant.ipynb #ed3368a7
 def header_lines(
@@ -35,10 +35,9 @@ def instant_answer(
     answer = service.lookups.get((scope["path"], scope["query_string"]))
     if answer is None or not path.fast or service.canary is not None or service.door.origins:
         return None
-    scope["header_map"] = headers = dict(scope["headers"])
-    if b"host" not in headers:
+    name_request(scope)
+    if b"host" not in scope["header_map"]:
         return None
-    scope["request_id"] = request_id(headers.get(b"x-request-id"))
     try:
         scope["caller"] = caller = service.door.caller_of(scope)
         if "read" not in caller.permissions:
@@ -49,5 +48,5 @@ def instant_answer(
         return None
     response = service.respond(scope, *answer)
     own = header_lines([*response.raw_headers, (b"x-request-id", scope["request_id"])])
-    service.record(scope, ROUTE, response.status_code, time.perf_counter() - start)
+    service.record(scope, TICKER_ROUTE, response.status_code, time.perf_counter() - start)
     return b"".join((STATUS_LINE[response.status_code], own, LOCKED_LINES)), response.body
