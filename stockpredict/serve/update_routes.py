@@ -63,6 +63,11 @@ def update_stream(
 
 # %% ../../nbs/serve/64_update_routes.ipynb #f6a36906
 SSE_START = b"retry: 3000\n\n"
+SSE_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx passes each event on at once
+]
 
 
 def render_sse(
@@ -106,13 +111,6 @@ def note_slow(
     service.log.warning("stream dropped", reason=SlowConsumer.code, caller=stream.caller, seconds=seconds)
 
 # %% ../../nbs/serve/64_update_routes.ipynb #48cada61
-SSE_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx passes each event on at once
-]
-
-
 class EventStream(Response):
     "The events of a stream as one answer that ends with the stream."
 
@@ -178,6 +176,15 @@ def close_on_signal(
             before(signum, frame)
 
         signal.signal(number, close_first)
+
+
+async def open_stream(
+    hub: UpdateHub,  # of this process
+    stream: UpdateStream,  # a new one
+):
+    "Open a stream that ends when the process is asked to stop."
+    close_on_signal(hub)
+    await hub.open(stream)
 
 # %% ../../nbs/serve/64_update_routes.ipynb #68d85673
 def refuse_foreign_page(
@@ -317,8 +324,7 @@ def add_stream_route(
         wanted = update_stream(service, tickers, horizon, last_event_id, request.scope)
         if request.scope.get("head"):
             return RawResponse(200, SSE_HEADERS, b"")
-        close_on_signal(hub)
-        await hub.open(wanted)
+        await open_stream(hub, wanted)
         return EventStream(hub, wanted)
 
 # %% ../../nbs/serve/64_update_routes.ipynb #d612ece1
@@ -334,8 +340,7 @@ def add_update_routes(
     async def updates(websocket: WebSocket):
         try:
             stream = socket_stream(service, websocket)
-            close_on_signal(hub)
-            await hub.open(stream)
+            await open_stream(hub, stream)
         except StockpredictError as error:
             return await deny_socket(service, websocket, error)
         await run_socket(hub, stream, websocket)
