@@ -13,43 +13,17 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 
-from ..core.errors import NotEnoughHistory, StockpredictError, UnknownHorizon
-from ..sources.bars import canonical_ticker
+from ..core.errors import NotEnoughHistory, StockpredictError
 from ..algebra.panel import FIELDS, Panel
 from ..catalogue.point_in_time import fact_fields
 from ..catalogue.bar_history import BarHistory
 from ..catalogue.design_matrix import Inputs
 from ..features.membership import MEMBER, restrict_to_members
 from ..models.forecast import Forecast
-from .caller_requests import Asked, asked_of, check_request
+from .caller_requests import Asked, check_request
 from .caller_features import MarketRows, market_rows, with_column
 from .engine import Engine, Window
-from .schemas import WhatIf, WhatIfBar
-
-# %% ../../nbs/predict/25_what_if.ipynb #ac51ef84
-def join_facts(
-    panel: Panel,  # the universe, with facts
-    n: int,  # column of the caller's ticker, perhaps a new one
-    values: torch.Tensor,  # the caller's bars, `[field, session]`
-) -> dict:  # field -> `[session, ticker]`
-    "The facts of the universe with a column for the caller's ticker."
-    close, volume = (values[FIELDS.index(f)] for f in ("close", "volume"))
-    computed = {"raw_close": close, "money": close * volume}
-    facts = {f: x for f, x in panel._fields.items() if f not in FIELDS}
-    market = fact_fields(market=True) if facts else {}
-    joined = {}
-    for f, x in facts.items():
-        missing = torch.full_like(x[:, 0], torch.nan)
-        if f in computed:
-            joined[f] = with_column(x, n, computed[f].to(x))
-        elif f == MEMBER:
-            member = torch.zeros_like(x[:, 0]) if n == x.shape[1] else x[:, n].nan_to_num(0.0)
-            joined[f] = with_column(x, n, member)
-        elif n < x.shape[1]:
-            joined[f] = x
-        else:
-            joined[f] = with_column(x, n, x[:, 0] if f in market else missing)
-    return joined
+from .schemas import WhatIf
 
 # %% ../../nbs/predict/25_what_if.ipynb #4fb6c73d
 def ticker_tensors(
@@ -69,52 +43,6 @@ def column_of(
     if bars := getattr(table, "bars", None):
         columns["bars"] = bars.select([table.tickers[n]])
     return replace(table, **columns, tickers=[table.tickers[n]])
-
-# %% ../../nbs/predict/25_what_if.ipynb #20145da3
-def align_bars(
-    engine: Engine,  # whose calendar
-    window: Window,  # the universe
-    request: WhatIf,  # the caller's bars
-) -> torch.Tensor:  # `[field, session]`, not a number where there is no bar
-    "The caller's bars on the sessions of the universe."
-    asked = asked_of(engine, window.session, request)
-    row = asked.days - engine.positions[window.session.date()] + len(window.panel) - 1
-    values = torch.full((len(FIELDS), len(window.panel)), torch.nan, dtype=torch.float64)
-    values[:, row[row >= 0]] = torch.from_numpy(asked.prices[:, row >= 0])
-    return values
-
-# %% ../../nbs/predict/25_what_if.ipynb #24634ade
-def join_universe(
-    engine: Engine,  # whose model and features
-    window: Window,  # the universe
-    request: WhatIf,  # the caller's bars
-) -> Window:
-    "The universe with the caller's series in it; its inputs are the caller's column only."
-    ticker, panel = canonical_ticker(request.ticker), window.panel
-    if request.horizon not in (None, *engine.model.horizons):
-        raise UnknownHorizon(
-            f"There is no forecast for {request.horizon} sessions.",
-            f"Request one of {', '.join(map(str, engine.model.horizons))}.",
-        )
-    values = align_bars(engine, window, request)
-    tickers = panel.tickers if ticker in panel.tickers else [*panel.tickers, ticker]
-    n = tickers.index(ticker)
-    fields = {
-        f: with_column(getattr(panel, f).values, n, values[i].float())
-        for i, f in enumerate(FIELDS)
-        if panel.has(f)
-    }
-    joined = Panel(fields | join_facts(panel, n, values), panel.sessions, tickers)
-    inputs = column_of(engine.inputs(joined), n)
-    if inputs.bars:  # what is measured across the market is measured on the market as it is
-        inputs = replace(inputs, bars=replace(inputs.bars, market=window.inputs.bars))
-    if not inputs.usable[-1, 0]:
-        raise NotEnoughHistory(
-            f"{len(request.bars)} bars are too few to know how volatile {ticker} is.",
-            f"Send {engine.lookback} sessions or more.",
-        )
-    close = float(values[FIELDS.index("close"), -1])
-    return replace(window, inputs=inputs, closes={ticker: close})
 
 # %% ../../nbs/predict/25_what_if.ipynb #785bcb42
 @patch
@@ -145,7 +73,7 @@ def caller_facts(
     columns: list[int | None],  # of each caller's ticker; `None` where it is new
     values: torch.Tensor,  # the callers' bars, `[field, session, caller]`
 ) -> dict:  # field -> `[session, caller]`
-    "The facts about each caller's ticker, as in `join_facts`."
+    "The facts about each caller's ticker."
     facts = {f: x for f, x in panel._fields.items() if f not in FIELDS}
     market = fact_fields(market=True) if facts else {}
     close, volume = (values[FIELDS.index(f)] for f in ("close", "volume"))
@@ -172,6 +100,37 @@ def caller_panel(
     own = {f: values[i].float() for i, f in enumerate(FIELDS) if window.panel.has(f)}
     facts = caller_facts(window.panel, [places.get(r.ticker) for r in asked], values)
     return Panel(own | facts, window.panel.sessions, [r.ticker for r in asked])
+
+# %% ../../nbs/predict/25_what_if.ipynb #59d570d0
+def refuse_short(
+    engine: Engine,  # whose look-back
+    request: Asked,  # whose volatility is not known
+) -> NotEnoughHistory:
+    "The error for a history that is too short for a volatility."
+    return NotEnoughHistory(
+        f"{len(request.days)} bars are too few to know how volatile {request.ticker} is.",
+        f"Send {engine.lookback} sessions or more.",
+    )
+
+# %% ../../nbs/predict/25_what_if.ipynb #ceebe801
+def join_universe(
+    engine: Engine,  # whose model and features
+    window: Window,  # the universe
+    request: WhatIf | Asked,  # the caller's bars
+) -> Window:
+    "The universe with the caller's series in it; its inputs are the caller's column only."
+    asked, panel = check_request(engine, window.session, request), window.panel
+    own = caller_panel(engine, window, [asked])
+    n = window.kept["columns"].get(asked.ticker, len(panel.tickers))
+    tickers = [*panel.tickers[:n], asked.ticker, *panel.tickers[n + 1 :]]
+    fields = {f: with_column(panel._fields[f], n, x[:, 0]) for f, x in own._fields.items()}
+    inputs = column_of(engine.inputs(Panel(fields, panel.sessions, tickers)), n)
+    if inputs.bars:  # what is measured across the market is measured on the market as it is
+        inputs = replace(inputs, bars=replace(inputs.bars, market=window.inputs.bars))
+    if not inputs.usable[-1, 0]:
+        raise refuse_short(engine, asked)
+    close = float(asked.prices[FIELDS.index("close"), asked.days.argmax()])
+    return replace(window, inputs=inputs, closes={asked.ticker: close})
 
 # %% ../../nbs/predict/25_what_if.ipynb #900842b6
 @patch
@@ -232,30 +191,6 @@ def forecast_callers(
     return replace(parts[0], **tensors, tickers=inputs.tickers)
 
 # %% ../../nbs/predict/25_what_if.ipynb #36f53e2b
-def whole_market_inputs(
-    engine: Engine,  # whose model answers
-    window: Window,  # the universe
-    request: Asked,  # of one caller
-) -> Inputs:
-    "Inputs of one caller by a computation of the whole market."
-    days = [day.date() for day in engine.calendar.sessions()[request.days]]
-    columns = zip(days, request.prices.T.tolist(), strict=True)
-    bars = [WhatIfBar.model_construct(date=day, **dict(zip(FIELDS, values))) for day, values in columns]
-    joined = WhatIf.model_construct(ticker=request.ticker, bars=bars, horizon=request.horizon)
-    return join_universe(engine, window, joined).inputs
-
-# %% ../../nbs/predict/25_what_if.ipynb #59d570d0
-def refuse_short(
-    engine: Engine,  # whose look-back
-    request: Asked,  # whose volatility is not known
-) -> NotEnoughHistory:
-    "The error for a history that is too short for a volatility."
-    return NotEnoughHistory(
-        f"{len(request.days)} bars are too few to know how volatile {request.ticker} is.",
-        f"Send {engine.lookback} sessions or more.",
-    )
-
-# %% ../../nbs/predict/25_what_if.ipynb #ceebe801
 def answer_together(
     engine: Engine,  # whose model answers
     window: Window,  # the universe
@@ -265,7 +200,7 @@ def answer_together(
     try:
         inputs = engine.caller_inputs(window, asked)
         if inputs is None:
-            inputs = side_by_side([whole_market_inputs(engine, window, r) for r in asked])
+            inputs = side_by_side([join_universe(engine, window, r).inputs for r in asked])
         usable = inputs.usable[-1]
         if not usable.all():
             results = [None if ok else refuse_short(engine, r) for ok, r in zip(usable.tolist(), asked)]

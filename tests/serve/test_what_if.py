@@ -11,9 +11,10 @@ from stockpredict.catalogue.feature import as_features
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import ModelOutputInvalid, RequestInvalid
 from stockpredict.predict.caller_features import market_rows
+from stockpredict.predict.caller_requests import asked_of
 from stockpredict.predict.engine import Engine
 from stockpredict.predict.schemas import WhatIf, parse_request
-from stockpredict.predict.what_if import asked_of, join_universe, predict_bars, whole_market_inputs
+from stockpredict.predict.what_if import join_universe, predict_bars
 from stockpredict.sources.simulate import simulate
 
 from .conftest import publish
@@ -201,4 +202,4 @@ def test_a_feature_without_steps_takes_the_plain_way(settings, monkeypatch):
     assert predict_bars(engine, [asked]) == quick and engine.universe.kept["callers"] is None
     request = WhatIf.model_validate(body_of(engine, "SIM01", 1.05), strict=False)
     joined = join_universe(engine, engine.window(), request)
-    assert torch.equal(whole_market_inputs(engine, engine.window(), asked).x, joined.inputs.x)
+    assert torch.equal(join_universe(engine, engine.window(), asked).inputs.x, joined.inputs.x)
