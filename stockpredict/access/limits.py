@@ -39,6 +39,12 @@ class MinuteWindow:
             self.slices[index % SLICES] = 0
         self.newest = newest
 
+    def count(self):
+        "Count one request in the newest slice."
+        self.slices[self.newest % SLICES] += 1
+        self.total += 1
+        self.unsent += 1
+
     def wait(self, limit: float, now: float) -> float:
         "Seconds until one more request fits under the limit."
         left = self.total
@@ -78,13 +84,8 @@ class CallerLimits:
             raise self.refusal(window, "requests", now)
         if together.total >= self.most_together or together.unsent >= together.share:
             raise self.refusal(together, EVERYBODY, now)
-        place = index % SLICES
-        window.slices[place] += 1
-        window.total += 1
-        window.unsent += 1
-        together.slices[place] += 1
-        together.total += 1
-        together.unsent += 1
+        window.count()
+        together.count()
 
 # %% ../../nbs/access/20_limits.ipynb #586f978e
 @patch
@@ -145,9 +146,7 @@ def admit_kind(
     window.move(int(now / SLICE))
     if window.total >= self.most[kind] or window.unsent >= window.share:
         raise self.refusal(window, kind, now)
-    window.slices[window.newest % SLICES] += 1
-    window.total += 1
-    window.unsent += 1
+    window.count()
 
 # %% ../../nbs/access/20_limits.ipynb #f135fc48
 COUNT_SCRIPT = """

@@ -29,7 +29,7 @@ def first_request(
 ) -> list[str]:  # lines
     "How to ask for a prediction with a key, by curl and in Python."
     host = "127.0.0.1" if settings.serving.host in ("0.0.0.0", "::") else settings.serving.host
-    scheme = "https" if getattr(settings.serving, "tls_cert", "") else "http"
+    scheme = "https" if settings.serving.tls_cert else "http"
     address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.serving.port}"
     ticker = example_ticker(settings)
     return [
@@ -52,7 +52,7 @@ def day(
 
 
 def show_new_key(
-    ctx,  # context of the command
+    settings,  # `Settings`: address of the service
     entry,  # of the new key
     text: str,  # the key itself
     json_: bool,  # JSON instead of sentences
@@ -64,7 +64,7 @@ def show_new_key(
         )
     out(f"Key {entry.id} ({', '.join(entry.grants)}), until {day(entry.expires_at)}. It is shown only now:")
     typer.echo(f"\n  {text}\n\nA prediction with curl, and in Python:\n")
-    for line in first_request(load(ctx), text):
+    for line in first_request(settings, text):
         typer.echo(f"  {line}")
 
 # %% ../../nbs/cli/49_key_commands.ipynb #c70ab306
@@ -80,9 +80,10 @@ def keys_create(
     from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
-    record_command(load(ctx), "keys create", roles=",".join(role or ["viewer"]), note=note)
-    entry, text = KeyStore(load(ctx).storage).create(role or ["viewer"], note, days or None)
-    show_new_key(ctx, entry, text, json_)
+    settings, roles = load(ctx), role or ["viewer"]
+    record_command(settings, "keys create", roles=",".join(roles), note=note)
+    entry, text = KeyStore(settings.storage).create(roles, note, days or None)
+    show_new_key(settings, entry, text, json_)
 
 
 @keys.command("list")
@@ -106,9 +107,10 @@ def keys_rotate(
     from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
-    record_command(load(ctx), f"keys rotate {key_id}", grace_days=grace_days)
-    entry, text = KeyStore(load(ctx).storage).rotate(key_id, grace_days)
-    show_new_key(ctx, entry, text, json_)
+    settings = load(ctx)
+    record_command(settings, f"keys rotate {key_id}", grace_days=grace_days)
+    entry, text = KeyStore(settings.storage).rotate(key_id, grace_days)
+    show_new_key(settings, entry, text, json_)
     if not json_:
         out(f"\nKey {key_id} works for {grace_days:g} more days.")
 
@@ -119,8 +121,9 @@ def keys_revoke(ctx: typer.Context, key_id: Id, json_: Json = False):
     from stockpredict.access.audit_log import record_command
     from stockpredict.access.keys import KeyStore
 
-    record_command(load(ctx), f"keys revoke {key_id}")
-    entry = KeyStore(load(ctx).storage).revoke(key_id)
+    settings = load(ctx)
+    record_command(settings, f"keys revoke {key_id}")
+    entry = KeyStore(settings.storage).revoke(key_id)
     if json_:
         return as_json({"id": entry.id, "state": "revoked"})
     out(f"Key {entry.id} is revoked.")
