@@ -14,19 +14,11 @@ from ..core.figures import BLUE, GREY, INK, RED
 from ..core.words import counted
 from ..evaluate.plots import report_figure
 from .study import Study
+from ..watch.drift_alarm import stability_index
+from ..watch.session_profile import range_counts, range_edges
 
 # %% ../../nbs/ops/42_drift_page.ipynb #1e9d5ac3
-BINS = 10
 MONTH = 21  # sessions of one block
-
-
-def stability_index(
-    counts,  # values in each range now, `[…, ranges]`
-    usual,  # values in each range before, same shape
-) -> np.ndarray:
-    "Population stability index; an empty range counts as half a value."
-    p, q = (np.maximum(c, 0.5) / np.maximum(c, 0.5).sum(-1, keepdims=True) for c in (usual, counts))
-    return ((q - p) * np.log(q / p)).sum(-1)
 
 # %% ../../nbs/ops/42_drift_page.ipynb #3314161a
 def ks_distance(
@@ -43,15 +35,12 @@ def ks_distance(
     return float(np.abs(shares[0] - shares[1]).max())
 
 # %% ../../nbs/ops/42_drift_page.ipynb #f540872d
+MONTH = 21  # sessions of one block
+
+
 def _block_counts(values, stop):
     "Values in each range of each month, with ranges from the sessions before `stop`."
-    past = values[:stop][np.isfinite(values[:stop])]
-    edges = np.unique(np.quantile(past, np.linspace(0, 1, BINS + 1)[1:-1])) if past.size else np.zeros(1)
-    place = np.searchsorted(edges, values, "right")
-    session = np.broadcast_to(np.arange(len(values))[:, None], values.shape)
-    known, ranges = np.isfinite(values), len(edges) + 1
-    at = session[known] * ranges + place[known]
-    counts = np.bincount(at, minlength=len(values) * ranges).reshape(len(values), ranges)
+    counts = range_counts(values, np.isfinite(values), range_edges(values[:stop]))
     return [np.add.reduceat(part, np.arange(0, len(part), MONTH)) for part in (counts[:stop], counts[stop:])]
 
 # %% ../../nbs/ops/42_drift_page.ipynb #04e8fe42

@@ -29,13 +29,15 @@ def window_sums(
     return total[WINDOW:] - total[:-WINDOW]
 
 
-def stability(
+def stability_index(
     counts: np.ndarray,  # values in each range `[…, range]`
     usual: np.ndarray,  # the same of the training years
 ) -> np.ndarray:
-    "Population stability index; an empty range counts as half a value."
-    p, q = (np.maximum(c, 0.5) / np.maximum(c, 0.5).sum(-1, keepdims=True) for c in (usual, counts))
-    return ((q - p) * np.log(q / p)).sum(-1)
+    "Population stability index; a range that is empty on one side counts as half a value there."
+    filled = np.maximum(counts, usual) > 0
+    p, q = (np.where(filled, np.maximum(c, 0.5), 0.0) for c in (usual, counts))
+    p, q = (c / np.maximum(c.sum(-1, keepdims=True), 0.5) for c in (p, q))
+    return ((q - p) * np.log(np.divide(q, p, out=np.ones_like(q), where=filled))).sum(-1)
 
 # %% ../../nbs/watch/10_drift_alarm.ipynb #955e3ee6
 def ticker_jumps(
@@ -57,7 +59,7 @@ def window_measures(
     rest = np.broadcast_to(whole, known.shape) if usual is not None else whole - known
     place = (np.cumsum(whole, -1) - whole / 2) / np.maximum(whole.sum(-1, keepdims=True), 1)
     columns = [
-        np.log(stability(known, rest) + 1e-3),
+        np.log(stability_index(known, rest) + 1e-3),
         (known * place).sum(-1) / np.maximum(known.sum(-1), 1),
         np.log(counts[..., BINS] / size + 0.01),
         np.log(window_sums(profile.unchanged) / WINDOW + 0.01),
@@ -160,7 +162,7 @@ def findings(
     table = pd.DataFrame(names, columns=["feature", "measure"])
     now, past = (c.counts.sum(0)[:, :BINS] for c in (newest, self.usual))
     shares = [np.cumsum(c, -1) / np.maximum(c.sum(-1, keepdims=True), 1) for c in (now, past)]
-    distances = pd.DataFrame({"psi": stability(now, past), "ks": np.abs(shares[0] - shares[1]).max(-1)})
+    distances = pd.DataFrame({"psi": stability_index(now, past), "ks": np.abs(shares[0] - shares[1]).max(-1)})
     distances.index = pd.Index(profile.names, name="feature")
     table = table.assign(p=p, adjusted=benjamini_hochberg(p)).join(distances, on="feature")
     return table.sort_values(["p", "psi"], ascending=[True, False], ignore_index=True)
