@@ -17,9 +17,9 @@ from fastcore.basics import patch
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from stockpredict.core.errors import StockpredictError
-from stockpredict.serve.http import BodyTooLarge
 from stockpredict.serve.wire_limits import AddressTooLong, HeadersTooLarge, RequestBroken, RequestTooSlow
 from stockpredict.serve.wire_limits import ServiceFull, WireLimits, head_problem, refusal_bytes, WATCHED
+from stockpredict.serve.wire_limits import head_too_large, large_body
 
 # %% ../../nbs/serve/12_wire.ipynb #36f4bd92
 LINGER, DRAIN_IDLE, ENDLESS = 2.0, 2.0, b"text/event-stream"
@@ -53,6 +53,9 @@ class WireProtocol(HttpToolsProtocol):
     def silence_ends(self) -> float:
         "Until when a connection may be silent on which nothing is under way."
         return self.loop.time() + (DRAIN_IDLE if self.draining else self.limits.idle_seconds)
+
+    def _unset_keepalive_if_required(self):
+        "Nothing to unset: deadlines are numbers, not timers."
 
 # %% ../../nbs/serve/12_wire.ipynb #6f08f628
 @patch
@@ -107,9 +110,7 @@ def data_received(
         return
     self.head_bytes += len(data)
     if self.head_bytes > self.limits.head_bytes:
-        self.refuse(
-            HeadersTooLarge(f"The head is larger than {self.limits.head_bytes >> 10} KiB.", "Shorten it.")
-        )
+        self.refuse(head_too_large(self.limits))
 
 
 @patch
@@ -182,16 +183,12 @@ def check_head(self: WireProtocol):
     "Refuse a head that is ambiguous or too large, and a body that is announced as too large."
     size = sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url)
     if size > self.limits.head_bytes:
-        self.fail(
-            HeadersTooLarge(f"The head is larger than {self.limits.head_bytes >> 10} KiB.", "Shorten it.")
-        )
+        self.fail(head_too_large(self.limits))
     if problem := head_problem(self.url, self.watched, self.parser.get_http_version()):
         self.fail(RequestBroken(f"The request is ambiguous: {problem}.", "Send one meaning only."))
     length = dict(self.watched).get(b"content-length", b"0")
     if int(length) > self.limits.body_bytes:
-        self.fail(
-            BodyTooLarge(f"The body is larger than {self.limits.body_bytes >> 20} MiB.", "Send less at once.")
-        )
+        self.fail(large_body(self.limits))
 
 # %% ../../nbs/serve/12_wire.ipynb #4c0169fc
 class WireCycle(RequestResponseCycle):
@@ -304,9 +301,7 @@ def on_body(
     "Collect the body up to its limit."
     self.body_bytes += len(body)
     if self.body_bytes > self.limits.body_bytes:
-        self.fail(
-            BodyTooLarge(f"The body is larger than {self.limits.body_bytes >> 20} MiB.", "Send less at once.")
-        )
+        self.fail(large_body(self.limits))
     HttpToolsProtocol.on_body(self, body)
 
 
@@ -367,11 +362,6 @@ def pause_writing(self: WireProtocol):
     "Note since when a client does not read."
     self.send_deadline = self.loop.time() + self.limits.send_seconds
     self.flow.pause_writing()
-
-# %% ../../nbs/serve/12_wire.ipynb #7e178c9e
-@patch
-def _unset_keepalive_if_required(self: WireProtocol):
-    "Nothing to unset: deadlines are numbers, not timers."
 
 # %% ../../nbs/serve/12_wire.ipynb #97fb417a
 @patch

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from ..core.errors import NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings
 from ..predict.schemas import render_problem, request_id
+from .http import BodyTooLarge
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #546bdc5b
 @dataclass(frozen=True)
@@ -77,6 +78,20 @@ class ServiceFull(NotReady):
     "More connections than one process keeps open."
 
     code, status = "service-full", 503
+
+# %% ../../nbs/serve/11_wire_limits.ipynb #65da987a
+def head_too_large(
+    limits: WireLimits,  # that were met
+) -> HeadersTooLarge:
+    "The refusal of a head with too many bytes."
+    return HeadersTooLarge(f"The head is larger than {limits.head_bytes >> 10} KiB.", "Shorten it.")
+
+
+def large_body(
+    limits: WireLimits,  # that were met
+) -> BodyTooLarge:
+    "The refusal of a body with too many bytes."
+    return BodyTooLarge(f"The body is larger than {limits.body_bytes >> 20} MiB.", "Send less at once.")
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #e0d4824b
 def refusal_bytes(
