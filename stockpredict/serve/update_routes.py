@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from ..access.door import foreign_origin
 from ..core.errors import BarsInvalid, NotReady, OriginRefused, RequestInvalid
-from ..core.errors import StockpredictError, UnknownHorizon, UnknownTicker, near
+from ..core.errors import ServeError, StockpredictError, UnknownHorizon, UnknownTicker, near
 from ..core.tickers import canonical_ticker
 from .http import RawResponse
 from .request_rules import HostMissing, documented, refuse_unknown_names
@@ -82,7 +82,7 @@ def render_sse(
     return named + b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 # %% ../../nbs/serve/64_update_routes.ipynb #066a1296
-class SlowConsumer(TooManyStreams):
+class SlowConsumer(ServeError):
     "A stream whose reader accepts nothing."
 
     code, status = "slow-consumer", 408
