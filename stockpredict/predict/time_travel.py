@@ -16,7 +16,6 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 
 import orjson
-from fastapi import Query
 from fastcore.basics import patch
 
 from ..core.errors import CalendarError, NotReady, QueueFull, RequestInvalid, ServeError
@@ -28,12 +27,7 @@ from .table_archive import unpack_archived
 from .table_format import pack_table
 
 # %% ../../nbs/predict/80_time_travel.ipynb #df05749c
-_MOMENT = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?"
-AS_OF = Query(
-    None,
-    json_schema_extra={"pattern": f"^{_MOMENT}$"},
-    description="a session such as 2024-03-28, or an instant such as 2024-03-28T21:30:00Z",
-)
+AS_OF_PATTERN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?"
 
 
 class AsOfUnavailable(ServeError):
@@ -68,7 +62,7 @@ def parse_as_of(
     now: datetime | None = None,  # the clock when left out
 ) -> date | datetime:  # an instant has its time zone
     "The day or the instant of a question."
-    if not re.fullmatch(_MOMENT, text):
+    if not re.fullmatch(AS_OF_PATTERN, text):
         raise RequestInvalid(
             f"{ascii(text)[:40]} is neither a date nor an instant.",
             "Send 2024-03-28, or an instant in UTC such as 2024-03-28T21:30:00Z.",

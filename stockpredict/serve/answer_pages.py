@@ -18,6 +18,7 @@ from ..core.tickers import canonical_ticker
 from ..predict.answer_table import AnswerTable
 from .caching import SMALL, OpenBody, choose_encoding
 from ..predict.schemas import render_envelope
+from ..predict.time_travel import AS_OF_PATTERN
 
 # %% ../../nbs/serve/54_answer_pages.ipynb #58eaaf51
 _REST = "[A-Za-z0-9.^=&-]"
@@ -38,6 +39,11 @@ TICKERS = Query(
 )
 LIMIT = Query(
     None, ge=1, le=1000, description="tickers on one page; 100 for JSON, all for other formats when left out"
+)
+AS_OF = Query(
+    None,
+    json_schema_extra={"pattern": f"^{AS_OF_PATTERN}$"},
+    description="a session such as 2024-03-28, or an instant such as 2024-03-28T21:30:00Z",
 )
 CURSOR = Query(
     "",

@@ -19,7 +19,16 @@ from fastcore.basics import patch
 from ..core.errors import NotReady, RequestInvalid, StockpredictError
 from ..core.errors import UnknownHorizon, UnknownName, UnknownTicker
 from ..core.settings import Settings
-from .answer_pages import CURSOR, HORIZON, LIMIT, LIST_PATH, MODEL, PAGE_TICKERS, TICKER
+from stockpredict.serve.answer_pages import (
+    AS_OF,
+    CURSOR,
+    HORIZON,
+    LIMIT,
+    LIST_PATH,
+    MODEL,
+    PAGE_TICKERS,
+    TICKER,
+)
 from .answer_pages import TICKERS, Page, PageCache, PageExpired, artifact_of, open_body
 from .answer_pages import other_spelling, page_body, parse_ticker, select_page
 from ..predict.answer_table import AnswerTable, render_staleness
@@ -30,7 +39,7 @@ from .formats import render_columns, with_staleness
 from .http import JSON_HEADER, RawResponse
 from .request_rules import HostMissing, documented, has_current, refuse_unknown_names
 from ..predict.schemas import ManyForecasts, OneForecast, render_envelope
-from ..predict.time_travel import AS_OF, AS_OF_ERRORS, PastTable, TimeTravel
+from ..predict.time_travel import AS_OF_ERRORS, PastTable, TimeTravel
 
 # %% ../../nbs/serve/56_prediction_routes.ipynb #064f6b21
 @dataclass(frozen=True)
