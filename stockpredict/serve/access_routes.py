@@ -7,6 +7,8 @@ __all__ = []
 
 # %% ../../nbs/serve/69_access_routes.ipynb #84965534
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qsl
 
 import orjson
@@ -117,6 +119,26 @@ def grant_tokens(
         raise OAuthProblem("invalid_grant", error.problem, error.fix, error.code) from None
     raise OAuthProblem("unsupported_grant_type", "The grants are password and refresh_token.")
 
+# %% ../../nbs/serve/69_access_routes.ipynb #f00a201d
+MOST_LOGINS = 16  # under way and waiting, in one process
+
+
+class LoginThreads:
+    "Runs logins beside the rest of the service."
+
+    def __init__(self):
+        self.threads, self.count = ThreadPoolExecutor(2, "login"), 0
+
+    async def run(self, work: Callable, *words):
+        "The result of `work`; `QueueFull` when too many logins wait."
+        if self.count >= MOST_LOGINS:
+            raise QueueFull("Too many logins are waiting.", "Try again in a few seconds.", retry_after=5)
+        self.count += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, work, *words)
+        finally:
+            self.count -= 1
+
 # %% ../../nbs/serve/69_access_routes.ipynb #7f3f5857
 class TokenPair(BaseModel):
     "An access token and the refresh token for the next one."
@@ -171,6 +193,7 @@ def add_access_routes(
     service,  # gets nothing, has the login
 ):
     "The routes for logging in."
+    logins = LoginThreads()
 
     def address_of(request):
         return request.client.host if request.client else ""
@@ -181,7 +204,7 @@ def add_access_routes(
         its session. After several failures the next attempt waits, `Retry-After` says how long."""
         try:
             work = grant_tokens, service.login, await read_form(request), address_of(request)
-            pair = await asyncio.to_thread(*work)
+            pair = await logins.run(*work)
         except OAuthProblem as problem:
             return oauth_refusal(problem)
         user = token_part(pair["access_token"].split(".")[1].encode())["sub"]
@@ -195,7 +218,7 @@ def add_access_routes(
             (text,) = needed_fields(await read_form(request), "token")
         except OAuthProblem as problem:
             return oauth_refusal(problem)
-        ended = await asyncio.to_thread(service.login.sessions.end, text)
+        ended = await logins.run(service.login.sessions.end, text)
         request.scope["audit_detail"] = {"session": "ended" if ended else "unknown"}
         return RawResponse(200, NO_STORE_HEADERS, b"{}")
 

@@ -2,11 +2,14 @@
 
 import asyncio
 import errno
+import threading
 
 import pytest
 
 from stockpredict.access.audit_search import search_audit, verify_audit
 from stockpredict.access.login import Login
+from stockpredict.core.errors import QueueFull
+from stockpredict.serve.access_routes import MOST_LOGINS
 
 CHEAP = {"memory_cost": 64, "time_cost": 1, "parallelism": 1}
 FORM = {"grant_type": "password", "username": "anna", "password": "copper lantern drifts"}
@@ -134,6 +137,29 @@ def test_failed_logins_wait_and_say_how_long(served, closed):
     assert answers[-1].json()["error"]["code"] == "login-blocked"
     refused = next(search_audit(closed, kind="refused"))
     assert sum(refused["count"].values()) == 8
+
+
+def test_a_crowd_of_logins_delays_nobody_else(served, closed):
+    end, begun = threading.Event(), threading.Semaphore(0)
+
+    async def go():
+        async with served(closed) as client:
+            users = client.service.login.users
+            token = await client.post("/v1/token", data=FORM)
+            users.check = lambda *words: begun.release() or end.wait(60) and None
+            crowd = [asyncio.create_task(client.post("/v1/token", data=FORM)) for _ in range(40)]
+            while begun._value < 2:  # both threads are busy
+                await asyncio.sleep(0.01)
+            read = await client.get("/v1/jobs", **bearer(token))
+            while (still := sum(not task.done() for task in crowd)) > MOST_LOGINS:
+                await asyncio.sleep(0.01)  # until the others are refused
+            end.set()
+            return read, still, await asyncio.gather(*crowd)
+
+    read, still, answers = asyncio.run(go())
+    assert read.status_code == 200 and still == MOST_LOGINS
+    full = [a for a in answers if a.status_code == QueueFull.status]
+    assert len(full) == 40 - MOST_LOGINS and all(int(a.headers["retry-after"]) >= 1 for a in full)
 
 
 def test_wrong_tokens_get_one_shape(served, closed):
