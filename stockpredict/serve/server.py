@@ -122,7 +122,7 @@ class ChildServer(WireServer):
         self.service.updates.close()  # streams of events end with a reason
         self.should_exit = True
 
-# %% ../../nbs/serve/72_server.ipynb #12530a5e
+# %% ../../nbs/serve/72_server.ipynb #b6819ca7
 def watch_parent(
     plan: ProcessPlan,  # its pipes
     stop,  # called at SIGTERM, and when the parent is gone
@@ -131,9 +131,7 @@ def watch_parent(
     import signal
 
     loop = asyncio.get_running_loop()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the parent, which stops its children in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it, too, and stops its children in order
     loop.add_signal_handler(signal.SIGTERM, stop)
     if plan.lifeline >= 0:
         loop.add_reader(plan.lifeline, lambda: (loop.remove_reader(plan.lifeline), stop()))
