@@ -59,6 +59,8 @@ def test_every_page_is_accessible_in_both_schemes_on_a_desk_and_on_a_phone(brows
         wrong = [v for v in violations(browser) if not (path == "/docs" and v[0] in SWAGGER)]
         assert wrong == [], (width, dark)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth"), (width, "scrolls sideways")
+        fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+        assert browser.run(fits), (width, "a table is wider than the page")
         assert only_from(url, browser.requested())
         refused = "404" if path in MISSING else "none"
         assert [text for text in browser.errors() if refused not in text] == []
