@@ -97,22 +97,6 @@ def spare_port() -> int:
         return s.getsockname()[1]
 
 
-def start(target: str, home: Path, env: dict):
-    "One uvicorn process; returns it and its port once it answers."
-    port = spare_port()
-    options = ["--port", str(port), "--no-access-log", "--log-level", "error", "--app-dir", str(home)]
-    process = subprocess.Popen([sys.executable, "-m", "uvicorn", target, *options], env=env)
-    for _ in range(1200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return process, port
-        except OSError:
-            time.sleep(0.05)
-        if process.poll() is not None:
-            raise SystemExit(f"{target} did not start.")
-    raise SystemExit(f"{target} did not answer.")
-
-
 WIRE = """
 import asyncio, socket, sys
 sys.path.insert(0, {home!r})
@@ -136,6 +120,13 @@ def start_program(command: list, port: int, env: dict, home: Path):
         if process.poll() is not None:
             raise SystemExit(f"{command} did not start.")
     raise SystemExit(f"{command} did not answer.")
+
+
+def start(target: str, home: Path, env: dict):
+    "One uvicorn process with an application."
+    port = spare_port()
+    options = ["--port", str(port), "--no-access-log", "--log-level", "error"]
+    return start_program(["-m", "uvicorn", target, *options], port, env, home)
 
 
 def other_servers(home: Path, env: dict):

@@ -13,7 +13,7 @@ import patience
 import psutil
 import pytest
 
-from .conftest import publish
+from .conftest import publish, service_process
 
 READER_HAS_NOT = ("torch", "pandas", "numpy", "duckdb", "mlflow", "pyarrow", "scipy")
 
@@ -151,14 +151,12 @@ def test_settings_that_cannot_be_read_leave_the_running_service_alone(whole_serv
     assert child(process, "reader 1").pid == reader and process.poll() is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_parent_stops_its_children_and_a_dead_parent_does_too(template, tmp_path, number):
-    from .conftest import service_process
-
     with service_process(template, tmp_path, **{"serving.engine": 0}) as (process, port):
         patience.wait_until(lambda: child(process, "reader 1"), process)
         read(port, "/v1/predictions/SIM00")
         reader = child(process, "reader 1")
-        process.send_signal(signal.SIGKILL if number == signal.SIGINT else number)
+        process.send_signal(number)
         patience.wait_until(lambda: process.poll() is not None)
         patience.wait_until(lambda: not reader.is_running() or reader.status() == psutil.STATUS_ZOMBIE)
