@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from stockpredict.access.lockout import LoginBlocked
 from stockpredict.access.login import Login, LoginRefused
-from stockpredict.access.permissions import NOBODY, OPEN, PERMISSIONS, TABLE
+from stockpredict.access.permissions import OPEN, PERMISSIONS, TABLE
 from stockpredict.access.sessions import RefreshInvalid
 from stockpredict.access.tokens import token_part
 from stockpredict.access.private_files import AccessUnreadable
@@ -25,7 +25,8 @@ from stockpredict.access.audit_log import AuditFull
 from stockpredict.core.errors import KeyMissing, PermissionMissing, QueueFull, RequestInvalid
 from stockpredict.serve.http import JSON_HEADER, BodyTooLarge, RawResponse
 from stockpredict.serve.request_rules import HostMissing, UnsupportedMedia, documented, refuse_unknown_names
-from stockpredict.predict.schemas import Envelope, render_envelope
+from stockpredict.serve.job_routes import caller_of, resource
+from stockpredict.predict.schemas import Envelope
 
 # %% ../../nbs/serve/69_access_routes.ipynb #ff6584ba
 LONGEST_FORM = 8_192  # bytes
@@ -225,10 +226,9 @@ def add_access_routes(
     @app.get("/v1/me", **ME_ROUTE)
     async def me(request: Request):
         """The caller, and what it may do."""
-        caller = request.scope.get("caller", NOBODY)
+        caller = caller_of(request)
         about = {"id": caller.id, "kind": caller.kind, "permissions": sorted(caller.permissions)}
-        body = render_envelope(orjson.dumps(about), request.scope["request_id"])
-        return RawResponse(200, NO_STORE_HEADERS, body)
+        return resource(request, about)
 
 # %% ../../nbs/serve/69_access_routes.ipynb #124b13c2
 SCHEMES = {
