@@ -1,6 +1,8 @@
 """The form of Prefect's page in which a person starts a run, filled in a browser, and what follows."""
 
 import json
+import time
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import patience
@@ -15,10 +17,16 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def ask(api, path, **body):
-    "What the API answers to a question with a body."
+    "What the API answers to a question with a body; 503 means that its database is busy, and to ask again."
     request = Request(f"{api}/{path}", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urlopen(request, timeout=60) as response:
-        return json.load(response)
+    for pause in (1, 2, 4, 8, 0):
+        try:
+            with urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except HTTPError as error:
+            if error.code != 503 or not pause:
+                raise
+            time.sleep(pause)
 
 
 def choose(tab, wanted):

@@ -183,7 +183,7 @@ ALLOWED_SCRIPTS = {  # page -> the script it may run
     "index.html": "script-src 'sha256-f7Wmnki9ELzOxlNHw3sOOY4AGXzfFZMyzS8srRihl9E='",
 }
 
-
+# %% ../../nbs/serve/00_http.ipynb #5a669d77
 class ReportFiles(StaticFiles):
     "The report folder, read only."
 

@@ -83,7 +83,7 @@ def caller_of(
     "Who asks."
     return request.scope["caller"]
 
-# %% ../../nbs/serve/58_job_routes.ipynb #e34dfc32
+# %% ../../nbs/serve/58_job_routes.ipynb #1089a333
 def visible_job(
     store: JobStore,  # of the service
     job_id: str,  # as asked for
@@ -159,14 +159,6 @@ async def json_body(
     return body
 
 # %% ../../nbs/serve/58_job_routes.ipynb #2105e39a
-def require_audit(
-    service,  # with or without an audit log
-):
-    "Raise unless a change of state can be written into the audit log."
-    if (audit := getattr(service, "audit", None)) is not None:
-        audit.require_writable()
-
-# %% ../../nbs/serve/58_job_routes.ipynb #927193eb
 def resource(
     request: Request,  # that is answered
     data: dict | list,  # JSON-able
@@ -185,8 +177,7 @@ async def change_once(
     key: str | None,  # its idempotency key
     work,  # from the body to a response; may block
 ) -> RawResponse:
-    "Do a change in a thread, once for each idempotency key, where the audit log can take it."
-    require_audit(service)
+    "Do a change in a thread, once for each idempotency key."
     body = await json_body(request)
     folder = service.settings.storage.home_dir / "idempotency"
 

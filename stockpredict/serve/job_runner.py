@@ -16,9 +16,10 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from stockpredict.core.errors import RunFailed, StockpredictError, all_errors
+from stockpredict.core.errors import RunFailed, StockpredictError
 from stockpredict.core.files import read_json
-from stockpredict.serve.jobs import STARTS_AGAIN, Job, JobHandle, JobInterrupted, JobStore, this_process
+from stockpredict.serve.jobs import STARTS_AGAIN, Job, JobCancelled, JobHandle, JobInterrupted, JobStore
+from stockpredict.serve.jobs import this_process
 
 # %% ../../nbs/serve/43_job_runner.ipynb #0e3381b2
 STEP_DONE = re.compile(r"^  (\S.{0,60}?) +\d+\.\d s$")  # printed by `timed_step`
@@ -39,6 +40,9 @@ def read_progress(
     return done, ""
 
 # %% ../../nbs/serve/43_job_runner.ipynb #2bb73a4e
+ERROR_CODE = re.compile(r"\[([a-z]+(?:-[a-z]+)*)\]")
+
+
 def read_outcome(
     text: str,  # standard output of a flow
 ) -> dict:  # sentence, numbers, warnings, page
@@ -61,10 +65,9 @@ def read_error(
 ) -> StockpredictError:
     "The error that a command ended with."
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    known = {row["code"] for row in all_errors()}
-    if len(lines) > 2 and lines[-1].startswith("[") and (name := lines[-1].strip("[]")) in known:
+    if len(lines) > 2 and (name := ERROR_CODE.fullmatch(lines[-1])):
         error = RunFailed(lines[-3][:500], lines[-2][:500])
-        error.code = name
+        error.code = name[1]
         return error
     return RunFailed(f"The command ended with the code {code}.", "Read its log beside the record of the job.")
 
@@ -169,7 +172,8 @@ def run(
     if self.stopped:
         raise JobInterrupted("The process that carried it out was told to end.", STARTS_AGAIN)
     if child.returncode not in (0, 1):  # 1: done, and something needs a look
-        raise read_error(self.err.read_text(errors="replace")[-20_000:], child.returncode)
+        error = read_error(self.err.read_text(errors="replace")[-20_000:], child.returncode)
+        raise JobCancelled(error.problem, error.fix) if error.code == JobCancelled.code else error
     return read_outcome(self.out.read_text(errors="replace")[:200_000])
 
 

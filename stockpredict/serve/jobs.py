@@ -230,7 +230,7 @@ class JobHandle:
     ):
         "Store how far it has come, at most twice a second; raises `JobCancelled` when it is to stop."
         if self.cancelled:
-            raise JobCancelled("The job was cancelled.")
+            raise JobCancelled("The job was cancelled.", STARTS_AGAIN)
         changed = (self.job.step, self.job.steps, self.job.note) != (step, steps, note)
         self.job.step, self.job.steps, self.job.note = step, steps, note
         if changed and ((now := time.monotonic()) >= self._due or step == steps):

@@ -11,9 +11,9 @@ import re
 import sys
 import time
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
+from uuid import uuid4
 
 from fastcore.basics import patch
 
@@ -21,7 +21,7 @@ from stockpredict.core.errors import FlowLocked, NotReady, StockpredictError
 from stockpredict.core.files import atomic_write, file_lock, read_json
 from stockpredict.core.settings import Settings
 from stockpredict.serve.desk_state import ask_prefect, prefect_api
-from stockpredict.serve.jobs import Job, JobRunning, JobStore
+from stockpredict.serve.jobs import Job, JobCancelled, JobRunning, JobStore
 
 # %% ../../nbs/serve/57_training.ipynb #e7884a7d
 TRAIN_STEPS = ["ingest", "features", "train", "self test", "judge", "publish", "refresh"]
@@ -100,17 +100,22 @@ def deployment_words(
 def call_prefect(
     url: str,  # of the API
     body: dict | None = None,  # sent by POST; GET when left out
+    pauses: tuple = (1, 2, 4, 8, 15),  # seconds before it is asked again while it is busy or starts
 ):  # what it answers
-    "One call of Prefect's API."
+    "One call of Prefect's API; every call we make may be repeated."
     data = None if body is None else json.dumps(body).encode()
     try:
         with urlopen(Request(url, data, {"content-type": "application/json"}), timeout=30) as response:
             return json.load(response)
-    except HTTPError as error:
-        raise NotReady(
-            f"Prefect refused a call with {error.code}.", "Look at the log of its server."
-        ) from error
     except (OSError, ValueError) as error:
+        code = getattr(error, "code", None)  # of an answer; 503 says that its database is busy
+        if pauses and code in (None, 503):
+            time.sleep(pauses[0])
+            return call_prefect(url, body, pauses[1:])
+        if code:
+            raise NotReady(
+                f"Prefect refused a call with {code}.", "Look at the log of its server."
+            ) from error
         raise NotReady(
             f"Prefect does not answer: {type(error).__name__}.", "Start it: stockpredict up."
         ) from error
@@ -126,7 +131,7 @@ class FollowedRun:
         parameters: dict,  # of the flow
     ):
         self.api, self.seen = api, set()
-        body = {"parameters": parameters, "tags": ["stockpredict", "request"]}
+        body = {"parameters": parameters, "tags": ["stockpredict", "request"], "idempotency_key": uuid4().hex}
         self.id = call_prefect(f"{api}/deployments/{deployment}/create_flow_run", body)["id"]
 
 # %% ../../nbs/serve/57_training.ipynb #927aa9be
@@ -143,13 +148,22 @@ def new_steps(self: FollowedRun) -> list[str]:  # one line each
 @patch
 def outcome(self: FollowedRun) -> str:
     "The outcome that the flow attached to its run, as a flow prints it."
-    wanted = {"flow_runs": {"id": {"any_": [self.id]}}, "limit": 10}
+    wanted = {"flow_runs": {"id": {"any_": [self.id]}}, "limit": 1}
     for artifact in call_prefect(f"{self.api}/artifacts/filter", wanted):
-        text = str(artifact.get("data") or "")
-        page = re.search(r"file: `([^`]+)`|The page: `([^`]+)`", text)
-        sentence = text.strip().partition("\n")[0].strip("*")
-        return sentence + (f"\n  page: {page[1] or page[2]}" if page else "")
+        return printed_outcome(str(artifact.get("data") or ""))
     return "The run has ended."
+
+# %% ../../nbs/serve/57_training.ipynb #38c81d6f
+def printed_outcome(
+    markdown: str,  # that a flow attached to its run
+) -> str:  # lines, as `read_outcome` reads them
+    "The outcome of a flow as it prints it."
+    sentence, *rest = markdown.strip().splitlines() or [""]
+    rows = [re.fullmatch(r"\| (\S.*?) \| (.*?) \|", line) for line in rest]
+    numbers = [f"  {row[1]}  {row[2]}" for row in rows if row and row[1] not in ("what", "---")]
+    warned = [f"! {line[2:]}" for line in rest if line.startswith("- ")]
+    page = re.search(r"(?:Its file|The page): `([^`]+)`", markdown)
+    return "\n".join([sentence.strip("*"), *numbers, *warned, *([f"  page: {page[1]}"] if page else [])])
 
 # %% ../../nbs/serve/57_training.ipynb #b4e52369
 def run_ending(
@@ -163,7 +177,7 @@ def run_ending(
     if state["type"] == "COMPLETED":
         return 0, outcome, ""
     if state["type"] in ("CANCELLED", "CANCELLING"):
-        return 130, "", f"\nThe run was cancelled: {message}\nStart it again.\n[flow-locked]"
+        return 130, "", f"\nThe run was cancelled: {message}\nStart it again.\n[{JobCancelled.code}]"
     return 2, "", f"\nThe run failed: {message}\nRead its log on the Prefect server.\n[run-failed]"
 
 # %% ../../nbs/serve/57_training.ipynb #16ecca07

@@ -108,7 +108,7 @@ def settings(template, tmp_path):
     import shutil
 
     home = tmp_path / "home"
-    shutil.copytree(template.storage.home_dir, home)
+    shutil.copytree(template.storage.home_dir, home, ignore=shutil.ignore_patterns("audit"))
     return build_settings(home)
 
 

@@ -12,9 +12,11 @@ import pytest
 from stockpredict.access.permissions import ROLES, Caller
 from stockpredict.core.errors import NotFound
 from stockpredict.core.files import file_lock, read_json, write_json
-from stockpredict.serve.job_runner import read_error
+from stockpredict.core.settings import load_settings
+from stockpredict.ops.flow_edge import DayResult, result_markdown
+from stockpredict.serve.job_runner import read_error, read_outcome
 from stockpredict.serve.jobs import Job, JobRunning, JobStore, job_moment, this_process
-from stockpredict.serve.training import TRAIN_STEPS
+from stockpredict.serve.training import TRAIN_STEPS, printed_outcome, run_ending
 
 SLEEP = ["timeit", "-n1", "-r1", "import time; time.sleep(600)"]
 
@@ -107,9 +109,31 @@ def test_what_is_no_id_is_not_found(store, name):
         store.read(name)
 
 
+def test_a_job_whose_run_was_cancelled_elsewhere_is_cancelled(store):
+    _, _, printed = run_ending({"type": "CANCELLED", "name": "Cancelled", "message": "by the page"}, "")
+    ends = f"import os, sys; print({printed!r}, file=sys.stderr, flush=True); os._exit(130)"
+    job = ended(store, store.submit("train", ["timeit", "-n1", "-r1", ends], "local").id)
+    assert (job.state, job.error["code"]) == ("cancelled", "job-cancelled")
+    assert job.error["problem"] == "The run was cancelled: by the page" and job.error["fix"]
+
+
+def test_a_run_on_a_server_ends_with_the_outcome_that_a_process_prints(tmp_path):
+    settings = load_settings(None, {"storage.reports": str(tmp_path)}, environ={})
+    numbers = {"decision": "hold", "published": "version 1, composed"}
+    page, late = str(tmp_path / "2022-12-28" / "run" / "page.html"), ["3 tickers are late"]
+    for result in (
+        DayResult("retrain", "2022-12-28", "No evidence of skill.", numbers, page, late),
+        DayResult("retrain", "2022-12-28", "No evidence of skill."),
+    ):
+        attached = printed_outcome(result_markdown(result, settings))
+        assert read_outcome(attached) == read_outcome("\n".join(result.lines()))
+
+
 def test_an_error_of_a_flow_keeps_its_code():
     error = read_error("  ingest  1.0 s\nTraceback\n\nThe lake is empty.\nIngest.\n[empty-universe]\n", 2)
     assert (error.code, error.problem, error.fix) == ("empty-universe", "The lake is empty.", "Ingest.")
+    full = read_error("\nThe audit log cannot be written.\nFree some space.\n[audit-full]\n", 2)
+    assert (full.code, full.fix) == ("audit-full", "Free some space.")
     assert read_error("Segmentation fault\n", -11).code == "run-failed"
 
 
