@@ -17,7 +17,7 @@ from ..core.errors import QueueFull, ServeError
 
 # %% ../../nbs/predict/35_batcher.ipynb #a27c7d29
 class Batcher:
-    "A queue whose requests are computed together, as soon as the last batch is done."
+    "A queue whose requests are computed together, as soon as nothing more is arriving."
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Batcher:
         self.run, self.limit, self.most = run, limit, most
         self.queue, self.task = deque(), None
         self.thread = ThreadPoolExecutor(1, "predict")
-        self.batches = []  # sizes of the last batches
+        self.batches = deque(maxlen=1000)  # sizes of the last batches
 
     async def submit(
         self,
@@ -79,22 +79,46 @@ def settle_futures(
             future.set_result(result)
 
 # %% ../../nbs/predict/35_batcher.ipynb #4f7a15be
+QUIET_TURNS = 3  # of the event loop, in which no request arrived
+
+
+@patch
+async def _collect(self: Batcher):
+    "Give the event loop its turn until a few turns have brought no further request."
+    quiet, waiting = 0, len(self.queue)
+    while quiet < QUIET_TURNS and waiting < self.most:
+        await asyncio.sleep(0)
+        quiet, waiting = (0 if len(self.queue) > waiting else quiet + 1), len(self.queue)
+
+# %% ../../nbs/predict/35_batcher.ipynb #992270da
 @patch
 async def _drain(self: Batcher):
     "Run batches until the queue is empty."
-    loop = asyncio.get_running_loop()
-    while batch := self._next_batch():
-        futures, stopped = [future for _, future in batch], QueueFull("The service stops.", "Ask again.")
-        results = [stopped] * len(batch)
-        try:
-            results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
-            if len(results) != len(batch):
-                raise ServeError(f"{len(results)} results for {len(batch)} requests.", "Ask again.")
-        except Exception as error:
-            results = [error] * len(batch)
-        finally:
-            self.batches = [*self.batches[-999:], len(batch)]
-            settle_futures(futures, results)
+    try:
+        while self.queue:
+            await self._collect()
+            if batch := self._next_batch():
+                await self._run_batch(batch)
+    finally:  # empty, or the loop is being stopped
+        stopped = QueueFull("The service stops.", "Ask again.")
+        left = [self.queue.popleft()[1] for _ in range(len(self.queue))]
+        settle_futures(left, [stopped] * len(left))
+
+
+@patch
+async def _run_batch(self: Batcher, batch):
+    "Compute one batch in the thread, and settle its futures whatever happens."
+    futures, stopped = [future for _, future in batch], QueueFull("The service stops.", "Ask again.")
+    results, loop = [stopped] * len(batch), asyncio.get_running_loop()
+    try:
+        results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
+        if len(results) != len(batch):
+            raise ServeError(f"{len(results)} results for {len(batch)} requests.", "Ask again.")
+    except Exception as error:
+        results = [error] * len(batch)
+    finally:
+        self.batches.append(len(batch))
+        settle_futures(futures, results)
 
 # %% ../../nbs/predict/35_batcher.ipynb #584eccff
 async def share_work(
