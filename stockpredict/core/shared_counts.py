@@ -6,11 +6,16 @@
 __all__ = []
 
 # %% ../../nbs/core/75_shared_counts.ipynb #769849aa
+import math
 import mmap
 import os
+import re
+import resource
+import sys
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate
 from threading import Lock
 
 from fastcore.basics import patch
@@ -39,16 +44,19 @@ class Block:
     ):
         self.memory = mmap.mmap(-1 if block is None else block, WORDS * 8)
         self.cells = memoryview(self.memory).cast("d")
+        self.known, self.read = [], SPARE  # series that were read, and how far
         self.places = {key: at for key, at, _ in self.entries()}
 
-    def entries(self) -> Iterator[tuple[bytes, int, int]]:  # key, first cell, number of cells
-        "Every series of the block."
-        at, end = SPARE, int(self.cells[0])
+    def entries(self) -> list[tuple[bytes, int, int]]:  # key, first cell, number of cells
+        "Every series of the block; each is read once, because its place never changes."
+        at, end = self.read, int(self.cells[0])
         while at < end:
             length, count = int(self.cells[at]), int(self.cells[at + 1])
             words = -(-length // 8)
-            yield self.memory[(at + 2) * 8 : (at + 2) * 8 + length], at + 2 + words, count
-            at += 2 + words + count
+            key = self.memory[(at + 2) * 8 : (at + 2) * 8 + length]
+            self.known.append((key, at + 2 + words, count))
+            at = self.read = at + 2 + words + count
+        return self.known
 
 # %% ../../nbs/core/75_shared_counts.ipynb #8ab29846
 @patch
@@ -78,9 +86,9 @@ def claim(
 ):
     "Note which process counts here, and forget what the one before it measured in that moment."
     self.cells[1] = process
-    for key, at, count in self.entries():
+    for key, at, _ in self.entries():
         if key.startswith(b"g"):
-            self.cells[at : at + count] = memoryview(bytes(8 * count)).cast("d")
+            self.cells[at] = math.nan
 
 # %% ../../nbs/core/75_shared_counts.ipynb #8ea64170
 class CountSeries:
@@ -155,8 +163,8 @@ class SharedCounts:
         self.blocks = [Block(block) for block in blocks] or [Block()]
         self.own, self.metrics, self.summed = self.blocks[own], {}, set()
         self.own.claim(os.getpid())
-        self.own.place(b"p" + (process or "service").encode(), 1)
-        self._names = {}
+        self.used = 0.0  # CPU seconds that are counted already
+        self.count_process(process or "service")
 
     def metric(
         self, kind: str, name: str, text: str, labels=(), buckets=(), summed: bool = False
@@ -169,6 +177,51 @@ class SharedCounts:
         return self.metrics[name]
 
 # %% ../../nbs/core/75_shared_counts.ipynb #220604ec
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def resident_bytes() -> int:
+    "The memory of this process; the most it ever had where there is no /proc."
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * PAGE
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@patch
+def count_process(
+    self: SharedCounts,
+    name: str,  # of this process, the same after it was started again
+):
+    "Begin to count what this process uses."
+    label, prefix = ("process",), "stockpredict_process"
+    starts = self.metric("counter", f"{prefix}_starts_total", "Times each process was started.", label)
+    starts.labels(name).inc()
+    cpu = self.metric("counter", f"{prefix}_cpu_seconds_total", "CPU time of each process.", label)
+    memory = self.metric("gauge", f"{prefix}_resident_bytes", "Memory of each process.", label, summed=True)
+    self.cpu, self.memory = cpu.labels(name), memory.labels(name)
+    self.note_process()
+
+# %% ../../nbs/core/75_shared_counts.ipynb #a2ccabb9
+@patch
+def note_process(self: SharedCounts):
+    "Add the CPU time since the last look, and measure the memory."
+    spent = sum(os.times()[:2])
+    self.cpu.inc(spent - self.used)
+    self.used = spent
+    self.memory.set(resident_bytes())
+
+# %% ../../nbs/core/75_shared_counts.ipynb #282aeb8c
+@lru_cache(65_536)
+def split_key(
+    key: bytes,  # of a series
+) -> tuple[str, str, str]:  # first letter of the kind, name, joined label values
+    "The parts of a key, taken apart once."
+    name, _, values = key[1:].decode().partition(SEPARATOR)
+    return chr(key[0]), name, values
+
+
 @patch
 def totals(
     self: SharedCounts,
@@ -178,85 +231,81 @@ def totals(
     for block in self.blocks:
         living = block.cells[1] > 0
         for key, at, count in block.entries():
-            name, _, values = key[1:].decode().partition(SEPARATOR)
-            if key[:1] == b"g" and not (living if name in self.summed else block is self.own):
+            kind, name, values = split_key(key)
+            cells = block.cells[at : at + count].tolist()
+            if kind == "g" and not (living if name in self.summed else block is self.own):
                 continue
-            if name in sums:
-                cells = block.cells[at : at + count].tolist()
+            if name in sums and cells[0] == cells[0]:
                 known = sums[name].get(values)
                 sums[name][values] = [a + b for a, b in zip(known, cells)] if known else cells
     return sums
 
-
-@patch
+# %% ../../nbs/core/75_shared_counts.ipynb #8e9ff68f
+@lru_cache(65_536)
 def label_text(
-    self: SharedCounts,
-    metric: SharedMetric,  # whose labels
-    values: str,  # joined label values
+    names: tuple,  # of the labels
+    values: str,  # joined values
 ) -> str:  # as `method="GET",route="/health"`
-    "The labels of a series as they are reported; kept, since they never change."
-    key = metric.name, values
-    if key not in self._names:
-        escaped = [
-            v.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for v in values.split(SEPARATOR)
-        ]
-        self._names[key] = ",".join(f'{n}="{v}"' for n, v in zip(metric.label_names, escaped))
-    return self._names[key]
+    "The labels of a series as they are reported."
+    if not names:
+        return ""
+    escaped = [
+        v.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") for v in values.split(SEPARATOR)
+    ]
+    return ",".join(f'{n}="{v}"' for n, v in zip(names, escaped))
 
-# %% ../../nbs/core/75_shared_counts.ipynb #b57f6cec
+
+@lru_cache(65_536)
+def line_starts(
+    kind: str,  # counter, gauge or histogram
+    name: str,  # of the metric
+    labels: str,  # of the series, as text
+    buckets: tuple,  # of a histogram
+) -> list[str]:
+    "What stands before each number of a series: buckets, sum and count of a histogram."
+    braces, comma = f"{{{labels}}}" if labels else "", "," if labels else ""
+    if kind != "histogram":
+        return [f"{name}{braces} "]
+    bounds = [*(str(float(bound)) for bound in buckets), "+Inf"]
+    starts = [f'{name}_bucket{{{labels}{comma}le="{bound}"}} ' for bound in bounds]
+    return [*starts, f"{name}_sum{braces} ", f"{name}_count{braces} "]
+
+# %% ../../nbs/core/75_shared_counts.ipynb #991b81b9
 def metric_lines(
     metric: SharedMetric,  # counter, gauge or histogram
-    labels: str,  # of the series, as text
+    values: str,  # joined label values of the series
     cells: list[float],  # its numbers
-) -> Iterator[str]:
+) -> list[str]:
     "The lines of one series."
-    braces = f"{{{labels}}}" if labels else ""
-    if metric.kind != "histogram":
-        yield f"{metric.name}{braces} {cells[0]:.12g}"
-        return
-    total, comma = 0.0, "," if labels else ""
-    for bound, count in zip((*metric.buckets, "+Inf"), cells[1:]):
-        total += count
-        yield f'{metric.name}_bucket{{{labels}{comma}le="{bound}"}} {total:.12g}'
-    yield f"{metric.name}_sum{braces} {cells[0]:.12g}"
-    yield f"{metric.name}_count{braces} {total:.12g}"
+    labels = label_text(metric.label_names, values)
+    starts = line_starts(metric.kind, metric.name, labels, metric.buckets)
+    numbers = [cells[0]]
+    if metric.kind == "histogram":
+        counts = list(accumulate(cells[1:]))
+        numbers = [*counts, cells[0], counts[-1]]
+    return [f"{start}{number:.12g}" for start, number in zip(starts, numbers)]
 
 
 @patch
-def render(self: SharedCounts) -> bytes:
-    "Every metric as Prometheus reads it, and what each process uses."
-    lines, totals = [], self.totals()
+def render(
+    self: SharedCounts,
+    totals: dict | None = None,  # of `totals`; asked for when left out
+) -> bytes:
+    "Every metric as Prometheus reads it."
+    lines, totals = [], totals or self.totals()
     for name, metric in self.metrics.items():
         lines += [f"# HELP {name} {metric.text}", f"# TYPE {name} {metric.kind}"]
         for values, cells in sorted(totals[name].items()):
-            lines += metric_lines(metric, self.label_text(metric, values), cells)
-    return "\n".join([*lines, *self.process_lines(), ""]).encode()
+            lines += metric_lines(metric, values, cells)
+    return "\n".join([*lines, ""]).encode()
 
-# %% ../../nbs/core/75_shared_counts.ipynb #81350b7a
-PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-OF_PROCESSES = {
-    "stockpredict_process_resident_bytes": ("gauge", "Memory of each process."),
-    "stockpredict_process_cpu_seconds_total": ("counter", "CPU time of each process."),
-}
+# %% ../../nbs/core/75_shared_counts.ipynb #2b73b63e
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+DESCRIBES_COUNTER = re.compile(rb"^# (HELP|TYPE) (\w+)_total ", re.M)
 
 
-@patch
-def process_lines(self: SharedCounts) -> Iterator[str]:
-    "Memory and CPU time of every living process, each under its name; empty where /proc is missing."
-    used = {}
-    for block in self.blocks:
-        process, names = int(block.cells[1]), [key for key, *_ in block.entries() if key[:1] == b"p"]
-        try:
-            with open(f"/proc/{process}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            continue
-        name = names[-1][1:].decode()
-        used[name] = int(fields[21]) * PAGE, (int(fields[11]) + int(fields[12])) / TICKS
-    for i, (metric, (kind, text)) in enumerate(OF_PROCESSES.items()):
-        yield f"# HELP {metric} {text}"
-        yield f"# TYPE {metric} {kind}"
-        yield from (
-            f'{metric}{{process="{name}"}} {numbers[i]:.12g}' for name, numbers in sorted(used.items())
-        )
+def as_openmetrics(
+    text: bytes,  # in the first format
+) -> bytes:
+    "A report in the format OpenMetrics."
+    return DESCRIBES_COUNTER.sub(rb"# \1 \2 ", text) + b"# EOF\n"
