@@ -11,8 +11,10 @@ from pathlib import Path
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
-from .sections import Access, Costs, Data, Facts, Features, Flows, Gate, Models, Reports
+from .sections import Access, Alerts, Costs, Data, Facts, Features, Flows, Gate
 from stockpredict.core.sections import (
+    Models,
+    Reports,
     Schedule,
     Serving,
     SimulatedSettings,
@@ -45,6 +47,7 @@ class Settings(BaseModel):
     schedule: Schedule = Schedule()
     reports: Reports = Reports()
     flows: Flows = Flows()
+    alerts: Alerts = Alerts()
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
 def _repeated(items):
@@ -303,7 +306,8 @@ def with_(
 def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"}
-    apart = ("storage", "store", "stream", "serving", "access", "facts", "schedule", "reports", "flows")
+    apart = ("storage", "store", "stream", "serving", "access", "facts", "schedule", "reports")
+    apart += ("flows", "alerts")
     apart = dict.fromkeys(apart, True)
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
