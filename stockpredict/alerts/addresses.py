@@ -115,9 +115,10 @@ class _Guard(threading.local):
     allowed = None  # pairs of address and port
     refused = None  # the error of the last refusal
     copies = ()  # duplicates of the sockets in use
+    remarks = None  # what a library that sends has logged
 
 
-_GUARD = _Guard()
+GUARD = _Guard()
 _HOOKED = threading.Event()
 
 # %% ../../nbs/alerts/40_addresses.ipynb #ad3597a1
@@ -138,15 +139,15 @@ def check_connection(
 
 def _hook(event, args):
     "Check a connection of a thread that sends an alert."
-    if event not in WATCHED or _GUARD.allowed is None:
+    if event not in WATCHED or GUARD.allowed is None:
         return
     try:
-        check_connection(args[1], _GUARD.allowed)
+        check_connection(args[1], GUARD.allowed)
     except AddressRefused as error:
-        _GUARD.refused = error
+        GUARD.refused = error
         raise
     if event == "socket.connect":
-        _GUARD.copies.append(os.dup(args[0].fileno()))
+        GUARD.copies.append(os.dup(args[0].fileno()))
 
 # %% ../../nbs/alerts/40_addresses.ipynb #c5a8cf1d
 def _shut(copies):
@@ -168,14 +169,18 @@ def guarded_connections(
     copies = []
     timer = threading.Timer(seconds, _shut, [copies])
     timer.daemon = True
-    _GUARD.allowed, _GUARD.refused, _GUARD.copies = allowed, None, copies
+    GUARD.allowed, GUARD.refused, GUARD.copies = allowed, None, copies
     timer.start()
     try:
         yield
+    except Exception as error:
+        if GUARD.refused is None or error is GUARD.refused:
+            raise
+        raise GUARD.refused from None  # a library took it for a failure of the network
     finally:
-        _GUARD.allowed, _GUARD.copies = None, ()
+        GUARD.allowed, GUARD.copies = None, ()
         timer.cancel()
         for copy in copies:
             os.close(copy)
-    if _GUARD.refused is not None:
-        raise _GUARD.refused  # a library took it for a failure of the network
+    if GUARD.refused is not None:
+        raise GUARD.refused
