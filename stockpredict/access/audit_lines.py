@@ -14,6 +14,8 @@ from urllib.parse import quote, unquote_plus
 
 import orjson
 
+from stockpredict.core.scrubbing import scrub
+
 # %% ../../nbs/access/60_audit_lines.ipynb #08cce1a4
 NO_LINE = "0" * 64  # stands where the first line of a chain names the one before
 OWN_HASH = re.compile(rb',"hash":"([0-9a-f]{64})"\}\Z')
@@ -120,7 +122,9 @@ def mark_state(
 PLAIN_NAMES = frozenset(
     "tickers horizon limit cursor as_of format since until head model page sort order start end".split()
 )
-SECRET_SHAPE = re.compile(r"eyJ[\w-]+\.[\w-]*\.?[\w-]*|sp[a-z]?_[\w.-]{6,}|(?<![\w-])[\w-]{40,}")
+SECRET_SHAPE = re.compile(
+    r"eyJ[\w-]+\.[\w-]*\.?[\w-]*|sp[a-z]?_[\w.-]{6,}|(?<![\w-])[\w-]{40,}"
+)  # what callers send
 
 
 @lru_cache(4096)
@@ -128,7 +132,7 @@ def without_secrets(
     text: str,  # path, request id or name
 ) -> str:  # at most 200 characters
     "A text without anything that has the shape of a secret."
-    return SECRET_SHAPE.sub("***", text[:1000])[:200]
+    return SECRET_SHAPE.sub("***", scrub(text[:1000]))[:200]
 
 
 @lru_cache(4096)

@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from urllib.parse import quote, quote_plus, urlencode
+from urllib.parse import urlencode
 from fastcore.basics import patch
 from .errors import PayloadRejected, SchemaDrift, VendorFailed, VendorRefused
 from .errors import VendorThrottled
 from .request_limits import CircuitBreaker, RequestBudget, RequestLedger, backoff
 from .request_limits import parse_retry_after
+from .scrubbing import remember_secret, scrub
 
 # %% ../../nbs/core/50_http.ipynb #dfbcc323
 @dataclass(frozen=True)
@@ -230,18 +231,6 @@ def check_answer(
         raise vendor_error("not-data", vendor, sentence, status=status, evidence=evidence)
     return body
 
-# %% ../../nbs/core/50_http.ipynb #56c464c6
-_SEEN = set()  # keys used by this process
-
-
-def scrub(
-    text: str,  # anything that may be shown
-) -> str:  # with `[key]` in place of each key
-    "Replace API keys in a text."
-    for key in sorted(_SEEN, key=len, reverse=True):
-        text = text.replace(key, "[key]")
-    return text
-
 # %% ../../nbs/core/50_http.ipynb #cbd39150
 class _Scrubber(logging.Filter):
     def filter(self, record):
@@ -366,7 +355,7 @@ def _with_key(request):
     params, headers = list(request.params), {}
     key = request.key.value() if request.key else ""
     if key:
-        _SEEN.update((key, quote(key), quote_plus(key)))
+        remember_secret(key)
         shaped = request.key.form.format(key)
         if request.key.param:
             params.append((request.key.param, shaped))

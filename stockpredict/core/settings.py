@@ -12,6 +12,8 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
 from .sections import Access, Alerts, Costs, Data, Facts, Features, Flows, Gate
+from .backup_section import BackupSettings
+from .log_sections import Logs, Traces
 from stockpredict.core.sections import (
     Models,
     Reports,
@@ -47,6 +49,9 @@ class Settings(BaseModel):
     schedule: Schedule = Schedule()
     reports: Reports = Reports()
     flows: Flows = Flows()
+    logs: Logs = Logs()
+    traces: Traces = Traces()
+    backup: BackupSettings = BackupSettings()
     alerts: Alerts = Alerts()
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
@@ -167,7 +172,13 @@ def read_ini(
 # %% ../../nbs/core/30_settings.ipynb #676b9979
 PREFIX, NOT_SETTINGS = (
     "STOCKPREDICT_",
-    {"STOCKPREDICT_SHARED", "STOCKPREDICT_SETTINGS", "STOCKPREDICT_API_KEY"},
+    {
+        "STOCKPREDICT_SHARED",
+        "STOCKPREDICT_SETTINGS",
+        "STOCKPREDICT_API_KEY",
+        "STOCKPREDICT_LOG_IDS",
+        "STOCKPREDICT_BACKUP_KEY",
+    },
 )
 
 
@@ -307,7 +318,7 @@ def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"}
     apart = ("storage", "store", "stream", "serving", "access", "facts", "schedule", "reports")
-    apart += ("flows", "alerts")
+    apart += ("flows", "alerts", "logs", "traces", "backup")
     apart = dict.fromkeys(apart, True)
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

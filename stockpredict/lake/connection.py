@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 import duckdb
+from ..core.scrubbing import scrub
 from ..core.errors import LakeUnavailable
 
 # %% ../../nbs/lake/00_connection.ipynb #98567e3c
@@ -190,11 +191,7 @@ def first_line(
     error: Exception,  # from DuckDB or the operating system
 ) -> str:  # without the full stop at its end
     "The first line of an error, with passwords masked."
-    first = str(error).strip().split("\n")[0].rstrip(".")
-    for word in first.split():
-        if word.lower().startswith("password="):
-            first = first.replace(word, "password=…")
-    return first[:500]
+    return scrub(str(error).strip().split("\n")[0].rstrip("."))[:500]
 
 
 def next_step(

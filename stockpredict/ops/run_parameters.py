@@ -6,10 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/ops/18_run_parameters.ipynb #a891415d
-import ast, json, re
+import ast, json
 from dataclasses import dataclass
 from pathlib import Path
 from ..core.errors import ParameterRefused, near
+from ..core.scrubbing import holds_secret
 
 # %% ../../nbs/ops/18_run_parameters.ipynb #3cd76f08
 @dataclass(frozen=True)
@@ -86,10 +87,6 @@ def fits(
     return True
 
 # %% ../../nbs/ops/18_run_parameters.ipynb #26d9daf1
-# bounded, so that a long text costs no more than its length
-SECRET = re.compile(r"://[^/\s:@]{0,200}:[^/\s@]{1,200}@")
-
-
 def _refusal(name, value, declared):
     "Why a value cannot be a parameter; empty when it can."
     if name not in declared:
@@ -103,7 +100,7 @@ def _refusal(name, value, declared):
         return f"{name} must be {declared[name].kind}, not {type(value).__name__}"
     if len(text) > 100_000:
         return f"{name} is {len(text):,} characters long; hand over a path instead"
-    if SECRET.search(text):
+    if holds_secret(text):
         return f"{name} contains a password, which the report would show; set it in the environment instead"
     return ""
 

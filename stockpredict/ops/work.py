@@ -16,7 +16,7 @@ from pathlib import Path
 from ..core.errors import EmptyUniverse, FlowLocked, NotEnoughHistory, NotFound, RunError
 from ..core.files import file_lock, json_ready, read_json, write_json
 from ..core.settings import Settings, load_settings
-from .run_parameters import SECRET
+from ..core.scrubbing import holds_secret
 from .runs import checked_day
 
 # %% ../../nbs/ops/30_work.ipynb #a1388ab5
@@ -56,7 +56,7 @@ def settings_overrides(
         f"{section}.{k}": v
         for section, values in settings.model_dump(mode="json").items()
         for k, v in values.items()
-        if not SECRET.search(str(v))
+        if not holds_secret(str(v))
     }
     return overrides | {
         "storage.home": str(settings.storage.home_dir.absolute()),
