@@ -266,7 +266,8 @@ def expire(
 ) -> pd.DataFrame:  # the versions that expire: snapshot, at, changes
     "Expire old versions, except the newest and those with a pin."
     snapshots = self.snapshots()
-    needed = set(self.pins().snapshot) | {self.snapshot(), *keep}
+    newest = {self.snapshot(), int(snapshots.snapshot.max())}  # of the data, and of everything
+    needed = set(self.pins().snapshot) | newest | {*keep}
     before = pd.Timestamp.now("UTC") - pd.Timedelta(days=days)
     expired = snapshots[(snapshots["at"] < before) & ~snapshots.snapshot.isin(needed)].reset_index(drop=True)
     if len(expired) and not dry_run:

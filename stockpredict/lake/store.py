@@ -322,6 +322,11 @@ def read_error(
     return LakeUnavailable(f"The lake cannot be read: {first_line(error)}.", next_step(error, advice))
 
 # %% ../../nbs/lake/05_store.ipynb #becbd5c6
+RECORDS = ("predictions", "publications", "scores")  # tables that no feature and no model reads
+_RECORDED = f"table_name IN {RECORDS}"
+_META = "FROM __ducklake_metadata_lake."
+
+# %% ../../nbs/lake/05_store.ipynb #cfcd369c
 @patch
 def table_names(self: VersionedStore) -> list[str]:  # sorted
     "Names of the tables in the lake."
@@ -330,9 +335,15 @@ def table_names(self: VersionedStore) -> list[str]:  # sorted
 
 
 @patch
-def snapshot(self: VersionedStore) -> int:  # grows with every commit
-    "Number of the newest snapshot."
-    return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
+def snapshot(self: VersionedStore) -> int:  # grows with every commit of data
+    "Number of the newest snapshot; those that only add to the record of published forecasts do not count."
+    ids = self.rows(f"SELECT DISTINCT table_id AS i {_META}ducklake_table WHERE {_RECORDED}").i
+    if not len(ids):
+        return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
+    own = rf'[a-z_]+:({"|".join(map(str, ids))}|"main"\."({"|".join(RECORDS)})")(,|$)'
+    others = "regexp_replace(changes_made, $own, '', 'g') <> ''"
+    query = f"SELECT max(snapshot_id) AS n {_META}ducklake_snapshot_changes WHERE {others}"
+    return int(self.rows(query, own=own).n[0])
 
 # %% ../../nbs/lake/05_store.ipynb #1bf104f8
 @patch

@@ -25,8 +25,9 @@ from ..core.files import atomic_path, file_lock
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
+from .published_rows import note_publications, store_before_swap
 from .recent_closes import write_closes
-from .table_archive import archive_table, forget_archived
+from .table_archive import archive_table
 from .table_format import pack_table, unpack_table
 
 # %% ../../nbs/predict/55_answer_table.ipynb #e111b09c
@@ -394,6 +395,20 @@ def _bodies_of(predicted):
     return {(p["ticker"], p["horizon"]): orjson.dumps(p)[:-1] for p in predicted.predictions}
 
 # %% ../../nbs/predict/55_answer_table.ipynb #632b7817
+def publish_table(
+    settings: Settings,  # lake and serving folder
+    raw: bytes,  # a signed table
+    wait: float = 0,  # seconds to wait for another writer of the lake
+    on_step: Callable | None = None,  # called with the name of each step, so tests can crash it there
+):
+    "Store the forecasts of a table in the lake, then swap the table in."
+    step = on_step or (lambda name: None)
+    store_before_swap(settings, raw, wait, on_step)
+    step("stored")
+    write_table(raw, settings.storage.serving_dir)
+    step("swapped")
+
+# %% ../../nbs/predict/55_answer_table.ipynb #32679b3b
 def refresh_answers(
     settings: Settings,  # lake, registry, serving folder, Redis
     force: bool = False,  # write even when nothing changed
@@ -412,8 +427,8 @@ def refresh_answers(
         status, raw = "unchanged", current_bytes(folder, key, table_verifier(settings))
         if raw is None or force:
             status, raw = "written", predict_table(settings, engine, key)
-            write_table(raw, folder)
-            forget_archived(folder, settings.serving.keep_tables, header["decision_session"])
+            publish_table(settings, raw, wait)
+        note_publications(settings, table_verifier(settings), header["decision_session"])
         write_closes(engine.window().panel, key, folder, table_signer(settings))
         table, shared = AnswerTable(raw), share_table(settings, raw)
     model = f"{header['model']['name']} version {header['model']['version']}"
