@@ -92,16 +92,27 @@ NUMBERS, OPTIONAL = {int, float}, {int, float, type(None)}
 REQUEST_KEYS, LARGEST_PRICE, LARGEST_VOLUME = {"ticker", "bars", "horizon"}, 1e9, 1e15
 
 
+def closing_prices(
+    closes: list,  # as parsed from JSON
+) -> np.ndarray | None:  # `[field, bar]`; `None` where one is no number in range
+    "The prices of bars that have a close and nothing else, as most callers send them."
+    if not set(map(type, closes)) <= NUMBERS or not 0 < min(closes) <= max(closes) < LARGEST_PRICE:
+        return None
+    prices = np.full((len(FIELDS), len(closes)), np.nan)
+    prices[FIELDS.index("close")] = closes
+    return prices
+
+
 def price_arrays(
-    bars: list[dict],  # as parsed from JSON
+    bars: list[dict],  # as parsed from JSON, each with a date
 ) -> np.ndarray | None:  # `[field, bar]`; `None` where something is not regular
     "The prices of bars, when every value is a number in range and there is no other member."
-    columns = [[bar["close"] for bar in bars]]
-    members = 2 * len(bars)
-    if members != (size := sum(map(len, bars))):
-        for name in ("open", "high", "low", "volume"):
-            columns.append([bar.get(name) for bar in bars])
-            members += sum(name in bar for bar in bars)
+    columns, members, size = [[bar["close"] for bar in bars]], 2 * len(bars), sum(map(len, bars))
+    if members == size:
+        return closing_prices(columns[0])
+    for name in ("open", "high", "low", "volume"):
+        columns.append([bar.get(name) for bar in bars])
+        members += sum(name in bar for bar in bars)
     kinds = [set(map(type, column)) for column in columns]
     if members != size or not kinds[0] <= NUMBERS or not all(kind <= OPTIONAL for kind in kinds):
         return None

@@ -379,6 +379,22 @@ def rounded_price(
     return float(f"{x:.8g}")
 
 # %% ../../nbs/predict/10_engine.ipynb #30f89050
+def number_fields(
+    quantiles: dict[str, float],  # return by level
+    close: float,  # of the decision session
+    p_up: float,  # probability of a return above zero
+) -> dict:
+    "The fields of `Prediction` that follow from the quantiles and the last close."
+    levels = {name: round(x, 6) for name, x in quantiles.items()}
+    return {
+        "quantiles": levels,
+        "prices": {name: rounded_price(close * (1 + x)) for name, x in levels.items()},
+        "last_close": rounded_price(close),
+        "expected": levels["0.5"],
+        "p_up": rounded(p_up, 4),
+    }
+
+# %% ../../nbs/predict/10_engine.ipynb #024181a4
 @patch
 def to_predictions(
     self: Engine,
@@ -386,29 +402,27 @@ def to_predictions(
     forecast: Forecast,  # of its last session
     source: str = "lake",  # who supplied the bars: lake or caller
     closes: list | None = None,  # last close of each column; those of the window when left out
+    wanted: list | None = None,  # horizon of each column, or `None` for all of them
 ) -> list[dict]:
     "The fields of `Prediction` for each ticker and horizon."
     common = window.common
     origin = {k: common[k] for k in ("model", "data_as_of", "snapshot", "fingerprint")}
     origin |= {"source": source, "disclaimer": DISCLAIMER}
     dates = {k: common[k] for k in ("decision_session", "entry_session")}
-    quantiles, p_up = forecast.quantiles[0].tolist(), forecast.p_up[0].tolist()
-    volatility = forecast.volatility[0].tolist()
     names = [f"{level:g}" for level in forecast.levels]
+    horizons = [(h, dates | {"target_session": common["targets"][str(h)]}, h**0.5) for h in forecast.horizons]
+    numbers = [x[0].tolist() for x in (forecast.quantiles, forecast.p_up, forecast.volatility)]
     predictions = []
     for n in forecast.available[0].nonzero()[:, 0].tolist():
-        ticker = forecast.tickers[n]
+        ticker, quantiles, p_up, volatility = forecast.tickers[n], *(x[n] for x in numbers)
         close = float(window.closes[ticker] if closes is None else closes[n])
-        for j, h in enumerate(forecast.horizons):
-            levels = {name: rounded(x) for name, x in zip(names, quantiles[n][j], strict=True)}
-            prediction = {"ticker": ticker, "horizon": h} | dates
-            prediction |= {"target_session": common["targets"][str(h)], "quantiles": levels}
-            prediction |= {"prices": {k: rounded_price(close * (1 + x)) for k, x in levels.items()}}
-            prediction |= {"last_close": rounded_price(close), "expected": levels["0.5"]}
-            prediction |= {"p_up": rounded(p_up[n][j], 4)}
-            sigma = volatility[n][j]
-            prediction |= {"volatility": {"daily": rounded(sigma / h**0.5), "horizon": rounded(sigma)}}
-            predictions.append(prediction | origin)
+        only = wanted[n] if wanted else None
+        for j, (h, days, root) in enumerate(horizons):
+            if only not in (None, h):
+                continue
+            one = number_fields(dict(zip(names, quantiles[j], strict=True)), close, p_up[j])
+            sigma = {"daily": rounded(volatility[j] / root), "horizon": rounded(volatility[j])}
+            predictions.append({"ticker": ticker, "horizon": h, **days, **one, "volatility": sigma, **origin})
     return predictions
 
 # %% ../../nbs/predict/10_engine.ipynb #437be161

@@ -8,6 +8,7 @@ __all__ = ['predict_bars']
 # %% ../../nbs/predict/25_what_if.ipynb #b5f67695
 from dataclasses import replace
 from dataclasses import fields as dataclass_fields
+from itertools import islice
 
 import numpy as np
 import torch
@@ -62,9 +63,11 @@ def align_callers(
     "The callers' bars on the sessions of the universe."
     values = np.full((len(FIELDS), len(window.panel), len(asked)), np.nan)
     first = engine.positions[window.session.date()] - len(window.panel) + 1
-    for j, request in enumerate(asked):
-        row = request.days - first
-        values[:, row[row >= 0], j] = request.prices[:, row >= 0]
+    rows = np.concatenate([request.days for request in asked]) - first
+    columns = np.repeat(np.arange(len(asked)), [len(request.days) for request in asked])
+    inside = rows >= 0
+    prices = np.concatenate([request.prices for request in asked], 1)
+    values[:, rows[inside], columns[inside]] = prices[:, inside]
     return torch.from_numpy(values)
 
 # %% ../../nbs/predict/25_what_if.ipynb #ee5f2efe
@@ -209,8 +212,10 @@ def answer_together(
             return [result or next(answers) for result in results]
         forecast = engine.forecast_callers(window, inputs)
         closes = [float(r.prices[FIELDS.index("close"), r.days.argmax()]) for r in asked]
-        predictions, each = engine.to_predictions(window, forecast, "caller", closes), len(forecast.horizons)
-        return [predictions[i * each : (i + 1) * each] for i in range(len(asked))]
+        wanted = [request.horizon for request in asked]
+        predictions = iter(engine.to_predictions(window, forecast, "caller", closes, wanted))
+        counts = [len(forecast.horizons) if horizon is None else 1 for horizon in wanted]
+        return [list(islice(predictions, count)) for count in counts]
     except Exception as error:
         if len(asked) == 1:
             return [error]
@@ -241,16 +246,17 @@ def predict_bars(
     "Forecast callers' series among the universe that was read last."
     with engine.lock:
         window = engine.universe or engine.window()
-        results = [_checked_or_error(engine, window, request) for request in requests]
+        session = window.session
+        results = [_checked_or_error(engine, session, request) for request in requests]
         asked = [result for result in results if isinstance(result, Asked)]
         answers = iter(answer_together(engine, window, asked) if asked else ())
         return [next(answers) if isinstance(result, Asked) else result for result in results]
 
 
-def _checked_or_error(engine, window, request):
+def _checked_or_error(engine, session, request):
     "The request as arrays, or the error that refuses it."
     try:
-        return check_request(engine, window.session, request)
+        return check_request(engine, session, request)
     except StockpredictError as error:
         return error
 
