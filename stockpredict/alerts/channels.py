@@ -65,10 +65,11 @@ class ChannelFailed(AlertError):
 def failed_error(
     reason: str,  # what happened, without an address
     wait: float | None = None,  # seconds that the server asked for
+    perhaps: bool = False,  # the message may have arrived all the same
 ) -> ChannelFailed:
     "The error of a channel that did not take a message."
     fix = "It is sent again by itself, with growing pauses; `stockpredict alerts channels` shows the state."
-    return ChannelFailed(reason, fix, wait=wait)
+    return ChannelFailed(reason, fix, wait=wait, perhaps=perhaps)
 
 # %% ../../nbs/alerts/45_channels.ipynb #de7e2297
 @dataclass(frozen=True)
@@ -245,12 +246,12 @@ def post_webhook(
                 if (size := size + len(chunk)) > MOST_ANSWER:
                     break
             error = answer_error(answer.status_code, answer.headers.get("retry-after", ""))
-    except httpx.TimeoutException:
-        error = failed_error("The webhook did not answer in time.")
-    except httpx.ConnectError:
+    except (httpx.ConnectError, httpx.ConnectTimeout):
         error = failed_error("The webhook cannot be reached.")
+    except httpx.TimeoutException:
+        error = failed_error("The webhook did not answer in time.", perhaps=True)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as failure:
-        error = failed_error(f"The webhook broke off ({type(failure).__name__}).")
+        error = failed_error(f"The webhook broke off ({type(failure).__name__}).", perhaps=True)
     if error:
         raise error from None
 
@@ -275,7 +276,7 @@ def send_by_service(
     if not taken:
         status = re.search(r"error=(\d{3})", " ".join(remarks))
         reason = f" (status {status[1]})" if status else ""
-        raise failed_error(f"{plugin.service_name} did not take the message{reason}.")
+        raise failed_error(f"{plugin.service_name} did not take the message{reason}.", perhaps=not status)
 
 # %% ../../nbs/alerts/45_channels.ipynb #73383abc
 def _endpoint(url, plugin):
@@ -309,4 +310,4 @@ def send_message(
     except ChannelFailed as error:
         if time.monotonic() - begun < seconds:
             raise
-        raise failed_error(f"The channel took longer than {seconds:g} seconds.") from error
+        raise failed_error(f"The channel took longer than {seconds:g} seconds.", perhaps=True) from error
