@@ -228,16 +228,19 @@ class PageCache:
 
     def __init__(self):
         self.table, self.pages, self.size = None, {}, 0
+        self.hits = self.misses = 0  # of all tables
 
     def get(
         self,
         table: AnswerTable,  # the served one
         query: bytes,  # of the request
+        counted: bool = True,  # as a hit or a miss; False where the request was counted before
     ) -> Page | None:  # `None` when the router has to look at it
         "The page for a plain query."
         if table is not self.table:
             self.table, self.pages, self.size = table, {}, 0
         if query in self.pages:
+            self.hits += counted
             return self.pages[query]
         values = plain_query(query)
         if values is None:
@@ -245,6 +248,7 @@ class PageCache:
         horizon, limit = (int(values[n]) if n in values else None for n in ("horizon", "limit"))
         if limit is not None and not 1 <= limit <= 1000:
             return None
+        self.misses += counted
         page = select_page(
             table, values.get("tickers", ""), horizon, limit or PAGE_TICKERS, values.get("cursor", "")
         )

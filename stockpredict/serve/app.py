@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse
 
 from ..core.errors import RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
-from ..core.shared_counts import SharedCounts
+from ..core.shared_counts import OPENMETRICS, SharedCounts
 from ..access.audit_log import audit_routes
 from ..access.door import guard_routes
 from ..predict.answer_table import render_staleness
@@ -37,13 +37,13 @@ from .request_rules import require_json
 from ..predict.schemas import API_VERSION, ManyForecasts, OneForecast
 from ..predict.schemas import parse_request, render_envelope
 from .service import Service
+from .service_metrics import scrape_body
 
 # %% ../../nbs/serve/70_app.ipynb #091bf26f
 from .access_routes import add_access_routes, add_security
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import NO_STORE, STRICT, add_job_routes
-from .business_metrics import add_business_metrics
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .prediction_routes import add_list_route, add_ticker_route
@@ -139,7 +139,7 @@ def add_what_if_route(
         return RawResponse(200, [JSON_HEADER, NO_STORE], render_envelope(data, request.scope["request_id"]))
 
 # %% ../../nbs/serve/70_app.ipynb #b383caa7
-METRICS_HEADER = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+PLAIN_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 DOWN = {503: {"description": "There are no answers to give.", "content": {"application/json": {}}}}
 MONITORED = {"tags": ["operation"], "dependencies": STRICT}
 REPORTED = {"response_model": dict, "responses": documented(RequestInvalid) | DOWN}
@@ -187,9 +187,12 @@ def add_operation_routes(
     }
 
     @app.get("/metrics", responses=documented(RequestInvalid), **options, **MONITORED)
-    async def metrics():
+    async def metrics(request: Request):
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
-        return RawResponse(200, [METRICS_HEADER], await service.metrics_text())
+        accept = request.scope["header_map"].get(b"accept", b"")
+        body, is_openmetrics = scrape_body(await service.metrics_text(), accept)
+        kind = OPENMETRICS if is_openmetrics else PLAIN_METRICS
+        return RawResponse(200, [(b"content-type", kind.encode()), (b"vary", b"accept")], body)
 
 # %% ../../nbs/serve/70_app.ipynb #d2c90ce4
 EXAMPLE_SCOPE = {"header_map": {}, "request_id": b"example"}
@@ -246,7 +249,6 @@ ROUTES = (
     add_model_routes,
     add_report_routes,
     add_experiment_routes,
-    add_business_metrics,
     add_update_routes,
     add_access_routes,
     add_operation_routes,

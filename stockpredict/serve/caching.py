@@ -123,6 +123,7 @@ class RenderCache:
     ):
         self.limit, self.state = limit, None
         self.results, self.running = {}, {}
+        self.hits = self.misses = 0  # of all states
 
     async def get(
         self,
@@ -134,7 +135,9 @@ class RenderCache:
         if state != self.state:
             self.state, self.results, self.running = state, {}, {}
         if key in self.results:
+            self.hits += 1
             return self.results[key]
+        self.misses += 1
         results = self.results
 
         async def render():

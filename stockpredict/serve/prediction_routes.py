@@ -370,7 +370,7 @@ def add_list_route(
         if kind != "json":
             question = (tickers, horizon, limit, cursor, model, as_of)
             return await columns_response(reads, view, request.scope, question, kind)
-        page = as_of is None and reads.pages.get(view.table, request.scope["query_string"])
+        page = as_of is None and reads.pages.get(view.table, request.scope["query_string"], False)
         if not page:
             page = select_page(view.table, tickers, horizon, limit or PAGE_TICKERS, cursor, model)
         return await large_page_response(view, request.scope, page)

@@ -110,6 +110,7 @@ class ChildServer(WireServer):
     ):
         super().__init__(config)
         self.plan, self.service = plan, service
+        service.wire = self.server_state  # connections and requests, for the metrics
 
     async def startup(self, sockets=None):
         self.service.refresh_state()

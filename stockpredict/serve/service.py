@@ -12,12 +12,9 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
-from types import SimpleNamespace
 
 from fastcore.basics import patch
-from prometheus_client import generate_latest
 
 from .. import __version__
 from ..core.errors import NotReady, StockpredictError
@@ -31,8 +28,10 @@ from ..access.limits import CallerLimits
 from ..predict.answer_table import AnswerTable, AnswerTableFile
 from ..predict.answer_table import fetch_shared_table, refresh_answers
 from ..predict.answer_table import table_verifier, write_table
-from .http import PROBLEM_HEADER, RawResponse, ServiceMetrics, json_logger
+from .business_metrics import OF_THE_TABLE, figures_text
+from .http import PROBLEM_HEADER, RawResponse, json_logger
 from .prediction_routes import Reads, current_view
+from .service_metrics import ServiceMetrics, timed
 from ..predict.schemas import WhatIf, render_problem
 from ..train.champion import read_champion_entry, read_events
 
@@ -201,6 +200,7 @@ async def run_guarded(
     "Run one piece of background work, and keep its error until the part recovers."
     if time.monotonic() < self.retry_at.get(part, 0.0):
         return None
+    work = timed(work, self.metrics.background.labels(part))
     try:
         result = await asyncio.to_thread(work, *args)
     except Exception as error:
@@ -222,7 +222,9 @@ def load_engine(self: Service):
 
     if self.engine is None:
         engine = Engine(self.settings)
-        self.batcher = Batcher(partial(predict_bars, engine), self.settings.serving.max_queue)
+        self.batcher = Batcher(
+            timed(partial(predict_bars, engine), self.metrics.busy.labels()), self.settings.serving.max_queue
+        )
         self.engine = engine
     elif self.engine.reload():
         self.log.warning("new champion", artifact=self.engine.pointer.artifact)
@@ -270,42 +272,6 @@ async def take_shared_table(self: Service):
     if raw:
         await self.run_guarded("table", write_table, raw, self.settings.storage.serving_dir)
         self._next_check = 0.0  # it is there now: the next request need not wait for the next look
-
-# %% ../../nbs/serve/60_service.ipynb #cde176d7
-MEASURE_EVERY = 5.0  # seconds
-SLOW_METRICS = ["data_metrics"]  # methods of `Service` that return text for Prometheus
-
-
-@patch
-async def measure(self: Service):
-    "Compute the slow figures again when they are older than five seconds."
-    if self.link is not None:
-        self.slow_metrics = self.link.state.get("metrics", "").encode()
-    elif time.monotonic() >= self.measured_at + MEASURE_EVERY:
-        self.refresh_state()
-        self.measured_at = time.monotonic()
-        work = lambda: b"".join(getattr(self, name)() for name in SLOW_METRICS)  # noqa: E731
-        self.slow_metrics = await self.run_guarded("metrics", work) or b""
-
-
-@patch
-def note_batches(self: Service):
-    "Count the batches that were computed since the last look."
-    while self.batcher and self.batcher.batches:
-        self.metrics.batch.observe(self.batcher.batches.pop())
-
-# %% ../../nbs/serve/60_service.ipynb #6c329508
-@patch
-async def background_loop(
-    self: Service,
-    every: float = 1.0,  # seconds between two rounds
-):
-    "Refresh the parts until cancelled."
-    while True:
-        await self.refresh_parts()
-        await self.measure()
-        self.note_batches()
-        await asyncio.sleep(every)
 
 # %% ../../nbs/serve/60_service.ipynb #1dc851cb
 @patch
@@ -435,6 +401,37 @@ def probe(
         return (200, {"status": "ok"}) if self.table else (503, {"status": "down", "reason": problem})
     return 200, {"components": {"model": self._model_health()} | self._storage_health()}
 
+# %% ../../nbs/serve/60_service.ipynb #a57a396c
+MEASURE_EVERY = 5.0  # seconds
+
+
+@patch
+async def measure(self: Service):
+    "Look at the parts and read the figures again, every five seconds; an engine reads them for its readers."
+    if self.link is not None and self.link.path:
+        self.slow_metrics = self.link.state.get("metrics", "").encode()
+    if time.monotonic() < self.measured_at + MEASURE_EVERY:
+        return
+    self.measured_at = time.monotonic()
+    for name, state in self.health()["components"].items():
+        self.metrics.trouble.labels(name).set(state["status"] == "trouble")
+    if self.link is None or not self.link.path:
+        parts = None if self.link is None else OF_THE_TABLE
+        self.slow_metrics = await self.run_guarded("metrics", figures_text, self, parts) or b""
+
+# %% ../../nbs/serve/60_service.ipynb #6c329508
+@patch
+async def background_loop(
+    self: Service,
+    every: float = 1.0,  # seconds between two rounds
+):
+    "Refresh the parts until cancelled."
+    while True:
+        await self.refresh_parts()
+        await self.measure()
+        self.metrics.note_load(self)
+        await asyncio.sleep(every)
+
 # %% ../../nbs/serve/60_service.ipynb #7d965bbc
 def promotion_history(
     settings: Settings,  # whose registry
@@ -453,28 +450,9 @@ def counted_metrics(self: Service) -> bytes:
     self.metrics.age.set(self.age)
     self.metrics.rows.set(self.table.header["rows"] if self.table else 0)
     self.metrics.stale_model.set(self.stale_model)
-    self.metrics.waiting.set(len(self.batcher.queue) if self.batcher else 0)
-    self.note_batches()
-    return self.metrics.counts.render()
-
-# %% ../../nbs/serve/60_service.ipynb #e7f88e97
-def render_metrics(
-    metrics: list,  # Prometheus metric families
-) -> bytes:
-    "Computed metrics as Prometheus reads them; empty ones are left out."
-    filled = [metric for metric in metrics if metric.samples]
-    return generate_latest(SimpleNamespace(collect=lambda: filled))
-
-# %% ../../nbs/serve/60_service.ipynb #5d4f0257
-@patch
-def data_metrics(self: Service) -> bytes:
-    "The age of the newest data in every place, live table included."
-    from stockpredict.stream.monitor import age_metrics, live_vitals
-
-    newest = live_vitals(self.settings.storage).get("newest", {})
-    if self.table:
-        newest = newest | {"answers": datetime.fromisoformat(self.table.header["data_as_of"]).timestamp()}
-    return render_metrics(list(age_metrics(newest, "stockpredict_data")))
+    self.metrics.stale.set(self.stale and self.settings.data.source not in HISTORICAL)
+    self.metrics.note_load(self)
+    return self.metrics.render()
 
 # %% ../../nbs/serve/60_service.ipynb #fc8f4aa3
 @patch
