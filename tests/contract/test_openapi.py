@@ -11,7 +11,7 @@ import httpx
 import patience
 import pytest
 import uvicorn
-from serve.conftest import build_settings, fill_lake, free_port, publish
+from served_desk import build_settings, fill_lake, free_port, publish
 
 from stockpredict.access.keys import KeyStore
 from stockpredict.predict.answer_table import refresh_answers

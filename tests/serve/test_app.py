@@ -9,8 +9,7 @@ import pytest
 from stockpredict.predict.schemas import Envelope, Prediction
 from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
 
-from .conftest import publish
-from .test_engine import own_bars
+from served_desk import own_bars, publish
 
 
 def get(served, settings, *paths, headers=None, method="GET", **kw):

@@ -7,7 +7,7 @@ import axe_core_python
 import pytest
 from tab import Tab
 
-from .conftest import uvicorn_process
+from served_desk import uvicorn_process
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import publish
+from served_desk import publish
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from stockpredict.access.keys import KeyStore
 from stockpredict.predict.answer_table import open_answers
 
-from .conftest import build_settings, uvicorn_process
+from served_desk import build_settings, uvicorn_process
 
 
 def tour(root):

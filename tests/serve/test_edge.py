@@ -16,7 +16,7 @@ import patience
 import psutil
 import pytest
 
-from .conftest import accepts, build_settings, free_port, service_process
+from served_desk import accepts, build_settings, free_port, service_process
 from .test_wire import rest_of, self_made_certificate, status_of, talk
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

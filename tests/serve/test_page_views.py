@@ -19,7 +19,7 @@ from stockpredict.predict.table_archive import archive_table
 from stockpredict.predict.table_format import pack_table
 from stockpredict.serve.desk_state import read_desk, schedule_sentence
 
-from .conftest import build_settings
+from served_desk import build_settings
 
 
 @pytest.fixture(scope="module")

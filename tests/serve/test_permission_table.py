@@ -6,7 +6,7 @@ from stockpredict.access.door import GuardedRoute
 from stockpredict.access.permissions import routes_without_line
 from stockpredict.serve.app import create_app
 
-from .conftest import build_settings
+from served_desk import build_settings
 
 
 def real_routes(app):

@@ -24,7 +24,7 @@ from stockpredict.predict.answer_table import (
 )
 from stockpredict.predict.answer_table import table_signer
 
-from .conftest import build_settings, free_port, publish, service_process
+from served_desk import build_settings, free_port, publish, service_process
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from stockpredict.core.errors import NotReady, RequestInvalid, UnknownHorizon, UnknownTicker
 from stockpredict.client.client import Client, ServiceUnreachable
 
-from .conftest import free_port, uvicorn_process
+from served_desk import free_port, uvicorn_process
 
 
 @pytest.fixture(scope="module")

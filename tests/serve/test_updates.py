@@ -20,7 +20,7 @@ from stockpredict.serve.service import Service
 from stockpredict.predict.table_format import pack_table
 from stockpredict.serve.updates import CALLER_STREAMS, UpdateHub, UpdateStream
 
-from .conftest import build_settings, uvicorn_process
+from served_desk import build_settings, uvicorn_process
 
 
 def serve_another(settings, name, **p_up):

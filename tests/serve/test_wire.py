@@ -10,7 +10,7 @@ import threading
 import patience
 import pytest
 
-from .conftest import service_process
+from served_desk import service_process
 
 HEAD = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -13,7 +13,7 @@ import patience
 import psutil
 import pytest
 
-from .conftest import publish, service_process
+from served_desk import publish, service_process
 
 READER_HAS_NOT = ("torch", "pandas", "numpy", "duckdb", "mlflow", "pyarrow", "scipy")
 

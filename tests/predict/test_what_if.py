@@ -17,7 +17,7 @@ from stockpredict.predict.schemas import WhatIf, parse_request
 from stockpredict.predict.what_if import join_universe, predict_bars
 from stockpredict.sources.simulate import simulate
 
-from .conftest import publish
+from served_desk import publish
 
 SETS = ("core", "ohlcv", "market", "alpha158", "alpha101_steady", "context")
 

@@ -23,7 +23,7 @@ from stockpredict.predict.experiments import (
 )
 from stockpredict.train.champion import read_champion_entry
 
-from .conftest import build_settings, fill_lake, publish
+from served_desk import build_settings, fill_lake, publish
 
 SHADOW = ModelExperiment("exp-20261130T150000-5f3a9c01", "a" * 64, "b" * 64, (2, 1), "5f" * 32)
 

@@ -18,21 +18,12 @@ from stockpredict.predict.engine import Engine, champion_pointer, parse_pointer
 from stockpredict.predict.schemas import ModelCard, WhatIf
 from stockpredict.predict.what_if import join_universe, predict_bars
 
-from .conftest import point, publish
+from served_desk import own_bars, point, publish
 
 
 @pytest.fixture(scope="module")
 def engine(template):
     return Engine(template)
-
-
-def own_bars(engine, ticker, **change):
-    rows = engine.window().bars[engine.window().bars.ticker == ticker]
-    keep = ["close", "open", "high", "low", "volume"]
-    return [
-        {"date": t.date(), **{k: v for k, v in zip(keep, row, strict=True) if v == v}}
-        for t, row in zip(rows.event_time, rows[keep].itertuples(index=False), strict=True)
-    ]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from stockpredict.predict.answer_table import refresh_answers, rollback_table, t
 from stockpredict.predict.table_archive import archive_table, archived_tables, forget_archived
 from stockpredict.predict.table_archive import unpack_archived
 
-from .conftest import build_settings, fill_lake, publish
+from served_desk import build_settings, fill_lake, publish
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_an_altered_archive_is_refused_and_not_replaced(served, settings):
     kept.path.write_bytes(zstandard.ZstdCompressor().compress(bytes(raw)))
     refused = ask(served, settings, f"/v1/predictions/SIM00?as_of={day}")
     assert refused.status_code == 503 and "damaged" in refused.json()["error"]["message"]
-    from .test_table import repacked
+    from test_table import repacked
 
     table = (settings.storage.serving_dir / TABLE_FILE).read_bytes()
     kept.path.write_bytes(zstandard.ZstdCompressor().compress(repacked(table)))

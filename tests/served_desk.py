@@ -1,4 +1,5 @@
-"""A small champion: a simulated market in a lake, a fitted model in a signed artifact, a pointer to it."""
+"""A served desk for the tests of serve, predict and client: a simulated market in a lake, a fitted model in
+a signed artifact, a pointer to it, and processes that serve it."""
 
 import asyncio
 import contextlib
@@ -73,6 +74,16 @@ def point(settings, artifact, version=1, skill="none", model="mean"):
     }
     write_champion(settings, entry)
     append_event(settings, {"event": "promote"} | entry)
+
+
+def own_bars(engine, ticker):
+    "The bars of a ticker as a caller would send them."
+    rows = engine.window().bars[engine.window().bars.ticker == ticker]
+    keep = ["close", "open", "high", "low", "volume"]
+    return [
+        {"date": t.date(), **{k: v for k, v in zip(keep, row, strict=True) if v == v}}
+        for t, row in zip(rows.event_time, rows[keep].itertuples(index=False), strict=True)
+    ]
 
 
 @pytest.fixture(scope="session")

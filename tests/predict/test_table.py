@@ -33,7 +33,7 @@ from stockpredict.predict.answer_table import (
     write_table,
 )
 
-from .conftest import fill_lake, publish
+from served_desk import fill_lake, publish
 
 BODIES = {
     (t, h): orjson.dumps({"ticker": t, "horizon": h})[:-1] for t in ("AAPL", "KO", "MSFT") for h in (1, 5)
@@ -195,7 +195,7 @@ def test_only_our_signature_is_accepted(settings, tmp_path):
     assert AnswerTable(raw, table_verifier(settings)).tickers
     with pytest.raises(ArtifactRejected):
         AnswerTable(RAW, table_verifier(settings))
-    from .conftest import build_settings
+    from served_desk import build_settings
 
     other = build_settings(tmp_path / "other")
     from stockpredict.models.artifact import ensure_keys

@@ -10,7 +10,7 @@ from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, open_answ
 from stockpredict.predict.several_models import BesideEntry, Engine, read_beside, write_beside
 from stockpredict.predict.table_format import pack_table
 
-from .conftest import point, publish
+from served_desk import point, publish
 
 
 @pytest.fixture

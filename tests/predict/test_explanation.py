@@ -14,7 +14,7 @@ from stockpredict.core.errors import NoExplanation, NotReady
 from stockpredict.predict.engine import Engine
 from stockpredict.predict.explanation import direction_model
 
-from .conftest import publish
+from served_desk import publish
 
 FEATURES = ("ret_1", "mom_5", "mom_21", "vol_20")
 
