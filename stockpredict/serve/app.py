@@ -36,14 +36,15 @@ from .request_rules import WHAT_IF_ERRORS, documented
 from .request_rules import require_json
 from ..predict.schemas import API_VERSION, ManyForecasts, OneForecast
 from ..predict.schemas import parse_request, render_envelope
-from .service import Service
 from .service_metrics import scrape_body
+from .service import Service
 
 # %% ../../nbs/serve/70_app.ipynb #091bf26f
 from .access_routes import add_access_routes, add_security
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import NO_STORE, STRICT, add_job_routes
+from .direct_routes import make_direct, shortcuts
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .prediction_routes import add_list_route, add_ticker_route
@@ -255,6 +256,8 @@ ROUTES = (
     add_page_routes,
     add_error_handlers,
 )
+DIRECT = ("/v1/predict",)  # asked so often that the steps of the framework would be a quarter of the cost
+OUR_OWN = {"tracing": False, "metrics": False, "logs": False}  # the fast path counts every request already
 DESCRIPTION = (
     "Forecast ranges for a universe of stocks, "
     "with the model, its verdict and the age of everything that went in."
@@ -287,16 +290,17 @@ def create_app(
     "The service as an ASGI application."
     service = Service(settings or load_settings(), log_level, counts, link)
     options = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
-    options["lifespan"] = lambda app: background_work(service)
+    options |= {"lifespan": lambda app: background_work(service), "telemetry": OUR_OWN}
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)
     app.state.service = service
     app.openapi = lambda: service.openapi_schema(app)
     for add_routes in ROUTES:
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
+    make_direct(app.router.routes, DIRECT)
     audit_routes(app.router.routes, service.audit)
     guard_routes(app.router.routes, service.limits)
-    inner = super(App, app).__call__
+    inner = shortcuts(app, super(App, app).__call__)
     app.entry = FastPath(inner if link is None else link.in_front_of(inner, service), service, fast)
     app.inner = inner
     return app
