@@ -250,7 +250,9 @@ def post_webhook(
         error = failed_error("The webhook cannot be reached.")
     except httpx.TimeoutException:
         error = failed_error("The webhook did not answer in time.", perhaps=True)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as failure:
+    except httpx.InvalidURL:
+        raise ChannelInvalid("The address of this webhook cannot be read.", "Correct its address.") from None
+    except (httpx.HTTPError, ValueError) as failure:
         error = failed_error(f"The webhook broke off ({type(failure).__name__}).", perhaps=True)
     if error:
         raise error from None
