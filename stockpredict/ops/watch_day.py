@@ -30,7 +30,7 @@ from .study import verdict_sentence
 from .work import newest_work, step_result
 from ..predict.answer_table import AnswerTable, table_verifier
 from ..predict.table_archive import archived_tables, table_of_day, unpack_archived
-from ..watch.input_drift import ask_for_training, input_drift
+from ..watch.input_drift import InputDrift, ask_for_training, input_drift
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c1df91b0
 @report_figure
@@ -304,12 +304,25 @@ def validate_result(
     return desk.result(f"{headline} {verdict_sentence(verdict)}", numbers, page, detail=heads_markdown(heads))
 
 # %% ../../nbs/ops/77_watch_day.ipynb #6f25c6c6
+def note_drift(
+    settings: Settings,  # its home
+    drift: InputDrift | None,  # what the rule found; `None` where no model is served
+):
+    "Leave the state of the drift alarm where the service reads it."
+    judged = drift is not None and (drift.changed or len(drift.findings) > 0)
+    record = {"session": drift.session if drift else "", "unusual": len(drift.unusual) if judged else None}
+    record["sessions_since"] = drift.sessions_since if judged else None
+    write_json(settings.storage.home_dir / "watch" / "drift.json", record)
+
+# %% ../../nbs/ops/77_watch_day.ipynb #8849ecc9
 def watch_drift(
     settings: Settings,  # lake, registry, cooldown
     as_of: str = "",  # session of a study; "" = the newest
 ) -> list[str]:  # what needs a look; empty when nothing has changed
     "Ask for a retraining if the inputs of the served model have changed."
     drift = input_drift(settings, as_of)
+    if not as_of:
+        note_drift(settings, drift)
     if drift is None or not drift.changed:
         return []
     if as_of:

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from stockpredict.core.shared_counts import SEPARATOR, CountSeries, SharedCounts, SharedMetric, as_openmetrics
 
 # %% ../../nbs/serve/05_service_metrics.ipynb #f7adc912
-LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)  # seconds
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)  # requests
 
 
