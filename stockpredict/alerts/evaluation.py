@@ -173,12 +173,13 @@ def rings(
     self: RulePairs,
     view: MarketView,  # all sessions
     at: int,  # row of the session
+    past: bool = False,  # also before the rule was there, for a replay
 ) -> tuple[np.ndarray, np.ndarray]:  # pairs that ring, and the number for each message
     "Which pairs ring on one session, before their cooldown is asked."
     if not len(self):
         return np.zeros(0, int), np.zeros(0)
     excess, shown = self.judge(view, at, np.arange(len(self)))
-    places = np.flatnonzero((excess >= 0) & (self.created < at))
+    places = np.flatnonzero((excess >= 0) & ((self.created < at) | past))
     if self.strategy.edge:
         asked = ~self.every[places]
         begun = np.ones(len(places), bool)
