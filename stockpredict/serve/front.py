@@ -9,7 +9,7 @@ __all__ = []
 import asyncio
 
 import orjson
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 from fastcore.basics import patch
 
@@ -18,11 +18,10 @@ from ..core.settings import Settings
 from ..core.tickers import canonical_ticker
 from ..predict.answer_table import AnswerTable, table_verifier
 from .desk_state import DeskState, read_desk
-from .http import REVALIDATE_HEADER, RawResponse
-from .pages import PAGE_POLICY, curl_line, desk_facts, front_page
-from .pages import list_tickers, page_asset
+from .http import RawResponse
+from .pages import PAGE_HEADER, PAGE_ROUTE, POLICY_HEADER, curl_line, desk_facts, front_page
+from .pages import html_response, list_tickers, page_asset
 from ..predict.recent_closes import ClosesFile
-from .request_rules import refuse_unknown_names, tagged
 from .service import HISTORICAL, Service, promotion_history
 from .ticker_page import PublishedRecord, contribution_rows, error_page, models_page
 from .ticker_page import record_rows, status_page, ticker_page
@@ -175,19 +174,6 @@ def status_html(
     return status_page(self.health(), "operate" in permissions)
 
 # %% ../../nbs/serve/62_front.ipynb #2777b345
-PAGE_HEADER = (b"content-type", b"text/html; charset=utf-8")
-POLICY_HEADER = (b"content-security-policy", PAGE_POLICY.encode())
-
-
-def html_response(
-    request: Request,  # its `If-None-Match` is honoured
-    body: bytes,  # of the page
-    kind: tuple = PAGE_HEADER,  # header with the content type
-) -> RawResponse:
-    "A page with its tag and its policy."
-    return tagged(request.scope, [kind, REVALIDATE_HEADER, POLICY_HEADER], body)
-
-
 def refused_page(
     service: Service,  # counts the refusal
     request: Request,  # that is refused
@@ -212,7 +198,6 @@ def not_found_page(
 # %% ../../nbs/serve/62_front.ipynb #1e5a8d85
 SEARCH = Query("", max_length=16, description="part of a ticker")
 PAGE_NUMBER = Query(1, ge=1, le=100_000, description="page of the list")
-PAGE_ROUTE = {"include_in_schema": False, "dependencies": [Depends(refuse_unknown_names)]}
 
 
 def add_reading_routes(

@@ -11,11 +11,15 @@ from functools import cache
 from importlib.resources import files
 from urllib.parse import urlencode
 
+from fastapi import Depends, Request
+
 from ..core.errors import NotFound, all_errors, near
 from ..core.templates import template, template_text
 from ..core.settings import Settings
 from ..core.words import counted, words_of_heads
 from .desk_state import DeskState, part_pages, schedule_sentence
+from .http import REVALIDATE_HEADER, RawResponse
+from .request_rules import refuse_unknown_names, tagged
 
 # %% ../../nbs/serve/48_pages.ipynb #2213b464
 def render_page(
@@ -293,3 +297,17 @@ def page_asset(
     if name not in OWN_ASSETS + SWAGGER_ASSETS:
         raise NotFound("There is no such asset.", "See /docs for the addresses that exist.")
     return ASSET_TYPES[name.rpartition(".")[2]], read_asset(name)
+
+# %% ../../nbs/serve/48_pages.ipynb #91ee56fd
+PAGE_ROUTE = {"include_in_schema": False, "dependencies": [Depends(refuse_unknown_names)]}
+PAGE_HEADER = (b"content-type", b"text/html; charset=utf-8")
+POLICY_HEADER = (b"content-security-policy", PAGE_POLICY.encode())
+
+
+def html_response(
+    request: Request,  # its `If-None-Match` is honoured
+    body: bytes,  # of the page
+    kind: tuple = PAGE_HEADER,  # header with the content type
+) -> RawResponse:
+    "A page with its tag and its policy."
+    return tagged(request.scope, [kind, REVALIDATE_HEADER, POLICY_HEADER], body)
