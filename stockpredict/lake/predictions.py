@@ -138,3 +138,10 @@ def predictions(
     if horizon is not None:
         where, params = f"{where} AND horizon = $horizon", params | {"horizon": int(horizon)}
     return self._record("predictions", where, "role, artifact, horizon, ticker", **params)
+
+
+@patch
+def scores(self: Lake) -> pd.DataFrame:  # columns of `scores`
+    "Every version of every score, in the order of time."
+    order = "decision_session, content, role, artifact, horizon, slice, part, scored_at"
+    return self._record("scores", order=order)
