@@ -80,6 +80,8 @@ def horizon_weights(
 class Arima(LocationScale):
     "Autoregression of each ticker's log returns; the order is chosen by Akaike's criterion."
 
+    whole_weights = ("order",)
+
     def __init__(
         self,
         most: int = 5,  # largest order

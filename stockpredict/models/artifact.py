@@ -318,6 +318,15 @@ def verify_artifact_files(
             reject_artifact(f"{name} is not the file that was signed")
     return manifest
 
+# %% ../../nbs/models/70_artifact.ipynb #6710daa1
+def odd_weights(
+    weights: dict,  # name → tensor
+) -> list[str]:
+    "Names of weights whose type no model writes: a model computes on in any type, with other numbers."
+    whole = {name for kind in models.names() for name in models[kind].whole_weights}
+    numbers = {True: (torch.int32, torch.int64), False: (torch.float32, torch.float64)}
+    return [name for name, w in weights.items() if w.dtype not in numbers[name.split(".")[-1] in whole]]
+
 # %% ../../nbs/models/70_artifact.ipynb #5ee6354e
 def rebuild_model(
     manifest: dict,  # verified
@@ -334,6 +343,8 @@ def rebuild_model(
     if state["horizons"] != manifest["horizons"]:
         reject_artifact("the horizons of its model are not those of its manifest")
     weights = load(files["weights.safetensors"])
+    if odd := odd_weights(weights):
+        reject_artifact(f"its weights {odd[0]} are of another type than its model writes")
     if not all(w.isfinite().all() for w in weights.values()):
         reject_artifact("it contains numbers that are not finite")
     texts = {n[:-4]: b.decode() for n, b in files.items() if n.endswith(".txt")}

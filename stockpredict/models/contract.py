@@ -31,6 +31,7 @@ class Model:
     sequence = 1  # sessions of inputs behind one forecast
     memory = 0  # sessions of bars behind those, for models that read `inputs.bars`
     reads_across = False  # does the forecast of a stock depend on the other stocks?
+    whole_weights: tuple[str, ...] = ()  # last part of the names of weights that are whole numbers
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ def forest_predict(
 class Forest(HorizonRegressors):
     "Random forest of relative, standardised returns, one for each horizon."
 
+    whole_weights = ("feature", "left", "right", "root", "depth")
+
     def __init__(
         self,
         trees: int = 50,  # number of trees

@@ -393,6 +393,16 @@ def test_weights_of_the_wrong_shape_or_absent(ridge, part):
     refused(folder, keys, "refused")
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("part", ["coef", "slope"])
+def test_weights_of_another_type(ridge, part, kind):
+    "A model would compute on, with other numbers than the ones that were judged."
+    folder, keys = ridge
+    weights = load((folder / "weights.safetensors").read_bytes())
+    sign_again(folder, keys, files={"weights.safetensors": save(weights | {part: weights[part].to(kind)})})
+    refused(folder, keys, "of another type")
+
+
 def test_unknown_parameters(ridge):
     folder, keys = ridge
     sign_again(
