@@ -7191,6 +7191,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'stockpredict.ops.parts._prefect_env': ('ops/parts.html#_prefect_env', 'stockpredict/ops/parts.py'),
                                         'stockpredict.ops.parts._prefect_parts': ( 'ops/parts.html#_prefect_parts',
                                                                                    'stockpredict/ops/parts.py'),
+                                        'stockpredict.ops.parts._prometheus_part': ( 'ops/parts.html#_prometheus_part',
+                                                                                     'stockpredict/ops/parts.py'),
                                         'stockpredict.ops.parts._runs_page': ('ops/parts.html#_runs_page', 'stockpredict/ops/parts.py'),
                                         'stockpredict.ops.parts.free': ('ops/parts.html#free', 'stockpredict/ops/parts.py'),
                                         'stockpredict.ops.parts.holder': ('ops/parts.html#holder', 'stockpredict/ops/parts.py'),

@@ -461,9 +461,16 @@ def run_async(
     work: Coroutine,  # what to run
 ):  # its result
     "Run a coroutine to its end, inside or outside a notebook."
+    results = []
+
+    async def keep_result():
+        results.append(await work)
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+        asyncio.run(keep_result())
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(asyncio.run, keep_result()).result()
+    return results[0]

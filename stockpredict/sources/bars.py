@@ -201,6 +201,8 @@ def parse_numbers(
     if isinstance(values.dtype, np.dtype) and values.dtype.kind in "fiu":
         return values.astype("float64")  # numbers already
     read = pd.to_numeric(values, errors="coerce").astype("float64")
+    if read.notna().all():
+        return read  # the usual case: every cell is a number
     absent = values.isna() | values.astype("str").str.strip().isin(["", "-", "null", "None", "nan", "NaN"])
     wrong = read.isna() & ~absent
     if wrong.sum() * 2 > max((~absent).sum(), 1):

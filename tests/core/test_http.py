@@ -191,3 +191,16 @@ def test_a_missing_key_costs_no_request(tmp_path, monkeypatch):
         s.failed["AAA"]["failures"][0]["reason"] == "bad-key"
         and "FMP_API_KEY is not set" in s.failed["AAA"]["failures"][0]["sentence"]
     )
+
+
+def test_the_result_of_a_coroutine_is_never_printed():
+    "Python prints the task of `asyncio.run` when its handler of Ctrl-C goes, tables of bars and all."
+
+    class Costly:
+        def __repr__(self):
+            raise AssertionError("printed")
+
+    async def work():
+        return Costly()
+
+    assert type(run_async(work())).__name__ == "Costly"
