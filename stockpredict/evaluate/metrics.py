@@ -334,7 +334,7 @@ def crps_from_quantiles(
 
 # %% ../../nbs/evaluate/30_metrics.ipynb #7dc85e8e
 WAVES = 4  # cosine waves behind an error bar for slow dependence, and its most degrees of freedom
-MEMORY = 80  # sessions in which volatility is assumed to forget, at the slowest
+MEMORY = 120  # sessions in which volatility is assumed to forget, at the slowest
 
 
 def slow_variance(

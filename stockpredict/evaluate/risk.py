@@ -151,13 +151,15 @@ def kupiec(
 # %% ../../nbs/evaluate/60_risk.ipynb #f6674f4e
 def christoffersen(
     hits,  # True where the loss was worse than the value at risk, in time order
+    lag: int = 1,  # sessions from a decision to the first one that knows its outcome
 ) -> dict:
-    "Likelihood ratio test that a hit does not make the next one likelier (Christoffersen 1998)."
+    "Likelihood ratio test that a hit does not make a later one likelier (Christoffersen 1998)."
     hits = np.asarray(hits, float)
-    pairs = np.isfinite(hits[:-1]) & np.isfinite(hits[1:])
+    first, later = hits[:-lag], hits[lag:]
+    pairs = np.isfinite(first) & np.isfinite(later)
     if not pairs.any():
         return dict.fromkeys(("after_calm", "after_hit", "statistic", "p"), float("nan"))
-    a, b = hits[:-1][pairs] > 0, hits[1:][pairs] > 0
+    a, b = first[pairs] > 0, later[pairs] > 0
     n00, n01, n10, n11 = ((~a & ~b).sum(), (~a & b).sum(), (a & ~b).sum(), (a & b).sum())
     calm, stressed, all_days = n01 / max(n00 + n01, 1), n11 / max(n10 + n11, 1), (n01 + n11) / max(len(a), 1)
     lr = 2 * (

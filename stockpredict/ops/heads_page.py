@@ -70,19 +70,22 @@ def risk_rows(self: Study) -> pd.DataFrame:  # stated, hits with low and high, f
         means = [np.where(known, v, 0).sum(1) / count for v in (y, bound)]
         portfolio = float((means[0] < means[1])[known.any(1)].mean())
         row = {"stated": level, "hits of stocks": all_hits.value, "low": all_hits.low, "high": all_hits.high}
-        row |= _failing_stocks(np.where(known, hits, np.nan), level)
+        lag = self.horizon + self.experiment.settings.validation.entry_delay
+        row |= _failing_stocks(np.where(known, hits, np.nan), level, lag)
         rows.append(row | {"portfolio": portfolio})
     return pd.DataFrame(rows)
 
 
-def _failing_stocks(hits, level):
-    "Stocks with enough sessions, and how many of them fail each test at 5 %."
+def _failing_stocks(hits, level, lag):
+    "Stocks with enough sessions, and how many of them fail each test at 5 %, alone and by Holm."
     import numpy as np
+    from stockpredict.evaluate.feature_study import holm
     from stockpredict.evaluate.risk import christoffersen, kupiec
 
     tested = [h for h in hits.T if np.isfinite(h).sum() >= 100]
     failed = {"Kupiec": sum(kupiec(h, level)["p"] < 0.05 for h in tested)}
-    failed |= {"Christoffersen": sum(christoffersen(h)["p"] < 0.05 for h in tested)}
+    p = np.array([christoffersen(h, lag)["p"] for h in tested])
+    failed |= {"Christoffersen": int((p < 0.05).sum()), "runs_holm": int((holm(p) < 0.05).sum())}
     return {"stocks": len(tested)} | failed
 
 # %% ../../nbs/ops/45_heads_page.ipynb #4a1b8368
@@ -96,13 +99,16 @@ def risk_table(self: Study) -> tuple:  # (table for the page, sentence)
             "hits of stocks": [f"{r.value:.2%} [{r.low:.2%}, {r.high:.2%}]" for r in _renamed(rows)],
             "too many or few": [f"{r.Kupiec} of {r.stocks}" for r in rows.itertuples()],
             "hits in runs": [f"{r.Christoffersen} of {r.stocks}" for r in rows.itertuples()],
+            "by Holm": [f"{r.runs_holm}" for r in rows.itertuples()],
             "portfolio hits": [f"{v:.2%}" for v in rows.portfolio],
         }
     )
     chance = 0.05 * rows.stocks.max()
     return table, (
         "Stocks that fail Kupiec's test (too many or too few hits) and Christoffersen's (hits in runs) at "
-        f"5 %: about {chance:.0f} would fail each by chance. The portfolio is held against the mean of the "
+        f"5 %: about {chance:.0f} would fail each by chance. A hit counts for runs with the next decision "
+        "that knew it, and by Holm counts the stocks whose runs chance does not explain among so many. "
+        "The portfolio is held against the mean of the "
         "bounds of its stocks, which is larger than its risk."
     )
 

@@ -9,10 +9,16 @@ __all__ = []
 import math
 import numpy as np
 import pandas as pd
+from ..evaluate.hit_runs import interval_runs
 from ..evaluate.metrics import diebold_mariano
 from ..models.forecast import Forecast
 from .experiment import Experiment
-from .interval_skill import coverage_rows, quantile_losses, volatility_thirds
+from stockpredict.train.interval_skill import (
+    coverage_rows,
+    interval_bounds,
+    quantile_losses,
+    volatility_thirds,
+)
 from .volatility_skill import CLASSICS, loss_gap, volatility_losses
 
 # %% ../../nbs/train/47_head_gates.ipynb #482a54bc
@@ -126,17 +132,42 @@ def judge_volatility(
     return head_verdict("hold", lead, r.evidence, sentence, **numbers)
 
 # %% ../../nbs/train/47_head_gates.ipynb #28f4b162
-MOST_OFF = 0.025  # largest distance of a coverage from what was stated
+def served_runs(
+    study: Experiment,  # finished
+    forecast: Forecast,  # as it would be served, on the test sessions
+) -> dict:  # from `interval_runs`
+    "Do the misses of the 90 % interval of the first horizon come in runs?"
+    h = study.horizons[0]
+    low, high = interval_bounds(forecast, 0.9, h)
+    lag = h + study.settings.validation.entry_delay
+    return interval_runs(low, high, study.outcome(h), lag, h)
+
+# %% ../../nbs/train/47_head_gates.ipynb #3a383e07
 MOST_OFF_THIRD = 0.02  # of the 90 % interval within a third of volatility
 WIDEST = 0.05  # how far the band of the 90 % interval may reach from it, for strong evidence
+
+
+def _short_of_strong(overall, thirds, runs, alpha):
+    "Why intervals that hold are no strong evidence; empty if nothing speaks against it."
+    far = thirds[(thirds.value - 0.9).abs() > MOST_OFF_THIRD]
+    band = overall.loc[overall.share == 0.9, ["low", "high"]] - 0.9
+    why = [f"the {r.group} third held {r.value:.1%}" for r in far.itertuples()]
+    if not (band.abs() <= WIDEST).all(axis=None):
+        why.append("a coverage 5 points off can not be ruled out")
+    if not runs["p"] >= alpha:
+        why.append(f"misses come in runs ({runs['clearest']}, p = {runs['p']:.2g})")
+    return why
+
+# %% ../../nbs/train/47_head_gates.ipynb #f0f34335
+MOST_OFF = 0.025  # largest distance of a coverage from what was stated
 MATERIAL = 0.001  # share of the loss that a difference has to exceed
 
 
 def interval_evidence(
     study: Experiment,  # finished
     forecast: Forecast,  # as it would be served, on the test sessions
-) -> dict:  # coverage, thirds, pinball, pinball_p, worse, evidence, wrong
-    "Coverage overall and by third of volatility, the loss against plain intervals, and the word for both."
+) -> dict:  # coverage, thirds, pinball, pinball_p, runs, evidence, wrong, weaker
+    "Coverage overall and by third of volatility, the loss against plain intervals, runs, and the word."
     h, alpha = study.horizons[0], study.settings.gate.alpha
     overall = pd.DataFrame(coverage_rows(forecast, study, h))
     thirds = pd.DataFrame(coverage_rows(forecast, study, h, volatility_thirds(study, h)))
@@ -149,16 +180,17 @@ def interval_evidence(
     ]
     wrong = [f"the {s.share:.0%} interval held {s.value:.1%}" for s in off.itertuples()]
     wrong += ["their loss is surely larger than that of plain ones"] * worse
-    even = bool(((thirds.value - 0.9).abs() <= MOST_OFF_THIRD).all())
-    band = overall.loc[overall.share == 0.9, ["low", "high"]] - 0.9
-    sure = bool((band.abs() <= WIDEST).all(axis=None))
+    runs = served_runs(study, forecast)
+    weaker = _short_of_strong(overall, thirds, runs, alpha)
     return dict(
         coverage=overall.to_dict("records"),
         thirds=thirds.to_dict("records"),
         pinball=float(np.nanmean(a) / np.nanmean(b) - 1),
         pinball_p=float(dm.p) if dm.se > 0 else 1.0,
-        evidence="none" if wrong else ("strong" if even and sure else "weak"),
+        runs={k: runs[k] for k in ("p", "clearest", "slope")},
+        evidence="none" if wrong else ("weak" if weaker else "strong"),
         wrong=wrong,
+        weaker=weaker,
     )
 
 # %% ../../nbs/train/47_head_gates.ipynb #3938a347
@@ -170,20 +202,21 @@ def judge_intervals(
 ) -> dict:  # from `head_verdict`
     "Promote, hold, or suspect a leak: the intervals."
     numbers = interval_evidence(study, forecast)
-    evidence, wrong = numbers.pop("evidence"), numbers.pop("wrong")
+    evidence, wrong, weaker = (numbers.pop(k) for k in ("evidence", "wrong", "weaker"))
     r = next(line for line in numbers["coverage"] if line["share"] == 0.9)
     thirds = ", ".join(f"{line['group']} {line['value']:.1%}" for line in numbers["thirds"])
     text = (
         f"90 % interval of {model} held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}] of outcomes "
         f"({thirds}), pinball loss {numbers['pinball']:+.2%} against plain intervals "
-        f"(p = {numbers['pinball_p']:.2g})"
+        f"(p = {numbers['pinball_p']:.2g}); misses in runs: p = {numbers['runs']['p']:.2g}"
     )
     numbers |= dict(short=f"the 90 % interval held {r['value']:.1%} [{r['low']:.1%}, {r['high']:.1%}]")
     if suspected:
         sentence = f"Not counted while a leak is suspected: the {text}."
         return head_verdict("suspected-leak", model, "none", sentence, **numbers)
     if not wrong:
-        return head_verdict("promote", model, evidence, f"The {text}.", **numbers)
+        but = f" Not strong: {', '.join(weaker)}." if weaker else ""
+        return head_verdict("promote", model, evidence, f"The {text}.{but}", **numbers)
     sentence = f"The intervals of {model} do not hold: {', '.join(wrong)}."
     return head_verdict("hold", model, "none", sentence, **numbers)
 

@@ -161,6 +161,21 @@ def test_intervals_of_which_little_is_known_are_no_strong_evidence(study, monkey
         assert (v["decision"], v["evidence"]) == ("promote", word)
 
 
+def test_intervals_whose_misses_come_in_runs_are_no_strong_evidence(study, monkeypatch):
+    "The coverage is right, and the width swings with a month nobody asked for: the word falls to weak."
+    plain = study.candidates["mean"].forecast
+    monkeypatch.setattr("stockpredict.train.head_gates.MOST_OFF_THIRD", 0.05)
+    monkeypatch.setattr("stockpredict.train.head_gates.WIDEST", 0.2)
+    v = judge_intervals(study, plain, "mean")
+    assert v["evidence"] == "strong" and v["numbers"]["runs"]["p"] > 0.01
+    assert "misses in runs: p" in v["sentence"]
+    month = (torch.arange(len(plain.sessions)) // 21) % 2
+    swing = torch.where(month == 0, 0.75, 1.35)[:, None, None, None]
+    v = judge_intervals(study, replace(plain, quantiles=swing * plain.quantiles), "mean, by month")
+    assert v["numbers"]["runs"]["p"] < 0.01
+    assert v["evidence"] in ("weak", "none") and ("runs" in v["sentence"] or "not hold" in v["sentence"])
+
+
 def test_tables_cover_every_candidate_group_and_horizon(study):
     coverage = coverage_skill(study)
     assert set(coverage.share) == {0.5, 0.8, 0.9, 0.95}
