@@ -1,6 +1,8 @@
-"""The service when Redis forgets or is full, and when the clock of the machine jumps: the numbers stay."""
+"""The service when Redis forgets or is full, when the clock of the machine jumps, and with secrets in its settings."""
 
 import asyncio
+import re
+import subprocess
 import time
 
 import httpx
@@ -9,6 +11,7 @@ import pytest
 from live_redis import Server
 
 from stockpredict.access.keys import KeyStore
+from stockpredict.core.errors import SettingsError
 from stockpredict.core.settings import load_settings
 from stockpredict.predict.answer_table import EXAMPLE_HEADER, TABLE_FILE, AnswerTable, example_answer
 from stockpredict.predict.answer_table import fetch_shared_table, share_table, write_example
@@ -80,3 +83,48 @@ def test_case_52_an_hour_of_skew_moves_an_age_by_no_session_but_one_that_closes_
     table = AnswerTable(pack_table(EXAMPLE_HEADER | {"closes": closes}, {("AAPL", 1): body}))
     assert [table.age(at + jump) for at in (0, closes[0] - 7200, closes[0] + 7200)] == [0, 0, 1]
     assert table.age(closes[0] + jump) == (jump > 0)
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_case_52_a_clock_that_jumps_changes_no_duration(settings, monkeypatch, jump):
+    app, real = create_app(settings), time.time
+    (before,) = read(app)
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    (after,) = read(app)
+    assert after.status_code == 200 and after.json()["data"] == before.json()["data"]
+    service = app.state.service
+    assert 0 <= service.health()["up_seconds"] < 600
+    (waited,) = re.findall(
+        rb"stockpredict_request_seconds_sum{[^}]*predictions/{ticker}[^}]*} (\S+)", service.counted_metrics()
+    )
+    assert 0 < float(waited) < 600
+
+
+def test_case_57_a_secret_in_the_settings_is_refused_and_not_repeated(tmp_path):
+    "Secrets come from the environment; a file that holds one is named, with everything else that is wrong."
+    path, secret = tmp_path / "settings.ini", "k3y-that-nobody-may-see"
+    path.write_text(f"[data]\napi_key = {secret}\nsorce = files\n[serving]\npassword = {secret}\nport = x\n")
+    with pytest.raises(SettingsError) as refused:
+        load_settings(path, environ={})
+    text = str(refused.value)
+    assert all(word in text for word in ("api_key", "sorce", "password", "port"))
+    assert secret not in text
+
+
+SECRET = re.compile(
+    rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/]{40}"  # a private key and not its first line
+    rb"|\bsp_[0-9a-f]{8}_[A-Za-z0-9_-]{43}\b|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b"
+)
+
+
+def test_case_57_no_file_of_the_repository_holds_a_secret(root):
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True)
+    if listed.returncode:
+        pytest.skip("This is no checkout.")
+    files = [root / name.decode() for name in listed.stdout.split(b"\0") if name]
+    found = {
+        str(path.relative_to(root)) for path in files if path.is_file() and SECRET.search(path.read_bytes())
+    }
+    assert len(files) > 300 and not found
+    assert not [path for path in files if path.suffix in (".pem", ".key") or path.name == ".env"]
+    assert SECRET.search(b"sp_0123abcd_" + b"A" * 43) and not SECRET.search(b"sp_0123abcd_...")
