@@ -118,6 +118,16 @@ def start_tracing(
     return True
 
 # %% ../../nbs/core/87_traces.ipynb #932495a1
+def tracing() -> bool:
+    "Whether traces are sent by this process."
+    return _TRACER is not None
+
+
+def trace_ratio() -> float:
+    "Share of requests that are traced in this process; 0 while tracing is off."
+    return RATIO
+
+# %% ../../nbs/core/87_traces.ipynb #bc9a5595
 def stop_tracing(
     seconds: float = TIMEOUT,  # for the last spans
 ):
@@ -129,7 +139,7 @@ def stop_tracing(
         last.start()
         last.join(seconds)
 
-
+# %% ../../nbs/core/87_traces.ipynb #9ba08629
 def flush_traces():
     "Send what waits, for a test or before a pause."
     if _PROCESSOR is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeUnavailable, did_you_mean
+from .commits import begin_commit, finish_commit
 from .failures import failure
 from .store import VersionedStore, moment, refuse_nul, to_arrow
 
@@ -313,14 +314,14 @@ def _stage_facts(self: FactStore, cur, table, rows, now):
 @patch
 def _store_facts(self: FactStore, cur, table):
     "Write the staged rows in one transaction."
-    cur.execute("BEGIN")
+    begin_commit(cur)
     self.step("facts begun")
     try:
         cur.execute(f"CREATE TABLE IF NOT EXISTS lake.{table.name} ({table.ddl})")
         columns = ", ".join(table.columns)
         cur.execute(f"INSERT INTO lake.{table.name} SELECT {columns} FROM fresh_facts ORDER BY ALL")
         self.step("facts written")
-        cur.execute("COMMIT")
+        finish_commit(cur, "facts")
         self.step("facts committed")
     except BaseException:
         with suppress(duckdb.Error):  # when the commit itself failed, DuckDB has rolled back already

@@ -12,6 +12,7 @@ from ..quality.corporate_actions import ALL_DETECTORS
 from ..quality.detectors import DETECTORS
 from ..quality.intraday_detectors import INTRADAY_DETECTORS
 from ..quality.scan import FLAGS, no_flags
+from .commits import begin_commit, finish_commit
 from .failures import failure
 from .facts import FACT_TABLES, fact_table
 from .integrity import MaintainedStore
@@ -238,14 +239,14 @@ def replace_flags(
 @patch
 def _commit_search(self: FlagStore, cur, source, changes, last):
     "One transaction: the changed flags, and in the ingest log that every batch was searched."
-    cur.execute("BEGIN")
+    begin_commit(cur)
     self.step("search begun")
     if changes:
         self._write_flags(cur)
     if last:
         update = "UPDATE lake.ingests SET flags = 0 WHERE source = $source AND flags IS NULL"
         cur.execute(update, {"source": source})
-    cur.execute("COMMIT")
+    finish_commit(cur, "flags")
     self.step("search committed")
 
 # %% ../../nbs/lake/30_flags.ipynb #da948c46

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import BarsInvalid, LakeUnavailable, UnknownTicker, did_you_mean
+from .commits import begin_commit, finish_commit
 from .adjustments import adjust
 from .connection import first_line
 from .failures import failure
@@ -220,7 +221,7 @@ def _write_batch(self: Lake, cur, source, received, about, fetched, sent, plain,
 def _commit(self: Lake, cur, source, about, received, counts, plain, flagged):
     "The one transaction of a batch: its name and the new fingerprint."
     sums = self._carried_sums(cur, source, plain)
-    cur.execute("BEGIN")
+    begin_commit(cur)
     self.step("begun")
     try:
         number = _next_number(cur)
@@ -241,7 +242,7 @@ def _commit(self: Lake, cur, source, about, received, counts, plain, flagged):
         sums = sums or self.row_sums(source, cursor=cur)
         entry = self._log_batch(cur, source, received, about, counts, sums, flagged)
         self.step("diary written")
-        cur.execute("COMMIT")
+        finish_commit(cur, "bars")
         self.step("committed")
     except BaseException:
         with suppress(duckdb.Error):  # when the commit itself failed, DuckDB has rolled back already

@@ -12,6 +12,7 @@ import duckdb, pandas as pd
 from fastcore.basics import patch
 from ..core.errors import DataError, LakeDamaged
 from ..core.files import atomic_write
+from .commits import begin_commit, finish_commit
 from .connection import first_line
 from .failures import failure
 from .facts import FACT_TABLES
@@ -57,10 +58,11 @@ def pins(self: MaintainedStore) -> pd.DataFrame:  # columns name, snapshot, know
 
 
 @patch
-def snapshots(self: MaintainedStore) -> pd.DataFrame:  # columns snapshot, at, changes
-    "Every version of the lake."
+def snapshots(self: MaintainedStore) -> pd.DataFrame:  # columns snapshot, at, changes, ids
+    "Every version of the lake, with the ids of the run or request that wrote it."
     rows = self.rows("""
-        SELECT snapshot_id AS snapshot, snapshot_time AS at, changes::VARCHAR AS changes
+        SELECT snapshot_id AS snapshot, snapshot_time AS at, changes::VARCHAR AS changes,
+            coalesce(commit_extra_info, '') AS ids
         FROM ducklake_snapshots('lake')
         ORDER BY 1""")
     return rows.assign(at=pd.to_datetime(rows["at"], utc=True))
@@ -353,14 +355,14 @@ def _purge(self: MaintainedStore, plan):
     "Delete the planned rows in one transaction."
     with self.writer(), self.con.cursor() as cur:
         try:
-            cur.execute("BEGIN")
+            begin_commit(cur)
             self.step("purge begun")
             for row in plan.itertuples():
                 statement = f"DELETE FROM lake.{row.table} WHERE {row.column} < $before"
                 cur.execute(statement, {"before": row.before})
             self.after_purge(cur)
             self.step("purged")
-            cur.execute("COMMIT")
+            finish_commit(cur, "a purge")
             self.step("purge committed")
             self.record_checksums()
         except duckdb.Error as e:  # closing the cursor rolls back

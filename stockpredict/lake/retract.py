@@ -11,6 +11,7 @@ import duckdb, pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
 from ..core.errors import DataError, UnknownTicker, did_you_mean
+from .commits import begin_commit, finish_commit
 from .failures import failure
 from .facts import FACT_TABLES
 from .fingerprint import current_rows
@@ -129,7 +130,7 @@ def _write_retraction(self: Lake, cur, source, now, reason):
     name = f"b{number:06d}"
     count = cur.execute("SELECT count(*) FROM affected").fetchone()[0]
     flags = self._stage_withdrawn(cur, source, now)
-    cur.execute("BEGIN")
+    begin_commit(cur)
     self.step("retraction begun")
     cur.execute(_TOMBSTONES, {"source": source, "now": now, "number": number})
     cur.execute(_OLD_FACTORS, {"source": source, "now": now})
@@ -139,7 +140,7 @@ def _write_retraction(self: Lake, cur, source, now, reason):
     sums = self.row_sums(source, cursor=cur)
     entry = self._log_batch(cur, source, now, ("", None), (0, 0, count, 0, count), sums, flags)
     self.step("retraction written")
-    cur.execute("COMMIT")
+    finish_commit(cur, "a retraction")
     self.step("retraction committed")
     return entry
 

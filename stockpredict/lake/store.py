@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
+from ..core.traces import span
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, finish_rollback, first_line
 from .connection import has_write_ahead_log, next_step, open_duckdb, quoted
@@ -292,12 +293,12 @@ def rows(
 ) -> pd.DataFrame:
     "Run a query and return its result as a frame."
     refuse_nul(params.values())
-    cur = cursor or self.con.cursor()
-    attempts = 0 if cursor else 100
+    cur, attempts = cursor or self.con.cursor(), 0 if cursor else 100
     try:
         while True:
             try:
-                return cur.execute(query, params or None).to_arrow_table().to_pandas()
+                with span("lake read", db__query__text=query):
+                    return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
                 passing = re.search("database is locked|readonly database", str(e))
                 if passing and not attempts:

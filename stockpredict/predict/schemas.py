@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
 )
 
+from ..core.scrubbing import scrub, scrub_values
 from ..core.errors import RequestInvalid, StockpredictError
 from ..core.words import counted
 
@@ -256,17 +257,18 @@ def render_problem(
 ) -> bytes:
     "Render an error as problem details in an envelope."
     now = utc_timestamp()
+    problem, fix = scrub(error.problem), scrub(error.fix)
     body = {
         "type": f"/docs#{error.code}",
         "title": error_title(error.code),
         "status": error.status,
-        "detail": f"{error.problem} {error.fix}".strip(),
+        "detail": f"{problem} {fix}".strip(),
         "instance": instance[:200],
         "code": error.code,
-        "message": error.problem,
-        "fix": error.fix,
+        "message": problem,
+        "fix": fix,
         "timestamp": now.decode(),
-        "context": error.context,
+        "context": scrub_values(error.context),
     }
     options = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     return FAILURE % (orjson.dumps(body, default=str, option=options), now, request_id)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
+from ..core.traces import start_tracing
 from ..core.errors import RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..core.shared_counts import OPENMETRICS, SharedCounts
@@ -192,7 +193,9 @@ def add_operation_routes(
         """Text format: latency by route, errors by code, age of the table and of its newest data."""
         accept = request.scope["header_map"].get(b"accept", b"")
         body, is_openmetrics = scrape_body(await service.metrics_text(), accept)
-        kind = OPENMETRICS if is_openmetrics else PLAIN_METRICS
+        body, kind = (
+            (service.exemplars.add_to(body), OPENMETRICS) if is_openmetrics else (body, PLAIN_METRICS)
+        )
         return RawResponse(200, [(b"content-type", kind.encode()), (b"vary", b"accept")], body)
 
 # %% ../../nbs/serve/70_app.ipynb #d2c90ce4
@@ -289,6 +292,7 @@ def create_app(
 ) -> FastAPI:
     "The service as an ASGI application."
     service = Service(settings or load_settings(), log_level, counts, link)
+    start_tracing(service.settings, "stockpredict service")  # a process of `serve` has done so
     options = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     options |= {"lifespan": lambda app: background_work(service), "telemetry": OUR_OWN}
     app = App(title="stockpredict", version=API_VERSION, description=DESCRIPTION, **options)

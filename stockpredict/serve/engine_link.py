@@ -16,6 +16,7 @@ import orjson
 from fastcore.basics import patch
 
 from stockpredict.access.permissions import NOBODY, Caller
+from stockpredict.core.traces import current_traceparent, span
 from stockpredict.core.errors import NotReady
 
 # %% ../../nbs/serve/14_engine_link.ipynb #bbf25ff3
@@ -64,6 +65,8 @@ def request_head(
     head = {name: scope[name] for name in TEXTS if name in scope}
     head |= {"raw_path": scope.get("raw_path", b"").decode("latin-1"), "client": scope.get("client")}
     head |= {"query": scope["query_string"].decode("latin-1"), "id": scope["request_id"].decode()}
+    if trace := current_traceparent():
+        head["trace"] = trace
     head |= {"headers": [(n.decode("latin-1"), v.decode("latin-1")) for n, v in scope["headers"]]}
     return orjson.dumps(head | {"caller": [caller.id, caller.kind, sorted(caller.permissions)]})
 
@@ -80,7 +83,7 @@ def scope_of(
     name, kind, permissions = head["caller"]
     caller = Caller(name, kind, frozenset(permissions))
     client = head["client"] and tuple(head["client"])
-    return scope | {"caller": caller, "client": client, "server": None}
+    return scope | {"caller": caller, "client": client, "server": None, "traceparent": head.get("trace", "")}
 
 # %% ../../nbs/serve/14_engine_link.ipynb #8fec0940
 class EngineSide(asyncio.Protocol):
@@ -277,7 +280,8 @@ def in_front_of(
         if not needs_engine(scope):
             return await app(scope, receive, send)
         try:
-            await self.forward(scope, receive, send)
+            with span("engine link", kind="CLIENT"):
+                await self.forward(scope, receive, send)
         except NotReady as error:
             await service.refuse(scope, error)(scope, receive, send)
 

@@ -11,6 +11,8 @@ import time
 from fastcore.basics import patch
 
 from ..core.errors import AccessError, StockpredictError
+from ..core.logs import log_ids
+from ..core.traces import current_traceparent, span, trace_ratio, tracing, wants_trace
 from ..access.cross_origin import answer_origin, preflight_headers
 from ..access.door import refuse_key_in_address
 from ..access.permissions import NOBODY, Caller
@@ -96,6 +98,16 @@ def whole_answer(
     return begin, {"type": "http.response.body", "body": response.body}
 
 # %% ../../nbs/serve/65_fast_path.ipynb #4498d9f5
+def choose_trace(
+    scope: dict,  # of a request; keeps the choice
+) -> str | None:  # the caller's span, "" for a trace of its own, None for no trace
+    "Whether a request is traced; asked again, the same."
+    if "trace" not in scope:
+        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        scope["trace"] = wants_trace(header.decode("latin-1"), trace_ratio())
+    return scope["trace"]
+
+# %% ../../nbs/serve/65_fast_path.ipynb #ddb91d41
 class FastPath:
     "The layer in front of the framework that answers plain lookups itself."
 
@@ -110,6 +122,8 @@ class FastPath:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.other_traffic(scope, receive, send)
+        if tracing() and (parent := choose_trace(scope)) is not None:
+            return await self.trace(parent, scope, receive, send)
         start, service = time.perf_counter(), self.service
         name_request(scope)
         if problem := host_problem(scope):
@@ -134,6 +148,23 @@ class FastPath:
         for message in whole_answer(scope, response):
             await send(message)
         service.record(scope, route, response.status_code, time.perf_counter() - start)
+
+# %% ../../nbs/serve/65_fast_path.ipynb #5ad51c85
+@patch
+async def trace(
+    self: FastPath,
+    parent: str,  # span of the caller, or ""
+    scope: dict,  # of the request; gets the span
+    receive,  # as in ASGI
+    send,  # as in ASGI
+):
+    "Answer a request as the beginning of a trace, or as a part of its caller's."
+    scope["trace"] = None  # the request comes by here once more
+    with span(
+        "request", root=True, parent=parent, kind="SERVER", http__request__method=scope["method"]
+    ) as own:
+        scope["span"], scope["traceparent"] = own, current_traceparent()
+        await self(scope, receive, send)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #1fab057c
 @patch
@@ -205,7 +236,8 @@ async def forward(
 
     try:
         refuse_key_in_address(scope)
-        await self.app(scope, receive, send_complete)
+        with log_ids(request_id=scope["request_id"].decode()):
+            await self.app(scope, receive, send_complete)
     except AccessError as error:
         await self.service.refuse(scope, error)(scope, receive, send_complete)
     except Exception:

@@ -11,7 +11,8 @@ import time
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stockpredict.core.errors import AccessError
-from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, FastPath, name_request
+from stockpredict.core.traces import tracing
+from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, FastPath, choose_trace, name_request
 from stockpredict.serve.prediction_routes import TICKER_ROUTE
 
 # %% ../../nbs/serve/67_instant.ipynb #ed3368a7
@@ -34,6 +35,8 @@ def instant_answer(
     service.refresh_state()
     answer = service.lookups.get((scope["path"], scope["query_string"]))
     if answer is None or not path.fast or service.canary is not None or service.door.origins:
+        return None
+    if tracing() and choose_trace(scope) is not None:
         return None
     name_request(scope)
     if b"host" not in scope["header_map"]:

@@ -12,6 +12,7 @@ import os
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,8 @@ from pathlib import Path
 import orjson
 from fastcore.basics import patch
 
+from stockpredict.core.logs import configure_logs, log_ids
+from stockpredict.core.traces import span, start_tracing
 from stockpredict.core.errors import NotReady, SettingsError
 from stockpredict.core.settings import Settings
 from stockpredict.core.shared_counts import SharedCounts
@@ -175,8 +178,9 @@ def run_loop(work):
 def guarded(
     app,  # with `inner`, the routes without the door
     log,  # for what nobody expected
+    model: Callable = str,  # tells the artifact that answers
 ):
-    "The routes, with an answer to every exception."
+    "The routes, with an answer to every exception; log lines carry the ids of the request and the model."
 
     async def run(scope, receive, send):
         status = 0
@@ -186,15 +190,15 @@ def guarded(
             status = message.get("status", status)
             await send(message)
 
-        try:
-            await app.inner(scope, receive, note)
-        except Exception:
-            log.exception(
-                "unexpected error", request_id=scope["request_id"].decode(), path=scope["path"][:200]
-            )
-            if status:
-                raise
-            await unexpected_error(scope)(scope, receive, send)
+        ids = log_ids(request_id=scope["request_id"].decode(), model=model()[:12])
+        with ids, span("engine", parent=scope.get("traceparent", ""), kind="SERVER"):
+            try:
+                await app.inner(scope, receive, note)
+            except Exception:
+                log.exception("unexpected error", path=scope["path"][:200])
+                if status:
+                    raise
+                await unexpected_error(scope)(scope, receive, send)
 
     return run
 
@@ -224,7 +228,7 @@ class EngineServer:
 
     def side(self) -> EngineSide:
         "A new connection."
-        run = guarded(self.app, self.service.log)
+        run = guarded(self.app, self.service.log, lambda: self.service.loaded_artifact)
         side = EngineSide(run, lambda: engine_state(self.service))
         self.sides = {s for s in self.sides if s.transport is None or not s.transport.is_closing()}
         self.sides.add(side)
@@ -273,6 +277,8 @@ def run_child():
     "The program of a child: reads its plan and does what it says."
     plan = ProcessPlan(**orjson.loads(sys.stdin.buffer.read()))
     settings, counts = plan.load(), SharedCounts(plan.blocks, plan.own, plan.role)
+    configure_logs(settings, plan.log_level)
+    start_tracing(settings, f"stockpredict {plan.role}")
     if plan.engine_socket >= 0:
         app = create_app(settings, log_level=plan.log_level, counts=counts)
         return run_loop(run_and_leave(EngineServer(plan, app).run()))

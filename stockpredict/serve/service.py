@@ -18,8 +18,10 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..core.errors import NotReady, StockpredictError
+from ..core.logs import structured_logger
 from ..core.settings import Settings
 from ..core.shared_counts import SharedCounts
+from ..core.traces import Exemplars
 from ..access.audit_log import audit_log
 from ..access.door import Door, refusal_headers
 from ..access.login import Login
@@ -29,13 +31,21 @@ from ..predict.answer_table import AnswerTable, AnswerTableFile
 from ..predict.answer_table import fetch_shared_table, refresh_answers
 from ..predict.answer_table import table_verifier, write_table
 from .business_metrics import OF_THE_TABLE, figures_text
-from .http import PROBLEM_HEADER, RawResponse, json_logger
+from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import Reads, current_view
-from .service_metrics import ServiceMetrics, timed
+from .service_metrics import LATENCY_BUCKETS, ServiceMetrics, timed
 from ..predict.schemas import WhatIf, render_problem
 from ..train.champion import read_champion_entry, read_events
 
 # %% ../../nbs/serve/60_service.ipynb #9aa689d4
+def service_logger(
+    settings: Settings,  # style of the lines
+    level: str = "warning",  # debug, info, warning or error
+):
+    "The logger of the service, on standard error."
+    return structured_logger(level, settings.logs.style)
+
+# %% ../../nbs/serve/60_service.ipynb #6a43b175
 class Service:
     "The served table, the engine, the metrics and the problems of one application."
 
@@ -46,7 +56,11 @@ class Service:
         counts: SharedCounts | None = None,  # shared with other processes
         link=None,  # to an engine in another process; `None` computes in this one
     ):
-        self.settings, self.metrics, self.log = settings, ServiceMetrics(counts), json_logger(log_level)
+        self.settings, self.metrics, self.log = (
+            settings,
+            ServiceMetrics(counts),
+            service_logger(settings, log_level),
+        )
         self.link, self.slow_metrics, self.measured_at = link, b"", -math.inf
         self.keys = KeyVerifier(KeyStore(settings.storage))
         self.login = Login(settings.storage)
@@ -54,13 +68,16 @@ class Service:
         self.limits = CallerLimits(settings.access)
         self.reads = Reads(settings)
         self.audit = audit_log(settings)
+        self.exemplars = Exemplars(
+            "stockpredict_request_seconds", ("method", "route", "status"), LATENCY_BUCKETS
+        )
         self.logs_requests = log_level in ("debug", "info")
         self.table_file = AnswerTableFile(settings.storage.serving_dir, table_verifier(settings))
         self.table = self.engine = self.batcher = None
         self.problems = {}  # part -> reason
         self.retry_at = {}  # part -> time of the next try, on the monotonic clock
         self.checked = set()  # parts that were looked at since the start
-        self.loading, self.started = asyncio.Lock(), time.time()
+        self.loading, self.started = asyncio.Lock(), time.monotonic()
         self.age, self.tail, self.etag = 0, b"", b""
         self.lookups, self._next_check, self._schema_table = {}, 0.0, None
 
@@ -170,6 +187,12 @@ def record(
     method = scope["method"] if scope["method"] in ("GET", "POST") else "other"
     self.metrics.observe(method, route, status, seconds)
     self.audit.note(scope, route, status)
+    if traced := scope.get("span"):
+        traced.own.update_name(f"{method} {route}")
+        traced.note(
+            http__route=route, http__response__status_code=status, request_id=scope["request_id"].decode()
+        )
+        self.exemplars.note((method, route, status), seconds, scope["traceparent"])
     if not self.logs_requests:
         return
     request = {"request_id": scope["request_id"].decode(), "method": scope["method"]}
@@ -380,7 +403,7 @@ def health(self: Service) -> dict:
         "status": "down" if self.table is None else status,
         "trouble": troubled,
         "version": __version__,
-        "up_seconds": round(time.time() - self.started),
+        "up_seconds": round(time.monotonic() - self.started),
         "components": components,
     }
 

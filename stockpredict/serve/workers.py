@@ -27,7 +27,8 @@ from stockpredict.core.errors import NotReady, StockpredictError
 from stockpredict.core.settings import Settings
 from stockpredict.core.shared_counts import Block, new_block
 from stockpredict.serve.app import create_app
-from stockpredict.serve.http import json_logger
+from stockpredict.core.logs import configure_logs
+from stockpredict.serve.service import service_logger
 from stockpredict.serve.server import (
     ChildServer,
     ProcessPlan,
@@ -75,7 +76,7 @@ class Parent:
         say: Callable = lambda line: None,  # called with lines for the user
     ):
         self.settings, self.log_level, self.reload, self.say = settings, log_level, reload, say
-        self.log = json_logger(log_level)
+        self.log = service_logger(settings, log_level)
         self.children, self.signals = [], set()
         self.failures, self.start_at = {}, {}  # by role
         self.rolling, self.stopping = [], False
@@ -331,6 +332,7 @@ def serve(
 ):
     "Run the service until it is stopped."
     refuse_start_without_key(settings)
+    configure_logs(settings, log_level)
     if settings.serving.readers:
         return Parent(settings, log_level, reload, say).run()
     listener = listening_socket(settings)
