@@ -8567,6 +8567,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'stockpredict/scoreboard/null_years.py'),
                                                     'stockpredict.scoreboard.null_years.ever_excluded': ( 'scoreboard/null_years.html#ever_excluded',
                                                                                                           'stockpredict/scoreboard/null_years.py'),
+                                                    'stockpredict.scoreboard.null_years.expected_scores': ( 'scoreboard/null_years.html#expected_scores',
+                                                                                                            'stockpredict/scoreboard/null_years.py'),
                                                     'stockpredict.scoreboard.null_years.null_year': ( 'scoreboard/null_years.html#null_year',
                                                                                                       'stockpredict/scoreboard/null_years.py')},
             'stockpredict.scoreboard.scoreboard': { 'stockpredict.scoreboard.scoreboard._counting_scores': ( 'scoreboard/scoreboard.html#_counting_scores',

@@ -228,7 +228,7 @@ def up(
         bool, typer.Option("--spare-ports", help="Take free ports for those that another program uses.")
     ] = False,
 ):
-    "Start the service, Prefect with its schedules, MLflow and JupyterLab; a second call changes nothing."
+    "Start the service, Prefect with its schedules, MLflow, JupyterLab and Prometheus where it is installed."
     from stockpredict.ops.parts import parts
     from stockpredict.ops.processes import up
     from stockpredict.train.mlflow_home import follow_home

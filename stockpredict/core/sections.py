@@ -520,6 +520,7 @@ class Schedule(Section):
     prefect_port: int = Field(4200, ge=1, le=65_535, description="Port of the Prefect page.")
     mlflow_port: int = Field(5000, ge=1, le=65_535, description="Port of the MLflow page.")
     lab_port: int = Field(8888, ge=1, le=65_535, description="Port of the JupyterLab page.")
+    prometheus_port: int = Field(9095, ge=1, le=65_535, description="Port of the Prometheus page.")
 
 # %% ../../nbs/core/25_sections.ipynb #b9c01643
 class Reports(Section):

@@ -302,6 +302,7 @@ def ports(settings):
         ("Prefect", settings.schedule.prefect_port),
         ("MLflow", settings.schedule.mlflow_port),
         ("JupyterLab", settings.schedule.lab_port),
+        ("Prometheus", settings.schedule.prometheus_port),
     ):
         with socket.socket() as s:
             s.settimeout(0.5)
@@ -326,6 +327,24 @@ def reports(settings):
         if bad
         else ok(summary)
     )
+
+# %% ../../nbs/ops/50_doctor.ipynb #efe63516
+@checks.register("alerts", at=43.5)
+def alerts(settings):
+    "Which alerts of the monitoring ring."
+    from stockpredict.ops.monitoring import PROMETHEUS, firing_alerts
+
+    ringing = firing_alerts(settings)
+    if ringing is None:
+        missing = shutil.which(PROMETHEUS) is None
+        state = "not installed" if missing else "installed, not running"
+        how = "Install prometheus to be watched; " if missing else ""
+        return off(f"Prometheus is {state}", f"{how}`stockpredict up` starts it.")
+    if not ringing:
+        return ok("none rings")
+    named = ", ".join(f"{row['name']} ({row['severity']})" for row in ringing[:6])
+    page = f"http://127.0.0.1:{settings.schedule.prometheus_port}/alerts"
+    return warn(f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page}.")
 
 # %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
 @checks.register("schedule", at=45)

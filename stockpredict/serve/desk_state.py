@@ -126,8 +126,9 @@ def part_pages(
     settings: Settings,  # ports
 ) -> dict[str, int]:  # port by name
     "The parts with pages of their own."
-    schedule = settings.schedule
-    return {"Prefect": schedule.prefect_port, "MLflow": schedule.mlflow_port, "JupyterLab": schedule.lab_port}
+    at = settings.schedule
+    pages = {"Prefect": at.prefect_port, "MLflow": at.mlflow_port, "JupyterLab": at.lab_port}
+    return pages | {"Prometheus": at.prometheus_port}
 
 # %% ../../nbs/serve/46_desk_state.ipynb #5df69a75
 PROCESSES_FILE = "processes.json"  # in the home folder; the parts that `stockpredict up` has started
