@@ -1,7 +1,7 @@
 """Each case of serving and its tests, and a check that each of them exists.
 
-The numbers are those of the list of fault cases; what is expected stands beside them. A test that proves a case
-usually stands with the tests of its own part, where it is found by its name; this table says where.
+The numbers are those of the list of fault cases; what is expected stands beside them. A test that proves a
+case usually stands with the tests of its own part, where it is found by its name; this table says where.
 """
 
 import ast
@@ -10,7 +10,7 @@ import pytest
 
 CASES = {
     31: (
-        "Redis down, slow, full, flushed, of the wrong type or poisoned: same answers, bounded latency, counted",
+        "Redis down, slow, full, flushed, wrong or poisoned: same answers, bounded latency, counted",
         "serve/test_redis.py::test_redis_away_at_refresh",
         "serve/test_redis.py::test_redis_killed_midway_changes_no_answer_and_little_time",
         "serve/test_redis.py::test_redis_that_accepts_and_never_answers_is_given_up_on",

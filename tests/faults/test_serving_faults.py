@@ -1,4 +1,4 @@
-"""The service when Redis forgets or is full, when the clock of the machine jumps, and with secrets in its settings."""
+"""The service when Redis forgets or is full, when the clock jumps, and with secrets in its settings."""
 
 import asyncio
 import re
