@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import pandas as pd
+import psutil
 
 from ..core.calendar import get_calendar
 from ..core.errors import CalendarError, FlowLocked, UnknownName, did_you_mean
@@ -246,3 +247,13 @@ def flow_lock(
             yield
         finally:
             holder.unlink(missing_ok=True)
+
+# %% ../../nbs/ops/73_desk_day.ipynb #a4a3dfff
+def is_running(
+    settings: Settings,  # whose home
+    flow: str,  # its name
+) -> bool:  # False for a run that was killed
+    "Whether a flow is running here now."
+    holder = read_json(settings.storage.home_dir / "flows" / f"{flow}.running.json") or {}
+    pid = holder.get("pid")
+    return isinstance(pid, int) and psutil.pid_exists(pid)

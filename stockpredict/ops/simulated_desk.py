@@ -15,10 +15,12 @@ from ..core.calendar import get_calendar
 from ..core.errors import NotReady, StockpredictError
 from ..core.settings import Settings
 from . import pipeline, upkeep_day, watch_day
-from .desk_day import DESK_DAY, note_done
+from .desk_day import DESK_DAY, flow_lock, note_done
 from .exchange_schedule import period_ends
 from .training_day import plan_training, training_settings
 from ..predict.answer_table import refresh_answers
+from ..scoreboard.scoreboard import update_scoreboard
+from ..scoreboard.scoring import score_published
 from ..train.champion import champion_or_none
 from ..watch.input_drift import close_request
 
@@ -80,7 +82,8 @@ def retrain_session(
 ) -> str:  # a sentence; empty when nothing is trained today
     "Training, verdict and publication, where the plan of the day asks for them."
     champion = champion_or_none(settings)
-    plan = plan_training(settings, "by calendar" if champion else "full", session)
+    wanted = champion or settings.schedule.retrain == "never"
+    plan = plan_training(settings, "by calendar" if wanted else "full", session)
     if not plan.mode:
         return ""
     outcome = pipeline.retrain(training_settings(settings, plan.mode, champion), pages=False)
@@ -95,7 +98,9 @@ def monitor_session(
     settings: Settings,  # everything
     session: str,  # that has closed
 ) -> str:  # sentences; empty when nothing needs a look
-    "Ages, drift of the inputs, challengers, and how often intervals held."
+    "Scores of what came true, ages, drift of the inputs, challengers, and how often intervals held."
+    score_published(settings)
+    update_scoreboard(settings)
     state = watch_day.desk_state(settings)
     warnings = [*state["warnings"], *watch_day.watch_drift(settings), *watch_day.watch_experiments(settings)]
     watch_day.note_coverage(settings, state["intervals"])
@@ -147,9 +152,10 @@ def run_desk_day(
     for at, name, do in sorted(planned, key=lambda step: step[0]):
         with moved_clock(at):
             try:
-                sentences[name] = do(settings, session)
-                if name in DESK_DAY:
-                    note_done(settings, name, session)
+                with flow_lock(settings, name):
+                    sentences[name] = do(settings, session)
+                    if name in DESK_DAY:
+                        note_done(settings, name, session)
             except StockpredictError as error:
                 sentences[name] = f"{name} failed: {error.problem} [{error.code}]"
     return sentences

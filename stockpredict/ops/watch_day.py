@@ -20,7 +20,7 @@ from ..core.files import write_json
 from ..core.settings import Settings
 from ..core.words import counted, verdict_headline
 from ..evaluate.plots import report_figure
-from .desk_day import DESK_DAY, done_until
+from .desk_day import DESK_DAY, done_until, is_running
 from .doctor import HISTORICAL
 from .exchange_schedule import newest_due
 from .flow_edge import DayResult, DeskRun
@@ -181,7 +181,8 @@ def flow_rows(
         if flow.every:
             due = f"{newest_due(calendar, flow.minutes(settings), now, flow.every):%Y-%m-%d}"
             done = done_until(settings, flow.name)
-            state = "never ran" if not done else "ok" if done >= due else "behind"
+            late = "running" if is_running(settings, flow.name) else "behind"
+            state = "never ran" if not done else "ok" if done >= due else late
             rows.append((flow.name, flow.every, done or "–", due, state))
     return pd.DataFrame(rows, columns=["flow", "every", "done", "due", "state"])
 
