@@ -102,6 +102,7 @@ def dashboard(uid, title, text, panels, since="now-6h"):
 CLASS, PROCESS, HORIZON, HEAD = "{{status_class}}", "{{process}}", "{{horizon}} sessions", "{{head}}"
 ROUTES = 'sum by (route) (rate(stockpredict_request_seconds_count{route!~"/health.*|/metrics"}[5m]))'
 BATCH = "stockpredict_whatif_batch_size"
+ENDS = (("", "mean"), ("_low", "low"), ("_high", "high"))
 FAILED = "stockpredict:failed_ratio:rate"
 SLOW = "stockpredict:slow_ratio:rate"
 
@@ -207,6 +208,43 @@ MODEL = [
     panel("Events of the registry", "short", ("stockpredict_model_changes_total", "{{event}}"), width=12),
     panel("Jobs", "short", ("sum by (kind, state) (stockpredict_jobs)", "{{kind}} {{state}}"), width=6),
     panel("Share of the canary", "percentunit", "stockpredict_canary_share", width=6, max=1),
+    panel(
+        "Live rank IC and its error bar",
+        "short",
+        *((f'stockpredict_live_score{end}{{score="rank_ic"}}', f"{name}, {HORIZON}") for end, name in ENDS),
+        width=12,
+        text="The interval holds at every look: zero outside of it is evidence.",
+    ),
+    panel(
+        "Right signs beyond the majority call",
+        "percentunit",
+        *(
+            (f'stockpredict_live_score{end}{{score="hit_surplus"}}', f"{name}, {HORIZON}")
+            for end, name in ENDS
+        ),
+        width=12,
+    ),
+    panel(
+        "Outcomes inside the 90 % interval",
+        "percentunit",
+        *((f'stockpredict_live_score{end}{{score="inside_90"}}', f"{name}, {HORIZON}") for end, name in ENDS),
+        width=12,
+        limits=[(0.9, "blue")],
+    ),
+    panel(
+        "Coverage by interval",
+        "percentunit",
+        ('stockpredict_live_score{score=~"inside_.*"}', "{{score}}, " + HORIZON),
+        ("stockpredict_interval_coverage", f"last 60 sessions, {HORIZON}"),
+        width=12,
+    ),
+    panel(
+        "Sessions behind the scores",
+        "short",
+        ('stockpredict_live_score_sessions{score="rank_ic"}', HORIZON),
+        ("stockpredict_interval_sessions", f"coverage, {HORIZON}"),
+        width=8,
+    ),
     panel("Figures that cannot be read", "none", ("stockpredict_figures_failed", "{{figures}}"), width=12),
     panel("Challengers removed by a guardrail", "short", "stockpredict_experiments_rolled_back", width=12),
 ]
@@ -216,6 +254,17 @@ DATA = [
     stat("Sessions since the decision", "short", "stockpredict_table_age_sessions", width=6),
     stat("Retraining asked for since", "s", "stockpredict_retraining_wanted_age_seconds", width=6),
     stat("Prefect answers", "none", 'up{job="prefect"}', width=6),
+    stat("Drift alarm", "none", "stockpredict_drift_alarm", width=6, mappings=ON_OFF),
+    stat("Measures beyond the limit", "short", "stockpredict_drift_unusual_measures", width=6),
+    stat("Sessions since the training", "short", "stockpredict_drift_sessions_since_training", width=6),
+    stat("Alerts that wait", "short", "stockpredict_alerts_waiting", width=6),
+    panel(
+        "Outbox of the alerts",
+        "s",
+        ("stockpredict_alerts_waiting_oldest_seconds", "oldest that waits"),
+        width=12,
+    ),
+    panel("Failures in a row of the worst channel", "short", "stockpredict_alert_channel_failures", width=12),
     panel("Age of the newest data by place", "s", ("stockpredict_data_age_seconds", "{{place}}"), width=12),
     panel(
         "Newest data by place",
@@ -225,7 +274,7 @@ DATA = [
     ),
 ]
 
-USED = '1 - node_filesystem_avail_bytes{fstype!~"tmpfs|overlay|squashfs"} / node_filesystem_size_bytes'
+USED = '1 - node_filesystem_avail_bytes{fstype!~"tmpfs|squashfs|ramfs"} / node_filesystem_size_bytes'
 MACHINE = [
     stat("Cores", "short", 'count(node_cpu_seconds_total{mode="idle"})', width=6),
     stat("Memory", "bytes", "node_memory_MemTotal_bytes", width=6),

@@ -111,6 +111,33 @@ def coverage_figures(
         gauge("interval_sessions", "Sessions behind that share.", sessions, ("horizon",)),
     ]
 
+# %% ../../nbs/serve/44_business_metrics.ipynb #4c4f1ff3
+LIVE_MEASURES = ("rank_ic", "hit", "hit_surplus", "inside_50", "inside_80", "inside_90", "inside_95")
+
+
+def live_figures(
+    service,  # with the serving folder of its settings
+) -> list:  # of metric families
+    "The live record of what was published, with its error bars."
+    board = read_json(service.settings.storage.serving_dir / "scoreboard.json", {})
+    lines = board.get("lines", []) if isinstance(board, dict) else []
+    chosen = {
+        (line["measure"], line["horizon"]): line
+        for line in lines
+        if line["version"] == 0 and line["slice"] == "all" and line["measure"] in LIVE_MEASURES
+    }
+    texts = {
+        "value": ("live_score", "Mean over the sessions whose outcome is known."),
+        "low": ("live_score_low", "Lower end of the 95 % interval that holds at every look."),
+        "high": ("live_score_high", "Upper end of the 95 % interval that holds at every look."),
+        "sessions": ("live_score_sessions", "Sessions behind the score."),
+    }
+    labels = ("score", "horizon")
+    return [
+        gauge(name, text, {key: line[field] for key, line in chosen.items()}, labels)
+        for field, (name, text) in texts.items()
+    ]
+
 # %% ../../nbs/serve/44_business_metrics.ipynb #350de664
 def drift_figures(
     service,  # with the home of its settings
@@ -177,15 +204,33 @@ def experiment_figures(
     settings = service.settings
     return summarise_experiments([experiment_state(settings, e) for e in all_experiments(settings)])
 
+# %% ../../nbs/serve/44_business_metrics.ipynb #fa966c28
+def alert_figures(
+    service,  # with the outbox of its home
+) -> list:  # of metric families
+    "What waits in the outbox of the alerts."
+    from stockpredict.alerts.outbox import Outbox
+
+    backlog = Outbox(service.settings.storage).backlog()
+    failures = max((row["failures"] for row in backlog["channels"]), default=0)
+    oldest = "Since the oldest alert that waits was put there."
+    return [
+        gauge("alerts_waiting", "Alerts for people that wait to be sent.", {(): backlog["waiting"]}),
+        gauge("alerts_waiting_oldest_seconds", oldest, {(): backlog["oldest"]}),
+        gauge("alert_channel_failures", "Failures in a row of the worst channel.", {(): failures}),
+    ]
+
 # %% ../../nbs/serve/44_business_metrics.ipynb #c3a526d1
 FIGURES = {
     "model": model_figures,
     "verdicts": verdict_figures,
     "data": data_figures,
     "coverage": coverage_figures,
+    "live": live_figures,
     "drift": drift_figures,
     "jobs": job_figures,
     "experiments": experiment_figures,
+    "alerts": alert_figures,
 }
 OF_THE_TABLE = ("model",)  # parts that need nothing but the served table
 
