@@ -52,11 +52,18 @@ def null_year(
     scores["pinball"] = pinball(quantiles, LEVELS, y).mean((1, 2))
     scores["crps"] = crps_from_quantiles(quantiles, LEVELS, y).mean(1)
     scores["qlike"] = qlike(np.broadcast_to(spread[:, None] ** 2, y.shape), y**2).mean(1)
+    return scores, expected_scores(spread)
+
+# %% ../../nbs/scoreboard/25_null_years.ipynb #f10f3fd1
+def expected_scores(
+    spread: np.ndarray,  # standard deviation of the label, one a session
+) -> dict:  # measure -> conditional mean, one a session
+    "The means of the scores of a model that is exactly what it claims."
     density, edges = norm.pdf(norm.ppf(LEVELS)), (LEVELS[1:] + LEVELS[:-1]) / 2
-    weights, flat = np.diff(np.concatenate([[0.0], edges, [1.0]])), np.ones(sessions)
+    weights, flat = np.diff(np.concatenate([[0.0], edges, [1.0]])), np.ones(len(spread))
     truth = {"rank_ic": 0 * flat, "surplus": 0 * flat, "inside_90": 0.9 * flat}
     truth |= {"pinball": density.mean() * spread, "crps": 2 * density @ weights * spread}
-    return scores, truth | {"qlike": -(psi(0.5) + np.log(2)) * flat}
+    return truth | {"qlike": -(psi(0.5) + np.log(2)) * flat}
 
 # %% ../../nbs/scoreboard/25_null_years.ipynb #ad1258ae
 def _ever_refuted(x, truth, limits, alpha):
@@ -88,7 +95,7 @@ def _asymptotic_path(x, overlap, alpha):
         means, halves = means + np.where(n > 0, total[k, place], 0), halves + n * reach[k, place]
     return means / counts, np.where(short, np.inf, halves / counts)
 
-
+# %% ../../nbs/scoreboard/25_null_years.ipynb #39af28c5
 def ever_excluded(
     scores: dict,  # of a year
     truth: dict,  # conditional means of the same sessions
@@ -96,18 +103,18 @@ def ever_excluded(
     alpha: float = 0.05,  # promised share of years
 ) -> dict:  # measure -> whether its interval ever excluded the truth
     "Look at every interval of a year after every session."
-    found = {}
+    excluded = {}
     for measure, x in scores.items():
         if measure in LIMITS:
             series, means = deal_out(x, overlap), deal_out(truth[measure], overlap)
             pairs = [(s[np.isfinite(s)], m[np.isfinite(s)]) for s, m in zip(series, means, strict=True)]
             share = alpha / len(series)
-            found[measure] = any(_ever_refuted(s, m, LIMITS[measure], share) for s, m in pairs)
+            excluded[measure] = any(_ever_refuted(s, m, LIMITS[measure], share) for s, m in pairs)
         else:
             mean, half = _asymptotic_path(x, overlap, alpha)
             running = np.cumsum(truth[measure]) / np.arange(1, len(x) + 1)
-            found[measure] = bool((np.abs(mean - running) > half).any())
-    return found
+            excluded[measure] = bool((np.abs(mean - running) > half).any())
+    return excluded
 
 # %% ../../nbs/scoreboard/25_null_years.ipynb #58b023a1
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _sectors_then(lake, decided_at):
     )
     return dict(zip(facts.ticker, facts.sector, strict=True))
 
-
+# %% ../../nbs/scoreboard/10_scoring.ipynb #383a5e5d
 def score_due(
     lake: Lake,  # open
     due: pd.DataFrame,  # of `due_forecasts`, with decision_session
@@ -152,16 +152,16 @@ def score_due(
                 continue
             first = part.iloc[0]
             outcomes = outcome_of(closes, first.entry_session, first.target_session)
-            found = score_session(part.reset_index(drop=True), outcomes, sectors)
+            fresh = score_session(part.reset_index(drop=True), outcomes, sectors)
             key, note = (content, artifact, horizon), ""
-            if before is not None and key in before.index and len(found):
-                if before.loc[key].outcomes == found.outcomes.iloc[0]:
+            if before is not None and key in before.index and len(fresh):
+                if before.loc[key].outcomes == fresh.outcomes.iloc[0]:
                     continue
                 ends = first.entry_session, first.target_session
-                note = _correction_note(before.loc[key], found, changed, *ends)
+                note = _correction_note(before.loc[key], fresh, changed, *ends)
             kept = ["content", "role", "model", "version", "artifact", "horizon"]
             kept += ["decision_session", "target_session"]
-            rows.append(found.assign(**{c: first[c] for c in kept}, note=note))
+            rows.append(fresh.assign(**{c: first[c] for c in kept}, note=note))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 # %% ../../nbs/scoreboard/10_scoring.ipynb #b4d64d78

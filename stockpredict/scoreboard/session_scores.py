@@ -77,7 +77,7 @@ def _direction(p_up, outcomes):
     up = float((moved > 0).mean()) if len(moved) else float("nan")
     return hit_rate(p_up[None] - 0.5, outcomes[None]).value, up
 
-
+# %% ../../nbs/scoreboard/00_session_scores.ipynb #790e1e46
 def score_session(
     forecasts: pd.DataFrame,  # of one model, session and horizon
     outcomes: pd.Series,  # return that came, by ticker; missing where it is not known
