@@ -8,6 +8,7 @@ __all__ = ['Batcher']
 # %% ../../nbs/predict/35_batcher.ipynb #6eddca9b
 import asyncio
 from collections import deque
+from contextlib import suppress
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -29,6 +30,8 @@ class Batcher:
         self.queue, self.task = deque(), None
         self.thread = ThreadPoolExecutor(1, "predict")
         self.batches = deque(maxlen=1000)  # sizes of the last batches
+        self.before, self.took = 1, 0.0  # size and seconds of the last batch
+        self.enough = None  # an event, while the next batch waits for as many
 
     async def submit(
         self,
@@ -43,6 +46,8 @@ class Batcher:
             )
         future = asyncio.get_running_loop().create_future()
         self.queue.append((request, future))
+        if self.enough and len(self.queue) >= self.before:
+            self.enough.set()
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._drain())
         return await future
@@ -80,6 +85,7 @@ def settle_futures(
 
 # %% ../../nbs/predict/35_batcher.ipynb #4f7a15be
 QUIET_TURNS = 3  # of the event loop, in which no request arrived
+SHARE_OF_WAIT = 0.25  # of the time that a batch of several took: the longest wait for the next
 
 
 @patch
@@ -89,6 +95,11 @@ async def _collect(self: Batcher):
     while quiet < QUIET_TURNS and waiting < self.most:
         await asyncio.sleep(0)
         quiet, waiting = (0 if len(self.queue) > waiting else quiet + 1), len(self.queue)
+    if waiting < self.before and self.before > 1:
+        self.enough = asyncio.Event()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.enough.wait(), self.took * SHARE_OF_WAIT)
+        self.enough = None
 
 # %% ../../nbs/predict/35_batcher.ipynb #992270da
 @patch
@@ -110,6 +121,7 @@ async def _run_batch(self: Batcher, batch):
     "Compute one batch in the thread, and settle its futures whatever happens."
     futures, stopped = [future for _, future in batch], QueueFull("The service stops.", "Ask again.")
     results, loop = [stopped] * len(batch), asyncio.get_running_loop()
+    began = loop.time()
     try:
         results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
         if len(results) != len(batch):
@@ -118,6 +130,7 @@ async def _run_batch(self: Batcher, batch):
         results = [error] * len(batch)
     finally:
         self.batches.append(len(batch))
+        self.before, self.took = len(batch), loop.time() - began
         settle_futures(futures, results)
 
 # %% ../../nbs/predict/35_batcher.ipynb #584eccff

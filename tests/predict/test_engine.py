@@ -320,6 +320,53 @@ def test_a_batch_is_what_was_waiting(run):
     assert seen == [[0], [1, 3, 4], [5]], "a caller that went away takes no place in a batch"
 
 
+def test_requests_of_neighbouring_turns_are_one_batch_and_a_lone_one_waits_for_nobody(run):
+    async def staggered():
+        batcher, waiting = Batcher(lambda requests: requests), []
+        for request in range(5):
+            waiting.append(asyncio.create_task(batcher.submit(request)))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*waiting), list(batcher.batches)
+
+    async def alone():
+        batcher = Batcher(lambda requests: requests)
+        turns, task = 0, asyncio.create_task(batcher.submit(1))
+        while batcher.task is None or not batcher.batches:
+            turns += 1
+            await asyncio.sleep(0)
+        return await task, batcher.enough
+
+    assert run(staggered()) == ([0, 1, 2, 3, 4], [5]) and run(alone()) == (1, None)
+
+
+def test_callers_that_return_are_waited_for_and_never_longer_than_a_share_of_the_batch(run):
+    "The gate holds the first batch; its callers return in turns of the loop that bring nothing else."
+    seen, gate = [], threading.Event()
+
+    def work(requests):
+        seen.append(len(requests))
+        gate.wait()
+        return requests
+
+    async def go():
+        batcher = Batcher(work)
+        first = [asyncio.create_task(batcher.submit(i)) for i in range(4)]
+        while not seen:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.5)
+        gate.set()
+        await asyncio.gather(*first)
+        again = []
+        for i in range(4):
+            again.append(asyncio.create_task(batcher.submit(i)))
+            for _ in range(8):  # more quiet turns than a batch without callers would wait
+                await asyncio.sleep(0)
+        await asyncio.gather(*again)
+        return await batcher.submit(9)  # nobody else comes: it ends all the same
+
+    assert run(go()) == 9 and seen == [4, 4, 1]
+
+
 def test_a_crash_in_a_batch_reaches_every_caller_and_the_next_batch_runs(run):
     def work(requests):
         if "bad" in requests:
@@ -372,7 +419,12 @@ def test_no_caller_waits_for_ever(run):
         await asyncio.sleep(0.01)
         batcher.task.cancel()
         stopped = await asyncio.gather(waiting, return_exceptions=True)
+        batcher = Batcher(lambda r: gate.wait() and r, most=1)
+        queued = [asyncio.create_task(batcher.submit(i)) for i in (1, 2)]  # one is computed, one waits
+        await asyncio.sleep(0.01)
+        batcher.task.cancel()
+        left = await asyncio.gather(*queued, return_exceptions=True)
         gate.set()
-        return type(short[0]), type(stopped[0])
+        return type(short[0]), type(stopped[0]), {type(error) for error in left}
 
-    assert run(go()) == (ServeError, QueueFull)
+    assert run(go()) == (ServeError, QueueFull, {QueueFull})
