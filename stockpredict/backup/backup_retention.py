@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #d22c65f8
+# %% ../../nbs/backup/35_backup_retention.ipynb #ccd10adc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,12 +17,12 @@ from stockpredict.backup.backups import Backups, _busy
 from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.files import file_lock
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #12d760f4
+# %% ../../nbs/backup/35_backup_retention.ipynb #52ae6af8
 def backup_time(
     name: str,  # of a backup
 ) -> datetime:  # UTC; raises ValueError
     "When a backup was begun, as its name says."
-    return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return datetime.strptime(name.partition("-")[0], "%Y%m%dT%H%M%S%fZ").replace(tzinfo=UTC)
 
 
 def backups_to_keep(
@@ -45,7 +45,7 @@ def backups_to_keep(
         days.add(day)
     return kept
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #dd190a44
+# %% ../../nbs/backup/35_backup_retention.ipynb #060d0ba7
 @dataclass(frozen=True)
 class PrunedBackups:
     "What was removed, or would be."

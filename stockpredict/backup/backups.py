@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/30_backups.ipynb #66d775ee
+# %% ../../nbs/backup/30_backups.ipynb #4fe824a2
 import json
 import os
 import secrets
@@ -26,7 +26,7 @@ from stockpredict.core.errors import FlowLocked, NotFound
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/30_backups.ipynb #54e3b1eb
+# %% ../../nbs/backup/30_backups.ipynb #4dcd0661
 @dataclass(frozen=True)
 class BackedFile:
     "One file of a backup."
@@ -43,7 +43,7 @@ class BackedFile:
 class Backup:
     "A backup: its name, and what is in it."
 
-    name: str  # such as 20261130T180000Z-1a2b
+    name: str  # such as 20261130T180000000Z-1a2b
     created_at: str  # UTC, when its reading began
     version: str  # of the package that wrote it
     files: tuple[BackedFile, ...]
@@ -55,7 +55,7 @@ class Backup:
         "Bytes of all files."
         return sum(file.size for file in self.files)
 
-# %% ../../nbs/backup/30_backups.ipynb #1ffdc97f
+# %% ../../nbs/backup/30_backups.ipynb #a9abfc46
 def _as_bytes(backup):
     "The list of a backup as JSON."
     return json.dumps({"format": 1} | asdict(backup)).encode()
@@ -68,7 +68,7 @@ def _from_bytes(raw):
         raise BackupUnreadable("The backup was written by a later version.", "Update stockpredict.")
     return Backup(**values | {"files": tuple(BackedFile(**file) for file in values["files"])})
 
-# %% ../../nbs/backup/30_backups.ipynb #b0fb4ba2
+# %% ../../nbs/backup/30_backups.ipynb #d7118f41
 def backup_keys(
     settings: Settings,  # [backup] key_file
     environ: dict,  # such as os.environ
@@ -95,7 +95,7 @@ def backup_keys(
         raise BackupKeyMissing(f"The file {path} has no key.", "Print one with stockpredict backup key.")
     return keys
 
-# %% ../../nbs/backup/30_backups.ipynb #e79c85c1
+# %% ../../nbs/backup/30_backups.ipynb #32f92b1c
 class Backups:
     "The backups of an installation."
 
@@ -121,7 +121,7 @@ def open_backups(
     "The backups that the settings name, with the key of the environment."
     return Backups(settings, backup_keys(settings, os.environ if environ is None else environ))
 
-# %% ../../nbs/backup/30_backups.ipynb #9f4d04eb
+# %% ../../nbs/backup/30_backups.ipynb #3dab36f7
 UNCHANGING = ("home/lake/data/", "home/registry/versions/", "reports/")
 
 
@@ -151,7 +151,7 @@ def store(
             present.add(name)
     return BackedFile(item.path, size, mode, mtime, digest.hex(), name), stored
 
-# %% ../../nbs/backup/30_backups.ipynb #f4bfccc4
+# %% ../../nbs/backup/30_backups.ipynb #1a05de96
 @patch
 def content(
     self: Backups,
@@ -166,7 +166,7 @@ def content(
             "A part of the backup is missing.", "Restore another: stockpredict backup list."
         ) from None
 
-# %% ../../nbs/backup/30_backups.ipynb #974cbd29
+# %% ../../nbs/backup/30_backups.ipynb #14a5ba89
 AT_ONCE = 64 << 20  # bytes; larger files are read in pieces
 
 
@@ -181,7 +181,7 @@ def as_read_now(
         return item
     return Item(item.path, content=item.place.read_bytes(), mode=state.st_mode & 0o777)
 
-# %% ../../nbs/backup/30_backups.ipynb #a36b1b9f
+# %% ../../nbs/backup/30_backups.ipynb #2b270560
 def _nothing(*args):
     "Nobody listens."
 
@@ -190,11 +190,11 @@ def _busy():
     "What a second backup gets."
     return FlowLocked("A backup is being made or removed.", "Wait until it is done.")
 
-# %% ../../nbs/backup/30_backups.ipynb #9bcec70c
+# %% ../../nbs/backup/30_backups.ipynb #70cca344
 @patch
 def create(
     self: Backups,
-    on_file: Callable = _nothing,  # called with each stored file and its number
+    on_file: Callable = _nothing,  # called with each file and the number of all
     now: datetime | None = None,  # UTC
 ) -> Backup:
     "Make a backup."
@@ -204,22 +204,22 @@ def create(
     with file_lock(self.settings.storage.home_dir / "backup.lock", _busy):
         before = {file.path: file for file in self.last_files()}
         present = {Path(item.name).name for item in self.target.list("objects")}
-        files, total = [], 0
-        for item in backup_items(self.settings):
+        files, total, items = [], 0, list(backup_items(self.settings))
+        for item in items:
             try:
                 file, stored = self.store(as_read_now(item), present, before.get(item.path))
             except FileNotFoundError:
                 continue  # removed since it was listed; what others refer to was checked before
             files.append(file)
             total += stored
-            on_file(file, len(files))
-        name = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+            on_file(file, len(items))
+        name = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(2)}"
         backup = Backup(name, now.isoformat(), stockpredict.__version__, tuple(files), total)
         backup = replace(backup, seconds=round(time.monotonic() - begun, 3))
         self._write(backup)
     return backup
 
-# %% ../../nbs/backup/30_backups.ipynb #4015fa05
+# %% ../../nbs/backup/30_backups.ipynb #0ed09085
 @patch
 def last_files(self: Backups) -> tuple[BackedFile, ...]:
     "The files of the newest backup that the first key has sealed; nothing when there is none."
@@ -230,7 +230,7 @@ def last_files(self: Backups) -> tuple[BackedFile, ...]:
             continue
     return ()
 
-# %% ../../nbs/backup/30_backups.ipynb #674764eb
+# %% ../../nbs/backup/30_backups.ipynb #ffb3f85e
 @patch
 def _write(self: Backups, backup: Backup):
     "Write the list of a backup, when all that it names has reached the disk."
@@ -255,7 +255,7 @@ def read(
     except ValueError:
         raise NotFound(f"{name!r} is no name of a backup.", "See stockpredict backup list.") from None
 
-# %% ../../nbs/backup/30_backups.ipynb #762fe254
+# %% ../../nbs/backup/30_backups.ipynb #0267e3dd
 @patch
 def check(
     self: Backups,
@@ -282,7 +282,7 @@ def check(
                     wrong.append(f"{file.path}: its content is not what it was.")
     return wrong
 
-# %% ../../nbs/backup/30_backups.ipynb #331eb6c5
+# %% ../../nbs/backup/30_backups.ipynb #1d0b9fbf
 @patch
 def newest_good(
     self: Backups,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/40_restore.ipynb #a6cc93b6
+# %% ../../nbs/backup/40_restore.ipynb #4ec1260a
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.errors import FlowLocked, FolderUnavailable, NotFound
 from stockpredict.core.files import atomic_path, explain_disk, file_lock, flush_to_disk
 
-# %% ../../nbs/backup/40_restore.ipynb #ff317212
+# %% ../../nbs/backup/40_restore.ipynb #ead4fa72
 def _safe_path(
     folder,  # destination
     path,  # of a file, as a list says
@@ -30,7 +30,7 @@ def _safe_path(
         raise BackupUnreadable(f"The backup names the path {path[:100]!r}.", "Do not restore it.")
     return Path(folder, *parts)
 
-# %% ../../nbs/backup/40_restore.ipynb #19e73f09
+# %% ../../nbs/backup/40_restore.ipynb #7f027b87
 def _is_there(path, file):
     "Whether a file was restored before."
     with suppress(OSError):
@@ -64,14 +64,14 @@ def restore_file(
         if file.mtime_ns:
             os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
 
-# %% ../../nbs/backup/40_restore.ipynb #fd61b426
+# %% ../../nbs/backup/40_restore.ipynb #583a900d
 @patch
 def restore(
     self: Backups,
     into: Path,  # folder that does not exist, or is empty
     name: str = "",  # of a backup; empty = the newest good one
     only: str = "",  # beginning of the paths to restore
-    on_file: Callable = _nothing,  # called with each file and its number
+    on_file: Callable = _nothing,  # called with each file and the number of all
 ) -> str:  # name of the backup
     "Restore a backup into a new folder."
     into, name = Path(into), name or self.newest_good()
@@ -81,9 +81,10 @@ def restore(
         raise FolderUnavailable(f"{into} is not empty.", "Name a folder that does not exist yet.")
     beside = into.with_name(f".{into.name}.{name}.restoring")
     try:
-        for number, file in enumerate(f for f in self.read(name).files if f.path.startswith(only)):
+        files = [file for file in self.read(name).files if file.path.startswith(only)]
+        for file in files:
             self.restore_file(file, beside)
-            on_file(file, number + 1)
+            on_file(file, len(files))
     except BackupUnreadable as error:
         raise self._with_advice(error, name) from error
     beside.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def _with_advice(self: Backups, error, name):
     fix = f"Restore {good}: it was checked and is whole." if good else error.fix
     return BackupUnreadable(f"The backup {name} cannot be restored. {error.problem}", fix)
 
-# %% ../../nbs/backup/40_restore.ipynb #560765ac
+# %% ../../nbs/backup/40_restore.ipynb #fd9e2b01
 WRITERS = ("lake/writer.lock", "registry/.lock", "retrain.lock")
 
 
@@ -115,7 +116,7 @@ def _home_in_use():
 def restore_home(
     self: Backups,
     name: str = "",  # of a backup; empty = the newest good one
-    on_file: Callable = _nothing,  # called with each file and its number
+    on_file: Callable = _nothing,  # called with each file and the number of all
 ) -> tuple[str, Path | None]:  # name of the backup, and where the old home is now
     "Put the home folder back as it was; the present one is put aside."
     home = self.settings.storage.home_dir.absolute()
@@ -132,7 +133,7 @@ def restore_home(
     flush_to_disk(home.parent)
     return name, aside
 
-# %% ../../nbs/backup/40_restore.ipynb #e64585fb
+# %% ../../nbs/backup/40_restore.ipynb #6cab6ed2
 def _swap(home, ready, name):
     "Move a restored home into its place; where the old one is now."
     aside = home.with_name(f"{home.name}.before-{name}")

@@ -17,6 +17,7 @@ from .feature_commands import features, write_cards
 from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
 from .access_commands import accesses, audits, users
+from .backup_commands import backups
 from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -47,6 +48,7 @@ for name, part in (
     ("users", users),
     ("access", accesses),
     ("audit", audits),
+    ("backup", backups),
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)
