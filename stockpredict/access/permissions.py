@@ -13,7 +13,7 @@ from ..core.errors import PermissionMissing, RequestInvalid, did_you_mean
 # %% ../../nbs/access/00_permissions.ipynb #802658cb
 PERMISSIONS = {
     "read": "forecasts, models, reports, pages and the stream of updates",
-    "ask": "what-if forecasts and batches on your own bars",
+    "ask": "what-if forecasts, batches on your own bars, and your own alert rules",
     "operate": "metrics, details of health, jobs and experiments",
     "train": "start and cancel training",
     "promote": "decide which model answers, and change experiments",
@@ -118,6 +118,20 @@ TABLE |= {
     ("GET", "/t/{ticker}"): "read",
     ("GET", "/models"): "read",
     ("GET", "/status"): "read",
+}
+
+# %% ../../nbs/access/00_permissions.ipynb #8602c640
+TABLE |= {
+    ("GET", "/v1/alerts"): "read",
+    ("GET", "/v1/alerts/kinds"): "read",
+    ("GET", "/v1/alerts/{alert_id}"): "read",
+    ("GET", "/v1/alerts/{alert_id}/events"): "read",
+    ("POST", "/v1/alerts"): "ask",
+    ("PATCH", "/v1/alerts/{alert_id}"): "ask",
+    ("DELETE", "/v1/alerts/{alert_id}"): "ask",
+    ("POST", "/v1/alerts/{alert_id}/test"): "ask",
+    ("POST", "/v1/alerts/{alert_id}/events/{event_id}/acknowledge"): "read",
+    ("GET", "/alerts"): "read",
 }
 
 # %% ../../nbs/access/00_permissions.ipynb #58607442

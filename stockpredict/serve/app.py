@@ -42,6 +42,7 @@ from .service import Service
 
 # %% ../../nbs/serve/70_app.ipynb #091bf26f
 from .access_routes import add_access_routes, add_security
+from .alert_routes import add_alert_routes, alert_loop
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import NO_STORE, STRICT, add_job_routes
@@ -253,6 +254,7 @@ ROUTES = (
     add_model_routes,
     add_report_routes,
     add_experiment_routes,
+    add_alert_routes,
     add_update_routes,
     add_access_routes,
     add_operation_routes,
@@ -274,6 +276,7 @@ async def background_work(
     "Everything that goes on beside the requests, from the start of the service to its end."
     limits = service.limits.share_loop(service.settings.serving.redis_url, secrets.token_hex(8))
     work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, canary_loop(service)
+    work += (alert_loop(service),)
     loops = [asyncio.create_task(loop) for loop in work]
     yield
     for loop in loops:
