@@ -145,8 +145,8 @@ def run_quarter(
         write_json(quarter_note(home), note)
         first = f"{get_calendar().day_of(bars.event_time).min():%Y-%m-%d}"
         settings = quarter_settings(home, sorted(vendors.full), first, changes)
-        atomic_write(home / "settings.ini", settings.to_ini().encode())
         settings = settings.with_(**{"sources.base_urls": f"all={vendors.url}"})
+        atomic_write(home / "settings.ini", settings.to_ini())
         with progress("sessions", len(days), quiet) as advance:
             for session in days:
                 if session not in {row["session"] for row in done}:
