@@ -73,6 +73,7 @@ class AlertRule:
     active: bool = True  # an inactive rule is kept and never rings
     created_at: str = ""  # ISO 8601, UTC
     created_session: str = ""  # newest session with bars when it was created; a price means money of that day
+    rings_after: str = ""  # session; a rule that was paused is silent about the ones that it slept through
     delivery: dict = field(default_factory=dict)  # what only the delivery reads
 
     @property

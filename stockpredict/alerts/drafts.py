@@ -85,8 +85,9 @@ def far_notices(
         times = rule.params[name] / close
         for place in np.flatnonzero((times > 4) | (times < 0.25))[:3]:
             ticker, last = view.tickers[pairs.columns[place]], close[place]
-            text = f"The {name} {rule.params[name]:,.2f} is {times[place]:.2g} times the last close of {ticker}, "
-            notices.append(("alert-far-away", f"{text}{last:,.2f}."))
+            size = f"{times[place]:,.0f}" if times[place] >= 10 else f"{times[place]:.2g}"
+            text = f"The {name} {rule.params[name]:,.2f} is {size} times the last close of {ticker}"
+            notices.append(("alert-far-away", f"{text}, {last:,.2f}."))
     return notices
 
 # %% ../../nbs/alerts/33_drafts.ipynb #0966e439
@@ -155,6 +156,9 @@ def revise_alert(
     "Change a stored rule."
     store, draft = AlertStore(settings.storage), None
     before = store.rule(id, owner)
+    if changes.get("active") and not before.active:
+        with Lake(settings.storage, read_only=True) as lake:
+            changes["rings_after"] = f"{lake.sessions(source_id(settings))[-1]:%Y-%m-%d}"
     if {"tickers", "params", "every"} & set(changes):
         asked = {"tickers": before.tickers, "every": before.every} | changes
         asked["params"] = before.params | dict(changes.get("params") or {})

@@ -32,7 +32,8 @@ class RulePairs:
     params: dict  # name -> one value for each pair
     every: np.ndarray  # rings on each session while the condition lasts
     cooldown: np.ndarray  # sessions of silence after a ring
-    created: np.ndarray  # row of the session on which the rule was made; -1 when it is a draft
+    created: np.ndarray  # row of the session on which the rule was made; -1 for a draft or before the view
+    after: np.ndarray  # row of the session after which it can ring; -1 for all of the view
 
     def __len__(self):
         return len(self.columns)
@@ -61,7 +62,7 @@ def rule_lines(
     rules: Sequence[AlertRule],  # of one kind
 ) -> bytes:
     "Rules as lines of JSON, as the store gives them too."
-    names = ("id", "tickers", "params", "every", "cooldown", "created_session")
+    names = ("id", "tickers", "params", "every", "cooldown", "created_session", "rings_after")
     return b"\n".join(orjson.dumps({name: getattr(rule, name) for name in names}) for rule in rules)
 
 # %% ../../nbs/alerts/25_evaluation.ipynb #ca4f692c
@@ -76,11 +77,18 @@ def read_rule_lines(
     plain = {float: pa.float64(), int: pa.int64(), str: pa.string(), bool: pa.bool_()}
     params = [(name, plain[kind]) for name, kind in parameter_types(strategy).items()]
     columns = [("id", pa.string()), ("tickers", pa.list_(pa.string())), ("every", pa.bool_())]
-    columns += [("cooldown", pa.int64()), ("created_session", pa.string())]
+    columns += [("cooldown", pa.int64()), ("created_session", pa.string()), ("rings_after", pa.string())]
     columns += [("params", pa.struct(params))] if params else []
     options = json.ParseOptions(explicit_schema=pa.schema(columns), unexpected_field_behavior="ignore")
     size = json.ReadOptions(use_threads=False, block_size=max(1 << 20, len(lines) + 1))
     return json.read_json(io.BytesIO(lines), size, options)
+
+# %% ../../nbs/alerts/25_evaluation.ipynb #f15d2fff
+def _session_rows(column, view):
+    "The row of the last session of the view by each day; -1 for none."
+    days = column.combine_chunks().fill_null("").to_numpy(zero_copy_only=False).astype(str)
+    dates = np.where(days == "", "NaT", days).astype("datetime64[D]")
+    return np.where(np.isnat(dates), -1, view.sessions.searchsorted(dates, "right") - 1)
 
 # %% ../../nbs/alerts/25_evaluation.ipynb #a18ff00a
 def _pair_columns(table, view):
@@ -119,14 +127,13 @@ def pair_rules(
     rule, columns = _pair_columns(table, view)
     kept = np.flatnonzero(columns > -2)
     rule, columns = rule[kept], columns[kept]
-    days = table["created_session"].combine_chunks().fill_null("").to_numpy(zero_copy_only=False).astype(str)
-    since = np.where(days == "", "NaT", days).astype("datetime64[D]")
-    created = np.where(np.isnat(since), -1, view.sessions.searchsorted(since, "right") - 1)
+    created, after = (_session_rows(table[name], view) for name in ("created_session", "rings_after"))
     every = table["every"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
     cooldown = table["cooldown"].combine_chunks().fill_null(0).to_numpy(zero_copy_only=False)
     params = _pair_params(table, strategy, rule)
     ids = table["id"].combine_chunks().to_numpy(zero_copy_only=False)
-    return RulePairs(strategy, ids, rule, columns, params, every[rule], cooldown[rule], created[rule])
+    days = created[rule], np.maximum(created, after)[rule]
+    return RulePairs(strategy, ids, rule, columns, params, every[rule], cooldown[rule], *days)
 
 # %% ../../nbs/alerts/25_evaluation.ipynb #a66f398e
 @patch
@@ -179,7 +186,7 @@ def rings(
     if not len(self):
         return np.zeros(0, int), np.zeros(0)
     excess, shown = self.judge(view, at, np.arange(len(self)))
-    places = np.flatnonzero((excess >= 0) & ((self.created < at) | past))
+    places = np.flatnonzero((excess >= 0) & ((self.after < at) | past))
     if self.strategy.edge:
         asked = ~self.every[places]
         begun = np.ones(len(places), bool)
