@@ -62,7 +62,7 @@ def service_job(
         more["authorization"] = {"credentials_file": str(key)}
     return scrape_job("stockpredict", settings.serving.port, **more)
 
-
+# %% ../../nbs/ops/49_monitoring.ipynb #89d2c7fc
 def prometheus_config(
     settings: Settings,  # ports and home
     every: str = "15s",  # between two scrapes
