@@ -5,20 +5,22 @@
     python flows/monitor.py --serve                stay, and look when the exchange has closed
 
 Drift of the inputs asks for a full retraining, which the next planned `retrain` then does. Challengers get
-their scores of the day, and one that is worse than the champion is removed. The page is `r60_monitor`. What
+their scores of the day, and one that is worse than the champion is removed. Alert rules are evaluated, those
+on drift and late data among them. The page is `r60_monitor`. What
 needs a look stands in the outcome, and the exit code is 1.
 """
 
 import sys
 
 from stockpredict.cli.flow_program import flow_program
-from stockpredict.ops import watch_day
+from stockpredict.ops import alerts_day, watch_day
 from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
 
 state_of = as_step(watch_day.desk_state, "age and intervals")
 drift_of = as_step(watch_day.watch_drift, "drift of the inputs")
 experiments_of = as_step(watch_day.watch_experiments, "score the challengers")
+alerts_of = as_step(alerts_day.watch_alerts, "evaluate the alert rules")
 write_page = as_page(run, "r60_monitor")
 
 
@@ -28,6 +30,7 @@ def monitor(desk: DeskRun):
     state = state_of(desk.settings, desk.as_of)
     state["warnings"] += drift_of(desk.settings, desk.as_of)
     state["warnings"] += experiments_of(desk.settings, desk.as_of)
+    state["warnings"] += alerts_of(desk.settings, desk.session, desk.as_of)
     if not desk.as_of:
         watch_day.note_coverage(desk.settings, state["intervals"])
     values = {"workdir": watch_day.judged_work(desk.settings), "as_of": desk.as_of}

@@ -5,7 +5,8 @@
     python flows/predict.py --serve                stay, and predict when the exchange has closed
 
 The table is swapped in whole, and stays as it is when neither a bar nor the model has changed. Each table is
-kept, so that `flows/monitor.py` can compare it with what came.
+kept, so that `flows/monitor.py` can compare it with what came. Alert rules are evaluated on the new bars and
+forecasts.
 """
 
 import sys
@@ -14,7 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stockpredict.cli.flow_program import flow_program
-from stockpredict.ops import watch_day
+from stockpredict.ops import alerts_day, watch_day
 from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
 from stockpredict.predict.answer_table import refresh_answers
@@ -22,6 +23,7 @@ from stockpredict.predict.answer_table import refresh_answers
 WritePage = Annotated[bool, Field(description="Also write the page with all forecasts, r50_predict.")]
 
 refresh = as_step(refresh_answers, "compute every prediction")
+alerts_of = as_step(alerts_day.watch_alerts, "evaluate the alert rules")
 write_page = as_page(run, "r50_predict")
 
 
@@ -29,6 +31,7 @@ write_page = as_page(run, "r50_predict")
 def predict(desk: DeskRun, page: WritePage = True):
     "Compute the table of predictions again from the newest bars and the served model."
     report = refresh(desk.settings)
+    problems = alerts_of(desk.settings, desk.session)
     work = watch_day.judged_work(desk.settings) if page else ""
     shown = ""
     if work:
@@ -36,7 +39,9 @@ def predict(desk: DeskRun, page: WritePage = True):
         shown = str(
             write_page("r50_predict", values, settings=desk.settings, as_of=report.decision_session).html
         )
-    return watch_day.predict_result(desk, report, shown)
+    result = watch_day.predict_result(desk, report, shown)
+    result.warnings += problems
+    return result
 
 
 if __name__ == "__main__":
