@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 import typer
 from ..core.errors import SettingsError, StockpredictError
+from ..core.scrubbing import clean_error
 
 # %% ../../nbs/cli/00_console.ipynb #0d1c1eb4
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -298,6 +299,7 @@ def sentences():
         with explain_disk():
             yield
     except StockpredictError as e:
+        e = clean_error(e)
         fix = f"\n{e.fix}" if e.fix else ""
         message = Text.assemble((clear(e.problem), "bold"), clear(fix), (f"\n[{e.code}]", "dim"))
         Console(stderr=True).print(message, soft_wrap=True)

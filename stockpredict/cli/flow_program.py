@@ -15,6 +15,7 @@ from typing import Literal, get_args, get_origin
 
 from .console import split_changes
 from ..core.errors import ParameterRefused, StockpredictError, near
+from ..core.scrubbing import scrub
 from ..core.sections import split_words
 from ..ops.desk_day import DESK_DAY, check_as_of, desk_flow_named, flow_rule
 from ..ops.flow_edge import check_parameters, run_settings, sentence_of
@@ -161,5 +162,5 @@ def flow_program(
         print("\nStopped. The same command goes on after the last finished step.", file=sys.stderr)
         return 130
     except StockpredictError as e:
-        print(f"\n{e.problem}\n{e.fix}\n[{e.code}]", file=sys.stderr)
+        print(scrub(f"\n{e.problem}\n{e.fix}\n[{e.code}]"), file=sys.stderr)
         return 2

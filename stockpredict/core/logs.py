@@ -206,7 +206,9 @@ def configure_logs(
     root, own = logging.getLogger(), logging.getLogger("stockpredict")
     for logger in (root, own):
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _Handler)]
-    root.addHandler(handler)
+    (own if root.handlers else root).addHandler(
+        handler
+    )  # beside handlers of others, ours takes our lines alone
     own.setLevel((level or settings.logs.level).upper())
 
 # %% ../../nbs/core/85_logs.ipynb #62a11168

@@ -118,3 +118,14 @@ def scrub_values(
     if isinstance(content, list | tuple) and depth:
         return [scrub_values(v, depth - 1) for v in content]
     return content if content is None or isinstance(content, bool | int | float) else scrub(str(content))
+
+# %% ../../nbs/core/03_scrubbing.ipynb #fd037e53
+def clean_error(
+    error: BaseException,  # changed in place
+) -> BaseException:  # the same
+    "An exception without secrets in its texts."
+    for name in ("problem", "fix", "context"):
+        if hasattr(error, name):
+            setattr(error, name, scrub_values(getattr(error, name)))
+    error.args = tuple(scrub(part) if isinstance(part, str) else part for part in error.args)
+    return error

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #5c9a9fe6
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +22,18 @@ from pydantic import Field
 
 from ..core.calendar import get_calendar
 from ..core.errors import FlowLocked, ParameterRefused, StockpredictError, near
+from ..core.logs import configure_logs, ids_environment, log_ids, scrub_all_records
 from ..core.progress import timed_step
+from ..core.scrubbing import clean_error, scrub
 from ..core.settings import Settings, load_settings
+from ..core.traces import flush_traces, span, start_tracing, trace_environment
 from .desk_day import DESK_DAY, DeskFlow, check_as_of, done_until, due_run, flow_lock
 from .desk_day import flow_rule, note_done
 from .exchange_schedule import CalendarRule, agrees, newest_due
 from .flow_server import enter_run, set_flow_environment
 from .parts import _address as service_address
 from .pipeline import cell_progress
+from .runs import flow_run_id
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #553471b4
 Source = Annotated[
@@ -194,6 +199,7 @@ class DeskRun:
 
     def say(self, sentence: str, echo: bool = True):
         "Put a sentence into the log of the run, and on the terminal of somebody who waits."
+        sentence = scrub(sentence)
         self.sentences.append(sentence)
         if logger := run_logger():
             logger.info(sentence)
@@ -264,7 +270,7 @@ def as_step(
 
     def timed(*arguments, **named):
         own = {"each": as_piece} if pieces else {}
-        with timed_step(name, spin=spin):
+        with timed_step(name, spin=spin), span(f"step {action.__name__}", label=name), log_ids(step=name):
             return action(*arguments, **own, **named)
 
     timed.__doc__ = inspect.getdoc(action)
@@ -399,6 +405,27 @@ def renew_schedule(
                 renewed += 1
     return renewed
 
+# %% ../../nbs/ops/74_flow_edge.ipynb #f2129c12
+@contextmanager
+def watched_run(
+    name: str,  # of the flow
+    settings: Settings,  # of the run
+) -> Iterator[None]:
+    "Logs and traces of one run, here and in the processes that it starts."
+    configure_logs(settings)
+    start_tracing(settings, "stockpredict flow")
+    ids, above = {"flow": name, "flow_run": flow_run_id()}, os.environ.get("TRACEPARENT", "")
+    with log_ids(**ids), span(f"flow {name}", root=True, parent=above, flow_run=ids["flow_run"]):
+        own = ids_environment() | trace_environment()
+        before = {variable: os.environ.get(variable) for variable in own}
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for variable, value in before.items():
+                os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+            flush_traces()
+
 # %% ../../nbs/ops/74_flow_edge.ipynb #9cda8b9e
 def _tell(story, flow, settings, sessions, as_of, own):
     "Tell the story for each session, under the lock; the last outcome is that of the run."
@@ -433,7 +460,8 @@ def _run(story, flow, given):
             return skipped(f"closed: {due.reason}")
         sessions = due.sessions
     try:
-        return _tell(story, flow, settings, sessions, day, own)
+        with watched_run(flow.name, settings):
+            return _tell(story, flow, settings, sessions, day, own)
     except FlowLocked as e:
         if waits_for_answer(scheduled):
             raise
@@ -452,7 +480,11 @@ def desk_flow(
     signature, text = form_of(story, flow)
 
     def run(**given):
-        return _run(story, flow, check_parameters(flow.name, signature, given))
+        scrub_all_records()
+        try:
+            return _run(story, flow, check_parameters(flow.name, signature, given))
+        except Exception as e:
+            raise clean_error(e)  # noqa: B904, the same error
 
     def title() -> str:
         return title_of(flow, flow_run.parameters)

@@ -131,7 +131,9 @@ ForkedKernel.kill = lambda self: self.send_signal(signal.SIGKILL)
 ForkedKernel.terminate = lambda self: self.send_signal(signal.SIGTERM)
 
 # %% ../../nbs/ops/14_kernel_client.ipynb #1ea800a3
-LATER = tuple("STOCKPREDICT_ PREFECT_ PYTEST_ MLFLOW_ JPY_".split())  # nothing reads these at import
+LATER = tuple(
+    "STOCKPREDICT_ PREFECT_ PYTEST_ MLFLOW_ JPY_ TRACEPARENT".split()
+)  # nothing reads these at import
 
 
 def _lasting(environment):

@@ -6,8 +6,13 @@
 __all__ = []
 
 # %% ../../nbs/ops/13_output_limit.ipynb #915ee46c
+import os
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+
+from ..core.logs import configure_logs
+from ..core.traces import adopt_parent, start_tracing
 
 # %% ../../nbs/ops/13_output_limit.ipynb #789bcd65
 MOST = 10_000_000  # characters that one notebook may print and display
@@ -59,10 +64,28 @@ def message_size(
     return sum(len(value) for value in data.values() if isinstance(value, str | bytes))
 
 # %% ../../nbs/ops/13_output_limit.ipynb #5434f206
+def watch_kernel():
+    "Switch on the logs and traces of a kernel, as its environment says."
+
+    def chosen(name, usual=""):
+        return os.environ.get(f"STOCKPREDICT_{name}") or usual
+
+    level, endpoint = chosen("LOGS__LEVEL", "warning"), chosen("TRACES__ENDPOINT")
+    settings = SimpleNamespace(
+        logs=SimpleNamespace(style="json", level=level),
+        traces=SimpleNamespace(endpoint=endpoint, ratio=0.0),
+        model_dump=lambda mode: {},
+    )
+    configure_logs(settings, stream=sys.__stderr__)
+    if start_tracing(settings, "stockpredict kernel"):
+        adopt_parent()
+
+# %% ../../nbs/ops/13_output_limit.ipynb #d274fa10
 def load_ipython_extension(
     shell,  # of the kernel
 ):
-    "Put the limit into a kernel."
+    "Put the limit into a kernel, and let its log lines and spans belong to the run that started it."
+    watch_kernel()
     room = OutputRoom()
 
     def count(message):

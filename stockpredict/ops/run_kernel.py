@@ -16,6 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
+from ..core.logs import ids_environment, log_ids, pass_on, split_log_lines
+from ..core.scrubbing import scrub, scrub_values
+from ..core.traces import span, trace_environment
 from .kernel_client import fork_provisioner, needed_libraries
 from .output_limit import MOST
 from .reports import quick_formats
@@ -136,6 +139,19 @@ def cause_of_death(
     return f"Its process died of {name}."
 
 # %% ../../nbs/ops/15_run_kernel.ipynb #7fa7cad4
+def scrub_message(
+    message: dict,  # of Jupyter; changed in place
+):
+    "Take secrets out of what a kernel prints, displays or raises."
+    content = message.get("content", {})
+    for name in ("text", "evalue", "traceback"):
+        if name in content:
+            content[name] = scrub_values(content[name])
+    for kind, value in content.get("data", {}).items() if isinstance(content.get("data"), dict) else ():
+        if not kind.startswith("image/") or kind == "image/svg+xml":
+            content["data"][kind] = scrub_values(value, 60)
+
+# %% ../../nbs/ops/15_run_kernel.ipynb #30692155
 def _client_class():
     "Papermill's client with a monitor, and with a kernel that is forked where that is possible."
     import asyncio
@@ -160,6 +176,7 @@ def _client_class():
                 limit_memory(self.monitor.process.pid, self.memory)
 
         def process_message(self, msg, cell, cell_index):
+            scrub_message(msg)
             if not self.monitor.full(msg):
                 return super().process_message(msg, cell, cell_index)
             if not self.monitor.flood:
@@ -167,7 +184,7 @@ def _client_class():
 
     return Client
 
-# %% ../../nbs/ops/15_run_kernel.ipynb #0b5c2c33
+# %% ../../nbs/ops/15_run_kernel.ipynb #cf574e76
 KERNEL = [
     "--IPKernelApp.capture_fd_output=False",
     "--IPKernelApp.extra_extensions=stockpredict.ops.output_limit",
@@ -190,7 +207,12 @@ def _register():
             options |= dict(extra_arguments=list(KERNEL), **kwargs["limits"])
             monitor.plan = cell_plan(nb_man.nb.cells)
             client = _client_class()(nb_man, monitor=monitor, log=quiet, **options)
-            environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+            environment = {
+                **os.environ,
+                "PYTHONFAULTHANDLER": "1",
+                **ids_environment(),
+                **trace_environment(),
+            }
             return client.execute(cwd=str(folder), stderr=kwargs["errors"], env=environment)
 
     papermill_engines.register("stockpredict", Engine)
@@ -246,18 +268,26 @@ def execute_notebook(
     with tempfile.TemporaryFile() as errors:
         engine = ENGINE | dict(monitor=monitor, folder=folder, errors=errors, limits=limits)
         try:
-            papermill.execute_notebook(str(source), str(output), values, **engine)
+            with span(f"notebook {Path(source).stem}"), log_ids(page=Path(source).stem):
+                papermill.execute_notebook(str(source), str(output), values, **engine)
         except (CellTimeoutError, DeadKernelError, PapermillExecutionError) as e:
             printed = _last_lines(errors)
             why = _failure(e, monitor, (timeout, most), memory_kills() > kills, printed)
             return *why, monitor.cell.id, printed
+        finally:
+            pass_on(split_log_lines(_error_lines(errors))[0])
     return "complete", "", "", []
 
 
+def _error_lines(file, most=200_000):
+    "The newest lines that a kernel wrote to an open file."
+    file.seek(max(0, file.seek(0, 2) - most))
+    return file.read().decode(errors="replace").splitlines()
+
+# %% ../../nbs/ops/15_run_kernel.ipynb #d9c8c5ac
 def _last_lines(file, most=12):
     "The last lines that a kernel wrote to an open file, or the first ones of the trace of a fault."
-    file.seek(max(0, file.seek(0, 2) - 20_000))
-    lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("[IPKernelApp]")]
+    lines = [line for line in split_log_lines(_error_lines(file))[1] if line.strip()]
+    lines = [scrub(line) for line in lines if not line.startswith("[IPKernelApp]")]
     fault = next((n for n, line in enumerate(lines) if line.startswith("Fatal Python error")), None)
     return lines[-most:] if fault is None else lines[fault : fault + most]

@@ -119,35 +119,43 @@ class FastPath:
     ):
         self.app, self.service, self.fast = app, service, fast
 
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.other_traffic(scope, receive, send)
-        if tracing() and (parent := choose_trace(scope)) is not None:
-            return await self.trace(parent, scope, receive, send)
-        start, service = time.perf_counter(), self.service
-        name_request(scope)
-        if problem := host_problem(scope):
-            return await self.refuse(problem, scope, receive, send, start)
-        origins = service.door.origins
-        if origins and (answer := preflight_headers(scope, origins)):
-            headers = headers_for(answer, scope["request_id"])
-            return await RawResponse(204, headers, b"")(scope, receive, send)
-        send = answer_origin(send, scope, origins) if origins else send
-        try:
-            caller = admit(service, scope, start)
-        except AccessError as error:
-            return await self.refuse(error, scope, receive, send, start)
-        if scope["method"] == "HEAD":
-            scope, send = scope | {"method": "GET", "head": True}, without_body(send)
-        service.refresh_state()
-        scope, send = to_canary(service, scope, send)
-        plain = self.fast and scope["method"] == "GET" and "read" in caller.permissions
-        if not (plain and (answer := stored_response(service, scope))):
-            return await self.forward(scope, receive, send, start)
-        response, route = answer
-        for message in whole_answer(scope, response):
-            await send(message)
-        service.record(scope, route, response.status_code, time.perf_counter() - start)
+# %% ../../nbs/serve/65_fast_path.ipynb #3c1af9d4
+@patch
+async def __call__(
+    self: FastPath,
+    scope: dict,  # as in ASGI
+    receive,  # as in ASGI
+    send,  # as in ASGI
+):
+    "Answer a request, or hand it on."
+    if scope["type"] != "http":
+        return await self.other_traffic(scope, receive, send)
+    if tracing() and (parent := choose_trace(scope)) is not None:
+        return await self.trace(parent, scope, receive, send)
+    start, service = time.perf_counter(), self.service
+    name_request(scope)
+    if problem := host_problem(scope):
+        return await self.refuse(problem, scope, receive, send, start)
+    origins = service.door.origins
+    if origins and (answer := preflight_headers(scope, origins)):
+        headers = headers_for(answer, scope["request_id"])
+        return await RawResponse(204, headers, b"")(scope, receive, send)
+    send = answer_origin(send, scope, origins) if origins else send
+    try:
+        caller = admit(service, scope, start)
+    except AccessError as error:
+        return await self.refuse(error, scope, receive, send, start)
+    if scope["method"] == "HEAD":
+        scope, send = scope | {"method": "GET", "head": True}, without_body(send)
+    service.refresh_state()
+    scope, send = to_canary(service, scope, send)
+    plain = self.fast and scope["method"] == "GET" and "read" in caller.permissions
+    if not (plain and (answer := stored_response(service, scope))):
+        return await self.forward(scope, receive, send, start)
+    response, route = answer
+    for message in whole_answer(scope, response):
+        await send(message)
+    service.record(scope, route, response.status_code, time.perf_counter() - start)
 
 # %% ../../nbs/serve/65_fast_path.ipynb #5ad51c85
 @patch

@@ -16,8 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,6 +27,9 @@ from fastcore.basics import patch
 
 from stockpredict.core.errors import NotFound, ServeError, StockpredictError
 from stockpredict.core.files import explain_disk, file_lock, read_json, write_json
+from stockpredict.core.logs import ids_environment, log_ids
+from stockpredict.core.scrubbing import scrub_values
+from stockpredict.core.traces import trace_environment
 
 # %% ../../nbs/serve/42_jobs.ipynb #d57ece11
 class JobRunning(ServeError):
@@ -247,10 +252,11 @@ def close(
     "Write the end of the job."
     self.job.state, self.job.ended = state, job_moment()
     if error is not None:
-        self.job.error = dict(code=error.code, problem=error.problem, fix=error.fix)
+        self.job.error = scrub_values(dict(code=error.code, problem=error.problem, fix=error.fix))
     with self.store.locked():
+        self.store.path(self.job.id, ".cancel").unlink(missing_ok=True)
         self.store.write(self.job)
-    self.store.path(self.job.id, ".cancel").unlink(missing_ok=True)
+    self.store.path(self.job.id, ".cancel").unlink(missing_ok=True)  # of a request in between
 
 
 @patch
@@ -295,22 +301,23 @@ def submit(
         job.request_id = request_id
         self.write(job)
     self._prune()
-    if callable(work):
-        threading.Thread(target=JobHandle(self, job).carry_out, args=(work,), name=name, daemon=True).start()
-    else:
-        write_json(self.path(name, ".command"), {"words": work, "steps": steps or []})
-        self._spawn(name)
+    with log_ids(job=name, request_id=request_id):
+        if callable(work):
+            carry_out = partial(copy_context().run, JobHandle(self, job).carry_out, work)
+            threading.Thread(target=carry_out, name=name, daemon=True).start()
+        else:
+            write_json(self.path(name, ".command"), {"words": work, "steps": steps or []})
+            self._spawn(name)
     return job
 
-
+# %% ../../nbs/serve/42_jobs.ipynb #1065dffc
 @patch
 def _spawn(self: JobStore, name):
     "Start the process that carries out a command."
     words = [sys.executable, "-m", "stockpredict.serve.job_runner", str(self.folder.absolute()), name]
     with open(self.path(name, ".log"), "ab") as log:
-        child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        own = {"env": {**os.environ, **ids_environment(), **trace_environment()}, "start_new_session": True}
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **own)
     threading.Thread(target=child.wait, name=f"{name} end", daemon=True).start()  # leaves no zombie
 
 # %% ../../nbs/serve/42_jobs.ipynb #4ec2856f
