@@ -107,6 +107,8 @@ TABLE |= {
     ("POST", "/v1/token/revoke"): OPEN,
     ("GET", "/v1/me"): "read",
     ("GET", "/v1/reports"): "read",
+    ("GET", "/v1/scoreboard"): "read",
+    ("GET", "/scoreboard"): "read",
     ("GET", "/v1/reports/{day}/{run}"): "read",
     ("GET", "/v1/experiments"): "operate",
     ("GET", "/v1/experiments/{experiment_id}"): "operate",

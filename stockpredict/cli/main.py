@@ -22,7 +22,7 @@ from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
-from .report_commands import report_pin, report_prune
+from .report_commands import report_pin, report_prune, scoreboard
 from .stream_commands import streams
 from ..core.words import counted
 
@@ -52,6 +52,7 @@ for name, part in (
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)
+app.command("scoreboard")(scoreboard)
 for name, hidden in (("fake-vendors", False), ("standin", True)):
     app.command(name, hidden=hidden)(fake_vendors)
 

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/cli/48_report_commands.ipynb #f4cf4c88
 from typing import Annotated
 import typer
-from .console import Json, as_json, load, out
+from .console import Json, as_json, grid, load, out
 from ..core.words import counted
 
 # %% ../../nbs/cli/48_report_commands.ipynb #0abda0c0
@@ -43,3 +43,58 @@ def report_prune(
     out(f"{counted(len(pruned.removed), 'run')} {word}, {pruned.bytes / 1e6:,.1f} MB.")
     for folder, why in pruned.kept.items():
         out(f"  {folder} stays: {why}.")
+
+# %% ../../nbs/cli/48_report_commands.ipynb #11bcc682
+def board_frame(
+    lines: list,  # of the scoreboard
+    parts: bool = False,  # thirds of volatility and sectors, too
+):  # a pandas frame for `grid`
+    "Lines of the scoreboard as the terminal shows them."
+    import pandas as pd
+    from stockpredict.scoreboard.scoreboard import MEASURE_NAMES
+    from stockpredict.serve.scoreboard_page import show_value
+
+    rows = []
+    for line in lines:
+        if line["slice"] != "all" and not parts:
+            continue
+        m, low, high = line["measure"], line["low"], line["high"]
+        ends = f"{show_value(m, low)} to {show_value(m, high)}" if low is not None else "too few sessions"
+        of = line["model"] + (f" {line['version']}" if line["version"] else "")
+        row = {"model": of, "ahead": line["horizon"], "part": line["part"], "measure": MEASURE_NAMES[m]}
+        row |= {"came": show_value(m, line["value"]), "95 % interval": ends}
+        row |= {"stated": show_value(m, line["target"]), "so far": line["word"], "sessions": line["sessions"]}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/cli/48_report_commands.ipynb #8c613fbc
+def scoreboard(
+    ctx: typer.Context,
+    version: Annotated[
+        int | None, typer.Option(help="Only this version; 0 = every version together.")
+    ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Only this many sessions ahead.")] = None,
+    parts: Annotated[bool, typer.Option(help="Thirds of volatility and sectors, too.")] = False,
+    score: Annotated[bool, typer.Option("--score", help="First score what has come true.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json_: Json = False,
+):
+    "Show how the published forecasts have done, with intervals that hold at every look."
+    from stockpredict.scoreboard.scoreboard import choose_lines, lines_csv, read_scoreboard, update_scoreboard
+    from stockpredict.scoreboard.scoring import score_published
+
+    settings, notes = load(ctx), ()
+    if score:
+        report = score_published(settings)
+        notes, board = (str(report), *report.notes), update_scoreboard(settings)
+    else:
+        board = read_scoreboard(settings)
+    lines = choose_lines(board, version, horizon)
+    if json_:
+        return as_json(board | {"lines": lines})
+    if csv:
+        return typer.echo(lines_csv(lines), nl=False)
+    for sentence in (*notes, board["verdict"], board["pending"]):
+        out(sentence) if sentence else None
+    if lines:
+        out(grid(board_frame(lines, parts)))

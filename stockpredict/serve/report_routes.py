@@ -13,12 +13,17 @@ from pathlib import Path as FilePath
 from fastapi import FastAPI, Path, Query, Request
 from pydantic import BaseModel, Field
 
-from stockpredict.core.errors import NotFound, RequestInvalid
+from stockpredict.core.errors import NotFound, NotReady, RequestInvalid, StockpredictError
 from stockpredict.core.files import read_json
 from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.job_routes import LIMIT, STRICT, page_after, report_link
 from stockpredict.serve.model_routes import cached_resource
-from stockpredict.serve.request_rules import HostMissing, documented
+from stockpredict.serve.formats import NotAcceptable, accepted_formats
+from stockpredict.serve.front import PAGE_ROUTE, html_response, refused_page
+from stockpredict.serve.http import REVALIDATE_HEADER
+from stockpredict.serve.request_rules import HostMissing, documented, tagged
+from stockpredict.serve.scoreboard_page import scoreboard_page
+from stockpredict.scoreboard.scoreboard import choose_lines, lines_csv, read_scoreboard
 from stockpredict.predict.schemas import Envelope
 
 # %% ../../nbs/serve/68_report_routes.ipynb #c627071e
@@ -89,6 +94,123 @@ def reports_on_page(
     results = [(row["id"], read_json(reports / row["id"] / "result.json")) for row in names]
     return [report_card(n, r, reports) for n, r in results if isinstance(r, dict)], metadata
 
+# %% ../../nbs/serve/68_report_routes.ipynb #976d474d
+class ScoreLine(BaseModel):
+    "One measure of one model version, horizon and part of the market."
+
+    version: int = Field(description="0: the served forecast, whatever its version was")
+    model: str
+    artifact: str
+    role: str = Field(description="champion, or beside for a challenger")
+    horizon: int = Field(description="sessions ahead")
+    slice: str = Field(description="all, volatility or sector")
+    part: str = Field(description="all, calm, middle, wild, or a sector")
+    measure: str
+    value: float | None = Field(description="mean over the sessions so far")
+    low: float | None = Field(
+        description="end of the interval that holds at every look; null: too few sessions"
+    )
+    high: float | None
+    target: float | None = Field(description="what was stated, or zero for skill; null for losses")
+    word: str = Field(description="as stated, too narrow, too wide, above, below, open; empty for losses")
+    sessions: int
+    cells: int = Field(description="outcomes")
+    first: str = Field(description="first decision session")
+    last: str = Field(description="last decision session")
+    kind: str = Field(description="betting or asymptotic confidence sequence, 95 %")
+
+
+class ScoreboardDocument(BaseModel):
+    "The live record of the published forecasts."
+
+    verdict: str
+    pending: str = Field(description="when the first forecast of the newest version comes true; else empty")
+    until: str = Field(description="newest target session that was scored")
+    lines: list[ScoreLine]
+    gap: list[dict] = Field(description="what validation said beside what came live")
+    path: dict[str, list[dict]] = Field(description="by horizon: coverage of the 90 % interval over time")
+    notes: list[str] = Field(description="sessions that were scored again, and why")
+    at: str = Field(description="when the board was drawn up, UTC")
+
+# %% ../../nbs/serve/68_report_routes.ipynb #e36565a6
+SCORE_FORMATS = ("json", "csv")
+
+
+def score_format(
+    wanted: str | None,  # value of `?format=`
+    accept: str,  # value of the header `Accept`
+) -> str:  # json or csv
+    "The format of the scoreboard, or `NotAcceptable` with the two."
+    accepted = accepted_formats(accept) if wanted is None else [wanted]
+    for name in accepted:
+        if name in SCORE_FORMATS:
+            return name
+    raise NotAcceptable("The scoreboard has no such format.", "Offered are json and csv.")
+
+# %% ../../nbs/serve/68_report_routes.ipynb #e45ececf
+VERSION = Query(None, ge=0, le=1_000_000_000, description="a published version; 0: all together")
+SCORED_HORIZON = Query(None, ge=1, le=250, description="sessions ahead; all when left out")
+BOARD_FORMAT = Query(
+    None,
+    description="json or csv; before the header Accept",
+    json_schema_extra={"enum": [*SCORE_FORMATS, None]},
+)
+BOARD_ROUTE = {"summary": "How published forecasts have done", "tags": ["reports"], "dependencies": STRICT}
+BOARD_ROUTE |= {"response_model": Envelope[ScoreboardDocument], "operation_id": "scoreboard"}
+BOARD_ERRORS = documented(HostMissing, NotAcceptable, NotFound, NotReady, RequestInvalid, cached=True)
+BOARD_ERRORS[200] = BOARD_ERRORS.get(200, {}) | {"content": {"text/csv": {"schema": {"type": "string"}}}}
+BOARD_ROUTE |= {"responses": BOARD_ERRORS}
+CSV_HEADER, VARY_ACCEPT = (b"content-type", b"text/csv; charset=utf-8"), (b"vary", b"accept")
+
+
+def page_of_board(
+    settings,  # of the service
+    version: int,  # of the lines that are shown
+    horizon: int | None,  # sessions ahead
+) -> bytes:
+    "The page of the scoreboard, also before there is one."
+    try:
+        board, trouble = read_scoreboard(settings), ""
+    except NotReady as error:
+        board, trouble = None, f"{error.problem} {error.fix}"
+    return scoreboard_page(board, version, horizon, trouble)
+
+# %% ../../nbs/serve/68_report_routes.ipynb #0d13f324
+def add_scoreboard_routes(
+    app: FastAPI,  # gets the routes
+    service,  # whose scoreboard
+):
+    "The scoreboard as data and as a page."
+    settings = service.settings
+
+    @app.get("/v1/scoreboard", **BOARD_ROUTE)
+    async def scoreboard(
+        request: Request,
+        version: int | None = VERSION,
+        horizon: int | None = SCORED_HORIZON,
+        format: str | None = BOARD_FORMAT,
+    ):
+        """Rank IC, hits, coverage, pinball loss, CRPS and QLIKE of every published version, by horizon, third
+        of volatility and sector, with intervals that hold at every look. A version without live history has
+        no lines, and `pending` says when its first forecast comes true."""
+        kind = score_format(format, request.headers.get("accept", "*/*"))
+        board = await asyncio.to_thread(read_scoreboard, settings)
+        lines = choose_lines(board, version, horizon)
+        if kind == "json":
+            return cached_resource(request, board | {"lines": lines})
+        headers = [CSV_HEADER, REVALIDATE_HEADER, VARY_ACCEPT]
+        return tagged(request.scope, headers, lines_csv(lines).encode())
+
+    @app.get("/scoreboard", **PAGE_ROUTE)
+    async def scoreboard_html(
+        request: Request, version: int = Query(0, ge=0), horizon: int | None = SCORED_HORIZON
+    ):
+        try:
+            page = await asyncio.to_thread(page_of_board, settings, version, horizon)
+        except StockpredictError as error:
+            return refused_page(service, request, error)
+        return html_response(request, page)
+
 # %% ../../nbs/serve/68_report_routes.ipynb #85b3e5b5
 ERRORS = documented(HostMissing, NotFound, RequestInvalid, cached=True)
 NAME = Query("", max_length=40, pattern="^[a-z0-9_]*$", description="only reports of this notebook")
@@ -104,8 +226,9 @@ def add_report_routes(
     app: FastAPI,  # gets the routes
     service,  # whose reports
 ):
-    "The routes for reports."
+    "The routes for reports and for the scoreboard."
     folder = service.settings.storage.reports_dir
+    add_scoreboard_routes(app, service)
 
     @app.get("/v1/reports", **REPORTS_ROUTE)
     async def reports(request: Request, name: str = NAME, limit: int = LIMIT, cursor: str = CURSOR):
