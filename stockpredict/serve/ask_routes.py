@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/serve/61_ask_routes.ipynb #7d9b02a5
 import asyncio
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,23 @@ async def read_orders(
     return orders | {k: str(v) for k, v in chosen.model_dump().items() if v} | {"bars": f"{name}.bars"}
 
 
+def prune_batches(
+    folder: Path,  # of uploads and results
+    keep: int,  # newest results that stay
+    days: float,  # after which a result goes, and an upload that a killed job left
+    now: float | None = None,  # seconds since 1970
+) -> list[Path]:  # that were removed
+    "Remove the files of batches that are too old or too many."
+    limit = (time.time() if now is None else now) - 86_400 * days
+    files = [(path.stat().st_mtime, path) for path in Path(folder).glob("*.*") if path.is_file()]
+    results = sorted((file for file in files if file[1].suffix == ".parquet"), reverse=True)
+    gone = [path for _, path in results[keep:]]
+    gone += [path for changed, path in files if changed < limit and path not in gone]
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return gone
+
+# %% ../../nbs/serve/61_ask_routes.ipynb #cda9676f
 def result_of(
     job: Job,  # as stored
     folder: Path,  # of the results
@@ -198,6 +216,8 @@ def result_of(
     path = Path(str(job.result.get("numbers", {}).get("file", "")))
     if job.kind == "batch" and job.state == "done" and path.parent == folder and path.is_file():
         return path
+    if job.kind == "batch" and job.state == "done":
+        raise NotFound("The file of this batch was removed.", "Ask again; only the newest files are kept.")
     raise NotFound("This job has no file of forecasts.", "GET /v1/jobs/{job_id} says how far it is.")
 
 # %% ../../nbs/serve/61_ask_routes.ipynb #f60fd7f1
@@ -223,12 +243,14 @@ def add_batch_routes(
 ):
     "The routes for many forecasts."
     folder = service.settings.storage.home_dir.absolute() / "batches"
-    most = service.settings.serving.max_body_mb << 20
+    serving = service.settings.serving
+    most, kept = serving.max_body_mb << 20, (folder, serving.keep_batches, serving.batch_days)
 
     @app.post("/v1/batch", **BATCH_ROUTE, openapi_extra=BATCH_EXTRA)
     async def batch(request: Request, first: Day | None = FIRST, last: Day | None = LAST):
         """Forecasts of the champion for every ticker and session of a file of bars, or of dates of the
         lake. The answer is a job; when it is done, its file is at `/v1/batch/{job_id}`."""
+        await asyncio.to_thread(prune_batches, *kept)
         orders, caller = await read_orders(request, folder, most), caller_of(request).id
         words, name = batch_words(service.settings, orders), request.scope["request_id"].decode()
         options = {"at_most": MOST_BATCHES, "steps": ["forecasts"], "request_id": name}

@@ -89,7 +89,7 @@ def render_event(
     return data[:-1] + b',"forecasts":[' + forecasts + b"]}"
 
 # %% ../../nbs/serve/63_updates.ipynb #3c143a49
-REMEMBERED_TABLES, CALLER_STREAMS = 4, 16
+REMEMBERED_TABLES = 4
 
 
 class TooManyStreams(ServeError):
@@ -110,7 +110,9 @@ class UpdateHub:
         self.service, self.every, self.heartbeat = service, every, heartbeat
         self.table, self.event_id, self.signatures = None, "", OrderedDict()
         self.streams, self.per_caller = set(), Counter()
-        self.most = max(1, service.settings.serving.max_connections // 2)  # streams of all callers
+        serving = service.settings.serving
+        self.most = max(1, serving.max_connections // 2)  # streams of all callers
+        self.caller_streams, self.stream_seconds = serving.caller_streams, serving.stream_seconds
         self.news, self.looking = asyncio.Event(), asyncio.Lock()
         self.follower, self.closing, self.on_signal, self.rendered = None, False, False, {}
 
@@ -160,9 +162,10 @@ async def open(
 ):
     "Count a stream in, or raise `TooManyStreams`; the first one starts the follower."
     await self.look()
-    if len(self.streams) >= self.most or self.per_caller[stream.caller] >= CALLER_STREAMS:
-        limit = counted(min(self.per_caller[stream.caller], CALLER_STREAMS), "stream")
-        whose = "You have" if self.per_caller[stream.caller] >= CALLER_STREAMS else "Others have"
+    yours = self.per_caller[stream.caller]
+    if len(self.streams) >= self.most or yours >= self.caller_streams:
+        limit = counted(min(yours, self.caller_streams), "stream")
+        whose = "You have" if yours >= self.caller_streams else "Others have"
         problem = f"{whose} as many streams open as are allowed ({limit} are yours)."
         raise TooManyStreams(problem, "Close one; a stream can follow many tickers.", retry_after=60)
     self.streams.add(stream)
@@ -201,10 +204,9 @@ async def follow(self: UpdateHub):
         await asyncio.sleep(self.every)
 
 # %% ../../nbs/serve/63_updates.ipynb #256fb820
-STREAM_LIFE = 3600.0  # seconds
 CLOSED = {
     "shutting-down": "The service is stopping.",
-    "stream-expired": "A stream lives for one hour.",
+    "stream-expired": "The stream has reached the end of its time.",
 }
 
 
@@ -227,7 +229,7 @@ async def events(
         if self.table is not None and stream.sent != self.event_id:
             if data := self.event_for(stream):
                 yield "table", self.event_id, data
-        expired = time.monotonic() - stream.opened > STREAM_LIFE
+        expired = time.monotonic() - stream.opened > self.stream_seconds
         if self.closing or expired:
             code = "shutting-down" if self.closing else "stream-expired"
             yield "closed", "", closing_event(code)

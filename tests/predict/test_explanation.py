@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import os
 
 import pandas as pd
 import pyarrow as pa
@@ -124,9 +125,14 @@ def test_explanation_and_batch_over_http(served, run, settings):
                 await asyncio.sleep(0.3)
                 job = (await client.get(f"/v1/jobs/{job['id']}")).json()["data"]
             result = await client.get(f"/v1/batch/{job['id']}")
-            return why, again, stored, answers, early, job, result
+            (file_of_job,) = (settings.storage.home_dir / "batches").glob("*.parquet")
+            os.utime(file_of_job, (0, 0))  # older than the days of the settings
+            await client.post("/v1/batch", content=b"{", headers={"content-type": "application/json"})
+            removed = await client.get(f"/v1/batch/{job['id']}")
+            return why, again, stored, answers, early, job, result, removed
 
-    why, again, stored, answers, early, job, result = run(go())
+    why, again, stored, answers, early, job, result, removed = run(go())
+    assert removed.status_code == 404 and "was removed" in removed.json()["error"]["message"]
     data, served_answers = why.json()["data"], {p["ticker"]: p for p in stored.json()["data"]}
     total = data["base"] + math.fsum(line["contribution"] for line in data["contributions"])
     assert total == pytest.approx(served_answers["SIM01"]["expected"], abs=1e-9)

@@ -18,7 +18,7 @@ from stockpredict.client.client import Client, ServiceUnreachable
 from stockpredict.client.client_updates import EventReader
 from stockpredict.serve.service import Service
 from stockpredict.predict.table_format import pack_table
-from stockpredict.serve.updates import CALLER_STREAMS, UpdateHub, UpdateStream
+from stockpredict.serve.updates import UpdateHub, UpdateStream
 
 from served_desk import build_settings, uvicorn_process
 
@@ -35,12 +35,15 @@ def serve_another(settings, name, **p_up):
     write_table(pack_table(header, bodies, table_signer(settings)), settings.storage.serving_dir)
 
 
+CALLER_STREAMS = 6  # of the settings
+
+
 @pytest.fixture(scope="module")
 def running(template, tmp_path_factory):
     "A server whose table may be swapped."
     home = tmp_path_factory.mktemp("updates") / "home"
     shutil.copytree(template.storage.home_dir, home)
-    settings = build_settings(home)
+    settings = build_settings(home, **{"serving.caller_streams": CALLER_STREAMS})
     serve_another(settings, "start")
     with uvicorn_process(settings, tmp_path_factory.mktemp("server")) as (process, url, _):
         yield settings, process, url
