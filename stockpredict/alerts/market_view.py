@@ -109,6 +109,8 @@ class Seen:
 
     def _pick(self, values, back=0):
         "One value a rule from `[session, ticker]`, some sessions back."
+        if not (self._columns >= 0).any():
+            return np.full(len(self), np.nan)  # rules about the desk alone; the view may have no ticker
         rows = np.broadcast_to(self._at - np.asarray(back), len(self))
         picked = values[np.maximum(rows, 0), np.maximum(self._columns, 0)]
         return np.where((rows >= 0) & (rows <= self._at) & (self._columns >= 0), picked, np.nan)

@@ -161,7 +161,7 @@ def silent_pairs(
     late = view.desk.get("data_late")
     if (
         pairs.strategy.name == "data_late"
-        or not len(pairs)
+        or not (pairs.columns >= 0).any()
         or (late is not None and late[at] >= SILENT_AFTER)
     ):
         return np.zeros(0, int)

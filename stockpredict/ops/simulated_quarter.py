@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..alerts.channels import add_channel
 from ..core.calendar import get_calendar
 from ..core.errors import FlowLocked, ParameterRefused
 from ..core.files import atomic_write, file_lock, read_json, write_json
@@ -20,6 +21,7 @@ from ..core.settings import Settings
 from .simulated_desk import SIMULATED_DESK, run_desk_day
 from ..sources.simulate import simulate
 from ..testing.growing_vendors import GrowingVendors, widen_moves
+from ..testing.mail_server import MailServer, mail_channel
 
 from ..watch.input_drift import training_requests
 
@@ -126,6 +128,33 @@ def quarter_settings(
     own |= {"data.universe": list(tickers), "data.start": first, "validation.first_train": 250}
     return load_settings(overrides=SIMULATED_DESK | (changes or {}) | own, environ={})
 
+# %% ../../nbs/ops/87_simulated_quarter.ipynb #8f45fe78
+ALERT_RULES = (
+    {"kind": "drift", "severity": "critical"},
+    {"kind": "data_late", "severity": "warning"},
+    {"kind": "interval_left", "severity": "info", "every": True, "delivery": {"digest": True}},
+)
+ALERTS_AFTER = 285  # minutes after the close; the monitor begins 15 minutes before
+
+
+def alert_session(
+    settings: Settings,  # rules, channels, lake, tables
+    session: str,  # that has closed
+) -> str:  # a sentence; empty when nothing rang and nothing was sent
+    "The alerts of a session, evaluated and sent."
+    from stockpredict.alerts.alert_cards import create_alert, list_alerts
+    from stockpredict.alerts.alert_session import evaluate_alerts
+    from stockpredict.alerts.sending import send_due
+
+    if not list_alerts(settings):
+        for rule in ALERT_RULES:
+            tickers = list(settings.data.universe) if rule["kind"] == "interval_left" else []
+            create_alert(settings, "desk", rule | {"tickers": tickers, "channels": ["desk"]})
+    report, sent = evaluate_alerts(settings), send_due(settings)
+    if not (report.new or sent.messages or sent.failed or report.problems):
+        return ""
+    return " ".join([report.sentence, sent.sentence, *report.problems])
+
 # %% ../../nbs/ops/87_simulated_quarter.ipynb #8e5403c0
 def run_quarter(
     home: Path,  # folder of the simulated desk
@@ -139,19 +168,23 @@ def run_quarter(
     bars, days = quarter_market(quarter)
     home = Path(home)
     home.mkdir(parents=True, exist_ok=True)
+    evening = {"alerts": (ALERTS_AFTER, alert_session)}
     busy = FlowLocked("This quarter is being simulated by another process.", "Wait for it to end.")
-    with file_lock(home / "quarter.lock", busy), GrowingVendors(bars, quarter.seed) as vendors:
+    vendors, mail = GrowingVendors(bars, quarter.seed), MailServer(home / "mail")
+    with file_lock(home / "quarter.lock", busy), vendors, mail:
         note = {"quarter": asdict(quarter), "days": done}
         write_json(quarter_note(home), note)
         first = f"{get_calendar().day_of(bars.event_time).min():%Y-%m-%d}"
         settings = quarter_settings(home, sorted(vendors.full), first, changes)
-        settings = settings.with_(**{"sources.base_urls": f"all={vendors.url}"})
+        places = {"sources.base_urls": f"all={vendors.url}", "alerts.allow_hosts": f"127.0.0.1:{mail.port}"}
+        settings = settings.with_(**places)
+        add_channel(settings, "desk", mail_channel(mail))
         atomic_write(home / "settings.ini", settings.to_ini())
         with progress("sessions", len(days), quiet) as advance:
             for session in days:
                 if session not in {row["session"] for row in done}:
                     vendors.know_until(session)
-                    done.append({"session": session, "steps": run_desk_day(settings, session)})
+                    done.append({"session": session, "steps": run_desk_day(settings, session, evening)})
                     write_json(quarter_note(home), note)
                     if stop:
                         stop(session)
@@ -176,12 +209,18 @@ def quarter_events(
         if request["session"] in number:
             rows.append((request["session"], "drift", request["reason"]))
     rows += [
+        (row["session"], "alert", row["steps"]["alerts"])
+        for row in done
+        if row["steps"].get("alerts")
+        and row["session"] in {r["session"] for r in training_requests(settings)}
+    ]
+    rows += [
         (row["session"], "failure", text)
         for row in done
         for step, text in row["steps"].items()
         if text.startswith(f"{step} failed: ")
     ]
-    order = {"change": 0, "failure": 1, "training": 2, "drift": 3}
+    order = {"change": 0, "failure": 1, "training": 2, "drift": 3, "alert": 4}
     rows.sort(key=lambda r: (r[0], order[r[1]]))
     return pd.DataFrame(
         [(session, number[session], what, text) for session, what, text in rows],
