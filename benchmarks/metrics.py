@@ -22,7 +22,7 @@ from serving_load import ready, start_service
 from stockpredict.serve.service_metrics import LATENCY_BUCKETS
 
 SCRAPES = 200
-PATHS = ("/v1/predictions/{}?horizon=1", "/v1/predictions/{}", "/v1/predictions", "/v1/models", "/", "/nowhere")
+PATHS = ("/v1/predictions/{}?horizon=1", "/v1/predictions/{}", "/v1/predictions", "/v1/models", "/", "/no")
 
 
 def cpu(process: psutil.Process) -> float:
@@ -82,7 +82,7 @@ def main():
             service.terminate()
             service.wait()
     total = 0
-    for more, lines, histograms, seconds in rows:
+    for more, lines, _, seconds in rows:
         total += more
         print(f"after {total:>9,} requests: {seconds * 1e3:.2f} ms CPU a scrape, {lines} lines")
     alone = peer(histograms)

@@ -343,8 +343,8 @@ def alerts(settings):
     if not ringing:
         return ok("none rings")
     named = ", ".join(f"{row['name']} ({row['severity']})" for row in ringing[:6])
-    page = f"http://127.0.0.1:{settings.schedule.prometheus_port}/alerts"
-    return warn(f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page}.")
+    page = f"http://127.0.0.1:{settings.schedule.prometheus_port}/"
+    return warn(f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page} and choose Alerts.")
 
 # %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
 @checks.register("schedule", at=45)

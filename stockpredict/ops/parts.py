@@ -114,7 +114,7 @@ def _lab_part(settings: Settings) -> Part:
 def _prometheus_part(settings: Settings) -> list[Part]:
     "Prometheus on the parts of this machine; empty where it is not installed."
     command, address = prometheus_command(settings), f"http://127.0.0.1:{settings.schedule.prometheus_port}"
-    return [Part("prometheus", command, f"{address}/-/ready", f"{address}/alerts")] if command else []
+    return [Part("prometheus", command, f"{address}/-/ready", f"{address}/")] if command else []
 
 # %% ../../nbs/ops/58_parts.ipynb #d1753f05
 def _address(settings: Settings) -> str:

@@ -18,6 +18,7 @@ from live_redis import spare_port
 
 from stockpredict.core.files import write_json
 from stockpredict.ops.monitoring import PROMETHEUS, prometheus_config, scrape_job
+from stockpredict.ops.parts import _prometheus_part
 from stockpredict.predict.answer_table import open_answers
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
@@ -287,6 +288,8 @@ def test_every_query_of_every_dashboard_and_rule_has_data(watched, whole_service
     names = set(re.findall(r"\b((?:stockpredict|node)[\w:]+)", text)) - {"stockpredict"}
     assert {name: watched.wait_for(name) != [] for name in names} == dict.fromkeys(names, True)
     assert loaded["Watchdog"]["state"] == "firing"
+    [part] = _prometheus_part(whole_service[2].with_(**{"schedule.prometheus_port": watched.prometheus}))
+    assert urlopen(part.page).status == urlopen(part.url).status == 200  # the address on the front page
     quiet = [rule for name, rule in loaded.items() if name.endswith(("Fast", "Slowly", "Down", "Refused"))]
     assert {rule["state"] for rule in quiet} == {"inactive"}
 
