@@ -1,12 +1,13 @@
 """From which size on a leak is caught: leak mutants from raw bars through folds, candidates and the gate.
 
     python benchmarks/leaks.py [--seeds 5] [--first-seed 501] [--strengths 1 0.3 0.1 0.05 0.02] [--quick]
+                               [--permuted]
 
 Each mutant runs on simulated markets without any signal, ridge as the candidate, no costs, so that every
 leak has the best chance of a promotion. A line gives the rank IC that the candidate reached, and the share of
 seeds that were flagged by the audit of the data, flagged by the limits on results alone, held, and promoted:
 with the pipeline at hand, and with the finished data only. Honest changes come last. At the end: the CPU time
-of the audit as a share of the experiment's.
+of the audit as a share of the experiment's. With --permuted, only refits on permuted bars decide.
 """
 
 import argparse
@@ -116,13 +117,39 @@ def cost(tickers: int, sessions: int) -> str:
     )
 
 
+def permuted_frontier(seeds: range, strengths: list) -> str:
+    "Share of markets in which refits on permuted bars alone flag a leak, by its size; honest changes last."
+    import pandas as pd
+    from stockpredict.models.dataset import Dataset
+    from stockpredict.train.leak_mutants import HONEST, mutated, simulated_panel
+    from stockpredict.train.permuted_refits import permuted_skill
+
+    small, rows = settings(), []
+    names = ("ret_1", "mom_5", "mom_21", "vol_20", "rsi_14")
+    plan = [(n, s) for n in SLOW for s in strengths] + [(n, 1.0) for n in HONEST]
+    for seed in seeds:
+        panel = simulated_panel("null", seed, 40, 900)
+        for name, strength in plan:
+            make = mutated(name, lambda bars: Dataset.from_panel(bars, names, (1,)), strength)
+            r = permuted_skill(small, make, panel, {"ridge": {}}).loc["ridge"]
+            row = dict(mutant=name, strength=strength, ic=r.value, flagged=r.p_greater < small.gate.alpha)
+            rows.append(row | dict(honest=name in HONEST))
+    table = pd.DataFrame(rows)
+    shares = table.groupby(["mutant", "strength"], sort=False)[["ic", "flagged"]].mean().round(3)
+    return f"{shares.to_string()}\n{table.flagged[table.honest].mean():.1%} of honest runs flagged."
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--seeds", type=int, default=5)
     ask.add_argument("--first-seed", type=int, default=501)
     ask.add_argument("--strengths", type=float, nargs="+", default=[1, 0.3, 0.1, 0.05, 0.02])
     ask.add_argument("--quick", action="store_true", help="one seed, two strengths, a small market")
+    ask.add_argument("--permuted", action="store_true", help="refits on permuted bars alone")
     args = ask.parse_args()
+    if args.permuted:
+        seeds = range(args.first_seed, args.first_seed + args.seeds)
+        return print(permuted_frontier(seeds, args.strengths))
     from tqdm import tqdm
 
     from stockpredict.train.leak_mutants import HONEST, LEAKS

@@ -40,6 +40,7 @@ from .holdout import research_panel
 from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
 from .shared_training import prepare_candidates
+from .permuted_refits import claimants, permuted_alarms
 from .refits import Audit, audit_data, forecast_digest, left_out_closes
 
 # %% ../../nbs/train/30_experiment.ipynb #b1097652
@@ -127,6 +128,23 @@ def _refuse_constant(dataset):
             )
 
 # %% ../../nbs/train/30_experiment.ipynb #4985e871
+def _refit_claimants(study, dataset, make=None, panel=None, **_):
+    "Refit the candidates with a significant rank IC on permuted bars, and note what is found."
+    bars = dataset.panel if panel is None else panel
+    if make is None or bars is None or study.audit.alarms:
+        return
+    h = study.horizons[0]
+    skill = {
+        n: ic_summary(rank_ic(study.score(n), study.outcome(h)), h)
+        for n, c in study.candidates.items()
+        if c.kind != "baseline" and c.has("direction")
+    }
+    names = claimants(skill, study.settings.gate.alpha)
+    found = permuted_alarms(study.settings, make, bars, {n: study.candidates[n].params for n in names})
+    study.audit.alarms += found[0]
+    study.audit.doubts += found[1]
+
+# %% ../../nbs/train/30_experiment.ipynb #6f31e4b6
 def compare_candidates(
     settings: Settings,  # candidates, horizons, seeds
     dataset: Dataset,  # whole history
@@ -157,6 +175,7 @@ def compare_candidates(
         ranges=ranges,
     )
     study.audit = audit_data(dataset, study.close, study.tested, **(audit or {}))
+    _refit_claimants(study, dataset, **(audit or {}))
     study.audit.forecasts = {n: forecast_digest(c.forecast) for n, c in study.candidates.items()}
     return study
 
