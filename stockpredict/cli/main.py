@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from .console import Group, Json, as_json, grid, load, out, sentences, show
 from .console import explain_settings, split_changes, telling
+from .alert_commands import alerts
 from .experiment_commands import experiments
 from .feature_commands import features, write_cards
 from .flow_commands import flows
@@ -43,6 +44,7 @@ for name, part in (
     ("stream", streams),
     ("registry", registry),
     ("experiments", experiments),
+    ("alerts", alerts),
     ("flow", flows),
     ("keys", keys),
     ("users", users),
@@ -213,8 +215,8 @@ def serve(
     ] = None,
     engine: Annotated[int | None, typer.Option(help="1 runs the model beside them, 0 only reads.")] = None,
     log_level: Annotated[
-        str, typer.Option(help="warning, or info to log a line for each request.")
-    ] = "warning",
+        str, typer.Option(help="debug, info (a line for each request), warning or error; as set if empty.")
+    ] = "",
 ):
     "Serve predictions over HTTP (documentation at http://127.0.0.1:8000/docs)."
     from stockpredict.serve.workers import serve

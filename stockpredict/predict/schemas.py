@@ -277,12 +277,15 @@ def render_problem(
 _PREFIX, _TOKEN, _count = secrets.token_hex(4), re.compile(rb"[A-Za-z0-9_.-]{1,64}"), 0
 
 
+_NEVER_AN_ID = (b"eyJ", b"sp_", b"spr_")  # keys and tokens: an id is written into every log
+
+
 def request_id(
     proposed: bytes | None = None,  # value of the caller's `X-Request-ID`
 ) -> bytes:
     "The caller's id when it is a plain token, a new one otherwise."
     global _count
-    if proposed is not None and _TOKEN.fullmatch(proposed):
+    if proposed is not None and _TOKEN.fullmatch(proposed) and not proposed.startswith(_NEVER_AN_ID):
         return proposed
     _count += 1
     return f"{_PREFIX}-{_count:x}".encode()

@@ -326,12 +326,13 @@ def run(self: Parent):
 # %% ../../nbs/serve/74_workers.ipynb #cfa11368
 def serve(
     settings: Settings,  # host, port, readers and engine among them
-    log_level: str = "warning",  # `info` logs every request
+    log_level: str = "",  # `info` logs every request; the level of [logs] when left out
     reload: Callable | None = None,  # gives the settings anew when SIGHUP arrives
     say: Callable = lambda line: None,  # called with lines for the user
 ):
     "Run the service until it is stopped."
     refuse_start_without_key(settings)
+    log_level = log_level or settings.logs.level
     configure_logs(settings, log_level)
     if settings.serving.readers:
         return Parent(settings, log_level, reload, say).run()
