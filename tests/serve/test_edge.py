@@ -12,11 +12,16 @@ import subprocess
 import threading
 from pathlib import Path
 
+import httpx
 import patience
 import psutil
 import pytest
+from websockets.sync.client import connect
+
+from stockpredict.client.client_updates import EventReader
 
 from served_desk import accepts, build_settings, free_port, service_process
+from .test_updates import serve_another
 from .test_wire import rest_of, self_made_certificate, status_of, talk
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -69,16 +74,22 @@ def nginx(folder, upstream, head_seconds=10, body_seconds=10):
 
 
 @pytest.fixture(scope="module")
-def edge(template, tmp_path_factory):
+def edge_settings(template, tmp_path_factory):
+    "Settings of a service that needs keys, with a home of its own."
+    folder = tmp_path_factory.mktemp("edge")
+    shutil.copytree(template.storage.home_dir, folder / "home")
+    return build_settings(folder / "home", **{"access.required": "always"})
+
+
+@pytest.fixture(scope="module")
+def edge(edge_settings):
     "nginx, a service that needs keys, and a key: port, plain port, trusting TLS context, key, service."
     from stockpredict.access.keys import KeyStore
 
-    folder = tmp_path_factory.mktemp("edge")
-    shutil.copytree(template.storage.home_dir, folder / "home")
-    settings = build_settings(folder / "home", **{"access.required": "always"})
-    key = KeyStore(settings.storage).create(["viewer"], "edge")[1].encode()
+    folder = edge_settings.storage.home_dir.parent
+    key = KeyStore(edge_settings.storage).create(["viewer"], "edge")[1].encode()
     changes = {"serving.engine": 0, "serving.edges": "127.0.0.1"}
-    with service_process(settings, folder, **changes) as (process, port):
+    with service_process(edge_settings, folder, **changes) as (process, port):
         with nginx(folder, port, head_seconds=1, body_seconds=2) as (secure, plain, cert):
             yield secure, plain, ssl.create_default_context(cafile=str(cert)), key, process
 
@@ -110,6 +121,26 @@ def test_http_2_and_compression(edge):
     done = subprocess.run([*asked, url], stdout=subprocess.PIPE)
     head = done.stdout.lower()
     assert head.startswith(b"http/2 200") and b"content-encoding: gzip" in head and b"vary: " in head
+
+
+def test_updates_pass_the_edge_while_they_happen(edge, edge_settings):
+    "An event stream and a WebSocket: complete at once, then only what changed, before either is closed."
+    secure, _, tls, key, _ = edge
+    bearer = {"authorization": f"Bearer {key.decode()}"}
+    place, wanted = f"//localhost:{secure}/v1", "?tickers=SIM00&horizon=1"
+    stream = httpx.stream("GET", f"https:{place}/stream{wanted}", headers=bearer, verify=tls, timeout=None)
+    socket_of = connect(f"wss:{place}/ws{wanted}", ssl=tls, additional_headers=bearer)
+    with stream as answer, socket_of as channel:
+        assert answer.status_code == 200 and "content-encoding" not in answer.headers
+        reader = EventReader()
+        events = (event for data in answer.iter_bytes() for event in reader.feed(data))
+        first, message = json.loads(next(events)["data"]), json.loads(channel.recv())
+        assert first["complete"] and message["data"] == first
+        serve_another(edge_settings, "through-the-edge", SIM00=0.625)
+        second, message = json.loads(next(events)["data"]), json.loads(channel.recv())
+        assert (second["complete"], second["forecasts"][0]["p_up"]) == (False, 0.625)
+        assert message["data"] == second and second["table"] == "through-the-edge"
+    assert httpx.get(f"https:{place}/stream", verify=tls).status_code == 401
 
 
 def test_plain_http_is_sent_to_tls_and_never_to_another_host(edge):
