@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #ccd10adc
+# %% ../../nbs/backup/35_backup_retention.ipynb #63734777
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from stockpredict.backup.backups import Backups, _busy
 from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.files import file_lock
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #52ae6af8
+# %% ../../nbs/backup/35_backup_retention.ipynb #c48d9008
 def backup_time(
     name: str,  # of a backup
 ) -> datetime:  # UTC; raises ValueError
@@ -36,7 +36,7 @@ def backups_to_keep(
     kept, hours, days = set(ordered[:1]), set(), set()
     for name in ordered:
         when = backup_time(name)
-        age, hour, day = now - when, when.replace(minute=0, second=0), when.date()
+        age, hour, day = now - when, when.replace(minute=0, second=0, microsecond=0), when.date()
         if age < timedelta(days=hourly_days) and hour not in hours:
             kept.add(name)
         if age < timedelta(days=daily_days) and day not in days:
@@ -45,7 +45,7 @@ def backups_to_keep(
         days.add(day)
     return kept
 
-# %% ../../nbs/backup/35_backup_retention.ipynb #060d0ba7
+# %% ../../nbs/backup/35_backup_retention.ipynb #63284f27
 @dataclass(frozen=True)
 class PrunedBackups:
     "What was removed, or would be."

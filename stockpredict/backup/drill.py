@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/50_drill.ipynb #9d1592de
+# %% ../../nbs/backup/50_drill.ipynb #2d884619
 import json
 import os
 import resource
@@ -28,7 +28,7 @@ from stockpredict.core.errors import NotReady, StockpredictError
 from stockpredict.core.redis import server_binary
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/50_drill.ipynb #899cbaae
+# %% ../../nbs/backup/50_drill.ipynb #d8ea8920
 @dataclass(frozen=True)
 class DrillStep:
     "One row of the table."
@@ -54,7 +54,7 @@ PROMISES = {  # what is destroyed: seconds until it is back
     "space on the disk": 30,
 }
 
-# %% ../../nbs/backup/50_drill.ipynb #a9897b11
+# %% ../../nbs/backup/50_drill.ipynb #fd16b77b
 def _spare_port() -> int:
     "A port on which nobody listens."
     with socket.socket() as spare:
@@ -86,7 +86,7 @@ def drill_settings(
         | more
     )
 
-# %% ../../nbs/backup/50_drill.ipynb #64bd86c8
+# %% ../../nbs/backup/50_drill.ipynb #491d2ae0
 def ask(
     settings: Settings,  # of the running service
     path: str = "/v1/predictions?limit=3",  # what is asked
@@ -97,7 +97,7 @@ def ask(
             return json.load(answer)["data"]
     return None
 
-# %% ../../nbs/backup/50_drill.ipynb #ec01bbc0
+# %% ../../nbs/backup/50_drill.ipynb #74eac892
 def wait_for_answer(
     settings: Settings,  # of the service
     process: subprocess.Popen,  # its parent
@@ -113,16 +113,10 @@ def wait_for_answer(
         "The service did not answer.", "Start it by hand: stockpredict serve, and read its output."
     )
 
-# %% ../../nbs/backup/50_drill.ipynb #7b916c39
-def _no_space():
-    "Let no file of this process grow, as on a full disk."
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
-
+# %% ../../nbs/backup/50_drill.ipynb #ec97e248
 @contextmanager
 def running_service(
     settings: Settings,  # from `drill_settings`
-    full_disk: bool = False,  # no file may grow
 ) -> Iterator[subprocess.Popen]:
     "The service as processes of their own, ended at the end of the block."
     folder = settings.storage.home_dir.parent
@@ -137,14 +131,13 @@ def running_service(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_no_space if full_disk else None,
     )
     try:
         yield process
     finally:
         kill_all(process)
 
-# %% ../../nbs/backup/50_drill.ipynb #74bfec61
+# %% ../../nbs/backup/50_drill.ipynb #2cb7d926
 def kill_all(
     process: subprocess.Popen,  # leader of a session
 ):
@@ -153,7 +146,7 @@ def kill_all(
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
-# %% ../../nbs/backup/50_drill.ipynb #a00561d8
+# %% ../../nbs/backup/50_drill.ipynb #ad06a6e0
 def _same(answer, before):
     "An answer that has to be the one before."
     if answer != before:
@@ -161,7 +154,7 @@ def _same(answer, before):
             "The service answers, and not as before.", "Look at both answers before you trust one."
         )
 
-# %% ../../nbs/backup/50_drill.ipynb #74a02e6a
+# %% ../../nbs/backup/50_drill.ipynb #3ba8b13a
 def kill_reader(
     settings: Settings,  # from `drill_settings`
 ) -> tuple[float, str]:  # seconds, loss
@@ -170,7 +163,7 @@ def kill_reader(
 
     with running_service(settings) as process:
         before, _ = wait_for_answer(settings, process)
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = _family(process)[1:]
         for child in children:
             child.kill()
         psutil.wait_procs(children)
@@ -193,7 +186,7 @@ def kill_machine(
         _same(answer, before)
     return seconds, "requests under way"
 
-# %% ../../nbs/backup/50_drill.ipynb #af8bf0db
+# %% ../../nbs/backup/50_drill.ipynb #07a6e979
 def ingests(
     settings: Settings,  # whose lake
 ) -> int:
@@ -227,7 +220,7 @@ def lose_catalog(
     lost = acknowledged - ingests(settings)
     return seconds, f"{lost} of {acknowledged} acknowledged ingests"
 
-# %% ../../nbs/backup/50_drill.ipynb #271678cf
+# %% ../../nbs/backup/50_drill.ipynb #d10523a5
 def lose_redis(
     settings: Settings,  # from `drill_settings`
 ) -> tuple[float, str]:  # seconds, loss
@@ -248,18 +241,30 @@ def lose_redis(
         kill_all(redis)
 
 
+def _family(process):
+    "A process and its children."
+    import psutil
+
+    parent = psutil.Process(process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+# %% ../../nbs/backup/50_drill.ipynb #418b45c7
 def fill_disk(
     settings: Settings,  # from `drill_settings`
+    asks: int = 20,  # answers that have to come
 ) -> tuple[float, str]:  # seconds, loss
-    "The service starts where no file can grow."
+    "No file of the running service can grow any more."
     with running_service(settings) as process:
         before, _ = wait_for_answer(settings, process)
-    with running_service(settings, full_disk=True) as process:
-        answer, seconds = wait_for_answer(settings, process)
-        _same(answer, before)
-    return seconds, "nothing; changes wait"
+        for member in _family(process):
+            resource.prlimit(member.pid, resource.RLIMIT_FSIZE, (0, 0))
+        begun = time.monotonic()
+        for _ in range(asks):
+            answer, _ = wait_for_answer(settings, process)
+            _same(answer, before)
+        return (time.monotonic() - begun) / asks, "nothing; changes are refused"
 
-# %% ../../nbs/backup/50_drill.ipynb #ea46eb9b
+# %% ../../nbs/backup/50_drill.ipynb #ddc2114f
 def _step(what, work, *args):
     "One row: break something and measure, or say why it could not be done."
     try:
@@ -282,7 +287,7 @@ def lose_home(
     lost = acknowledged - ingests(backups.settings.with_(**{"storage.home": str(folder / "home")}))
     return seconds, f"{lost} of {acknowledged} acknowledged ingests"
 
-# %% ../../nbs/backup/50_drill.ipynb #50614a76
+# %% ../../nbs/backup/50_drill.ipynb #150c277e
 def drill(
     backups: Backups,  # of the installation
     folder: Path,  # empty or absent; everything happens in it

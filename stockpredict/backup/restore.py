@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/40_restore.ipynb #4ec1260a
+# %% ../../nbs/backup/40_restore.ipynb #c379253a
 import hashlib
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.errors import FlowLocked, FolderUnavailable, NotFound
 from stockpredict.core.files import atomic_path, explain_disk, file_lock, flush_to_disk
 
-# %% ../../nbs/backup/40_restore.ipynb #ead4fa72
+# %% ../../nbs/backup/40_restore.ipynb #c1733169
 def _safe_path(
     folder,  # destination
     path,  # of a file, as a list says
@@ -30,7 +30,7 @@ def _safe_path(
         raise BackupUnreadable(f"The backup names the path {path[:100]!r}.", "Do not restore it.")
     return Path(folder, *parts)
 
-# %% ../../nbs/backup/40_restore.ipynb #7f027b87
+# %% ../../nbs/backup/40_restore.ipynb #042f584b
 def _is_there(path, file):
     "Whether a file was restored before."
     with suppress(OSError):
@@ -64,7 +64,7 @@ def restore_file(
         if file.mtime_ns:
             os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
 
-# %% ../../nbs/backup/40_restore.ipynb #583a900d
+# %% ../../nbs/backup/40_restore.ipynb #99f67a97
 @patch
 def restore(
     self: Backups,
@@ -88,10 +88,18 @@ def restore(
     except BackupUnreadable as error:
         raise self._with_advice(error, name) from error
     beside.mkdir(parents=True, exist_ok=True)
+    _remove_others(beside, {file.path for file in files})
     os.sync()
     os.replace(beside, into)
     flush_to_disk(into.parent)
     return name
+
+# %% ../../nbs/backup/40_restore.ipynb #0954d4ba
+def _remove_others(folder, paths):
+    "Remove the files below a folder that are not among these paths."
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in paths:
+            path.unlink()
 
 
 @patch
@@ -101,7 +109,7 @@ def _with_advice(self: Backups, error, name):
     fix = f"Restore {good}: it was checked and is whole." if good else error.fix
     return BackupUnreadable(f"The backup {name} cannot be restored. {error.problem}", fix)
 
-# %% ../../nbs/backup/40_restore.ipynb #fd9e2b01
+# %% ../../nbs/backup/40_restore.ipynb #3f538063
 WRITERS = ("lake/writer.lock", "registry/.lock", "retrain.lock")
 
 
@@ -133,7 +141,7 @@ def restore_home(
     flush_to_disk(home.parent)
     return name, aside
 
-# %% ../../nbs/backup/40_restore.ipynb #6cab6ed2
+# %% ../../nbs/backup/40_restore.ipynb #c79b7b80
 def _swap(home, ready, name):
     "Move a restored home into its place; where the old one is now."
     aside = home.with_name(f"{home.name}.before-{name}")
