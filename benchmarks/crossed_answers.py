@@ -1,13 +1,15 @@
 """Mixed concurrent requests, each with its own right answer computed beforehand: none crossed, empty or lost.
 
     python benchmarks/crossed_answers.py [--requests 1000000] [--sockets 20000] [--workers 96]
+    python benchmarks/crossed_answers.py --notes crossed.json --seconds 180    # again, until all are made
 
 Each what-if request is a series of its own: a pool of histories, answered one by one before the start, each
 scaled by a factor that no other request has. A scaled history has the same returns, so its quantiles are
 those of the pool (to the last digit that is written), while its last close and its prices are its own. Stored
 forecasts are read between them. One request in a hundred is cancelled while it waits or disconnects, and one
 in fifty is refused by the rules. The bulk calls the ASGI application in this process, the rest goes over
-sockets to a server of its own.
+sockets to a server of its own. With `--notes` the counts and the next number are kept in a file, so that a
+million requests can be made in several runs; the market, the histories and the numbers are the same in each.
 """
 
 import argparse
@@ -137,9 +139,9 @@ async def one(app, plan: dict, number: int, stored: dict) -> str:
     return verdict(plan, *await asyncio.wait_for(call(app, plan, request_id), 120), request_id, stored)
 
 
-async def bulk(app, count: int, workers: int, pool: list, stored: dict, share: float) -> Counter:
-    "Many requests at a time until all are made."
-    tickers, numbers, results = sorted({t for t, _ in stored}), iter(range(count)), Counter()
+async def bulk(app, numbers, workers: int, pool: list, stored: dict, share: float) -> Counter:
+    "Many requests at a time until all numbers are used."
+    tickers, numbers, results = sorted({t for t, _ in stored}), iter(numbers), Counter()
 
     async def worker():
         for number in numbers:
@@ -200,6 +202,15 @@ def stored_answers(settings) -> dict:
     return {key: json.loads(body + b"}") for key, body in table.rows.items()}
 
 
+def numbers_until(first: int, count: int, seconds: float):
+    "The numbers from the first one on, as long as there is time."
+    end = time.monotonic() + seconds if seconds else float("inf")
+    for number in range(first, count):
+        if time.monotonic() > end:
+            return
+        yield number
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--requests", type=int, default=1_000_000)
@@ -207,6 +218,8 @@ def main():
     ask.add_argument("--workers", type=int, default=96)
     ask.add_argument("--pool", type=int, default=300)
     ask.add_argument("--share", type=float, default=0.2, help="of what-if requests")
+    ask.add_argument("--seconds", type=float, default=0, help="of the requests in process; 0 for no limit")
+    ask.add_argument("--notes", type=Path, help="file of counts, from which the next run goes on")
     args = ask.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     import serving
@@ -219,11 +232,17 @@ def main():
         service = app.state.service
         service.load_engine()
         pool, stored = pool_of(service.engine, args.pool), stored_answers(settings)
-        began, used = time.monotonic(), time.process_time()
-        results = asyncio.run(bulk(app, args.requests, args.workers, pool, stored, args.share))
+        notes = json.loads(args.notes.read_text()) if args.notes and args.notes.exists() else {}
+        began, used, first = time.monotonic(), time.process_time(), sum(notes.values())
+        numbers = numbers_until(first, args.requests, args.seconds)
+        results = asyncio.run(bulk(app, numbers, args.workers, pool, stored, args.share))
         wall, used = time.monotonic() - began, time.process_time() - used
         total = f"{sum(results.values()):,} requests in {wall:.0f} s, {used:.0f} CPU s"
         print(f"in process: {total}: {dict(results)}", flush=True)
+        if args.notes:
+            results += Counter(notes)
+            args.notes.write_text(json.dumps(results))
+            print(f"in all runs: {sum(results.values()):,} requests: {dict(results)}", flush=True)
         wrong = sum(results.values()) - results["right"] - results["gone"]
         if args.sockets:
             (Path(folder) / "ours.py").write_text(serving.OURS)

@@ -24,7 +24,7 @@ def test_no_answer_is_crossed_empty_or_lost(crossed, settings, capsys):
     app = create_app(settings)
     app.state.service.load_engine()
     pool, stored = crossed["pool_of"](app.state.service.engine, 40), crossed["stored_answers"](settings)
-    results = asyncio.run(crossed["bulk"](app, 2000, 64, pool, stored, 0.3))
+    results = asyncio.run(crossed["bulk"](app, range(2000), 64, pool, stored, 0.3))
     assert sum(results.values()) == 2000 and set(results) <= {"right", "gone"}, results
     assert 5 <= results["gone"] <= 60
     batches = app.state.service.batcher.batches
