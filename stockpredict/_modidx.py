@@ -6958,7 +6958,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'stockpredict.ops.doctor.alerts': ('ops/doctor.html#alerts', 'stockpredict/ops/doctor.py'),
                                          'stockpredict.ops.doctor.as_line': ('ops/doctor.html#as_line', 'stockpredict/ops/doctor.py'),
                                          'stockpredict.ops.doctor.champion': ('ops/doctor.html#champion', 'stockpredict/ops/doctor.py'),
-                                         'stockpredict.ops.doctor.check_alerts': ( 'ops/doctor.html#check_alerts',
+                                         'stockpredict.ops.doctor.check_outbox': ( 'ops/doctor.html#check_outbox',
                                                                                    'stockpredict/ops/doctor.py'),
                                          'stockpredict.ops.doctor.check_prediction_table': ( 'ops/doctor.html#check_prediction_table',
                                                                                              'stockpredict/ops/doctor.py'),

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/ops/49_monitoring.ipynb #34f0b265
 import hashlib
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -40,6 +41,20 @@ def open_port(
     with socket.socket() as s:
         s.settimeout(0.3)
         return s.connect_ex(("127.0.0.1", port)) == 0
+
+# %% ../../nbs/ops/49_monitoring.ipynb #c5692221
+ALERT_RULE = re.compile(
+    r"- alert: (?P<name>\w+)\n.*?labels: \{severity: (?P<severity>P\d)\}.*?"
+    r"summary: (?P<summary>[^\n]+)\n.*?runbook_url: (?P<runbook>\S+)",
+    re.S,
+)
+
+
+def alert_rules() -> list[dict]:  # name, severity, summary, runbook; empty where there is no checkout
+    "The alerts of the monitoring, in the order of their file."
+    folder = monitoring_folder()
+    text = (folder / "rules" / "alerts.yml").read_text() if folder else ""
+    return [found.groupdict() for found in ALERT_RULE.finditer(text)]
 
 # %% ../../nbs/ops/49_monitoring.ipynb #413d3213
 def scrape_job(

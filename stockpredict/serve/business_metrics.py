@@ -18,6 +18,7 @@ from stockpredict.core.errors import StockpredictError
 from stockpredict.core.files import read_json
 from stockpredict.predict.experiments import all_experiments, experiment_state
 from stockpredict.serve.jobs import ENDED, Job, JobStore
+from stockpredict.serve.service_metrics import DERIVED, DERIVED_TEXT
 from stockpredict.train.champion import read_champion_entry, read_events
 
 # %% ../../nbs/serve/44_business_metrics.ipynb #3946272a
@@ -262,3 +263,16 @@ def figures_text(
     "The figures of the desk, as Prometheus reads them."
     families = collect_figures(service, parts)
     return generate_latest(SimpleNamespace(collect=lambda: families))
+
+# %% ../../nbs/serve/44_business_metrics.ipynb #a74d5f30
+def metric_table(
+    service,  # with its counted metrics
+) -> list[dict]:  # metric, kind, labels, meaning; in the order of their names
+    "Every metric of a service."
+    rows = [(m.name, m.kind, m.label_names, m.text) for m in service.metrics.counts.metrics.values()]
+    rows.append((DERIVED, "counter", ("status_class",), DERIVED_TEXT))
+    for family in collect_figures(service):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((name, family.type, family._labelnames, family.documentation))
+    columns = ("metric", "kind", "labels", "meaning")
+    return [dict(zip(columns, (n, k, ", ".join(labels), text))) for n, k, labels, text in sorted(rows)]
