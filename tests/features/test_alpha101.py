@@ -338,6 +338,37 @@ def test_the_steady_ones_compare_no_levels_across_companies():
         torch.testing.assert_close(a[name], b[name], rtol=1e-6, atol=1e-7, equal_nan=True)
 
 
+def known_at(t: int, split_at: int, whole: bool) -> Panel:
+    """The market as a reader at session `t` sees it, who adjusts by the payments known to him: some companies
+    split at `split_at`, and their shares are multiplied. With `whole`, later bars are there too."""
+    fields = {k: v.copy() for k, v in X.items()}
+    for ticker, factor in ((1, 0.25), (2, 0.5), (4, 0.125), (6, 4.0)):
+        if split_at <= t:  # he knows it: the past is on the new scale
+            for k in ("open", "high", "low", "close"):
+                fields[k][:split_at, ticker] *= factor
+            fields["volume"][:split_at, ticker] /= factor
+    end = SESSIONS if whole else t + 1
+    grid, fields = panel(torch.float64), {k: torch.from_numpy(v[:end]) for k, v in fields.items()}
+    return Panel(fields, grid.sessions[:end], grid.tickers)
+
+
+def test_every_value_is_what_its_day_knew():
+    """Of all 101: the value of a session, computed from what was known then, is that of the batch with the
+    prices of that day. With the prices of a later day, whose splits have rewritten the past, the 20 steady
+    ones are still the same, and all others are not."""
+    t, later = SESSIONS - 30, SESSIONS - 10
+    lived = compute(known_at(t, later, whole=False), "alpha101")
+    batch = compute(known_at(t, later, whole=True), "alpha101")
+    today = compute(known_at(SESSIONS - 1, later, whole=True), "alpha101")
+
+    def equal(a, b):
+        return torch.allclose(a, b, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+    assert [n for n in lived if not equal(lived[n][t], batch[n][t])] == []
+    steady = [n for n in lived if equal(batch[n][: later - 1], today[n][: later - 1])]
+    assert steady == SETS["alpha101_steady"]
+
+
 def test_every_value_is_the_papers(double):
     """In double precision, within a millionth of the value (or of 1), in at least 99 of 100 cells; 97 where
     the position of the largest of nearly equal correlations counts."""
