@@ -28,7 +28,7 @@ def is_trading(
     moment: pd.Timestamp,  # an instant
 ) -> bool:
     "Whether the exchange is open; `CalendarError` outside the calendar."
-    moment = moment.tz_convert("UTC")
+    moment = moment.tz_convert("UTC").floor("us")
     at = int(self._closes.searchsorted(moment))
     if at >= len(self._closes) or (at == 0 and moment < self._opens[0]):
         raise CalendarError(f"{moment} lies outside the {self.name} calendar.", "Check the clock.")

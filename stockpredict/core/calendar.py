@@ -195,7 +195,7 @@ def last_closed(
     now=None,  # an instant; None = the clock; without a time zone it is read as UTC
 ) -> pd.Timestamp:  # a session
     "The newest session that had closed by `now`."
-    now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
+    now = (pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)).floor("us")
     at = self._closes.searchsorted(now.tz_localize("UTC") if now.tz is None else now, "right") - 1
     if 0 <= at < len(self._days) - 1:
         return self._days[at]
