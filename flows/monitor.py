@@ -13,6 +13,7 @@ needs a look stands in the outcome, and the exit code is 1.
 import sys
 
 from stockpredict.cli.flow_program import flow_program
+from stockpredict.alerts.alert_rounds import send_round
 from stockpredict.ops import alerts_day, watch_day
 from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
@@ -20,7 +21,9 @@ from stockpredict.ops.runs import run
 state_of = as_step(watch_day.desk_state, "age and intervals")
 drift_of = as_step(watch_day.watch_drift, "drift of the inputs")
 experiments_of = as_step(watch_day.watch_experiments, "score the challengers")
+scores_of = as_step(watch_day.watch_scores, "score the published forecasts")
 alerts_of = as_step(alerts_day.watch_alerts, "evaluate the alert rules")
+send_of = as_step(send_round, "send alerts")
 write_page = as_page(run, "r60_monitor")
 
 
@@ -30,7 +33,9 @@ def monitor(desk: DeskRun):
     state = state_of(desk.settings, desk.as_of)
     state["warnings"] += drift_of(desk.settings, desk.as_of)
     state["warnings"] += experiments_of(desk.settings, desk.as_of)
+    state["warnings"] += scores_of(desk.settings, desk.as_of)
     state["warnings"] += alerts_of(desk.settings, desk.session, desk.as_of)
+    state["warnings"] += send_of(desk.settings, desk.as_of)
     if not desk.as_of:
         watch_day.note_coverage(desk.settings, state["intervals"])
     values = {"workdir": watch_day.judged_work(desk.settings), "as_of": desk.as_of}

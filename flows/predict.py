@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from stockpredict.cli.flow_program import flow_program
+from stockpredict.alerts.alert_rounds import send_round
 from stockpredict.ops import alerts_day, watch_day
 from stockpredict.ops.flow_edge import DeskRun, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
@@ -24,6 +25,7 @@ WritePage = Annotated[bool, Field(description="Also write the page with all fore
 
 refresh = as_step(refresh_answers, "compute every prediction")
 alerts_of = as_step(alerts_day.watch_alerts, "evaluate the alert rules")
+send_of = as_step(send_round, "send alerts")
 write_page = as_page(run, "r50_predict")
 
 
@@ -32,6 +34,7 @@ def predict(desk: DeskRun, page: WritePage = True):
     "Compute the table of predictions again from the newest bars and the served model."
     report = refresh(desk.settings)
     problems = alerts_of(desk.settings, desk.session)
+    problems += send_of(desk.settings)
     work = watch_day.judged_work(desk.settings) if page else ""
     shown = ""
     if work:

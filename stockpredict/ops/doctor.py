@@ -344,7 +344,17 @@ def alerts(settings):
         return ok("none rings")
     named = ", ".join(f"{row['name']} ({row['severity']})" for row in ringing[:6])
     page = f"http://127.0.0.1:{settings.schedule.prometheus_port}/"
-    return warn(f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page} and choose Alerts.")
+    return warn(
+        f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page} and choose Alerts."
+    )
+
+# %% ../../nbs/ops/50_doctor.ipynb #e3aaa3ce
+@checks.register("outbox", at=48)
+def check_outbox(settings):
+    "The outbox of the alerts and its channels."
+    from stockpredict.alerts.alert_rounds import alert_state
+
+    return alert_state(settings)
 
 # %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
 @checks.register("schedule", at=45)
