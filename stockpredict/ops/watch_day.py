@@ -14,7 +14,7 @@ import orjson
 import pandas as pd
 
 from ..core.calendar import get_calendar
-from ..core.errors import NotFound, StockpredictError
+from ..core.errors import NotFound, NotReady, StockpredictError
 from ..core.figures import BLUE, GREY, INK
 from ..core.files import write_json
 from ..core.settings import Settings
@@ -247,6 +247,75 @@ def watch_experiments(
     return ended + [
         f"Experiment {c['id']}: {c['scores']['sentence']} Promote it, or let it go on." for c in better
     ]
+
+# %% ../../nbs/ops/77_watch_day.ipynb #20abb9ab
+def watch_scores(
+    settings: Settings,  # lake, serving folder, registry
+    as_of: str = "",  # a study of the past scores nothing
+) -> list[str]:  # what needs a look
+    "Score the published forecasts, renew the scoreboard, and say which intervals do not hold."
+    from stockpredict.scoreboard.scoreboard import update_scoreboard
+    from stockpredict.scoreboard.scoring import score_published
+
+    if as_of:
+        return []
+    try:
+        report, board = score_published(settings), update_scoreboard(settings)
+    except StockpredictError as error:
+        return [f"The published forecasts were not scored: {error}"]
+    unlike = [
+        f"The 90 % intervals of {line['model']} version {line['version']}, "
+        f"{counted(line['horizon'], 'session')} ahead, are {line['word']}: "
+        f"{line['value']:.1%} [{line['low']:.1%}, {line['high']:.1%}] of outcomes in them."
+        for line in served_lines(board)
+        if line["measure"] == "inside_90" and line["word"] in ("too narrow", "too wide")
+    ]
+    return [note for note in report.notes if note.startswith("The kept table")] + unlike
+
+
+def served_lines(
+    board: dict,  # the document of the scoreboard
+) -> list[dict]:  # the whole market, of the newest scored version
+    "The lines of the version that was served last."
+    lines = [x for x in board["lines"] if x["slice"] == "all" and x["role"] == "champion" and x["version"]]
+    newest = max(lines, key=lambda line: line["last"], default=None)
+    return [line for line in lines if line["version"] == newest["version"]] if newest else []
+
+# %% ../../nbs/ops/77_watch_day.ipynb #199df240
+def board_of(
+    settings: Settings,  # its serving folder
+    as_of: str = "",  # a study of the past has no scoreboard
+) -> dict | None:
+    "The scoreboard that was written last; None where there is none."
+    from stockpredict.scoreboard.scoreboard import read_scoreboard
+
+    try:
+        return None if as_of else read_scoreboard(settings)
+    except NotReady:
+        return None
+
+
+@report_figure
+def board_timeline(
+    path: list[dict],  # of the scoreboard, one horizon
+    horizon: int,  # sessions ahead
+):
+    "Share of outcomes inside the published 90 % interval, with the confidence sequence so far."
+    import matplotlib.pyplot as plt
+
+    rows = pd.DataFrame(path)
+    at = pd.to_datetime(rows.session)
+    fig, ax = plt.subplots(figsize=(8, 2.4))
+    ax.scatter(at, rows.share, s=14, c=GREY, label="one session")
+    looks = rows["mean"].notna()
+    ax.fill_between(at[looks], rows.low[looks], rows.high[looks], color=BLUE, alpha=0.2)
+    ax.plot(at[looks], rows["mean"][looks], c=BLUE, label="so far, with its interval")
+    ax.axhline(0.9, c=INK, lw=0.8, ls=":")
+    ax.set(
+        ylim=(-0.05, 1.05), title=f"Outcomes inside the 90 % interval, {counted(horizon, 'session')} ahead"
+    )
+    ax.legend(loc="lower right", ncols=2)
+    return fig
 
 # %% ../../nbs/ops/77_watch_day.ipynb #c897fa29
 def judged_work(

@@ -68,6 +68,9 @@ def _series(rows):
     return series | {"hit_surplus": series["hit"] - series["majority"]}
 
 # %% ../../nbs/scoreboard/30_scoreboard.ipynb #c574ae86
+CLOSE = 0.2  # a wider interval of a share says too little to call it as stated
+
+
 def _word(measure, low, high):
     "What an interval says about the target of a measure."
     target = TARGETS.get(measure)
@@ -78,7 +81,7 @@ def _word(measure, low, high):
         return "too narrow" if share else "below"
     if low > target:
         return "too wide" if share else "above"
-    return "as stated" if share else "open"
+    return "as stated" if share and high - low <= CLOSE else "open"
 
 # %% ../../nbs/scoreboard/30_scoreboard.ipynb #22e9edaa
 def board_lines(
@@ -106,8 +109,9 @@ def board_lines(
     betting = iter(betting_intervals(series, bounds, overlaps, alpha).tolist())
     for line in lines:
         low, high = line.pop("ends", None) or next(betting)
-        ends = {"low": low, "high": high} if np.isfinite(low) else {"low": None, "high": None}
-        line |= ends | {"word": _word(line["measure"], low, high)}
+        known = np.isfinite(low) and line["sessions"] > 0
+        line |= {"low": low, "high": high} if known else {"low": None, "high": None}
+        line["word"] = _word(line["measure"], low, high) if known else ""
     return lines
 
 # %% ../../nbs/scoreboard/30_scoreboard.ipynb #00f91ae4
@@ -187,11 +191,14 @@ def verdict_sentence_of(
     if not horizons:
         return "No published forecast has come true yet."
     inside, ic = (_line_of(lines, measure, horizons[0]) for measure in ("inside_90", "rank_ic"))
+    if inside["low"] is None:
+        return f"Over {counted(inside['sessions'], 'session')}, no published forecast had a 90 % interval."
     words = {
         "too narrow": "fewer than stated",
         "too wide": "more than stated",
         "as stated": "as stated so far",
     }
+    words["open"] = "which leaves it open whether that is as stated"
     sentence = f"Over {counted(inside['sessions'], 'session')}, published 90 % intervals held "
     sentence += f"{inside['value']:.1%} [{inside['low']:.1%}, {inside['high']:.1%}] of outcomes, "
     sentence += words[inside["word"]]
@@ -354,7 +361,7 @@ def lines_csv(
         if value is None:
             return ""
         text = repr(value) if isinstance(value, float) else str(value)
-        if isinstance(value, str) and text[:1] in "=+-@\t\r":
+        if isinstance(value, str) and text and text[0] in "=+-@\t\r":
             text = f"'{text}"
         return '"' + text.replace('"', '""') + '"' if set(text) & set(',"\n\r') else text
 

@@ -99,7 +99,8 @@ def measure_row(
 ) -> dict:  # the names that the template uses
     "One measure of one version and horizon, for the page."
     m = line["measure"]
-    row = {key: _cell(m, line[key]) for key in ("value", "low", "high", "target")}
+    row = {key: _cell(m, line[key]) for key in ("value", "low", "high")}
+    row["stated"] = "0" if line["target"] == 0 else show_value(m, line["target"])
     row |= {"name": MEASURE_NAMES[m], "measure": m, "sessions": line["sessions"], "word": line["word"] or "–"}
     return row | {"tone": TONE.get(line["word"], "soft"), "shape": interval_shape(line)}
 
