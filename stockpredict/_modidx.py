@@ -1878,6 +1878,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'stockpredict/catalogue/bar_history.py'),
                                                     'stockpredict.catalogue.bar_history._last_close': ( 'catalogue/bar_history.html#_last_close',
                                                                                                         'stockpredict/catalogue/bar_history.py'),
+                                                    'stockpredict.catalogue.bar_history._last_close_of_gaps': ( 'catalogue/bar_history.html#_last_close_of_gaps',
+                                                                                                                'stockpredict/catalogue/bar_history.py'),
                                                     'stockpredict.catalogue.bar_history._shifted_to_next_bar': ( 'catalogue/bar_history.html#_shifted_to_next_bar',
                                                                                                                  'stockpredict/catalogue/bar_history.py'),
                                                     'stockpredict.catalogue.bar_history.bar_variance': ( 'catalogue/bar_history.html#bar_variance',
