@@ -214,7 +214,7 @@ def note_process(self: SharedCounts):
 
 # %% ../../nbs/core/75_shared_counts.ipynb #282aeb8c
 @lru_cache(65_536)
-def split_key(
+def series_parts(
     key: bytes,  # of a series
 ) -> tuple[str, str, str]:  # first letter of the kind, name, joined label values
     "The parts of a key, taken apart once."
@@ -231,7 +231,7 @@ def totals(
     for block in self.blocks:
         living = block.cells[1] > 0
         for key, at, count in block.entries():
-            kind, name, values = split_key(key)
+            kind, name, values = series_parts(key)
             cells = block.cells[at : at + count].tolist()
             if kind == "g" and not (living if name in self.summed else block is self.own):
                 continue

@@ -54,7 +54,7 @@ def alert_rules() -> list[dict]:  # name, severity, summary, runbook; empty wher
     "The alerts of the monitoring, in the order of their file."
     folder = monitoring_folder()
     text = (folder / "rules" / "alerts.yml").read_text() if folder else ""
-    return [found.groupdict() for found in ALERT_RULE.finditer(text)]
+    return [rule.groupdict() for rule in ALERT_RULE.finditer(text)]
 
 # %% ../../nbs/ops/49_monitoring.ipynb #413d3213
 def scrape_job(

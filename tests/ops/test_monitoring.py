@@ -27,11 +27,11 @@ RULES = FOLDER / "rules"
 
 def program(name):
     "The path of a program that some tests start; in CI it must be there."
-    found = shutil.which(name)
-    if not found and not os.environ.get("CI"):
+    path = shutil.which(name)
+    if not path and not os.environ.get("CI"):
         pytest.skip(f"{name} is not installed; see .ci/services")
-    assert found, f"{name} is missing in CI: .ci/services installs it"
-    return found
+    assert path, f"{name} is missing in CI: .ci/services installs it"
+    return path
 
 
 def checked(*command, **options):
@@ -230,12 +230,12 @@ class Watched:
         "What an expression gives; fails when it gives nothing although the service was read so many times."
         last = self.scrapes() + most
 
-        def found():
+        def data():
             if self.scrapes() > last:
                 raise AssertionError(f"no data after {most} scrapes: {expression}")
             return self.values(expression)
 
-        return patience.wait_until(found, self.service, *self.started, every=0.3)
+        return patience.wait_until(data, self.service, *self.started, every=0.3)
 
 
 def load(port, question):
