@@ -140,7 +140,8 @@ def new_rule(
     if not isinstance(params or {}, dict):
         raise AlertRuleInvalid("The parameters of a rule are an object.", 'Write them as {"level": 150}.')
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    tickers, params = rule_tickers(tickers), dict(params or {})
+    tickers, given = rule_tickers(tickers), dict(params or {})
+    params = {str(k): v.item() if hasattr(v, "item") else v for k, v in given.items()}  # numbers of numpy
     rule = AlertRule(f"r-{secrets.token_hex(6)}", owner, tickers, str(kind), params, created_at=at, **options)
     if problems := option_problems(rule):
         raise AlertRuleInvalid(" ".join(problems), "Correct it and send it again.", problems=problems)
