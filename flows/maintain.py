@@ -1,4 +1,4 @@
-"""Maintain: small files merged, old versions of the lake expired, finished work and leftovers removed.
+"""Maintain: a backup made, small files merged, old versions of the lake expired, finished work and leftovers removed.
 
     python flows/maintain.py                       see what would be removed
     python flows/maintain.py --do-it               remove it
@@ -19,6 +19,7 @@ from stockpredict.ops.flow_edge import DeskRun, as_step, desk_flow
 
 DoIt = Annotated[bool, Field(description="Remove; otherwise only report what would be removed.")]
 
+backups = as_step(upkeep_day.keep_backups, "backup")
 lake = as_step(upkeep_day.keep_lake, "lake")
 work = as_step(upkeep_day.keep_work, "work folders")
 reports = as_step(upkeep_day.keep_reports, "reports")
@@ -27,9 +28,9 @@ home = as_step(upkeep_day.keep_home, "leftovers")
 
 @desk_flow
 def maintain(desk: DeskRun, do_it: DoIt = False):
-    "Merge small files, expire old versions of the lake, and remove finished work and old leftovers."
+    "Make a backup, merge small files, expire old versions of the lake, and remove leftovers."
     settings = desk.settings
-    done = [step(settings, do_it) for step in (lake, work, reports, home)]
+    done = [step(settings, do_it) for step in (backups, lake, work, reports, home)]
     return upkeep_day.maintain_result(desk, done, do_it)
 
 

@@ -83,7 +83,7 @@ _LATER = (
     ),
     DeskFlow(
         "maintain",
-        "Merge small files, expire old versions of the lake, and remove finished work and old leftovers.",
+        "Make a backup, merge small files, expire old versions of the lake, and remove leftovers.",
         "weekly",
         300,
         "lake, work folders",

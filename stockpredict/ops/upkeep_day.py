@@ -130,12 +130,25 @@ def keep_home(
     return [Cleared("files of killed writers", tuple(p.name for p in files), "older than a day")]
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #b52536ef
-NO_BACKUP = (
-    "No backup was made: there is no command for it yet. Copy the home folder while nothing writes to it; "
-    "`stockpredict lake verify` checks the copy."
-)
+NO_BACKUP = "No backup was made, since [backup] target is empty."
 
 
+def keep_backups(
+    settings: Settings,  # [backup]
+    do_it: bool = False,  # make one and remove old ones; False only counts
+) -> list[Cleared]:
+    "Make a backup, and remove those beyond one an hour for a week and one a day for a month."
+    from stockpredict.backup import backup_retention  # noqa: F401  # adds pruning to Backups
+    from stockpredict.backup.backups import open_backups
+
+    if not settings.backup.target:
+        return [Cleared("old backups", (), NO_BACKUP)]
+    backups = open_backups(settings)
+    note = f"{backups.create().name} was made" if do_it else "one would be made"
+    pruned = backups.prune(do_it)
+    return [Cleared("old backups", pruned.backups, pruned.note or note)]
+
+# %% ../../nbs/ops/78_upkeep_day.ipynb #1bf10689
 def maintain_result(
     desk: DeskRun,  # the run
     parts: Sequence[list[Cleared]],  # of the steps
@@ -150,5 +163,6 @@ def maintain_result(
         else f"{counted(total, 'thing')} to merge or remove"
     )
     numbers = {part.what: f"{len(part.items)}" + (f"; {part.note}" if part.note else "") for part in cleared}
-    start = f"{done}. " if do_it else f"{done}; nothing was changed, --do-it does it. "
-    return desk.result(start + NO_BACKUP, numbers)
+    sentence = f"{done}." if do_it else f"{done}; nothing was changed, --do-it does it."
+    backup = next((part.note for part in cleared if part.what == "old backups"), "")
+    return desk.result(f"{sentence} {backup.removesuffix('.')}." if backup else sentence, numbers)
