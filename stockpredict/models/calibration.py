@@ -59,7 +59,7 @@ def volatility_pull(
     x, y = x.flatten(0, 1), y.flatten(0, 1)
     x, y = x - x.nanmean(0), y - y.nanmean(0)
     slope = (x * y).nansum(0) / (x * x).nansum(0).clip(min=1e-9)
-    return torch.stack([level, (-slope).clip(0, 0.8), centre]).float()
+    return torch.stack([level, (-slope).clip(0, 1), centre]).float()
 
 
 def _log_pairs(residuals, volatility):

@@ -140,9 +140,10 @@ def _refit_claimants(study, dataset, make=None, panel=None, **_):
         if c.kind != "baseline" and c.has("direction")
     }
     names = claimants(skill, study.settings.gate.alpha)
-    found = permuted_alarms(study.settings, make, bars, {n: study.candidates[n].params for n in names})
-    study.audit.alarms += found[0]
-    study.audit.doubts += found[1]
+    claims = {n: study.candidates[n].params for n in names}
+    alarms, doubts = permuted_alarms(study.settings, make, bars, claims)
+    study.audit.alarms += alarms
+    study.audit.doubts += doubts
 
 # %% ../../nbs/train/30_experiment.ipynb #6f31e4b6
 def compare_candidates(

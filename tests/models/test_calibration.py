@@ -57,9 +57,17 @@ def spread_over_names(forecast, y, h):
 
 @pytest.mark.parametrize("name", ["mean", "zero", "log_har"])
 def test_intervals_hold_in_calm_and_wild_times_and_for_each_name(real, name, monkeypatch):
-    "90 +- 1 % overall, each third within 2 points (2.5 over five sessions), names closer to each other."
+    "90 +- 1 % overall, each third of volatility within 2 points, names closer to each other."
     forecast, y = refitted(real, name)
+    sigma = real.inputs.volatility[504:].numpy()
     for h, most in ((0, 0.02), (1, 0.025)):
+        low, high = (q[..., h].numpy() for q in forecast.interval(0.9))
+        outcome = y[..., h].numpy()
+        known = np.isfinite(low) & np.isfinite(outcome)
+        third = np.digitize(sigma, np.quantile(sigma[known], [1 / 3, 2 / 3]))
+        inside = (outcome >= low) & (outcome <= high)
+        held = np.array([inside[known & (third == k)].mean() for k in range(3)])
+        assert np.abs(held - 0.9).max() < 0.02, (h, held)
         shares = inside_by_width(forecast, y[..., h].numpy(), h)
         assert abs(shares.mean() - 0.9) < 0.01 and np.abs(shares - 0.9).max() < most, (h, shares)
     monkeypatch.setattr("stockpredict.models.interval_widths.own_widths", lambda u: np.ones(u.shape[1:]))
