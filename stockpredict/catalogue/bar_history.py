@@ -155,11 +155,23 @@ def moves(
     if not only_close:
         o, h, low = o_h_low
         parts |= dict(gap=o - last, high=h - o, low=low - o)
-    return {k: np.where(broken, np.nan, v).clip(-LARGEST_LOG, LARGEST_LOG) for k, v in parts.items()}
+    for values in parts.values():
+        values[broken] = np.nan
+        np.clip(values, -LARGEST_LOG, LARGEST_LOG, out=values)
+    return parts
 
-
+# %% ../../nbs/catalogue/25_bar_history.ipynb #27e6960d
 def _last_close(close):
-    "The close of the last bar before each, `NaN` at the first."
+    "The close of the last bar before each, `NaN` at the first; tickers without a gap need no search."
+    gaps = np.isnan(close).any(0)
+    before = np.concatenate([np.full_like(close[:1], np.nan), close[:-1]])
+    if gaps.any():
+        before[:, gaps] = _last_close_of_gaps(close[:, gaps])
+    return before
+
+
+def _last_close_of_gaps(close):
+    "The same for tickers with missing bars."
     rows = np.arange(len(close))[:, None]
     at = np.maximum.accumulate(np.where(np.isnan(close), -1, rows), 0)
     before = np.concatenate([np.full_like(at[:1], -1), at[:-1]])

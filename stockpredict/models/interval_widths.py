@@ -101,6 +101,21 @@ def name_factor(
     return width_factor(model.weights["pull"].to(relative.device), relative) * own
 
 # %% ../../nbs/models/27_interval_widths.ipynb #9337003e
+def of_flags(
+    work,  # function of flags `[S, N]` that treats each column alone
+    known: np.ndarray,  # bool `[S, N]`
+) -> np.ndarray:  # `[S, N]`
+    "A function of flags, computed once for all columns that have those of the first one."
+    alike = (known == known[:, :1]).all(0)
+    if alike.sum() < 2:
+        return work(known)
+    out = np.empty(known.shape)
+    out[:, alike] = work(known[:, :1])
+    if not alike.all():
+        out[:, ~alike] = work(known[:, ~alike])
+    return out
+
+# %% ../../nbs/models/27_interval_widths.ipynb #3d88459a
 def weighted_mean(
     x: np.ndarray,  # `[S, N]`, `NaN` where missing
     decay: float,  # weight of a session relative to the next
@@ -115,10 +130,11 @@ def weighted_mean(
         return lfilter([1.0], [1.0, -decay], values - decay**window * past, axis=0)
 
     known = ~np.isnan(x)
-    weight = weighted_sum(known.astype(float))
+    weight = of_flags(lambda flags: weighted_sum(flags.astype(float)), known)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = weighted_sum(np.nan_to_num(x)) / weight
-    return np.where(trailing_count(known, window) >= least, mean, np.nan)
+    mean[trailing_count(known, window) < least] = np.nan
+    return mean
 
 
 def trailing_count(
@@ -126,8 +142,12 @@ def trailing_count(
     window: int,  # sessions
 ) -> np.ndarray:
     "Number of values in the last sessions."
-    total = np.vstack([np.zeros((1, known.shape[1])), np.cumsum(known, 0)])
-    return total[1:] - total[np.maximum(np.arange(len(known)) - window + 1, 0)]
+
+    def count(flags):
+        total = np.vstack([np.zeros((1, flags.shape[1])), np.cumsum(flags, 0)])
+        return total[1:] - total[np.maximum(np.arange(len(flags)) - window + 1, 0)]
+
+    return of_flags(count, known)
 
 # %% ../../nbs/models/27_interval_widths.ipynb #e6ec7b79
 def sum_after(
