@@ -47,7 +47,7 @@ class AlertMessage:
 class ChannelUnknown(AlertError):
     "There is no channel of this name."
 
-    code, status = "channel-unknown", 404
+    code, status = "channel-unknown", 422
 
 
 class ChannelInvalid(AlertError):
