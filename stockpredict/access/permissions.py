@@ -84,6 +84,8 @@ TABLE = {
     ("GET", "/v1/models"): "read",
     ("GET", "/openapi.json"): "read",
     ("GET", "/docs"): "read",
+    ("GET", "/runbooks"): OPEN,
+    ("GET", "/runbooks/{name}"): OPEN,
     ("GET", "/assets/{name}"): "read",
     ("GET", "/favicon.ico"): "read",
     ("GET", "/"): "read",
@@ -153,7 +155,9 @@ def is_open(
     method: str,  # of the request
     path: str,  # exactly as it arrived
 ) -> bool:
-    "Is the address open to everybody?"
+    "Is the address open to everybody? A page of the runbooks is: whoever is refused may read why."
+    if path.startswith("/runbooks/") and path.count("/") == 2:
+        path = "/runbooks/{name}"
     return TABLE.get(("GET" if method == "HEAD" else method, path)) == OPEN
 
 # %% ../../nbs/access/00_permissions.ipynb #e2155a70

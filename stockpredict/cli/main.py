@@ -24,6 +24,7 @@ from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
 from .report_commands import report_pin, report_prune, scoreboard
+from .simulation_command import simulate_desk
 from .stream_commands import streams
 from ..core.words import counted
 
@@ -55,6 +56,7 @@ for name, part in (
     app.add_typer(part, name=name)
 app.command("compare")(compare)
 app.command("scoreboard")(scoreboard)
+app.command("simulate-desk")(simulate_desk)
 for name, hidden in (("fake-vendors", False), ("standin", True)):
     app.command(name, hidden=hidden)(fake_vendors)
 
@@ -438,6 +440,19 @@ def settings(
     typer.echo(s.to_ini() if action == "show" else f"The settings are valid (hash {s.hash}).")
 
 
+@app.command()
+def errors(
+    name: Annotated[str, typer.Argument(help="An error code or an alert; empty lists them.")] = "",
+):
+    "Explain an error code or an alert: what it means, where to look, what to do."
+    from stockpredict.core.runbooks import by_topic, runbook_of, runbook_text
+
+    if name:
+        return out(runbook_text(runbook_of(name)))
+    for title, pages in by_topic().items():
+        out(f"{title}\n" + "\n".join(f"  {page.level}  {page.name}" for page in pages))
+
+# %% ../../nbs/cli/50_main.ipynb #9c2470a4
 @app.command()
 def doctor(ctx: typer.Context, json_: Json = False):
     "Check everything the platform depends on, and say what to do."

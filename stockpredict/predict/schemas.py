@@ -259,7 +259,7 @@ def render_problem(
     now = utc_timestamp()
     problem, fix = scrub(error.problem), scrub(error.fix)
     body = {
-        "type": f"/docs#{error.code}",
+        "type": f"/runbooks/{error.code}",
         "title": error_title(error.code),
         "status": error.status,
         "detail": f"{problem} {fix}".strip(),

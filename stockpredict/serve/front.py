@@ -17,10 +17,11 @@ from ..core.errors import BarsInvalid, StockpredictError, UnknownTicker, near
 from ..core.settings import Settings
 from ..core.tickers import canonical_ticker
 from ..predict.answer_table import AnswerTable, table_verifier
+from ..core.runbooks import runbook_of
 from .desk_state import DeskState, read_desk
 from .http import RawResponse
 from .pages import PAGE_HEADER, PAGE_ROUTE, POLICY_HEADER, curl_line, desk_facts, front_page
-from .pages import html_response, list_tickers, page_asset
+from .pages import html_response, list_tickers, page_asset, runbook_page
 from ..predict.recent_closes import ClosesFile
 from .service import HISTORICAL, Service, promotion_history
 from .ticker_page import PublishedRecord, contribution_rows, error_page, models_page
@@ -245,6 +246,14 @@ def add_page_routes(
     @app.get("/favicon.ico", include_in_schema=False)
     async def icon(request: Request):
         return await asset(request, "icon.svg")
+
+    @app.get("/runbooks", include_in_schema=False)
+    async def runbook_index(request: Request):
+        return html_response(request, runbook_page(""))
+
+    @app.get("/runbooks/{name}", include_in_schema=False)
+    async def runbook(request: Request, name: str):
+        return html_response(request, runbook_page(runbook_of(name).name))
 
     @app.get("/reports", include_in_schema=False)
     async def reports():

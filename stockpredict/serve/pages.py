@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from fastapi import Depends, Request
 
 from ..core.errors import NotFound, all_errors, near
+from ..core.runbooks import by_topic, marked_up, runbook_of
 from ..core.templates import template, template_text
 from ..core.settings import Settings
 from ..core.words import counted, words_of_heads
@@ -269,6 +270,16 @@ def docs_page(
     values = {"description": description, "ticker": ticker, "horizon": horizon, "origin": origin}
     values |= {"with_key": with_key, "curl": curl_line(origin, ticker, horizon, with_key)}
     return render_page("docs.html", errors=errors, **values).encode()
+
+# %% ../../nbs/serve/48_pages.ipynb #cd80efac
+@cache
+def runbook_page(
+    name: str,  # an error code or an alert; "" for the index
+) -> bytes:
+    "The page of an error code or an alert, or the list of all of them."
+    if not name:
+        return render_page("runbooks.html", topics=by_topic(), mark=marked_up).encode()
+    return render_page("runbook.html", page=runbook_of(name), mark=marked_up).encode()
 
 # %% ../../nbs/serve/48_pages.ipynb #984ac503
 OWN_ASSETS = ("page.css", "docs.css", "docs.js", "icon.svg")

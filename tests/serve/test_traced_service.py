@@ -128,7 +128,7 @@ def test_no_planted_secret_is_in_any_log_answer_metric_page_or_file(traced):
         ask(port, "/v1/token", form, content_type="application/x-www-form-urlencoded"),
         ask(port, "/v1/predict", json_body, content_type="application/json", traceparent=CALLER),
         *(ask(port, path) for path in ("/", "/status", "/health", "/docs", "/metrics", "/openapi.json")),
-        *(ask(port, path) for path in ("/runbooks/", "/v1/jobs", "/v1/models", "/scoreboard")),
+        *(ask(port, path) for path in ("/runbooks", "/v1/jobs", "/v1/models", "/scoreboard")),
         ask(port, "/metrics", accept="application/openmetrics-text"),
     ]
     assert answers[0][0] == 401 and answers[2][0] in (400, 401)
