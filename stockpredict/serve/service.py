@@ -432,7 +432,7 @@ MEASURE_EVERY = 5.0  # seconds
 async def measure(self: Service):
     "Look at the parts and read the figures again, every five seconds; an engine reads them for its readers."
     if self.link is not None and self.link.path:
-        self.slow_metrics = self.link.state.get("metrics", "").encode()
+        self.slow_metrics = self.link.state.get("metrics", "").encode() or self.slow_metrics
     if time.monotonic() < self.measured_at + MEASURE_EVERY:
         return
     self.measured_at = time.monotonic()

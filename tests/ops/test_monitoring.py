@@ -17,9 +17,12 @@ import pytest
 from live_redis import spare_port
 
 from stockpredict.core.files import write_json
-from stockpredict.ops.monitoring import PROMETHEUS, prometheus_config, scrape_job
-from stockpredict.ops.parts import _prometheus_part
+from stockpredict.ops.monitoring import PROMETHEUS, firing_alerts, prometheus_config, scrape_job
+from stockpredict.ops.parts import _prometheus_part, spare_ports
+from stockpredict.ops.processes import down, living_ports, up
 from stockpredict.predict.answer_table import open_answers
+from stockpredict.serve.business_metrics import metric_table
+from stockpredict.serve.service import Service
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "monitoring"
 RULES = FOLDER / "rules"
@@ -351,3 +354,52 @@ def test_no_counter_goes_back_when_a_reader_or_the_engine_is_killed(whole_servic
         after = samples(read(port, "/metrics"))
         back = {key: (n, after.get(key)) for key, n in before.items() if after.get(key, -1) < n}
         assert back == {} and after[starts] == before[starts] + 1
+
+
+def test_reads_of_pages_and_columns_are_hits_after_the_first(whole_service):
+    "Columns are rendered by the engine, which passes its counts on once a second."
+    process, port, _ = whole_service
+
+    def counted(cache):
+        series, name = samples(read(port, "/metrics")), "stockpredict_cache_requests_total"
+        return [series[f'{name}{{cache="{cache}",result="{result}"}}'] for result in ("hit", "miss")]
+
+    for cache, path in (
+        ("page", "/v1/predictions?tickers=SIM00,SIM01&limit=7"),
+        ("columns", "/v1/predictions?format=csv&horizon=5"),
+    ):
+        hits, misses = counted(cache)
+        for _ in range(4):
+            read(port, path)
+        patience.wait_until(lambda: sum(counted(cache)) >= hits + misses + 4, process)  # noqa: B023
+        now = counted(cache)
+        assert sum(now) == hits + misses + 4 and now[1] - misses <= 1, cache
+
+
+def test_every_metric_of_the_guide_is_reported_and_the_other_way_round(whole_service, template):
+    process, port, _ = whole_service
+    patience.wait_until(lambda: "stockpredict_measured_timestamp" in read(port, "/metrics"), process)
+    described = {row["metric"]: row["kind"] for row in metric_table(Service(template))}
+    reported = dict(re.findall(r"^# TYPE (\S+) (\S+)$", read(port, "/metrics"), re.M))
+    assert {name: kind for name, kind in reported.items() if kind != "untyped"} == described
+
+
+def test_up_starts_prometheus_in_home_and_down_stops_it(template, tmp_path):
+    program(PROMETHEUS)
+    port = spare_port()
+    settings = template.with_(**{"storage.home": str(tmp_path), "schedule.prometheus_port": port})
+    [part] = _prometheus_part(settings)
+    ledger = up([part], tmp_path)
+    try:
+        first = psutil.Process(ledger["prometheus"]["pid"])
+        listening = {c.laddr.ip for c in first.net_connections("tcp") if c.status == "LISTEN"}
+        assert listening == {"127.0.0.1"} and (tmp_path / "prometheus" / "data").is_dir()
+        assert firing_alerts(settings) is not None and living_ports(tmp_path) == {"prometheus": port}
+        assert dict(spare_ports(settings, {"prometheus": port})).get("schedule.prometheus_port") is None
+        assert up([part], tmp_path)["prometheus"]["pid"] == first.pid, "a second call changes nothing"
+        [moved] = _prometheus_part(settings.with_(**{"serving.port": spare_port()}))
+        assert up([moved], tmp_path)["prometheus"]["pid"] != first.pid, "another configuration is taken over"
+        assert len(list((tmp_path / "prometheus").glob("config-*.yml"))) == 1
+    finally:
+        assert down(tmp_path) == ["prometheus"]
+    assert firing_alerts(settings) is None and patience.is_gone(first.pid)
