@@ -36,7 +36,7 @@ def only_from(url, requested):
 
 
 MISSING = ("/t/SIM0X", "/reports/")
-PAGES = ("/", "/?q=sim0&page=2", "/t/SIM01", "/models", "/status", "/experiments", *MISSING, "/docs")
+PAGES = ("/", "/?q=sim0&page=2", "/scoreboard", "/t/SIM01", "/models", "/status", "/experiments", *MISSING, "/docs")
 AXE = next(Path(axe_core_python.__file__).parent.rglob("axe.min.js"))
 # Swagger UI puts its permalinks inside its buttons; we only colour it
 SWAGGER = {"nested-interactive"}
