@@ -171,8 +171,11 @@ def add(
     "Add rules, all of them or none."
     new, limits = list(rules), limits or Alerts()
     with self.change() as con:
-        for owner in dict.fromkeys(rule.owner for rule in new):
-            _count_new(con, owner, limits, [rule for rule in new if rule.owner == owner])
+        by_owner = {}
+        for rule in new:
+            by_owner.setdefault(rule.owner, []).append(rule)
+        for owner, own in by_owner.items():
+            _count_new(con, owner, limits, own)
         for rule in new:
             _write_rule(con, rule)
     return new
