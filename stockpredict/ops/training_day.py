@@ -46,7 +46,8 @@ def plan_training(
         return TrainingPlan("full", f"Asked for after {asked['session']}. {asked['reason']}")
     if settings.schedule.incremental:
         return TrainingPlan(
-            "incremental", f"Retraining in full is {every}: after {session} only what is served."
+            "incremental",
+            f"Retraining in full is {every}: after {session} only what is served, fitted anew.",
         )
     words = "Retraining is switched off in [schedule]."
     return TrainingPlan("", words if every == "never" else f"The session of {session} ends no {every[:-2]}.")
