@@ -17,9 +17,58 @@ def browser(tmp_path_factory):
     browser.close()
 
 
+def filled_board():
+    "A scoreboard with every part of its page: parts, gap, corrections, a wide and a missing interval."
+    import numpy as np
+    import pandas as pd
+
+    from stockpredict.core.calendar import get_calendar
+    from stockpredict.scoreboard.scoreboard import board_lines, coverage_path, gap_lines, line_groups
+
+    calendar, rng = get_calendar(), np.random.default_rng(2)
+    days, rows = calendar.sessions("2024-01-02", "2024-03-28"), []
+    parts = [("all", "all"), *(("volatility", p) for p in ("calm", "middle", "wild")), ("sector", "Energy")]
+    for at in range(40):
+        for slice_, part in parts:
+            row = {
+                "slice": slice_,
+                "part": part,
+                "role": "champion",
+                "model": "ridge",
+                "version": 1 + at // 20,
+            }
+            row |= {
+                "artifact": f"a{at // 20}",
+                "horizon": 1,
+                "cells": 30,
+                "decision_session": days[at].date(),
+            }
+            row |= {"target_session": days[at + 2].date(), "up": 0.5, "hit": rng.binomial(30, 0.5) / 30}
+            row |= {"rank_ic": rng.normal(0, 0.1) if part != "Energy" else np.nan}
+            row |= {
+                f"inside_{s}": rng.binomial(30, 0.6 if s == 90 else s / 100) / 30 for s in (50, 80, 90, 95)
+            }
+            rows.append(row | {loss: rng.gamma(4, 0.002) for loss in ("pinball", "crps", "qlike")})
+    scores = pd.DataFrame(rows)
+    lines = board_lines(line_groups(scores), calendar)
+    promised = {(2, "inside_90"): {"value": 0.9, "low": 0.89, "high": 0.91}}
+    path = coverage_path(scores[scores.slice == "all"], calendar)
+    board = {
+        "verdict": "Over 40 sessions …",
+        "pending": "",
+        "until": "2024-03-01",
+        "at": "2024-03-01T22:00:00+00:00",
+    }
+    board |= {"notes": ["2024-01-10, 1 ahead: Scored again: bars of SIM04 changed."], "path": {"1": path}}
+    return board | {"lines": lines, "gap": gap_lines(lines, promised, 1)}
+
+
 @pytest.fixture(scope="module")
 def url(template, tmp_path_factory):
     "A server for all tests of this file."
+    from stockpredict.core.files import write_json
+
+    write_json(template.storage.serving_dir / "scoreboard.json", filled_board())
     with uvicorn_process(template, tmp_path_factory.mktemp("server")) as (_, url, _):
         yield url
 
@@ -36,7 +85,17 @@ def only_from(url, requested):
 
 
 MISSING = ("/t/SIM0X", "/reports/")
-PAGES = ("/", "/?q=sim0&page=2", "/scoreboard", "/t/SIM01", "/models", "/status", "/experiments", *MISSING, "/docs")
+PAGES = (
+    "/",
+    "/?q=sim0&page=2",
+    "/scoreboard",
+    "/t/SIM01",
+    "/models",
+    "/status",
+    "/experiments",
+    *MISSING,
+    "/docs",
+)
 AXE = next(Path(axe_core_python.__file__).parent.rglob("axe.min.js"))
 # Swagger UI puts its permalinks inside its buttons; we only colour it
 SWAGGER = {"nested-interactive"}
