@@ -344,9 +344,8 @@ def alerts(settings):
         return ok("none rings")
     named = ", ".join(f"{row['name']} ({row['severity']})" for row in ringing[:6])
     page = f"http://127.0.0.1:{settings.schedule.prometheus_port}/"
-    return warn(
-        f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", f"Open {page} and choose Alerts."
-    )
+    fix = f"`stockpredict errors {ringing[0]['name']}` says what to do; {page} shows them all."
+    return warn(f"{counted(len(ringing), 'alert rings', 'alerts ring')}: {named}", fix)
 
 # %% ../../nbs/ops/50_doctor.ipynb #e3aaa3ce
 @checks.register("outbox", at=48)
