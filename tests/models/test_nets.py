@@ -165,3 +165,28 @@ def test_without_sectors_or_on_request_all_see_all(sectors):
     plain = Dataset.from_panel(sectors.panel, ["ret_1", "mom_5"])
     assert plain.inputs.sectors is None, "no feature of this model needs the sectors"
     assert sectors.window(0, 250).inputs.sectors.untyped_storage().nbytes() == 250 * 8 * 4
+
+
+def test_training_on_cuda_is_mixed_and_compiled_except_for_ready_kernels():
+    "What needs no device: the options, and which networks are compiled."
+    options = nets.trainer_options("cuda", 1)
+    assert (options["accelerator"], options["precision"]) == ("gpu", "bf16-mixed")
+    assert nets.trainer_options("cpu", 1)["precision"] == "32-true"
+    plain, recurrent = torch.nn.Linear(2, 1), torch.nn.LSTM(2, 1)
+    assert nets.compile_net(plain, "cpu") is plain and nets.compile_net(recurrent, "cuda") is recurrent
+    assert type(nets.compile_net(plain, "cuda")).__name__ == "OptimizedModule"  # compiled at its first call
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="There is no CUDA device here; nets train on one where there is."
+)
+@pytest.mark.parametrize("name", ["mlp", "lstm", "transformer"])
+def test_a_network_trained_on_cuda_forecasts_the_same_on_a_cpu(small, name):
+    data = small.window(0, 250)
+    data.inputs, data.y = data.inputs.to("cuda"), data.y.to("cuda")
+    m = new(name).to("cuda").fit(data)
+    there = m.predict(small.inputs.to("cuda"), 260).validate()
+    here = m.to("cpu").predict(small.inputs, 260).validate()
+    assert torch.isfinite(here.score).any()
+    gap = (there.score.cpu() - here.score).abs().nan_to_num(0).max()
+    assert gap < 0.02 * here.score.nan_to_num(0).abs().max()
