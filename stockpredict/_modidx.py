@@ -7132,6 +7132,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'stockpredict/ops/figure_twins.py')},
             'stockpredict.ops.flow_edge': { 'stockpredict.ops.flow_edge.DayResult': ( 'ops/flow_edge.html#dayresult',
                                                                                       'stockpredict/ops/flow_edge.py'),
+                                            'stockpredict.ops.flow_edge.DayResult.__post_init__': ( 'ops/flow_edge.html#dayresult.__post_init__',
+                                                                                                    'stockpredict/ops/flow_edge.py'),
                                             'stockpredict.ops.flow_edge.DayResult.__repr__': ( 'ops/flow_edge.html#dayresult.__repr__',
                                                                                                'stockpredict/ops/flow_edge.py'),
                                             'stockpredict.ops.flow_edge.DayResult.lines': ( 'ops/flow_edge.html#dayresult.lines',

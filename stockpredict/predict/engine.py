@@ -28,6 +28,7 @@ from ..features.membership import MEMBER, restrict_to_members
 from ..models.artifact import Artifact, load_artifact, public_key
 from ..models.contract import Model
 from ..models.forecast import Forecast
+from .number_fields import number_fields
 from .schemas import DISCLAIMER, SKILL, Prediction, plot_predictions
 from ..train.champion import read_champion_entry
 
@@ -364,37 +365,6 @@ def forward(
     return forecast.validate()
 
 # %% ../../nbs/predict/10_engine.ipynb #8250fe80
-def rounded(
-    x: float,  # a return or a volatility
-    digits: int = 6,  # after the point
-) -> float:
-    "A return as it is stored."
-    return round(x, digits)
-
-
-def rounded_price(
-    x: float,  # a price
-) -> float:
-    "A price with eight significant digits."
-    return float(f"{x:.8g}")
-
-# %% ../../nbs/predict/10_engine.ipynb #30f89050
-def number_fields(
-    quantiles: dict[str, float],  # return by level
-    close: float,  # of the decision session
-    p_up: float,  # probability of a return above zero
-) -> dict:
-    "The fields of `Prediction` that follow from the quantiles and the last close."
-    levels = {name: round(x, 6) for name, x in quantiles.items()}
-    return {
-        "quantiles": levels,
-        "prices": {name: rounded_price(close * (1 + x)) for name, x in levels.items()},
-        "last_close": rounded_price(close),
-        "expected": levels["0.5"],
-        "p_up": rounded(p_up, 4),
-    }
-
-# %% ../../nbs/predict/10_engine.ipynb #024181a4
 @patch
 def to_predictions(
     self: Engine,
@@ -410,19 +380,19 @@ def to_predictions(
     origin |= {"source": source, "disclaimer": DISCLAIMER}
     dates = {k: common[k] for k in ("decision_session", "entry_session")}
     names = [f"{level:g}" for level in forecast.levels]
-    horizons = [(h, dates | {"target_session": common["targets"][str(h)]}, h**0.5) for h in forecast.horizons]
+    horizons = [(h, dates | {"target_session": common["targets"][str(h)]}) for h in forecast.horizons]
     numbers = [x[0].tolist() for x in (forecast.quantiles, forecast.p_up, forecast.volatility)]
     predictions = []
     for n in forecast.available[0].nonzero()[:, 0].tolist():
         ticker, quantiles, p_up, volatility = forecast.tickers[n], *(x[n] for x in numbers)
         close = float(window.closes[ticker] if closes is None else closes[n])
         only = wanted[n] if wanted else None
-        for j, (h, days, root) in enumerate(horizons):
+        for j, (h, days) in enumerate(horizons):
             if only not in (None, h):
                 continue
-            one = number_fields(dict(zip(names, quantiles[j], strict=True)), close, p_up[j])
-            sigma = {"daily": rounded(volatility[j] / root), "horizon": rounded(volatility[j])}
-            predictions.append({"ticker": ticker, "horizon": h, **days, **one, "volatility": sigma, **origin})
+            levels = dict(zip(names, quantiles[j], strict=True))
+            one = number_fields(levels, close, p_up[j], volatility[j], h)
+            predictions.append({"ticker": ticker, "horizon": h, **days, **one, **origin})
     return predictions
 
 # %% ../../nbs/predict/10_engine.ipynb #437be161
