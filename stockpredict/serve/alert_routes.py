@@ -198,7 +198,8 @@ SAVE_ERRORS += (
 DRY_RUN = Query(False, description="check and replay the rule, and save nothing")
 ONE_ALERT = {"tags": ["alerts"], "response_model": Envelope[AlertCard], "dependencies": STRICT}
 SAVE = ONE_ALERT | {"operation_id": "create_alert", "summary": "Save a rule, or try it", "status_code": 201}
-SAVE |= {"responses": documented(*SAVE_ERRORS)}
+TRIED = {200: {"model": Envelope[AlertCard], "description": "The rule of a dry run, with its last year"}}
+SAVE |= {"responses": documented(*SAVE_ERRORS) | TRIED}
 SAVE |= {"openapi_extra": body_of(AlertRequest, {"kind": "data_late", "params": {"sessions": 2}})}
 REVISE = ONE_ALERT | {"operation_id": "change_alert", "summary": "Change a rule"}
 REVISE |= {"responses": documented(*SAVE_ERRORS), "openapi_extra": body_of(AlertRevision, {"active": False})}

@@ -138,13 +138,28 @@ CURSOR = Query("", max_length=64, description="`next_cursor` of the page before"
 STRICT = [Depends(refuse_unknown_names)]
 NO_STORE = (b"cache-control", b"no-store")
 
+# %% ../../nbs/serve/55_job_routes.ipynb #4c6f62c0
+def without_references(
+    node,  # of a JSON schema
+    groups: dict | None = None,  # by name; those of the schema when left out
+):  # the same without `$ref`
+    "A JSON schema in one piece."
+    if isinstance(node, list):
+        return [without_references(item, groups) for item in node]
+    if not isinstance(node, dict):
+        return node
+    groups = node.get("$defs", {}) if groups is None else groups
+    if name := node.get("$ref", "").rpartition("/")[2]:
+        return without_references(groups[name], groups)
+    return {key: without_references(value, groups) for key, value in node.items() if key != "$defs"}
 
+# %% ../../nbs/serve/55_job_routes.ipynb #a3d038b6
 def body_of(
     kind: type[BaseModel],  # type of the body
     example: dict,  # a body that works
 ) -> dict:  # for OpenAPI
     "The documentation of a JSON body that is parsed by hand."
-    content = {"schema": kind.model_json_schema(), "example": example}
+    content = {"schema": without_references(kind.model_json_schema()), "example": example}
     needed = any(field.is_required() for field in kind.model_fields.values())
     return {"requestBody": {"required": needed, "content": {"application/json": content}}}
 
