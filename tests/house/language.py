@@ -163,6 +163,13 @@ def declared_packages(pyproject) -> set[str]:
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
 
 
+def optional_packages(pyproject) -> set[str]:
+    "Distributions of the extras that a user installs for one purpose."
+    extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+    lines = [line for name, lines in extras.items() if name != "dev" for line in lines]
+    return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines}
+
+
 LOADERS = ("find_spec", "import_module", "files")  # they name a package without importing it
 
 

@@ -67,6 +67,7 @@ def test_what_is_declared_is_imported_and_what_is_imported_is_declared(root):
     assert unused == set(), "declared, and imported nowhere"
     homes = {package: language.providers({package}) for package in imported}
     known = language.required(declared) | {"nbdev", "fastcore", "coverage"}
+    known |= language.optional_packages(root / "pyproject.toml")
     strange = {package for package, names in homes.items() if names and not names & known}
     assert strange == set(), "imported, and neither declared nor needed by what is declared"
 
