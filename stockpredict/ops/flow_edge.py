@@ -135,6 +135,11 @@ class DayResult:
     detail: str = ""  # more Markdown, such as a verdict by head
     outcome: object = None  # what the steps returned, for a caller in Python
 
+    def __post_init__(self):
+        self.sentence, self.detail = scrub(self.sentence), scrub(self.detail)
+        self.warnings = [scrub(text) for text in self.warnings]
+        self.numbers = {n: scrub(v) if isinstance(v, str) else v for n, v in self.numbers.items()}
+
     def lines(self) -> list[str]:
         "The outcome as lines of text."
         width = max(map(len, self.numbers), default=0) + 2

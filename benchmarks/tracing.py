@@ -1,0 +1,170 @@
+"""What traces cost a request: off, on for one in a hundred, on for all, and with a collector that is down.
+
+    python benchmarks/tracing.py [--requests 2000] [--rounds 7]
+
+The rounds alternate between the ways. Each figure is CPU time for a request, so other work on the machine
+counts little. "http" is a stored read asked over HTTP of a reader process, all of its CPU; the promise is 5 %
+of it at a ratio of 0.01. "stored" is the same read inside the application alone, without HTTP, and "routed" the
+list of models, through the router, threads and the register. A collector runs in a process of its own.
+"""
+
+import argparse
+import asyncio
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from stockpredict.core import traces
+from stockpredict.core.settings import load_settings
+from stockpredict.predict.answer_table import write_example
+from stockpredict.serve.app import create_app
+
+COLLECTOR = """
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+class Take(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"])); self.send_response(200); self.end_headers()
+    def log_message(self, *words): pass
+server = ThreadingHTTPServer(("127.0.0.1", 0), Take)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
+PATHS = {"stored": "/v1/predictions/AAPL?horizon=1", "routed": "/v1/models"}
+
+
+def switch(endpoint, ratio, home):
+    "Traces of this process off, or on with a ratio."
+    traces.stop_tracing()
+    settings = load_settings(
+        None, {"storage.home": home, "traces.endpoint": endpoint, "traces.ratio": ratio}, {}
+    )
+    traces.start_tracing(settings, "benchmark")
+
+
+async def cost(app, path, requests) -> float:
+    "Microseconds of CPU for a request."
+    scope = {"type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "root_path": ""}
+    route, _, query = path.partition("?")
+    scope |= {
+        "path": route,
+        "raw_path": route.encode(),
+        "query_string": query.encode(),
+        "client": ("127.0.0.1", 9),
+    }
+    scope |= {"headers": [(b"host", b"localhost")], "server": ("localhost", 80), "asgi": {"version": "3.0"}}
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200, message
+
+    start = time.process_time()
+    for _ in range(requests):
+        await app({**scope, "state": {}}, receive, send)
+    return (time.process_time() - start) / requests * 1e6
+
+
+@contextmanager
+def reader(home, folder, endpoint):
+    "A reader process without an engine: its port and its processes."
+    with socket.socket() as spare:
+        spare.bind(("127.0.0.1", 0))
+        port = spare.getsockname()[1]
+    changes = {"storage.home": home, "traces.endpoint": endpoint, "serving.port": port, "serving.engine": 0}
+    ini = Path(folder) / f"{port}.ini"
+    ini.write_text(load_settings(None, changes, {}).to_ini())
+    words = [sys.executable, "-m", "stockpredict.cli.main", "serve", "--settings", str(ini)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        ask_over_http(port, 500)
+        yield port, [process, *psutil.Process(process.pid).children()]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask_over_http(port, requests):
+    "Ask one after the other on one connection."
+    head = f"GET {PATHS['stored']} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", port)) as line:
+        for _ in range(requests):
+            line.sendall(head)
+            assert line.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def over_http(home, living, requests, rounds):
+    "Print what a whole request costs the processes of the service, without and with traces."
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        ways = {"off": "", "1 % sampled": living}
+        served = {way: stack.enter_context(reader(home, folder, url)) for way, url in ways.items()}
+        figures = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, (port, processes) in served.items():
+                before = cpu_of(processes)
+                ask_over_http(port, requests)
+                figures[way].append((cpu_of(processes) - before) / requests * 1e6)
+        base = statistics.median(figures["off"])
+        for way, spent in figures.items():
+            middle = statistics.median(spent)
+            print(f"http    {way:22}{middle:9.1f} µs{middle / base - 1:+9.1%}")
+
+
+def cpu_of(processes) -> float:
+    "Seconds of CPU that processes have used."
+    return sum(sum(psutil.Process(process.pid).cpu_times()[:2]) for process in processes)
+
+
+def main():
+    "Measure, and print a row for each way."
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    child = subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, text=True)
+    try:
+        living = f"http://127.0.0.1:{int(child.stdout.readline())}"
+        ways = {
+            "off": ("", 0.0),
+            "1 % sampled": (living, 0.01),
+            "all sampled": (living, 1.0),
+            "1 %, collector down": ("http://127.0.0.1:9", 0.01),
+        }
+        with tempfile.TemporaryDirectory() as home:
+            settings = load_settings(None, {"storage.home": str(Path(home))}, {})
+            write_example(settings)
+            over_http(home, living, 5 * options.requests, options.rounds)
+            app = create_app(settings)
+            figures = {(way, kind): [] for way in ways for kind in PATHS}
+            for turn in range(options.rounds + 1):
+                for way, (endpoint, ratio) in ways.items():
+                    switch(endpoint, ratio, home)
+                    for kind, path in PATHS.items():
+                        count = options.requests if kind == "stored" else options.requests // 5
+                        spent = asyncio.run(cost(app, path, count))
+                        if turn:  # the first turn warms up
+                            figures[way, kind].append(spent)
+            traces.stop_tracing()
+            for kind in PATHS:
+                base = statistics.median(figures["off", kind])
+                for way in ways:
+                    spent = statistics.median(figures[way, kind])
+                    print(f"{kind:8}{way:22}{spent:9.1f} µs{(spent / base - 1):+9.1%}")
+    finally:
+        child.kill()
+
+
+if __name__ == "__main__":
+    main()
