@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #2a540fea
+# %% ../../nbs/backup/20_backup_contents.ipynb #99d819e4
 import io
 import os
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -19,7 +19,7 @@ from typing import BinaryIO, NamedTuple
 from stockpredict.core.errors import LakeDamaged
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #b1c9798b
+# %% ../../nbs/backup/20_backup_contents.ipynb #f2b1a5ed
 LEFT_OUT = {  # folder of the home: why it is not needed
     "work": "trainings under way; a training can be repeated",
     "attempts": "trainings of one model by hand",
@@ -38,7 +38,7 @@ def is_passing(
     "Whether a file means nothing once its process is gone."
     return name.endswith(PASSING)
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #8b1c154a
+# %% ../../nbs/backup/20_backup_contents.ipynb #e1c4baca
 class Item(NamedTuple):
     "A file that belongs to a backup."
 
@@ -47,6 +47,7 @@ class Item(NamedTuple):
     content: bytes = b""  # where it was read already
     mode: int = 0o600  # rights of what was read already
     database: bool = False  # SQLite has to copy it
+    fetch: Callable | None = None  # reads it, where it is not on this machine
 
 
 def is_database(
@@ -57,7 +58,7 @@ def is_database(
         return file.read(16) == b"SQLite format 3\0"
     return False
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #132980a2
+# %% ../../nbs/backup/20_backup_contents.ipynb #3c13e7e2
 def copy_database(
     path: Path,  # of an SQLite database that others may be writing to
     copy: Path,  # file to create
@@ -74,7 +75,7 @@ def open_item(
 ) -> Iterator[tuple[BinaryIO, os.stat_result | None]]:  # raises FileNotFoundError
     "The bytes of an item, and the state of its file."
     if item.place is None:
-        yield io.BytesIO(item.content), None
+        yield io.BytesIO(item.fetch() if item.fetch else item.content), None
         return
     state = item.place.stat()
     if not item.database:
@@ -87,15 +88,13 @@ def open_item(
         with open(copy, "rb") as file:
             yield file, state
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #c63052f6
+# %% ../../nbs/backup/20_backup_contents.ipynb #2628a137
 NAMED_FILES = """
-    SELECT iif(t.path_is_relative, iif(s.path_is_relative, s.path, '') || t.path, t.path) || f.path
+    SELECT DISTINCT CASE WHEN t.path_is_relative THEN
+               CASE WHEN s.path_is_relative THEN s.path ELSE '' END || t.path ELSE t.path END || f.path
     FROM (SELECT table_id, path FROM ducklake_data_file WHERE path_is_relative
           UNION ALL SELECT table_id, path FROM ducklake_delete_file WHERE path_is_relative) f
-    JOIN (SELECT table_id, min(path) AS path, min(path_is_relative) AS path_is_relative,
-                 min(schema_id) AS schema_id FROM ducklake_table GROUP BY table_id) t USING (table_id)
-    JOIN (SELECT schema_id, min(path) AS path, min(path_is_relative) AS path_is_relative
-          FROM ducklake_schema GROUP BY schema_id) s USING (schema_id)
+    JOIN ducklake_table t ON t.table_id = f.table_id JOIN ducklake_schema s ON s.schema_id = t.schema_id
 """
 
 
@@ -104,15 +103,15 @@ def named_files(
 ) -> list[str]:  # below the folder of data files
     "The data files that a catalog names."
     with closing(sqlite3.connect(catalog)) as db:
-        return sorted({path for (path,) in db.execute(NAMED_FILES)})
+        return sorted(path for (path,) in db.execute(NAMED_FILES))
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #68d90e21
-def lake_items(
+# %% ../../nbs/backup/20_backup_contents.ipynb #01499216
+def local_lake_items(
     settings: Settings,  # whose lake
     tries: int = 5,  # looks at a catalog that changes
 ) -> list[Item]:
-    "The catalog of a lake and the data files that it names."
-    catalog, data = settings.storage.lake_dir / "catalog.sqlite", settings.storage.lake_dir / "data"
+    "The catalog of a lake on this machine and the data files that it names."
+    catalog, data = settings.storage.lake_dir / "catalog.sqlite", Path(settings.storage.data_url)
     if not catalog.exists():
         return []
     for _ in range(tries):
@@ -128,7 +127,7 @@ def lake_items(
         "Run stockpredict lake verify. The newest backup that is whole: stockpredict backup list.",
     )
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #b53900e9
+# %% ../../nbs/backup/20_backup_contents.ipynb #4f5c9ace
 def registry_items(
     settings: Settings,  # whose registry
 ) -> list[Item]:
@@ -145,7 +144,7 @@ def registry_items(
             for file in files
         ]
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #14bb11a2
+# %% ../../nbs/backup/20_backup_contents.ipynb #2bf590c5
 FIRST = ("keys", "access")  # folders that are read before others refer to them
 
 
@@ -167,7 +166,7 @@ def files_below(
                 if not is_passing(name) and stat.S_ISREG(path.stat().st_mode):
                     yield path
 
-# %% ../../nbs/backup/20_backup_contents.ipynb #46f26600
+# %% ../../nbs/backup/20_backup_contents.ipynb #513b0762
 def _belongs(path):
     "Whether a file of the home belongs to the rest: not left out, and no part of lake or registry."
     top, name = path.parts[0], path.as_posix()
@@ -180,11 +179,12 @@ def _belongs(path):
 
 def backup_items(
     settings: Settings,  # what is backed up
+    lake: Iterable[Item],  # catalog and data files of its lake
 ) -> Iterator[Item]:
     "All that belongs to a backup, in the order in which it has to be read."
     home, reports = settings.storage.home_dir, settings.storage.reports_dir
     yield from registry_items(settings)
-    yield from lake_items(settings)
+    yield from lake
     for path in files_below(home):
         below = path.relative_to(home)
         if _belongs(below):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/30_backups.ipynb #4fe824a2
+# %% ../../nbs/backup/30_backups.ipynb #8c3a6393
 import json
 import os
 import secrets
@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from stockpredict.backup.backup_contents import Item, backup_items, open_item
 from stockpredict.backup.backup_target import open_target
+from stockpredict.backup.remote_lake import lake_items
 from stockpredict.backup.sealed_files import KEY_VARIABLE, BackupKeyMissing, BackupUnreadable
 from stockpredict.backup.sealed_files import stream_digest, object_name, unsealed_stream
 from stockpredict.backup.sealed_files import read_backup_keys, sealed_stream
@@ -26,7 +27,7 @@ from stockpredict.core.errors import FlowLocked, NotFound
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/30_backups.ipynb #4dcd0661
+# %% ../../nbs/backup/30_backups.ipynb #6b5f6068
 @dataclass(frozen=True)
 class BackedFile:
     "One file of a backup."
@@ -55,7 +56,7 @@ class Backup:
         "Bytes of all files."
         return sum(file.size for file in self.files)
 
-# %% ../../nbs/backup/30_backups.ipynb #a9abfc46
+# %% ../../nbs/backup/30_backups.ipynb #48230179
 def _as_bytes(backup):
     "The list of a backup as JSON."
     return json.dumps({"format": 1} | asdict(backup)).encode()
@@ -68,7 +69,7 @@ def _from_bytes(raw):
         raise BackupUnreadable("The backup was written by a later version.", "Update stockpredict.")
     return Backup(**values | {"files": tuple(BackedFile(**file) for file in values["files"])})
 
-# %% ../../nbs/backup/30_backups.ipynb #d7118f41
+# %% ../../nbs/backup/30_backups.ipynb #ba902a1d
 def backup_keys(
     settings: Settings,  # [backup] key_file
     environ: dict,  # such as os.environ
@@ -95,7 +96,7 @@ def backup_keys(
         raise BackupKeyMissing(f"The file {path} has no key.", "Print one with stockpredict backup key.")
     return keys
 
-# %% ../../nbs/backup/30_backups.ipynb #32f92b1c
+# %% ../../nbs/backup/30_backups.ipynb #e7b925cb
 class Backups:
     "The backups of an installation."
 
@@ -121,7 +122,7 @@ def open_backups(
     "The backups that the settings name, with the key of the environment."
     return Backups(settings, backup_keys(settings, os.environ if environ is None else environ))
 
-# %% ../../nbs/backup/30_backups.ipynb #3dab36f7
+# %% ../../nbs/backup/30_backups.ipynb #c26b7f87
 UNCHANGING = ("home/lake/data/", "home/registry/versions/", "reports/")
 
 
@@ -138,11 +139,13 @@ def store(
     before: BackedFile | None = None,  # the same path in the last backup
 ) -> tuple[BackedFile, int]:  # the file, and bytes stored anew
     "Store the content of one file unless it is stored already."
+    known = before if before and before.object in present and item.path.startswith(UNCHANGING) else None
+    if known and item.fetch:
+        return known, 0
     with open_item(item) as (file, state):
         mode, mtime = (state.st_mode & 0o777, state.st_mtime_ns) if state else (item.mode, 0)
-        if before and item.path.startswith(UNCHANGING) and before.object in present:
-            if state and (before.size, before.mtime_ns) == (state.st_size, mtime):
-                return before, 0
+        if known and state and (known.size, known.mtime_ns) == (state.st_size, mtime):
+            return known, 0
         digest = stream_digest(file)
         size, name, stored = file.seek(0, os.SEEK_END), object_name(self.keys[0], digest), 0
         if name not in present:
@@ -151,7 +154,7 @@ def store(
             present.add(name)
     return BackedFile(item.path, size, mode, mtime, digest.hex(), name), stored
 
-# %% ../../nbs/backup/30_backups.ipynb #1a05de96
+# %% ../../nbs/backup/30_backups.ipynb #d41609db
 @patch
 def content(
     self: Backups,
@@ -166,7 +169,7 @@ def content(
             "A part of the backup is missing.", "Restore another: stockpredict backup list."
         ) from None
 
-# %% ../../nbs/backup/30_backups.ipynb #14a5ba89
+# %% ../../nbs/backup/30_backups.ipynb #f22aefe4
 AT_ONCE = 64 << 20  # bytes; larger files are read in pieces
 
 
@@ -181,7 +184,7 @@ def as_read_now(
         return item
     return Item(item.path, content=item.place.read_bytes(), mode=state.st_mode & 0o777)
 
-# %% ../../nbs/backup/30_backups.ipynb #2b270560
+# %% ../../nbs/backup/30_backups.ipynb #5f8fd059
 def _nothing(*args):
     "Nobody listens."
 
@@ -190,7 +193,7 @@ def _busy():
     "What a second backup gets."
     return FlowLocked("A backup is being made or removed.", "Wait until it is done.")
 
-# %% ../../nbs/backup/30_backups.ipynb #70cca344
+# %% ../../nbs/backup/30_backups.ipynb #f1c8196c
 @patch
 def create(
     self: Backups,
@@ -204,7 +207,7 @@ def create(
     with file_lock(self.settings.storage.home_dir / "backup.lock", _busy):
         before = {file.path: file for file in self.last_files()}
         present = {Path(item.name).name for item in self.target.list("objects")}
-        files, total, items = [], 0, list(backup_items(self.settings))
+        files, total, items = [], 0, list(backup_items(self.settings, lake_items(self.settings)))
         for item in items:
             try:
                 file, stored = self.store(as_read_now(item), present, before.get(item.path))
@@ -219,7 +222,7 @@ def create(
         self._write(backup)
     return backup
 
-# %% ../../nbs/backup/30_backups.ipynb #0ed09085
+# %% ../../nbs/backup/30_backups.ipynb #ef6af0ac
 @patch
 def last_files(self: Backups) -> tuple[BackedFile, ...]:
     "The files of the newest backup that the first key has sealed; nothing when there is none."
@@ -230,7 +233,7 @@ def last_files(self: Backups) -> tuple[BackedFile, ...]:
             continue
     return ()
 
-# %% ../../nbs/backup/30_backups.ipynb #ffb3f85e
+# %% ../../nbs/backup/30_backups.ipynb #ec18b532
 @patch
 def _write(self: Backups, backup: Backup):
     "Write the list of a backup, when all that it names has reached the disk."
@@ -255,7 +258,7 @@ def read(
     except ValueError:
         raise NotFound(f"{name!r} is no name of a backup.", "See stockpredict backup list.") from None
 
-# %% ../../nbs/backup/30_backups.ipynb #0267e3dd
+# %% ../../nbs/backup/30_backups.ipynb #60378a3c
 @patch
 def check(
     self: Backups,
@@ -282,7 +285,7 @@ def check(
                     wrong.append(f"{file.path}: its content is not what it was.")
     return wrong
 
-# %% ../../nbs/backup/30_backups.ipynb #1d0b9fbf
+# %% ../../nbs/backup/30_backups.ipynb #3e29d43b
 @patch
 def newest_good(
     self: Backups,

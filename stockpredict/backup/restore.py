@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/40_restore.ipynb #c379253a
+# %% ../../nbs/backup/40_restore.ipynb #eab0391b
 import hashlib
 import os
 from collections.abc import Callable
@@ -15,11 +15,12 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from stockpredict.backup.backups import BackedFile, Backups, _nothing
+from stockpredict.backup.remote_lake import return_lake
 from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.errors import FlowLocked, FolderUnavailable, NotFound
 from stockpredict.core.files import atomic_path, explain_disk, file_lock, flush_to_disk
 
-# %% ../../nbs/backup/40_restore.ipynb #c1733169
+# %% ../../nbs/backup/40_restore.ipynb #832664cd
 def _safe_path(
     folder,  # destination
     path,  # of a file, as a list says
@@ -30,7 +31,7 @@ def _safe_path(
         raise BackupUnreadable(f"The backup names the path {path[:100]!r}.", "Do not restore it.")
     return Path(folder, *parts)
 
-# %% ../../nbs/backup/40_restore.ipynb #042f584b
+# %% ../../nbs/backup/40_restore.ipynb #56c76ed3
 def _is_there(path, file):
     "Whether a file was restored before."
     with suppress(OSError):
@@ -64,7 +65,7 @@ def restore_file(
         if file.mtime_ns:
             os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
 
-# %% ../../nbs/backup/40_restore.ipynb #99f67a97
+# %% ../../nbs/backup/40_restore.ipynb #825a9bdb
 @patch
 def restore(
     self: Backups,
@@ -94,7 +95,7 @@ def restore(
     flush_to_disk(into.parent)
     return name
 
-# %% ../../nbs/backup/40_restore.ipynb #0954d4ba
+# %% ../../nbs/backup/40_restore.ipynb #be30fc2d
 def _remove_others(folder, paths):
     "Remove the files below a folder that are not among these paths."
     for path in sorted(folder.rglob("*")):
@@ -109,7 +110,7 @@ def _with_advice(self: Backups, error, name):
     fix = f"Restore {good}: it was checked and is whole." if good else error.fix
     return BackupUnreadable(f"The backup {name} cannot be restored. {error.problem}", fix)
 
-# %% ../../nbs/backup/40_restore.ipynb #3f538063
+# %% ../../nbs/backup/40_restore.ipynb #9e958ad0
 WRITERS = ("lake/writer.lock", "registry/.lock", "retrain.lock")
 
 
@@ -137,11 +138,12 @@ def restore_home(
             if (home / lock).parent.is_dir():
                 locks.enter_context(file_lock(home / lock, _home_in_use))
         aside = _swap(home, ready, name)
+        return_lake(self.settings)
     ready.rmdir()
     flush_to_disk(home.parent)
     return name, aside
 
-# %% ../../nbs/backup/40_restore.ipynb #c79b7b80
+# %% ../../nbs/backup/40_restore.ipynb #a255ab39
 def _swap(home, ready, name):
     "Move a restored home into its place; where the old one is now."
     aside = home.with_name(f"{home.name}.before-{name}")

@@ -4,20 +4,16 @@ PostgreSQL is Debian's, started on a spare loopback port; S3 is moto's server. B
 to over sockets.
 """
 
-import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-import patience
 import numpy as np
 import pandas as pd
 import pytest
+from live_postgres import start_postgres
+from live_redis import spare_port
 
 from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable
 from stockpredict.core.settings import Settings
@@ -37,97 +33,9 @@ with Lake(Settings().with_(**changes).storage) as lake, lake.writer():
 """
 
 
-def spare_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def postgres_programs() -> Path | None:
-    result = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or [
-        Path(p) for p in [shutil.which("initdb")] if p
-    ]
-    return result[-1].parent if result else None
-
-
-class Postgres:
-    "A server of its own: data in a temporary folder, trust on loopback, no fsync because it is thrown away."
-
-    def __init__(self, bin: Path):
-        self.bin = bin
-        self.port = spare_port()
-        self.place = Path(tempfile.mkdtemp(prefix="pg"))
-        self.count = 0
-        self.user = (
-            ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
-        )
-        if self.user:
-            shutil.chown(self.place, "postgres", "postgres")
-        self.run(
-            "initdb",
-            "-D",
-            self.place / "data",
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "--no-sync",
-            "-E",
-            "UTF8",
-            "--locale=C",
-        )
-        how = (
-            f"-h 127.0.0.1 -p {self.port} -k {self.place} -c fsync=off -c synchronous_commit=off -c "
-            "max_connections=200"
-        )
-        self.run(
-            "pg_ctl",
-            "-D",
-            self.place / "data",
-            "-w",
-            "-t",
-            "60",
-            "-o",
-            how,
-            "-l",
-            self.place / "log",
-            "start",
-        )
-
-    def run(self, program, *args):
-        patience.run(
-            [*self.user, str(self.bin / program), *map(str, args)],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd=self.place,
-        )
-
-    def database(self) -> str:
-        self.count += 1
-        name = f"lake{self.count}"
-        self.run(
-            "psql", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-qc", f"CREATE DATABASE {name}"
-        )
-        return f"postgres:host=127.0.0.1 port={self.port} user=postgres dbname={name}"
-
-    def stop(self):
-        subprocess.run(
-            [*self.user, str(self.bin / "pg_ctl"), "-D", str(self.place / "data"), "-m", "immediate", "stop"],
-            capture_output=True,
-            cwd=self.place,
-        )
-        shutil.rmtree(self.place, ignore_errors=True)
-
-
 @pytest.fixture(scope="module")
 def postgres():
-    if (bin := postgres_programs()) is None:
-        why = "PostgreSQL's programs are not installed; .ci/services installs them."
-        if os.environ.get("CI"):
-            pytest.fail(why)
-        pytest.skip(why)
-    server = Postgres(bin)
+    server = start_postgres()
     yield server
     server.stop()
 
