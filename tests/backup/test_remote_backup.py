@@ -1,4 +1,4 @@
-"""A backup of a lake whose catalog is in PostgreSQL and whose data files are in a bucket, and the way back."""
+"""A backup of a lake with its catalog in PostgreSQL and its data files in a bucket, and the way back."""
 
 import threading
 
