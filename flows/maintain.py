@@ -1,4 +1,4 @@
-"""Maintain: a backup made, small files merged, old versions of the lake expired, finished work and leftovers removed.
+"""Maintain: a backup made, small files merged, old versions of the lake expired, leftovers removed.
 
     python flows/maintain.py                       see what would be removed
     python flows/maintain.py --do-it               remove it
