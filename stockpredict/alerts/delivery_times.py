@@ -28,7 +28,7 @@ def is_trading(
     moment: pd.Timestamp,  # an instant
 ) -> bool:
     "Whether the exchange is open; `CalendarError` outside the calendar."
-    moment = moment.tz_convert("UTC").floor("us")
+    moment = moment.tz_convert("UTC")
     at = int(self._closes.searchsorted(moment))
     if at >= len(self._closes) or (at == 0 and moment < self._opens[0]):
         raise CalendarError(f"{moment} lies outside the {self.name} calendar.", "Check the clock.")
@@ -153,15 +153,20 @@ def plan_batches(
     return sorted([*claimed.values(), *parts], key=lambda batch: batch[0]["attempts"])
 
 # %% ../../nbs/alerts/55_delivery_times.ipynb #a44220b7
+def _session(row):
+    "The session that a row is about; its time where none is known."
+    return str(json.loads(row["fields"]).get("session") or row["at"])
+
+
 def _digest_lines(rows):
     "The lines of a digest, the most severe first."
     order = {"critical": 0, "warning": 1}
-    ranked = sorted(rows, key=lambda r: (order.get(r["severity"], 2), r["at"], r["event"]))
-    lines = [f"- {row['title']}" for row in ranked[:MOST_LINES]]
+    ranked = sorted(rows, key=lambda r: (order.get(r["severity"], 2), _session(r), r["event"]))
+    lines = [f"- {_session(row)}: {row['title']}" for row in ranked[:MOST_LINES]]
     more = len(ranked) - MOST_LINES
     return lines + ([f"- and {more} more"] if more > 0 else [])
 
-
+# %% ../../nbs/alerts/55_delivery_times.ipynb #18a42588
 def batch_message(
     rows: list[dict],  # of one batch
 ) -> AlertMessage:
@@ -171,13 +176,16 @@ def batch_message(
     if len(rows) == 1:
         row = rows[0]
         fields = json.loads(row["fields"])
-        return AlertMessage(name, row["title"], row["text"], row["severity"], row["at"], fields)
+        text = f"{row['text']} Session {_session(row)}."
+        return AlertMessage(name, row["title"], text, row["severity"], row["at"], fields)
     counts = Counter(row["severity"] for row in rows)
     words = ", ".join(f"{counts[s]} {s}" for s in ("critical", "warning", "info") if counts[s])
-    first, last = min(row["at"] for row in rows), max(row["at"] for row in rows)
-    text = f"{len(rows)} alerts between {first} and {last}: {words}.\n\n" + "\n".join(_digest_lines(rows))
+    first, last = min(map(_session, rows)), max(map(_session, rows))
+    when = f"of {first}" if first == last else f"of {first} to {last}"
+    text = f"{len(rows)} alerts {when}: {words}.\n\n" + "\n".join(_digest_lines(rows))
     worst = next((s for s in ("critical", "warning") if counts[s]), "info")
     alerts = tuple({k: row[k] for k in ("event", "severity", "title", "text", "at")} for row in rows)
     rules = len({row["rule"] for row in rows})
     title = f"[{worst}] {len(rows)} alerts of {counted(rules, 'rule')}"
-    return AlertMessage(name, title, text, worst, last, {"counts": dict(counts)}, alerts)
+    at = max(row["at"] for row in rows)
+    return AlertMessage(name, title, text, worst, at, {"counts": dict(counts)}, alerts)
