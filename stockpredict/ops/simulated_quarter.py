@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/ops/87_simulated_quarter.ipynb #18053dc8
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -143,25 +146,42 @@ def alert_session(
 ) -> str:  # a sentence; empty when nothing rang and nothing was sent
     "The alerts of a session, evaluated and sent."
     from stockpredict.alerts.alert_cards import create_alert, list_alerts
-    from stockpredict.alerts.alert_session import evaluate_alerts
     from stockpredict.alerts.sending import send_due
+    from stockpredict.ops.alerts_day import alert_report
 
     if not list_alerts(settings):
         for rule in ALERT_RULES:
             tickers = list(settings.data.universe) if rule["kind"] == "interval_left" else []
             create_alert(settings, "desk", rule | {"tickers": tickers, "channels": ["desk"]})
-    report, sent = evaluate_alerts(settings), send_due(settings)
+    report, sent = alert_report(settings, session), send_due(settings)
     if not (report.new or sent.messages or sent.failed or report.problems):
         return ""
     return " ".join([report.sentence, sent.sentence, *report.problems])
 
 # %% ../../nbs/ops/87_simulated_quarter.ipynb #8e5403c0
+@contextmanager
+def noted_interrupt() -> Iterator[Callable]:  # a function that tells whether Ctrl-C was pressed
+    "Note the first Ctrl-C instead of ending at once; the second one ends."
+    presses, here = [], threading.current_thread() is threading.main_thread()
+
+    def note(number, frame):
+        if presses:
+            raise KeyboardInterrupt
+        presses.append(number)
+
+    before = signal.signal(signal.SIGINT, note) if here else None
+    try:
+        yield lambda: bool(presses)
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+
+# %% ../../nbs/ops/87_simulated_quarter.ipynb #25ce06db
 def run_quarter(
     home: Path,  # folder of the simulated desk
     asked: Quarter,  # as asked for
     changes: dict | None = None,  # further settings, section.key to value
     quiet: bool = False,  # show no progress
-    stop: Callable | None = None,  # called with each finished session; raises to end the quarter there
 ) -> tuple[Settings, Quarter, list[dict]]:  # settings, what was simulated, and its sessions
     "Simulate a quarter, or what is left of it."
     quarter, done = open_quarter(home, asked)
@@ -180,14 +200,14 @@ def run_quarter(
         settings = settings.with_(**places)
         add_channel(settings, "desk", mail_channel(mail))
         atomic_write(home / "settings.ini", settings.to_ini())
-        with progress("sessions", len(days), quiet) as advance:
+        with progress("sessions", len(days), quiet) as advance, noted_interrupt() as interrupted:
             for session in days:
                 if session not in {row["session"] for row in done}:
                     vendors.know_until(session)
                     done.append({"session": session, "steps": run_desk_day(settings, session, evening)})
                     write_json(quarter_note(home), note)
-                    if stop:
-                        stop(session)
+                    if interrupted():
+                        raise KeyboardInterrupt
                 advance(session)
     return settings, quarter, done
 

@@ -82,7 +82,22 @@ def test_page_metrics_and_lake_agree_with_forecasts_and_bars(quarter):
     for row in result["figures"]:
         assert row["lake"] == row["page"] == row["metrics"]
         assert not row["measure"].startswith("inside_") or row["counted"] == row["lake"]
-    assert result["numbers"]["sessions"] == 10 and result["numbers"]["published forecasts"] == 10 * 8 * 2
+    assert result["numbers"]["sessions"] == 10
+    tables = 10 + 1  # one a session, and another one on the day of the second training
+    assert result["numbers"]["published forecasts"] == tables * 8 * 2
+
+
+def test_the_first_ctrl_c_is_noted_and_the_second_ends():
+    from stockpredict.ops.simulated_quarter import noted_interrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with noted_interrupt() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == handler
 
 
 def test_another_quarter_is_refused_in_the_same_folder(quarter):
