@@ -117,7 +117,8 @@ def condition_text(
     card: dict,  # of `rule_card`
 ) -> str:
     "The condition of a rule in one line."
-    shown = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in card["params"].items()]
+    params = {name: value for name, value in card["params"].items() if name != "band"}
+    shown = [f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items()]
     return (
         f"{card['kind'].replace('_', ' ')}: {', '.join(shown)}" if shown else card["kind"].replace("_", " ")
     )
@@ -135,8 +136,11 @@ def event_state(
         return f"waiting, {', '.join(failed)} failed"
     if not states:
         return "shown here only"
-    sent = [row["channel"] for row in card["deliveries"] if row["state"] == "sent"]
-    return f"sent to {', '.join(sent)}" if sent else "waiting"
+    parts = []
+    for state, words in (("sent", "sent to"), ("waiting", "waiting for")):
+        if names := [row["channel"] for row in card["deliveries"] if row["state"] == state]:
+            parts.append(f"{words} {', '.join(names)}")
+    return ", ".join(parts) or "not sent"
 
 # %% ../../nbs/alerts/65_alert_cards.ipynb #7d96960c
 def page_rows(

@@ -253,7 +253,7 @@ def alert_test(
     if not outcomes or not all(outcome["sent"] for outcome in outcomes):
         raise typer.Exit(1)
 
-
+# %% ../../nbs/cli/41_alert_commands.ipynb #62be632d
 @alerts.command("send")
 def alert_send(
     ctx: typer.Context,
