@@ -2677,6 +2677,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                              'stockpredict/cli/simulation_command.py'),
                                                      'stockpredict.cli.simulation_command.simulate_desk': ( 'cli/simulation_command.html#simulate_desk',
                                                                                                             'stockpredict/cli/simulation_command.py'),
+                                                     'stockpredict.cli.simulation_command.stopped_sentence': ( 'cli/simulation_command.html#stopped_sentence',
+                                                                                                               'stockpredict/cli/simulation_command.py'),
                                                      'stockpredict.cli.simulation_command.where_to_look': ( 'cli/simulation_command.html#where_to_look',
                                                                                                             'stockpredict/cli/simulation_command.py')},
             'stockpredict.cli.stream_commands': { 'stockpredict.cli.stream_commands._status_lines': ( 'cli/stream_commands.html#_status_lines',

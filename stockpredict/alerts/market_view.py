@@ -27,7 +27,7 @@ def carried_forward(
     last = np.maximum.accumulate(np.where(np.isnan(values), -1, rows), 0)
     return np.where(last >= 0, np.take_along_axis(values, np.maximum(last, 0), 0), np.nan)
 
-
+# %% ../../nbs/alerts/10_market_view.ipynb #d77368b8
 def split_scale(
     close: np.ndarray,  # adjusted closes `[session, ticker]`
     traded: np.ndarray,  # closes as they were traded
@@ -38,7 +38,7 @@ def split_scale(
     large = np.where(np.abs(step) > SPLIT_STEP, step, 0.0)
     return np.exp(-np.cumsum(large[::-1], 0)[::-1])
 
-# %% ../../nbs/alerts/10_market_view.ipynb #d77368b8
+# %% ../../nbs/alerts/10_market_view.ipynb #05b7282e
 @dataclass(frozen=True)
 class MarketView:
     "What was known, session by session and ticker by ticker."
@@ -50,13 +50,6 @@ class MarketView:
     desk: dict = field(default_factory=dict)  # name of a reading -> `[session]`
     delay: int = 1  # sessions between a forecast and its entry
     notes: dict = field(default_factory=dict)  # name of a reading -> session as text -> sentence
-
-    def __len__(self):
-        return len(self.sessions)
-
-    def __repr__(self):
-        ends = f"{self.sessions[0]} to {self.sessions[-1]}" if len(self) else "no session"
-        return f"MarketView: {len(self)} sessions ({ends}), {len(self.tickers)} tickers"
 
     @cached_property
     def column(self) -> dict:
@@ -85,6 +78,17 @@ class MarketView:
         rows = np.where(np.isnan(self.bars["close"]), np.nan, np.arange(len(self))[:, None])
         return np.arange(len(self))[:, None] - carried_forward(rows)
 
+# %% ../../nbs/alerts/10_market_view.ipynb #adea0187
+@patch
+def __len__(self: MarketView):
+    return len(self.sessions)
+
+
+@patch
+def __repr__(self: MarketView):
+    ends = f"{self.sessions[0]} to {self.sessions[-1]}" if len(self) else "no session"
+    return f"MarketView: {len(self)} sessions ({ends}), {len(self.tickers)} tickers"
+
 # %% ../../nbs/alerts/10_market_view.ipynb #bb4b038e
 class Seen:
     "What was known at the close of one session, one value for each rule."
@@ -109,8 +113,6 @@ class Seen:
 
     def _pick(self, values, back=0):
         "One value a rule from `[session, ticker]`, some sessions back."
-        if not (self._columns >= 0).any():
-            return np.full(len(self), np.nan)  # rules about the desk alone; the view may have no ticker
         rows = np.broadcast_to(self._at - np.asarray(back), len(self))
         picked = values[np.maximum(rows, 0), np.maximum(self._columns, 0)]
         return np.where((rows >= 0) & (rows <= self._at) & (self._columns >= 0), picked, np.nan)
@@ -226,7 +228,7 @@ def money_of(
     then = self._view.scale[at, np.maximum(self._columns, 0)]
     return np.where(self._columns >= 0, price * then, price)
 
-
+# %% ../../nbs/alerts/10_market_view.ipynb #640d50c0
 @patch
 def price(self: Seen) -> np.ndarray:
     "The close as it stood on the screen, in the money of the last session of the view."
