@@ -234,7 +234,7 @@ def backlog(
     waiting, oldest = sum(r["waiting"] for r in rows), max((r["oldest"] for r in rows), default=0.0)
     return {"waiting": waiting, "oldest": oldest, "channels": rows}
 
-
+# %% ../../nbs/alerts/50_outbox.ipynb #3f08675f
 def backlog_sentence(
     backlog: dict,  # of `Outbox.backlog`
 ) -> str:
