@@ -9,7 +9,6 @@ __all__ = []
 import math
 
 from ..core.templates import template
-from ..scoreboard.scoreboard import MEASURE_NAMES, choose_lines
 
 # %% ../../nbs/serve/57_scoreboard_page.ipynb #f59e3df1
 _POINTS = ("pinball", "crps")  # returns, shown in basis points
@@ -98,6 +97,8 @@ def measure_row(
     line: dict,  # of the board
 ) -> dict:  # the names that the template uses
     "One measure of one version and horizon, for the page."
+    from stockpredict.scoreboard.scoreboard import MEASURE_NAMES
+
     m = line["measure"]
     row = {key: _cell(m, line[key]) for key in ("value", "low", "high")}
     row["stated"] = "0" if line["target"] == 0 else show_value(m, line["target"])
@@ -130,6 +131,8 @@ def gap_rows(
     gap: list[dict],  # of the board
 ) -> list[dict]:  # the names that the template uses
     "What validation said beside what came, for the page."
+    from stockpredict.scoreboard.scoreboard import MEASURE_NAMES
+
     rows = []
     for line in gap:
         ends = [f"{side}_{end}" for side in ("validated", "live") for end in ("value", "low", "high")]
@@ -157,6 +160,8 @@ def scoreboard_page(
     trouble: str = "",  # why there is no document
 ) -> bytes:
     "The page with the live record of the published forecasts."
+    from stockpredict.scoreboard.scoreboard import choose_lines
+
     page = template("serve/scoreboard.html")
     if not board or not board["lines"]:
         pending = [board["pending"]] if board and board["pending"] else [trouble] if trouble else []
