@@ -1,4 +1,4 @@
-"""A run of a flow is one trace of flow, step, page and lake; its ids are in every log, a secret is nowhere."""
+"""A run of a flow is one trace, flow to lake; its ids are in every log, secrets are nowhere."""
 
 import json
 import os

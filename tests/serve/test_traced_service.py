@@ -1,4 +1,4 @@
-"""A service with traces on and secrets around it: one trace a request, ids in every log, no secret anywhere."""
+"""A service with traces on and secrets around it: one trace a request, its id in every log, no leak."""
 
 import json
 import re
