@@ -52,13 +52,12 @@ from stockpredict.ops.work import retrain_lock
 from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.vendor_chain import dead_letters
-from stockpredict.testing.fake_vendors import FakeVendors
+from stockpredict.testing.growing_vendors import GrowingVendors
 from stockpredict.train.champion import current_champion, read_events
 from stockpredict.train.registry import load_version
 
 CALENDAR = get_calendar("XNYS")
 FIRST_DAY, HISTORY = "2022-01-03", 220  # sessions before the first simulated day
-PRICES = ["open", "high", "low", "close"]
 REFUSES = "127.0.0.1:9"  # nobody listens there
 CHANGES = {
     "data.source": "vendors",
@@ -83,27 +82,12 @@ class BrokenPromise(AssertionError):
     "What an invariant found."
 
 
-class Vendors(FakeVendors):
+class Vendors(GrowingVendors):
     "Two vendors that know the market up to the moved clock, correct prices later, and are logged."
 
     def __init__(self, bars, seed):
-        super().__init__(bars, seed=seed)
-        self.full = {ticker: h.copy() for ticker, h in self.histories.items()}
+        super().__init__(bars, seed)
         self.log = []
-
-    def know_until(self, day: str):
-        "The histories as vendors have them at the end of a day."
-        for ticker, h in self.full.items():
-            h = h[h.day <= day]
-            last = float(h.later.iloc[-1]) if len(h) else 1.0
-            self.histories[ticker] = h.assign(later=h.later / last, adj_close=h.adj_close * last)
-
-    def correct(self, ticker: str, day: str, factor: float):
-        "The vendors correct one session, from now on."
-        h = self.full[ticker]
-        at = h.day == day
-        columns = [*PRICES, "adj_close"]
-        h.loc[at, columns] = (h.loc[at, columns] * factor).round(2)
 
     def answer(self, path, query, fault=""):
         status, headers, body, active = super().answer(path, query, fault)

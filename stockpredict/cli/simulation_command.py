@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from stockpredict.cli.console import as_json, grid, load, out, split_changes
+from stockpredict.cli.console import Json, as_json, grid, load, out, split_changes
 
 # %% ../../nbs/cli/38_simulation_command.ipynb #b6549f54
 def quarter_numbers(
@@ -39,7 +39,7 @@ def quarter_numbers(
         "mails": mails,
     }
 
-
+# %% ../../nbs/cli/38_simulation_command.ipynb #96df74b5
 def where_to_look(
     home: Path,  # folder of the simulated desk
     settings,  # of the simulated desk
@@ -71,6 +71,18 @@ def remove_quarter(
         problem = f"{home.name} holds something that is no simulated desk."
         raise ParameterRefused(problem, "Name another folder with --home.")
     shutil.rmtree(home, ignore_errors=True)
+
+# %% ../../nbs/cli/38_simulation_command.ipynb #8acc9ef8
+def stopped_sentence(
+    home: Path,  # folder of a simulated desk
+    sessions: int,  # of the quarter
+) -> str:
+    "How far a quarter came that was stopped."
+    from stockpredict.core.files import read_json
+    from stockpredict.ops.simulated_quarter import quarter_note
+
+    days = len((read_json(quarter_note(home)) or {}).get("days", []))
+    return f"\nStopped after session {days} of {sessions}. The same command goes on."
 
 # %% ../../nbs/cli/38_simulation_command.ipynb #e789687b
 def _show_quarter(home, settings, quarter, done, json_):
@@ -104,22 +116,20 @@ def simulate_desk(
     last: Annotated[str, typer.Option(help="Last session; empty for the newest that has closed.")] = "",
     home: Annotated[str, typer.Option(help="Folder of the simulated desk.")] = "simulated-desk",
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again in this folder.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    json_: Json = False,
 ):
     "Live through a quarter in minutes: bars, forecasts, scores, a planted drift, a training, alerts by mail."
-    from stockpredict.core.files import read_json
-    from stockpredict.ops.simulated_quarter import Quarter, quarter_note, run_quarter
+    from stockpredict.ops.simulated_quarter import Quarter, run_quarter
 
     place = Path(home)
     if fresh:
         remove_quarter(place)
     load(ctx)  # wrong settings are refused before anything is written
+    asked = Quarter(seed, sessions, tickers, drift, swing, last)
     try:
-        asked = Quarter(seed, sessions, tickers, drift, swing, last)
         settings, quarter, done = run_quarter(place, asked, split_changes(ctx.obj.changes))
     except KeyboardInterrupt:
-        days = len((read_json(quarter_note(place)) or {}).get("days", []))
-        typer.echo(f"\nStopped after session {days} of {sessions}. The same command goes on.", err=True)
+        typer.echo(stopped_sentence(place, sessions), err=True)
         raise typer.Exit(130) from None
     if not _show_quarter(place, settings, quarter, done, json_):
         raise typer.Exit(1)

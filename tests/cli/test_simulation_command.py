@@ -1,4 +1,4 @@
-"A few sessions of a simulated desk through its command: the change is found, answered and mailed, and all agree."
+"A few sessions of a simulated desk: a change is found, answered and mailed, and all figures agree."
 
 import json
 import os
