@@ -25,7 +25,6 @@ from ..core.files import atomic_path, file_lock
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
-from .published_rows import note_publications, store_before_swap
 from .recent_closes import write_closes
 from .table_archive import archive_table
 from .table_format import pack_table, unpack_table
@@ -402,6 +401,8 @@ def publish_table(
     on_step: Callable | None = None,  # called with the name of each step, so tests can crash it there
 ):
     "Store the forecasts of a table in the lake, then swap the table in."
+    from stockpredict.predict.published_rows import store_before_swap
+
     step = on_step or (lambda name: None)
     store_before_swap(settings, raw, wait, on_step)
     step("stored")
@@ -415,6 +416,8 @@ def refresh_answers(
     wait: float = 120.0,  # seconds to wait for another writer
 ) -> RefreshReport:
     "Compute every answer of the champion on the newest bars, and swap the table in."
+    from stockpredict.predict.published_rows import note_publications
+
     from stockpredict.predict.several_models import Engine
 
     started, folder = time.monotonic(), settings.storage.serving_dir

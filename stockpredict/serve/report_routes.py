@@ -23,7 +23,6 @@ from stockpredict.serve.front import PAGE_ROUTE, html_response, refused_page
 from stockpredict.serve.http import REVALIDATE_HEADER
 from stockpredict.serve.request_rules import HostMissing, documented, tagged
 from stockpredict.serve.scoreboard_page import scoreboard_page
-from stockpredict.scoreboard.scoreboard import choose_lines, lines_csv, read_scoreboard
 from stockpredict.predict.schemas import Envelope
 
 # %% ../../nbs/serve/68_report_routes.ipynb #c627071e
@@ -169,6 +168,8 @@ def page_of_board(
     horizon: int | None,  # sessions ahead
 ) -> bytes:
     "The page of the scoreboard, also before there is one."
+    from stockpredict.scoreboard.scoreboard import read_scoreboard
+
     try:
         board, trouble = read_scoreboard(settings), ""
     except NotReady as error:
@@ -194,6 +195,8 @@ def add_scoreboard_routes(
         of volatility and sector, with intervals that hold at every look. A version without live history has
         no lines, and `pending` says when its first forecast comes true."""
         kind = score_format(format, request.headers.get("accept", "*/*"))
+        from stockpredict.scoreboard.scoreboard import choose_lines, lines_csv, read_scoreboard
+
         board = await asyncio.to_thread(read_scoreboard, settings)
         lines = choose_lines(board, version, horizon)
         if kind == "json":

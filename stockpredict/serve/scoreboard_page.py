@@ -164,23 +164,22 @@ def scoreboard_page(
 
     page = template("serve/scoreboard.html")
     if not board or not board["lines"]:
-        pending = [board["pending"]] if board and board["pending"] else [trouble] if trouble else []
-        return page.render(board=board, pending=pending, rows=[]).encode()
+        pending = (board or {}).get("pending") or trouble
+        return page.render(board=board, pending=[pending] if pending else [], rows=[]).encode()
     horizon = min(line["horizon"] for line in board["lines"]) if horizon is None else horizon
     lines = choose_lines(board, version, horizon)
     lines = [line for line in lines if line["role"] == "champion"] or lines
     whole = [line for line in lines if line["slice"] == "all"]
-    versions, horizons = _choices(board, version, horizon)
-    about = {"model": whole[0]["model"], "version": version, "horizon": horizon} if whole else {}
-    about |= {k: whole[0][k] for k in ("first", "last", "cells")} if whole else {}
+    choices = dict(zip(("versions", "horizons"), _choices(board, version, horizon)))
+    about = {"version": version, "horizon": horizon}
+    about |= {k: whole[0][k] for k in ("model", "first", "last", "cells")} if whole else {}
     return page.render(
         board=board,
-        pending=[board["pending"]] if board["pending"] else [],
+        pending=list(filter(None, [board["pending"]])),
         rows=[measure_row(line) for line in whole],
         parts=part_rows(lines),
         gap=gap_rows(board["gap"]),
         path=path_shape(board["path"].get(str(horizon), [])),
-        versions=versions,
-        horizons=horizons,
         about=about,
+        **choices,
     ).encode()
