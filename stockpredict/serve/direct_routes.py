@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 
+from ..core.errors import ServeError
 from .request_rules import check_query_names, refuse_unknown_names
 
 # %% ../../nbs/serve/16_direct_routes.ipynb #8643f456
@@ -32,7 +33,7 @@ class DirectRoute:
         route,  # of FastAPI; its function returns a response
     ):
         if not takes_only_request(route):
-            raise TypeError(f"{route.path} needs more than the request, so FastAPI has to call it.")
+            raise ServeError(f"{route.path} needs more than the request.", "Let FastAPI call it.")
         self.route, self.call = route, route.endpoint
 
     async def __call__(self, scope, receive, send):
