@@ -124,7 +124,7 @@ def taken_back(
 ) -> tuple[np.ndarray, dict]:  # `[session]`, and a sentence for each session with one
     "How many models were taken back after each session; `nan` before the first model."
     counts, notes = np.full(len(days), np.nan), {}
-    for event in (event for event in events if event.get("at")):
+    for event in events:
         session = calendar.last_closed(pd.Timestamp(event["at"]))
         row = int(days.searchsorted(session))
         if np.isnan(counts[row:]).any():
