@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
 from email import message_from_bytes, policy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,8 +52,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_trickles(self):
         try:
-            while not self.server.released.wait(0.05):
+            while not self.server.released.is_set():
                 self.wfile.write(b"H")
+                time.sleep(0.05)
         except OSError:
             pass
 
