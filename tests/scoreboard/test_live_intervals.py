@@ -13,9 +13,9 @@ def test_many_series_at_once_are_the_anytime_test_of_each(rng=np.random.default_
     series[2][5:9] = np.nan
     bounds = [(-1.0, 1.0)] * 4 + [(0.0, 1.0)]
     ends = betting_intervals(series, bounds, [1] * 5)
-    for x, (low, high), found in zip(series, bounds, ends):
+    for x, (low, high), interval in zip(series, bounds, ends):
         alone = anytime_mean(x, low, high)
-        assert found == pytest.approx([alone.low, alone.high], abs=1e-7)
+        assert interval == pytest.approx([alone.low, alone.high], abs=1e-7)
 
 
 def test_overlapping_sessions_are_dealt_to_series_with_a_share_of_the_error(rng=np.random.default_rng(5)):
