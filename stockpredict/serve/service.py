@@ -31,6 +31,7 @@ from ..predict.answer_table import AnswerTable, AnswerTableFile
 from ..predict.answer_table import fetch_shared_table, refresh_answers
 from ..predict.answer_table import table_verifier, write_table
 from .business_metrics import OF_THE_TABLE, figures_text
+from .alert_routes import alert_health
 from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import Reads, current_view
 from .service_metrics import LATENCY_BUCKETS, ServiceMetrics, timed
@@ -396,6 +397,8 @@ def health(self: Service) -> dict:
     self.refresh_state()
     components = {"model": self._model_health(), "table": self._table_health(), "data": self._data_health()}
     components |= self._storage_health() | {"audit": self.audit.health()}
+    if (alerts := alert_health(self))["status"] != "off":
+        components |= {"alerts": alerts}
     troubled = [name for name, state in components.items() if state["status"] == "trouble"]
     unknown = any(state["status"] == "unknown" for state in components.values())
     status = "degraded" if troubled else "starting" if unknown else "ok"
