@@ -13,9 +13,10 @@ import time
 from stockpredict.core.logs import current_ids
 from stockpredict.core.traces import span
 
+# %% ../../nbs/lake/04_commits.ipynb #6bdeffa9
 log = logging.getLogger("stockpredict.lake")
 
-# %% ../../nbs/lake/04_commits.ipynb #6bdeffa9
+
 def begin_commit(
     cursor,  # of DuckDB, with the lake attached
 ):
