@@ -93,6 +93,7 @@ PAGES = (
     "/models",
     "/status",
     "/experiments",
+    "/alerts",
     *MISSING,
     "/docs",
 )
