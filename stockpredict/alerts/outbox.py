@@ -15,7 +15,7 @@ from sqlite3 import Connection
 
 from fastcore.basics import patch
 
-from stockpredict.alerts.alert_records import AlertEvent, AlertNotFound, AlertRule
+from stockpredict.alerts.alert_records import AlertEvent, AlertRule
 from stockpredict.alerts.alert_store import AlertStore, event_of
 from stockpredict.alerts.channels import read_channels, usual_channels
 from stockpredict.core.sections import Storage
