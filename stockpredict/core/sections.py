@@ -412,17 +412,17 @@ class Limits(Answers):
     drain_seconds: float = Field(
         25.0, gt=0, description="Seconds in which requests under way are finished when the service stops."
     )
+
+# %% ../../nbs/core/25_sections.ipynb #004e85cb
+class Serving(Limits):
+    "The prediction service."
+
     caller_streams: int = Field(16, ge=1, description="Streams of updates that one caller may hold open.")
     stream_seconds: float = Field(
         3600.0, gt=0, description="Seconds after which a stream of updates ends and is opened again."
     )
     keep_batches: int = Field(20, ge=2, description="Files of finished batches that are kept, newest first.")
     batch_days: int = Field(7, ge=1, description="Days for which the file of a finished batch is kept.")
-
-# %% ../../nbs/core/25_sections.ipynb #004e85cb
-class Serving(Limits):
-    "The prediction service."
-
     readers: int = Field(
         1, ge=0, le=64, description="Processes that answer from stored forecasts; 0 puts all in one process."
     )

@@ -61,14 +61,14 @@ def shortcuts(
 ):
     "An ASGI application that calls the direct routes itself and gives the rest to the framework."
     expected = {kind: handler for kind, handler in app.exception_handlers.items() if kind is not Exception}
-    last, found = app.exception_handlers.get(Exception), {}
+    last, apps = app.exception_handlers.get(Exception), {}
     for route in app.router.routes:
         for method in (getattr(route, "methods", None) or ()) if is_direct(route.app) else ():
             inner = ExceptionMiddleware(route.app, expected)
-            found[method, route.path] = ServerErrorMiddleware(inner, last)
+            apps[method, route.path] = ServerErrorMiddleware(inner, last)
 
     async def shortcut(scope, receive, send):
-        direct = found.get((scope.get("method"), scope.get("path")), framework)
+        direct = apps.get((scope.get("method"), scope.get("path")), framework)
         await direct(scope, receive, send)
 
     return shortcut
