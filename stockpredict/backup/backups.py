@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/30_backups.ipynb #8c3a6393
+# %% ../../nbs/backup/30_backups.ipynb #b4b88a70
 import json
 import os
 import secrets
@@ -27,7 +27,7 @@ from stockpredict.core.errors import FlowLocked, NotFound
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/30_backups.ipynb #6b5f6068
+# %% ../../nbs/backup/30_backups.ipynb #7c189f21
 @dataclass(frozen=True)
 class BackedFile:
     "One file of a backup."
@@ -56,7 +56,7 @@ class Backup:
         "Bytes of all files."
         return sum(file.size for file in self.files)
 
-# %% ../../nbs/backup/30_backups.ipynb #48230179
+# %% ../../nbs/backup/30_backups.ipynb #8e4018eb
 def _as_bytes(backup):
     "The list of a backup as JSON."
     return json.dumps({"format": 1} | asdict(backup)).encode()
@@ -69,7 +69,7 @@ def _from_bytes(raw):
         raise BackupUnreadable("The backup was written by a later version.", "Update stockpredict.")
     return Backup(**values | {"files": tuple(BackedFile(**file) for file in values["files"])})
 
-# %% ../../nbs/backup/30_backups.ipynb #ba902a1d
+# %% ../../nbs/backup/30_backups.ipynb #59cef5ac
 def backup_keys(
     settings: Settings,  # [backup] key_file
     environ: dict,  # such as os.environ
@@ -96,7 +96,7 @@ def backup_keys(
         raise BackupKeyMissing(f"The file {path} has no key.", "Print one with stockpredict backup key.")
     return keys
 
-# %% ../../nbs/backup/30_backups.ipynb #e7b925cb
+# %% ../../nbs/backup/30_backups.ipynb #275426e0
 class Backups:
     "The backups of an installation."
 
@@ -122,7 +122,7 @@ def open_backups(
     "The backups that the settings name, with the key of the environment."
     return Backups(settings, backup_keys(settings, os.environ if environ is None else environ))
 
-# %% ../../nbs/backup/30_backups.ipynb #c26b7f87
+# %% ../../nbs/backup/30_backups.ipynb #cecb11f9
 UNCHANGING = ("home/lake/data/", "home/registry/versions/", "reports/")
 
 
@@ -154,7 +154,7 @@ def store(
             present.add(name)
     return BackedFile(item.path, size, mode, mtime, digest.hex(), name), stored
 
-# %% ../../nbs/backup/30_backups.ipynb #d41609db
+# %% ../../nbs/backup/30_backups.ipynb #fe730311
 @patch
 def content(
     self: Backups,
@@ -169,7 +169,7 @@ def content(
             "A part of the backup is missing.", "Restore another: stockpredict backup list."
         ) from None
 
-# %% ../../nbs/backup/30_backups.ipynb #f22aefe4
+# %% ../../nbs/backup/30_backups.ipynb #a7ef1a75
 AT_ONCE = 64 << 20  # bytes; larger files are read in pieces
 
 
@@ -184,7 +184,7 @@ def as_read_now(
         return item
     return Item(item.path, content=item.place.read_bytes(), mode=state.st_mode & 0o777)
 
-# %% ../../nbs/backup/30_backups.ipynb #5f8fd059
+# %% ../../nbs/backup/30_backups.ipynb #c4c74929
 def _nothing(*args):
     "Nobody listens."
 
@@ -193,7 +193,7 @@ def _busy():
     "What a second backup gets."
     return FlowLocked("A backup is being made or removed.", "Wait until it is done.")
 
-# %% ../../nbs/backup/30_backups.ipynb #f1c8196c
+# %% ../../nbs/backup/30_backups.ipynb #39abcc7b
 @patch
 def create(
     self: Backups,
@@ -222,7 +222,7 @@ def create(
         self._write(backup)
     return backup
 
-# %% ../../nbs/backup/30_backups.ipynb #ef6af0ac
+# %% ../../nbs/backup/30_backups.ipynb #20c37e01
 @patch
 def last_files(self: Backups) -> tuple[BackedFile, ...]:
     "The files of the newest backup that the first key has sealed; nothing when there is none."
@@ -233,7 +233,7 @@ def last_files(self: Backups) -> tuple[BackedFile, ...]:
             continue
     return ()
 
-# %% ../../nbs/backup/30_backups.ipynb #ec18b532
+# %% ../../nbs/backup/30_backups.ipynb #92c46b66
 @patch
 def _write(self: Backups, backup: Backup):
     "Write the list of a backup, when all that it names has reached the disk."
@@ -255,10 +255,8 @@ def read(
             return _from_bytes(b"".join(unsealed_stream(file, self.keys, name)))
     except FileNotFoundError:
         raise NotFound(f"There is no backup {name}.", "See stockpredict backup list.") from None
-    except ValueError:
-        raise NotFound(f"{name!r} is no name of a backup.", "See stockpredict backup list.") from None
 
-# %% ../../nbs/backup/30_backups.ipynb #60378a3c
+# %% ../../nbs/backup/30_backups.ipynb #a8bf3770
 @patch
 def check(
     self: Backups,
@@ -285,7 +283,7 @@ def check(
                     wrong.append(f"{file.path}: its content is not what it was.")
     return wrong
 
-# %% ../../nbs/backup/30_backups.ipynb #3e29d43b
+# %% ../../nbs/backup/30_backups.ipynb #2a58c247
 @patch
 def newest_good(
     self: Backups,

@@ -156,17 +156,17 @@ def test_a_backup_under_write_load_is_consistent(backups, settings, tmp_path):
         text=True,
         preexec_fn=patience.die_with_parent,
     )
-    made = []
+    taken = []
     for line in writer.stdout:
         if int(line) % 3 == 0:
-            made.append(backups.create())
-        if len(made) == 6:
+            taken.append(backups.create())
+        if len(taken) == 6:
             stop.touch()
             break
     writer.stdout.read()
     assert writer.wait() == 0
     sessions = []
-    for number, backup in enumerate(made):
+    for number, backup in enumerate(taken):
         assert backups.check(backup.name) == []
         backups.restore(tmp_path / f"r{number}", backup.name)
         storage = settings.with_(**{"storage.home": str(tmp_path / f"r{number}" / "home")}).storage

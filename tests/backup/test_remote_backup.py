@@ -69,14 +69,14 @@ def test_catalog_and_bucket_come_back_as_they_were(postgres, s3, tmp_path):
 
     writer = threading.Thread(target=write)
     writer.start()
-    made = [backups.create()]
+    taken = [backups.create()]
     while not stop.is_set():
-        made.append(backups.create())
+        taken.append(backups.create())
     writer.join()
     with Lake(settings.storage, read_only=True) as lake:
         before = lake.verify()
     last = backups.create()
-    assert all(backups.check(backup.name) == [] for backup in (*made, last))
+    assert all(backups.check(backup.name) == [] for backup in (*taken, last))
     assert backups.create().stored < 200_000  # data files are known by name; the dump differs in its time
 
     with Lake(settings.storage) as lake:
