@@ -33,8 +33,8 @@ class Receiver:
             for span in (span for scope in resource.scope_spans for span in scope.spans):
                 values = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
                 ids = [raw.hex() for raw in (span.trace_id, span.span_id, span.parent_span_id)]
-                found = Span(own["service.name"], span.name, *ids, values, span.status.code == 2)
-                self.spans.append(found)
+                one = Span(own["service.name"], span.name, *ids, values, span.status.code == 2)
+                self.spans.append(one)
 
     def named(self, name):
         return [span for span in list(self.spans) if span.name == name]

@@ -9,10 +9,9 @@ __all__ = []
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
-import orjson
 from fastcore.basics import patch
 
 from stockpredict.alerts.alert_records import DESK, AlertEvent, AlertRule

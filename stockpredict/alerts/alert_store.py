@@ -19,7 +19,8 @@ from stockpredict.alerts.alert_records import AlertQuotaReached, AlertRule, Aler
 from stockpredict.alerts.alert_records import AlertsUnreadable, option_problems, rule_content, rule_tickers
 from stockpredict.core.errors import FlowLocked, FolderUnavailable
 from stockpredict.core.files import explain_disk
-from stockpredict.core.sections import Alerts, Storage
+from stockpredict.core.operation_sections import Alerts
+from stockpredict.core.sections import Storage
 from stockpredict.core.words import counted
 
 # %% ../../nbs/alerts/05_alert_store.ipynb #421bb48b

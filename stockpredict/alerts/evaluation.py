@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from stockpredict.alerts.alert_records import AlertRule
 from stockpredict.alerts.market_view import MarketView, Seen
-from stockpredict.alerts.strategies import price_threshold as _loads_the_kinds
+from stockpredict.alerts import strategies  # noqa: F401  # registers the kinds
 from stockpredict.alerts.strategy import STRATEGIES, AlertStrategy, AlertStrategyFailed, excess_of
 
 # %% ../../nbs/alerts/25_evaluation.ipynb #0bdfafab

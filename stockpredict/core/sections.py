@@ -563,27 +563,3 @@ class Flows(Section):
         "",
         description="Scheduler for the engine dask, tcp://host:8786; empty starts a cluster on this machine.",
     )
-
-# %% ../../nbs/core/25_sections.ipynb #42e86c3c
-class Alerts(Section):
-    "Rules that ring, and where alerts may be sent."
-
-    allow_hosts: Words = Field(
-        [],
-        description="Hosts in your own network that channels may lead to, with or without a port, as in  "
-        "mail.corp 10.0.0.9:25.",
-    )
-    rules_per_caller: int = Field(1_000, ge=1, le=1_000_000, description="Rules that one caller may keep.")
-    pairs_per_caller: int = Field(
-        20_000, ge=1, le=1_000_000, description="Pairs of rule and ticker that one caller may keep."
-    )
-    pairs_in_all: int = Field(
-        200_000, ge=1, le=10_000_000, description="Pairs of rule and ticker of all callers together."
-    )
-    catch_up: int = Field(
-        5, ge=1, le=60, description="Sessions that a late evaluation looks back for rings that were missed."
-    )
-    correct: int = Field(
-        20, ge=0, le=252, description="Sessions after an alert in which a corrected bar is reported."
-    )
-    keep_days: int = Field(800, ge=30, le=36_500, description="Days after which events are removed.")

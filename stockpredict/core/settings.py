@@ -11,9 +11,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
-from .sections import Access, Alerts, Costs, Data, Facts, Features, Flows, Gate
-from .backup_section import BackupSettings
-from .log_sections import Logs, Traces
+from .sections import Access, Costs, Data, Facts, Features, Flows, Gate
+from .operation_sections import Alerts, BackupSettings, Logs, Traces
 from stockpredict.core.sections import (
     Models,
     Reports,

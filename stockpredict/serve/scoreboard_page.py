@@ -152,7 +152,7 @@ def _choices(board, version, horizon):
     horizons = sorted({line["horizon"] for line in board["lines"]})
     return versions, [(h, h == horizon) for h in horizons]
 
-
+# %% ../../nbs/serve/57_scoreboard_page.ipynb #b56410f5
 def scoreboard_page(
     board: dict | None,  # the document; None = none was written yet
     version: int = 0,  # of the lines that are shown

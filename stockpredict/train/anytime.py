@@ -20,7 +20,7 @@ def log_wealth(
     low: float,  # smallest possible difference
 ) -> np.ndarray:
     "Logarithm of the wealth after each difference, in the mean over the stakes."
-    gain = (np.asarray(x, float) - mean) / (mean - low)
+    gain = (np.asarray(x, float) - mean) / max(mean - low, 1e-12)
     paths = [np.cumsum(np.log1p(np.maximum(s * gain, -0.999999)), axis=-1) for s in STAKES]
     return np.logaddexp.reduce(paths, axis=0) - np.log(len(STAKES))
 

@@ -122,9 +122,9 @@ def test_case_57_no_file_of_the_repository_holds_a_secret(root):
     if listed.returncode:
         pytest.skip("This is no checkout.")
     files = [root / name.decode() for name in listed.stdout.split(b"\0") if name]
-    found = {
+    leaks = {
         str(path.relative_to(root)) for path in files if path.is_file() and SECRET.search(path.read_bytes())
     }
-    assert len(files) > 300 and not found
+    assert len(files) > 300 and not leaks
     assert not [path for path in files if path.suffix in (".pem", ".key") or path.name == ".env"]
     assert SECRET.search(b"sp_0123abcd_" + b"A" * 43) and not SECRET.search(b"sp_0123abcd_...")

@@ -144,5 +144,5 @@ def test_no_planted_secret_is_in_any_log_answer_metric_page_or_file(traced):
     leaks = [(str(p), s) for p, content in raw.items() for s in SECRETS if s.encode() in content]
     spans = [(span.name, s) for span in receiver.spans for s in SECRETS if s in repr(span)]
     assert leaks == [] and spans == []
-    said = raw[Path(folder, "said.txt")].decode()
-    assert not re.search(r"planted-(?!key|login)", said)
+    printed = raw[Path(folder, "said.txt")].decode()
+    assert not re.search(r"planted-(?!key|login)", printed)

@@ -70,3 +70,13 @@ def test_relative_differences_are_bounded_and_odd():
     d = relative_difference(a, b)
     assert np.abs(d).max() <= 1 and np.array_equal(d, -relative_difference(b, a))
     assert np.isnan(relative_difference([0.0], [0.0])).all()
+
+
+@pytest.mark.parametrize(
+    "x, low, certain",
+    [([0.0, 0.0, 0.3], 0.0, True), ([0.0, 0.0, 0.0], 0.0, False), ([0.5, 0.5, 0.6], 0.2, True)],
+)
+@pytest.mark.filterwarnings("error")
+def test_scores_that_cannot_be_negative_refute_a_mean_of_zero_as_soon_as_one_is_positive(x, low, certain):
+    p = anytime_mean(x, low, 1.0).p_greater
+    assert p < 1e-9 if certain else p == 1.0
