@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/10_backup_target.ipynb #02c3e961
+# %% ../../nbs/backup/10_backup_target.ipynb #8af13bfd
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from stockpredict.core.errors import FolderUnavailable, NotFound
 from stockpredict.core.files import atomic_path, disk_error
 
-# %% ../../nbs/backup/10_backup_target.ipynb #dcb129f5
+# %% ../../nbs/backup/10_backup_target.ipynb #4d46b6fa
 OBJECT_NAME = re.compile(r"objects/[0-9a-f]{2}/[0-9a-f]{64}|backups/[0-9]{8}T[0-9]{9}Z-[0-9a-f]{4}\.backup")
 
 
@@ -36,7 +36,7 @@ def _checked(name):
         raise NotFound(f"{name[:100]!r} is no name of a part of a backup.", "See stockpredict backup list.")
     return name
 
-# %% ../../nbs/backup/10_backup_target.ipynb #4ec5514b
+# %% ../../nbs/backup/10_backup_target.ipynb #45c70377
 class FolderTarget:
     "A backup in a folder."
 
@@ -75,7 +75,7 @@ class FolderTarget:
         "Open an object."
         return open(self.folder / _checked(name), "rb")
 
-# %% ../../nbs/backup/10_backup_target.ipynb #b8c8d2ff
+# %% ../../nbs/backup/10_backup_target.ipynb #74df90ad
 @patch
 def delete(
     self: FolderTarget,
@@ -100,7 +100,7 @@ def list(
                 if OBJECT_NAME.fullmatch(name):
                     yield StoredObject(name, state.st_size, state.st_mtime)
 
-# %% ../../nbs/backup/10_backup_target.ipynb #9b4354de
+# %% ../../nbs/backup/10_backup_target.ipynb #5113bd32
 def _s3_client():
     "A client for S3."
     try:
@@ -113,7 +113,7 @@ def _s3_client():
     tries = {"max_attempts": 4, "mode": "standard"}
     return boto3.client("s3", config=Config(retries=tries, connect_timeout=10, read_timeout=60))
 
-# %% ../../nbs/backup/10_backup_target.ipynb #c2f3d7bc
+# %% ../../nbs/backup/10_backup_target.ipynb #f90d12da
 class _PartsFile:
     "Parts, read like a file."
 
@@ -130,7 +130,7 @@ class _PartsFile:
         self.size += len(taken)
         return taken
 
-# %% ../../nbs/backup/10_backup_target.ipynb #f805fa8c
+# %% ../../nbs/backup/10_backup_target.ipynb #ec79f793
 class BucketTarget:
     "A backup in an S3 bucket."
 
@@ -155,7 +155,7 @@ class BucketTarget:
         self.client.upload_fileobj(file, self.bucket, self.prefix + _checked(name))
         return file.size
 
-# %% ../../nbs/backup/10_backup_target.ipynb #d621a84a
+# %% ../../nbs/backup/10_backup_target.ipynb #06c1a08e
 @patch
 def get(
     self: BucketTarget,
@@ -176,7 +176,7 @@ def get(
 def flush(self: BucketTarget):
     "Nothing to wait for: a bucket answers when it has stored an object."
 
-# %% ../../nbs/backup/10_backup_target.ipynb #0c8dafef
+# %% ../../nbs/backup/10_backup_target.ipynb #a7af9400
 @patch
 def delete(
     self: BucketTarget,
@@ -199,7 +199,7 @@ def list(
             if OBJECT_NAME.fullmatch(name):
                 yield StoredObject(name, item["Size"], item["LastModified"].timestamp())
 
-# %% ../../nbs/backup/10_backup_target.ipynb #0ed15190
+# %% ../../nbs/backup/10_backup_target.ipynb #3c41e375
 def open_target(
     place: str,  # folder or s3://…
     home: Path,  # what the backup protects

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/40_restore.ipynb #bbb4d6d1
+# %% ../../nbs/backup/40_restore.ipynb #ce6fb1f6
 import hashlib
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from stockpredict.backup.sealed_files import BackupUnreadable
 from stockpredict.core.errors import FlowLocked, FolderUnavailable, NotFound
 from stockpredict.core.files import atomic_path, explain_disk, file_lock, flush_to_disk
 
-# %% ../../nbs/backup/40_restore.ipynb #d67bd64b
+# %% ../../nbs/backup/40_restore.ipynb #e73e5193
 def _safe_path(
     folder,  # destination
     path,  # of a file, as a list says
@@ -31,7 +31,7 @@ def _safe_path(
         raise BackupUnreadable(f"The backup names the path {path[:100]!r}.", "Do not restore it.")
     return Path(folder, *parts)
 
-# %% ../../nbs/backup/40_restore.ipynb #4d1af66a
+# %% ../../nbs/backup/40_restore.ipynb #efa58ef8
 def _is_there(path, file):
     "Whether a file was restored before."
     with suppress(OSError):
@@ -65,7 +65,7 @@ def restore_file(
         if file.mtime_ns:
             os.utime(part, ns=(file.mtime_ns, file.mtime_ns))
 
-# %% ../../nbs/backup/40_restore.ipynb #7f92f20e
+# %% ../../nbs/backup/40_restore.ipynb #96a29c8c
 @patch
 def restore(
     self: Backups,
@@ -95,7 +95,7 @@ def restore(
     flush_to_disk(into.parent)
     return name
 
-# %% ../../nbs/backup/40_restore.ipynb #a4ce2d7c
+# %% ../../nbs/backup/40_restore.ipynb #e39fa2a2
 def _remove_others(folder, paths):
     "Remove the files below a folder that are not among these paths."
     for path in sorted(folder.rglob("*")):
@@ -110,7 +110,7 @@ def _with_advice(self: Backups, error, name):
     fix = f"Restore {good}: it was checked and is whole." if good else error.fix
     return BackupUnreadable(f"The backup {name} cannot be restored. {error.problem}", fix)
 
-# %% ../../nbs/backup/40_restore.ipynb #1370de46
+# %% ../../nbs/backup/40_restore.ipynb #b7ebc250
 WRITERS = ("lake/writer.lock", "registry/.lock", "retrain.lock")
 
 
@@ -143,7 +143,7 @@ def restore_home(
     flush_to_disk(home.parent)
     return name, aside
 
-# %% ../../nbs/backup/40_restore.ipynb #319e1f44
+# %% ../../nbs/backup/40_restore.ipynb #adda9b14
 def _swap(home, ready, name):
     "Move a restored home into its place; where the old one is now."
     aside = home.with_name(f"{home.name}.before-{name}")
