@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/backup/30_backups.ipynb #1403aa3c
+# %% ../../nbs/backup/30_backups.ipynb #f6dd61f9
 import json
 import os
 import secrets
@@ -27,7 +27,7 @@ from stockpredict.core.errors import FlowLocked, NotFound
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
 
-# %% ../../nbs/backup/30_backups.ipynb #4296a1b2
+# %% ../../nbs/backup/30_backups.ipynb #420f9f83
 @dataclass(frozen=True)
 class BackedFile:
     "One file of a backup."
@@ -56,7 +56,7 @@ class Backup:
         "Bytes of all files."
         return sum(file.size for file in self.files)
 
-# %% ../../nbs/backup/30_backups.ipynb #040037be
+# %% ../../nbs/backup/30_backups.ipynb #6e7f4e5c
 def _as_bytes(backup):
     "The list of a backup as JSON."
     return json.dumps({"format": 1} | asdict(backup)).encode()
@@ -69,7 +69,7 @@ def _from_bytes(raw):
         raise BackupUnreadable("The backup was written by a later version.", "Update stockpredict.")
     return Backup(**values | {"files": tuple(BackedFile(**file) for file in values["files"])})
 
-# %% ../../nbs/backup/30_backups.ipynb #1c22a6ee
+# %% ../../nbs/backup/30_backups.ipynb #0d256dbb
 def backup_keys(
     settings: Settings,  # [backup] key_file
     environ: dict,  # such as os.environ
@@ -96,7 +96,7 @@ def backup_keys(
         raise BackupKeyMissing(f"The file {path} has no key.", "Print one with stockpredict backup key.")
     return keys
 
-# %% ../../nbs/backup/30_backups.ipynb #b0aac5d8
+# %% ../../nbs/backup/30_backups.ipynb #e78b87e8
 class Backups:
     "The backups of an installation."
 
@@ -122,7 +122,7 @@ def open_backups(
     "The backups that the settings name, with the key of the environment."
     return Backups(settings, backup_keys(settings, os.environ if environ is None else environ))
 
-# %% ../../nbs/backup/30_backups.ipynb #fbebf060
+# %% ../../nbs/backup/30_backups.ipynb #cbc5c6d2
 UNCHANGING = ("home/lake/data/", "home/registry/versions/", "reports/")
 
 
@@ -154,7 +154,7 @@ def store(
             present.add(name)
     return BackedFile(item.path, size, mode, mtime, digest.hex(), name), stored
 
-# %% ../../nbs/backup/30_backups.ipynb #13a4d0c7
+# %% ../../nbs/backup/30_backups.ipynb #0221a8ac
 @patch
 def content(
     self: Backups,
@@ -169,7 +169,7 @@ def content(
             "A part of the backup is missing.", "Restore another: stockpredict backup list."
         ) from None
 
-# %% ../../nbs/backup/30_backups.ipynb #710a3400
+# %% ../../nbs/backup/30_backups.ipynb #dab41a65
 AT_ONCE = 64 << 20  # bytes; larger files are read in pieces
 
 
@@ -184,7 +184,7 @@ def as_read_now(
         return item
     return Item(item.path, content=item.place.read_bytes(), mode=state.st_mode & 0o777)
 
-# %% ../../nbs/backup/30_backups.ipynb #0dca9e61
+# %% ../../nbs/backup/30_backups.ipynb #a5c3b16e
 def _nothing(*args):
     "Nobody listens."
 
@@ -193,7 +193,7 @@ def _busy():
     "What a second backup gets."
     return FlowLocked("A backup is being made or removed.", "Wait until it is done.")
 
-# %% ../../nbs/backup/30_backups.ipynb #37e457f0
+# %% ../../nbs/backup/30_backups.ipynb #4e31ea97
 @patch
 def create(
     self: Backups,
@@ -222,7 +222,7 @@ def create(
         self._write(backup)
     return backup
 
-# %% ../../nbs/backup/30_backups.ipynb #675928dd
+# %% ../../nbs/backup/30_backups.ipynb #3abe67d8
 @patch
 def last_files(self: Backups) -> tuple[BackedFile, ...]:
     "The files of the newest backup that the first key has sealed; nothing when there is none."
@@ -233,7 +233,7 @@ def last_files(self: Backups) -> tuple[BackedFile, ...]:
             continue
     return ()
 
-# %% ../../nbs/backup/30_backups.ipynb #d298890a
+# %% ../../nbs/backup/30_backups.ipynb #9f2d27e8
 @patch
 def _write(self: Backups, backup: Backup):
     "Write the list of a backup, when all that it names has reached the disk."
@@ -256,7 +256,7 @@ def read(
     except FileNotFoundError:
         raise NotFound(f"There is no backup {name}.", "See stockpredict backup list.") from None
 
-# %% ../../nbs/backup/30_backups.ipynb #9fc03a4e
+# %% ../../nbs/backup/30_backups.ipynb #314739c8
 @patch
 def check(
     self: Backups,
@@ -283,7 +283,7 @@ def check(
                     wrong.append(f"{file.path}: its content is not what it was.")
     return wrong
 
-# %% ../../nbs/backup/30_backups.ipynb #7f0ce7f8
+# %% ../../nbs/backup/30_backups.ipynb #19788ebe
 @patch
 def newest_good(
     self: Backups,
