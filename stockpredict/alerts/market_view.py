@@ -114,6 +114,8 @@ class Seen:
     def _pick(self, values, back=0):
         "One value a rule from `[session, ticker]`, some sessions back."
         rows = np.broadcast_to(self._at - np.asarray(back), len(self))
+        if not values.shape[1]:
+            return np.full(len(self), np.nan)
         picked = values[np.maximum(rows, 0), np.maximum(self._columns, 0)]
         return np.where((rows >= 0) & (rows <= self._at) & (self._columns >= 0), picked, np.nan)
 

@@ -258,6 +258,16 @@ def test_a_rule_sees_nothing_after_its_session(kind):
     assert seen == other and seen
 
 
+def test_rules_about_the_desk_ring_in_a_view_without_tickers():
+    market, nothing = random_market(1), np.empty((50, 0))
+    bars = {name: nothing for name in market.bars}
+    view = MarketView(market.sessions, (), bars, {}, market.desk)
+    params = complete_parameters(STRATEGIES["data_late"], {})
+    rule = AlertRule("r-1", "u", (), "data_late", params, cooldown=1)
+    rings = ring_history(rule, view, sessions=50).rings
+    assert rings and rings == ring_history(rule, market, sessions=50).rings
+
+
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(0, 6))
 @settings(max_examples=60, deadline=None)
 def test_rings_that_are_let_through_are_apart(rows, cooldown):
