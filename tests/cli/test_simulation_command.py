@@ -12,18 +12,18 @@ from typer.testing import CliRunner
 from stockpredict.testing.mail_server import read_mail
 
 pytestmark = pytest.mark.slow
-SESSIONS, TICKERS = 5, 12
+SESSIONS, TICKERS = 4, 16
 SMALL = {
     "--sessions": f"{SESSIONS}",
     "--tickers": f"{TICKERS}",
     "--drift": "2",
     "--swing": "10",
-    "--seed": "1",
+    "--seed": "25",
     "--last": "2026-11-27",
 }
 CHANGES = {
     "models.candidates": "mean",
-    "features.names": "ret_1",
+    "features.names": "gap_1",
     "validation.horizons": "1",
     "storage.mlflow_uri": "http://127.0.0.1:9",  # nobody answers there, and nothing here depends on it
 }
@@ -115,5 +115,5 @@ def test_another_quarter_is_refused_in_the_same_folder(quarter):
     from stockpredict.core.errors import ParameterRefused
     from stockpredict.ops.simulated_quarter import Quarter, open_quarter
 
-    with pytest.raises(ParameterRefused, match="seed is 1, not 2"):
+    with pytest.raises(ParameterRefused, match="seed is 25, not 2"):
         open_quarter(quarter[0], Quarter(2, SESSIONS, TICKERS, 2, 10.0))
