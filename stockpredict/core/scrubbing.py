@@ -56,11 +56,10 @@ def remember_secret(
 
 def environment_secrets() -> tuple[str, ...]:  # values
     "The secrets of the environment, looked up at most once a second."
-    global _environment
     now = time.monotonic()
     if not _environment[0] or now - _environment[0] > 1:
         values = [v for k, v in os.environ.items() if len(v) >= LEAST and _NAMES.search(k)]
-        _environment = now, tuple(v for v in values if v[0] not in "/.~" and not v.isdigit())
+        _environment[:] = now, tuple(v for v in values if v[0] not in "/.~" and not v.isdigit())
     return _environment[1]
 
 # %% ../../nbs/core/03_scrubbing.ipynb #f9a275ab
