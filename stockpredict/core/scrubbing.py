@@ -41,7 +41,7 @@ _HINT = re.compile(rf"eyJ|sp[a-z]?_|://|(?i:bearer|authorization|{SECRET_WORD})|
 _NAMES = re.compile(
     r"(?i)(?:key|token|secret|passw(?:or)?d|credentials|signature|dsn|alert_urls?|apprise_urls?)$"
 )
-_REMEMBERED, _environment = set(), (0.0, ())
+_REMEMBERED, _environment = set(), [0.0, ()]  # the environment as it was, and when
 LEAST = 6  # characters of a value that counts as a secret
 
 
