@@ -2501,6 +2501,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'stockpredict/cli/flow_program.py'),
                                                'stockpredict.cli.flow_program.flow_program': ( 'cli/flow_program.html#flow_program',
                                                                                                'stockpredict/cli/flow_program.py'),
+                                               'stockpredict.cli.flow_program.keep_secrets_apart': ( 'cli/flow_program.html#keep_secrets_apart',
+                                                                                                     'stockpredict/cli/flow_program.py'),
                                                'stockpredict.cli.flow_program.load_flow': ( 'cli/flow_program.html#load_flow',
                                                                                             'stockpredict/cli/flow_program.py'),
                                                'stockpredict.cli.flow_program.option_parser': ( 'cli/flow_program.html#option_parser',

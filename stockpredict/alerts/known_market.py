@@ -125,7 +125,9 @@ def taken_back(
     "How many models were taken back after each session; `nan` before the first model."
     counts, notes = np.full(len(days), np.nan), {}
     for event in events:
-        session = calendar.last_closed(pd.Timestamp(event["at"]))
+        if not (instant := event.get("at") or event.get("promoted_at")):
+            continue  # an entry without a time says nothing about a session
+        session = calendar.last_closed(pd.Timestamp(instant))
         row = int(days.searchsorted(session))
         if np.isnan(counts[row:]).any():
             counts[row:] = np.nan_to_num(counts[row:])

@@ -9,13 +9,14 @@ __all__ = []
 import argparse
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args, get_origin
 
 from .console import split_changes
 from ..core.errors import ParameterRefused, StockpredictError, near
-from ..core.scrubbing import scrub
+from ..core.scrubbing import holds_secret, scrub
 from ..core.sections import split_words
 from ..ops.desk_day import DESK_DAY, check_as_of, desk_flow_named, flow_rule
 from ..ops.flow_edge import check_parameters, run_settings, sentence_of
@@ -128,9 +129,25 @@ def serve_flows(
     own = {"settings_path": settings_path, "overrides": overrides or {}, "source": source}
     serve(*(deployment_of(load_flow(name), settings, own) for name in names), limit=2)
 
+# %% ../../nbs/cli/43_flow_program.ipynb #dfb63c85
+def keep_secrets_apart(
+    given: dict,  # parameters of a run; `overrides` among them
+    environ: dict,  # such as os.environ; settings with secrets are added
+) -> dict:  # the parameters without them
+    "Move settings that hold a secret from the parameters into the environment."
+    overrides = given.get("overrides") or {}
+    secret = {name: str(value) for name, value in overrides.items() if holds_secret(str(value))}
+    for name, value in secret.items():
+        section, _, key = name.partition(".")
+        environ[f"STOCKPREDICT_{section}__{key}".upper()] = value
+    if not secret:
+        return given
+    return given | {"overrides": {k: v for k, v in overrides.items() if k not in secret}}
+
 # %% ../../nbs/cli/43_flow_program.ipynb #33032377
 def _start(flow, given, serve, show):
     "Run or serve a flow whose options are read."
+    given = keep_secrets_apart(given, os.environ)
     chosen = {k: given[k] for k in ("settings_path", "overrides", "source") if k in given}
     settings = run_settings(**chosen)
     if serve and (lost := [_option(name) for name in given if name not in chosen]):

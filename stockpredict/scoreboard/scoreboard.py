@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.calendar import Calendar, get_calendar
-from ..core.errors import NotFound, NotReady
+from ..core.errors import NotFound
 from ..core.files import read_json, write_json
 from ..core.settings import Settings
 from ..core.words import counted
@@ -323,7 +323,7 @@ def read_scoreboard(
     "The scoreboard that was written last."
     board = read_json(settings.storage.serving_dir / BOARD_FILE)
     if not isinstance(board, dict) or "lines" not in board:
-        raise NotReady(
+        raise NotFound(
             "No scoreboard has been written yet.",
             "The flow `monitor` writes it every evening; `stockpredict scoreboard --score` does now.",
         )

@@ -168,7 +168,9 @@ def execute(browser, operation):
 
 
 # A browser must not start a training, wait for an endless stream, or change what is served.
-ELSEWHERE = re.compile("train|stream|job|promote|retire|experiment|token|batch|report|explanation|model")
+ELSEWHERE = re.compile(
+    "alert|scoreboard|train|stream|job|promote|retire|experiment|token|batch|report|explanation|model"
+)
 
 
 def test_operations_of_the_api_page_work_as_proposed(browser, url):

@@ -13,10 +13,10 @@ from kill_points import sample
 from stockpredict.core.errors import LakeLocked, LakeUnavailable
 from stockpredict.lake.lake import Lake
 from stockpredict.predict import answer_table
-from stockpredict.predict.answer_table import AnswerTableFile, example_table, note_publications, open_answers
+from stockpredict.predict.answer_table import AnswerTableFile, example_table, open_answers
 from stockpredict.predict.answer_table import publish_table, refresh_answers, rollback_table, table_signer
 from stockpredict.predict.answer_table import table_verifier, write_table
-from stockpredict.predict.published_rows import note_archived, table_content, table_rows
+from stockpredict.predict.published_rows import note_archived, note_publications, table_content, table_rows
 from stockpredict.predict.table_format import pack_table, unpack_table
 
 STEPS = [

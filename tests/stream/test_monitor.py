@@ -100,7 +100,7 @@ def test_a_consumer_in_its_own_process_is_scraped_and_counts_what_it_did(setting
 
 
 def test_the_service_tells_how_old_the_live_data_are_and_nothing_where_there_is_no_stream(settings):
-    assert "stockpredict_data_age_seconds" not in served(settings) and live_vitals(settings.storage) == {}
+    assert "stockpredict_data_age_seconds{" not in served(settings) and live_vitals(settings.storage) == {}
     bars = sample_bars(tickers=1, sessions=5)
     publish_rows(settings, bars)
     consume(settings, idle=0.05)
