@@ -1,6 +1,6 @@
 """What a backup and a restore of a lake cost, beside copying the same files.
 
-    python benchmarks/backup.py [--tickers 800] [--sessions 3393] [--rounds 3]
+    python benchmarks/backup.py [--tickers 1000] [--sessions 2700] [--rounds 3]
 
 A lake is filled with simulated bars in ten ingests, by default 2.7 million rows. Then, in each round, the
 files are copied and flushed to the disk, a first backup is made, a second one of the unchanged lake, and the
@@ -66,8 +66,8 @@ def one_round(settings, place):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tickers", type=int, default=800)
-    parser.add_argument("--sessions", type=int, default=3393)
+    parser.add_argument("--tickers", type=int, default=1000)
+    parser.add_argument("--sessions", type=int, default=2700)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
