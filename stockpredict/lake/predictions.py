@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/lake/65_predictions.ipynb #201384ed
 import duckdb, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
+from .commits import begin_commit, finish_commit
 from .failures import failure
 from .lake import Lake
 from .store import moment
@@ -45,7 +46,7 @@ def append_records(
     "Add rows to record tables in one transaction, whole or not at all."
     with self.writer(), self.con.cursor() as cur:
         try:
-            cur.execute("BEGIN")
+            begin_commit(cur)
             self.step("record begun")
             for name, rows in tables.items():
                 cur.execute(f"CREATE TABLE IF NOT EXISTS lake.{name} ({RECORD_TABLES[name]})")
@@ -54,7 +55,7 @@ def append_records(
                 cur.execute(f"INSERT INTO lake.{name} ({columns}) SELECT {columns} FROM record_rows")
                 cur.unregister("record_rows")
                 self.step(f"{name} written")
-            cur.execute("COMMIT")
+            finish_commit(cur, "records")
             self.step("record committed")
         except duckdb.Error as e:  # closing the cursor rolls back
             raise failure(
