@@ -20,6 +20,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+from serving import spare_port
+from serving_load import start_service
 
 from stockpredict.core import traces
 from stockpredict.core.settings import load_settings
@@ -74,21 +76,17 @@ async def cost(app, path, requests) -> float:
 
 
 @contextmanager
-def reader(home, folder, endpoint):
+def reader(settings, folder, endpoint):
     "A reader process without an engine: its port and its processes."
-    with socket.socket() as spare:
-        spare.bind(("127.0.0.1", 0))
-        port = spare.getsockname()[1]
-    changes = {"storage.home": home, "traces.endpoint": endpoint, "serving.port": port, "serving.engine": 0}
-    ini = Path(folder) / f"{port}.ini"
-    ini.write_text(load_settings(None, changes, {}).to_ini())
-    words = [sys.executable, "-m", "stockpredict.cli.main", "serve", "--settings", str(ini)]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    port, home = spare_port(), Path(tempfile.mkdtemp(dir=folder))
+    more = {"traces.endpoint": endpoint, "serving.engine": 0}
+    process = start_service(settings, home, port, readers=1, **more)
     try:
         while True:
-            with suppress(OSError, AssertionError):
+            with suppress(OSError):
                 ask_over_http(port, 500)
                 break
+            assert process.poll() is None, process.stdout.read().decode()
             time.sleep(0.2)
         yield port, [process, *psutil.Process(process.pid).children()]
     finally:
@@ -102,16 +100,17 @@ def ask_over_http(port, requests):
     with socket.create_connection(("127.0.0.1", port)) as line, line.makefile("rb") as answers:
         for _ in range(requests):
             line.sendall(head)
-            assert answers.readline().startswith(b"HTTP/1.1 200")
+            status = answers.readline()
+            assert status.startswith(b"HTTP/1.1 200"), status
             names = dict(part.lower().split(b": ", 1) for part in iter(answers.readline, b"\r\n"))
             answers.read(int(names[b"content-length"]))
 
 
-def over_http(home, living, requests, rounds):
+def over_http(settings, living, requests, rounds):
     "Print what a whole request costs the processes of the service, without and with traces."
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         ways = {"off": "", "1 % sampled": living}
-        served = {way: stack.enter_context(reader(home, folder, url)) for way, url in ways.items()}
+        served = {way: stack.enter_context(reader(settings, folder, url)) for way, url in ways.items()}
         figures = {way: [] for way in ways}
         for _ in range(rounds):
             for way, (port, processes) in served.items():
@@ -147,7 +146,7 @@ def main():
         with tempfile.TemporaryDirectory() as home:
             settings = load_settings(None, {"storage.home": str(Path(home))}, {})
             write_example(settings)
-            over_http(home, living, 5 * options.requests, options.rounds)
+            over_http(settings, living, 5 * options.requests, options.rounds)
             app = create_app(settings)
             figures = {(way, kind): [] for way in ways for kind in PATHS}
             for turn in range(options.rounds + 1):

@@ -64,6 +64,13 @@ def stat(title, unit, *queries, width=4, height=4, **more):
     return panel(title, unit, *queries, kind="stat", width=width, height=height, **more)
 
 
+def live_score(title, unit, score, **more):
+    "A score of the published forecasts with the ends of its interval."
+    metric = "stockpredict_live_score"
+    queries = [(f'{metric}{end}{{score="{score}"}}', f"{name}, {HORIZON}") for end, name in ENDS]
+    return panel(title, unit, *queries, width=12, **more)
+
+
 def placed(panels):
     "The panels in rows from left to right, each with its id."
     x = y = tallest = 0
@@ -208,29 +215,14 @@ MODEL = [
     panel("Events of the registry", "short", ("stockpredict_model_changes_total", "{{event}}"), width=12),
     panel("Jobs", "short", ("sum by (kind, state) (stockpredict_jobs)", "{{kind}} {{state}}"), width=6),
     panel("Share of the canary", "percentunit", "stockpredict_canary_share", width=6, max=1),
-    panel(
+    live_score(
         "Live rank IC and its error bar",
         "short",
-        *((f'stockpredict_live_score{end}{{score="rank_ic"}}', f"{name}, {HORIZON}") for end, name in ENDS),
-        width=12,
+        "rank_ic",
         text="The interval holds at every look: zero outside of it is evidence.",
     ),
-    panel(
-        "Right signs beyond the majority call",
-        "percentunit",
-        *(
-            (f'stockpredict_live_score{end}{{score="hit_surplus"}}', f"{name}, {HORIZON}")
-            for end, name in ENDS
-        ),
-        width=12,
-    ),
-    panel(
-        "Outcomes inside the 90 % interval",
-        "percentunit",
-        *((f'stockpredict_live_score{end}{{score="inside_90"}}', f"{name}, {HORIZON}") for end, name in ENDS),
-        width=12,
-        limits=[(0.9, "blue")],
-    ),
+    live_score("Right signs beyond the majority call", "percentunit", "hit_surplus"),
+    live_score("Outcomes inside the 90 % interval", "percentunit", "inside_90", limits=[(0.9, "blue")]),
     panel(
         "Coverage by interval",
         "percentunit",
