@@ -253,16 +253,21 @@ def backlog_sentence(
     return " ".join([head, *(text if text.endswith(".") else f"{text}." for text in failing)])
 
 # %% ../../nbs/alerts/50_outbox.ipynb #855c82bd
+DONE = "SELECT event FROM deliveries GROUP BY event HAVING max(created) < ? AND max(state = 'waiting') = 0"
+
+
 @patch
 def forget_deliveries(
     self: Outbox,
     before: float,  # seconds since the epoch
-) -> int:  # rows removed
-    "Remove what was sent or acknowledged before a time."
+    do_it: bool = True,  # False only says which
+) -> list[str]:  # ids of their events
+    "Remove what became of events that are done and older than a time."
     if not self.store.path.exists():
-        return 0
-    with self.change() as con:
-        old = "state <> 'waiting' AND created < ?"
-        events = f"SELECT event FROM deliveries WHERE {old}"
-        con.execute(f"DELETE FROM escalations WHERE event IN ({events})", (before,))
-        return con.execute(f"DELETE FROM deliveries WHERE {old}", (before,)).rowcount
+        return []
+    events = [row["event"] for row in self.rows(f"{DONE} ORDER BY event", before)]
+    if do_it and events:
+        with self.change() as con:
+            for table in ("escalations", "acknowledged", "deliveries"):
+                con.executemany(f"DELETE FROM {table} WHERE event = ?", [(event,) for event in events])
+    return events

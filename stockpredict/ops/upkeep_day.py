@@ -118,16 +118,22 @@ def killed_writes(
     hidden = settings.storage.home_dir.absolute().rglob(".*.tmp")
     return sorted(p for p in hidden if p.is_file() and p.stat().st_mtime < before)
 
-
+# %% ../../nbs/ops/78_upkeep_day.ipynb #599741f9
 def keep_home(
-    settings: Settings,  # home
+    settings: Settings,  # home, [alerts] keep_days
     do_it: bool = False,  # remove; False only counts
 ) -> list[Cleared]:
-    "Remove what killed writers left."
-    files = killed_writes(settings)
+    "Remove what killed writers left, and the deliveries of old alerts."
+    from stockpredict.alerts.outbox import Outbox
+
+    files, days = killed_writes(settings), settings.alerts.keep_days
     for file in files if do_it else ():
         file.unlink(missing_ok=True)
-    return [Cleared("files of killed writers", tuple(p.name for p in files), "older than a day")]
+    sent = Outbox(settings.storage).forget_deliveries(time.time() - 86_400 * days, do_it)
+    return [
+        Cleared("files of killed writers", tuple(p.name for p in files), "older than a day"),
+        Cleared("alerts whose deliveries are done", tuple(sent), f"older than {days} days"),
+    ]
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #b52536ef
 NO_BACKUP = "No backup was made, since [backup] target is empty."

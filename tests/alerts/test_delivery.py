@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from stockpredict.alerts.outbox import Outbox
 from stockpredict.alerts.sending import fire_test, send_due
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
+from stockpredict.ops.upkeep_day import keep_home
 
 NOON = pd.Timestamp("2024-06-03 12:00", tz="America/New_York").timestamp()
 HOUR = 3_600.0
@@ -316,3 +318,26 @@ def test_killed_at_every_step_no_alert_is_lost_and_a_second_copy_has_the_same_id
         assert len(ids) - len(set(ids)) == (line["step"] == "sent"), f"at {line['step']}: {ids}"
         bodies = {m["id"]: {json.dumps(c) for c in copies if c["id"] == m["id"]} for m in copies}
         assert {len(same) for same in bodies.values()} == {1}, "the second copy says the same"
+
+
+def test_upkeep_forgets_what_became_of_old_alerts_and_nothing_that_waits(settings, sink):
+    add_channel(settings, "desk", f"http://{sink.place}/taken")
+    add_channel(settings, "down", f"http://{sink.place}/fails")
+    outbox, now = Outbox(settings.storage), time.time()
+    old = now - 86_400 * (settings.alerts.keep_days + 1)
+    both, sent = rule_of(outbox, channels=("desk", "down")), rule_of(outbox, channels=("desk",))
+    [waits], [done] = ring(outbox, both, 1), ring(outbox, sent, 2)
+    outbox.collect_events(settings, now=old)
+    [young] = ring(outbox, sent, 3)
+    send_due(settings, now)
+    outbox.acknowledge(done, "user:anna")
+    assert keep_home(settings)[1].items == (done,) and outbox.delivery_records([done])[done]["deliveries"]
+    assert keep_home(settings, do_it=True)[1].items == (done,)
+    records = outbox.delivery_records([waits, done, young])
+    assert records[done] == {"acknowledged": {}, "deliveries": []}
+    assert {row["channel"]: row["state"] for row in records[waits]["deliveries"]} == {
+        "desk": "sent",
+        "down": "waiting",
+    }
+    assert [row["state"] for row in records[young]["deliveries"]] == ["sent"]
+    assert keep_home(settings, do_it=True)[1].items == ()
