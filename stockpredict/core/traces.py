@@ -13,6 +13,7 @@ import random
 import re
 import threading
 import time
+from bisect import bisect_left
 from collections import OrderedDict
 from contextvars import ContextVar
 
@@ -20,6 +21,7 @@ from fastcore.basics import patch
 
 from stockpredict.core.logs import log_ids
 from stockpredict.core.scrubbing import scrub
+from stockpredict.core.shared_counts import SEPARATOR, label_text, line_starts
 
 # %% ../../nbs/core/87_traces.ipynb #ad89915a
 _HEADER = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
@@ -266,13 +268,11 @@ class Exemplars:
 
     def note(self, values: tuple, seconds: float, header: str):
         "Keep a traced request: its label values, its time, and its `traceparent`."
-        bound = next((b for b in self.bounds if seconds <= b), "+Inf")
-        pairs = zip((*self.label_names, "le"), (*map(str, values), str(bound)))
-        label = ",".join(f'{n}="{v}"' for n, v in pairs)
-        self.kept[f"{self.name}_bucket{{{label}}}"] = (
-            f'{{trace_id="{header[3:35]}"}} {seconds:.6f} {time.time():.3f}'
-        )
-        self.kept.move_to_end(f"{self.name}_bucket{{{label}}}")
+        labels = label_text(self.label_names, SEPARATOR.join(map(str, values)))
+        starts = line_starts("histogram", self.name, labels, self.bounds)
+        series = starts[bisect_left(self.bounds, seconds)].rstrip()
+        self.kept[series] = f'{{trace_id="{header[3:35]}"}} {seconds:.6f} {time.time():.3f}'
+        self.kept.move_to_end(series)
         while len(self.kept) > self.most:
             self.kept.popitem(last=False)
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import shutil
-import socket
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -18,6 +17,7 @@ from stockpredict.core.errors import FileMissing
 from stockpredict.core.files import atomic_write
 from stockpredict.core.settings import Settings
 from stockpredict.ops.runs import runs_folder
+from stockpredict.serve.desk_state import listens
 
 # %% ../../nbs/ops/49_monitoring.ipynb #92c8da7b
 PROMETHEUS = "prometheus"  # the program
@@ -32,15 +32,6 @@ def monitoring_folder() -> Path | None:  # `None` where there is no checkout
     except FileMissing:
         return None
     return folder if folder.is_dir() else None
-
-
-def open_port(
-    port: int,  # on the loopback interface
-) -> bool:
-    "Whether a program listens on a port of this machine."
-    with socket.socket() as s:
-        s.settimeout(0.3)
-        return s.connect_ex(("127.0.0.1", port)) == 0
 
 # %% ../../nbs/ops/49_monitoring.ipynb #c5692221
 ALERT_RULE = re.compile(
@@ -84,7 +75,7 @@ def prometheus_config(
 ) -> dict:
     "The configuration of a Prometheus for this machine."
     jobs, folder = [service_job(settings)], monitoring_folder()
-    if open_port(NODE_EXPORTER):
+    if listens(NODE_EXPORTER):
         jobs.append(scrape_job("node", NODE_EXPORTER))
     jobs.append(scrape_job("prefect", settings.schedule.prefect_port, metrics_path="/api/metrics"))
     jobs.append(scrape_job("prometheus", settings.schedule.prometheus_port))
