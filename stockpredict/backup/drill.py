@@ -100,15 +100,25 @@ def ask(
     return None
 
 # %% ../../nbs/backup/50_drill.ipynb #44dbecd0
+def _same(answer, before):
+    "An answer that has to be the one before, if there was one."
+    if before is not None and answer != before:
+        raise NotReady(
+            "The service answers, and not as before.", "Look at both answers before you trust one."
+        )
+
+# %% ../../nbs/backup/50_drill.ipynb #04b2e340
 def wait_for_answer(
     settings: Settings,  # of the service
     process: subprocess.Popen,  # its parent
+    before: dict | None = None,  # the answer that has to come; None = any
     longest: float = 300.0,  # seconds
 ) -> tuple[dict, float]:  # the answer, and seconds until it came
     "Ask until the service answers."
     begun = time.monotonic()
     while process.poll() is None and time.monotonic() - begun < longest:
         if (data := ask(settings)) is not None:
+            _same(data, before)
             return data, time.monotonic() - begun
         time.sleep(0.02)
     raise NotReady(
@@ -149,14 +159,6 @@ def kill_all(
     process.wait()
 
 # %% ../../nbs/backup/50_drill.ipynb #ae299396
-def _same(answer, before):
-    "An answer that has to be the one before."
-    if answer != before:
-        raise NotReady(
-            "The service answers, and not as before.", "Look at both answers before you trust one."
-        )
-
-# %% ../../nbs/backup/50_drill.ipynb #b702f61c
 def kill_reader(
     settings: Settings,  # from `drill_settings`
 ) -> tuple[float, str]:  # seconds, loss
@@ -169,8 +171,7 @@ def kill_reader(
         for child in children:
             child.kill()
         psutil.wait_procs(children)
-        answer, seconds = wait_for_answer(settings, process)
-        _same(answer, before)
+        _, seconds = wait_for_answer(settings, process, before)
     return seconds, "requests under way in it"
 
 
@@ -183,9 +184,8 @@ def kill_machine(
         kill_all(process)
     begun = time.monotonic()
     with running_service(settings) as process:
-        answer, _ = wait_for_answer(settings, process)
+        wait_for_answer(settings, process, before)
         seconds = time.monotonic() - begun
-        _same(answer, before)
     return seconds, "requests under way"
 
 # %% ../../nbs/backup/50_drill.ipynb #3becd89c
@@ -223,26 +223,51 @@ def lose_catalog(
     return seconds, f"{lost} of {acknowledged} acknowledged ingests"
 
 # %% ../../nbs/backup/50_drill.ipynb #67ee961a
-def lose_redis(
+@contextmanager
+def shared_table(
     settings: Settings,  # from `drill_settings`
-) -> tuple[float, str]:  # seconds, loss
-    "Redis is killed while the service uses it."
+    raw: bytes,  # a table
+) -> Iterator[tuple[subprocess.Popen, Settings]]:  # Redis, and settings that name it
+    "A Redis server that has a table, ended at the end of the block."
+    from stockpredict.predict.answer_table import share_table
+
     port = _spare_port()
     words = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", settings.storage.home]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    redis = subprocess.Popen([server_binary(), *words], start_new_session=True, **quiet)
     shared = settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{port}"})
+    redis = subprocess.Popen([server_binary(), *words], start_new_session=True, **quiet)
     try:
-        with running_service(shared) as process:
-            before, _ = wait_for_answer(shared, process)
-            kill_all(redis)
-            answer, seconds = wait_for_answer(shared, process)
-            _same(answer, before)
-            return seconds, "no data"
+        while not share_table(shared, raw):
+            if redis.poll() is not None:
+                raise NotReady("Redis ended at once.", f"Start it by hand: {server_binary()}.")
+            time.sleep(0.02)
+        yield redis, shared
     finally:
         kill_all(redis)
 
+# %% ../../nbs/backup/50_drill.ipynb #6f6147ed
+def lose_redis(
+    settings: Settings,  # from `drill_settings`
+) -> tuple[float, str]:  # seconds, loss
+    "Redis is killed when the service has its table from it."
+    from stockpredict.predict.answer_table import TABLE_FILE
 
+    table = settings.storage.serving_dir / TABLE_FILE
+    raw = table.read_bytes()
+    try:
+        with shared_table(settings, raw) as (redis, shared):
+            table.unlink()
+            with running_service(shared) as process:
+                before, _ = wait_for_answer(shared, process)
+                if table.read_bytes() != raw:
+                    raise NotReady("The service has another table than Redis.", "Run stockpredict predict.")
+                kill_all(redis)
+                _, seconds = wait_for_answer(shared, process, before)
+        return seconds, "no data"
+    finally:
+        table.write_bytes(raw)
+
+# %% ../../nbs/backup/50_drill.ipynb #87640744
 def _family(process):
     "A process and its children."
     import psutil
@@ -262,8 +287,7 @@ def fill_disk(
             resource.prlimit(member.pid, resource.RLIMIT_FSIZE, (0, 0))
         begun = time.monotonic()
         for _ in range(asks):
-            answer, _ = wait_for_answer(settings, process)
-            _same(answer, before)
+            wait_for_answer(settings, process, before)
         return (time.monotonic() - begun) / asks, "nothing; changes are refused"
 
 # %% ../../nbs/backup/50_drill.ipynb #88da1b77
