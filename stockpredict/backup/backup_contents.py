@@ -29,6 +29,7 @@ LEFT_OUT = {  # folder of the home: why it is not needed
     "logs": "what processes printed",
     "prometheus": "metrics of this machine",
 }
+LAST_BACKUP = "backup.json"  # the note about the last backup, which is no part of it
 PASSING = (".lock", ".tmp", ".sock", ".reserve", "-wal", "-shm", "-journal", ".pid")  # ends of names
 
 
@@ -170,7 +171,7 @@ def files_below(
 def _belongs(path):
     "Whether a file of the home belongs to the rest: not left out, and no part of lake or registry."
     top, name = path.parts[0], path.as_posix()
-    if top in LEFT_OUT or name == "backup.json":
+    if top in LEFT_OUT or name == LAST_BACKUP:
         return False
     if top == "registry":
         return len(path.parts) > 2

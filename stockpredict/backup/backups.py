@@ -17,14 +17,14 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from stockpredict.backup.backup_contents import Item, backup_items, open_item
+from stockpredict.backup.backup_contents import LAST_BACKUP, Item, backup_items, open_item
 from stockpredict.backup.backup_target import open_target
 from stockpredict.backup.remote_lake import lake_items
 from stockpredict.backup.sealed_files import KEY_VARIABLE, BackupKeyMissing, BackupUnreadable
 from stockpredict.backup.sealed_files import stream_digest, object_name, unsealed_stream
 from stockpredict.backup.sealed_files import read_backup_keys, sealed_stream
 from stockpredict.core.errors import FlowLocked, NotFound
-from stockpredict.core.files import file_lock
+from stockpredict.core.files import file_lock, read_json, write_json
 from stockpredict.core.settings import Settings
 
 # %% ../../nbs/backup/30_backups.ipynb #420f9f83
@@ -193,6 +193,23 @@ def _busy():
     "What a second backup gets."
     return FlowLocked("A backup is being made or removed.", "Wait until it is done.")
 
+# %% ../../nbs/backup/30_backups.ipynb #91726d9f
+def note_last(
+    settings: Settings,  # home, and [backup] target
+    backup: Backup,  # that was made
+):
+    "Note the name, time and place of the last backup."
+    note = {"name": backup.name, "created_at": backup.created_at, "target": settings.backup.target}
+    write_json(settings.storage.home_dir / LAST_BACKUP, note)
+
+
+def last_backup(
+    settings: Settings,  # home
+) -> dict:  # name, created_at and target; empty when there is no note that can be read
+    "The note about the last backup."
+    note = read_json(settings.storage.home_dir / LAST_BACKUP)
+    return note if isinstance(note, dict) and {"name", "created_at", "target"} <= set(note) else {}
+
 # %% ../../nbs/backup/30_backups.ipynb #4e31ea97
 @patch
 def create(
@@ -220,6 +237,7 @@ def create(
         backup = Backup(name, now.isoformat(), stockpredict.__version__, tuple(files), total)
         backup = replace(backup, seconds=round(time.monotonic() - begun, 3))
         self._write(backup)
+        note_last(self.settings, backup)
     return backup
 
 # %% ../../nbs/backup/30_backups.ipynb #3abe67d8

@@ -355,6 +355,30 @@ def check_outbox(settings):
 
     return alert_state(settings)
 
+# %% ../../nbs/ops/50_doctor.ipynb #341b29be
+BACKUP_HOURS = 26  # age of the newest backup at which you are asked to look
+
+
+@checks.register("backup", at=47)
+def backup(settings):
+    "Whether the newest backup is recent, and still where it was stored."
+    from datetime import UTC, datetime
+    from stockpredict.backup.backup_target import open_target
+    from stockpredict.backup.backups import last_backup
+
+    place = settings.backup.target
+    if not place:
+        return off("none is made, since [backup] target is empty")
+    make, note = "Run `stockpredict backup create`.", last_backup(settings)
+    if not note or note["target"] != place:
+        return warn(f"none was made to {place}, or its note cannot be read", make)
+    target = open_target(place, settings.storage.home_dir)
+    if note["name"] not in {Path(row.name).stem for row in target.list("backups")}:
+        return warn(f"{note['name']} is no longer in {place}", f"Look at that disk. {make}")
+    hours = (datetime.now(UTC) - datetime.fromisoformat(note["created_at"])).total_seconds() / 3600
+    summary = f"{note['name']}, {hours:.0f} hours old"
+    return ok(summary) if hours <= BACKUP_HOURS else warn(summary, make)
+
 # %% ../../nbs/ops/50_doctor.ipynb #4b2a55c3
 @checks.register("schedule", at=45)
 def schedule(settings):

@@ -11,6 +11,7 @@ import patience
 import pytest
 
 from stockpredict.backup import backup_retention, restore
+from stockpredict.backup.backup_contents import LAST_BACKUP
 from stockpredict.backup.backups import Backups
 from stockpredict.backup.drill import drill
 from stockpredict.backup.sealed_files import BackupUnreadable, new_backup_key, read_backup_keys
@@ -51,8 +52,8 @@ def backups(settings):
 
 
 def tree(folder):
-    "Every file below a folder with its content; locks and the catalog, which SQLite copies, apart."
-    left = (".lock", ".sqlite")
+    "Every file below a folder with its content, but for locks, the catalog and the note of the last backup."
+    left = (".lock", ".sqlite", LAST_BACKUP)
     files = (path for path in Path(folder).rglob("*") if path.is_file() and not path.name.endswith(left))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

@@ -2,6 +2,16 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from stockpredict.backup.backup_contents import LAST_BACKUP
+from stockpredict.backup.backups import Backups
+from stockpredict.backup.sealed_files import new_backup_key, read_backup_keys
+from stockpredict.core.settings import load_settings
+from stockpredict.ops.doctor import run_check
 
 
 def test_a_new_home_is_examined_without_torch(tmp_path):
@@ -14,3 +24,41 @@ def test_a_new_home_is_examined_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split(maxsplit=2)[1:] == ["warn", "[]\n"], done.stdout + done.stderr
+
+
+@pytest.fixture
+def settings(tmp_path):
+    sets = {"storage.home": "home", "storage.reports": "reports", "backup.target": "there"}
+    return load_settings(None, {name: str(tmp_path / place) for name, place in sets.items()}, environ={})
+
+
+def test_no_target_is_no_fault(settings):
+    finding = run_check("backup", settings.with_(**{"backup.target": ""}))
+    assert (finding.state, finding.fix) == ("off", "")
+
+
+@pytest.mark.parametrize("hours, state", [(1, "ok"), (25, "ok"), (27, "warn")])
+def test_an_old_backup_needs_a_look(settings, hours, state):
+    backups = Backups(settings, read_backup_keys(new_backup_key()))
+    made = backups.create(now=datetime.now(UTC) - timedelta(hours=hours))
+    finding = run_check("backup", settings)
+    assert finding.state == state and made.name in finding.observed
+    assert ("stockpredict backup create" in finding.fix) == (state == "warn")
+
+
+@pytest.mark.parametrize("damage", ["note", "no note", "list", "target", "another target"])
+def test_a_backup_that_cannot_be_relied_on_needs_a_look(settings, damage):
+    made = Backups(settings, read_backup_keys(new_backup_key())).create()
+    note, there = settings.storage.home_dir / LAST_BACKUP, Path(settings.backup.target)
+    if damage == "note":
+        note.write_text('{"name"')
+    elif damage == "no note":
+        note.unlink()
+    elif damage == "list":
+        (there / "backups" / f"{made.name}.backup").unlink()
+    elif damage == "target":  # a disk that is not mounted
+        there.rename(there.with_name("elsewhere"))
+    else:
+        settings = settings.with_(**{"backup.target": str(there.with_name("new"))})
+    finding = run_check("backup", settings)
+    assert finding.state == "warn" and "stockpredict backup create" in finding.fix
