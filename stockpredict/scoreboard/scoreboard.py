@@ -15,9 +15,8 @@ from ..core.files import read_json, write_json
 from ..core.settings import Settings
 from ..core.words import counted
 from ..lake.lake import Lake
-from ..predict.experiment_scores import HISTORICAL
 from .live_intervals import asymptotic_interval, betting_intervals
-from .scoring import newest_scores, tables_in_time
+from .scoring import counting_tables, newest_scores
 from ..train.champion import first_publications, read_events
 
 # %% ../../nbs/scoreboard/30_scoreboard.ipynb #9de1c2aa
@@ -250,19 +249,15 @@ def coverage_path(
     return path
 
 # %% ../../nbs/scoreboard/30_scoreboard.ipynb #de8e4e9d
-def _counting_scores(settings, lake, calendar):
+def _counting_scores(lake, counting):
     "The newest scores of the tables that count, and every version for the notes."
     every = lake.scores()
-    counting = tables_in_time(lake.publications(), calendar, settings.data.source in HISTORICAL)
-    if not len(every) or not len(counting):
-        return every.iloc[:0], every.iloc[:0]
     every = every[every.content.isin(counting.content)]
     return newest_scores(every), every
 
 
-def _newest_targets(settings, lake, calendar):
+def _newest_targets(lake, counting):
     "Model, version and target sessions of the newest published table."
-    counting = tables_in_time(lake.publications(), calendar, settings.data.source in HISTORICAL)
     if not len(counting):
         return pd.DataFrame()
     newest = counting.iloc[-1]
@@ -285,8 +280,9 @@ def draw_scoreboard(
     scores, every, targets = pd.DataFrame(), pd.DataFrame(), pd.DataFrame()
     if settings.storage.lake_exists:
         with Lake(settings.storage, read_only=True) as lake:
-            scores, every = _counting_scores(settings, lake, calendar)
-            targets = _newest_targets(settings, lake, calendar)
+            counting = counting_tables(settings, lake, calendar)
+            scores, every = _counting_scores(lake, counting)
+            targets = _newest_targets(lake, counting)
     lines = board_lines(line_groups(scores), calendar) if len(scores) else []
     whole = scores[(scores.slice == "all") & (scores.role == "champion")] if len(scores) else scores
     promised = promised_numbers(first_publications(read_events(settings)))

@@ -42,6 +42,15 @@ def tables_in_time(
     newest = published.sort_values(["decision_session", "happened_at"], kind="stable")
     return newest.drop_duplicates("decision_session", keep="last").reset_index(drop=True)
 
+# %% ../../nbs/scoreboard/10_scoring.ipynb #140537ad
+def counting_tables(
+    settings: Settings,  # source of the market
+    lake: Lake,  # open
+    calendar: Calendar,  # of the exchange
+) -> pd.DataFrame:  # of `tables_in_time`
+    "The published tables of a lake that count."
+    return tables_in_time(lake.publications(), calendar, settings.data.source in HISTORICAL)
+
 # %% ../../nbs/scoreboard/10_scoring.ipynb #e09a7d14
 def changed_bars(
     lake: Lake,  # open
@@ -181,8 +190,8 @@ class ScoringReport:
 
 def _read_what_is_due(settings, lake, calendar):
     "Rows to store, from one look at the lake."
-    historical, version = settings.data.source in HISTORICAL, int(lake.snapshots().snapshot.max())
-    counting, scores = tables_in_time(lake.publications(), calendar, historical), newest_scores(lake.scores())
+    version, scores = int(lake.snapshots().snapshot.max()), newest_scores(lake.scores())
+    counting = counting_tables(settings, lake, calendar)
     if not len(counting):
         return pd.DataFrame()
     source = lake.source()

@@ -15,10 +15,6 @@ from ..evaluate.metrics import crps_from_quantiles, equal_groups, hit_rate, pinb
 from ..evaluate.risk import qlike
 
 # %% ../../nbs/scoreboard/00_session_scores.ipynb #9ca5ddb0
-MEASURES = (
-    *("rank_ic", "hit", "up", "inside_50", "inside_80", "inside_90", "inside_95"),
-    *("pinball", "crps", "qlike"),
-)
 INTERVALS = {"inside_50": (0.25, 0.75), "inside_80": (0.1, 0.9), "inside_90": (0.05, 0.95)}
 INTERVALS |= {"inside_95": (0.025, 0.975)}  # measure -> its two levels
 LEAST_NAMES = 5  # tickers of a part; fewer say nothing about ranks

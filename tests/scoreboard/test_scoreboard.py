@@ -26,6 +26,7 @@ from stockpredict.predict.table_archive import archive_table
 from stockpredict.predict.table_format import pack_table
 from stockpredict.scoreboard.scoreboard import draw_scoreboard, read_scoreboard, update_scoreboard
 from stockpredict.scoreboard.scoring import newest_scores, score_published, tables_in_time
+from stockpredict.scoreboard.session_scores import outcome_hash
 from stockpredict.sources.bars import wide
 from stockpredict.train.champion import append_event
 
@@ -278,12 +279,12 @@ def test_a_corrected_bar_is_scored_again_with_a_note_and_nothing_is_rewritten(de
     board = update_scoreboard(desk)
     assert len(board["notes"]) == 4 and board["notes"][0].startswith("2024-01-1")
     assert score_published(desk).again == 0
-    worst = newest_scores(after)
-    row = worst[(worst.note != "") & (worst.slice == "all") & (worst.horizon == 1)].iloc[0]
-    closes = wide(pd.concat([bars_of(0, 60), fixed]))
-    y = closes.loc[pd.Timestamp(row.target_session)] / closes.loc[DAYS[at]] - 1
-    if pd.Timestamp(row.target_session) > DAYS[at]:
-        assert row.up == (y > 0).mean()
+    again = newest_scores(after)[lambda s: (s.note != "") & (s.slice == "all") & (s.horizon == 1)]
+    closes = wide(pd.concat([bars_of(0, at + 2), fixed]))
+    came = closes.pct_change().loc[DAYS[at] : DAYS[at + 1]]  # the corrected bar is the target, then the entry
+    assert (pd.to_datetime(again.target_session) == came.index).all()
+    assert again.up.tolist() == (came > 0).mean(axis=1).tolist()
+    assert again.outcomes.tolist() == [outcome_hash(came.columns, y) for y in came.to_numpy()]
 
 
 def test_when_the_version_of_the_last_scoring_has_expired_everything_is_looked_at_again(desk):
