@@ -206,9 +206,8 @@ def configure_logs(
     root, own = logging.getLogger(), logging.getLogger("stockpredict")
     for logger in (root, own):
         logger.handlers = [h for h in logger.handlers if not isinstance(h, _Handler)]
-    (own if root.handlers else root).addHandler(
-        handler
-    )  # beside handlers of others, ours takes our lines alone
+    # beside handlers of others, ours takes our lines alone
+    (own if root.handlers else root).addHandler(handler)
     own.setLevel((level or settings.logs.level).upper())
 
 # %% ../../nbs/core/85_logs.ipynb #62a11168
