@@ -363,8 +363,7 @@ BACKUP_HOURS = 26  # age of the newest backup at which you are asked to look
 def backup(settings):
     "Whether the newest backup is recent, and still where it was stored."
     from datetime import UTC, datetime
-    from stockpredict.backup.backup_target import open_target
-    from stockpredict.backup.backups import last_backup
+    from stockpredict.backup.backups import Backups, last_backup
 
     place = settings.backup.target
     if not place:
@@ -372,8 +371,7 @@ def backup(settings):
     make, note = "Run `stockpredict backup create`.", last_backup(settings)
     if not note or note["target"] != place:
         return warn(f"none was made to {place}, or its note cannot be read", make)
-    target = open_target(place, settings.storage.home_dir)
-    if note["name"] not in {Path(row.name).stem for row in target.list("backups")}:
+    if note["name"] not in Backups(settings, keys=[]).names():
         return warn(f"{note['name']} is no longer in {place}", f"Look at that disk. {make}")
     hours = (datetime.now(UTC) - datetime.fromisoformat(note["created_at"])).total_seconds() / 3600
     summary = f"{note['name']}, {hours:.0f} hours old"
