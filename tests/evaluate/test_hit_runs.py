@@ -50,12 +50,7 @@ def test_what_was_not_known_yet_is_nobodys_fault():
 
 @pytest.mark.parametrize("lag", [1, 2, 6])
 def test_only_misses_that_were_known_are_read(lag):
-    "Changing a miss moves the terms of the sessions that begin `lag` sessions after it, and no earlier one."
-    miss = (np.random.default_rng(0).random((200, 8)) < 0.1).astype(float)
-    late = miss.copy()
-    late[-lag:] = np.nan  # decisions whose outcomes nobody knows yet
-    a, b = (np.nan_to_num(m) for m in (miss, late))
-    assert (a[: 200 - lag] == b[: 200 - lag]).all()
+    "A miss counts for the sessions from `lag` sessions after it on, and for no earlier one."
     one = np.zeros((200, 1))
     one[[50, 50 + lag]] = 1
     assert runs_of_names(one, lag).value > 0.4 > 0 > runs_of_names(one, lag + 1).value
@@ -75,7 +70,7 @@ def test_christoffersen_at_a_lag_is_that_of_every_lagth_pair():
 def test_degenerate_misses_have_an_answer():
     y = np.random.default_rng(0).normal(size=(100, 5))
     never = interval_runs(y - 1, y + 1, y, 2)
-    assert never["p"] == 1.0 or np.isnan(never["p"])
+    assert never["p"] == 1.0
     assert np.isnan(interval_runs(y[:20], y[:20], y[:20], 2)["p"])
     holes = np.where(np.arange(100)[:, None] % 2 == 0, np.nan, y)
     assert 0 <= interval_runs(holes - 1, holes + 0.5, holes * 0 + y, 2)["p"] <= 1
