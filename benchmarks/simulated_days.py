@@ -41,15 +41,15 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # no connection survives into a fork
 
 import pandas as pd
-import time_machine
 
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.errors import StockpredictError
 from stockpredict.core.settings import load_settings
 from stockpredict.lake.lake import Lake
-from stockpredict.ops import pipeline, upkeep_day, watch_day
+from stockpredict.ops import pipeline, watch_day
+from stockpredict.ops.simulated_desk import DAY_STEPS, SIMULATED_DESK, moved_clock
 from stockpredict.ops.work import retrain_lock
-from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
+from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable
 from stockpredict.sources.simulate import simulate
 from stockpredict.sources.vendor_chain import dead_letters
 from stockpredict.testing.growing_vendors import GrowingVendors
@@ -59,20 +59,7 @@ from stockpredict.train.registry import load_version
 CALENDAR = get_calendar("XNYS")
 FIRST_DAY, HISTORY = "2022-01-03", 220  # sessions before the first simulated day
 REFUSES = "127.0.0.1:9"  # nobody listens there
-CHANGES = {
-    "data.source": "vendors",
-    "data.start": FIRST_DAY,
-    "sources.chain": "tiingo fmp",
-    "sources.budgets": "tiingo=900/900000 fmp=900/900000",
-    "sources.retries": 1,
-    "sources.deadline": 600,
-    "features.names": "ret_1 mom_5 vol_20",
-    "models.candidates": "mean reversal ridge",
-    "models.trials": 0,
-    "validation.first_train": 120,
-    "validation.folds": 2,
-    "gate.null_seeds": 1,
-}
+CHANGES = SIMULATED_DESK | {"data.start": FIRST_DAY, "validation.first_train": 120}
 WHOLE = ("", "bom", "strings", "behind")  # answers that are read as they are
 LOST = ("429", "500", "throttled", "html", "truncated", "garbage", "hangup", "reset", "empty", "bad-symbol")
 BAD_ROW = ("negative", "infinity", "nan")  # the newest row is refused, the others are stored
@@ -243,7 +230,7 @@ class Desk:
         if t["lost"]:
             self.count["lost days"] += 1
             return
-        settings = self.settings(**t["away"])
+        settings, self.today = self.settings(**t["away"]), f"{session:%Y-%m-%d}"
         for order, step in enumerate(STEPS):
             if not (number == 0 or self.is_due(step, day)):
                 continue
@@ -253,7 +240,7 @@ class Desk:
             self.attempt(settings, step, now, bool(t["faults"]))
         if t["repeat"] and not t["faults"]:
             self.again(settings, close + pd.Timedelta(hours=6), day)
-        with time_machine.travel((close + pd.Timedelta(hours=8)).to_pydatetime(), tick=True):
+        with moved_clock(close + pd.Timedelta(hours=8)):
             self.check_night(settings, day, t)
         self.count["days"] += 1
 
@@ -269,8 +256,8 @@ class Desk:
 
         def action():
             KillPoints(fatal).install()
-            with time_machine.travel(now.to_pydatetime(), tick=True):
-                STEPS[step](settings)
+            with moved_clock(now):
+                STEPS[step](settings, self.today)
 
         code = forked(action)
         self.take_deliveries(code == 0)
@@ -280,9 +267,9 @@ class Desk:
 
     def attempt(self, settings, step, now, excused: bool):
         "The step as its flow does it; a failure is excused by a fault of the vendors only."
-        with time_machine.travel(now.to_pydatetime(), tick=True):
+        with moved_clock(now):
             try:
-                STEPS[step](settings)
+                STEPS[step](settings, self.today)
                 self.take_deliveries(True)
             except StockpredictError as e:
                 self.take_deliveries(False)
@@ -445,7 +432,7 @@ class Desk:
     def finish(self):
         "The last look: every view of every night."
         settings = self.settings()
-        with time_machine.travel(CALENDAR.close(self.sessions[-1]).to_pydatetime(), tick=True):
+        with moved_clock(CALENDAR.close(self.sessions[-1])):
             with Lake(settings.storage, read_only=True) as lake:
                 lake.check_files()
                 for at, view in self.views.items():
@@ -471,38 +458,18 @@ class Desk:
         return self
 
 
-# ---- the steps, as the flows call them
+# ---- the steps of the simulated desk; training is due when the seed says so, and nothing is scored
 
 
-def ingest_step(settings):
-    pipeline.ingest_market(settings)
-
-
-def predict_step(settings):
-    if (settings.storage.registry_dir / "champion.json").exists():
-        refresh_answers(settings)
-
-
-def retrain_step(settings):
+def retrain_step(settings, session):
     pipeline.retrain(settings, pages=False)
 
 
-def monitor_step(settings):
+def monitor_step(settings, session):
     watch_day.desk_state(settings)
 
 
-def maintain_step(settings):
-    for part in ("keep_lake", "keep_work", "keep_reports", "keep_home"):
-        getattr(upkeep_day, part)(settings, do_it=True)
-
-
-STEPS = {
-    "ingest": ingest_step,
-    "predict": predict_step,
-    "retrain": retrain_step,
-    "monitor": monitor_step,
-    "maintain": maintain_step,
-}
+STEPS = DAY_STEPS | {"retrain": retrain_step, "monitor": monitor_step}
 
 
 @contextmanager

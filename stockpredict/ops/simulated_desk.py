@@ -17,10 +17,8 @@ from ..core.settings import Settings
 from . import pipeline, upkeep_day, watch_day
 from .desk_day import DESK_DAY, flow_lock, note_done
 from .exchange_schedule import period_ends
-from .training_day import plan_training, training_settings
+from .training_day import ingest_sentence, plan_training, training_settings
 from ..predict.answer_table import refresh_answers
-from ..scoreboard.scoreboard import update_scoreboard
-from ..scoreboard.scoring import score_published
 from ..train.champion import champion_or_none
 from ..watch.input_drift import close_request
 
@@ -60,8 +58,6 @@ def ingest_session(
     session: str,  # that has closed, YYYY-MM-DD
 ) -> str:  # a sentence
     "The bars and facts of a session."
-    from stockpredict.ops.training_day import ingest_sentence
-
     return ingest_sentence(pipeline.ingest_market(settings))
 
 
@@ -99,10 +95,9 @@ def monitor_session(
     session: str,  # that has closed
 ) -> str:  # sentences; empty when nothing needs a look
     "Scores of what came true, ages, drift of the inputs, challengers, and how often intervals held."
-    score_published(settings)
-    update_scoreboard(settings)
     state = watch_day.desk_state(settings)
     warnings = [*state["warnings"], *watch_day.watch_drift(settings), *watch_day.watch_experiments(settings)]
+    warnings += watch_day.watch_scores(settings)
     watch_day.note_coverage(settings, state["intervals"])
     return " ".join(warnings)
 
