@@ -25,12 +25,10 @@ from .simulated_desk import SIMULATED_DESK, run_desk_day
 from ..sources.simulate import simulate
 from ..testing.growing_vendors import GrowingVendors, widen_moves
 from ..testing.mail_server import MailServer, mail_channel
-
 from ..watch.input_drift import training_requests
 
 # %% ../../nbs/ops/87_simulated_quarter.ipynb #0fe8faef
 HISTORY = 540  # sessions before the quarter
-DRIFT_FROM = 1  # a change needs a session before it
 
 
 @dataclass(frozen=True)
@@ -219,27 +217,19 @@ def quarter_events(
 ) -> pd.DataFrame:  # session, number, what, sentence
     "What was not like every day, in the order in which it happened."
     number = {row["session"]: at + 1 for at, row in enumerate(done)}
-    rows = [
-        (row["session"], "training", row["steps"]["retrain"]) for row in done if row["steps"].get("retrain")
-    ]
+    asked = [r for r in training_requests(settings) if r["session"] in number]
+    rows = [(request["session"], "drift", request["reason"]) for request in asked]
     if 0 < quarter.drift <= len(done):
         words = f"Planted: moves are {quarter.swing:g} times as large from here on."
         rows.append((done[quarter.drift - 1]["session"], "change", words))
-    for request in training_requests(settings):
-        if request["session"] in number:
-            rows.append((request["session"], "drift", request["reason"]))
-    rows += [
-        (row["session"], "alert", row["steps"]["alerts"])
-        for row in done
-        if row["steps"].get("alerts")
-        and row["session"] in {r["session"] for r in training_requests(settings)}
-    ]
-    rows += [
-        (row["session"], "failure", text)
-        for row in done
-        for step, text in row["steps"].items()
-        if text.startswith(f"{step} failed: ")
-    ]
+    for row in done:
+        session, steps = row["session"], row["steps"]
+        if steps.get("retrain"):
+            rows.append((session, "training", steps["retrain"]))
+        if steps.get("alerts") and session in {request["session"] for request in asked}:
+            rows.append((session, "alert", steps["alerts"]))
+        failed = [text for step, text in steps.items() if text.startswith(f"{step} failed: ")]
+        rows += [(session, "failure", text) for text in failed]
     order = {"change": 0, "failure": 1, "training": 2, "drift": 3, "alert": 4}
     rows.sort(key=lambda r: (r[0], order[r[1]]))
     return pd.DataFrame(

@@ -91,7 +91,7 @@ def test_page_metrics_and_lake_agree_with_forecasts_and_bars(quarter):
     result = json.loads(quarter[3].stdout)
     assert result["agree"] and len(result["figures"]) >= 6
     for row in result["figures"]:
-        assert row["lake"] == row["page"] == row["metrics"]
+        assert row["lake"] == row["document"] == row["page"] == row["metrics"]
         assert not row["measure"].startswith("inside_") or row["counted"] == row["lake"]
     assert result["numbers"]["sessions"] == SESSIONS
     tables = SESSIONS + 1  # one a session, and another one on the day of the second training
