@@ -7798,6 +7798,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'stockpredict/ops/simulated_quarter.py'),
                                                     'stockpredict.ops.simulated_quarter.quarter_settings': ( 'ops/simulated_quarter.html#quarter_settings',
                                                                                                              'stockpredict/ops/simulated_quarter.py'),
+                                                    'stockpredict.ops.simulated_quarter.refuse_other_folder': ( 'ops/simulated_quarter.html#refuse_other_folder',
+                                                                                                                'stockpredict/ops/simulated_quarter.py'),
                                                     'stockpredict.ops.simulated_quarter.run_quarter': ( 'ops/simulated_quarter.html#run_quarter',
                                                                                                         'stockpredict/ops/simulated_quarter.py')},
             'stockpredict.ops.skill_page': { 'stockpredict.ops.skill_page.Study.confidence_rows': ( 'ops/skill_page.html#study.confidence_rows',

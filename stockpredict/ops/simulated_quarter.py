@@ -95,17 +95,24 @@ def quarter_note(
     return Path(home) / "quarter.json"
 
 
+def refuse_other_folder(
+    home: Path,  # folder that is to hold a simulated desk
+):
+    "Refuse a folder that holds something else."
+    if home.is_dir() and any(home.iterdir()) and read_json(quarter_note(home)) is None:
+        problem = f"{home.name} holds something that is no simulated desk."
+        raise ParameterRefused(problem, "Name an empty or a new folder with --home.")
+
+# %% ../../nbs/ops/87_simulated_quarter.ipynb #c80b94f7
 def open_quarter(
     home: Path,  # folder of the simulated desk; made where it is missing
     asked: Quarter,  # as asked for
 ) -> tuple[Quarter, list[dict]]:  # what is simulated there, and its sessions so far
     "Begin a quarter in a folder, or go on with the one that is there."
     check_quarter(asked)
+    refuse_other_folder(Path(home))
     note = read_json(quarter_note(home))
     if note is None:
-        if Path(home).is_dir() and any(Path(home).iterdir()):
-            problem = f"{Path(home).name} holds something that is no simulated desk."
-            raise ParameterRefused(problem, "Name an empty or a new folder with --home.")
         return replace(asked, last=last_session(asked)), []
     there = Quarter(**note["quarter"])
     wanted = asdict(replace(asked, last=asked.last or there.last))

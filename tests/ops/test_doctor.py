@@ -40,22 +40,22 @@ def test_no_target_is_no_fault(settings):
 @pytest.mark.parametrize("hours, state", [(1, "ok"), (25, "ok"), (27, "warn")])
 def test_an_old_backup_needs_a_look(settings, hours, state):
     backups = Backups(settings, read_backup_keys(new_backup_key()))
-    made = backups.create(now=datetime.now(UTC) - timedelta(hours=hours))
+    backup = backups.create(now=datetime.now(UTC) - timedelta(hours=hours))
     finding = run_check("backup", settings)
-    assert finding.state == state and made.name in finding.observed
+    assert finding.state == state and backup.name in finding.observed
     assert ("stockpredict backup create" in finding.fix) == (state == "warn")
 
 
 @pytest.mark.parametrize("damage", ["note", "no note", "list", "target", "another target"])
 def test_a_backup_that_cannot_be_relied_on_needs_a_look(settings, damage):
-    made = Backups(settings, read_backup_keys(new_backup_key())).create()
+    backup = Backups(settings, read_backup_keys(new_backup_key())).create()
     note, there = settings.storage.home_dir / LAST_BACKUP, Path(settings.backup.target)
     if damage == "note":
         note.write_text('{"name"')
     elif damage == "no note":
         note.unlink()
     elif damage == "list":
-        (there / "backups" / f"{made.name}.backup").unlink()
+        (there / "backups" / f"{backup.name}.backup").unlink()
     elif damage == "target":  # a disk that is not mounted
         there.rename(there.with_name("elsewhere"))
     else:
