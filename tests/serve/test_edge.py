@@ -1,6 +1,5 @@
-"""The edge of `deploy/nginx` in front of a real service, and the units of `deploy/systemd`."""
+"""The edge of `deploy/nginx` in front of a real service."""
 
-import configparser
 import contextlib
 import json
 import os
@@ -13,64 +12,32 @@ import threading
 from pathlib import Path
 
 import httpx
-import patience
 import psutil
 import pytest
 from websockets.sync.client import connect
 
 from stockpredict.client.client_updates import EventReader
 
-from served_desk import accepts, build_settings, free_port, service_process
+from nginx_edge import FILES, Edge, nginx_program
+from served_desk import build_settings, free_port, service_process
 from .test_updates import serve_another
-from .test_wire import rest_of, self_made_certificate, status_of, talk
+from .test_wire import rest_of, status_of, talk
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 HEAD = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-MAIN = """
-daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes 1; {user}
-events {{ worker_connections 512; }}
-http {{
-    access_log {folder}/access.log; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-    include {folder}/stockpredict.conf;
-}}
-"""
 
 
 @contextlib.contextmanager
 def nginx(folder, upstream, head_seconds=10, body_seconds=10):
     "The edge as it stands in deploy, with ports and paths of this test; yields its ports, TLS and plain."
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    if not Path(program).exists():
+    if not nginx_program():
         why = "nginx is not installed; run .ci/services"
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
-    secure, plain = free_port(), free_port()
-    cert, key = self_made_certificate(folder)
     changes = {
-        "listen 443": f"listen 127.0.0.1:{secure}",
-        "listen 80": f"listen 127.0.0.1:{plain}",
-        "forecasts.example;": "localhost;",
-        "/etc/ssl/forecasts.example/cert.pem": cert,
-        "/etc/ssl/forecasts.example/key.pem": key,
-        "127.0.0.1:8000": f"127.0.0.1:{upstream}",
         "client_header_timeout 10s": f"client_header_timeout {head_seconds}s",
         "client_body_timeout 10s": f"client_body_timeout {body_seconds}s",
     }
-    text = (DEPLOY / "nginx" / "stockpredict.conf").read_text()
-    for old, new in changes.items():
-        assert old in text
-        text = text.replace(old, str(new))
-    (folder / "stockpredict.conf").write_text(text)
-    user = "user root;" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, user=user))
-    command = [program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log")]
-    process = subprocess.Popen(command, preexec_fn=patience.die_with_parent)
-    try:
-        patience.wait_until(lambda: accepts(secure), process)
-        yield secure, plain, cert
-    finally:
-        process.terminate()
-        process.wait()
+    with Edge(folder, (free_port(), free_port()), [upstream] * 2, changes=changes) as edge:
+        yield edge.secure, edge.plain, edge.cert
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +71,17 @@ def test_a_prediction_comes_through_the_edge(edge):
     assert status_of(answer) == 200 and b'"ticker":"SIM00"' in answer
     assert b"Strict-Transport-Security: max-age" in answer and b"x-content-type-options: nosniff" in answer
     assert b"nginx/" not in answer and answer.count(b"Strict-Transport-Security") == 1
+    once = b"x-content-type-options:", b"content-security-policy:", b"referrer-policy:"
+    assert [answer.lower().count(name) for name in once] == [1, 1, 1]
+
+
+def test_what_the_edge_answers_itself_is_locked_down_too(edge):
+    secure, _, tls, _, _ = edge
+    large = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000000\r\n\r\n"
+    answer = talk(secure, large, tls=tls)
+    assert status_of(answer) == 413 and b"default-src 'none'" in answer
+    once = b"x-content-type-options: nosniff", b"content-security-policy:", b"referrer-policy: no-referrer"
+    assert [answer.lower().count(name) for name in once] == [1, 1, 1]
 
 
 def test_the_edge_does_not_replace_the_key(edge):
@@ -155,9 +133,10 @@ def test_old_tls_and_foreign_names_are_refused(edge):
     secure, _, _, _, _ = edge
     old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
-    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
-    with pytest.raises((ssl.SSLError, OSError)):
-        talk(secure, HEAD, tls=old)
+    for version in (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2):
+        old.minimum_version = old.maximum_version = version
+        with pytest.raises((ssl.SSLError, OSError)):
+            talk(secure, HEAD, tls=old)
     any_name = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     any_name.check_hostname, any_name.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", secure)) as raw, pytest.raises((ssl.SSLError, OSError)):
@@ -230,18 +209,46 @@ def test_the_caller_is_who_the_edge_saw_and_a_dead_service_is_said(tmp_path):
         assert json.loads(away.partition(b"\r\n\r\n")[2])["error"]["code"] == "not-ready"
 
 
-def test_the_units_name_commands_that_exist():
-    from stockpredict.cli.main import app
+def readers_of_the_edge(path, query, accept):
+    "Does the edge hand this request to the readers, by its map and its locations?"
+    text = (FILES / "stockpredict.conf").read_text()
+    lines = re.search(r"\$stockpredict_upstream {\n(.*?)\n}", text, re.S)[1]
+    rules = re.findall(r'"~(.*)" stockpredict_(\w+);', lines)
+    streams = re.search(r"location ~ (\S+) {\n\s+proxy_pass http://stockpredict_readers;", text)[1]
+    if re.search(streams, path):
+        return True
+    key = f"{path}?{query} {accept}"
+    return next((name for rule, name in rules if re.search(rule, key)), "engine") == "readers"
 
-    commands = {c.name or c.callback.__name__ for c in app.registered_commands}
-    commands |= {group.name or "" for group in app.registered_groups} | {"flow"}
-    for path in sorted(DEPLOY.glob("systemd/*.service")):
-        unit = configparser.ConfigParser(strict=False, interpolation=None)
-        unit.optionxform = str
-        unit.read(path)
-        program, command, *_ = unit["Service"]["ExecStart"].split()
-        assert program.endswith("/stockpredict") and command in commands
-        assert unit["Service"]["NoNewPrivileges"] == "yes" and unit["Service"]["User"] == "stockpredict"
-    target = (DEPLOY / "systemd" / "stockpredict.target").read_text()
-    for path in DEPLOY.glob("systemd/*.service"):  # a unit of the target, or started by its timer
-        assert path.name in target or path.with_suffix(".timer").exists()
+
+@pytest.mark.parametrize("accept", ["", "application/json", "application/vnd.apache.parquet", "x/arrow"])
+@pytest.mark.parametrize("query", ["", "horizon=1", "as_of=2022-12-28", "horizon=1&format=csv"])
+def test_the_edge_and_the_service_agree_on_what_a_reader_can_answer(query, accept):
+    from stockpredict.access.permissions import TABLE
+    from stockpredict.serve.engine_link import needs_engine
+
+    for method, route in TABLE:
+        path = re.sub("{.*?}", "AAPL", route)
+        kind = "websocket" if method == "WEBSOCKET" else "http"
+        scope = {"type": kind, "path": path, "query_string": query.encode()}
+        scope["header_map"] = {b"accept": accept.encode()}
+        stored = path.startswith(("/v1/predictions", "/v1/stream", "/v1/ws"))
+        assert readers_of_the_edge(path, query, accept) == (stored and not needs_engine(scope)), route
+
+
+def test_a_replica_that_is_away_is_passed_over(edge, edge_settings, tmp_path):
+    "Two of three replicas refuse connections, and every question is answered, also a what-if."
+    _, _, _, key, process = edge
+    alive = int(
+        re.search(r"port = (\d+)", Path(psutil.Process(process.pid).cwd(), "served.ini").read_text())[1]
+    )
+    ports = [free_port(), free_port(), alive]
+    with Edge(tmp_path, (free_port(), free_port()), ports) as front:
+        tls = ssl.create_default_context(cafile=str(front.cert))
+        answers = [talk(front.secure, with_key(key), tls=tls) for _ in range(6)]
+        assert [status_of(answer) for answer in answers] == [200] * 6
+        what_if = (
+            b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 2\r\n"
+        )
+        asked = talk(front.secure, what_if + b"Authorization: Bearer " + key + b"\r\n\r\n{}", tls=tls)
+        assert b"This service only reads stored forecasts" in asked or status_of(asked) == 403

@@ -10,6 +10,7 @@ import threading
 import patience
 import pytest
 
+from nginx_edge import self_made_certificate
 from served_desk import service_process
 
 HEAD = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\n"
@@ -194,29 +195,3 @@ def test_the_service_speaks_tls_1_2_and_newer_only(template, tmp_path):
         with pytest.raises((ssl.SSLError, OSError)):
             talk(port, HEAD, tls=old)
         assert not talk(port, HEAD + b"\r\n").startswith(b"HTTP/1.1 200")  # plain text on the same port
-
-
-def self_made_certificate(folder):
-    "A certificate for localhost, valid for a day."
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name)
-    builder = builder.public_key(key.public_key())
-    builder = builder.serial_number(1).not_valid_before(now - timedelta(1))
-    builder = builder.not_valid_after(now + timedelta(1))
-    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-    certificate = builder.sign(key, hashes.SHA256())
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (folder / "key.pem").write_bytes(private)
-    return folder / "cert.pem", folder / "key.pem"
