@@ -96,7 +96,7 @@ def audit_log(
     "The log of this installation."
     storage = settings.storage
     folder = storage.home_dir / "audit"
-    return AuditLog(folder, storage.keys_dir, name, keep_days=settings.access.audit_keep_days)
+    return AuditLog(folder, storage.keys_dir, name, keep_days=366 * settings.retention.audit_years)
 
 # %% ../../nbs/access/70_audit_log.ipynb #70ced25b
 @patch

@@ -309,8 +309,10 @@ def lake_clean(
 @lakes.command("retain")
 def lake_retain(ctx: typer.Context, dry_run: DryRun = True, json_: Json = False):
     "Delete rows older than the retention of their table."
+    from stockpredict.govern.policy import lake_policy
+
     with open_lake(ctx, write=True) as lake:
-        old = lake.retain(dry_run=dry_run)
+        old = lake.retain(lake_policy(load(ctx)), dry_run=dry_run)
     _print_change(old[old.rows > 0], dry_run, json_, ("table loses rows", "tables lose rows"))
 
 # %% ../../nbs/cli/20_lake_commands.ipynb #ca0ed5ac

@@ -459,9 +459,6 @@ class Access(Section):
     total_per_minute: int = Field(
         3_000_000, ge=0, description="Requests of all callers together a minute; 0 for no limit."
     )
-    audit_keep_days: int = Field(
-        400, ge=1, description="Days after which sealed files of the audit log are removed."
-    )
 
 # %% ../../nbs/core/25_sections.ipynb #9f5922e7
 class Facts(Section):

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import SettingsError, near
 from .sections import Access, Costs, Data, Facts, Features, Flows, Gate
-from .operation_sections import Alerts, BackupSettings, Logs, Traces
+from .operation_sections import Alerts, BackupSettings, Logs, Retention
+from .operation_sections import SecretsSettings, Traces
 from stockpredict.core.sections import (
     Models,
     Reports,
@@ -51,6 +52,8 @@ class Settings(BaseModel):
     logs: Logs = Logs()
     traces: Traces = Traces()
     backup: BackupSettings = BackupSettings()
+    retention: Retention = Retention()
+    secrets: SecretsSettings = SecretsSettings()
     alerts: Alerts = Alerts()
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
@@ -317,7 +320,7 @@ def hash(self: Settings) -> str:  # 12 hex digits
     "Identity of everything that can change a result."
     network = set(type(self.sources).model_fields) - {"chain", "opinions", "tolerance"}
     apart = ("storage", "store", "stream", "serving", "access", "facts", "schedule", "reports")
-    apart += ("flows", "alerts", "logs", "traces", "backup")
+    apart += ("flows", "alerts", "logs", "traces", "backup", "retention", "secrets")
     apart = dict.fromkeys(apart, True)
     kept = self.model_dump(exclude=apart | {"data": {"files_path"}, "sources": network})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]

@@ -307,31 +307,24 @@ def _forget_checksums(self: MaintainedStore, names):
     atomic_write(record, "\n".join(["", *kept]))
 
 # %% ../../nbs/lake/20_maintenance.ipynb #8536272b
-RETENTION = {  # table -> years to keep, by event_time; other tables are kept for ever
-    "bars": 7,
-    "adjustments": 7,
-    "macro": 7,
-    "fundamentals": 7,
-    "news": 7,
-    "quarantine": 7,
-    "flags": 7,
-    "intraday": 3,
-    "intraday_refused": 3,
-    "ingests": 10,
+AGES_BY = {  # table -> the column that says how old a row is; `event_time` for the others
+    "ingests": "finished",
+    "predictions": "decision_session",
+    "publications": "decision_session",
+    "scores": "decision_session",
 }
 
 # %% ../../nbs/lake/20_maintenance.ipynb #7d964354
 @patch
 def retain(
     self: MaintainedStore,
-    policy: dict | None = None,  # table -> years; None = RETENTION
+    policy: dict,  # table -> years to keep
     now=None,  # count from then; None = the clock
     dry_run: bool = True,  # only count
 ) -> pd.DataFrame:  # columns table, years, before, rows
     "Remove rows that are older than the policy allows; pinned versions still read them."
-    policy = RETENTION if policy is None else policy
     now = pd.Timestamp.now("UTC") if now is None else pd.Timestamp(now)
-    if unknown := sorted(set(policy) - set(FACT_TABLES) - set(self.TABLES)):
+    if unknown := sorted(set(policy) - set(FACT_TABLES) - set(self.TABLES) - set(AGES_BY)):
         tables = ", ".join(self.table_names())
         raise DataError(f"There is no table {unknown[0]} to purge.", f"Tables are {tables}.")
     plan = [self._expired_rows(t, years, now) for t, years in sorted(policy.items()) if self.has_table(t)]
@@ -344,7 +337,7 @@ def retain(
 @patch
 def _expired_rows(self: MaintainedStore, table, years, now):
     "How many rows of a table are older than so many years."
-    column = "finished" if table == "ingests" else "event_time"
+    column = AGES_BY.get(table, "event_time")
     before = now - pd.DateOffset(years=years)
     count = self.rows(f"SELECT count(*) AS n FROM lake.{table} WHERE {column} < $before", before=before)
     return {"table": table, "years": years, "before": before, "rows": int(count.n[0]), "column": column}
@@ -375,6 +368,22 @@ def after_purge(
     cursor,  # of the transaction that deleted rows
 ):
     "Called inside a purge's transaction; a subclass renews its sums here."
+
+# %% ../../nbs/lake/20_maintenance.ipynb #58281c3c
+@patch
+def rewrite(
+    self: MaintainedStore,
+    dry_run: bool = True,  # only say which
+) -> list[str]:  # tables, sorted
+    "Write data files that contain deleted rows anew; nothing that can be read changes."
+    names = self.rows("""
+        SELECT DISTINCT table_name AS t
+        FROM __ducklake_metadata_lake.ducklake_delete_file f
+        JOIN __ducklake_metadata_lake.ducklake_table USING (table_id)
+        WHERE f.end_snapshot IS NULL""").t
+    if len(names) and not dry_run:
+        self._call_ducklake("CALL ducklake_rewrite_data_files('lake', delete_threshold => 0.0)")
+    return sorted(names)
 
 # %% ../../nbs/lake/20_maintenance.ipynb #825c0baf
 @patch

@@ -120,13 +120,13 @@ def killed_writes(
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #599741f9
 def keep_home(
-    settings: Settings,  # home, [alerts] keep_days
+    settings: Settings,  # home, [retention] activity_years
     do_it: bool = False,  # remove; False only counts
 ) -> list[Cleared]:
     "Remove what killed writers left, and the deliveries of old alerts."
     from stockpredict.alerts.outbox import Outbox
 
-    files, days = killed_writes(settings), settings.alerts.keep_days
+    files, days = killed_writes(settings), 366 * settings.retention.activity_years
     for file in files if do_it else ():
         file.unlink(missing_ok=True)
     sent = Outbox(settings.storage).forget_deliveries(time.time() - 86_400 * days, do_it)

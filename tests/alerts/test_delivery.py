@@ -324,7 +324,7 @@ def test_upkeep_forgets_what_became_of_old_alerts_and_nothing_that_waits(setting
     add_channel(settings, "desk", f"http://{sink.place}/taken")
     add_channel(settings, "down", f"http://{sink.place}/fails")
     outbox, now = Outbox(settings.storage), time.time()
-    old = now - 86_400 * (settings.alerts.keep_days + 1)
+    old = now - 86_400 * (366 * settings.retention.activity_years + 1)
     both, sent = rule_of(outbox, channels=("desk", "down")), rule_of(outbox, channels=("desk",))
     [waits], [done] = ring(outbox, both, 1), ring(outbox, sent, 2)
     outbox.collect_events(settings, now=old)
