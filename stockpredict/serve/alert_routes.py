@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/serve/58_alert_routes.ipynb #d203f46d
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,8 @@ from stockpredict.alerts.alert_records import AlertRuleInvalid, AlertsUnreadable
 from stockpredict.alerts.alert_store import AlertStore
 from stockpredict.alerts.channels import ChannelUnknown
 from stockpredict.alerts.outbox import Outbox, backlog_sentence
+from stockpredict.client.desk_answers import AlertAcknowledgement, AlertCard, AlertEventCard, AlertKind
+from stockpredict.client.desk_answers import AlertTest, Severity
 from stockpredict.core.errors import FlowLocked, LakeUnavailable, UnknownHorizon, UnknownName
 from stockpredict.core.errors import StockpredictError, UnknownTicker
 from stockpredict.predict.schemas import Envelope
@@ -33,7 +35,6 @@ from stockpredict.serve.request_rules import documented
 # %% ../../nbs/serve/58_alert_routes.ipynb #010d6046
 Minutes = Annotated[float, Field(gt=0, le=10_080)]
 ChannelName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,39}$")]
-Severity = Literal["info", "warning", "critical"]
 
 
 class AlertDelivery(BaseModel):
@@ -76,96 +77,6 @@ class AlertRevision(AlertChange):
     "A change of a rule."
 
     active: bool | None = Field(None, description="an inactive rule is kept and never rings")
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #e5410a08
-class AlertNotice(BaseModel):
-    "What you should know about a rule."
-
-    code: str
-    text: str
-
-
-class AlertHistory(BaseModel):
-    "What a rule would have done in the last year."
-
-    sentence: str
-    rings: int = Field(description="after the cooldown")
-    sessions: int = Field(description="that were looked at")
-    judged: int = Field(description="on which enough was known")
-    days: list[str] = Field(description="with a ring")
-    quiet: int = Field(description="sessions of the longest spell without one")
-    notices: list[AlertNotice]
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #d8290ee4
-class AlertCard(BaseModel):
-    "An alert rule with what became of it."
-
-    id: str = Field(description="empty for a dry run")
-    owner: str = Field(description="id of the caller who made it")
-    kind: str
-    tickers: list[str]
-    params: dict
-    severity: Severity
-    channels: list[str] = Field(description="names; the addresses are known to the operator")
-    cooldown: int
-    quiet: str
-    every: bool
-    active: bool
-    delivery: dict
-    created_at: str = Field(description="ISO 8601, UTC")
-    created_session: str = Field(description="newest session at that time")
-    rang: int = Field(description="events so far")
-    last_rang: str = Field(description="session of the newest one; empty for none")
-    history: AlertHistory | dict = Field(description="of the last year; empty where nothing was replayed")
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #31beb8bb
-class AlertAcknowledgement(BaseModel):
-    "Who has seen an event."
-
-    event: str
-    at: str = Field(description="ISO 8601, UTC")
-    by: str = Field(description="id of the caller")
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #379e3326
-class AlertEventCard(BaseModel):
-    "An occasion on which a rule rang."
-
-    id: str
-    lineage: str = Field(description="id of the first event about the same occasion")
-    rule: str
-    owner: str
-    symbol: str = Field(description="ticker, or desk")
-    type: str
-    severity: Severity
-    message: str
-    session: str
-    cause: str
-    timestamp: str = Field(description="ISO 8601, UTC")
-    current_price: float | None
-    predicted_price: float | None
-    change: float | None = Field(description="percent, from the close before")
-    metadata: dict
-    acknowledged: dict = Field(description="at and by; empty before")
-    deliveries: list[dict] = Field(description="channel, kind, state, attempts, sent and error")
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #48799c03
-class AlertTest(BaseModel):
-    "What came of a test message on one channel."
-
-    channel: str
-    id: str = Field(description="of the message, in its header X-Alert-Id too")
-    sent: bool
-    reason: str = Field(description="why not; empty when it was sent")
-
-# %% ../../nbs/serve/58_alert_routes.ipynb #884a89b3
-class AlertKind(BaseModel):
-    "A kind of rule."
-
-    name: str
-    summary: str
-    scope: Literal["ticker", "desk", "any"]
-    edge: bool = Field(description="rings when the condition begins, and not on each session")
-    parameters: dict = Field(description="JSON schema")
 
 # %% ../../nbs/serve/58_alert_routes.ipynb #0ca535b4
 def alert_owner(

@@ -72,7 +72,8 @@ def name_request(
     scope: dict,  # gets `header_map` and `request_id`
 ):
     "Read the headers of a request once, and give it an id."
-    scope["header_map"] = header_map = dict(scope["headers"])
+    if (header_map := scope.get("header_map")) is None:
+        scope["header_map"] = header_map = dict(scope["headers"])
     scope["request_id"] = request_id(header_map.get(b"x-request-id"))
 
 # %% ../../nbs/serve/65_fast_path.ipynb #ab132352

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from stockpredict.core.errors import NotFound, RequestInvalid, StockpredictError
 from stockpredict.core.files import read_json
+from stockpredict.client.desk_answers import ScoreboardDocument
 from stockpredict.serve.answer_pages import PageExpired
 from stockpredict.serve.job_routes import LIMIT, STRICT, page_after, report_link
 from stockpredict.serve.model_routes import cached_resource
@@ -92,44 +93,6 @@ def reports_on_page(
     names, metadata = page_after([{"id": n} for n in report_names(reports, name)], cursor, limit)
     results = [(row["id"], read_json(reports / row["id"] / "result.json")) for row in names]
     return [report_card(n, r, reports) for n, r in results if isinstance(r, dict)], metadata
-
-# %% ../../nbs/serve/68_report_routes.ipynb #976d474d
-class ScoreLine(BaseModel):
-    "One measure of one model version, horizon and part of the market."
-
-    version: int = Field(description="0: the served forecast, whatever its version was")
-    model: str
-    artifact: str
-    role: str = Field(description="champion, or beside for a challenger")
-    horizon: int = Field(description="sessions ahead")
-    slice: str = Field(description="all, volatility or sector")
-    part: str = Field(description="all, calm, middle, wild, or a sector")
-    measure: str
-    value: float | None = Field(description="mean over the sessions so far")
-    low: float | None = Field(
-        description="end of the interval that holds at every look; null: too few sessions"
-    )
-    high: float | None
-    target: float | None = Field(description="what was stated, or zero for skill; null for losses")
-    word: str = Field(description="as stated, too narrow, too wide, above, below, open; empty for losses")
-    sessions: int
-    cells: int = Field(description="outcomes")
-    first: str = Field(description="first decision session")
-    last: str = Field(description="last decision session")
-    kind: str = Field(description="betting or asymptotic confidence sequence, 95 %")
-
-
-class ScoreboardDocument(BaseModel):
-    "The live record of the published forecasts."
-
-    verdict: str
-    pending: str = Field(description="when the first forecast of the newest version comes true; else empty")
-    until: str = Field(description="newest target session that was scored")
-    lines: list[ScoreLine]
-    gap: list[dict] = Field(description="what validation said beside what came live")
-    path: dict[str, list[dict]] = Field(description="by horizon: coverage of the 90 % interval over time")
-    notes: list[str] = Field(description="sessions that were scored again, and why")
-    at: str = Field(description="when the board was drawn up, UTC")
 
 # %% ../../nbs/serve/68_report_routes.ipynb #e36565a6
 SCORE_FORMATS = ("json", "csv")

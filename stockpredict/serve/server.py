@@ -30,23 +30,30 @@ from stockpredict.serve.app import create_app
 from stockpredict.serve.engine_link import LEAVING, EngineLink, EngineSide, frame
 from stockpredict.serve.fast_path import unexpected_error
 from stockpredict.serve.instant import instant_answer
+from stockpredict.serve.repeated_heads import RepeatProtocol
 from stockpredict.serve.wire import WireConfig, WireServer
 from stockpredict.serve.wire_limits import wire_limits
 
 # %% ../../nbs/serve/72_server.ipynb #b8a632d4
 def listening_socket(
-    settings: Settings,  # host, port and backlog
+    settings: Settings,  # host and port
 ) -> socket.socket:
-    "The socket that all readers accept from; raises `NotReady` when another program listens there."
+    "The socket on which the readers will listen; raises `NotReady` when another program does so already."
     host, port = settings.serving.host, settings.serving.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=settings.serving.backlog)
+        listener.bind((host, port))
     except OSError as error:
+        listener.close()
         raise NotReady(
             f"The service cannot listen on {host}:{port}: {error.strerror}.",
             "Set serving.port to a free one.",
         ) from None
+    return listener
 
 # %% ../../nbs/serve/72_server.ipynb #f6230548
 def tls_context(
@@ -157,6 +164,7 @@ def wire_config(
         wire_limits(settings),
         frozenset(serving.edges),
         partial(instant_answer, app.entry),
+        RepeatProtocol,
         log_level="error" if log_level == "warning" else log_level,
         lifespan="on",
         backlog=serving.backlog,

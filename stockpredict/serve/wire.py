@@ -271,8 +271,9 @@ def date_line(
 ANSWERED = SimpleNamespace(  # stands for a request that is over
     response_complete=True, more_body=False, endless=False, message_event=asyncio.Event()
 )
+PLAIN = frozenset((b"host", b"x-forwarded-for"))  # watched headers that announce neither a body nor a switch
 
-
+# %% ../../nbs/serve/12_wire.ipynb #27bf0fe6
 @patch
 def answer_instantly(
     self: WireProtocol,
@@ -280,9 +281,17 @@ def answer_instantly(
     "Write a response that is ready, when the request is a plain one without a body."
     if self.scope["method"] != "GET" or self.flow.write_paused or not self.parser.should_keep_alive():
         return False
-    if any(name != b"host" for name, _ in self.watched):
+    if not PLAIN.issuperset(name for name, _ in self.watched):
         return False
-    ready = self.instant(self.scope)
+    return self.write_ready(self.instant(self.scope))
+
+
+@patch
+def write_ready(
+    self: WireProtocol,
+    ready: tuple[bytes, bytes] | None,  # head without its last line, and body
+) -> bool:  # whether there was one
+    "Write a response that is ready."
     if ready is None:
         return False
     self.cycle = ANSWERED
@@ -394,10 +403,11 @@ class WireConfig(uvicorn.Config):
         limits: WireLimits = WireLimits(),  # of each connection
         edges: frozenset = frozenset(),  # addresses of proxies whose word about the client counts
         instant=None,  # function from a scope to head and body of a response, or to `None`
+        protocol=WireProtocol,  # class of the connections
         **options,  # of `uvicorn.Config`
     ):
         self.limits, self.edges, self.instant = limits, edges, instant
-        fixed = {"http": WireProtocol, "proxy_headers": False, "server_header": False, "access_log": False}
+        fixed = {"http": protocol, "proxy_headers": False, "server_header": False, "access_log": False}
         super().__init__(app, **fixed, ws_max_size=1 << 16, timeout_notify=30, **options)
 
 # %% ../../nbs/serve/12_wire.ipynb #b2989b51

@@ -1,0 +1,127 @@
+"""Recognising a repeated head changes no byte of any answer, however the requests are cut and mixed."""
+
+import asyncio
+import http.client
+import random
+import re
+from types import SimpleNamespace
+
+import pytest
+from uvicorn.server import ServerState
+
+from stockpredict.serve.repeated_heads import RepeatProtocol
+from stockpredict.serve.wire import WireConfig, WireProtocol
+
+HEADS = (
+    "Host: localhost\r\nAccept: */*\r\n",
+    "Host: localhost\r\nAccept: text/html\r\n",
+    "Host: localhost\r\nX-Request-ID: one\r\n",
+    "Host: localhost\r\nX-Forwarded-For: 10.0.0.1\r\n",
+    "Host: localhost\r\nConnection: close\r\n",
+    "Host: a\r\nHost: b\r\n",
+    "Accept: */*\r\n",
+)
+TARGETS = (
+    "/stored/A",
+    "/stored/B",
+    "/stored/%41",
+    "/stored/A?",
+    "/stored/A?x=1",
+    "/other",
+    "/stored/A#end",
+    " /",
+)
+
+OF_ITS_OWN = re.compile(rb'"(?:request_id|timestamp)":"[^"]*"|length: [3-9]\d\d')  # of a refusal
+
+
+def stored(scope):
+    "Two stored answers; the others take the usual way."
+    path, query = scope["path"], scope["query_string"]
+    if path not in ("/stored/A", "/stored/B") or query:
+        return None
+    text = f"{path} {scope['raw_path']} {scope['client']} {sorted(scope['headers'])}".encode()
+    return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n" % len(text), text
+
+
+async def usual(scope, receive, send):
+    "Answers with what it was asked."
+    body, more = b"", True
+    while more and (message := await receive())["type"] == "http.request":
+        body, more = body + message["body"], message["more_body"]
+    text = f"{scope['method']} {scope['path']} {scope['query_string']} {body}".encode()
+    headers = [(b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def some_bytes(draw: random.Random) -> list[bytes]:
+    "A few requests of one client, in pieces."
+    requests = []
+    for head in draw.choices(HEADS, [20, 4, 4, 4, 1, 1, 1], k=draw.randint(2, 9)):
+        target, method = draw.choice(TARGETS[:2] * 8 + TARGETS), draw.choice(("GET",) * 18 + ("POST", "HEAD"))
+        body = draw.choice((b"", b"", b"GET /stored/A HTTP/1.1\r\n" + head.encode() + b"\r\n"))
+        if method == "POST":
+            head += f"Content-Length: {len(body)}\r\n"
+        requests.append(
+            f"{method} {target} HTTP/1.1\r\n{head}\r\n".encode() + (body if method == "POST" else b"")
+        )
+    if draw.random() < 0.5:
+        return requests
+    whole = b"".join(requests)
+    cuts = sorted(draw.sample(range(1, len(whole)), draw.randint(0, 6)))
+    return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)])]
+
+
+async def answers(kind, pieces) -> tuple[bytes, bool]:
+    "All that a connection of this kind writes, and whether it was closed."
+    config = WireConfig(usual, instant=stored, protocol=kind, log_config=None, lifespan="off")
+    config.load()
+    written, closed = [], []
+    transport = SimpleNamespace(write=written.append, is_closing=lambda: bool(closed))
+    transport.close = transport.abort = transport.write_eof = lambda: closed.append(1)
+    transport.pause_reading = transport.resume_reading = lambda: None
+    transport.can_write_eof = lambda: True
+    transport.get_extra_info = lambda name, default=None: default
+    connection = kind(config, ServerState(), {}, asyncio.get_running_loop())
+    connection.connection_made(transport)
+    for piece in pieces:
+        if not closed:
+            connection.data_received(piece)
+        for _ in range(12):
+            await asyncio.sleep(0)
+    connection.connection_lost(None)
+    await asyncio.sleep(0)
+    return OF_ITS_OWN.sub(b"", b"".join(written)), bool(closed)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_same_bytes_with_and_without(seed, monkeypatch):
+    draw, repeated = random.Random(seed), []
+    plain = RepeatProtocol.answer_repeated
+
+    def counting(self, data):
+        repeated.append(plain(self, data))
+        return repeated[-1]
+
+    monkeypatch.setattr(RepeatProtocol, "answer_repeated", counting)
+
+    async def compare():
+        for _ in range(60):
+            pieces = some_bytes(draw)
+            assert await answers(RepeatProtocol, pieces) == await answers(WireProtocol, pieces), pieces
+
+    asyncio.run(compare())
+    assert repeated.count(True) > 10  # the shorter way was taken
+
+
+def test_every_request_has_an_id_of_its_own_and_a_repeated_one_keeps_the_callers(whole_service):
+    connection = http.client.HTTPConnection("127.0.0.1", whole_service[1])
+    ids = []
+    for own in ({}, {}, {"X-Request-ID": "mine"}, {"X-Request-ID": "mine"}, {}):
+        connection.request("GET", "/v1/predictions/SIM00?horizon=1", headers=own)
+        answer = connection.getresponse()
+        assert answer.status == 200 and b'"ticker":"SIM00"' in answer.read()
+        ids.append(answer.headers["x-request-id"])
+    assert ids[2:4] == ["mine", "mine"]
+    assert len(set(ids)) == 4
