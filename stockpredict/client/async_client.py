@@ -17,6 +17,10 @@ from .client_steps import Pause, awaitable, cancel_steps, data_steps, explain_st
 from .client_steps import frame_steps, job_steps, jobs_steps, models_steps
 from .client_steps import predict_steps, train_steps, universe_steps, wait_steps
 from .client_steps import what_if_steps
+from .desk_steps import acknowledge_alert_steps, alert_events_steps
+from .desk_steps import alert_kinds_steps, alert_steps, alerts_steps
+from .desk_steps import change_alert_steps, create_alert_steps
+from .desk_steps import remove_alert_steps, scoreboard_steps, test_alert_steps
 from .client_updates import SILENCE, Follower, Update
 
 # %% ../../nbs/client/40_async_client.ipynb #f64efc9c
@@ -47,6 +51,16 @@ class AsyncClient(ServiceClient):
     wait = awaitable(wait_steps)
     cancel = awaitable(cancel_steps)
     request = awaitable(data_steps)
+    scoreboard = awaitable(scoreboard_steps)
+    alert_kinds = awaitable(alert_kinds_steps)
+    alerts = awaitable(alerts_steps)
+    alert = awaitable(alert_steps)
+    create_alert = awaitable(create_alert_steps)
+    change_alert = awaitable(change_alert_steps)
+    remove_alert = awaitable(remove_alert_steps)
+    test_alert = awaitable(test_alert_steps)
+    alert_events = awaitable(alert_events_steps)
+    acknowledge_alert = awaitable(acknowledge_alert_steps)
 
 # %% ../../nbs/client/40_async_client.ipynb #84df321f
 @patch

@@ -20,6 +20,10 @@ from .client_steps import blocking, cancel_steps, data_steps, explain_steps
 from .client_steps import frame_steps, job_steps, jobs_steps, models_steps
 from .client_steps import predict_steps, train_steps, universe_steps, wait_steps
 from .client_steps import what_if_steps
+from .desk_steps import acknowledge_alert_steps, alert_events_steps
+from .desk_steps import alert_kinds_steps, alert_steps, alerts_steps
+from .desk_steps import change_alert_steps, create_alert_steps
+from .desk_steps import remove_alert_steps, scoreboard_steps, test_alert_steps
 from .client_updates import SILENCE, Follower, Update
 
 # %% ../../nbs/client/30_client.ipynb #1880c17b
@@ -89,6 +93,16 @@ class Client(ServiceClient):
     wait = blocking(wait_steps)
     cancel = blocking(cancel_steps)
     request = blocking(data_steps)
+    scoreboard = blocking(scoreboard_steps)
+    alert_kinds = blocking(alert_kinds_steps)
+    alerts = blocking(alerts_steps)
+    alert = blocking(alert_steps)
+    create_alert = blocking(create_alert_steps)
+    change_alert = blocking(change_alert_steps)
+    remove_alert = blocking(remove_alert_steps)
+    test_alert = blocking(test_alert_steps)
+    alert_events = blocking(alert_events_steps)
+    acknowledge_alert = blocking(acknowledge_alert_steps)
 
 # %% ../../nbs/client/30_client.ipynb #1346121e
 def sent_options(

@@ -402,6 +402,22 @@ def train_steps(
     )
 
 # %% ../../nbs/client/10_client_steps.ipynb #8384afc4
+def pages_steps(
+    client: Any,  # with `rules`
+    path: str,  # of a list
+    params: dict | None = None,  # query; empty texts are left out
+) -> Steps[list]:
+    "All items of a list, page after page."
+    items, cursor = [], ""
+    while True:
+        query = {k: v for k, v in {**(params or {}), "limit": 200, "cursor": cursor}.items() if v}
+        response = yield from request_steps(client.rules, Call("GET", path, query))
+        items += response_data(response)
+        cursor = orjson.loads(response.content)["metadata"].get("next_cursor", "")
+        if not cursor:
+            return items
+
+# %% ../../nbs/client/10_client_steps.ipynb #b572ad64
 def job_steps(
     client: Any,  # with `rules` and `answers`
     job_id: str,  # as in the answer that started it
@@ -415,14 +431,7 @@ def jobs_steps(
     kind: str = "",  # train, batch, …; all kinds when empty
 ) -> Steps[list[dict]]:
     "Your jobs, the newest first, page after page."
-    jobs, cursor = [], ""
-    while True:
-        query = {k: v for k, v in {"kind": kind, "limit": 200, "cursor": cursor}.items() if v}
-        response = yield from request_steps(client.rules, Call("GET", "/v1/jobs", query))
-        jobs += response_data(response)
-        cursor = orjson.loads(response.content)["metadata"].get("next_cursor", "")
-        if not cursor:
-            return jobs
+    return (yield from pages_steps(client, "/v1/jobs", {"kind": kind}))
 
 # %% ../../nbs/client/10_client_steps.ipynb #a1dd82fc
 def cancel_steps(
