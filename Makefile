@@ -18,7 +18,7 @@ export MPLBACKEND := agg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run check test lint notebooks lab serve up down report bench doctor readme prepare clean
+.PHONY: help env run check test lint notebooks lab serve up down report bench doctor docs readme prepare clean
 
 help:            ## This list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -77,6 +77,9 @@ bench: env       ## Every speed claim, beside its peer, in this run
 
 doctor: env      ## What is wrong, and the line that mends it
 	$(BIN)/stockpredict doctor
+
+docs: env        ## The documentation site, in _docs: from the notebooks, without a network
+	$(BIN)/python deploy/docs/build_site.py $(ARGS)
 
 readme: env      ## README.md from nbs/index.ipynb
 	$(BIN)/python nbs/readme.py
