@@ -18,10 +18,11 @@ export MPLBACKEND := agg
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env run check test lint notebooks lab serve up down report bench doctor docs readme prepare clean
+.PHONY: help env run check test lint notebooks lab serve up down report bench doctor docs readme prepare clean \
+	check-security ci-lint ci-test ci-load release-build release-check release-notes release-publish
 
 help:            ## This list
-	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 env: $(READY) $(LOOPS)    ## The environment, from pyproject.toml and constraints.txt; uv installs it when it is there
 
@@ -86,6 +87,31 @@ readme: env      ## README.md from nbs/index.ipynb
 
 prepare: env     ## Export, clean and rebuild README.md: before a commit
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python nbs/readme.py
+
+check-security: env   ## Bandit, secrets, licences, advisories, list of parts (ARGS=--online: no advisory unread)
+	$(BIN)/python deploy/release/security.py all $(ARGS)
+
+ci-lint: lint    ## What the workflows ask first: style, the workflows themselves, version and changelog
+	$(BIN)/actionlint
+	$(BIN)/python -m pytest -q tests/deploy/test_workflows.py
+
+ci-test:         ## What lands or rejects a change: .ci/run; or a part of it, PART=lessons, PART=1/4 …
+	$(if $(PART),PYTHON=$(PYTHON) bash deploy/release/part.sh $(PART),bash .ci/run)
+
+ci-load: env     ## A short load on a service that gets a new model, restarts and is killed: no wrong answer
+	$(BIN)/python benchmarks/serving_load.py --seconds $(or $(SECONDS_EACH),3) --clients 4
+
+release-build: env   ## Wheel, source distribution and their sums, in dist
+	$(BIN)/python deploy/release/package.py build
+
+release-check: env   ## The same, installed into an empty environment with all it needs, and asked
+	$(BIN)/python deploy/release/package.py check
+
+release-notes:       ## The section of this version in CHANGELOG.md
+	@$(PYTHON) deploy/release/package.py notes
+
+release-publish:     ## What a release would be; ARGS=--really makes it, on the tag
+	$(PYTHON) deploy/release/package.py publish $(ARGS)
 
 clean:           ## Remove what runs and tests leave behind (not the environment, not the lake)
 	rm -rf .pytest_cache .ruff_cache .coverage htmlcov build *.egg-info

@@ -221,6 +221,13 @@ def table_of(seen: Counter) -> str:
     return "\n".join(lines)
 
 
+def kept(seen: Counter) -> bool:
+    "Was every phase answered, no answer wrong or lost, and no connection reset but those of a killed reader?"
+    bad = sum(seen[phase, word] for phase in PHASES for word in ("wrong", "lost"))
+    resets = sum(seen[phase, "reset"] for phase in PHASES[:-1])
+    return not bad and not resets and all(seen[phase, "right"] for phase in PHASES)
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--seconds", type=float, default=5.0)
@@ -240,6 +247,7 @@ def main():
         print(table_of(hammer.seen))
         for failure in hammer.failures[:10]:
             print(failure)
+        return int(not kept(hammer.seen))
 
 
 async def _run(hammer, process, settings, args):
@@ -260,4 +268,4 @@ def ready(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

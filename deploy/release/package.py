@@ -3,7 +3,7 @@
 python deploy/release/package.py build [FOLDER]     # sdist, wheel and their SHA-256 sums
 python deploy/release/package.py check [FOLDER]     # install the wheel with all it needs, and ask it
 python deploy/release/package.py notes              # the section of this version in CHANGELOG.md
-python deploy/release/package.py publish [--really] # a release on GitHub; without --really only what it does
+python deploy/release/package.py publish [--really] # a release on GitHub; else only what it would do
 """
 
 import argparse
