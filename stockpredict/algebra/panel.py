@@ -158,6 +158,43 @@ def from_bars(
         fields["money"] = grid_of("money").masked_fill_(fields["volume"].isnan(), math.nan)
     return cls(fields, sessions, [str(t) for t in tickers])
 
+# %% ../../nbs/algebra/50_panel.ipynb #607ad93a
+@patch(cls_method=True)
+def from_parts(
+    cls: Panel,
+    frames,  # tables of long bars; each has tickers of its own, after those of the table before
+    calendar=None,  # exchange calendar; None = the dates that occur (UTC)
+) -> Panel:
+    "Arrange long bars that come in portions."
+    parts = [cls.from_bars(frame, calendar) for frame in frames if len(frame)]
+    if len(parts) < 2:
+        return parts[0] if parts else cls.from_bars(pd.DataFrame(columns=["ticker", "event_time", "close"]))
+    tickers = [ticker for part in parts for ticker in part.tickers]
+    if tickers != sorted(set(tickers)):
+        raise BarsInvalid(
+            "The portions of a panel share tickers, or come out of order.",
+            "Give each portion the bars of tickers that follow those of the portion before.",
+        )
+    sessions = parts[0].sessions
+    for part in parts[1:]:
+        sessions = sessions.union(part.sessions)
+    if calendar is not None:
+        sessions = calendar.sessions(sessions[0], sessions[-1])
+    names = dict.fromkeys(name for part in parts for name in part._fields)
+    return cls({name: _side_by_side(name, parts, sessions) for name in names}, sessions, tickers)
+
+
+def _side_by_side(name, parts, sessions):
+    "One field of several panels, which lose it, on all sessions."
+    x = torch.full((len(sessions), sum(len(part.tickers) for part in parts)), math.nan)
+    at = 0
+    for part in parts:
+        values, width = part._fields.pop(name, None), len(part.tickers)
+        if values is not None:
+            x[torch.from_numpy(sessions.get_indexer(part.sessions)), at : at + width] = values
+        at += width
+    return x
+
 # %% ../../nbs/algebra/50_panel.ipynb #fd818518
 @patch
 def _rows(self: Panel, rows: slice) -> Panel:

@@ -7,7 +7,7 @@ __all__ = ['ingest', 'load_bars']
 
 # %% ../../nbs/ingest/10_ingest.ipynb #f2ba2792
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 import pandas as pd
 from fastcore.basics import patch
@@ -195,23 +195,48 @@ def _absent(lake, source, settings, plan, bars):
     return no_longer_sent(lake, source.id, answered, bars, settings.data.end)
 
 # %% ../../nbs/ingest/10_ingest.ipynb #a1d21bc7
+def _portions(source, settings, plan):
+    "Pairs of a source and what it is asked for; a source that is read in parts gets the tickers of each."
+    parts = source.parts()
+    if len(parts) == 1:
+        portions = cut_plan(plan, settings.sources.batch if source.remote else None)
+        return [(source, portion) for portion in portions]
+    asked = {ticker: day for day, tickers in plan for ticker in tickers}
+    portions = []
+    for part in parts:
+        own = [(asked[t], t) for t in part.tickers() if t in asked]
+        days = sorted({day for day, _ in own})
+        portions += [(part, [(day, [t for other, t in own if other == day]) for day in days])] if own else []
+    return portions or [(source, [])]
+
+
+def _without_rows(outcome):
+    "The outcome of a portion without its bars, of which only the number is reported."
+    done, result, again, absent = outcome
+    counted = pd.DataFrame(index=pd.RangeIndex(len(result.good)))
+    return done, replace(result, good=counted, flags=result.flags[:0]), again, absent
+
+# %% ../../nbs/ingest/10_ingest.ipynb #62ab8262
 def _all_portions(lake, source, settings, plan, now, full):
     "The outcome of each portion; raises the last refusal when all portions are through."
     start = settings.data.start
-    portions = cut_plan(plan, settings.sources.batch if source.remote else None)
+    portions = _portions(source, settings, plan)
     first = first_asked(lake, source.id)
     continues = first is None or first <= start
     done, refusal = [], None
-    for portion in portions:
-        asked_from = start if continues or portion is portions[-1] else ""
+    for number, (part, portion) in enumerate(portions, 1):
+        asked_from = start if continues or number == len(portions) else ""
         try:
-            done.append(_portion(lake, source, settings, portion, now, full, asked_from))
+            outcome = _portion(lake, part, settings, portion, now, full, asked_from)
+            done.append(outcome if len(portions) == 1 else _without_rows(outcome))
         except BatchRefused as e:
             if not source.remote:
                 raise
             refusal = e
             source.reject([t for _, tickers in portion for t in tickers], "bad-rows", e.problem)
             source.settle(now)
+        if part is not source:
+            part.forget()
     if refusal:
         raise refusal
     return done

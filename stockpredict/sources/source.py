@@ -17,7 +17,8 @@ from ..core.errors import did_you_mean
 from ..core.registry import Registry
 from ..core.tickers import TICKER
 from ..core.words import counted
-from .bars import ALIASES, canonical_ticker, empty_bars, map_columns, tidy_bars
+from .bars import ALIASES, canonical_ticker, canonical_tickers, empty_bars
+from .bars import map_columns, tidy_bars
 from .simulate import simulate
 
 # %% ../../nbs/sources/30_source.ipynb #70371ad1
@@ -65,6 +66,14 @@ class Source:
     def files(self) -> list[tuple[str, str]]:  # none, if it reads no files of yours
         "Path and SHA-256 of each file, in the order of the column `from_file`."
         return []
+
+    def parts(self) -> list["Source"]:  # itself, where it is read as a whole
+        "Sources that have the same bars between them and share no ticker."
+        return [self]
+
+    def forget(self):
+        "Drop the bars that were read."
+        self._bars = None
 
 # %% ../../nbs/sources/30_source.ipynb #fa075265
 @patch
@@ -254,8 +263,13 @@ class Files(Source):
         "and are the prices as published?"
     )
 
+    most_rows = 1_500_000  # rows of Parquet files that are read at the same time
+    chosen = None  # of a part: names of its tickers, paths of its files
+
     def paths(self) -> list[Path]:  # sorted
         "The files to read."
+        if self.chosen:
+            return self.chosen[1]
         path = Path(self.settings.data.files_path).expanduser()
         if path.is_file():
             return [path]
@@ -289,6 +303,70 @@ def _read(self: Files, path):
         mapped["known_at"] = lower["as_of"]
     at = map_columns(frame.columns, mapped)
     return frame[list(at.values())].set_axis(list(at), axis=1)
+
+# %% ../../nbs/sources/30_source.ipynb #d701762a
+@patch
+def _tickers_in(self: Files, path):
+    "The tickers of a Parquet file, from one column; those that are no tickers as they are marked."
+    mapped = dict(self.settings.data.files_columns)
+    names = pq.read_schema(path).names
+    if "ticker" not in mapped and not {n.strip().lower() for n in names} & set(ALIASES["ticker"].split()):
+        return [canonical_ticker(TABLE_FILES.sub("", path.name))]
+    column = map_columns(names, mapped)["ticker"]
+    values = pq.read_table(path, columns=[column]).column(column).unique().to_pandas()
+    return canonical_tickers(values).tolist()
+
+
+@patch
+def _groups(self: Files):
+    "Groups of files that share tickers: their places, and the tickers."
+    owner, groups = {}, {}
+    for place, path in enumerate(self.paths()):
+        names = self._tickers_in(path)
+        touched = sorted({owner[name] for name in names if name in owner})
+        home = touched[0] if touched else place
+        group = groups.setdefault(home, ([], set()))
+        for other in touched[1:]:
+            places, more = groups.pop(other)
+            group[0].extend(places)
+            group[1].update(more)
+        group[0].append(place)
+        group[1].update(names)
+        owner.update(dict.fromkeys(group[1] if touched[1:] else names, home))
+    return list(groups.values())
+
+# %% ../../nbs/sources/30_source.ipynb #c6ea19e1
+@patch
+def parts(self: Files) -> list[Source]:  # itself, where the files are few or not all of them Parquet
+    "Sources of some of the files each, with no ticker in two of them."
+    if self.chosen:
+        return [self]
+    paths = self.paths()
+    parquet = all(path.name.lower().endswith(".parquet") for path in paths)
+    sizes = [pq.read_metadata(path).num_rows for path in paths] if parquet else [0]
+    if sum(sizes) <= self.most_rows:
+        return [self]
+    chosen, rows = [], self.most_rows
+    for places, names in self._groups():
+        count = sum(sizes[place] for place in places)
+        if rows + count > self.most_rows:
+            chosen, rows = [*chosen, ([], [])], 0
+        chosen[-1][0].extend(names)
+        chosen[-1][1].extend(paths[place] for place in sorted(places))
+        rows += count
+    parts = [type(self)(self.settings) for _ in chosen]
+    for part, (names, own) in zip(parts, chosen, strict=True):
+        part.chosen = sorted(name for name in names if TICKER.fullmatch(name)), own
+    return parts
+
+
+@patch
+def tickers(self: Files) -> list[str]:  # sorted
+    "Every ticker of the files; those of a large folder are known without its bars."
+    if self.chosen:
+        return self.chosen[0]
+    parts = self.parts() if self._bars is None else [self]
+    return sorted(t for part in parts for t in part.tickers()) if len(parts) > 1 else Source.tickers(self)
 
 # %% ../../nbs/sources/30_source.ipynb #dcae9005
 @source("simulated")

@@ -6,12 +6,15 @@
 __all__ = ['training_panel']
 
 # %% ../../nbs/train/10_training_data.ipynb #54058e90
+from collections.abc import Iterator
+from itertools import chain
 import pandas as pd
 from ..core.calendar import get_calendar
 from ..core.errors import EmptyUniverse, FactsMissing, NotEnoughHistory
 from ..core.settings import Settings
 from ..lake.lake import Lake, moment, use_lake
 from ..ingest.ingest import load_bars
+from ..sources.bars import canonical_ticker
 from ..sources.source import source_id
 from ..algebra.panel import Panel
 from ..catalogue.feature import resolve_names
@@ -52,6 +55,26 @@ def attach_facts(
     return panel_with_facts
 
 # %% ../../nbs/train/10_training_data.ipynb #fb02bd70
+PORTION = 500  # tickers whose bars are in memory as a table at the same time
+
+
+def bars_in_portions(
+    settings: Settings,  # source, universe, dates
+    at: pd.Timestamp,  # what was known then, of sessions that had ended
+    snapshot: int,  # a version of the lake
+    lake: Lake,  # open for reading
+    portion: int = PORTION,  # most tickers at a time
+) -> Iterator[pd.DataFrame]:  # bars, adjusted; tickers in alphabetical order
+    "The bars of the universe as they were known at a moment, in portions."
+    names = sorted(map(canonical_ticker, settings.data.universe)) or lake.tickers(source_id(settings))
+    cuts = range(0, len(names), portion) if len(names) > portion else [None]
+    for at_ticker in cuts:
+        some = None if at_ticker is None else names[at_ticker : at_ticker + portion]
+        bars = load_bars(settings, some, as_of=at, snapshot=snapshot, lake=lake)
+        finished = bars.event_time <= at
+        yield bars if finished.all() else bars[finished]
+
+# %% ../../nbs/train/10_training_data.ipynb #612cd038
 def training_panel(
     settings: Settings,  # source, universe, dates, calendar, storage
     as_of=None,  # a date (its end) or an instant, UTC; now by default
@@ -62,10 +85,9 @@ def training_panel(
     at = min(moment(as_of, late=True), pd.Timestamp.now("UTC"))
     with use_lake(lake, settings.storage) as lake:
         snapshot = lake.snapshot() if snapshot is None else snapshot
-        bars = load_bars(settings, as_of=at, snapshot=snapshot, lake=lake)
-        bars = bars[bars.event_time <= at]
-        if len(bars):
-            panel = Panel.from_bars(bars, get_calendar(settings.data.calendar))
+        portions = (bars for bars in bars_in_portions(settings, at, snapshot, lake) if len(bars))
+        if (first := next(portions, None)) is not None:
+            panel = Panel.from_parts(chain([first], portions), get_calendar(settings.data.calendar))
             return attach_facts(settings, panel, snapshot, at, lake), snapshot
     raise EmptyUniverse(
         f"The lake has no bar of a finished session by {at:%Y-%m-%d %H:%M} UTC.",
