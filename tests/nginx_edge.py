@@ -18,7 +18,8 @@ MAIN = """
 daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log; worker_processes {workers}; {user}
 events {{ worker_connections 512; }}
 http {{
-    access_log {folder}/access.log; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    log_format tests '"$request" $status $upstream_addr';
+    access_log {folder}/access.log tests; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
     include {folder}/conf.d/*.conf;
 }}
