@@ -23,8 +23,8 @@ def has_current(
     tag: bytes,  # entity tag of the answer, weak or strong
 ) -> bool:
     "Does the caller hold this version already?"
-    sent = scope["header_map"].get(b"if-none-match", b"")
-    return sent.strip() == b"*" or tag.removeprefix(b"W/") in sent
+    sent = scope["header_map"].get(b"if-none-match")
+    return sent is not None and (sent.strip() == b"*" or tag.removeprefix(b"W/") in sent)
 
 # %% ../../nbs/serve/15_request_rules.ipynb #b84c9571
 def tagged(
@@ -58,6 +58,8 @@ def check_query_names(
     request: Request,  # of a route of the API
 ):
     "Raise `RequestInvalid` for query names that the route does not have."
+    if not request.scope["query_string"]:
+        return
     known = [field.alias for field in request.scope["route"].dependant.query_params]
     unknown = sorted(set(request.query_params) - set(known))
     if not unknown:
