@@ -1,0 +1,4 @@
+-- Runs once, on an empty disk.
+CREATE DATABASE lake;
+CREATE DATABASE prefect;
+CREATE DATABASE mlflow;
