@@ -27,6 +27,7 @@ from .report_commands import report_pin, report_prune, scoreboard
 from .simulation_command import simulate_desk
 from .stream_commands import streams
 from ..core.words import counted
+from .. import __version__
 
 # %% ../../nbs/cli/50_main.ipynb #85aa3d45
 app = typer.Typer(
@@ -513,6 +514,22 @@ def rollback(ctx: typer.Context):
     from stockpredict.ops.pipeline import roll_back
 
     out(roll_back(load(ctx)))
+
+# %% ../../nbs/cli/50_main.ipynb #04b951a8
+def _print_version(wanted):
+    "Print which version this is, and end."
+    if wanted:
+        out(f"stockpredict {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+):
+    "From market data to a validated prediction."
 
 # %% ../../nbs/cli/50_main.ipynb #1fd50dbe
 explain_settings(app)
