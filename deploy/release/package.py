@@ -58,7 +58,7 @@ def run(*command, **more) -> str:
 
 
 def build(folder: Path) -> list:
-    "Build from a copy, so that nothing is left in the checkout and nothing of it gets in."
+    "Source distribution and wheel, built from a copy: nothing else gets in, and nothing is left behind."
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("stockpredict-*.tar.gz"), *folder.glob("stockpredict-*.whl")]:
         old.unlink()
@@ -69,7 +69,7 @@ def build(folder: Path) -> list:
             ignore = {"ignore": shutil.ignore_patterns("__pycache__")} if (ROOT / name).is_dir() else {}
             copy(ROOT / name, source / name, **ignore)
         run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
-    files = sorted([*folder.glob("stockpredict-*.tar.gz"), *folder.glob("stockpredict-*.whl")])
+    files = [*folder.glob("stockpredict-*.tar.gz"), *folder.glob("stockpredict-*.whl")]
     sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files]
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n", encoding="utf-8")
     return files
@@ -81,12 +81,12 @@ def empty_environment(folder: Path, *words) -> Path:
     return folder / "bin" / "python"
 
 
-def ask(python: Path) -> str:
+def ask(python: Path, question: str = ASK) -> str:
     "What the installed package says, in a folder and an environment that know nothing of the checkout."
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "STOCKPREDICT"))}
     with tempfile.TemporaryDirectory() as place:
         said = run(python.with_name("stockpredict"), "--version", cwd=place, env=env)
-        return said + run(python, "-c", ASK, cwd=place, env=env)
+        return said + run(python, "-c", question, cwd=place, env=env)
 
 
 def check(folder: Path) -> str:

@@ -306,7 +306,7 @@ def check_vulnerabilities(online: bool = False) -> tuple:
     if not any(one.get("vulns") for one in audit("jinja2==3.0.0")):  # known to have some
         said = "pip-audit: NOT CHECKED, the advisories of the package index cannot be reached from here"
         return ([said] if online else []), said
-    known = {one["id"] for one in reviewed()["vulnerabilities"]}
+    known = {one["id"] for one in reviewed().get("vulnerabilities", ())}
     pinned = [f"{one['name']}=={one['version']}" for one in components()["components"] if "purl" in one]
     lines = [
         f"{one['name']} {one['version']}: {bug['id']}, mended in {', '.join(bug['fix_versions']) or 'none'}"
