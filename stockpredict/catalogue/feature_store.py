@@ -54,7 +54,9 @@ class FeatureStore:
         self.source = source_id(settings)
         self.calendar = get_calendar(settings.data.calendar)
         self.index = settings.data.index or "sp500"  # whose membership, where a feature needs it
-        self.key, self._extended, self._scratch = None, False, []
+        self.key, self._scratch = None, []
+        self._looked = None, False, None  # two snapshots, whether rows were only added, and which
+        self._held = None, None  # a snapshot and its splits and dividends
         self.given_lake, self._lake = lake, None
         self._opening = threading.Lock()
         self.renew()
@@ -145,12 +147,18 @@ def panel(
 
 @patch
 def _factors(self: FeatureStore, snapshot):  # the newest version of each split and dividend
+    held, factors = self._held
+    period, grew, new = self._looked
+    if held == snapshot or (period == (held, snapshot) and grew and pd.isna(new.factors)):
+        self._held = snapshot, factors
+        return factors
     factors = self.lake.rows(
         f"SELECT * FROM lake.adjustments AT (VERSION => {int(snapshot)}) WHERE source = $source",
         source=self.source,
     )
     factors = factors.sort_values(["ticker", "event_time", "known_at"])
-    return factors.drop_duplicates(["ticker", "event_time"], keep="last")
+    self._held = snapshot, factors.drop_duplicates(["ticker", "event_time"], keep="last")
+    return self._held[1]
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #7f08387a
 @patch
@@ -162,11 +170,31 @@ def _changes(self: FeatureStore, what, change, table, old, new):  # a figure of 
 
 
 @patch
-def _only_inserts(self: FeatureStore, old, new):  # did every commit between two snapshots only add rows?
-    changes = "SELECT snapshot_id AS n, unnest(map_keys(changes)) AS kind FROM ducklake_snapshots('lake')"
-    rows = self.lake.rows(f"{changes} WHERE snapshot_id > {int(old)} AND snapshot_id <= {int(new)}")
-    adding = rows.kind.isin(["tables_inserted_into", "inlined_insert"]).all()
-    return bool(adding) and rows.n.nunique() == new - old
+def _grown(self: FeatureStore, old, new):  # tables that rows were added to; None = more than that happened
+    meta = "FROM __ducklake_metadata_lake.ducklake_"
+    rows = self.lake.rows(f"""
+        SELECT changes_made AS kinds, (SELECT list(table_id || ':' || table_name) {meta}table) AS tables
+        {meta}snapshot_changes WHERE snapshot_id > {int(old)} AND snapshot_id <= {int(new)}""")
+    kinds = [kind.partition(":") for commit in rows.kinds for kind in str(commit).split(",")]
+    if len(rows) != new - old or any(k not in ("inserted_into_table", "inlined_insert") for k, *_ in kinds):
+        return None
+    names = dict(table.split(":", 1) for table in rows.tables.iloc[0])
+    return {names.get(number, number) for _, _, number in kinds}
+
+
+@patch
+def _inserted(self: FeatureStore, old, new, grown=None):  # first new bar and factor, tickers of the new bars
+    if (old, new) != self._looked[0]:
+        period = f"{old + 1}, {new}) WHERE source = $source"
+        rows = f"FROM ducklake_table_insertions('lake', 'main', '%s', {period}"
+        factors = f"(SELECT min(event_time) {rows % 'adjustments'})"
+        if grown is not None and "adjustments" not in grown:
+            factors = "NULL::TIMESTAMPTZ"
+        query = f"SELECT min(event_time) AS bars, list(DISTINCT ticker) AS tickers, {factors} AS factors"
+        row = self.lake.rows(f"{query} {rows % 'bars'}", source=self.source).iloc[0]
+        self._looked = (old, new), grown is not None, row
+    row = self._looked[2]
+    return row.bars, row.factors, [] if row.tickers is None else list(row.tickers)
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #8e08095c
 @patch
@@ -182,11 +210,11 @@ def changed_since(
         return None
     own = ("bars", "adjustments")
     try:
-        removed = (self._changes("count(*)", "deletions", t, old, new) for t in own)
-        if not self._only_inserts(old, new) and any(removed):
+        grown = self._grown(old, new)
+        if grown is None and any(self._changes("count(*)", "deletions", t, old, new) for t in own):
             return pd.Timestamp.min
-        times = [self._changes("min(event_time)", "insertions", t, old, new) for t in own]
-        facts = [t for t in fact_tables(self.needs) if self.lake.has_table(t)]
+        times = list(self._inserted(old, new, grown)[:2])
+        facts = [t for t in fact_tables(self.needs) if self.lake.has_table(t) and t in (grown or {t})]
         times += [self._changes("min(known_at)", "insertions", t, old, new) for t in facts]
     except LakeUnavailable:
         return pd.Timestamp.min
@@ -244,7 +272,7 @@ def _are_intact(self: FeatureStore, parts):  # whether all are what was written;
     return not damaged
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #e05a983a
-_SMALL_MARKET = 50_000  # bars; on fewer, a plan for the newest rows pays only when it is used again
+_SMALL_MARKET = 50_000  # bars; on fewer, planning the newest rows costs more than it spares in a week
 
 
 @patch
@@ -252,8 +280,7 @@ def _save(
     self: FeatureStore, bars, at, state, old_parts, fields
 ):  # manifest of old parts and new rows, sessions
     due = [f for f in self.chosen if f.fields <= set(fields)]
-    planned = at and (self._extended or bars.present.numel() > _SMALL_MARKET)
-    self._extended = bool(at)
+    planned = at and bars.present.numel() > _SMALL_MARKET
     values = latest(bars, due, len(bars) - at) if planned else {f: x[at:] for f, x in compute_each(bars, due)}
     nothing = torch.full_like(bars.close.values[at:], math.nan)
     new = {f.name: values.get(f, nothing).numpy() for f in self.chosen}
@@ -302,22 +329,26 @@ def _state(self: FeatureStore, base, since):  # who was present before `since`, 
 def _extend(self: FeatureStore, base, since, snapshot):  # the new manifest, and how many sessions were loaded
     state, parts = self._state(base, since)
     if len(state["sessions"]):
-        bars = f"lake.bars AT (VERSION => {snapshot})"
-        if since > pd.Timestamp(state["sessions"][-1]) and len(state["sessions"]) == base["sessions"]:
-            bars = f"ducklake_table_insertions('lake', 'main', 'bars', {base['snapshot'] + 1}, {snapshot})"
-        bars += " WHERE source = $source AND event_time >= $since"
-        fresh = self.lake.rows(
-            f"SELECT DISTINCT ticker FROM {bars}", source=self.source, since=pd.Timestamp(since, tz="UTC")
-        )
-        if not len(fresh):
+        fresh = self._tickers_since(base, state, since, snapshot)
+        if not fresh:
             return base, 0
-        n = min(self._sessions_to_load(state, fresh.ticker), len(state["sessions"]))
+        n = min(self._sessions_to_load(state, fresh), len(state["sessions"]))
         start = state["sessions"][len(state["sessions"]) - n] if n else since
         bars = self.panel(snapshot, pd.Timestamp(start).date())
         if {f for f in self.needs if bars.has(f)} <= set(base["fields"]):
             return self._save(bars, bars.sessions.searchsorted(since), state, parts, base["fields"])
     bars = self.panel(snapshot)
     return self._save(bars, 0, None, [], [f for f in self.needs if bars.has(f)])
+
+
+@patch
+def _tickers_since(self: FeatureStore, base, state, since, snapshot):  # which tickers have bars from there on
+    if since > pd.Timestamp(state["sessions"][-1]) and len(state["sessions"]) == base["sessions"]:
+        return self._inserted(base["snapshot"], snapshot)[2]
+    table = f"lake.bars AT (VERSION => {snapshot})"
+    query = f"SELECT DISTINCT ticker FROM {table} WHERE source = $source AND event_time >= $since"
+    rows = self.lake.rows(query, source=self.source, since=pd.Timestamp(since, tz="UTC"))
+    return rows.ticker.tolist()
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #73bc9a5c
 @dataclass(frozen=True)

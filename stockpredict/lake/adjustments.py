@@ -117,27 +117,38 @@ def adjust(
     money = money_traded(bars)
     if not len(factors) or not len(bars):
         return bars.assign(money=money)
-    tickers = pd.Index(factors.ticker.unique())
-    code = tickers.get_indexer(factors.ticker)
-    wanted = tickers.get_indexer(bars.ticker)
-    # the first factor after each bar; len(factors) where there is none
-    at = np.searchsorted(code * 2**36 + _seconds(factors), wanted * 2**36 + _seconds(bars), side="right")
-    at = np.where((wanted >= 0) & (np.append(code, -2)[at] == wanted), at, len(factors))
+    _, at = _neighbours(bars, factors)
     scale = _product_to_end(factors, factors.factor)
     shares = _product_to_end(factors, factors.factor.where(is_split(factors.factor), 1.0))
     prices = {c: bars[c] * scale[at] for c in ("open", "high", "low", "close")}
     return bars.assign(**prices, volume=bars.volume / shares[at], money=money)
 
 # %% ../../nbs/lake/40_adjustments.ipynb #40932314
+def _neighbours(bars, factors):
+    "For each bar the last factor up to it and the first one after it; `len(factors)` where there is none."
+    tickers = pd.Index(factors.ticker.unique())
+    code = np.append(tickers.get_indexer(factors.ticker), -2)
+    wanted = tickers.get_indexer(bars.ticker)
+    stamps = code[:-1] * 2**36 + _seconds(factors)
+    after = np.searchsorted(stamps, wanted * 2**36 + _seconds(bars), side="right")
+    before = after - 1  # the end of `code`, which no ticker has, where there is none
+    return [np.where((wanted >= 0) & (code[at] == wanted), at, len(factors)) for at in (before, after)]
+
+
 def _seconds(frame):
     "Event times in whole seconds."
     return frame.event_time.astype("datetime64[s, UTC]").astype("int64").to_numpy()
 
-
+# %% ../../nbs/lake/40_adjustments.ipynb #641ce9c8
 def _product_to_end(factors, values):
     "Product of the values from each factor to the last one of its ticker, and 1 at the end."
     reverse = values[::-1].groupby(factors.ticker[::-1]).cumprod()
     return np.append(reverse[::-1].to_numpy(), 1.0)
+
+
+def _product_from_start(factors, values):
+    "Product of the values from the first factor of its ticker to each one, and 1 at the end."
+    return np.append(values.groupby(factors.ticker).cumprod().to_numpy(), 1.0)
 
 # %% ../../nbs/lake/40_adjustments.ipynb #adea2a89
 def adjust_forward(
@@ -148,22 +159,8 @@ def adjust_forward(
     money = money_traded(bars)
     if not len(factors) or not len(bars):
         return bars.assign(money=money)
-    left = bars[["ticker", "event_time"]].reset_index(names="at").astype({"ticker": str})
-    left = left.sort_values("event_time", kind="stable")
-    steps = _products_so_far(factors, bars.event_time.dtype)
-    matched = pd.merge_asof(left, steps, on="event_time", by="ticker").set_index("at")
-    scale = matched.price.fillna(1.0).reindex(bars.index)
-    shares = matched.shares.fillna(1.0).reindex(bars.index)
-    prices = {c: bars[c] * scale for c in ("open", "high", "low", "close")}
-    return bars.assign(**prices, volume=bars.volume / shares, money=money)
-
-
-def _products_so_far(factors, dtype):
-    "Cumulative products of inverse factors from the first one of each ticker."
-    inverse_split = 1 / factors.factor.where(is_split(factors.factor), 1.0)
-    steps = factors[["ticker"]].assign(
-        event_time=factors.event_time.astype(dtype),
-        price=(1 / factors.factor).groupby(factors.ticker).cumprod(),
-        shares=inverse_split.groupby(factors.ticker).cumprod(),
-    )
-    return steps.astype({"ticker": str}).sort_values("event_time", kind="stable")
+    last, _ = _neighbours(bars, factors)
+    price = _product_from_start(factors, 1 / factors.factor)
+    shares = _product_from_start(factors, 1 / factors.factor.where(is_split(factors.factor), 1.0))
+    prices = {c: bars[c] * price[last] for c in ("open", "high", "low", "close")}
+    return bars.assign(**prices, volume=bars.volume / shares[last], money=money)

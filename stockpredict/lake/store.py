@@ -338,13 +338,11 @@ def table_names(self: VersionedStore) -> list[str]:  # sorted
 @patch
 def snapshot(self: VersionedStore) -> int:  # grows with every commit of data
     "Number of the newest snapshot; those that only add to the record of published forecasts do not count."
-    ids = self.rows(f"SELECT DISTINCT table_id AS i {_META}ducklake_table WHERE {_RECORDED}").i
-    if not len(ids):
-        return int(self.rows("SELECT max(snapshot_id) AS n FROM ducklake_snapshots('lake')").n[0])
-    own = rf'[a-z_]+:({"|".join(map(str, ids))}|"main"\."({"|".join(RECORDS)})")(,|$)'
-    others = "regexp_replace(changes_made, $own, '', 'g') <> ''"
+    ids = f"SELECT string_agg(DISTINCT table_id, '|') {_META}ducklake_table WHERE {_RECORDED}"
+    own = f"SELECT '[a-z_]+:(' || coalesce(({ids}) || '|', '') || $names || ')(,|$)'"
+    others = f"regexp_replace(coalesce(changes_made, '-'), ({own}), '', 'g') <> ''"
     query = f"SELECT max(snapshot_id) AS n {_META}ducklake_snapshot_changes WHERE {others}"
-    return int(self.rows(query, own=own).n[0])
+    return int(self.rows(query, names=rf'"main"\."({"|".join(RECORDS)})"').n[0])
 
 # %% ../../nbs/lake/05_store.ipynb #1bf104f8
 @patch
@@ -355,10 +353,19 @@ def lacks(
     snapshot: int | None = None,  # a version of the lake; None = the newest
 ) -> bool:
     "Whether a table does not have a column, because an earlier release wrote it."
+    if snapshot is not None and self._had(table, column, snapshot):
+        return False
     if (table, snapshot) not in self._columns:
         at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
         self._columns[table, snapshot] = set(self.rows(f"FROM lake.{table}{at} LIMIT 0").columns)
     return column not in self._columns[table, snapshot]
+
+
+@patch
+def _had(self: VersionedStore, table, column, snapshot):
+    "Whether a version that was looked at before has the column; columns are added and never taken away."
+    looked = self._columns.items()
+    return any(t == table and v is not None and v <= snapshot and column in c for (t, v), c in looked)
 
 # %% ../../nbs/lake/05_store.ipynb #c3b5dca3
 def to_arrow(
