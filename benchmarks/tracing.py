@@ -76,10 +76,10 @@ async def cost(app, path, requests) -> float:
 
 
 @contextmanager
-def reader(settings, folder, endpoint):
+def reader(settings, folder, endpoint, ratio):
     "A reader process without an engine: its port and its processes."
     port, home = spare_port(), Path(tempfile.mkdtemp(dir=folder))
-    more = {"traces.endpoint": endpoint, "serving.engine": 0}
+    more = {"traces.endpoint": endpoint, "traces.ratio": ratio, "serving.engine": 0}
     process = start_service(settings, home, port, readers=1, **more)
     try:
         while True:
@@ -109,8 +109,8 @@ def ask_over_http(port, requests):
 def over_http(settings, living, requests, rounds):
     "Print what a whole request costs the processes of the service, without and with traces."
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        ways = {"off": "", "1 % sampled": living}
-        served = {way: stack.enter_context(reader(settings, folder, url)) for way, url in ways.items()}
+        ways = {"off": ("", 0.0), "on, none sampled": (living, 0.0), "1 % sampled": (living, 0.01)}
+        served = {way: stack.enter_context(reader(settings, folder, *how)) for way, how in ways.items()}
         figures = {way: [] for way in ways}
         for _ in range(rounds):
             for way, (port, processes) in served.items():

@@ -49,7 +49,8 @@ def wants_trace(
 
 # %% ../../nbs/core/87_traces.ipynb #fe366729
 log = logging.getLogger("stockpredict.traces")
-QUEUE, BATCH, REST, TIMEOUT = 2048, 256, 10.0, 3.0  # spans, spans, seconds, seconds
+QUEUE, BATCH, WAIT = 2048, 256, 5000  # spans, spans, milliseconds
+REST, TIMEOUT = 10.0, 3.0  # seconds
 
 
 class PatientExporter:
@@ -110,7 +111,7 @@ def start_tracing(
     _ENDPOINT, RATIO = settings.traces.endpoint.rstrip("/"), settings.traces.ratio
     address = _ENDPOINT if _ENDPOINT.endswith("/v1/traces") else f"{_ENDPOINT}/v1/traces"
     sender = PatientExporter(OTLPSpanExporter(address, timeout=TIMEOUT), _ENDPOINT)
-    options = {"max_queue_size": QUEUE, "max_export_batch_size": BATCH, "schedule_delay_millis": 1000}
+    options = {"max_queue_size": QUEUE, "max_export_batch_size": BATCH, "schedule_delay_millis": WAIT}
     _PROCESSOR = BatchSpanProcessor(sender, **options)
     name = Resource.create({"service.name": service, "service.namespace": "stockpredict"})
     provider = TracerProvider(ALWAYS_ON, name, shutdown_on_exit=False)
@@ -164,6 +165,13 @@ class _Off:
 _OFF = _Off()
 
 # %% ../../nbs/core/87_traces.ipynb #522b0cf2
+def plain_attributes(
+    attributes: dict,  # numbers, texts and None
+) -> dict:
+    "The attributes of a span that are known, without secrets."
+    return {k: scrub(v) if isinstance(v, str) else v for k, v in attributes.items() if v is not None}
+
+# %% ../../nbs/core/87_traces.ipynb #e7e87a39
 class Span:
     "A span that runs while its `with` block does; log lines inside carry the id of the trace."
 
@@ -175,10 +183,9 @@ class Span:
         from opentelemetry.trace import SpanKind, set_span_in_context
 
         context = set_span_in_context(self.parent) if self.parent is not None else None
-        plain = {
-            k: scrub(v) if isinstance(v, str) else v for k, v in self.attributes.items() if v is not None
-        }
-        self.own = _TRACER.start_span(self.name, context, SpanKind[self.kind], plain)
+        self.own = _TRACER.start_span(
+            self.name, context, SpanKind[self.kind], plain_attributes(self.attributes)
+        )
         self.token = _CURRENT.set(self.own)
         self.ids = log_ids(trace_id=f"{self.own.get_span_context().trace_id:032x}")
         self.ids.__enter__()
@@ -230,14 +237,39 @@ def span(
         return _OFF
     return Span(name, above, {k.replace("__", "."): v for k, v in attributes.items()}, kind)
 
+# %% ../../nbs/core/87_traces.ipynb #44e1cb24
+def span_header(
+    own,  # a span of OpenTelemetry
+) -> str:
+    "A span as the header of the W3C."
+    context = own.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+
+
+def finished_span(
+    name: str,  # short and of few kinds
+    seconds: float,  # that it took, until now
+    parent: str = "",  # `traceparent` of another process
+    kind: str = "INTERNAL",  # SERVER for requests
+    **attributes,  # numbers and texts
+) -> str:  # its header; empty while tracing is off
+    "A span of work that is over."
+    if _TRACER is None:
+        return ""
+    from opentelemetry.trace import SpanKind, set_span_in_context
+
+    above, end = remote_parent(parent), time.time_ns()
+    context = None if above is None else set_span_in_context(above)
+    known = plain_attributes({k.replace("__", "."): v for k, v in attributes.items()})
+    own = _TRACER.start_span(name, context, SpanKind[kind], known, start_time=end - int(seconds * 1e9))
+    own.end(end)
+    return span_header(own)
+
 # %% ../../nbs/core/87_traces.ipynb #ff280b4a
 def current_traceparent() -> str:
     "The span that is going on, as the header of the W3C; empty when nothing is traced."
     current = _CURRENT.get()
-    if current is None:
-        return ""
-    context = current.get_span_context()
-    return f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+    return "" if current is None else span_header(current)
 
 
 def trace_environment() -> dict[str, str]:

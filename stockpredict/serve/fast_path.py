@@ -104,7 +104,9 @@ def choose_trace(
 ) -> str | None:  # the caller's span, "" for a trace of its own, None for no trace
     "Whether a request is traced; asked again, the same."
     if "trace" not in scope:
-        header = next((value for name, value in scope["headers"] if name == b"traceparent"), b"")
+        known = scope.get("header_map")
+        known = dict(scope["headers"]) if known is None else known
+        header = known.get(b"traceparent", b"")
         scope["trace"] = wants_trace(header.decode("latin-1"), trace_ratio())
     return scope["trace"]
 

@@ -11,7 +11,7 @@ import time
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from stockpredict.core.errors import AccessError
-from stockpredict.core.traces import tracing
+from stockpredict.core.traces import finished_span, tracing
 from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, FastPath, choose_trace, name_request
 from stockpredict.serve.prediction_routes import TICKER_ROUTE
 
@@ -26,6 +26,21 @@ def header_lines(
 LOCKED_LINES = header_lines(LOCKED_HEADERS)
 
 # %% ../../nbs/serve/67_instant.ipynb #08f2fddf
+def trace_instant(
+    service,  # its exemplars
+    scope: dict,  # of the request
+    parent: str,  # span of the caller, or ""
+    status: int,  # of the response
+    seconds: float,  # to answer
+):
+    "The span of a request that was answered at once, and the exemplar of its latency."
+    facts = {"http.request.method": "GET", "http.route": TICKER_ROUTE, "http.response.status_code": status}
+    facts["request_id"] = scope["request_id"].decode()
+    header = finished_span(f"GET {TICKER_ROUTE}", seconds, parent, "SERVER", **facts)
+    if header:
+        service.exemplars.note(("GET", TICKER_ROUTE, status), seconds, header)
+
+# %% ../../nbs/serve/67_instant.ipynb #f27f51dc
 def instant_answer(
     path: FastPath,  # the layer whose work this is
     scope: dict,  # of a GET request without a body
@@ -36,10 +51,9 @@ def instant_answer(
     answer = service.lookups.get((scope["path"], scope["query_string"]))
     if answer is None or not path.fast or service.canary is not None or service.door.origins:
         return None
-    if tracing() and choose_trace(scope) is not None:
-        return None
     name_request(scope)
-    if b"host" not in scope["header_map"]:
+    parent = choose_trace(scope) if tracing() else None
+    if b"host" not in scope["header_map"] or (parent is not None and service.logs_requests):
         return None
     try:
         scope["caller"] = caller = service.door.caller_of(scope)
@@ -51,5 +65,8 @@ def instant_answer(
         return None
     response = service.respond(scope, *answer)
     own = header_lines([*response.raw_headers, (b"x-request-id", scope["request_id"])])
-    service.record(scope, TICKER_ROUTE, response.status_code, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    service.record(scope, TICKER_ROUTE, response.status_code, seconds)
+    if parent is not None:
+        trace_instant(service, scope, parent, response.status_code, seconds)
     return b"".join((STATUS_LINE[response.status_code], own, LOCKED_LINES)), response.body
