@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/core/80_templates.ipynb #d78e368e
 import functools
+import re
 from .errors import FileMissing, did_you_mean
 
 # %% ../../nbs/core/80_templates.ipynb #abca0443
@@ -27,18 +28,29 @@ def template_text(
         raise FileMissing(problem, did_you_mean(name, known), name=name) from None
 
 # %% ../../nbs/core/80_templates.ipynb #8589114c
+def mark_code(
+    text: str,  # a sentence, perhaps with commands between backticks
+):  # `markupsafe.Markup`
+    "A sentence as HTML, with commands set as code; a filter named `code` in templates."
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+# %% ../../nbs/core/80_templates.ipynb #39e14931
 @functools.cache
 def _environment():
     "One Jinja environment for the process."
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FunctionLoader(template_text),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = mark_code
+    return environment
 
 
 def template(
