@@ -19,6 +19,7 @@ from .flow_commands import flows
 from .ingest_commands import Source, fake_vendors, ingests
 from .access_commands import accesses, audits, users
 from .backup_commands import backups
+from .govern_commands import governs
 from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
@@ -53,6 +54,7 @@ for name, part in (
     ("access", accesses),
     ("audit", audits),
     ("backup", backups),
+    ("govern", governs),
 ):
     app.add_typer(part, name=name)
 app.command("compare")(compare)
