@@ -67,6 +67,9 @@ def test_the_units_name_commands_and_options_that_exist(path):
 def test_the_units_may_do_little(path):
     service = read_unit(path)["Service"]
     assert {name: service.get(name) for name in HARDENED} == HARDENED
+    if "flow" in service["ExecStart"]:  # the folder of the flows, where Prefect would write, is read-only
+        lines = path.read_text().splitlines()
+        assert f"Environment=PREFECT_HOME={service['ReadWritePaths']}/.prefect" in lines
     again = service.get("Restart"), read_unit(path)["Unit"].get("StartLimitIntervalSec")
     assert service["Type"] == "oneshot" or again == ("always", "0")  # no number of crashes ends it for good
 
