@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help env run check test lint notebooks lab serve up down report bench doctor docs readme prepare clean \
-	check-security ci-lint ci-test ci-load release-build release-check release-notes release-publish
+	check-security ci-lint ci-test ci-image ci-smoke ci-load release-build release-check release-notes release-publish
 
 help:            ## This list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -97,6 +97,12 @@ ci-lint: lint    ## What the workflows ask first: style, the workflows themselve
 
 ci-test:         ## What lands or rejects a change: .ci/run; or a part of it, PART=lessons, PART=1/4 …
 	$(if $(PART),PYTHON=$(PYTHON) bash deploy/release/part.sh $(PART),bash .ci/run)
+
+ci-image: env    ## Build the images, run them, print sizes and times (ARGS="reader --base python:3.11-slim")
+	$(BIN)/python deploy/images/check.py $(ARGS)
+
+ci-smoke: env    ## What a place answers after a rollout (URL=https://…, key in STOCKPREDICT_API_KEY); here: the images
+	$(BIN)/python deploy/images/smoke.py $(URL)
 
 ci-load: env     ## A short load on a service that gets a new model, restarts and is killed: no wrong answer
 	$(BIN)/python benchmarks/serving_load.py --seconds $(or $(SECONDS_EACH),3) --clients 4
