@@ -355,6 +355,21 @@ def check_outbox(settings):
 
     return alert_state(settings)
 
+# %% ../../nbs/ops/50_doctor.ipynb #a112b3e1
+@checks.register("audit", at=46.5)
+def audit(settings):
+    "Whether the audit log is as it was written."
+    from stockpredict.access.audit_search import verify_audit
+
+    if not (settings.storage.home_dir / "audit").is_dir():
+        return off("there is none yet")
+    report = verify_audit(settings)
+    if report["ok"]:
+        return ok(f"{counted(report['lines'], 'line')} as they were written")
+    place = report["problems"][0]
+    observed = f"{place['file']}, line {place['line']}: {place['problem']}"
+    return fail(observed, "Keep the folder audit as it is, and see `stockpredict audit verify`.")
+
 # %% ../../nbs/ops/50_doctor.ipynb #341b29be
 BACKUP_HOURS = 26  # age of the newest backup at which you are asked to look
 

@@ -154,6 +154,34 @@ def keep_backups(
     pruned = backups.prune(do_it)
     return [Cleared("old backups", pruned.backups, pruned.note or note)]
 
+# %% ../../nbs/ops/78_upkeep_day.ipynb #e16d3025
+def keep_policy(
+    settings: Settings,  # [retention]
+    do_it: bool = False,  # remove; False only counts
+) -> list[Cleared]:
+    "Remove what is older than the retention policy allows."
+    from stockpredict.govern.purge import purge_steps, run_purge
+
+    names = [name for name in sorted(purge_steps) if name != "market" or settings.retention.market_nightly]
+    gone = [purged for purged in run_purge(settings, do_it, only=names) if purged.count]
+    note = "" if settings.retention.market_nightly else "market data were left"
+    return [Cleared("kinds of old records", tuple(f"{p.what}: {p.count}" for p in gone), note)]
+
+# %% ../../nbs/ops/78_upkeep_day.ipynb #e365edff
+AUDIT_CHANGES = "changes found in the audit log"
+
+
+def check_audit(
+    settings: Settings,  # home with the log
+    do_it: bool = False,  # makes no difference
+) -> list[Cleared]:
+    "Verify every chain of the audit log."
+    from stockpredict.access.audit_search import verify_audit
+
+    report = verify_audit(settings)
+    places = tuple(f"{p['file']}, line {p['line']}: {p['problem']}" for p in report["problems"])
+    return [Cleared(AUDIT_CHANGES, places, f"{counted(report['lines'], 'line')} verified")]
+
 # %% ../../nbs/ops/78_upkeep_day.ipynb #1bf10689
 def maintain_result(
     desk: DeskRun,  # the run
@@ -161,14 +189,18 @@ def maintain_result(
     do_it: bool,  # whether something was removed
 ) -> DayResult:
     "The outcome of `maintain`."
-    cleared = [part for step in parts for part in step]
+    every = [part for step in parts for part in step]
+    cleared = [part for part in every if part.what != AUDIT_CHANGES]
+    changed = [text for part in every if part.what == AUDIT_CHANGES for text in part.items]
     total = sum(len(part.items) for part in cleared)
     done = (
         f"{counted(total, 'thing')} merged or removed"
         if do_it
         else f"{counted(total, 'thing')} to merge or remove"
     )
-    numbers = {part.what: f"{len(part.items)}" + (f"; {part.note}" if part.note else "") for part in cleared}
+    numbers = {part.what: f"{len(part.items)}" + (f"; {part.note}" if part.note else "") for part in every}
     sentence = f"{done}." if do_it else f"{done}; nothing was changed, --do-it does it."
     backup = next((part.note for part in cleared if part.what == "old backups"), "")
-    return desk.result(f"{sentence} {backup.removesuffix('.')}." if backup else sentence, numbers)
+    sentence = f"{sentence} {backup.removesuffix('.')}." if backup else sentence
+    warnings = [f"The audit log was changed: {text}" for text in changed]
+    return desk.result(sentence, numbers, warnings=warnings)
