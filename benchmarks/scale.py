@@ -245,7 +245,7 @@ def distributed():
     try:
         store.start()
         url = "http://{}:{}".format(*store.get_host_and_port())
-        httpx.put(f"{url}/scale").raise_for_status()
+        httpx.put(f"{url}/scale", timeout=60).raise_for_status()
         keys = dict(AWS_ACCESS_KEY_ID="key", AWS_SECRET_ACCESS_KEY="secret", AWS_REGION="us-east-1")
         os.environ.update(AWS_ENDPOINT_URL=url, **keys)
         workers = LocalCluster(
@@ -351,7 +351,9 @@ def main():
             else:
                 runs.append(run(place, "local", tickers, asked.years, {}, do=warm_child))
             if asked.out:
-                words = " ".join(["python benchmarks/scale.py", *sys.argv[1:]])
+                sizes = " ".join(map(str, asked.sizes or [asked.tickers]))
+                words = f"python benchmarks/scale.py --sizes {sizes} --years {asked.years}"
+                words += " --distributed" * asked.distributed
                 asked.out.write_text(
                     json.dumps(dict(command=words, cores=os.cpu_count(), runs=runs), indent=1)
                 )
