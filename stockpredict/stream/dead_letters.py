@@ -54,7 +54,7 @@ def replay_from(
     start,  # offset of the first message, or a time
     tell=None,  # called with a sentence when you should know something
 ) -> Consumed:  # counts
-    "Store again what the stream still has from a place on."
+    "Store again every message of the stream from a given place."
     text = str(start).strip()
     with Consumer(settings, tell=tell) as consumer:
         if text.isdigit() and len(text) != 4:  # four digits are a year
