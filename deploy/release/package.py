@@ -44,10 +44,10 @@ def sections(text: str) -> dict:
 
 def notes() -> str:
     "What is new in this version."
-    found = sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
-    if version() not in found:
+    hits = sections((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
+    if version() not in hits:
         raise SystemExit(f"CHANGELOG.md has no section of {version()}. Write it, with the date.")
-    return found[version()]
+    return hits[version()]
 
 
 def run(*command, **more) -> str:
@@ -85,8 +85,8 @@ def ask(python: Path, question: str = ASK) -> str:
     "What the installed package says, in a folder and an environment that know nothing of the checkout."
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "STOCKPREDICT"))}
     with tempfile.TemporaryDirectory() as place:
-        said = run(python.with_name("stockpredict"), "--version", cwd=place, env=env)
-        return said + run(python, "-c", question, cwd=place, env=env)
+        reply = run(python.with_name("stockpredict"), "--version", cwd=place, env=env)
+        return reply + run(python, "-c", question, cwd=place, env=env)
 
 
 def check(folder: Path) -> str:

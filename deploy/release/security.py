@@ -8,7 +8,7 @@
     python deploy/release/security.py all [--online]    # everything above
 
 What was reviewed stands with its reason in `reviewed.toml` (code, licences) and `secrets.json` (strings).
-`secrets --update` adds strings that nobody has reviewed yet, with an empty reason: the check fails until you
+`secrets --update` adds the strings that are not reviewed yet, with an empty reason: the check fails until you
 write one. `--online` fails where the advisories cannot be reached, which is otherwise only said.
 """
 
@@ -66,9 +66,9 @@ def code_findings(paths=CODE) -> list:
     "What bandit finds: dictionaries with test, file, line and text."
     command = [tool("bandit"), "-q", "-r", *map(str, paths), "-f", "json"]
     skipped = ",".join(reviewed()["code"]["skipped"])
-    found = json.loads(output_of(*command, "-s", skipped, codes=(0, 1)))
-    if found["errors"]:
-        raise SystemExit(f"bandit could not read {found['errors']}")
+    hits = json.loads(output_of(*command, "-s", skipped, codes=(0, 1)))
+    if hits["errors"]:
+        raise SystemExit(f"bandit could not read {hits['errors']}")
     return [
         {
             "test": one["test_id"],
@@ -76,12 +76,12 @@ def code_findings(paths=CODE) -> list:
             "line": one["line_number"],
             "text": one["issue_text"],
         }
-        for one in found["results"]
+        for one in hits["results"]
     ]
 
 
 def unreviewed_code(findings: list) -> list:
-    "Sentences about findings that nobody has reviewed: more of a kind in a file than were looked at."
+    "Sentences about findings that are not reviewed: more of a kind in a file than were looked at."
     allowed, why = Counter(), reviewed()["code"]["reviewed"]
     for one in why:
         allowed.update({(one["test"], file): count for file, count in one["files"].items()})
@@ -123,7 +123,7 @@ def secrets_in(paths) -> dict:
         for lines, entropy in text_of(path):
             for line in filter(SUSPICIOUS.search, lines):
                 places[entropy].setdefault(line.strip(), set()).add(name)
-    found = {}
+    hits = {}
     for entropy, files in places.items():
         plugins = [*({"name": name} for name in PLUGINS), *(ENTROPY if entropy else ())]
         filters = [{"path": f"detect_secrets.filters.{name}"} for name in FILTERS]
@@ -137,8 +137,8 @@ def secrets_in(paths) -> dict:
             for one in scan_file(each.name):
                 line = lines[one.line_number - 1]
                 shown = line.replace(one.secret_value or "", "***")[:60]
-                found |= {(name, one.type, one.secret_hash): shown for name in files[line]}
-    return found
+                hits |= {(name, one.type, one.secret_hash): shown for name in files[line]}
+    return hits
 
 
 def tracked_files() -> list:
@@ -154,21 +154,21 @@ def known_secrets() -> dict:
 
 
 def check_secrets(update: bool = False) -> tuple:
-    found, known = secrets_in(tracked_files()), known_secrets()
+    hits, known = secrets_in(tracked_files()), known_secrets()
     if update:
         whys = {(f, one["kind"], one["hash"]): one["why"] for f, rows in known.items() for one in rows}
         known = {}
-        for key in sorted(found):
+        for key in sorted(hits):
             known.setdefault(key[0], []).append({"kind": key[1], "hash": key[2], "why": whys.get(key, "")})
         (HERE / "secrets.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     explained = {
         (f, one["kind"], one["hash"]) for f, rows in known.items() for one in rows if one["why"].strip()
     }
     lines = [
-        f"{file}: {kind} ({digest[:12]}), not reviewed: {found[file, kind, digest]}"
-        for file, kind, digest in sorted(set(found) - explained)
+        f"{file}: {kind} ({digest[:12]}), not reviewed: {hits[file, kind, digest]}"
+        for file, kind, digest in sorted(set(hits) - explained)
     ]
-    return lines, f"detect-secrets: {len(found)} strings that look like secrets, all of them reviewed"
+    return lines, f"detect-secrets: {len(hits)} strings that look like secrets, all of them reviewed"
 
 
 def components(python: str = sys.executable) -> dict:
@@ -304,8 +304,8 @@ def audit(*requirements: str) -> list:
 
 def check_vulnerabilities(online: bool = False) -> tuple:
     if not any(one.get("vulns") for one in audit("jinja2==3.0.0")):  # known to have some
-        said = "pip-audit: NOT CHECKED, the advisories of the package index cannot be reached from here"
-        return ([said] if online else []), said
+        reply = "pip-audit: NOT CHECKED, the advisories of the package index cannot be reached from here"
+        return ([reply] if online else []), reply
     known = {one["id"] for one in reviewed().get("vulnerabilities", ())}
     pinned = [f"{one['name']}=={one['version']}" for one in components()["components"] if "purl" in one]
     lines = [

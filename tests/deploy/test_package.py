@@ -66,8 +66,8 @@ def test_a_release_needs_the_tag_of_its_version(monkeypatch, tmp_path):
     with pytest.raises(SystemExit, match=r"The tag is v0\.0\.9 and the version v"):
         package.publish(tmp_path, really=False)
     monkeypatch.setenv("GITHUB_REF_NAME", f"v{stockpredict.__version__}")
-    said = package.publish(tmp_path, really=False)
-    assert "--verify-tag" in said and "one.whl" in said and package.notes() in said
+    reply = package.publish(tmp_path, really=False)
+    assert "--verify-tag" in reply and "one.whl" in reply and package.notes() in reply
 
 
 def test_packages_hold_every_module_and_template_and_no_data(built):
@@ -95,8 +95,8 @@ def test_a_package_works_in_an_environment_of_its_own(built, tmp_path, which):
     lent.write_text(sysconfig.get_path("purelib"))  # the lines of its own .pth files do not count
     done = subprocess.run([*pip, *words, built[which == "wheel"]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = package.ask(python, ASK)
-    assert said.startswith(f"stockpredict {stockpredict.__version__}\n") and str(tmp_path / "new") in said
+    reply = package.ask(python, ASK)
+    assert said.startswith(f"stockpredict {stockpredict.__version__}\n") and str(tmp_path / "new") in reply
 
 
 def test_sums_are_those_of_the_packages(built):

@@ -24,8 +24,8 @@ def test_every_exception_has_a_reason():
 
 def test_bandit_finds_a_shell_and_a_pickle_and_counts_what_was_reviewed(tmp_path):
     (tmp_path / "bad.py").write_text("import os, pickle\nos.system(input())\npickle.loads(b'')\n")
-    found = security.unreviewed_code(security.code_findings([tmp_path]))
-    assert any("B605" in line for line in found) and any("B301" in line for line in found)
+    hits = security.unreviewed_code(security.code_findings([tmp_path]))
+    assert any("B605" in line for line in hits) and any("B301" in line for line in hits)
     one = security.reviewed()["code"]["reviewed"][0]
     file, count = next(iter(one["files"].items()))
     finding = {"test": one["test"], "file": file, "line": 1, "text": "x"}
@@ -47,9 +47,9 @@ def test_a_secret_is_found_in_a_module_and_in_a_cell(tmp_path, kind, line):
     (tmp_path / "plain.py").write_text(f"a = 1\n{line}\n")
     cell = {"cell_type": "code", "source": [line], "outputs": []}
     (tmp_path / "book.ipynb").write_text(json.dumps({"cells": [cell]}))
-    found = security.secrets_in([tmp_path / "plain.py", tmp_path / "book.ipynb"])
-    assert {(name, one) for name, one, _ in found} >= {("plain.py", kind), ("book.ipynb", kind)}
-    assert all("kT8vQ2xR7pL0" not in shown and "correcthorse" not in shown for shown in found.values())
+    hits = security.secrets_in([tmp_path / "plain.py", tmp_path / "book.ipynb"])
+    assert {(name, one) for name, one, _ in hits} >= {("plain.py", kind), ("book.ipynb", kind)}
+    assert all("kT8vQ2xR7pL0" not in shown and "correcthorse" not in shown for shown in hits.values())
 
 
 def part(name, *licences):
@@ -57,7 +57,7 @@ def part(name, *licences):
 
 
 @pytest.mark.parametrize(
-    ("component", "shipped", "said"),
+    ("component", "shipped", "reply"),
     [
         (part("new", "MIT"), {"new"}, ""),
         (part("new", "GPL-3.0-only"), {"new"}, "not on the list"),
@@ -70,9 +70,9 @@ def part(name, *licences):
         (part("rfc3987", "GPL-3.0-or-later"), {"rfc3987"}, "for development only"),
     ],
 )
-def test_a_licence_is_allowed_named_or_refused(component, shipped, said):
+def test_a_licence_is_allowed_named_or_refused(component, shipped, reply):
     lines = security.refused_licences({"components": [component]}, POLICY, shipped)
-    assert bool(lines) == bool(said) and said in " ".join(lines)
+    assert bool(lines) == bool(reply) and reply in " ".join(lines)
 
 
 def test_what_is_installed_has_allowed_licences_and_what_runs_is_listed(tmp_path):
@@ -90,8 +90,8 @@ def test_what_is_installed_has_allowed_licences_and_what_runs_is_listed(tmp_path
 def test_advisories_that_cannot_be_reached_are_named_and_fail_only_where_they_must(monkeypatch):
     monkeypatch.setattr(security, "audit", lambda *pinned: [])
     assert security.check_vulnerabilities() == ([], security.check_vulnerabilities()[1])
-    lines, said = security.check_vulnerabilities(online=True)
-    assert lines == [said] and "NOT CHECKED" in said
+    lines, reply = security.check_vulnerabilities(online=True)
+    assert lines == [reply] and "NOT CHECKED" in reply
 
 
 def test_an_advisory_fails_the_check(monkeypatch):
