@@ -96,7 +96,7 @@ def test_a_package_works_in_an_environment_of_its_own(built, tmp_path, which):
     done = subprocess.run([*pip, *words, built[which == "wheel"]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reply = package.ask(python, ASK)
-    assert said.startswith(f"stockpredict {stockpredict.__version__}\n") and str(tmp_path / "new") in reply
+    assert reply.startswith(f"stockpredict {stockpredict.__version__}\n") and str(tmp_path / "new") in reply
 
 
 def test_sums_are_those_of_the_packages(built):
