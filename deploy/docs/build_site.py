@@ -161,8 +161,8 @@ def text_of(name: str) -> str:
     return (HERE / "pages" / f"{name}.md").read_text(encoding="utf-8")
 
 
-def collect(out: Path, only=None) -> dict:
-    "Write all pages into a folder, of the notebooks only those that become pages of `only`."
+def collect(out: Path) -> list:
+    "Write all pages into a folder; the navigation is returned."
     links = doc_notebooks.Links(places())
     converter = doc_notebooks.Converter(out, links)
     modules, titles, pages = module_entries(), {}, {}
@@ -170,8 +170,7 @@ def collect(out: Path, only=None) -> dict:
         page, name = place_of(path), str(path.relative_to(ROOT))
         if path.suffix == ".ipynb":
             titles[page] = doc_notebooks.title_of(doc_notebooks.read(path))
-            if only is None or page in only:
-                pages[page] = converter.page(path, name, page)
+            pages[page] = converter.page(path, name, page)
         else:
             text = path.read_text(encoding="utf-8")
             titles[page] = (re.search(r"^# (.+)$", text, re.M)[1], "")
@@ -180,7 +179,7 @@ def collect(out: Path, only=None) -> dict:
         page = f"reference/{module.replace('.', '/')}.md"
         if page in pages:
             pages[page] = with_constants(pages[page], own)
-        elif only is None:
+        else:
             pages[page] = f"# {module}\n\n" + "\n\n".join(doc_api.entry_markdown(e) for e in own) + "\n"
     pages |= api_pages(modules, titles)
     pages |= {page: write() for page, write in doc_reference.PAGES.items()}
@@ -194,8 +193,9 @@ def collect(out: Path, only=None) -> dict:
         (out / page).write_text(text, encoding="utf-8")
     for picture in (ROOT / "nbs" / "images").glob("*"):
         shutil.copy(picture, out / "img" / picture.name)
-    shutil.copy(HERE / "site.css", out / "site.css")
-    return {"nav": nav, "plain_links": sorted(links.plain)}
+    for own in ("site.css", "site.js"):
+        shutil.copy(HERE / own, out / own)
+    return nav
 
 
 def navigation(pages: dict, titles: dict, modules: dict) -> list:
@@ -272,6 +272,7 @@ def configuration(nav: list) -> dict:
             ],
         },
         "extra_css": ["site.css"],
+        "extra_javascript": ["site.js"],
         "plugins": [{"search": {}}, {"offline": {}}],
         "extra": {"generator": False},
         "markdown_extensions": [
@@ -302,24 +303,26 @@ def use_own_shim(site: Path):
         page.write_text(text.replace(SHIM, f"{depth}assets/iframe-worker-shim.js"), encoding="utf-8")
 
 
-def build(work: Path, site: Path, only=None) -> float:
-    "Collect and build; seconds that it took."
-    started = time.monotonic()
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(site, ignore_errors=True)
-    docs = work / "docs"
-    docs.mkdir(parents=True)
-    collected = collect(docs, only)
+def render(work: Path, site: Path, nav: list):
+    "Turn the collected pages of a work folder into a site."
     file = work / "mkdocs.yml"  # JSON is YAML
-    file.write_text(json.dumps(configuration(collected["nav"]), indent=1), encoding="utf-8")
-    (work / "plain_links.json").write_text(json.dumps(collected["plain_links"], indent=1), encoding="utf-8")
+    file.write_text(json.dumps(configuration(nav), indent=1), encoding="utf-8")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--config-file", str(file)]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True)
     if done.returncode or not (work / "site" / "index.html").exists():
         sys.exit(f"The site was not built.\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    (work / "build.log").write_text(done.stdout + done.stderr, encoding="utf-8")
     use_own_shim(work / "site")
+    shutil.rmtree(site, ignore_errors=True)
     shutil.move(work / "site", site)
+
+
+def build(work: Path, site: Path) -> float:
+    "Collect and render; seconds that it took."
+    started = time.monotonic()
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "docs").mkdir(parents=True)
+    nav = collect(work / "docs")
+    render(work, site, nav)
     return time.monotonic() - started
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from markdown.extensions.toc import slugify
+
 TAG = re.compile(r"<(\w+)\b([^>]*)>")
 ATTRIBUTE = re.compile(r"""\b(href|src|srcset|id|name)=(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 FETCHED = re.compile(
@@ -20,7 +22,8 @@ FETCHED = re.compile(
 @functools.cache
 def anchors_and_links(page: Path) -> tuple[frozenset[str], tuple[tuple[str, str], ...]]:
     "Anchors of a page, and its (tag, address) pairs."
-    text = re.sub(r"<script\b(?![^>]*\bsrc=).*?</script>|<!--.*?-->", "", page.read_text("utf-8"), flags=re.S)
+    inside = r"""<script\b(?![^>]*\bsrc=).*?</script>|<!--.*?-->|\bsrcdoc="[^"]*\""""
+    text = re.sub(inside, "", page.read_text("utf-8"), flags=re.S)
     anchors, links = set(), []
     for tag, inside in TAG.findall(text):
         for kind, *values in ATTRIBUTE.findall(inside):
@@ -49,6 +52,34 @@ def broken_links(site: Path) -> list[str]:
                 names = anchors_and_links(target)[0]
                 if unquote(parts.fragment) not in names and not parts.fragment.startswith("__"):
                     wrong.append(f"{page.relative_to(site)}: {address} has no such anchor.")
+    return wrong
+
+
+def page_anchors(text: str) -> set[str]:
+    "Anchors of a page of Markdown."
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    anchors = set(re.findall(r'\bid="([^"]+)"', prose))
+    for heading in re.findall(r"^#+ (.+)$", prose, re.M):
+        own = re.search(r"\{[^}]*#(\S+)[^}]*\}\s*$", heading)
+        anchors.add(own[1] if own else slugify(re.sub(r"[`*]|\]\([^)]*\)", "", heading), "-"))
+    return anchors
+
+
+def broken_in_markdown(docs: Path) -> list[str]:
+    "A sentence for each link between collected pages that leads nowhere."
+    texts = {page: page.read_text("utf-8") for page in sorted(docs.rglob("*.md"))}
+    anchors, wrong = {page: page_anchors(text) for page, text in texts.items()}, []
+    for page, text in texts.items():
+        prose = re.sub(r"^```.*?^```|(?<!\[)`[^`\n]+`(?!\])", "", text, flags=re.M | re.S)
+        for address in re.findall(r"\]\(([^)\s]+)\)", prose):
+            path, _, anchor = address.partition("#")
+            if re.match(r"[a-z]+:", address):
+                continue
+            target = Path(os.path.normpath(page.parent / path)) if path else page
+            if not target.exists():
+                wrong.append(f"{page.relative_to(docs)}: {address} leads nowhere.")
+            elif anchor and target in anchors and anchor not in anchors[target]:
+                wrong.append(f"{page.relative_to(docs)}: {address} has no such anchor.")
     return wrong
 
 

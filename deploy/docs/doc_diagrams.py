@@ -19,15 +19,17 @@ def _box(x, y, width, height, lines, link="", bold=True):
     return f'<a href="{link}">{rect}{texts}</a>' if link else rect + texts
 
 
-def _svg(width, height, body, label):
+def _svg(name, width, height, body, label):
+    tip, role = f"dg-tip-{name}", "group" if "<a " in body else "img"
+    body = body.replace("url(#dg-tip)", f"url(#{tip})")
     mark = (
-        '<defs><marker id="dg-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
+        f'<defs><marker id="{tip}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" '
         'markerUnits="userSpaceOnUse" orient="auto-start-reverse">'
         '<path d="M0,0 L8,4 L0,8 z" class="dg-tip"/></marker></defs>'
     )
     return (
         f'<div class="diagram" tabindex="0" role="region" aria-label="{escape(label)}">'
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="{role}" '
         f'aria-label="{escape(label)}">{mark}{body}</svg></div>'
     )
 
@@ -97,7 +99,7 @@ def floor_drawing(root: Path) -> str:
                 f"../reference/{floor}/index.html",
             )
         )
-    return _svg(560, total, "".join(arcs + boxes), "Folders of the package and what each imports")
+    return _svg("floors", 560, total, "".join(arcs + boxes), "Folders of the package and what each imports")
 
 
 def _wrapped_steps(tree):
@@ -170,7 +172,9 @@ def flow_drawing(root: Path) -> str:
                 body.append(_box(x, y, width, 40, [words, function]))
             y += 50
         y += 14
-    return _svg(110 + most * (width + 24), y, "".join(body), "Flows of the desk and the steps of each")
+    return _svg(
+        "flows", 110 + most * (width + 24), y, "".join(body), "Flows of the desk and the steps of each"
+    )
 
 
 def lake_tables() -> dict[str, list[tuple[str, str]]]:
@@ -203,7 +207,11 @@ def table_drawing() -> str:
         body.append(_box(x, y, width, height, lines))
         heights[n] += height + 18
     return _svg(
-        columns * (width + 20) + 10, max(heights), "".join(body), "Tables of the lake and their columns"
+        "tables",
+        columns * (width + 20) + 10,
+        max(heights),
+        "".join(body),
+        "Tables of the lake and their columns",
     )
 
 

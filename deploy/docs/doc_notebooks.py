@@ -3,6 +3,7 @@
 import ast
 import base64
 import hashlib
+import itertools
 import json
 import posixpath
 import re
@@ -43,7 +44,6 @@ class Links:
 
     def __init__(self, places: dict[str, str]):
         self.places = places  # path from the root of the repository -> page
-        self.plain: set[tuple[str, str]] = set()  # links to files without a page: shown as text
 
     def rewrite(self, text: str, source: str, page: str) -> str:
         "Links between files become links between pages."
@@ -56,8 +56,7 @@ class Links:
             path = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
             place = self.places.get(path) or self.places.get(f"{path}/README.md")
             if place is None:
-                self.plain.add((source, target))
-                return words
+                return words  # a file without a page
             link = posixpath.relpath(place, posixpath.dirname(page) or ".")
             return f"{mark}[{words}]({link}{'#' + anchor if anchor else ''})"
 
@@ -145,4 +144,5 @@ class Converter:
         if module:
             where = f"`stockpredict.{module}`, defined and tested in `{source}`"
             blocks.append(f'<p class="place" markdown>Module {where}</p>')
-        return "\n\n".join(blocks) + "\n"
+        text, number = "\n\n".join(blocks) + "\n", itertools.count(1)
+        return re.sub(r'(?<=aria-label="Output)(?=">)', lambda _: f" {next(number)}", text)
