@@ -287,6 +287,13 @@ def telling(
         yield say
 
 # %% ../../nbs/cli/00_console.ipynb #7968f0f7
+def stopped_by_hand(
+    error: BaseException,  # that ended the work
+) -> bool:
+    "Whether it was Ctrl-C, or what DuckDB makes of it while a query runs."
+    return isinstance(error, KeyboardInterrupt) or str(error) == "Query interrupted"
+
+# %% ../../nbs/cli/00_console.ipynb #37325eae
 @contextmanager
 def sentences():
     "Turn errors of the package into a sentence and exit code 2."
@@ -304,9 +311,7 @@ def sentences():
         message = Text.assemble((clear(e.problem), "bold"), clear(fix), (f"\n[{e.code}]", "dim"))
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except RuntimeError as e:
-        if str(e) != "Query interrupted":  # what DuckDB makes of Ctrl-C
+    except (KeyboardInterrupt, RuntimeError) as e:
+        if not stopped_by_hand(e):
             raise
         sys.exit(130)

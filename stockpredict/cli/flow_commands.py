@@ -37,7 +37,7 @@ def next_starts(
         if flow.every:
             span = (now - pd.Timedelta("5D")).date(), (now + pd.Timedelta("60D")).date()
             starts = run_starts(calendar, flow.minutes(settings), *span, flow.every)
-            coming = f"{starts[starts > now].iloc[0].tz_convert(calendar.tz):%a %Y-%m-%d %H:%M}"
+            coming = f"{starts[starts > now].iloc[0].tz_convert(calendar.tz):%a %Y-%m-%d %H:%M %Z}"
         done = done_until(settings, flow.name)
         rows.append(
             dict(flow=flow.name, every=flow.every or "–", next=coming, done=done or "–", does=flow.summary)

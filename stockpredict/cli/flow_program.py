@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args, get_origin
 
-from .console import split_changes
+from .console import split_changes, stopped_by_hand
 from ..core.errors import ParameterRefused, StockpredictError, near
 from ..core.scrubbing import holds_secret, scrub
 from ..core.sections import split_words
@@ -175,7 +175,9 @@ def flow_program(
     try:
         given, serve = read_options(flow, sys.argv[1:] if words is None else words)
         return _start(flow, given, serve, show)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as e:
+        if not stopped_by_hand(e):
+            raise
         print("\nStopped. The same command goes on after the last finished step.", file=sys.stderr)
         return 130
     except StockpredictError as e:

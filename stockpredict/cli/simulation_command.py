@@ -46,7 +46,9 @@ def where_to_look(
 ) -> list[str]:  # lines
     "Commands and addresses for a simulated desk."
     options = f"--settings {home}/settings.ini"
-    site = f"http://{settings.serving.host}:{settings.serving.port}"
+    from stockpredict.serve.front import service_origin
+
+    site = service_origin(settings)
     lines = {
         f"stockpredict serve {options}": f"the service: {site}/scoreboard, {site}/alerts, {site}/metrics",
         f"stockpredict alerts events {options}": "the alerts",

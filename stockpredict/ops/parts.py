@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -40,7 +41,7 @@ class Part:
     @property
     def port(self) -> int | None:
         "The port in `url`, where there is one."
-        return int(self.url.split(":")[2].split("/")[0]) if self.url else None
+        return urlsplit(self.url).port if self.url else None
 
 # %% ../../nbs/ops/58_parts.ipynb #1efaf051
 def _prefect_env(settings: Settings) -> dict[str, str]:
@@ -120,7 +121,8 @@ def _prometheus_part(settings: Settings) -> list[Part]:
 def _address(settings: Settings) -> str:
     "The address of the service for a program on this machine."
     host = settings.serving.host
-    return f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{settings.serving.port}"
+    host = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{host}:{settings.serving.port}"
 
 
 def parts(
