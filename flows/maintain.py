@@ -4,8 +4,8 @@
     python flows/maintain.py --do-it               remove it
     python flows/maintain.py --serve               stay, and maintain after the last session of each week
 
-Versions that the served model was trained on or that you pinned stay, and so does the newest work. Records that
-are older than [retention] allows go; bars and facts only with market_nightly = yes, otherwise with
+Versions that the served model was trained on or that you pinned stay, and so does the newest work. Records
+older than [retention] allows go; bars and facts only with market_nightly = yes, otherwise with
 `stockpredict govern purge`. The audit log is verified, and a change in it is a warning of the run.
 """
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from stockpredict.cli.console import Group, Json, as_json, load, out, show
+from stockpredict.cli.console import Group, Json, as_json, load, out, pairs, show
 from stockpredict.core.words import counted
 
 # %% ../../nbs/cli/36_govern_commands.ipynb #cb22fdfc
@@ -69,3 +69,34 @@ def govern_purge(
     total = counted(sum(p.count for p in done), "record")
     if not json_:
         out(f"{total} would go; --do-it deletes them." if dry_run else f"{total} went.")
+
+# %% ../../nbs/cli/36_govern_commands.ipynb #0b705f5a
+Who = Annotated[str, typer.Argument(help="Name of a user, or key:ID.")]
+
+
+@governs.command("export-user")
+def govern_export_user(ctx: typer.Context, name: Who):
+    "Print everything that is stored about a user as JSON."
+    from stockpredict.access.audit_log import record_command
+    from stockpredict.govern.user_data import export_user
+
+    settings = load(ctx)
+    export = export_user(settings, name)
+    record_command(settings, f"govern export-user {name}")
+    as_json(export)
+
+
+@governs.command("erase-user")
+def govern_erase_user(
+    ctx: typer.Context,
+    name: Who,
+    again: Annotated[str, typer.Option("--confirm", help="The same name again.")] = "",
+    json_: Json = False,
+):
+    "End all access of a user and delete what is stored; jobs keep a pseudonym, the audit log stays."
+    from stockpredict.govern.user_data import erase_user
+
+    if again != name:
+        raise typer.BadParameter(f"nothing was erased; say --confirm {name}", param_hint="NAME")
+    erased = erase_user(load(ctx), name)
+    pairs(erased, json_)
