@@ -56,7 +56,7 @@ class FeatureStore:
         self.index = settings.data.index or "sp500"  # whose membership, where a feature needs it
         self.key, self._scratch = None, []
         self._looked = None, False, None  # two snapshots, whether rows were only added, and which
-        self._held = None, None  # a snapshot and its splits and dividends
+        self._last_factors = None, None  # a snapshot and its splits and dividends
         self.given_lake, self._lake = lake, None
         self._opening = threading.Lock()
         self.renew()
@@ -147,18 +147,18 @@ def panel(
 
 @patch
 def _factors(self: FeatureStore, snapshot):  # the newest version of each split and dividend
-    held, factors = self._held
+    version, factors = self._last_factors
     period, grew, new = self._looked
-    if held == snapshot or (period == (held, snapshot) and grew and pd.isna(new.factors)):
-        self._held = snapshot, factors
+    if version == snapshot or (period == (version, snapshot) and grew and pd.isna(new.factors)):
+        self._last_factors = snapshot, factors
         return factors
     factors = self.lake.rows(
         f"SELECT * FROM lake.adjustments AT (VERSION => {int(snapshot)}) WHERE source = $source",
         source=self.source,
     )
     factors = factors.sort_values(["ticker", "event_time", "known_at"])
-    self._held = snapshot, factors.drop_duplicates(["ticker", "event_time"], keep="last")
-    return self._held[1]
+    self._last_factors = snapshot, factors.drop_duplicates(["ticker", "event_time"], keep="last")
+    return self._last_factors[1]
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #7f08387a
 @patch
@@ -181,7 +181,7 @@ def _grown(self: FeatureStore, old, new):  # tables that rows were added to; Non
     names = dict(table.split(":", 1) for table in rows.tables.iloc[0])
     return {names.get(number, number) for _, _, number in kinds}
 
-
+# %% ../../nbs/catalogue/40_feature_store.ipynb #94ea06ff
 @patch
 def _inserted(self: FeatureStore, old, new, grown=None):  # first new bar and factor, tickers of the new bars
     if (old, new) != self._looked[0]:
