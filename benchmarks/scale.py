@@ -3,6 +3,7 @@
     python benchmarks/scale.py --tickers 10000 --years 10               # one size
     python benchmarks/scale.py --sizes 100 300 1000 --out scale.json    # how each step grows, and a plot
     python benchmarks/scale.py --distributed --tickers 40 --years 3     # PostgreSQL, S3, two Dask workers
+    python benchmarks/scale.py --reads 100 1000 10000 100000            # a read of a stored answer
 
 The steps are those of the pipeline: bars in Parquet files are ingested through the gate into the lake, the
 features are computed, gradient boosted trees are trained walking forward and once more on everything, the
@@ -284,6 +285,26 @@ def compare(place: Path, tickers: int, years: int, own: dict | None = None, do=c
     return [local, shared], same
 
 
+def reads(sizes: list[int], count: int = 200_000):
+    "CPU ns to look up a stored answer, by the number of tickers in the table."
+    from stockpredict.predict.answer_table import AnswerTable
+    from stockpredict.predict.table_format import pack_table
+
+    body, dice = b"{" + b"x" * 900, np.random.default_rng(0)
+    print(f"{'tickers':>10}{'table MB':>10}{'CPU ns a read':>15}")
+    for size in sizes:
+        names = [f"T{i:06d}" for i in range(size)]
+        raw = pack_table({"key": "k"}, {(name, 1): body for name in names}, lambda digest: bytes(64))
+        table, wanted = AnswerTable(raw), [names[i] for i in dice.integers(0, min(size, 100), count)]
+        costs = []
+        for _ in range(5):
+            began = time.process_time()
+            for name in wanted:
+                table.get(name, 1)
+            costs.append(time.process_time() - began)
+        print(f"{size:10,}{len(raw) / 1e6:10.1f}{1e9 * min(costs) / count:15.0f}", flush=True)
+
+
 def line(runs: list, step: str) -> tuple[float, float]:
     "CPU seconds of a step: what it costs at any size, and per million bars."
     bars = np.array([r["bars"] / 1e6 for r in runs])
@@ -332,6 +353,9 @@ def main():
     ask.add_argument("--years", type=int, default=10)
     ask.add_argument("--sizes", type=int, nargs="+", help="several numbers of tickers, for the growth")
     ask.add_argument("--distributed", action="store_true", help="also on PostgreSQL, S3 and Dask")
+    ask.add_argument(
+        "--reads", type=int, nargs="+", help="only the cost of a read, at these numbers of tickers"
+    )
     ask.add_argument("--out", type=Path, help="JSON file for the results; a plot goes beside it")
     ask.add_argument("--place", type=Path, help="folder for bars and lakes, kept; a temporary one by default")
     ask.add_argument("--step", help=argparse.SUPPRESS)
@@ -341,6 +365,8 @@ def main():
     if asked.step:
         print(json.dumps(do_step(asked.step, asked.home, asked.tickers, asked.years, json.loads(asked.more))))
         return 0
+    if asked.reads:
+        return reads(asked.reads)
     runs, same = [], True
     with tempfile.TemporaryDirectory(prefix="stockpredict-scale-") as scratch:
         for tickers in asked.sizes or [asked.tickers]:
