@@ -7,6 +7,7 @@ __all__ = ['BarHistory']
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #13cff9b5
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 import math
 import numpy as np
 import torch
@@ -176,6 +177,30 @@ def _last_close_of_gaps(close):
     at = np.maximum.accumulate(np.where(np.isnan(close), -1, rows), 0)
     before = np.concatenate([np.full_like(at[:1], -1), at[:-1]])
     return np.where(before >= 0, np.take_along_axis(close, before.clip(min=0), 0), np.nan)
+
+# %% ../../nbs/catalogue/25_bar_history.ipynb #ea140848
+_CLOSE_MOVES = WeakKeyDictionary()  # moves of short histories, as long as these live
+MOST_REMEMBERED = 10_000_000  # values; longer histories compute them each time
+
+
+@patch
+def close_moves(
+    self: BarHistory,
+    first: int = 0,  # position of the first session that counts as known
+    end: int | None = None,  # end (position, exclusive)
+) -> np.ndarray:  # float64 `[session, ticker]`, not to be written to
+    "Logarithmic moves from close to close, `NaN` at the first bar of each ticker among these sessions."
+    if self.broken.numel() > MOST_REMEMBERED:
+        own = dict(prices=self.prices[:, first:end], broken=self.broken[first:end], market=None)
+        return replace(self, **own).moves(only_close=True)["close"]
+    if self not in _CLOSE_MOVES:
+        _CLOSE_MOVES[self] = self.moves(only_close=True)["close"]
+    if first == 0:
+        return _CLOSE_MOVES[self][:end]
+    part = _CLOSE_MOVES[self][first:end].copy()
+    begins = (~self.prices[3, first:end].isnan()).numpy().argmax(0)
+    part[begins, np.arange(part.shape[1])] = np.nan
+    return part
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #f00c23f7
 def session_variance(

@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d449f09b
-from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
@@ -150,15 +149,23 @@ def trailing_count(
     return of_flags(count, known)
 
 # %% ../../nbs/models/27_interval_widths.ipynb #e6ec7b79
+def running_sums(
+    daily: np.ndarray,  # `[S, N]` one value a day
+) -> tuple:  # sums of the values and counts of the missing ones before each day, `[S + 1, N]`
+    "What `sum_after` takes differences of."
+    zero = np.zeros((1, daily.shape[1]))
+    missing = np.vstack([zero, np.cumsum(np.isnan(daily), 0)])
+    return np.vstack([zero, np.nancumsum(daily, 0)]), missing
+
+
 def sum_after(
     daily: np.ndarray,  # `[S, N]` one value a day
     horizon: int,  # sessions held
     entry_delay: int,  # sessions from the decision to the entry
+    sums: tuple | None = None,  # from `running_sums`, where several horizons need them
 ) -> np.ndarray:  # `[S, N]`
     "Sum over the days on which a decision is held, `NaN` where one is missing or not known yet."
-    zero = np.zeros((1, daily.shape[1]))
-    total = np.vstack([zero, np.nancumsum(daily, 0)])
-    holes = np.vstack([zero, np.cumsum(np.isnan(daily), 0)])
+    total, holes = sums or running_sums(daily)
     rows, out = len(daily) - entry_delay - horizon, np.full(daily.shape, np.nan)
     if rows > 0:
         first = slice(entry_delay + 1, entry_delay + 1 + rows)
@@ -166,15 +173,16 @@ def sum_after(
         out[:rows] = np.where(holes[last] == holes[first], total[last] - total[first], np.nan)
     return out
 
-
+# %% ../../nbs/models/27_interval_widths.ipynb #a260868a
 def market_outcomes(
     bars: BarHistory,  # prices
     horizons: tuple,  # sessions held
     entry_delay: int,  # sessions from the decision to the entry
 ) -> np.ndarray:  # `[S, N, H]` simple returns, `NaN` where not known yet or not trusted
     "Return of each decision over each horizon, as far as the prices reach."
-    moves = bars.moves(only_close=True)["close"]
-    return np.expm1(np.stack([sum_after(moves, h, entry_delay) for h in horizons], -1))
+    moves = bars.close_moves()
+    sums = running_sums(moves)
+    return np.expm1(np.stack([sum_after(moves, h, entry_delay, sums) for h in horizons], -1))
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d6abb76a
 PLAIN_WINDOW, USUAL_WINDOW = 66, 250  # sessions behind the plain volatility of a record, and the usual one
@@ -189,7 +197,7 @@ def plain_sigma(
     stop: int,  # end (exclusive)
 ) -> np.ndarray:  # `[S, N, H]` volatility over each horizon
     "The exponentially weighted volatility of the inputs, from prices alone."
-    v = weighted_mean(bars.moves(only_close=True)["close"] ** 2, DECAY, PLAIN_WINDOW)
+    v = weighted_mean(bars.close_moves() ** 2, DECAY, PLAIN_WINDOW)
     return np.sqrt(v[bars.ahead + start : bars.ahead + stop, :, None] * np.array(model.horizons, float))
 
 
@@ -201,8 +209,7 @@ def usual_volatility(
 ) -> np.ndarray:  # `[S, N]`, `NaN` with too little history
     "The usual daily volatility of each name: the exponential of the mean logarithm over the last year."
     first, end = max(0, bars.ahead + start - PLAIN_WINDOW - USUAL_WINDOW), bars.ahead + stop
-    near = replace(bars, prices=bars.prices[:, first:end], broken=bars.broken[first:end], market=None)
-    v = weighted_mean(near.moves(only_close=True)["close"] ** 2, DECAY, PLAIN_WINDOW)
+    v = weighted_mean(bars.close_moves(first, end) ** 2, DECAY, PLAIN_WINDOW)
     known = v > 0
     total = np.cumsum(np.where(known, np.log(np.where(known, v, 1.0)), 0.0), 0)
     total[USUAL_WINDOW:] -= total[:-USUAL_WINDOW].copy()
