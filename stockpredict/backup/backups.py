@@ -25,6 +25,7 @@ from stockpredict.backup.sealed_files import stream_digest, object_name, unseale
 from stockpredict.backup.sealed_files import read_backup_keys, sealed_stream
 from stockpredict.core.errors import FlowLocked, NotFound
 from stockpredict.core.files import file_lock, read_json, write_json
+from stockpredict.core.secrets import read_secret
 from stockpredict.core.settings import Settings
 
 # %% ../../nbs/backup/30_backups.ipynb #420f9f83
@@ -75,7 +76,9 @@ def backup_keys(
     environ: dict,  # such as os.environ
 ):
     "The keys that were given, the one for new backups first."
-    if text := environ.get(KEY_VARIABLE, "").strip():
+    provider = settings.secrets.provider
+    given = environ.get(KEY_VARIABLE, "").strip()
+    if text := given or (provider != "environment" and read_secret(provider, KEY_VARIABLE)):
         return read_backup_keys(text)
     path = Path(settings.backup.key_file).expanduser()
     if not settings.backup.key_file:

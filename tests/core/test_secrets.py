@@ -1,0 +1,148 @@
+"""Secrets from files and from a stand-in of Vault's key-value API: refusals, versions, rotation, timeouts."""
+
+import json
+import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from stockpredict.backup.backups import backup_keys
+from stockpredict.backup.sealed_files import KEY_VARIABLE, new_backup_key, read_backup_keys
+from stockpredict.core.errors import NotReady, SettingsError
+from stockpredict.core.scrubbing import scrub
+from stockpredict.core.secrets import FileSecrets, VaultSecrets, read_secret
+from stockpredict.core.settings import load_settings
+
+TOKEN = "hvs.standin-token-1"
+
+
+class Vault(ThreadingHTTPServer):
+    "One entry of a KV v2 store, with its versions."
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.versions, self.sealed, self.silent, self.asked = [], False, threading.Event(), 0
+        self.silent.set()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked += 1
+        path, _, query = self.path.partition("?")
+        self.server.silent.wait(30)
+        versions, number = self.server.versions, int(query.partition("=")[2] or 0)
+        wanted = versions[(number or len(versions)) - 1] if len(versions) >= (number or 1) else None
+        if self.server.sealed:
+            return self.answer(503, {"errors": ["Vault is sealed"]})
+        if self.headers.get("X-Vault-Token") != TOKEN:
+            return self.answer(403, {"errors": ["permission denied"]})
+        if path != "/v1/secret/data/desk/main" or wanted is None:
+            return self.answer(404, {"errors": []})
+        metadata = {"version": number or len(versions), "destroyed": False}
+        self.answer(200, {"data": {"data": wanted, "metadata": metadata}})
+
+    def answer(self, status, content):
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def vault(monkeypatch):
+    monkeypatch.setenv("VAULT_TOKEN", TOKEN)
+    with Vault() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.silent.set()
+        server.shutdown()
+
+
+def place(vault):
+    return f"{vault.url}/secret/desk/main"
+
+
+def test_a_field_of_the_newest_or_of_a_named_version(vault):
+    vault.versions = [{"FRED_API_KEY": "first-value"}, {"FRED_API_KEY": "second-value"}]
+    assert VaultSecrets(place(vault)).read("FRED_API_KEY") == "second-value"
+    assert VaultSecrets(place(vault), version=1).read("FRED_API_KEY") == "first-value"
+    assert VaultSecrets(place(vault)).read("TIINGO_API_KEY") == ""
+
+
+def test_a_rotated_secret_arrives_when_the_minute_is_over(vault):
+    vault.versions, now = [{"FRED_API_KEY": "first-value"}], [0.0]
+    secrets = VaultSecrets(place(vault), clock=lambda: now[0])
+    assert [secrets.read("FRED_API_KEY") for _ in range(20)] == ["first-value"] * 20 and vault.asked == 1
+    vault.versions.append({"FRED_API_KEY": "second-value"})
+    now[0] = 59.9
+    assert secrets.read("FRED_API_KEY") == "first-value"
+    now[0] = 60.0
+    assert secrets.read("FRED_API_KEY") == "second-value" and vault.asked == 2
+
+
+@pytest.mark.parametrize(
+    "harm, sentence",
+    [
+        (lambda v, env: env("VAULT_TOKEN", "hvs.wrong"), "refuses this token"),
+        (lambda v, env: v.versions.clear(), "no such entry"),
+        (lambda v, env: setattr(v, "sealed", True), "sealed"),
+        (lambda v, env: v.silent.clear(), "does not answer: ReadTimeout"),
+        (lambda v, env: v.versions.append(["no", "fields"]), "no entry"),
+    ],
+)
+def test_every_refusal_is_a_sentence_and_no_old_value(vault, monkeypatch, harm, sentence):
+    vault.versions, now = [{"FRED_API_KEY": "first-value"}], [0.0]
+    secrets = VaultSecrets(place(vault), timeout=0.5, clock=lambda: now[0])
+    assert secrets.read("FRED_API_KEY") == "first-value"
+    harm(vault, monkeypatch.setenv)
+    now[0] = 61.0
+    for _ in range(2):
+        with pytest.raises(NotReady, match=sentence) as refused:
+            secrets.read("FRED_API_KEY")
+    assert TOKEN not in str(refused.value) and "hvs" not in str(refused.value)
+
+
+def test_nobody_listens_and_no_token(vault, monkeypatch, tmp_path):
+    with pytest.raises(NotReady, match="ConnectError"):
+        VaultSecrets("http://127.0.0.1:1/secret/desk").read("FRED_API_KEY")
+    monkeypatch.delenv("VAULT_TOKEN")
+    with pytest.raises(NotReady, match="no token"):
+        VaultSecrets(place(vault)).read("FRED_API_KEY")
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    monkeypatch.setenv("VAULT_TOKEN_FILE", str(tmp_path / "token"))
+    vault.versions = [{"FRED_API_KEY": "first-value"}]
+    assert VaultSecrets(place(vault)).read("FRED_API_KEY") == "first-value"
+
+
+def test_files_of_a_folder(tmp_path):
+    (tmp_path / "FRED_API_KEY").write_text("file-value\n")
+    os.chmod(tmp_path / "FRED_API_KEY", 0o640)
+    assert FileSecrets(tmp_path).read("FRED_API_KEY") == "file-value"
+    os.chmod(tmp_path / "FRED_API_KEY", 0o666)
+    with pytest.raises(NotReady, match="Others may write"):
+        FileSecrets(tmp_path).read("FRED_API_KEY")
+    for name in ("../FRED_API_KEY", "a/b", "", "X" * 101):
+        with pytest.raises(NotReady, match="no name of a secret"):
+            read_secret(f"file:{tmp_path}", name)
+
+
+def test_the_key_of_backups_comes_from_each_provider_and_is_masked(vault, tmp_path):
+    texts = [new_backup_key(), new_backup_key()]
+    vault.versions = [{KEY_VARIABLE: texts[0]}]
+    (tmp_path / KEY_VARIABLE).write_text(texts[1])
+    os.chmod(tmp_path / KEY_VARIABLE, 0o600)
+    for provider, text in zip((f"vault:{place(vault)}", f"file:{tmp_path}"), texts, strict=True):
+        changes = {"storage.home": str(tmp_path / "home"), "secrets.provider": provider}
+        settings = load_settings(None, changes, environ={})
+        assert str(backup_keys(settings, {})) == str(read_backup_keys(text))
+        assert text not in scrub(f"the key is {text}")
+    with pytest.raises(SettingsError, match="provider"):
+        load_settings(None, {"secrets.provider": "vault:https://name:word@vault.example/secret"}, environ={})
