@@ -39,7 +39,9 @@ def smoke(url: str, key: str) -> dict[str, str]:  # question -> answer
     one = ask(f"/v1/predictions/{ticker}", 200).json()["data"]
     if not any(row == rows[0] for row in (one if isinstance(one, list) else [one])):
         sys.exit(f"/v1/predictions and /v1/predictions/{ticker} do not agree")
-    ask("/v1/predictions?format=csv", 200)
+    columns = ask("/v1/predictions", 200, headers={"accept": "text/csv"})
+    if ticker not in columns.text:
+        sys.exit(f"{ticker} is not in the CSV of /v1/predictions")
     ask("/openapi.json", 200)
     ask("/v1/predictions/NONE.SUCH", 404, 422)
     if key:
