@@ -64,12 +64,12 @@ def sources(root: Path = ROOT) -> list[Path]:
 
 def places() -> dict[str, str]:
     "Path in the repository -> page, pictures and folders included."
-    found = {str(p.relative_to(ROOT)): place_of(p) for p in sources()}
-    found |= {str(p.relative_to(ROOT)): f"img/{p.name}" for p in (ROOT / "nbs" / "images").glob("*")}
-    found |= {f"nbs/{floor}": f"reference/{floor}/index.md" for floor in doc_diagrams.floors(ROOT)}
-    found |= {"nbs/guides": "guides/index.md", "settings.ini": "reference/settings.md"}
-    found |= {"README.md": "tour.md", "nbs/guides/adr": "decisions/index.md"}
-    return found
+    result = {str(p.relative_to(ROOT)): place_of(p) for p in sources()}
+    result |= {str(p.relative_to(ROOT)): f"img/{p.name}" for p in (ROOT / "nbs" / "images").glob("*")}
+    result |= {f"nbs/{floor}": f"reference/{floor}/index.md" for floor in doc_diagrams.floors(ROOT)}
+    result |= {"nbs/guides": "guides/index.md", "settings.ini": "reference/settings.md"}
+    result |= {"README.md": "tour.md", "nbs/guides/adr": "decisions/index.md"}
+    return result
 
 
 def face_page(homes: dict[str, str]) -> str:

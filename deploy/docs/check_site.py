@@ -85,13 +85,13 @@ def broken_in_markdown(docs: Path) -> list[str]:
 
 def external_links(site: Path) -> list[str]:
     "Addresses outside the site that a reader may follow."
-    found = {
+    result = {
         address
         for page in site.rglob("*.html")
         for tag, address in anchors_and_links(page)[1]
         if tag == "a" and urlsplit(address).scheme in ("http", "https")
     }
-    return sorted(found)
+    return sorted(result)
 
 
 def fetched_from_elsewhere(site: Path) -> list[str]:

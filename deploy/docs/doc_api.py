@@ -31,13 +31,13 @@ class Entry:
 
 def comments(source: str) -> dict[int, str]:
     "The comment at the end of each line that has one."
-    found = {}
+    result = {}
     if "#" not in source:
-        return found
+        return result
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not token.line.lstrip().startswith("#"):
-            found[token.start[0]] = token.string.lstrip("# ").strip()
-    return found
+            result[token.start[0]] = token.string.lstrip("# ").strip()
+    return result
 
 
 def _write(node):

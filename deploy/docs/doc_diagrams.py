@@ -182,17 +182,17 @@ def lake_tables() -> dict[str, list[tuple[str, str]]]:
     from stockpredict.lake import facts, flags, predictions
     from stockpredict.lake.lake import Lake
 
-    found = {name: columns for name, columns in Lake.TABLES.items()}
-    found |= predictions.RECORD_TABLES
+    result = {name: columns for name, columns in Lake.TABLES.items()}
+    result |= predictions.RECORD_TABLES
     for module in (facts, flags):
         for value in vars(module).values():
             for table in value if isinstance(value, list | tuple) else [value]:
                 if hasattr(table, "ddl") and isinstance(getattr(table, "name", None), str):
-                    found.setdefault(table.name, table.ddl)
+                    result.setdefault(table.name, table.ddl)
         for value in vars(module).values():
             if isinstance(value, dict):
-                found |= {t.name: t.ddl for t in value.values() if isinstance(getattr(t, "ddl", None), str)}
-    return {name: [tuple(c.split()[:2]) for c in ddl.split(",")] for name, ddl in sorted(found.items())}
+                result |= {t.name: t.ddl for t in value.values() if isinstance(getattr(t, "ddl", None), str)}
+    return {name: [tuple(c.split()[:2]) for c in ddl.split(",")] for name, ddl in sorted(result.items())}
 
 
 def table_drawing() -> str:
