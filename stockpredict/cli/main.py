@@ -502,16 +502,9 @@ def models_history(ctx: typer.Context, json_: Json = False):
     show(registry_history(load(ctx)).iloc[::-1], json_)
 
 
+@app.command("rollback")
 @models.command("rollback")
 def models_rollback(ctx: typer.Context):
-    "Serve the previous model again."
-    from stockpredict.ops.pipeline import roll_back
-
-    out(roll_back(load(ctx)))
-
-# %% ../../nbs/cli/50_main.ipynb #a0b2d18c
-@app.command()
-def rollback(ctx: typer.Context):
     "Serve the previous model again."
     from stockpredict.ops.pipeline import roll_back
 
@@ -536,7 +529,7 @@ def _begin(
 # %% ../../nbs/cli/50_main.ipynb #1fd50dbe
 explain_settings(app)
 
-# %% ../../nbs/cli/50_main.ipynb #64c12900
+
 def main():
     "The console command `stockpredict`."
     with sentences():
