@@ -46,6 +46,14 @@ def govern_classes(
     chosen = table[table.what == what] if what else table
     show(chosen, json_, "Say table, home folder or address.", rows=len(chosen))
 
+# %% ../../nbs/cli/36_govern_commands.ipynb #4145a0c3
+@governs.command("controls")
+def govern_controls(ctx: typer.Context, json_: Json = False):
+    "Show what a review asks for, where it is done, and which test shows it."
+    from stockpredict.govern.controls import control_table
+
+    show(control_table(), json_)
+
 # %% ../../nbs/cli/36_govern_commands.ipynb #30203a41
 @governs.command("purge")
 def govern_purge(
