@@ -50,7 +50,8 @@ def fit_score(
     x, y = data.inputs.x[t, n].cpu().numpy(), data.relative()[t, n].cpu().numpy()
     weight = data.label_weights()
     for j, h in enumerate(self.horizons):
-        ok = np.isfinite(y[:, j])
+        known = np.isfinite(y[:, j])
+        ok = slice(None) if known.all() else known  # a large market is not copied for nothing
         more = {} if weight is None else dict(weight=weight[t, n, j].cpu().numpy()[ok])
         self.fit_horizon(h, x[ok], y[ok, j], **more)
     self.prepare()
