@@ -38,7 +38,7 @@ SECRETS = {
     "Private Key": "-----BEGIN RSA " + "PRIVATE KEY-----",
     "Basic Auth Credentials": "url = 'https://anna:" + "correcthorse" + "@example.com/'",
     "Secret Keyword": "db_pass" + "word = 'kT8vQ2xR7pL0'",
-    "Hex High Entropy String": "x = '" + "8f14e45fceea167a5a36" + "dedd4bea2543'",
+    "Hex High Entropy String": "x = '" + "8f14e45f" * 2 + "ceea167a" + "dedd4bea'",
 }
 
 
