@@ -6,8 +6,8 @@
 
 Drift of the inputs asks for a full retraining, which the next planned `retrain` then does. Challengers get
 their scores of the day, and one that is worse than the champion is removed. Alert rules are evaluated, those
-on drift and late data among them. The page is `r60_monitor`. What
-needs a look stands in the outcome, and the exit code is 1.
+on drift and late data among them. What MLflow did not take when it was published is offered to it again. The
+page is `r60_monitor`. What needs a look stands in the outcome, and the exit code is 1.
 """
 
 import sys
@@ -22,6 +22,7 @@ state_of = as_step(watch_day.desk_state, "age and intervals")
 drift_of = as_step(watch_day.watch_drift, "drift of the inputs")
 experiments_of = as_step(watch_day.watch_experiments, "score the challengers")
 scores_of = as_step(watch_day.watch_scores, "score the published forecasts")
+records_of = as_step(watch_day.watch_records, "bring records to MLflow")
 alerts_of = as_step(alerts_day.watch_alerts, "evaluate the alert rules")
 send_of = as_step(send_round, "send alerts")
 write_page = as_page(run, "r60_monitor")
@@ -34,6 +35,7 @@ def monitor(desk: DeskRun):
     state["warnings"] += drift_of(desk.settings, desk.as_of)
     state["warnings"] += experiments_of(desk.settings, desk.as_of)
     state["warnings"] += scores_of(desk.settings, desk.as_of)
+    state["warnings"] += records_of(desk.settings, desk.as_of)
     state["warnings"] += alerts_of(desk.settings, desk.session, desk.as_of)
     state["warnings"] += send_of(desk.settings, desk.as_of)
     if not desk.as_of:

@@ -98,6 +98,7 @@ def monitor_session(
     state = watch_day.desk_state(settings)
     warnings = [*state["warnings"], *watch_day.watch_drift(settings), *watch_day.watch_experiments(settings)]
     warnings += watch_day.watch_scores(settings)
+    warnings += watch_day.watch_records(settings)
     watch_day.note_coverage(settings, state["intervals"])
     return " ".join(warnings)
 

@@ -281,6 +281,25 @@ def served_lines(
     newest = max(lines, key=lambda line: line["last"], default=None)
     return [line for line in lines if line["version"] == newest["version"]] if newest else []
 
+# %% ../../nbs/ops/77_watch_day.ipynb #bad320eb
+def watch_records(
+    settings: Settings,  # whose registry
+    as_of: str = "",  # a study of the past records nothing
+) -> list[str]:  # what needs a look
+    "Record in MLflow what was published while it did not answer."
+    from stockpredict.train.mlflow_mirror import waiting_cards
+
+    if as_of or not (waiting := waiting_cards(settings)):
+        return []
+    from stockpredict.train.registry import sync_mlflow
+
+    try:
+        recorded = sync_mlflow(settings)
+    except StockpredictError as error:
+        return [f"MLflow was not asked: {error}"]
+    wait = counted(len(waiting), "record waits", "records wait")
+    return [] if recorded else [f"MLflow does not answer; {wait} for it."]
+
 # %% ../../nbs/ops/77_watch_day.ipynb #199df240
 def board_of(
     settings: Settings,  # its serving folder

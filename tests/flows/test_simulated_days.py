@@ -47,6 +47,33 @@ def test_a_process_dies_before_the_operation_that_was_drawn(simulator, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3-0", "3-1", "9-0", "9-1", "9-2", "9-3"]
 
 
+def test_without_mlflow_a_day_trains_and_publishes_and_the_record_follows(simulator, tmp_path):
+    "MLflow refuses on the first day; the monitor of the second evening brings the record."
+    from stockpredict.ops import watch_day
+    from stockpredict.train.champion import current_champion
+    from stockpredict.train.mlflow_mirror import waiting_cards
+
+    small, refused = (
+        {"models.candidates": "mean reversal"},
+        {"storage.mlflow_uri": f"http://{simulator.REFUSES}"},
+    )
+    with simulator.Desk(5, 2, tmp_path, calm=True) as desk:
+        desk.today = f"{desk.sessions[simulator.HISTORY]:%Y-%m-%d}"
+        desk.vendors.know_until(desk.today)
+        away = desk.settings(**small, **refused)
+        evening = simulator.CALENDAR.close(desk.sessions[simulator.HISTORY]) + simulator.pd.Timedelta(hours=2)
+        for step in ("ingest", "retrain"):
+            desk.attempt(away, step, evening, False)
+        published = current_champion(away)
+        assert published.mlflow == "pending" and waiting_cards(away)
+        assert ["MLflow does not answer; 1 record waits for it."] == watch_day.watch_records(away)
+        settings = desk.settings(**small)
+        assert watch_day.watch_records(settings, as_of="2022-06-01") == [] and waiting_cards(settings)
+        assert watch_day.watch_records(settings) == [] and not waiting_cards(settings)
+        recorded = current_champion(settings)
+        assert recorded.mlflow != "pending" and recorded.artifact == published.artifact
+
+
 def test_what_is_wrong_is_found(simulator, tmp_path):
     "A lost bar, a wrong price, a bar that nobody sent and one that was not stored."
     import pandas as pd
