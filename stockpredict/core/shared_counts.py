@@ -65,7 +65,7 @@ def place(
     key: bytes,  # name and labels
     count: int,  # cells that the series needs
 ) -> int:  # its first cell
-    "The cells of a series, new or as they were left; cells that nobody reads when the block is full."
+    "The cells of a series, new or as they were left; cells that are never read when the block is full."
     if (at := self.places.get(key)) is not None:
         return at
     begin, words = max(int(self.cells[0]), SPARE), -(-len(key) // 8)

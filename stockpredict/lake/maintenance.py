@@ -112,7 +112,7 @@ INTACT = set()  # stamps of files that this process has compared with their chec
 def file_stamp(
     path: Path,  # a data file
 ) -> tuple | None:  # name, size, time of change, inode; None = there is no such file
-    "What changes when somebody writes to a file."
+    "What changes when a file is written to."
     try:
         at = path.stat()
     except OSError:

@@ -148,7 +148,7 @@ def stream_metrics(
 
 # %% ../../nbs/stream/40_monitor.ipynb #0769bdc0
 _LAGS = {
-    "unread": "Messages nobody has taken.",
+    "unread": "Messages that no consumer has taken.",
     "pending": "Messages taken and not acknowledged.",
     "lost": "Messages gone before they were read.",
 }

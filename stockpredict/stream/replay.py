@@ -68,7 +68,7 @@ def split_into_trades(
             n = int(max(4, min(each, bar.volume)))
             parts.append(_bar_trades(bar, int(begin[i]), end[i], n, rng))
     if not parts:
-        raise BarsInvalid("Nobody traded in these bars.", "Choose another session.")
+        raise BarsInvalid("There are no trades in these bars.", "Choose another session.")
     trades = pd.concat(parts).sort_values(["event_us", "ticker", "id"], ignore_index=True)
     return trades.assign(event_time=pd.to_datetime(trades.event_us, unit="us", utc=True)).drop(
         columns="event_us"

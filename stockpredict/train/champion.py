@@ -57,7 +57,7 @@ class Champion:
 
 # %% ../../nbs/train/70_champion.ipynb #bdd1f41b
 def without_evidence(
-    entry: dict,  # fields of `Champion` that nobody signed
+    entry: dict,  # fields of `Champion` without a signature
 ) -> dict:
     "The same entry, whose evidence counts as none."
     if entry.get("skill") not in ("weak", "strong") and not entry.get("heads"):

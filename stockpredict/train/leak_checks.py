@@ -228,7 +228,7 @@ def leak_alarms(
 def leak_doubts(
     study: Experiment,  # finished
 ) -> list:  # of sentences
-    "What nobody could check about the data of an experiment."
+    "What could not be checked about the data of an experiment."
     if study.audit is None:
         return ["The data of this experiment were never made again from the past: run the training again."]
     return list(study.audit.doubts)

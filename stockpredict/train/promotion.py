@@ -50,7 +50,7 @@ def gate_promoted(
 
 # %% ../../nbs/train/96_promotion.ipynb #ac1d6c05
 def _went_back_from(events, artifact):
-    "Why somebody went back from an artifact, if nobody has served it since."
+    "Why an artifact was rolled back, if it has not been served since."
     why = ""
     for event in events:
         if event["event"] == "rollback" and event.get("from") == artifact:

@@ -255,7 +255,7 @@ def _by_recipe(data):
 
 
 def _unknown_columns(data):
-    "Doubts about columns that no recipe makes, and about fields that somebody attached."
+    "Doubts about columns that no recipe makes, and about fields that were attached."
     unknown = [n for n in data.inputs.names if n not in data.inputs.spec.names]
     if not unknown:
         return []
@@ -267,7 +267,7 @@ def _unknown_columns(data):
 
 # %% ../../nbs/train/27_refits.ipynb #3635f9dc
 def _undated_fields(panel):
-    "Doubts about fields beside the bars of which nobody knows when they became known."
+    "Doubts about fields beside the bars without a time at which they became known."
     dated = {*FIELDS, "money", *panel.__dict__.get("dated", ())}
     if not (names := sorted(set(panel._fields) - dated)):
         return []
