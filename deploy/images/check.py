@@ -272,7 +272,7 @@ def drain(
 ) -> tuple[float, int, int]:  # seconds, exit code, status of the answer
     "Stop a service while a request is on its way: it is answered, and then the service ends."
     body = json.dumps({"ticker": "SIM01"}).encode()
-    head = f"POST /v1/predictions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\n"
+    head = f"POST /v1/predict HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {key}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
         line.sendall(head.encode() + body[:5])
