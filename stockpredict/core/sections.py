@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/core/25_sections.ipynb #9be21392
 import re
 from datetime import date
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from fastcore.basics import patch
@@ -42,6 +43,19 @@ Words = Annotated[list[str], BeforeValidator(split_words)]
 Numbers = Annotated[list[int], BeforeValidator(split_words)]
 Pairs = Annotated[dict[str, str], BeforeValidator(parse_pairs)]
 Day = Annotated[str, BeforeValidator(parse_day)]
+
+# %% ../../nbs/core/25_sections.ipynb #567eb736
+def parse_networks(
+    value: str | list,  # addresses and networks, such as 127.0.0.1 or 10.0.0.0/8
+) -> list[str]:  # as they were written
+    "A list of addresses and networks; `ValueError` for anything else."
+    names = split_words(value)
+    for name in names:
+        ip_network(name, strict=False)
+    return names
+
+
+Networks = Annotated[list[str], BeforeValidator(parse_networks)]
 
 # %% ../../nbs/core/25_sections.ipynb #355181ce
 class Section(BaseModel):
@@ -431,8 +445,10 @@ class Serving(Limits):
     )
     tls_cert: str = Field("", description="Certificate file, PEM; with it the service speaks HTTPS only.")
     tls_key: str = Field("", description="Key file of the certificate, PEM.")
-    edges: Words = Field(
-        [], description="Addresses of proxies whose X-Forwarded-For is believed, as in  127.0.0.1."
+    edges: Networks = Field(
+        [],
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, as in  "
+        "127.0.0.1  or  10.0.0.0/8.",
     )
 
 # %% ../../nbs/core/25_sections.ipynb #d69eb8e8

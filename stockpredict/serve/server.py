@@ -32,7 +32,7 @@ from stockpredict.serve.fast_path import unexpected_error
 from stockpredict.serve.instant import instant_answer
 from stockpredict.serve.repeated_heads import RepeatProtocol
 from stockpredict.serve.wire import WireConfig, WireServer
-from stockpredict.serve.wire_limits import wire_limits
+from stockpredict.serve.wire_limits import TrustedProxies, wire_limits
 
 # %% ../../nbs/serve/72_server.ipynb #b8a632d4
 def listening_socket(
@@ -162,7 +162,7 @@ def wire_config(
     return WireConfig(
         app,
         wire_limits(settings),
-        frozenset(serving.edges),
+        TrustedProxies(serving.edges),
         partial(instant_answer, app.entry),
         RepeatProtocol,
         log_level="error" if log_level == "warning" else log_level,

@@ -401,7 +401,7 @@ class WireConfig(uvicorn.Config):
         self,
         app,  # ASGI application
         limits: WireLimits = WireLimits(),  # of each connection
-        edges: frozenset = frozenset(),  # addresses of proxies whose word about the client counts
+        edges=frozenset(),  # addresses of proxies whose word about the client counts, asked with `in`
         instant=None,  # function from a scope to head and body of a response, or to `None`
         protocol=WireProtocol,  # class of the connections
         **options,  # of `uvicorn.Config`

@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #7bd6bf31
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -48,6 +51,33 @@ def wire_limits(
         idle_seconds=s.keep_alive_seconds,
         send_seconds=s.send_seconds,
     )
+
+# %% ../../nbs/serve/11_wire_limits.ipynb #10bd6ad9
+class TrustedProxies:
+    "Addresses and networks of proxies, asked with `in`."
+
+    def __init__(
+        self,
+        names: Iterable[str] = (),  # such as 127.0.0.1 or 10.0.0.0/8
+    ):
+        self.networks = [ip_network(name, strict=False) for name in names]
+        self.holds = lru_cache(4096)(self.look)
+
+    def look(
+        self,
+        address: str,  # of the other end of a connection
+    ) -> bool:
+        "Is it one of the proxies?"
+        try:
+            return any(ip_address(address) in network for network in self.networks)
+        except ValueError:
+            return False  # a socket file has no address
+
+    def __bool__(self):
+        return bool(self.networks)
+
+    def __contains__(self, address):
+        return self.holds(address)
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #70c47ca6
 class HeadersTooLarge(RequestInvalid):
