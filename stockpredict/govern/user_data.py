@@ -52,7 +52,7 @@ def user_rules(
     rules = [asdict(rule) for caller in callers for rule in store.rules(owner=caller)]
     return {"alert_rules": rules, "alert_events": events}
 
-
+# %% ../../nbs/govern/30_user_data.ipynb #81175e22
 def export_user(
     settings: Settings,  # of the installation
     name: str,  # of a user, or key:ID
