@@ -153,7 +153,7 @@ def listing(title: str, about: str, pages: list[str], titles: dict, folder: str)
 def in_order(pages: list[str], order: list[str]) -> list[str]:
     "Pages in the order of a list of names, then the others."
     rank = {name: n for n, name in enumerate(order)}
-    return sorted(pages, key=lambda p: (rank.get(Path(p).stem, len(rank)), p))
+    return sorted(pages, key=lambda p: ("/deploy/" in p, rank.get(Path(p).stem, len(rank)), p))
 
 
 def text_of(name: str) -> str:
@@ -173,7 +173,8 @@ def collect(out: Path) -> list:
             pages[page] = converter.page(path, name, page)
         else:
             text = path.read_text(encoding="utf-8")
-            titles[page] = (re.search(r"^# (.+)$", text, re.M)[1], "")
+            title = re.search(r"^# (.+)$", text, re.M)[1]
+            titles[page] = (title + (f" (deploy/{path.parent.name})" if "/deploy/" in page else ""), "")
             pages[page] = links.rewrite(text, name, page)
     for module, own in modules.items():
         page = f"reference/{module.replace('.', '/')}.md"
@@ -237,7 +238,7 @@ def navigation(pages: dict, titles: dict, modules: dict) -> list:
     return [
         {"Start": "index.md"},
         {"Tutorial": [p for p in tutorial if isinstance(p, dict) or p in pages]},
-        {"Guides": ["guides/index.md", *guides]},
+        {"Guides": ["guides/index.md", *({titles[p][0]: p} if "/deploy/" in p else p for p in guides)]},
         {"Reference": ["reference/index.md", *named, {"Python": ["reference/api.md", *floors]}]},
         {"Explanation": ["explanation/index.md", *thoughts]},
         {"Decisions": ["decisions/index.md", *decisions]},
