@@ -161,8 +161,7 @@ def _start(flow, given, serve, show):
     if state.name == "Skipped":
         print(f"Skipped, {state.message}")
         return 0
-    result = state.result()
-    show(result)
+    show(result := state.result())
     return int(bool(result.warnings))
 
 
