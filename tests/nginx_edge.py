@@ -74,8 +74,8 @@ def upstream_text(readers: list, engines: list) -> str:
         block = re.compile(
             rf"(upstream stockpredict_{name} {{\n.*?)(?:    #[^\n]*\n)*(?: +server [^\n]*\n)+", re.S
         )
-        text, found = block.subn(rf"\g<1>{lines}", text)
-        assert found == 1
+        text, count = block.subn(rf"\g<1>{lines}", text)
+        assert count == 1
     return text
 
 
@@ -121,13 +121,13 @@ class Edge:
 
     def workers(self) -> set:
         "The workers that accept connections."
-        found = set()
+        pids = set()
         for child in psutil.Process(self.process.pid).children():
             try:
-                found |= {child.pid} if "shutting down" not in " ".join(child.cmdline()) else set()
+                pids |= {child.pid} if "shutting down" not in " ".join(child.cmdline()) else set()
             except psutil.Error:
                 continue  # it has just ended
-        return found
+        return pids
 
     def reload(self) -> float:
         "Check the files and read them again; seconds until new workers have taken over."

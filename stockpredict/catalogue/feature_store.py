@@ -6,7 +6,7 @@
 __all__ = ['FeatureStore', 'read_features']
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #126361ed
-import hashlib, json, logging, math, tempfile, threading, time, uuid
+import hashlib, json, math, tempfile, threading, time, uuid
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -28,14 +28,9 @@ from .feature import as_features, compute_each, resolve_names
 from .point_in_time import with_facts
 from .latest import latest
 from .code_fingerprint import code_fingerprint, fact_kinds, fact_tables
-from stockpredict.catalogue.part_files import (
-    join_parts,
-    load_presence,
-    merge_presence,
-    part_schema,
-    read_part,
-)
-from .part_files import file_digest, is_intact, save_presence, split_years, write_part
+from .part_files import file_digest, is_intact, join_parts, keep_intact, load_presence
+from .part_files import manifest_digest, merge_presence, part_schema, read_part
+from .part_files import save_presence, write_years
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #32e479d6
 class FeatureStore:
@@ -246,7 +241,8 @@ def manifest(
     "Which files hold the values of a snapshot."
     try:
         manifest = json.loads((self.folder / f"{snapshot}.json").read_text())
-        if manifest.pop("digest", None) not in (None, _digest(manifest)):  # an earlier release noted none
+        noted = manifest.pop("digest", None)  # an earlier release noted none
+        if noted not in (None, manifest_digest(manifest)):
             return None
         if not is_intact(self.folder / manifest["presence"], manifest.get("presence_digest")):
             return None
@@ -254,22 +250,6 @@ def manifest(
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if there else None
-
-# %% ../../nbs/catalogue/40_feature_store.ipynb #3be28785
-log = logging.getLogger(__name__)
-
-
-def _digest(manifest):
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-@patch
-def _are_intact(self: FeatureStore, parts):  # whether all are what was written; damaged ones are removed
-    damaged = [p["file"] for p in parts if not is_intact(self.folder / p["file"], p.get("sha256"))]
-    for file in damaged:
-        log.warning("The stored features in %s are damaged; they are computed again.", file)
-        (self.folder / file).unlink(missing_ok=True)
-    return not damaged
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #e05a983a
 _SMALL_MARKET = 50_000  # bars; on fewer, planning the newest rows costs more than it spares in a week
@@ -285,7 +265,7 @@ def _save(
     nothing = torch.full_like(bars.close.values[at:], math.nan)
     new = {f.name: values.get(f, nothing).numpy() for f in self.chosen}
     there, days, tickers = bars.present[at:].numpy(), bars.sessions[at:], bars.tickers
-    parts = _write_years(self.folder, days, tickers, there, new)
+    parts = write_years(self.folder, days, tickers, there, new)
     before = 0
     if state:
         before = int(state["present"].sum())
@@ -305,11 +285,6 @@ def _save(
     return manifest, len(bars)
 
 
-def _write_years(folder, days, tickers, there, columns):  # a part for each calendar year
-    parts = []
-    for s in split_years(days):
-        parts.append(write_part(folder, days[s], tickers, there[s], {k: v[s] for k, v in columns.items()}))
-    return parts
 
 # %% ../../nbs/catalogue/40_feature_store.ipynb #ec591b0c
 @patch
@@ -391,12 +366,12 @@ def materialise(
         since = self.changed_since(base["snapshot"], snapshot) if base else pd.Timestamp.min
         manifest, loaded = (base, 0) if since is None else self._extend(base, since, snapshot)
         if len(manifest["parts"]) > MAX_PARTS:
-            if self._are_intact(manifest["parts"]):
+            if keep_intact(self.folder, manifest["parts"]):
                 manifest = manifest | dict(parts=join_parts(self.folder, manifest["parts"], self.names))
             else:
                 manifest, loaded = self._extend(None, pd.Timestamp.min, snapshot)
         manifest = manifest | dict(snapshot=snapshot)
-        text = json.dumps(manifest | dict(digest=_digest(manifest)))
+        text = json.dumps(manifest | dict(digest=manifest_digest(manifest)))
         atomic_write(self.folder / f"{snapshot}.json", text, durable=False)
         if loaded:
             return _summary(manifest, manifest["kept"], manifest["since"], loaded, began)
@@ -452,7 +427,7 @@ def frame(
     if wanted is not None:
         self._check_tickers(wanted, manifest)
     parts = [p for p in manifest["parts"] if p["first"] <= hi and p["last"] >= lo]
-    if not self._are_intact(parts):
+    if not keep_intact(self.folder, parts):
         return self.frame(tickers, start, end, snapshot)  # the damaged part is gone: it is computed again
     tables = [read_part(self.folder, p, self.names, wanted, lo, hi) for p in parts]
     table = pa.concat_tables([part_schema(self.names).empty_table(), *tables]).to_pandas(date_as_object=False)

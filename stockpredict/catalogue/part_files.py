@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #8c34536d
-import hashlib, time
+import hashlib, json, logging, time
 from itertools import pairwise
 from pathlib import Path
 import numpy as np
@@ -74,6 +74,43 @@ def write_part(
     table = {"session": pa.array(sessions.to_numpy()[t].astype("datetime64[D]")), "ticker": names}
     table |= {name: pa.array(np.ascontiguousarray(x.T)[present.T]) for name, x in columns.items()}
     return _write_table(folder, pa.table(table), sessions[0], sessions[-1])
+
+# %% ../../nbs/catalogue/37_part_files.ipynb #b30482bd
+def write_years(
+    folder: Path,  # of the store
+    sessions: pd.DatetimeIndex,  # rows of the values
+    tickers: list[str],  # columns of the values
+    present: np.ndarray,  # bool `[session, ticker]`
+    columns: dict[str, np.ndarray],  # feature -> `[session, ticker]`
+) -> list[dict]:  # what the manifest says about each file
+    "A part for each calendar year."
+    parts = []
+    for s in split_years(sessions):
+        year = {name: values[s] for name, values in columns.items()}
+        parts.append(write_part(folder, sessions[s], tickers, present[s], year))
+    return parts
+
+
+def manifest_digest(
+    manifest: dict,  # without a digest of its own
+) -> str:  # SHA-256, 64 hex digits
+    "Digest of what a manifest says."
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+# %% ../../nbs/catalogue/37_part_files.ipynb #5e5bfeea
+log = logging.getLogger(__name__)
+
+
+def keep_intact(
+    folder: Path,  # of the store
+    parts: list[dict],  # from `write_part`
+) -> bool:  # whether all are what was written
+    "Remove the parts that are damaged."
+    damaged = [p["file"] for p in parts if not is_intact(folder / p["file"], p.get("sha256"))]
+    for file in damaged:
+        log.warning("The stored features in %s are damaged; they are computed again.", file)
+        (folder / file).unlink(missing_ok=True)
+    return not damaged
 
 # %% ../../nbs/catalogue/37_part_files.ipynb #93506cad
 def part_schema(

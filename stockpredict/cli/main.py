@@ -24,7 +24,7 @@ from .key_commands import keys
 from .lake_commands import lakes
 from .quality_commands import qualities
 from .registry_commands import compare, registry
-from .report_commands import report_pin, report_prune, scoreboard
+from .report_commands import report_diff, report_pin, report_prune, scoreboard
 from .simulation_command import simulate_desk
 from .stream_commands import streams
 from ..core.words import counted
@@ -280,6 +280,7 @@ reports = typer.Typer(help="List, locate and rerun report pages.", invoke_withou
 app.add_typer(reports, name="report")
 reports.command("pin")(report_pin)
 reports.command("prune")(report_prune)
+reports.command("diff")(report_diff)
 
 
 @reports.callback()
@@ -335,26 +336,6 @@ def report_verify(
     as_json(result) if json_ else out(text)
     if not result["ok"]:
         raise typer.Exit(1)
-
-# %% ../../nbs/cli/50_main.ipynb #1fb26f7b
-@reports.command("diff")
-def report_diff(
-    ctx: typer.Context,
-    before: Annotated[
-        str, typer.Argument(help="Run id, folder or page; empty: the one before the last.")
-    ] = "",
-    after: Annotated[str, typer.Argument(help="Another one; empty: the last validation.")] = "",
-):
-    "Write a page with the difference of two runs: verdicts, lineage, numbers, figures."
-    from stockpredict.core.errors import NotFound
-    from stockpredict.ops.report_diff import write_diff
-    from stockpredict.ops.reports import finished_runs
-
-    folder = load(ctx).storage.reports_dir
-    runs = [r["folder"] for r in finished_runs(folder) if r.get("name") == "r40_validate"]
-    if not after and len(runs) < 1 + (not before):
-        raise NotFound("There are no two validations to compare.", "Run `stockpredict retrain` once more.")
-    out(str(write_diff(folder, before or runs[1], after or runs[0])))
 
 # %% ../../nbs/cli/50_main.ipynb #fcacaa5c
 WITHOUT_MODEL = ("r10_ingest", "r20_features")  # run notebooks that need the lake alone

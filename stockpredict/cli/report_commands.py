@@ -44,6 +44,25 @@ def report_prune(
     for folder, why in pruned.kept.items():
         out(f"  {folder} stays: {why}.")
 
+# %% ../../nbs/cli/48_report_commands.ipynb #3fbb97ea
+def report_diff(
+    ctx: typer.Context,
+    before: Annotated[
+        str, typer.Argument(help="Run id, folder or page; empty: the one before the last.")
+    ] = "",
+    after: Annotated[str, typer.Argument(help="Another one; empty: the last validation.")] = "",
+):
+    "Write a page with the difference of two runs: verdicts, lineage, numbers, figures."
+    from stockpredict.core.errors import NotFound
+    from stockpredict.ops.report_diff import write_diff
+    from stockpredict.ops.reports import finished_runs
+
+    folder = load(ctx).storage.reports_dir
+    runs = [r["folder"] for r in finished_runs(folder) if r.get("name") == "r40_validate"]
+    if not after and len(runs) < 1 + (not before):
+        raise NotFound("There are no two validations to compare.", "Run `stockpredict retrain` once more.")
+    out(str(write_diff(folder, before or runs[1], after or runs[0])))
+
 # %% ../../nbs/cli/48_report_commands.ipynb #11bcc682
 def board_frame(
     lines: list,  # of the scoreboard

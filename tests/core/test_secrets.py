@@ -31,7 +31,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked += 1
         path, _, query = self.path.partition("?")
-        self.server.silent.wait(30)
+        self.server.silent.wait()
         versions, number = self.server.versions, int(query.partition("=")[2] or 0)
         wanted = versions[(number or len(versions)) - 1] if len(versions) >= (number or 1) else None
         if self.server.sealed:

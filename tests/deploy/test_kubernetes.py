@@ -45,11 +45,11 @@ def of_kind(objects, *kinds) -> dict:
 
 def templates(objects) -> dict:
     "The pods of every workload: name -> (labels, specification)."
-    found = of_kind(objects, "Deployment", "StatefulSet", "CronJob")
-    for name, workload in found.items():
+    templates_by_name = of_kind(objects, "Deployment", "StatefulSet", "CronJob")
+    for name, workload in templates_by_name.items():
         spec = workload["spec"].get("jobTemplate", workload)["spec"]
-        found[name] = spec["template"]["metadata"]["labels"], spec["template"]["spec"]
-    return found
+        templates_by_name[name] = spec["template"]["metadata"]["labels"], spec["template"]["spec"]
+    return templates_by_name
 
 
 def containers(objects):
@@ -267,15 +267,15 @@ def test_what_writes_to_the_home_folder_runs_on_one_machine(objects):
 
 def environment(objects, container) -> dict:
     "The variables of a container; what a secret holds is a stand-in of the right shape."
-    maps, found = of_kind(objects, "ConfigMap"), {}
+    maps, values = of_kind(objects, "ConfigMap"), {}
     for source in container.get("envFrom", []):
         if "configMapRef" in source:
-            found |= maps[source["configMapRef"]["name"]]["data"]
+            values |= maps[source["configMapRef"]["name"]]["data"]
     shapes = {"catalog": "postgres:host=postgres dbname=lake", "url": "redis://:x@redis:6379/0"}
     for variable in container.get("env", []):
         reference = variable.get("valueFrom", {}).get("secretKeyRef", {})
-        found[variable["name"]] = variable.get("value", shapes.get(reference.get("key"), "x"))
-    return found
+        values[variable["name"]] = variable.get("value", shapes.get(reference.get("key"), "x"))
+    return values
 
 
 def settings_of(objects, container):
@@ -289,12 +289,12 @@ def test_every_variable_is_a_setting_or_one_its_program_reads(objects):
     for _, _, container in containers(objects):
         if image_name(container) not in OURS:
             continue
-        found = environment(objects, container)
+        variables = environment(objects, container)
         if container["args"][0] == "stockpredict":
             settings = settings_of(objects, container)
-            assert found["STOCKPREDICT_SETTINGS"] == "/etc/stockpredict/settings.ini"
+            assert variables["STOCKPREDICT_SETTINGS"] == "/etc/stockpredict/settings.ini"
             assert settings.access.required == "always" and settings.serving.host == "0.0.0.0"
-        for name in found:
+        for name in variables:
             assert name.startswith("STOCKPREDICT_") or is_read(name), name
 
 
@@ -302,9 +302,9 @@ def test_every_variable_is_a_setting_or_one_its_program_reads(objects):
 def sources_of(package, pattern) -> str:
     "The text of some files of an installed package, which is not imported: that would take seconds."
     folder = Path(importlib.util.find_spec(package).origin).parent
-    found = sorted(folder.glob(pattern))
-    assert found, f"{package}/{pattern}"
-    return "\n".join(path.read_text() for path in found)
+    paths = sorted(folder.glob(pattern))
+    assert paths, f"{package}/{pattern}"
+    return "\n".join(path.read_text() for path in paths)
 
 
 def is_read(name) -> bool:
@@ -384,26 +384,26 @@ def allowed(policies, way, peers, labels, other, port) -> bool:
 
 def needed(objects) -> set:
     "The connections inside of the namespace that commands, variables and the edge ask for."
-    found, pods = set(), templates(objects)
+    needed, pods = set(), templates(objects)
     for name, _, container in containers(objects):
         variables = {v["name"] for v in container.get("env", [])}
         if any(variable.endswith("REDIS_URL") for variable in variables):
-            found.add((name, "redis", 6379))
+            needed.add((name, "redis", 6379))
         if any(re.search("CATALOG|DATABASE_CONNECTION|BACKEND_STORE", variable) for variable in variables):
-            found.add((name, "postgres", 5432))
+            needed.add((name, "postgres", 5432))
         if name in ("engine", "worker"):
             for url in (
                 environment(objects, container)["PREFECT_API_URL"],
                 settings_of(objects, container).storage.mlflow_uri,
             ):
-                found.add((name, urlsplit(url).hostname, urlsplit(url).port))
+                needed.add((name, urlsplit(url).hostname, urlsplit(url).port))
     upstream = next(
         o["data"]["stockpredict-upstream.conf"]
         for o in of_kind(objects, "ConfigMap").values()
         if "nginx.conf" in o["data"]
     )
-    found |= {("edge", host, int(port)) for host, port in re.findall(r"server (\w+):(\d+)", upstream)}
-    return {one for one in found if one[1] in pods}
+    needed |= {("edge", host, int(port)) for host, port in re.findall(r"server (\w+):(\d+)", upstream)}
+    return {one for one in needed if one[1] in pods}
 
 
 def test_the_network_lets_through_what_is_needed_and_nothing_else(objects):
@@ -436,13 +436,13 @@ def test_the_network_lets_through_what_is_needed_and_nothing_else(objects):
 
 def outward(objects, name) -> set:
     "The ports that a workload may reach outside of the namespace."
-    labels, found = templates(objects)[name][0], set()
+    labels, ports = templates(objects)[name][0], set()
     for policy in of_kind(objects, "NetworkPolicy").values():
         if matches(policy["spec"]["podSelector"], labels):
             for rule in policy["spec"].get("egress", []):
                 outside = [p for p in rule["to"] if "ipBlock" in p or "namespaceSelector" in p]
-                found |= {port["port"] for port in rule["ports"]} if outside else set()
-    return found
+                ports |= {port["port"] for port in rule["ports"]} if outside else set()
+    return ports
 
 
 def test_the_way_out_is_open_for_those_that_need_it(objects):

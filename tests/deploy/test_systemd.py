@@ -53,9 +53,9 @@ def test_the_units_name_commands_and_options_that_exist(path):
 
     from stockpredict.cli.main import app
 
-    found = list(commands_of(path))
-    assert found
-    for words in found:
+    matches = list(commands_of(path))
+    assert matches
+    for words in matches:
         command = typer.main.get_command(app)
         while words and not words[0].startswith("-"):
             command = command.commands[words.pop(0)]

@@ -1,4 +1,4 @@
-"""The same market through SQLite and a folder, and through PostgreSQL, S3 and Dask; a large folder in parts."""
+"""The same market through SQLite and a folder, and through PostgreSQL, S3 and Dask; a folder in parts."""
 
 import os
 import sys
