@@ -36,7 +36,7 @@ def test_no_request_fails_while_replicas_restart_and_groups_change(rolling, temp
         pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
     from stockpredict.access.audit_search import verify_audit
 
-    shutil.copytree(template.storage.home_dir, tmp_path / "home")
+    shutil.copytree(template.storage.home_dir, tmp_path / "home", ignore=shutil.ignore_patterns("audit"))
     settings = build_settings(tmp_path / "home")
     load = {"replicas": 2, "clients": 4, "seconds": 0.5, "pause": 0.2, "small": True}
     callers, took = asyncio.run(rolling.rehearse(settings, tmp_path, **load))
