@@ -100,8 +100,7 @@ EDITS = {
         "h = make(9)",
     ),
     "a step of one's own under the same name": (
-        "def step(x): return 3 * x\n"
-        "def f(bars):\n 'f'\n return bars.close._back(step, 0, name='mine')",
+        "def step(x): return 3 * x\ndef f(bars):\n 'f'\n return bars.close._back(step, 0, name='mine')",
         "def step(x): return 2 * x",
     ),
     "a helper of a feature without a graph": (

@@ -59,6 +59,4 @@ def test_scores_that_differ_in_their_last_digits_only_are_ordered_exactly():
     x[:, ::7] = -x[:, ::7]
     expected = np.array([stats.rankdata(row) for row in x])
     np.testing.assert_array_equal(ranks.large_ranks(x), expected)
-    np.testing.assert_array_equal(
-        ranks.large_end_weights(x, 0.1, True), strategies.end_weights(x, 0.1, True)
-    )
+    np.testing.assert_array_equal(ranks.large_end_weights(x, 0.1, True), strategies.end_weights(x, 0.1, True))

@@ -330,8 +330,7 @@ def test_the_steady_ones_compare_no_levels_across_companies():
     fields = {k: torch.from_numpy(v) for k, v in split.items()}
     before, grid = panel(torch.float64), panel(torch.float64)
     a, b = (
-        compute(market, "alpha101_steady")
-        for market in (before, Panel(fields, grid.sessions, grid.tickers))
+        compute(market, "alpha101_steady") for market in (before, Panel(fields, grid.sessions, grid.tickers))
     )
     assert len(a) == 20
     for name in a:

@@ -102,9 +102,7 @@ def test_there_is_a_catalogue_to_prove():
         assert not any(FEATURES[n].sets for n in SETS[s])
     assert len(BESIDE) >= 12 and {n for n in NAMES if FEATURES[n].fields & BESIDE} == (
         set(SETS["facts"]) | {n for n in SETS["alpha101"] if FEATURES[n].fields & BESIDE}
-    ), (
-        "who needs facts stands in the set, and nobody else"
-    )
+    ), "who needs facts stands in the set, and nobody else"
     assert all(FEATURES[n].fields == {"close"} for n in SETS["core"])
 
 

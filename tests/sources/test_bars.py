@@ -255,9 +255,7 @@ def test_midnight_in_any_zone_is_a_date(stamp, day):
     assert get_calendar().day_of(tidy_bars(typed, source="x").event_time)[0] == pd.Timestamp(day)
 
 
-@pytest.mark.parametrize(
-    "zone", ["Europe/London", "Asia/Tokyo", "America/New_York", "UTC"]
-)
+@pytest.mark.parametrize("zone", ["Europe/London", "Asia/Tokyo", "America/New_York", "UTC"])
 @pytest.mark.parametrize("exchange", ["XNYS", "XTKS", "XLON", "XASX"])
 def test_midnights_of_a_year_are_their_dates(zone, exchange):
     calendar = get_calendar(exchange)

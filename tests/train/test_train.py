@@ -368,6 +368,7 @@ def test_a_peek_is_found_at_every_scale(data, scale, ahead, step):
     with pytest.raises(SeesFuture):
         walk_forward_forecasts(data, make_folds(small("x"), len(data.inputs.sessions)), peek)
 
+
 class BreaksTies(models["reversal"]):
     "States two values, and breaks the ties by what it sees ahead where it forecasts a whole test."
 
