@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from doc_api import entries, entry_markdown
+from latex2mathml.converter import convert
 
 FLAGS = re.compile(r"^#\|.*\n?", re.M)
 EXPORTED = re.compile(r"^#\|\s*export[is]?\b", re.M)
@@ -19,6 +20,21 @@ LINK = re.compile(
     re.M | re.S,
 )
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MATH = re.compile(  # a formula has a command, an index, a power or an equation: "$5 or $6" is money
+    r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|\$(?=[^\s$])([^$\n]*?[\\^_=][^$\n]*?)(?<=\S)\$", re.S
+)
+
+
+def typeset(text: str) -> str:
+    "Markdown with its formulas as MathML, which a browser sets without a script."
+
+    def change(match):
+        code, block, inline = match.groups()
+        if code:
+            return code
+        return convert(" ".join((block or inline).split()), display="block" if block else "inline")
+
+    return MATH.sub(change, text)
 
 
 def read(path: Path) -> list[dict]:
@@ -105,7 +121,7 @@ class Converter:
             shown = re.sub(r"<(style|script)\b.*?</\1>", "", shown, flags=re.S)
             shown = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|</?(html|body|head)\b[^>]*>", "", shown, flags=re.S)
             shown = re.sub(r"""\s(href|src|action)=(["'])(?!#|data:).*?\2""", "", shown)  # of another server
-            shown = re.sub(r"\n\s*\n+", "\n", shown.strip())
+            shown = re.sub(r'(<table\b[^>]*?) border="\d+"', r"\1", re.sub(r"\n\s*\n+", "\n", shown.strip()))
             return f'<div class="output" tabindex="0" role="region" aria-label="Output">\n{shown}\n</div>'
         if data.get("text/markdown"):
             return data["text/markdown"]
@@ -138,7 +154,7 @@ class Converter:
             if cell["cell_type"] == "markdown":
                 headings = re.findall(r"^#+ (.+)$", cell["source"], re.M)
                 heading = headings[-1] if headings else heading
-                blocks.append(self.links.rewrite(cell["source"], source, page))
+                blocks.append(typeset(self.links.rewrite(cell["source"], source, page)))
             elif is_code(cell):
                 blocks += self.code(cell, heading, page)
         if module:

@@ -299,3 +299,13 @@ def test_the_search_works_from_the_folder_and_by_keyboard(site, browser):
     browser.type("rank_ic")
     browser.until(f"Boolean({search}?.querySelector('a[href*=metrics]'))")
     assert browser.errors() == []
+
+
+def test_formulas_are_typeset_and_money_and_code_are_not():
+    text = doc_notebooks.typeset(r"Costs $5 or $6; `$\rho$`; $\rho_t$ and $$a = \frac{1}{2}$$")
+    assert text.startswith(r"Costs $5 or $6; `$\rho$`; <math") and text.count("<math") == 2
+    assert 'display="block"' in text and "<mfrac>" in text
+    formulas = [p for p in (ROOT / "nbs").rglob("*.ipynb") if "scale" not in p.stem]
+    markdown = (c["source"] for p in formulas for c in doc_notebooks.read(p) if c["cell_type"] == "markdown")
+    left = [t for source in markdown if "$\\" in (t := re.sub(r"`[^`]*`", "", doc_notebooks.typeset(source)))]
+    assert left == []
