@@ -119,9 +119,14 @@ def _fields() -> dict:  # section -> its fields
     return {name: f.annotation.model_fields for name, f in Settings.model_fields.items()}
 
 
+MOVED = {("access", "audit_keep_days"): "audit_years", ("alerts", "keep_days"): "activity_years"}
+
+
 def _hint(section, key):
     "Where a key may have been meant to stand."
     fields = _fields()
+    if now := MOVED.get((section, key)):
+        return f"Remove it; [retention] {now} says it now."
     if match := near(key, fields[section]):
         return f"Did you mean {match[0]}?"
     if other := [s for s in fields if key in fields[s]]:
