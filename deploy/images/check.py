@@ -77,7 +77,7 @@ def pip_words(folder: Path) -> list[str]:
 
 
 def copy_context(folder: Path) -> Path:
-    "What the images copy, as it is now; a change of a colleague in the middle of a build is not seen."
+    "What the images copy, as it is now; a change in the middle of a build is not seen."
     unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
     for name in CONTEXT:
         source, target = ROOT / name, folder / name
