@@ -49,7 +49,7 @@ def wants_trace(
 
 # %% ../../nbs/core/87_traces.ipynb #fe366729
 log = logging.getLogger("stockpredict.traces")
-QUEUE, BATCH, WAIT = 2048, 256, 5000  # spans, spans, milliseconds
+QUEUE, BATCH, WAIT = 2048, 256, 1000  # spans, spans, milliseconds
 REST, TIMEOUT = 10.0, 3.0  # seconds
 
 

@@ -37,7 +37,8 @@ def watched(tmp_path_factory):
         failed = warm.python(program, *words, "--fail", cwd=folder, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert failed.returncode != 0
-        patience.wait_until(lambda: len(receiver.named("flow monitor")) == 2)
+        sent = lambda: len(receiver.spans)  # noqa: E731  # a sign of life
+        patience.wait_until(lambda: len(receiver.named("flow monitor")) == 2, signs=sent)
         yield done, failed, receiver, folder
 
 
