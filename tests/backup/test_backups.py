@@ -1,7 +1,5 @@
 """Backups under attack: kills at every step, a lake that is written meanwhile, damage, other keys, and S3."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +20,6 @@ from stockpredict.predict.answer_table import write_example
 from stockpredict.sources.simulate import simulate
 
 assert backup_retention and restore  # they add their verbs to Backups
-STEPS = ("os.rename", "os.mkdir", "os.remove", "open", "sqlite3.connect", "os.rmdir", "os.link")
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +55,6 @@ def tree(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def in_fork(work, at=0):
-    "Do something in a forked child, killed at its step `at`; the number of steps, or 0 when it was killed."
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        count = [0]
-
-        def step(event, args):
-            if event in STEPS:
-                count[0] += 1
-                if count[0] == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.addaudithook(step)
-            work()
-            os.write(write, str(count[0]).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    counted = os.read(read, 20)
-    os.close(read)
-    return int(counted or 0) if not os.WIFSIGNALED(status) else 0
-
-
 def test_what_comes_back_is_what_was_there(backups, settings, tmp_path):
     backup = backups.create()
     backups.restore(tmp_path / "new")
@@ -106,14 +78,14 @@ def test_a_kill_at_any_step_loses_nothing(backups, settings, tmp_path, what):
         "restore_home": lambda: backups.restore_home(first.name),
         "prune": lambda: backups.prune(do_it=True),
     }[what]
-    steps = in_fork(work)
+    steps = kill_points.in_fork(work)
     assert steps > 3
     for at in kill_points.sample(list(range(1, steps + 1)), 6):
         if (tmp_path / "new").exists():
             subprocess.run(["rm", "-r", tmp_path / "new"], check=True)
         if what == "restore_home" and home.is_dir():
             (home / "note.txt").write_text("newer")
-        in_fork(work, at)
+        kill_points.in_fork(work, at)
         names = backups.names()
         assert names and all(backups.check(name) == [] for name in names), f"killed at step {at}"
         if what == "restore":

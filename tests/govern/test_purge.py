@@ -3,8 +3,10 @@
 import hashlib
 import os
 import random
+import shutil
 from pathlib import Path
 
+import kill_points
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
@@ -17,7 +19,6 @@ from stockpredict.alerts.alert_records import AlertEvent, new_rule
 from stockpredict.alerts.alert_store import AlertStore
 from stockpredict.core.files import write_json
 from stockpredict.core.settings import load_settings
-from stockpredict.govern import purge as purge_module
 from stockpredict.govern.policy import LAKE_RULES, RULES, lake_policy
 from stockpredict.govern.purge import run_purge as purge
 from stockpredict.lake.facts import FACT_TABLES
@@ -265,28 +266,6 @@ class Killed(BaseException):
     "Stands for a process that ends here."
 
 
-@pytest.mark.parametrize("step", ["alerts", "keys", "logs", "vendors"])
-def test_a_purge_that_is_killed_is_finished_by_the_next(settings, step, monkeypatch):
-    expected, table = fill_home(settings), purge_module.purge_steps
-    real = table[step]
-
-    def killed(order):
-        done = real(order)
-        if order.do_it:
-            raise Killed
-        return done
-
-    monkeypatch.setitem(table._parts, step, killed)
-    with pytest.raises(Killed):
-        purge(settings, do_it=True, now=NOW)
-    assert verify_audit(settings)["ok"]
-    monkeypatch.undo()
-    purge(settings, do_it=True, now=NOW)
-    assert home_counts(settings) == expected
-    notes = list(search_audit(settings, path="govern purge"))
-    assert notes and notes[0]["detail"]["logs"], "what was due was written down before it went"
-
-
 def test_a_purge_killed_between_deleting_and_writing_anew_is_finished(settings, monkeypatch):
     fill_lake(settings, 5, ["bars", "macro", "scores"])
     real = Lake.rewrite
@@ -305,6 +284,44 @@ def test_a_purge_killed_between_deleting_and_writing_anew_is_finished(settings, 
     purge(settings, do_it=True, now=NOW)
     with Lake(settings.storage) as lake:
         assert lake.rewrite() == [] and lake.verify()
+
+
+def test_a_purge_that_is_killed_is_finished_by_the_next(settings, tmp_path):
+    home, tables = settings.storage.home_dir, ("bars", "scores")
+    expected, full = fill_home(settings), home_counts(settings)
+    fill_lake(settings, 6, tables)
+    shutil.copytree(home, tmp_path / "before")
+
+    def work():
+        purge(settings, do_it=True, now=NOW)
+
+    def again():
+        "The home folder as it was before the purge."
+        shutil.rmtree(home)
+        shutil.copytree(tmp_path / "before", home)
+
+    def state():
+        with Lake(settings.storage) as lake:
+            assert lake.rewrite() == [] and lake.verify() == lake.fingerprint()
+            return home_counts(settings), [table_rows(lake, table) for table in tables]
+
+    work()
+    calm = state()
+    assert calm[0] == expected
+    again()
+    steps = kill_points.in_fork(work)
+    assert steps > 20
+    for at in kill_points.sample(list(range(1, steps + 1)), 3):
+        again()
+        assert kill_points.in_fork(work, at) == 0, "it was killed"
+        assert verify_audit(settings)["ok"], f"killed at step {at} of {steps}"
+        if home_counts(settings) != full:
+            [note] = search_audit(settings, path="govern purge")
+            assert note["detail"]["logs"], "what was due was written down before it went"
+        work()
+        assert state() == calm, f"killed at step {at} of {steps}"
+        assert not [p for p in purge(settings, now=NOW) if p.count]
+        assert verify_audit(settings)["ok"]
 
 
 def test_old_files_of_the_audit_log_go_and_the_chain_still_verifies(settings):
