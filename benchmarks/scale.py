@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py --tickers 10000 --years 10               # one size
     python benchmarks/scale.py --sizes 100 300 1000 --out scale.json    # how each step grows, and a plot
+    python benchmarks/scale.py --tickers 1000 --until ingest --add scale.json   # one more size, not all steps
     python benchmarks/scale.py --distributed --tickers 40 --years 3     # PostgreSQL, S3, two Dask workers
     python benchmarks/scale.py --reads 100 1000 10000 100000            # a read of a stored answer
 
@@ -316,10 +317,10 @@ def line(runs: list, step: str) -> tuple[float, float]:
     return max(float(fixed), 0.0), float(slope)
 
 
-def report(runs: list):
+def report(runs: list, steps: list):
     "How each step grows: fixed cost, cost per million bars, exponent between the two largest sizes."
     print(f"\n{'step':10}{'fixed CPU s':>13}{'per M bars':>12}{'exponent':>10}")
-    for step in STEPS[1:]:
+    for step in steps[1:]:
         fixed, slope = line(runs, step)
         (a, b), cpu = (
             runs[-2:],
@@ -329,7 +330,7 @@ def report(runs: list):
         print(f"{step:10}{fixed:13.1f}{slope:12.2f}{exponent:10.2f}")
 
 
-def plot(runs: list, path: Path):
+def plot(runs: list, path: Path, steps: list):
     "CPU seconds and peak memory of each step by tickers."
     import matplotlib
 
@@ -339,12 +340,24 @@ def plot(runs: list, path: Path):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
     tickers = [r["tickers"] for r in runs]
     for ax, what, name in zip(axes, ("cpu", "peak_mb"), ("CPU seconds", "peak memory, MB"), strict=True):
-        for step in STEPS[1:]:
+        for step in steps[1:]:
             values = [next(row[what] for row in r["steps"] if row["step"] == step) for r in runs]
             ax.loglog(tickers, values, "o-", label=step)
         ax.set(xlabel="tickers", ylabel=name)
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=80, bbox_inches="tight")
+
+
+def add(path: Path, runs: list, until: str):
+    "Put sizes beside those of an earlier command, in place of earlier ones of the same size."
+    results = json.loads(path.read_text())
+    for one in runs:
+        words = f"--tickers {one['tickers']} --years {one['years']} --until {until}"
+        one["command"] = f"python benchmarks/scale.py {words}"
+    new = {(one["tickers"], one["years"]) for one in runs}
+    kept = [one for one in results["runs"] if (one["tickers"], one["years"]) not in new]
+    results["runs"] = sorted(kept + runs, key=lambda one: one["bars"])
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main():
@@ -357,6 +370,10 @@ def main():
         "--reads", type=int, nargs="+", help="only the cost of a read, at these numbers of tickers"
     )
     ask.add_argument("--out", type=Path, help="JSON file for the results; a plot goes beside it")
+    ask.add_argument(
+        "--until", choices=STEPS[1:], default=STEPS[-1], help="last step, all of them by default"
+    )
+    ask.add_argument("--add", type=Path, help="JSON file of earlier results, to which this size is added")
     ask.add_argument("--place", type=Path, help="folder for bars and lakes, kept; a temporary one by default")
     ask.add_argument("--step", help=argparse.SUPPRESS)
     ask.add_argument("--home", type=Path, help=argparse.SUPPRESS)
@@ -367,7 +384,7 @@ def main():
         return 0
     if asked.reads:
         return reads(asked.reads)
-    runs, same = [], True
+    runs, same, steps = [], True, STEPS[: STEPS.index(asked.until) + 1]
     with tempfile.TemporaryDirectory(prefix="stockpredict-scale-") as scratch:
         for tickers in asked.sizes or [asked.tickers]:
             place = (asked.place or Path(scratch)) / str(tickers)
@@ -375,7 +392,7 @@ def main():
                 more, same = compare(place, tickers, asked.years)
                 runs += more
             else:
-                runs.append(run(place, "local", tickers, asked.years, {}, do=warm_child))
+                runs.append(run(place, "local", tickers, asked.years, {}, steps, warm_child))
             if asked.out:
                 sizes = " ".join(map(str, asked.sizes or [asked.tickers]))
                 words = f"python benchmarks/scale.py --sizes {sizes} --years {asked.years}"
@@ -383,10 +400,12 @@ def main():
                 asked.out.write_text(
                     json.dumps(dict(command=words, cores=os.cpu_count(), runs=runs), indent=1)
                 )
+    if asked.add:
+        add(asked.add, runs, asked.until)
     if not asked.distributed and len(runs) > 1:
-        report(runs)
+        report(runs, steps)
         if asked.out:
-            plot(runs, asked.out.with_suffix(".png"))
+            plot(runs, asked.out.with_suffix(".png"), steps)
     return not same
 
 
