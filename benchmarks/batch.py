@@ -1,7 +1,7 @@
 """A million forecasts in one command, and a refresh of ten thousand tickers on one core.
 
     python benchmarks/batch.py [--rows 1000000] [--model ridge] [--features core]
-    python benchmarks/batch.py --refresh 10000 --model lstm --features ret_1 mom_5 vol_20
+    python benchmarks/batch.py --refresh 10000 --model lstm --features ret_1 mom_5 vol_20 [--add scale.json]
 
 The first writes a Parquet file of bars and runs `stockpredict predict --bars FILE --out FILE` over all its
 sessions, in a process of its own. The second times the parts of one refresh: features, forward pass, answers,
@@ -103,10 +103,18 @@ def refresh(args, settings):
         marks.append((f"features, again {k + 1}", time.process_time()))
         forecast = engine.forward(inputs)
         marks.append((f"forward pass {k + 1}", time.process_time()))
-        engine.to_predictions(window, forecast)
+        rows = len(engine.to_predictions(window, forecast))
         marks.append((f"answers {k + 1}", time.process_time()))
-    for (_, before), (name, after) in pairwise(marks):
-        print(f"{name:<38}{after - before:8.2f} CPU s")
+    costs = {name: round(after - before, 2) for (_, before), (name, after) in pairwise(marks)}
+    for name, cost in costs.items():
+        print(f"{name:<38}{cost:8.2f} CPU s")
+    if args.add:
+        window, *parts = costs.values()
+        last = dict(zip(("features", "forward", "answers"), parts[-3:], strict=True))
+        words = f"--refresh {args.refresh} --model {args.model} --features {' '.join(args.features)}"
+        command = {"command": f"python benchmarks/batch.py {words}", "tickers": args.refresh, "rows": rows}
+        results = json.loads(args.add.read_text()) | {"refresh": command | {"window": window} | last}
+        args.add.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main():
@@ -116,6 +124,7 @@ def main():
     ask.add_argument("--features", nargs="+", default=["core"])
     ask.add_argument("--refresh", type=int, default=0)
     ask.add_argument("--repeats", type=int, default=2)
+    ask.add_argument("--add", type=Path, help="JSON file of results, to which the refresh is added")
     args = ask.parse_args()
     from stockpredict.core.settings import load_settings
 
