@@ -420,16 +420,18 @@ def watched_run(
     configure_logs(settings)
     start_tracing(settings, "stockpredict flow")
     ids, above = {"flow": name, "flow_run": flow_run_id()}, os.environ.get("TRACEPARENT", "")
-    with log_ids(**ids), span(f"flow {name}", root=True, parent=above, flow_run=ids["flow_run"]):
-        own = ids_environment() | trace_environment()
-        before = {variable: os.environ.get(variable) for variable in own}
-        os.environ.update(own)
-        try:
-            yield
-        finally:
-            for variable, value in before.items():
-                os.environ.pop(variable) if value is None else os.environ.update({variable: value})
-            flush_traces()
+    try:
+        with log_ids(**ids), span(f"flow {name}", root=True, parent=above, flow_run=ids["flow_run"]):
+            own = ids_environment() | trace_environment()
+            before = {variable: os.environ.get(variable) for variable in own}
+            os.environ.update(own)
+            try:
+                yield
+            finally:
+                for variable, value in before.items():
+                    os.environ.pop(variable) if value is None else os.environ.update({variable: value})
+    finally:
+        flush_traces()  # with the span of the run itself, which has ended now
 
 # %% ../../nbs/ops/74_flow_edge.ipynb #9cda8b9e
 def _tell(story, flow, settings, sessions, as_of, own):

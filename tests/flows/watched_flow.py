@@ -10,8 +10,11 @@ import nbformat
 from nbformat import v4
 
 from stockpredict.cli.flow_program import flow_program
+from stockpredict.core import traces
 from stockpredict.ops.flow_edge import DayResult, as_page, as_step, desk_flow
 from stockpredict.ops.runs import run
+
+traces.WAIT = 3_600_000  # milliseconds: what arrives was sent by the run itself, not by the timer
 
 CELLS = """
 import logging, os
