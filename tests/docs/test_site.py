@@ -89,6 +89,17 @@ def test_a_link_that_leads_nowhere_is_found(tmp_path):
     assert [line.split()[1] for line in wrong] == ["c.md", "b.md#not-there"]
 
 
+def test_a_link_of_a_finished_page_that_leads_nowhere_is_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top"></h1><a href="b.html#there">1</a><a href="b.html#no">2</a><a href="#top">3</a>'
+        '<img src="gone.png"><a href="https://ok.example">4</a>'
+    )
+    (tmp_path / "b.html").write_text('<h2 id="there"></h2>')
+    wrong = check_site.broken_links(tmp_path)
+    assert sorted(line.split()[1] for line in wrong) == ["b.html#no", "gone.png"]
+    assert check_site.external_links(tmp_path) == ["https://ok.example"]
+
+
 def test_the_front_page_leads_in_one_step_to_install_first_prediction_and_trust(collected):
     front = text_of(collected, "index.md")
     for page in ("install.md", "tutorial/first_prediction.md", "explanation/honest_skill.md"):
@@ -166,9 +177,19 @@ def test_decisions_score_their_options_and_say_when_to_choose_again():
     folder = ROOT / "nbs" / "guides" / "adr"
     for page in sorted(folder.glob("0*.md")):
         text = page.read_text(encoding="utf-8")
-        assert "**Choose again if**" in text, page.name
+        for part in ("Chosen", "Why", "Options", "What follows", "Choose again if"):
+            assert f"**{part}" in text, f"{page.name}: {part}"
         assert "**Options**" in text and re.search(r"\| [0-3]\b", text), page.name
         assert f"({page.name})" in (folder / "README.md").read_text(encoding="utf-8"), page.name
+
+
+def test_each_subject_of_the_specification_has_a_decision():
+    index = (ROOT / "nbs" / "guides" / "adr" / "README.md").read_text(encoding="utf-8")
+    by_subject = next(line for line in index.splitlines() if line.startswith("By subject:"))
+    decided = re.findall(r"([A-Za-z ]+?) \[\d+\]\((0[\w-]+\.md)\)", by_subject.removeprefix("By subject:"))
+    subjects = "feature store, API framework, orchestration, ML framework, tracking, monitoring, deployment"
+    assert {name.strip() for name, _ in decided} == {*subjects.split(", "), "storage"}
+    assert len({page for _, page in decided}) == len(decided) == 8
 
 
 # ---- code in the texts
