@@ -9215,6 +9215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'stockpredict.serve.app.background_work': ( 'serve/app.html#background_work',
                                                                                     'stockpredict/serve/app.py'),
                                         'stockpredict.serve.app.create_app': ('serve/app.html#create_app', 'stockpredict/serve/app.py'),
+                                        'stockpredict.serve.app.missing_package': ( 'serve/app.html#missing_package',
+                                                                                    'stockpredict/serve/app.py'),
                                         'stockpredict.serve.app.probe_of': ('serve/app.html#probe_of', 'stockpredict/serve/app.py')},
             'stockpredict.serve.ask_routes': { 'stockpredict.serve.ask_routes.BatchRequest': ( 'serve/ask_routes.html#batchrequest',
                                                                                                'stockpredict/serve/ask_routes.py'),

@@ -22,7 +22,7 @@ from stockpredict.alerts.channels import ChannelUnknown
 from stockpredict.alerts.outbox import Outbox, backlog_sentence
 from stockpredict.client.desk_answers import AlertAcknowledgement, AlertCard, AlertEventCard, AlertKind
 from stockpredict.client.desk_answers import AlertTest, Severity
-from stockpredict.core.errors import FlowLocked, LakeUnavailable, UnknownHorizon, UnknownName
+from stockpredict.core.errors import FlowLocked, LakeUnavailable, NotReady, UnknownHorizon, UnknownName
 from stockpredict.core.errors import StockpredictError, UnknownTicker
 from stockpredict.predict.schemas import Envelope
 from stockpredict.serve.answer_pages import PageExpired
@@ -105,6 +105,7 @@ SAVE_ERRORS += (
     UnknownTicker,
     UnknownHorizon,
     LakeUnavailable,
+    NotReady,
 )
 DRY_RUN = Query(False, description="check and replay the rule, and save nothing")
 ONE_ALERT = {"tags": ["alerts"], "response_model": Envelope[AlertCard], "dependencies": STRICT}
@@ -151,7 +152,7 @@ def add_rule_changes(
 # %% ../../nbs/serve/58_alert_routes.ipynb #7b979fb9
 TRY = {"tags": ["alerts"], "response_model": Envelope[list[AlertTest]], "dependencies": STRICT}
 TRY |= {"operation_id": "test_alert", "summary": "Send a test message to the channels of a rule"}
-TRY |= {"responses": documented(*CHANGE_ERRORS, AlertNotFound, AlertsUnreadable, FlowLocked)}
+TRY |= {"responses": documented(*CHANGE_ERRORS, AlertNotFound, AlertsUnreadable, FlowLocked, NotReady)}
 SEEN = TRY | {"operation_id": "acknowledge_alert", "summary": "Acknowledge an event"}
 SEEN |= {"response_model": Envelope[AlertAcknowledgement]}
 
@@ -217,7 +218,7 @@ ALERT_EVENTS = LIST_ALERTS | {"operation_id": "alert_events", "summary": "The ev
 ALERT_EVENTS |= {"response_model": Envelope[list[AlertEventCard]]}
 KINDS = {"tags": ["alerts"], "response_model": Envelope[list[AlertKind]], "dependencies": STRICT}
 KINDS |= {"operation_id": "alert_kinds", "summary": "Kinds of rules, with their parameters"}
-KINDS |= {"responses": documented(*JOB_ERRORS)}
+KINDS |= {"responses": documented(*JOB_ERRORS, NotReady)}
 MOST_EVENTS = 1_000
 
 # %% ../../nbs/serve/58_alert_routes.ipynb #18f3f9ee

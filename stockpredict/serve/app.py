@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 
 from ..core.traces import start_tracing
-from ..core.errors import RequestInvalid, StockpredictError
+from ..core.errors import NotReady, RequestInvalid, StockpredictError
 from ..core.settings import Settings, load_settings
 from ..core.shared_counts import OPENMETRICS, SharedCounts
 from ..access.audit_log import audit_routes
@@ -54,6 +54,17 @@ from .report_routes import add_report_routes
 from .update_routes import add_update_routes
 
 # %% ../../nbs/serve/70_app.ipynb #a4b2c025
+def missing_package(
+    error: ModuleNotFoundError,  # of an import while a request was answered
+) -> NotReady:  # raises the error again where the module is our own
+    "The refusal of a question that needs a package this process runs without."
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "stockpredict"):
+        raise error
+    problem = f"Your question needs the package {package}, which this process runs without."
+    return NotReady(problem, "Send the request to a service with an engine.")
+
+# %% ../../nbs/serve/70_app.ipynb #6d5ecd0c
 def add_error_handlers(
     app: FastAPI,  # gets the handlers
     service: Service,  # renders and counts the errors
@@ -72,6 +83,9 @@ def add_error_handlers(
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         return service.refuse(request.scope, translated, encoded)
 
+    async def package_missing(request, error):
+        return service.refuse(request.scope, missing_package(error))
+
     async def client_gone(request, error):
         return RawResponse(499, [], b"")
 
@@ -81,6 +95,7 @@ def add_error_handlers(
     app.add_exception_handler(StockpredictError, own_error)
     app.add_exception_handler(RequestValidationError, framework_error)
     app.add_exception_handler(HTTPException, framework_error)
+    app.add_exception_handler(ModuleNotFoundError, package_missing)
     app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, other_error)
 

@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from fastapi import FastAPI, Path, Query, Request
 from pydantic import BaseModel, Field
 
-from stockpredict.core.errors import NotFound, RequestInvalid, StockpredictError
+from stockpredict.core.errors import NotFound, NotReady, RequestInvalid, StockpredictError
 from stockpredict.core.files import read_json
 from stockpredict.client.desk_answers import ScoreboardDocument
 from stockpredict.serve.answer_pages import PageExpired
@@ -119,7 +119,7 @@ BOARD_FORMAT = Query(
 )
 BOARD_ROUTE = {"summary": "How published forecasts have done", "tags": ["reports"], "dependencies": STRICT}
 BOARD_ROUTE |= {"response_model": Envelope[ScoreboardDocument], "operation_id": "scoreboard"}
-BOARD_ERRORS = documented(HostMissing, NotAcceptable, NotFound, RequestInvalid, cached=True)
+BOARD_ERRORS = documented(HostMissing, NotAcceptable, NotFound, NotReady, RequestInvalid, cached=True)
 BOARD_ERRORS[200] = BOARD_ERRORS.get(200, {}) | {"content": {"text/csv": {"schema": {"type": "string"}}}}
 BOARD_ROUTE |= {"responses": BOARD_ERRORS}
 CSV_HEADER, VARY_ACCEPT = (b"content-type", b"text/csv; charset=utf-8"), (b"vary", b"accept")

@@ -170,38 +170,73 @@ def test_requirements_are_those_of_the_package_and_all_have_one_version():
     )
 
 
-def test_a_reader_imports_nothing_that_its_image_leaves_out():
-    "The modules that a reader loads at its start, and for its answers as columns."
-    module = loaded("requirements")
-    absent = {
-        "torch",
-        "numpy",
-        "pandas",
-        "mlflow",
-        "prefect",
-        "duckdb",
-        "numba",
-        "scipy",
-        "sklearn",
-        "lightning",
-        "IPython",
-        "matplotlib",
-    }
-    script = f"""
+ABSENT = {"torch", "numpy", "pandas", "mlflow", "prefect", "duckdb", "numba", "scipy", "sklearn", "lightning"}
+ABSENT |= {"IPython", "matplotlib"}
+
+
+def as_reader(script, *words):
+    "Run a script as in the image of a reader, where some packages cannot be imported."
+    without = f"""
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {absent!r}:
-            raise ModuleNotFoundError(name)
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
+"""
+    command = [sys.executable, "-c", without + script, *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_a_reader_imports_nothing_that_its_image_leaves_out():
+    "The modules that a reader loads at its start, and for its answers as columns."
+    done = as_reader("""
 import stockpredict.cli.main, stockpredict.serve.app, stockpredict.serve.server, stockpredict.serve.workers
 import stockpredict.access.keys, stockpredict.predict.answer_table, stockpredict.serve.formats
 import pyarrow, pyarrow.csv, pyarrow.parquet, pyarrow.compute
 print("imported")
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+""")
     assert done.stdout == "imported\n", done.stderr[-2000:]
-    assert not absent & set(module.reader_names(FOLDER / "reader.txt"))
+    assert not ABSENT & set(loaded("requirements").reader_names(FOLDER / "reader.txt"))
+
+
+def test_a_reader_refuses_what_it_lacks_a_package_for(tmp_path):
+    "Every GET of a reader is answered; what needs numpy or pandas is refused with the name of the package."
+    from stockpredict.core.settings import load_settings
+    from stockpredict.predict.answer_table import write_example
+
+    write_example(load_settings(None, {"storage.home": str(tmp_path)}, environ={}))
+    done = as_reader(
+        """
+import asyncio, json
+import httpx
+from stockpredict.core.settings import load_settings
+from stockpredict.serve.app import create_app
+
+app = create_app(load_settings(None, {"storage.home": sys.argv[1]}, environ={}), log_level="critical")
+left_out = ("/v1/stream", "/v1/ws", "/reports")
+paths = [r.path for r in app.router.routes if "GET" in (getattr(r, "methods", None) or ())]
+
+async def ask():
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answers = [await client.get(p.replace("{ticker}", "AAPL")) for p in paths if p not in left_out]
+        answers.append(await client.patch("/v1/alerts/none", json={"active": False}))
+    return {a.request.url.path: [a.status_code, a.headers.get("content-type"), a.text] for a in answers}
+
+print(json.dumps(asyncio.run(ask())))
+""",
+        str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout)
+    assert not {path: text for path, (status, _, text) in answers.items() if status == 500}
+    assert answers["/v1/predictions/AAPL"][0] == answers["/v1/models"][0] == answers["/status"][0] == 200
+    for path in ("/v1/scoreboard", "/scoreboard", "/v1/alerts/kinds", "/v1/alerts/none"):
+        status, kind, text = answers[path]
+        error = json.loads(text)["error"]
+        assert (status, kind, error["code"]) == (503, "application/problem+json", "not-ready"), path
+        assert "the package numpy" in error["message"] and "engine" in error["fix"], path
 
 
 def test_secrets_come_from_files_and_only_the_command_sees_them(tmp_path):
