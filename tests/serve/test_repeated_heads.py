@@ -4,10 +4,16 @@ import asyncio
 import http.client
 import random
 import re
+import shutil
 from types import SimpleNamespace
 
+import patience
 import pytest
+from served_desk import build_settings, service_process
 from uvicorn.server import ServerState
+
+from stockpredict.access.audit_search import search_audit
+from stockpredict.access.keys import KeyStore
 
 from stockpredict.serve.repeated_heads import RepeatProtocol
 from stockpredict.serve.wire import WireConfig, WireProtocol
@@ -125,3 +131,38 @@ def test_every_request_has_an_id_of_its_own_and_a_repeated_one_keeps_the_callers
         ids.append(answer.headers["x-request-id"])
     assert ids[2:4] == ["mine", "mine"]
     assert len(set(ids)) == 4
+
+
+class Client:
+    "A connection that stays open and repeats one request."
+
+    def __init__(self, port, key):
+        self.line = http.client.HTTPConnection("127.0.0.1", port)
+        self.headers, self.seen = {"Authorization": f"Bearer {key}"}, []
+
+    def ask(self) -> int:
+        self.line.request("GET", "/v1/predictions/SIM00?horizon=1", headers=self.headers)
+        answer = self.line.getresponse()
+        answer.read()
+        self.seen.append((answer.status, answer.headers["x-request-id"]))
+        return answer.status
+
+
+def test_a_revoked_key_a_limit_and_the_audit_see_every_repeated_request(template, tmp_path):
+    shutil.copytree(template.storage.home_dir, tmp_path / "home")
+    settings = build_settings(tmp_path / "home")
+    keys = KeyStore(settings.storage)
+    (leaving, first_key), (staying, second_key) = keys.create(["viewer"]), keys.create(["viewer"])
+    own = {"access.required": "always", "access.requests_per_minute": 6, "serving.engine": 0}
+    with service_process(settings, tmp_path, **own) as (process, port):
+        first, second = Client(port, first_key), Client(port, second_key)
+        socket = [client.ask() and client.line.sock for client in (first, second)]
+        assert [client.ask() for client in (first, second) * 2] == [200] * 4
+        keys.revoke(leaving.id)
+        patience.wait_until(lambda: first.ask() == 401, process)
+        assert first.ask() == 401 and {status for status, _ in first.seen} <= {200, 429, 401}
+        assert [second.ask() for _ in range(5)] == [200] * 3 + [429] * 2
+        assert second.line.sock is socket[1]  # one connection, so all but the first were repeated
+    noted = [entry["request"] for entry in search_audit(settings, who=f"key:{staying.id}", status=200)]
+    answered = [name for status, name in second.seen if status == 200]
+    assert len(set(noted)) == 6 and sorted(noted) == sorted(answered)  # one line for each
