@@ -233,6 +233,19 @@ def last_used(
     except OSError:
         return None
 
+# %% ../../nbs/access/10_keys.ipynb #c19904d6
+@patch
+def forget(
+    self: KeyStore,
+    key_ids: list[str],  # public parts of keys; one that is not stored is passed over
+) -> int:  # entries removed
+    "Remove entries and the dates of their last use."
+    with self.changing() as entries:
+        removed = [entries.pop(key_id) for key_id in key_ids if key_id in entries]
+    for key_id in key_ids:
+        (self.path.parent / "used" / key_id).unlink(missing_ok=True)
+    return len(removed)
+
 # %% ../../nbs/access/10_keys.ipynb #b8600e86
 def key_rows(
     store: KeyStore,  # whose keys are listed

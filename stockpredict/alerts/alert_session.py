@@ -226,7 +226,5 @@ def evaluate_alerts(
     events += _corrections(store, view, limits.correct, stamp)
     events += _silences(store, evening, stamp)
     new = store.append_events(sorted(events, key=lambda event: event.session))
-    kept = np.timedelta64(366 * settings.retention.activity_years, "D")
-    store.forget_events(str((view.sessions[-1] - kept).astype("datetime64[D]")))
     count = sum(len(pairs.ids) for pairs in evening.pairs.values())
     return AlertReport(str(view.sessions[-1]), count, tuple(new), tuple(evening.problems))

@@ -337,17 +337,6 @@ def event(
         raise AlertNotFound(f"There is no event {str(id)[:40]!r} of yours.", "List your events to see them.")
     return event_of(row[1])
 
-
-@patch
-def forget_events(
-    self: AlertStore,
-    before: str,  # session, YYYY-MM-DD
-) -> int:  # events removed
-    "Remove events and readings of sessions before a day."
-    with self.change() as con:
-        con.execute("DELETE FROM readings WHERE session < ?", (before,))
-        return con.execute("DELETE FROM events WHERE session < ?", (before,)).rowcount
-
 # %% ../../nbs/alerts/05_alert_store.ipynb #f23c25b5
 @patch
 def note_reading(

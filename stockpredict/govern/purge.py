@@ -156,8 +156,7 @@ def purge_jobs(
     ended = [job for job in store.stored_jobs() if not job.active and job.ended]
     old = [job for job in ended if datetime.fromisoformat(job.ended) < before]
     for job in old if order.do_it else ():
-        for path in store.folder.glob(f"{job.id}.*"):
-            path.unlink(missing_ok=True)
+        store.remove(job.id)
     return [Purged("ended jobs", "activity", before, len(old))]
 
 
@@ -171,14 +170,20 @@ def purge_keys(
     ends = {entry.id: entry.revoked_at or entry.expires_at for entry in store.entries().values()}
     old = [key_id for key_id, end in ends.items() if end is not None and end < limit]
     if old and order.do_it:
-        with store.changing() as entries:
-            for key_id in old:
-                entries.pop(key_id, None)
-        for key_id in old:
-            (store.path.parent / "used" / key_id).unlink(missing_ok=True)
+        store.forget(old)
     return [Purged("ended keys", "activity", before, len(old), "users and live keys stay")]
 
 # %% ../../nbs/govern/20_purge.ipynb #48a10b26
+def delete_files(
+    paths: Sequence[Path],  # files that are too old
+    do_it: bool,  # delete; otherwise only count
+) -> int:
+    "Count files, and delete them."
+    for path in paths if do_it else ():
+        path.unlink(missing_ok=True)
+    return len(paths)
+
+# %% ../../nbs/govern/20_purge.ipynb #f9c199d9
 @purge_steps.register("tables")
 def purge_tables(
     order: PurgeOrder,  # what to do
@@ -187,9 +192,7 @@ def purge_tables(
     before = order.before("predictions")
     kept = archived_tables(order.settings.storage.serving_dir)
     old = [table.path for table in kept if table.session < before.date()]
-    for path in old if order.do_it else ():
-        path.unlink(missing_ok=True)
-    return [Purged("published tables", "predictions", before, len(old))]
+    return [Purged("published tables", "predictions", before, delete_files(old, order.do_it))]
 
 
 @purge_steps.register("drift")
@@ -216,9 +219,7 @@ def purge_logs(
     home, before = order.settings.storage.home_dir, order.before("logs")
     files = [*(home / "logs").rglob("*"), home / "flow-server.log"]
     old = [p for p in files if p.is_file() and p.stat().st_mtime < before.timestamp()]
-    for path in old if order.do_it else ():
-        path.unlink(missing_ok=True)
-    return [Purged("logs", "logs", before, len(old))]
+    return [Purged("logs", "logs", before, delete_files(old, order.do_it))]
 
 # %% ../../nbs/govern/20_purge.ipynb #620f4d41
 def old_segments(

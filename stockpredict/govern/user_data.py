@@ -108,11 +108,7 @@ def erase_access(
         gone = [rows.pop(name) for name in names if name in rows]
     with Sessions(settings.storage, users).file.changing() as rows:
         ended = [rows.pop(sid) for sid, row in list(rows.items()) if row["user"] in names]
-    with keys.changing() as entries:
-        removed = [entries.pop(key_id) for key_id in ids if key_id in entries]
-    for key_id in ids:
-        (keys.path.parent / "used" / key_id).unlink(missing_ok=True)
-    return {"users": len(gone), "sessions": len(ended), "keys": len(removed)}
+    return {"users": len(gone), "sessions": len(ended), "keys": keys.forget(sorted(ids))}
 
 # %% ../../nbs/govern/30_user_data.ipynb #23795bc2
 def erase_user(

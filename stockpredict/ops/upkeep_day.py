@@ -120,20 +120,14 @@ def killed_writes(
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #599741f9
 def keep_home(
-    settings: Settings,  # home, [retention] activity_years
+    settings: Settings,  # home
     do_it: bool = False,  # remove; False only counts
 ) -> list[Cleared]:
-    "Remove what killed writers left, and the deliveries of old alerts."
-    from stockpredict.alerts.outbox import Outbox
-
-    files, days = killed_writes(settings), 366 * settings.retention.activity_years
+    "Remove what killed writers left."
+    files = killed_writes(settings)
     for file in files if do_it else ():
         file.unlink(missing_ok=True)
-    sent = Outbox(settings.storage).forget_deliveries(time.time() - 86_400 * days, do_it)
-    return [
-        Cleared("files of killed writers", tuple(p.name for p in files), "older than a day"),
-        Cleared("alerts whose deliveries are done", tuple(sent), f"older than {days} days"),
-    ]
+    return [Cleared("files of killed writers", tuple(p.name for p in files), "older than a day")]
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #b52536ef
 NO_BACKUP = "No backup was made, since [backup] target is empty."

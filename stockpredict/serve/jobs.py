@@ -333,10 +333,19 @@ def cancel(
             self.path(job_id, ".cancel").touch()
     return job
 
+# %% ../../nbs/serve/42_jobs.ipynb #6e7073cb
+@patch
+def remove(
+    self: JobStore,
+    job_id: str,  # of a job that ended
+):
+    "Remove all files of a job."
+    for path in self.folder.glob(f"{job_id}.*"):
+        path.unlink(missing_ok=True)
+
 
 @patch
 def _prune(self: JobStore):
     "Remove the oldest records of ended jobs."
     for job in [job for job in self.jobs() if not job.active][KEPT_JOBS:]:
-        for path in self.folder.glob(f"{job.id}.*"):
-            path.unlink(missing_ok=True)
+        self.remove(job.id)

@@ -21,7 +21,7 @@ from stockpredict.alerts.outbox import Outbox
 from stockpredict.alerts.sending import fire_test, send_due
 from stockpredict.core.files import file_lock
 from stockpredict.core.settings import Settings
-from stockpredict.ops.upkeep_day import keep_home
+from stockpredict.govern.purge import run_purge
 
 NOON = pd.Timestamp("2024-06-03 12:00", tz="America/New_York").timestamp()
 HOUR = 3_600.0
@@ -320,7 +320,10 @@ def test_killed_at_every_step_no_alert_is_lost_and_a_second_copy_has_the_same_id
         assert {len(same) for same in bodies.values()} == {1}, "the second copy says the same"
 
 
-def test_upkeep_forgets_what_became_of_old_alerts_and_nothing_that_waits(settings, sink):
+def test_a_purge_forgets_what_became_of_old_alerts_and_nothing_that_waits(settings, sink):
+    def purged(do_it):
+        return {p.what: p.count for p in run_purge(settings, do_it, only=["alerts"])}
+
     add_channel(settings, "desk", f"http://{sink.place}/taken")
     add_channel(settings, "down", f"http://{sink.place}/fails")
     outbox, now = Outbox(settings.storage), time.time()
@@ -331,8 +334,8 @@ def test_upkeep_forgets_what_became_of_old_alerts_and_nothing_that_waits(setting
     [young] = ring(outbox, sent, 3)
     send_due(settings, now)
     outbox.acknowledge(done, "user:anna")
-    assert keep_home(settings)[1].items == (done,) and outbox.delivery_records([done])[done]["deliveries"]
-    assert keep_home(settings, do_it=True)[1].items == (done,)
+    assert purged(False)["deliveries of alerts"] == 1 and outbox.delivery_records([done])[done]["deliveries"]
+    assert purged(True)["deliveries of alerts"] == 1
     records = outbox.delivery_records([waits, done, young])
     assert records[done] == {"acknowledged": {}, "deliveries": []}
     assert {row["channel"]: row["state"] for row in records[waits]["deliveries"]} == {
@@ -340,4 +343,5 @@ def test_upkeep_forgets_what_became_of_old_alerts_and_nothing_that_waits(setting
         "down": "waiting",
     }
     assert [row["state"] for row in records[young]["deliveries"]] == ["sent"]
-    assert keep_home(settings, do_it=True)[1].items == ()
+    assert set(purged(True).values()) == {0}
+    assert outbox.store.event(waits), "the event that still waits stays, too"
