@@ -5,6 +5,7 @@ import http.client
 import random
 import re
 import shutil
+import socket
 from types import SimpleNamespace
 
 import patience
@@ -14,9 +15,13 @@ from uvicorn.server import ServerState
 
 from stockpredict.access.audit_search import search_audit
 from stockpredict.access.keys import KeyStore
+from stockpredict.predict.experiments import ModelExperiment
+from stockpredict.serve.app import create_app
+from stockpredict.serve.canary import Canary
 
 from stockpredict.serve.repeated_heads import RepeatProtocol
-from stockpredict.serve.wire import WireConfig, WireProtocol
+from stockpredict.serve.server import wire_config
+from stockpredict.serve.wire import WireConfig, WireProtocol, WireServer
 
 HEADS = (
     "Host: localhost\r\nAccept: */*\r\n",
@@ -156,13 +161,42 @@ def test_a_revoked_key_a_limit_and_the_audit_see_every_repeated_request(template
     own = {"access.required": "always", "access.requests_per_minute": 6, "serving.engine": 0}
     with service_process(settings, tmp_path, **own) as (process, port):
         first, second = Client(port, first_key), Client(port, second_key)
-        socket = [client.ask() and client.line.sock for client in (first, second)]
+        sockets = [client.ask() and client.line.sock for client in (first, second)]
         assert [client.ask() for client in (first, second) * 2] == [200] * 4
         keys.revoke(leaving.id)
         patience.wait_until(lambda: first.ask() == 401, process)
         assert first.ask() == 401 and {status for status, _ in first.seen} <= {200, 429, 401}
         assert [second.ask() for _ in range(5)] == [200] * 3 + [429] * 2
-        assert second.line.sock is socket[1]  # one connection, so all but the first were repeated
+        assert second.line.sock is sockets[1]  # one connection, so all but the first were repeated
     noted = [entry["request"] for entry in search_audit(settings, who=f"key:{staying.id}", status=200)]
     answered = [name for status, name in second.seen if status == 200]
     assert len(set(noted)) == 6 and sorted(noted) == sorted(answered)  # one line for each
+
+
+def test_a_canary_that_begins_between_two_repeated_requests_gets_the_second(template):
+    app = create_app(template)
+    request = b"GET /v1/predictions/SIM00?horizon=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    challenger = Canary(ModelExperiment("exp-1", "a" * 64, "b" * 64, (1, 2), "c" * 64), 1.0)
+
+    async def work():
+        listener, statuses = socket.create_server(("127.0.0.1", 0)), []
+        config = wire_config(app, template)
+        config.lifespan = "off"  # the loop that would look for a canary
+        server = WireServer(config)
+        serving = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        for app.state.service.canary in (None, None, challenger, challenger, None):
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
+            statuses.append(int(head.split()[1]))
+        writer.close()
+        server.should_exit = True
+        await serving
+        return statuses
+
+    statuses = asyncio.run(work())
+    assert (statuses[:2], statuses[4], challenger.answers) == ([200, 200], 200, 2)
+    assert 200 not in statuses[2:4]  # there is no such model beside the champion
