@@ -6,6 +6,7 @@ build nor by a reader.
 """
 
 import argparse
+import ast
 import json
 import os
 import re
@@ -77,7 +78,7 @@ def face_page(homes: dict[str, str]) -> str:
     source = (ROOT / "stockpredict" / "__init__.py").read_text(encoding="utf-8")
     home = re.search(r"^HOMES = (\{.*?^\})", source, re.M | re.S)
     rows = []
-    modules = eval(home[1])
+    modules = ast.literal_eval(home[1])
     for name in doc_api.public_names(source):
         if name in modules:
             entry = homes[f"{modules[name]}.{name}"]
