@@ -12,9 +12,10 @@ from html import escape
 import pandas as pd
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
-from ..core.errors import BatchRefused, EmptyUniverse, LakeUnavailable, SchemaDrift
+from ..core.errors import BatchRefused, DataError, EmptyUniverse, LakeUnavailable, SchemaDrift
 from ..core.errors import SourceUnavailable, UnknownTicker, did_you_mean
 from ..core.settings import Settings
+from ..core.words import counted
 from ..sources.bars import canonical_ticker, empty_bars
 from ..quality.reconcile import on_traded_scale
 from ..lake.known_at import due_times
@@ -213,10 +214,20 @@ def _portions(source, settings, plan):
 def _without_rows(outcome):
     "The outcome of a portion without its bars, of which only the number is reported."
     done, result, again, absent = outcome
-    counted = pd.DataFrame(index=pd.RangeIndex(len(result.good)))
-    return done, replace(result, good=counted, flags=result.flags[:0]), again, absent
+    index_only = pd.DataFrame(index=pd.RangeIndex(len(result.good)))
+    return done, replace(result, good=index_only, flags=result.flags[:0]), again, absent
 
 # %% ../../nbs/ingest/10_ingest.ipynb #62ab8262
+def _with_stored(refusal, done):
+    "The same error, with a sentence about the portions that were stored before it."
+    batches = [d.batch for d, *_ in done if d.batch]
+    if batches:
+        bars = counted(sum(d.rows_new + d.rows_corrected for d, *_ in done), "bar")
+        refusal.fix += f" What came before it is stored: {bars} ({', '.join(batches[-5:])}). "
+        refusal.fix += "The same command goes on from there; no bar is stored twice."
+    return refusal
+
+# %% ../../nbs/ingest/10_ingest.ipynb #5836dd1a
 def _all_portions(lake, source, settings, plan, now, full):
     "The outcome of each portion; raises the last refusal when all portions are through."
     start = settings.data.start
@@ -229,9 +240,9 @@ def _all_portions(lake, source, settings, plan, now, full):
         try:
             outcome = _portion(lake, part, settings, portion, now, full, asked_from)
             done.append(outcome if len(portions) == 1 else _without_rows(outcome))
-        except BatchRefused as e:
-            if not source.remote:
-                raise
+        except DataError as e:
+            if not (source.remote and isinstance(e, BatchRefused)):
+                raise _with_stored(e, done)  # noqa: B904, the same error
             refusal = e
             source.reject([t for _, tickers in portion for t in tickers], "bad-rows", e.problem)
             source.settle(now)

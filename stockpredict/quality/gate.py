@@ -364,7 +364,7 @@ def raise_if_refused(self: GateResult) -> GateResult:  # itself, for chaining
         f"{self.faulty:,} of {self.rows:,} rows are bad ({why}).",
         " ".join(
             [
-                "Nothing was stored.",
+                "Nothing of this batch was stored.",
                 *hints,
                 "Fix the source, or raise [data] quarantine_limit if this is expected.",
             ]

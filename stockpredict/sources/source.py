@@ -7,6 +7,7 @@ __all__ = ['sources', 'source', 'Source', 'make_source', 'source_id', 'sample_pr
 
 # %% ../../nbs/sources/30_source.ipynb #0266dbdf
 import gzip, hashlib, io, re
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 import pandas as pd, pyarrow.parquet as pq
@@ -219,6 +220,26 @@ def read_csv(
     )
 
 # %% ../../nbs/sources/30_source.ipynb #1d55c5b6
+@contextmanager
+def _naming(path):
+    "Whatever fails in reading a file names it."
+    try:
+        yield
+    except Exception as e:
+        why = (str(e).strip() or type(e).__name__).splitlines()[0][:160].rstrip(".")
+        raise BarsInvalid(
+            f"{path.name} cannot be read: {why}.",
+            "Replace the file by an intact copy; nothing of it was stored.",
+            file=path.name,
+        ) from e
+
+
+def _rows_in(path):
+    "How many rows a Parquet file has, from its end alone."
+    with _naming(path):
+        return pq.read_metadata(path).num_rows
+
+# %% ../../nbs/sources/30_source.ipynb #dbc5d8f5
 TABLE_FILES = re.compile(r"\.(csv|csv\.gz|parquet)$", re.I)
 
 
@@ -233,16 +254,9 @@ def read_table(
             "Give files ending in .csv, .csv.gz or .parquet.",
             file=path.name,
         )
-    try:
+    with _naming(path):
         parquet = path.name.lower().endswith(".parquet")
         frame = _read_parquet(path) if parquet else read_csv(path, columns or {})
-    except Exception as e:
-        why = (str(e).strip() or type(e).__name__).splitlines()[0][:160].rstrip(".")
-        raise BarsInvalid(
-            f"{path.name} cannot be read: {why}.",
-            "Replace the file by an intact copy; nothing was stored.",
-            file=path.name,
-        ) from e
     if any(frame.index.names):
         return frame.reset_index()
     dated = isinstance(frame.index, pd.DatetimeIndex)
@@ -309,11 +323,13 @@ def _read(self: Files, path):
 def _tickers_in(self: Files, path):
     "The tickers of a Parquet file, from one column; those that are no tickers as they are marked."
     mapped = dict(self.settings.data.files_columns)
-    names = pq.read_schema(path).names
+    with _naming(path):
+        names = pq.read_schema(path).names
     if "ticker" not in mapped and not {n.strip().lower() for n in names} & set(ALIASES["ticker"].split()):
         return [canonical_ticker(TABLE_FILES.sub("", path.name))]
     column = map_columns(names, mapped)["ticker"]
-    values = pq.read_table(path, columns=[column]).column(column).unique().to_pandas()
+    with _naming(path):
+        values = pq.read_table(path, columns=[column]).column(column).unique().to_pandas()
     return canonical_tickers(values).tolist()
 
 
@@ -343,7 +359,7 @@ def parts(self: Files) -> list[Source]:  # itself, where the files are few or no
         return [self]
     paths = self.paths()
     parquet = all(path.name.lower().endswith(".parquet") for path in paths)
-    sizes = [pq.read_metadata(path).num_rows for path in paths] if parquet else [0]
+    sizes = [_rows_in(path) for path in paths] if parquet else [0]
     if sum(sizes) <= self.most_rows:
         return [self]
     chosen, rows = [], self.most_rows

@@ -333,7 +333,7 @@ def test_a_refused_batch_changes_nothing(tmp_path, market):
         market.assign(volume=-1.0),
     ):
         deliver(broken, tmp_path / "inbox")
-        with pytest.raises(BatchRefused, match="Nothing was stored") as e:
+        with pytest.raises(BatchRefused, match="Nothing of this batch was stored") as e:
             ingest(s, "2024-01-05T12:00Z", full=True)
         assert e.value.context["faulty"] == len(market)
     assert state(s) == before

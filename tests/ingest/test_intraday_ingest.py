@@ -91,7 +91,7 @@ def test_the_gate_knows_hours_half_days_weekends_the_future_and_second_opinions(
     )
     early = bars.assign(known_at=bars.event_time - pd.Timedelta("1s"))
     assert inspect_intraday(early).refused and len(inspect_intraday(bars[:0]).good) == 0
-    with pytest.raises(BatchRefused, match="Nothing was stored"):
+    with pytest.raises(BatchRefused, match="Nothing of this batch was stored"):
         inspect_intraday(bars.assign(close=0.0)).raise_if_refused()
 
 

@@ -11,6 +11,7 @@ from live_postgres import postgres_programs
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import scale
 
+from stockpredict.core.errors import BarsInvalid, BatchRefused
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
@@ -73,3 +74,39 @@ def test_what_is_gone_from_one_part_is_named(folder, tmp_path, monkeypatch):
     rows[rows.ticker != "S006"].to_parquet(folder / "2.parquet")
     report = ingest(settings, now="2020-01-02T12:00Z")
     assert [row["ticker"] for row in report.no_longer_sent] == ["S006"]
+
+
+def test_a_bad_file_in_a_later_part_leaves_the_earlier_parts_and_says_so(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(Files, "most_rows", 300)
+    changes = {"storage.home": str(tmp_path / "home"), "data.source": "files", "data.files_path": str(folder)}
+    settings = Settings().with_(**changes)
+    file = folder / "3.parquet"
+    intact, rows = file.read_bytes(), pd.read_parquet(file)
+    rows.assign(close=-1.0).to_parquet(file)
+    with pytest.raises(BatchRefused, match=r"What came before it is stored: [\d,]+ bars \(b000001") as e:
+        ingest(settings, now="2020-01-01T12:00Z")
+    stored = load_bars(settings)
+    assert f"{len(stored):,} bars" in e.value.fix and not set(rows.ticker) & set(stored.ticker)
+    with Lake(settings.storage, read_only=True) as lake:
+        version = lake.snapshot()
+        assert lake.sql("SELECT sum(rows_new) AS n FROM ingests").n[0] == len(stored)
+    with pytest.raises(BatchRefused, match="Nothing of this batch was stored") as e:
+        ingest(settings, now="2020-01-01T12:00Z")
+    assert "What came before" not in e.value.fix  # nothing new came before it this time
+    with Lake(settings.storage, read_only=True) as lake:
+        assert lake.snapshot() == version
+    file.write_bytes(intact)
+    report = ingest(settings, now="2020-01-01T12:00Z")
+    monkeypatch.setattr(Files, "most_rows", 10**6)
+    whole = ingest(settings.with_(**{"storage.home": str(tmp_path / "whole")}), now="2020-01-01T12:00Z")
+    assert (report.rows_new, report.fingerprint) == (whole.rows_new - len(stored), whole.fingerprint)
+
+
+def test_a_file_that_was_cut_is_named_whether_the_folder_is_large_or_not(folder, tmp_path, monkeypatch):
+    changes = {"storage.home": str(tmp_path / "home"), "data.source": "files", "data.files_path": str(folder)}
+    file = folder / "1.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    for most in (300, 10**6):
+        monkeypatch.setattr(Files, "most_rows", most)
+        with pytest.raises(BarsInvalid, match=r"1\.parquet cannot be read"):
+            ingest(Settings().with_(**changes), now="2020-01-01T12:00Z")
