@@ -1,7 +1,6 @@
 """The compose file and what it mounts: the published schema, the tools of each program, and a service that
 works through a Redis with TLS and users, with the very files that prepare.py writes."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import patience
 import pytest
+from load_script import load_script
 import redis
 import yaml
 from live_redis import spare_port
@@ -17,14 +17,6 @@ from live_redis import spare_port
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "compose"
 CI = os.environ.get("CI") == "true"
-
-
-def loaded(path, name):
-    "A script of deploy as a module."
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +27,7 @@ def compose():
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compose") / "secrets"
-    loaded(FOLDER / "prepare.py", "prepare").prepare(folder)
+    load_script(FOLDER / "prepare.py").prepare(folder)
     return folder
 
 
@@ -158,7 +150,7 @@ def test_ports_are_those_of_the_settings(compose):
 
 def test_prepared_secrets_are_kept_and_closed(secrets):
     before = {p.name: p.read_bytes() for p in secrets.iterdir()}
-    loaded(FOLDER / "prepare.py", "prepare").prepare(secrets)
+    load_script(FOLDER / "prepare.py").prepare(secrets)
     assert {p.name: p.read_bytes() for p in secrets.iterdir()} == before
     assert secrets.stat().st_mode & 0o077 == 0
     password = (secrets / "redis_password").read_text().strip()

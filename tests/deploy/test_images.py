@@ -1,7 +1,6 @@
 """The Containerfile and what is around it: linted, consistent with the checkout, without what must not ship.
 `make ci-image` builds and runs the images; nothing is built here."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,18 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from load_script import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "images"
 TEXT = (FOLDER / "Containerfile").read_text()
-
-
-def loaded(name):
-    "A script of deploy/images as a module."
-    spec = importlib.util.spec_from_file_location(f"images_{name}", FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def instructions():
@@ -150,7 +142,7 @@ def test_variables_of_the_image_are_settings_and_their_values_the_defaults():
 
 
 def test_requirements_are_those_of_the_package_and_all_have_one_version():
-    module = loaded("requirements")
+    module = load_script(FOLDER / "requirements.py")
     project = ROOT / "pyproject.toml"
     lists = {
         target: module.requirements(target, project, FOLDER / "reader.txt")
@@ -197,7 +189,7 @@ import pyarrow, pyarrow.csv, pyarrow.parquet, pyarrow.compute
 print("imported")
 """)
     assert done.stdout == "imported\n", done.stderr[-2000:]
-    assert not ABSENT & set(loaded("requirements").reader_names(FOLDER / "reader.txt"))
+    assert not ABSENT & set(load_script(FOLDER / "requirements.py").reader_names(FOLDER / "reader.txt"))
 
 
 def test_a_reader_refuses_what_it_lacks_a_package_for(tmp_path):
@@ -298,7 +290,7 @@ def test_shell_scripts_have_no_mistake_a_shell_can_see():
 
 
 def test_the_check_draws_a_table_of_what_it_measured():
-    check = loaded("check")
+    check = load_script(FOLDER / "check.py")
     text = check.table({"reader": {"mb": 567.4, "build": 158.2, "build_cpu": 30, "rebuild": 9.71}})
     assert text.splitlines()[-1].startswith("| reader | 567 | 158 | 30 | 9.7 |")
     assert check.NEVER.search("stockpredict/.env") and check.NEVER.search("tests")

@@ -1,6 +1,5 @@
 """What goes out: one version, its changelog, and packages that work where nothing else of the checkout is."""
 
-import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -9,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from load_script import load_script
 
 import stockpredict
 
@@ -16,12 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def release_script(name):
-    spec = importlib.util.spec_from_file_location(
-        f"release_{name}", ROOT / "deploy" / "release" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "deploy" / "release" / f"{name}.py")
 
 
 package = release_script("package")

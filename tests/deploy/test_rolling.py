@@ -1,7 +1,6 @@
 """A rolling restart, a switch and a rollback behind nginx; `benchmarks/rolling.py` does it for long."""
 
 import asyncio
-import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 import patience
 import psutil
 import pytest
+from load_script import load_script
 
 from nginx_edge import nginx_program
 from served_desk import accepts, build_settings, service_process
@@ -24,10 +24,7 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "rolling.py"
 def rolling(monkeypatch):
     "The module of the benchmark."
     monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("rolling", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(BENCHMARK)
 
 
 def test_no_request_fails_while_replicas_restart_and_groups_change(rolling, template, tmp_path):

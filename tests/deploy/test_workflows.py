@@ -1,6 +1,5 @@
 """The workflows: what they run exists here, they may do little, and actionlint accepts them."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from load_script import load_script
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -107,9 +107,7 @@ def test_a_part_that_is_none_is_refused(part):
 
 
 def test_the_load_fails_on_one_wrong_lost_or_reset_answer():
-    spec = importlib.util.spec_from_file_location("load_of_ci", ROOT / "benchmarks" / "serving_load.py")
-    load = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(load)
+    load = load_script(ROOT / "benchmarks" / "serving_load.py")
     seen = Counter({(phase, "right"): 5 for phase in load.PHASES})
     assert load.kept(seen) and load.kept(seen + Counter({(load.PHASES[-1], "reset"): 3}))
     for bad in ("wrong", "lost"):
