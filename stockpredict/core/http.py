@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/core/50_http.ipynb #8e1ddf33
-import asyncio, functools, logging, os, random, re, time, zlib
+import asyncio, functools, logging, random, re, time, zlib
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -18,7 +18,8 @@ from .errors import PayloadRejected, SchemaDrift, VendorFailed, VendorRefused
 from .errors import VendorThrottled
 from .request_limits import CircuitBreaker, RequestBudget, RequestLedger, backoff
 from .request_limits import parse_retry_after
-from .scrubbing import remember_secret, scrub
+from .scrubbing import scrub
+from .secrets import read_secret
 
 # %% ../../nbs/core/50_http.ipynb #dfbcc323
 @dataclass(frozen=True)
@@ -126,14 +127,17 @@ class VendorFailure:
 class ApiKey:
     "Where a vendor's key is found, and where it goes in a request."
 
-    env: str  # environment variable
+    env: str  # environment variable, or the name at the provider of secrets
     param: str = ""  # name in the query, or
     header: str = ""  # name of a header
     form: str = "{}"  # what the value looks like there
 
-    def value(self) -> str:  # "" = not set
-        "The key, read now."
-        return os.environ.get(self.env, "").strip()
+    def value(
+        self,
+        provider: str = "environment",  # text of [secrets] provider
+    ) -> str:  # "" = not set
+        "The key, read now, and masked in logs from then on."
+        return read_secret(provider, self.env)
 
 
 @dataclass(frozen=True)
@@ -276,8 +280,9 @@ class VendorClient:
         # the calendar's clock, with a time zone
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
         rng: random.Random | None = None,  # source of chance for the jitter
+        provider: str = "environment",  # text of [secrets] provider, for the keys
     ):
-        self.ledger = ledger
+        self.ledger, self.provider = ledger, provider
         self.budgets = budgets or {}
         self.deadline = deadline
         self.retries = retries
@@ -350,12 +355,11 @@ async def _turn(self: VendorClient, request: VendorRequest, lane: VendorState):
     lane.requests += 1
 
 # %% ../../nbs/core/50_http.ipynb #f9b8ac44
-def _with_key(request):
+def _with_key(request, provider="environment"):
     "Query and headers of a request, the key included."
     params, headers = list(request.params), {}
-    key = request.key.value() if request.key else ""
+    key = request.key.value(provider) if request.key else ""
     if key:
-        remember_secret(key)
         shaped = request.key.form.format(key)
         if request.key.param:
             params.append((request.key.param, shaped))
@@ -383,7 +387,7 @@ async def _once(self: VendorClient, request: VendorRequest) -> bytes:
     import httpx
 
     vendor = request.vendor
-    params, headers = _with_key(request)
+    params, headers = _with_key(request, self.provider)
     try:
         async with self.http.stream("GET", request.url, params=params, headers=headers) as response:
             return await self._receive(vendor, response)

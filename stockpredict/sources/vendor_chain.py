@@ -146,10 +146,9 @@ class VendorChain(Source):
         base = chosen.base_urls
         self.chain = [vendors[name](base.get(name) or base.get("all", "")) for name in chosen.chain]
         self.ledger = vendor_ledger(settings)
-        limit = int(chosen.max_mb * 1e6)
-        self.client = VendorClient(
-            self.ledger, self.budgets(), chosen.deadline, chosen.retries, chosen.at_once, limit
-        )
+        pace = chosen.deadline, chosen.retries, chosen.at_once, int(chosen.max_mb * 1e6)
+        provider = settings.secrets.provider
+        self.client = VendorClient(self.ledger, self.budgets(), *pace, provider=provider)
         self.forget()
 
     def budgets(self) -> dict:  # vendor -> `RequestBudget`
@@ -239,7 +238,7 @@ def _bars_between(self: VendorChain, v, body, ticker, start, end):
 @patch
 async def _request(self: VendorChain, v, ticker, start, end):
     "Bars of one ticker from one vendor."
-    if v.key and not v.elsewhere and not v.key.value():
+    if v.key and not v.elsewhere and not v.key.value(self.client.provider):
         raise vendor_error("bad-key", v.name, f"There is no key for {v.name}: {v.key.env} is not set.")
     return await self.client.get(
         v.ask(ticker, start, end), lambda body: self._bars_between(v, body, ticker, start, end)

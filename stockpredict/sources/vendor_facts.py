@@ -259,15 +259,14 @@ def request_facts(
     *params,  # pairs for the query
 ) -> bytes:  # the body of the answer
     "One request without fallback; raises `VendorFailed` if it brings nothing."
-    limits = settings.sources
+    limits, provider = settings.sources, settings.secrets.provider
     base = limits.base_urls.get(vendor.name) or limits.base_urls.get("all", "")
-    if vendor.key and not base and not vendor.key.value():
+    if vendor.key and not base and not vendor.key.value(provider):
         sentence = f"There is no key for {vendor.name}: {vendor.key.env} is not set."
         raise vendor_error("bad-key", vendor.name, sentence)
     budgets, most = {vendor.name: vendor.budget}, int(limits.max_mb * 1e6)
-    client = VendorClient(
-        vendor_ledger(settings), budgets, limits.deadline, limits.retries, limits.at_once, most
-    )
+    pace = limits.deadline, limits.retries, limits.at_once, most
+    client = VendorClient(vendor_ledger(settings), budgets, *pace, provider=provider)
     request = VendorRequest(vendor.name, (base or vendor.base).rstrip("/") + path, params, vendor.key)
 
     async def send():

@@ -10,9 +10,14 @@ import pytest
 from stockpredict.backup.backups import backup_keys
 from stockpredict.backup.sealed_files import KEY_VARIABLE, new_backup_key, read_backup_keys
 from stockpredict.core.errors import NotReady, SettingsError
+from stockpredict.core.http import ApiKey, VendorClient, VendorRequest, run_async
+from stockpredict.core.request_limits import RequestLedger
 from stockpredict.core.scrubbing import scrub
 from stockpredict.core.secrets import FileSecrets, VaultSecrets, read_secret
 from stockpredict.core.settings import load_settings
+from stockpredict.sources.vendor_chain import VendorChain
+from stockpredict.sources.simulate import sample_bars
+from stockpredict.testing.fake_vendors import FakeVendors
 
 TOKEN = "hvs.standin-token-1"
 
@@ -53,6 +58,12 @@ class Answers(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+@pytest.fixture
+def market():
+    "What the stand-in of the vendors sells."
+    return sample_bars()
 
 
 @pytest.fixture
@@ -146,3 +157,31 @@ def test_the_key_of_backups_comes_from_each_provider_and_is_masked(vault, tmp_pa
         assert text not in scrub(f"the key is {text}")
     with pytest.raises(SettingsError, match="provider"):
         load_settings(None, {"secrets.provider": "vault:https://name:word@vault.example/secret"}, environ={})
+
+
+def test_the_key_of_a_vendor_comes_from_the_provider_and_goes_into_the_request(
+    vault, tmp_path, standin, monkeypatch
+):
+    monkeypatch.delenv("TIINGO_API_KEY", raising=False)
+    text, asked, plain = "vendor-key-of-the-vault", [], FakeVendors.answer
+    vault.versions = [{"TIINGO_API_KEY": text}]
+
+    def noted(self, path, query, wish=""):
+        asked.append(query)
+        return plain(self, path, query, wish)
+
+    monkeypatch.setattr(FakeVendors, "answer", noted)
+    days = (("format", "csv"), ("startDate", "2019-06-03"), ("endDate", "2019-06-04"))
+    key = ApiKey("TIINGO_API_KEY", param="token")
+    request = VendorRequest("tiingo", f"{standin.url}/tiingo/daily/AAA/prices", days, key)
+
+    async def ask(provider):
+        async with VendorClient(RequestLedger(tmp_path / "ledger"), provider=provider).session() as client:
+            return await client.get(request)
+
+    assert run_async(ask(f"vault:{place(vault)}"))
+    assert asked[0]["token"] == text and text not in scrub(f"the key is {text}")
+    assert run_async(ask("environment")) and "token" not in asked[1]
+    changes = {"secrets.provider": f"vault:{place(vault)}", "storage.home": str(tmp_path / "home")}
+    chain = VendorChain(load_settings(None, changes, environ={}))
+    assert key.value(chain.client.provider) == text
