@@ -158,8 +158,9 @@ def keep_policy(
 
     names = [name for name in sorted(purge_steps) if name != "market" or settings.retention.market_nightly]
     gone = [purged for purged in run_purge(settings, do_it, only=names) if purged.count]
-    note = "" if settings.retention.market_nightly else "market data were left"
-    return [Cleared("kinds of old records", tuple(f"{p.what}: {p.count}" for p in gone), note)]
+    kinds = tuple(f"{p.what}: {p.count}" for p in gone)
+    left = [] if settings.retention.market_nightly else ["market data were left"]
+    return [Cleared("kinds of old records", kinds, ", ".join([*kinds, *left]))]
 
 # %% ../../nbs/ops/78_upkeep_day.ipynb #e365edff
 AUDIT_CHANGES = "changes found in the audit log"
