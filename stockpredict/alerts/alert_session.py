@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-import numpy as np
 from fastcore.basics import patch
 
 from stockpredict.alerts.alert_records import DESK, AlertEvent, AlertRule
