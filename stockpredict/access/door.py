@@ -186,7 +186,7 @@ def caller_without_key(
     self: Door,
     scope: dict,  # of a request, with `header_map`
 ) -> Caller:
-    "The desk, nobody at an open address, or a refusal."
+    "The local caller, the anonymous caller at an open address, or a refusal."
     if self.open_desk:
         problem = desk_problem(scope, self.origins)
         if problem is None:
@@ -207,7 +207,7 @@ def refuse_start_without_key(
         return
     if KeyStore(settings.storage).live() or UserStore(settings.storage).enabled():
         return
-    where = "asks everybody for a key" if on_loopback else f"listens on {settings.serving.host}"
+    where = "asks every caller for a key" if on_loopback else f"listens on {settings.serving.host}"
     raise KeysRequired(
         f"The service {where}, and there is no key yet.", "Create one: stockpredict keys create --role viewer"
     )

@@ -307,7 +307,7 @@ def look(
     self: KeyVerifier,
     now: float,  # seconds since 1970
 ):
-    "Read the file again if it was replaced; a file that cannot be read lets nobody in."
+    "Read the file again if it was replaced; a file that cannot be read grants no access."
     self._next_look = time.monotonic() + self.every
     if now >= self._forget_at:  # so that uses are noted again
         self.recognised, self._forget_at = {}, now + USE_EVERY

@@ -120,7 +120,7 @@ def refusal(
     most = self.most_together if kind == EVERYBODY else self.most[kind]
     alone = window.total >= most
     self.hurry = self.hurry or not alone  # ask Redis at once: others may have stopped
-    seconds = 1 if window.share else int(SLICE)  # nothing is left for anybody: a slice has to pass
+    seconds = 1 if window.share else int(SLICE)  # the window is used up: a slice has to pass
     if alone:
         seconds = max(1, math.ceil(window.wait(most, now)))
     many = f"There were {most:,} {KIND_WORDS[kind]} in the last minute, which is the limit."

@@ -155,7 +155,7 @@ def is_open(
     method: str,  # of the request
     path: str,  # exactly as it arrived
 ) -> bool:
-    "Is the address open to everybody? A page of the runbooks is: whoever is refused may read why."
+    "Is the address open to all callers? Runbooks are, so a refused caller can read why."
     if path.startswith("/runbooks/") and path.count("/") == 2:
         path = "/runbooks/{name}"
     return TABLE.get(("GET" if method == "HEAD" else method, path)) == OPEN
@@ -164,7 +164,7 @@ def is_open(
 def routes_without_line(
     routes: list[tuple],  # (method, template) of every route
 ) -> list:  # the same, sorted
-    "Routes that nobody but the local caller may use, because the table does not know them."
+    "Routes that only the local caller may use, because the table does not contain them."
     return sorted(
         (method, path) for method, path in routes if method != "HEAD" and (method, path) not in TABLE
     )

@@ -23,7 +23,7 @@ FILE_FIX = "Restore it from a backup, or move it away and begin anew."
 
 
 class AccessUnreadable(AccessError):
-    "A file of users, sessions or login attempts is damaged, so nobody is let in by it."
+    "A file of users, sessions or login attempts is damaged, so no login is accepted."
 
     code, status = "access-unreadable", 503
 

@@ -74,7 +74,7 @@ class User:
     disabled: bool = False
 
     def caller(self) -> Caller:
-        "The user as somebody who asks."
+        "The user as a caller."
         return Caller(f"user:{self.name}", "user", granted_permissions(list(self.grants)))
 
 

@@ -178,9 +178,9 @@ def acknowledge(
     self: Outbox,
     event: str,  # id
     by: str,  # id of the caller
-    owner: str | None = None,  # whose events may be acknowledged; `None` = everybody's
+    owner: str | None = None,  # whose events may be acknowledged; `None` = those of all owners
 ) -> dict:  # event, at, by
-    "Note that somebody has seen an event."
+    "Record that an event was acknowledged."
     self.store.event(event, owner)
     at = datetime.now(UTC).isoformat(timespec="seconds")
     with self.change() as con:

@@ -84,7 +84,7 @@ def words_of(
     option,  # a parameter of a command
     value,  # that was given for it
 ) -> list[str]:
-    "An option with its value, as somebody types it."
+    "An option with its value, as you type it."
     name = max(option.opts, key=len)
     if value is True:
         return [name]

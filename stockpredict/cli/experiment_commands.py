@@ -78,7 +78,7 @@ def experiment_stop(
     name: Annotated[str, typer.Argument(help="Id of the experiment.")],
     why: Annotated[str, typer.Option(help="Reason, for the record.")] = "Stopped by command.",
 ):
-    "Bring the champion back for everybody."
+    "Bring the champion back for all callers."
     from stockpredict.access.audit_log import record_command
     from stockpredict.predict.experiments import experiment_state, list_challengers, read_experiment
     from stockpredict.predict.experiments import stop_experiment
@@ -90,7 +90,7 @@ def experiment_stop(
     record_command(settings, f"experiments stop {name}", reason=why)
     stop_experiment(settings, name, why, "shell")
     list_challengers(settings)
-    out(f"Stopped {name}: the champion answers everybody.")
+    out(f"Stopped {name}: the champion answers all callers.")
 
 
 @experiments.command("evaluate")

@@ -21,7 +21,7 @@ LEVELS = {
     "P1": "Begin within 15 minutes, at any hour. Not mended 30 minutes later: call the next person on duty.",
     "P2": "Begin within an hour. Not mended four hours later: treat it as P1.",
     "P3": "Begin within four hours of the working day. Still there the next day: treat it as P2.",
-    "P4": "Within 24 hours, or when you meet it; nobody is woken up. Many of them at once: treat it as P3.",
+    "P4": "Within 24 hours, or when you meet it; no one is woken up. Many of them at once: treat it as P3.",
 }
 
 
@@ -45,7 +45,7 @@ class Runbook:
 
     @property
     def escalate(self) -> str:
-        "When somebody has to begin, and when to call another."
+        "When work has to begin, and when to escalate."
         return LEVELS[self.level]
 
 # %% ../../nbs/core/90_runbooks.ipynb #6b4a458e

@@ -457,7 +457,7 @@ class Access(Section):
 
     required: Literal["auto", "always"] = Field(
         "auto",
-        description="auto asks for no key on a loopback address without a proxy; always asks everybody.",
+        description="auto asks for no key on a loopback address without a proxy; always asks every caller.",
     )
     cors_origins: Words = Field(
         [],

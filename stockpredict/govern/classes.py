@@ -27,7 +27,7 @@ OWN = {"read", "ask"}  # needed for the confidential rows that a caller owns
 def clearance(
     permissions: Iterable[str],  # of a caller
 ) -> str:  # a class
-    "The highest class that a caller sees, whoever owns the row."
+    "The highest class that a caller sees, regardless of the owner of the row."
     reached = [name for name, needs in CLASSES.items() if needs & {OPEN, *permissions}]
     return reached[-1]
 
@@ -116,6 +116,6 @@ def class_table() -> pd.DataFrame:  # what, name, class, seen by
     rows += [("address", " ".join(route), kind.name, kind.own) for route, kind in route_classes().items()]
     frame = pd.DataFrame(rows, columns=["what", "name", "class", "own"])
     roles = {name: [role for role in ROLES if needs & ROLES[role]] for name, needs in CLASSES.items()}
-    seen = {name: ", ".join(names) or "everybody" for name, names in roles.items()}
+    seen = {name: ", ".join(names) or "all callers" for name, names in roles.items()}
     owned = frame.pop("own").map({True: "its owner, ", False: ""})
     return frame.assign(seen_by=owned + frame["class"].map(seen))

@@ -28,7 +28,7 @@ def read_cut_off(
     if not cut_off:
         raise ModelError(
             f"The weights of {name} have no cut-off date, so no session is known to be out of sample.",
-            "State the last date of the data they were trained on as cut_off. If nobody knows it, "
+            "State the last date of the data they were trained on as cut_off. If it is unknown, "
             "the model cannot be tested, and cannot be promoted.",
         )
     try:

@@ -155,7 +155,7 @@ def page_link(
     page: str | Path,  # path of an HTML page
     settings: Settings,  # address of the service, folder of the reports
 ) -> str:
-    "A report as a link to the service, and its path for somebody at this machine."
+    "A report as a link to the service, and its path for a user at this machine."
     path, folder = Path(page).absolute(), settings.storage.reports_dir.absolute()
     if not path.is_relative_to(folder):
         return f"The page: `{path}`"  # the service serves the reports only
@@ -203,7 +203,7 @@ class DeskRun:
     sentences: list[str] = field(default_factory=list)  # what it has said
 
     def say(self, sentence: str, echo: bool = True):
-        "Put a sentence into the log of the run, and on the terminal of somebody who waits."
+        "Put a sentence into the log of the run, and on the terminal if there is one."
         sentence = scrub(sentence)
         self.sentences.append(sentence)
         if logger := run_logger():

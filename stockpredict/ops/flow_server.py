@@ -74,7 +74,7 @@ def answers(
 
 
 def spare_port() -> int:
-    "A port that nobody listens on."
+    "A free port."
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]

@@ -223,7 +223,7 @@ def _report(server, handle):
     try:
         line.sendall(json.dumps(facts).encode() + b"\n")
     except OSError:
-        pass  # nobody asks for it any more
+        pass  # the client has gone
     line.close()
 
 # %% ../../nbs/ops/12_kernel_server.ipynb #b65f321c
@@ -237,6 +237,6 @@ KERNEL_MODULES = [
 if __name__ == "__main__" and globals().get("__spec__"):
     if sys.path and sys.path[0] == os.getcwd():
         del sys.path[0]  # as Jupyter's launcher does; the kernel adds the folder it works in
-    sys.modules["debugpy"] = None  # nobody attaches a debugger to a run, and its import takes 0.3 s
+    sys.modules["debugpy"] = None  # a run has no debugger, and its import takes 0.3 s
     preload(KERNEL_MODULES)
     KernelServer(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])).run()

@@ -94,7 +94,7 @@ def end_with_parent(
         while os.getppid() == parent:
             time.sleep(every)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)  # for what handles the signal; then there is nobody left to wait for
+        time.sleep(10)  # for the handler of the signal; then no process is left to wait for
         os._exit(1)
 
     threading.Thread(target=watch, name="lifeline", daemon=True).start()

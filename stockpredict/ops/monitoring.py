@@ -22,7 +22,7 @@ from stockpredict.serve.desk_state import listens
 # %% ../../nbs/ops/49_monitoring.ipynb #92c8da7b
 PROMETHEUS = "prometheus"  # the program
 KEEP = ("30d", "2GB")  # how long and how much Prometheus keeps
-NODE_EXPORTER = 9100  # the port that everybody uses for it
+NODE_EXPORTER = 9100  # its usual port
 
 
 def monitoring_folder() -> Path | None:  # `None` where there is no checkout

@@ -65,7 +65,7 @@ def old_work(
     settings: Settings,  # work folders, keep_days
     now: float | None = None,  # seconds since the epoch; None = the clock
 ) -> list[Path]:
-    "Work folders that nobody has written to for `[schedule] keep_days`, except the newest judged one."
+    "Work folders without a write for `[schedule] keep_days`, except the newest judged one."
     before = (time.time() if now is None else now) - 86_400 * settings.schedule.keep_days
     try:
         newest = Path(newest_work(settings))

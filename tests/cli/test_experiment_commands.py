@@ -31,7 +31,7 @@ def recorded(settings):
 
 def test_an_experiment_is_stopped_once_and_the_audit_log_knows_why(desk):
     settings, shell = desk
-    assert "the champion answers everybody" in shell("stop", COMPARED.id, "--why", "decided").output
+    assert "the champion answers all callers" in shell("stop", COMPARED.id, "--why", "decided").output
     assert "has ended already" in shell("stop", COMPARED.id, "--why", "too late").output
     state = experiment_state(settings, COMPARED)
     assert (state["state"], state["reason"], state["by"]) == ("stopped", "decided", "shell")
