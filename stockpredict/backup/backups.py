@@ -189,7 +189,7 @@ def as_read_now(
 
 # %% ../../nbs/backup/30_backups.ipynb #a5c3b16e
 def _nothing(*args):
-    "Nobody listens."
+    "No server listens."
 
 
 def _busy():

@@ -56,7 +56,7 @@ PROMISES = {  # what is destroyed: seconds until it is back
 
 # %% ../../nbs/backup/50_drill.ipynb #e773bb4e
 def _spare_port() -> int:
-    "A port on which nobody listens."
+    "A free port."
     with socket.socket() as spare:
         spare.bind(("127.0.0.1", 0))
         return spare.getsockname()[1]
@@ -92,7 +92,7 @@ def drill_settings(
 def ask(
     settings: Settings,  # of the running service
     path: str = "/v1/predictions?limit=3",  # what is asked
-) -> dict | None:  # None while nobody answers
+) -> dict | None:  # None while no server answers
     "The data of one answer."
     with suppress(URLError, OSError, ValueError):
         with urlopen(f"http://127.0.0.1:{settings.serving.port}{path}", timeout=5) as answer:

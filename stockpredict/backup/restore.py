@@ -115,7 +115,7 @@ WRITERS = ("lake/writer.lock", "registry/.lock", "retrain.lock")
 
 
 def _home_in_use():
-    "What a restore gets while somebody writes."
+    "What a restore gets while another process writes."
     return FlowLocked(
         "Something is writing into the home folder.", "Stop it: stockpredict down. Then restore again."
     )

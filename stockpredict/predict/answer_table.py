@@ -229,7 +229,7 @@ def table_signer(
     folder = settings.storage.keys_dir
     if not (folder / "signing.key").exists():
         raise ArtifactRejected(
-            "This machine has no signing key, so a table it wrote would be believed by nobody.",
+            "This machine has no signing key, so every reader would refuse a table it wrote.",
             "Run `stockpredict predict` where signing.key is; this machine takes the table from Redis.",
         )
     return lambda digest: ensure_keys(folder).private.sign(SIGNATURE_PURPOSE + digest)

@@ -137,7 +137,7 @@ async def _run_batch(self: Batcher, batch):
 async def share_work(
     running: dict,  # key -> task of work that is under way
     key: tuple,  # of the result
-    work: Callable[[], Awaitable],  # called when nobody waits for this key yet
+    work: Callable[[], Awaitable],  # called when no caller waits for this key yet
 ):  # what `work` returns
     "The result of one computation for all who wait for it."
     if key not in running:

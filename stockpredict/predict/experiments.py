@@ -148,7 +148,7 @@ def stop_experiment(
     by: str,  # id of the caller, or guardrail
     state: str = "stopped",  # or rolled back
 ):
-    "End an experiment: from now on the champion answers everybody."
+    "End an experiment: from now on the champion answers all callers."
     end = {"state": state, "reason": reason, "by": by, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     with explain_disk("[storage] home"):
         atomic_write(experiment_path(settings, name, ".end"), json.dumps(end, indent=1), replace=False)

@@ -89,7 +89,7 @@ def alert_owner(
 def alerts_page(
     rows: list[dict],  # of `page_rows`
     backlog: dict,  # of `Outbox.backlog`
-    operator: bool = False,  # sees everybody's rules, and the channels
+    operator: bool = False,  # sees the rules of all owners, and the channels
 ) -> bytes:
     "The page with the alert rules."
     about = {"backlog": backlog_sentence(backlog), "channels": backlog["channels"] if operator else []}

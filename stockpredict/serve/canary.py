@@ -117,7 +117,7 @@ def to_canary(
     scope: dict,  # of a request
     send,  # as in ASGI
 ):  # scope and `send`
-    "The request as its caller's model gets it: unchanged for everybody outside the share."
+    "The request as its caller's model gets it: unchanged for every caller outside the share."
     canary = service.canary
     if canary is None or not canary.takes(scope["caller"].id) or not is_plain_read(scope):
         return scope, send
@@ -157,7 +157,7 @@ async def canary_loop(
     service,  # of the application
     every: float = 1.0,  # seconds between two looks
 ):
-    "Keep the canary up to date until cancelled; without a readable registry the champion answers everybody."
+    "Keep the canary up to date until cancelled; without a readable registry, only the champion answers."
     while True:
         try:
             await asyncio.to_thread(refresh_canary, service)

@@ -148,7 +148,7 @@ START = {
 START |= {"operation_id": "start_experiment", "summary": "Let a challenger answer beside the champion"}
 START |= {"openapi_extra": body_of(ExperimentRequest, {"challenger": "2", "why": "trees against ridge"})}
 STOP = {"tags": ["experiments"], "response_model": Envelope[ExperimentCard], "dependencies": STRICT}
-STOP |= {"operation_id": "stop_experiment", "summary": "Bring the champion back for everybody"}
+STOP |= {"operation_id": "stop_experiment", "summary": "Bring the champion back for all callers"}
 
 # %% ../../nbs/serve/66_experiment_routes.ipynb #95c9861b
 def add_change_routes(
@@ -176,7 +176,7 @@ def add_change_routes(
 
     @app.delete("/v1/experiments/{experiment_id}", responses=documented(*CHANGE_ERRORS), **STOP)
     async def stop(request: Request, experiment_id: str, key: str | None = IDEMPOTENCY_KEY):
-        """The champion answers everybody from the next request on. One that has ended stays as it is."""
+        """The champion answers all callers from the next request on. One that has ended stays as it is."""
 
         def work(body):
             experiment = read_experiment(settings, experiment_id)

@@ -66,7 +66,7 @@ class Job:
     created: str  # ISO 8601, UTC
     state: str = "running"  # running, done, failed, cancelled or interrupted
     step: int = 0  # steps that are done
-    steps: int = 0  # steps in all; 0 where nobody knows
+    steps: int = 0  # steps in all; 0 if unknown
     note: str = ""  # what is being done
     ended: str = ""  # ISO 8601, UTC
     result: dict = field(default_factory=dict)  # what the work returned
@@ -224,7 +224,7 @@ class JobHandle:
 
     @property
     def cancelled(self) -> bool:
-        "Has somebody asked for its end?"
+        "Has a caller asked to cancel it?"
         return self.store.path(self.job.id, ".cancel").exists()
 
     def progress(

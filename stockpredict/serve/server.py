@@ -185,7 +185,7 @@ def run_loop(work):
 # %% ../../nbs/serve/72_server.ipynb #db567e84
 def guarded(
     app,  # with `inner`, the routes without the door
-    log,  # for what nobody expected
+    log,  # for unexpected exceptions
     model: Callable = str,  # tells the artifact that answers
 ):
     "The routes, with an answer to every exception; log lines carry the ids of the request and the model."

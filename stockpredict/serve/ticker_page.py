@@ -269,7 +269,7 @@ def part_row(
 
 def status_page(
     health: dict,  # of the service
-    detailed: bool = True,  # with reasons and numbers, which not everybody may see
+    detailed: bool = True,  # with reasons and numbers, which need a permission
 ) -> bytes:
     "The state of every part."
     parts = [part_row(name, state) for name, state in health["components"].items()]

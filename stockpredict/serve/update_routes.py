@@ -167,7 +167,7 @@ def close_on_signal(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         before = signal.getsignal(number)
-        if not callable(before):  # without a server there is nobody to wait for the streams
+        if not callable(before):  # without a server nothing waits for the streams
             continue
 
         def close_first(signum, frame, before=before):

@@ -320,7 +320,7 @@ def run(self: Parent):
                 )
         self.signals -= {signal.SIGTERM, signal.SIGINT}
     finally:
-        self.listener.close()  # whoever connects from now on is refused at once, and asks another replica
+        self.listener.close()  # new connections are refused at once, so clients ask another replica
         self.stop_all()
         self.close_sockets()
 
