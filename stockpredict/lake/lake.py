@@ -86,9 +86,14 @@ def source(
     snapshot: int | None = None,  # a version of the lake
 ) -> str:  # "" while the lake is empty
     "The source that was ingested last."
+    if ("source", snapshot) in self.settled:
+        return self.settled["source", snapshot]
     at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
     row = self.rows(f"SELECT source FROM lake.ingests{at} ORDER BY number DESC LIMIT 1")
-    return str(row.source[0]) if len(row) else ""
+    name = str(row.source[0]) if len(row) else ""
+    if snapshot is not None:  # a version never changes
+        self.settled["source", snapshot] = name
+    return name
 
 
 @patch
