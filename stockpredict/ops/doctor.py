@@ -219,7 +219,7 @@ def champion(settings):
         return warn("no model is in service yet", "Run `stockpredict retrain`.")
     if not re.fullmatch("[0-9a-f]{12,64}", str(entry.get("artifact"))):
         return fail("the pointer names no artifact", "Run `stockpredict rollback`.")
-    from stockpredict.models.artifact import public_key, read_artifact_files, verify_artifact_files
+    from stockpredict.models.artifact_files import public_key, read_artifact_files, verify_artifact_files
 
     folder = settings.storage.registry_dir / "versions" / entry["artifact"]
     verify_artifact_files(read_artifact_files(folder), public_key(settings.storage.keys_dir))
