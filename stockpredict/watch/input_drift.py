@@ -16,7 +16,7 @@ from ..core.files import file_lock, read_json, write_json
 from ..core.settings import Settings
 from ..algebra.panel import Panel
 from ..catalogue.feature import compute_each
-from ..models.artifact import read_artifact_files, verify_artifact_files
+from ..models.artifact_files import read_artifact_files, verify_artifact_files
 from ..train.champion import Champion, champion_or_none
 from ..train.signed_log import trusted_key
 from ..train.training_data import training_panel

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import served_desk
 
 from stockpredict.backup.backup_contents import LAST_BACKUP
 from stockpredict.backup.backups import Backups
@@ -24,6 +25,37 @@ def test_a_new_home_is_examined_without_torch(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split(maxsplit=2)[1:] == ["warn", "[]\n"], done.stdout + done.stderr
+
+
+def test_the_served_model_is_verified_without_torch(settings):
+    "Signature and hashes are a matter of files; a changed byte is refused."
+    from stockpredict.models.artifact import artifact_hash, ensure_keys, save_artifact
+    from stockpredict.models.contract import make_model
+    from stockpredict.models.dataset import sample_dataset
+
+    model = make_model("mean").fit(sample_dataset(tickers=6, sessions=300))
+    spec = {"names": model.names, "normalise": "none", "lookback": 1, "hash": ""}
+    key, versions = ensure_keys(settings.storage.keys_dir).private, settings.storage.registry_dir / "versions"
+    folder = save_artifact(model, spec, versions / ".new", {}, key)
+    folder = folder.rename(versions / artifact_hash(folder))
+    served_desk.point(settings, folder.name)
+    code = (
+        "import sys; from stockpredict.core.settings import load_settings;"
+        "from stockpredict.ops.doctor import run_check;"
+        f"settings = load_settings({str(settings.storage.home_dir / 'settings.ini')!r}, environ={{}});"
+        "finding = vars(run_check('champion', settings)).values();"
+        "print(*finding, 'torch' in sys.modules)"
+    )
+    (settings.storage.home_dir / "settings.ini").write_text(settings.to_ini())
+
+    def answer():
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    whole = answer()
+    assert whole.startswith("champion ok mean version 1, signature verified.")
+    assert whole.endswith("False\n"), whole
+    (folder / "state.json").write_bytes((folder / "state.json").read_bytes() + b" ")
+    assert "champion fail The artifact was refused: state.json is not the file that was signed" in answer()
 
 
 @pytest.fixture
