@@ -91,8 +91,8 @@ class Vendors(GrowingVendors):
 
 def digest(frame) -> str:
     "Content of a table of bars."
-    text = frame.drop(columns=["source"], errors="ignore").to_csv(index=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    rows = pd.util.hash_pandas_object(frame.drop(columns=["source"], errors="ignore"), index=False)
+    return hashlib.sha256(rows.to_numpy().tobytes()).hexdigest()[:16]
 
 
 class KillPoints:

@@ -44,8 +44,12 @@ def has_bars(
     source: str,  # id of the source
 ) -> bool:
     "Whether the lake has a bar of a source."
-    query = "SELECT count(*) AS n FROM (FROM lake.bars WHERE source = $source LIMIT 1)"
-    return lake.rows(query, source=source).n[0] > 0
+    if ("bars of", source) not in lake.settled:
+        query = "SELECT count(*) AS n FROM (FROM lake.bars WHERE source = $source LIMIT 1)"
+        if not lake.rows(query, source=source).n[0]:
+            return False
+        lake.settled["bars of", source] = True
+    return True
 
 # %% ../../nbs/ingest/00_rescan.ipynb #6239253c
 def bars_before(

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from ..core.traces import span
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
 from .connection import collapse_journal, connect, finish_rollback, first_line
+from .kept_reader import after_own_write, catalog_mark, keep_reader, open_reader
 from .connection import has_write_ahead_log, next_step, open_duckdb, quoted
 from .failures import failure, refuse_over_old, sweep_unfinished, wait_for_catalog
 
@@ -37,11 +38,14 @@ class VersionedStore:
         self.watched = watched
         self.dir = Path(storage.lake_dir)
         self.con = None
+        self._reader = None  # the connection of which `con` is a cursor, kept for the next reading
+        self._mark = None  # of the catalog before this store wrote
         self.step = on_step or (lambda name: None)
         self._lock = FileLock(self.dir / "writer.lock")
         self._server_guard = None  # connection that holds the catalog server's lock
         self._known_tables = set()
         self._columns = {}  # (table, version) -> its columns
+        self.settled = {}  # answers that stay true while this store is open
         self._attach_or_create()
 
     def __enter__(self):
@@ -92,8 +96,13 @@ def close(self: VersionedStore):
     logged = not self.read_only and has_write_ahead_log(self.con, self.storage)
     self.con.close()
     self.con = None
+    if self._reader:
+        keep_reader(self.storage, self._reader)
+        self._reader = None
     if logged:
         collapse_journal(self.storage)
+    if not self.read_only:
+        after_own_write(self.storage, self._mark)
 
 
 @patch
@@ -110,13 +119,25 @@ def before_read(
     "Called before each read of bars and facts; a subclass compares files with their checksums here."
 
 # %% ../../nbs/lake/05_store.ipynb #6f3dedb8
+# what is there, from the catalog's own tables: duckdb_columns() describes every table of DuckDB as well,
+# which costs more than opening the lake
+_COLUMNS = """
+SELECT table_name, column_name
+FROM __ducklake_metadata_lake.ducklake_column c
+JOIN __ducklake_metadata_lake.ducklake_table t USING (table_id)
+WHERE c.end_snapshot IS NULL AND t.end_snapshot IS NULL AND c.parent_column IS NULL"""
+
+
 @patch
 def _open(self: VersionedStore):
     "Attach the catalog; create tables and columns that are missing."
-    self.con = connect(self.storage, self.read_only, self.watched)
-    present = self.con.execute(
-        "SELECT table_name, column_name FROM duckdb_columns() WHERE database_name = 'lake'"
-    ).fetchall()
+    if self.read_only:
+        self._reader = open_reader(self.storage)
+        self.con = self._reader.cursor()
+    else:
+        self._mark = catalog_mark(self.storage)
+        self.con = connect(self.storage, watched=self.watched)
+    present = self.con.execute(_COLUMNS).fetchall()
     tables = {table for table, _ in present}
     declared = [(t, c.strip()) for t, columns in self.TABLES.items() for c in columns.split(",")]
     absent = [(t, c) for t, c in declared if t in tables and (t, c.split()[0]) not in set(present)]
@@ -300,6 +321,7 @@ def rows(
                 with span("lake read", db__query__text=query):
                     return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
+                self._reader = None  # a connection with an error is not kept
                 passing = re.search("database is locked|readonly database", str(e))
                 if passing and not attempts:
                     raise failure(self.storage, e, "The lake cannot be read", "Try again later.") from e
@@ -331,7 +353,7 @@ _META = "FROM __ducklake_metadata_lake."
 @patch
 def table_names(self: VersionedStore) -> list[str]:  # sorted
     "Names of the tables in the lake."
-    query = "SELECT table_name AS t FROM duckdb_tables() WHERE database_name = 'lake' ORDER BY 1"
+    query = f"SELECT table_name AS t {_META}ducklake_table WHERE end_snapshot IS NULL ORDER BY 1"
     return self.rows(query).t.tolist()
 
 
