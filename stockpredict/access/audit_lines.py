@@ -99,7 +99,7 @@ def utc_text(
 
 def mark_state(
     raw: bytes,  # a mark, without the end of its line
-    trusted: tuple,  # (public key, its name), from `trusted_key`
+    trusted: tuple,  # (`TrustedKeys`, name of the one that signs), from `trusted_key`
 ) -> str:  # `signed`, `unsigned`, `foreign` or `changed`
     "Whether a mark was signed by this installation."
     from cryptography.exceptions import InvalidSignature
@@ -109,11 +109,12 @@ def mark_state(
         return "changed"
     if not end[1]:
         return "unsigned"
-    key, name = trusted
-    if key is None or orjson.loads(raw).get("key") != name:
+    keys, _ = trusted
+    key = keys and keys.by_id(orjson.loads(raw).get("key"))
+    if not key:  # a retired key counts: the mark is a link of a chain
         return "foreign"
     try:
-        key.verify(bytes.fromhex(end[1].decode()), MARK_PURPOSE + raw[: end.start()])
+        key.public.verify(bytes.fromhex(end[1].decode()), MARK_PURPOSE + raw[: end.start()])
     except InvalidSignature:
         return "changed"
     return "signed"

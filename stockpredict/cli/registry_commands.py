@@ -125,6 +125,32 @@ def registry_rollback(
     champion = rollback(load(ctx), to, why)
     as_json(vars(champion)) if json_ else out(repr(champion))
 
+# %% ../../nbs/cli/47_registry_commands.ipynb #6c2d9e11
+@registry.command("rotate-key")
+def registry_rotate_key(
+    ctx: typer.Context,
+    days: Annotated[float, typer.Option(min=0, help="Days for which the key before is accepted.")] = 30,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Only list it in signing.pub.")] = False,
+    json_: Json = False,
+):
+    "Sign models and tables with a new key from now on; services go on."
+    from stockpredict.access.audit_log import record_command
+    from stockpredict.predict.key_rotation import prepare_key, rotate_key
+
+    settings = load(ctx)
+    record_command(settings, f"registry rotate-key{' --prepare' if prepare else ''}", days=days)
+    if prepare:
+        key = prepare_key(settings)
+        if json_:
+            return as_json({"next": key})
+        out(f"Key {key} is listed in {settings.storage.keys_dir / 'signing.pub'}.")
+        return out("Copy this file to all readers, then run `stockpredict registry rotate-key`.")
+    done = rotate_key(settings, days)
+    if json_:
+        return as_json(vars(done) | {"not_after": done.not_after.isoformat(timespec="seconds")})
+    out(f"Key {done.key} signs now, and signed {done.signed_again} files again.")
+    out(f"Key {done.retired} is accepted until {done.not_after:%Y-%m-%d %H:%M} UTC.")
+
 # %% ../../nbs/cli/47_registry_commands.ipynb #3acf908e
 def print_comparison(
     table,  # from `compare_on`

@@ -34,7 +34,7 @@ def untraded_sessions(
     holes = market_holes(m)
     days = calendar.sessions(m.bars.event_time.min())[holes] if len(holes) else []
     return remark(
-        "nobody traded",
+        "no trades",
         "No ticker has a bar in this session: the exchange was closed and the calendar does not know, or "
         "the source lost the day. It is not counted as missing for any ticker.",
         [str(day.date()) for day in days],
