@@ -154,11 +154,11 @@ def fact_join(
     name: str,  # what kind of fact
     fields: tuple | list,  # names of the fields it gives
     table: str,  # of the lake, where the rows come from
-    everybody: bool = False,  # is it about the market, the same for every ticker?
+    market_wide: bool = False,  # is it about the market, the same for every ticker?
     into: Registry = FACT_JOINS,  # which catalogue
 ):  # decorator
     "Decorator: list a function of a `JoinRequest` that gives arrays by field."
-    return into.register(name, fields=tuple(fields), table=table, everybody=everybody)
+    return into.register(name, fields=tuple(fields), table=table, market_wide=market_wide)
 
 # %% ../../nbs/catalogue/20_point_in_time.ipynb #6a4c0a06
 def fact_fields(
@@ -168,7 +168,7 @@ def fact_fields(
     out = {}
     for name in FACT_JOINS:
         meta = FACT_JOINS.meta(name)
-        if meta["everybody"] or not market:
+        if meta["market_wide"] or not market:
             out |= dict.fromkeys(meta["fields"], name)
     return out
 

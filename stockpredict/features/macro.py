@@ -28,7 +28,7 @@ def macro_fields(
     return {f: as_known(facts[facts.series == s], at, stale=MACRO_MAX_AGE) for f, s in series.items()}
 
 
-@fact_join("macro", MACRO, "macro", everybody=True)
+@fact_join("macro", MACRO, "macro", market_wide=True)
 def _macro_facts(request):
     return macro_fields(request.read("macro", series=list(MACRO.values())), request.at)
 

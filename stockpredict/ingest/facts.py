@@ -142,8 +142,8 @@ def member_changes(
     now = _instant(now)
     listed = fetch_constituents(settings, index)
     stored = _stored(settings, "members", lake, index_name=index)
-    nobody = pd.DataFrame(columns=["ticker", "event_time"])
-    inside = stored[stored.until.isna()] if len(stored) else nobody
+    no_members = pd.DataFrame(columns=["ticker", "event_time"])
+    inside = stored[stored.until.isna()] if len(stored) else no_members
     if 2 * len(listed) < inside.ticker.nunique():
         raise DataError(
             f"The list of {index} names {len(listed)} members where {inside.ticker.nunique()} are stored; "

@@ -32,10 +32,10 @@ def test_a_session_on_which_nobody_traded_is_said_once_and_is_no_gap(market):
     bars = market[days_of(market) != day].reset_index(drop=True)
     before = inspect_bars(market, now=NOW)
     result = inspect_bars(bars, now=NOW)
-    row = remark_of(result, "nobody traded")
+    row = remark_of(result, "no trades")
     assert row.failed == 1 and row.examples == [str(day.date())]
     assert (result.flags.flag == "gap").sum() == (before.flags.flag == "gap").sum()
-    assert remark_of(before, "nobody traded").failed == 0
+    assert remark_of(before, "no trades").failed == 0
 
 
 def test_a_session_that_one_ticker_lacks_is_still_a_gap(market):
@@ -51,7 +51,7 @@ def test_two_tickers_are_no_market(market):
     day = days_of(few)[100]
     bars = few[days_of(few) != day].reset_index(drop=True)
     result = inspect_bars(bars, now=NOW)
-    assert remark_of(result, "nobody traded").failed == 0 and (result.flags.flag == "gap").sum() >= 2
+    assert remark_of(result, "no trades").failed == 0 and (result.flags.flag == "gap").sum() >= 2
 
 
 def test_typhoons_in_hong_kong_are_no_missing_data():
@@ -64,7 +64,7 @@ def test_typhoons_in_hong_kong_are_no_missing_data():
         frames.append(pd.DataFrame(dict(ticker=f"{k + 1:04}.HK", date=days, close=close, volume=1e6)))
     result = inspect_bars(tidy_bars(pd.concat(frames), source="x", calendar="XHKG"), "XHKG", now=NOW)
     assert not len(result.bad) and "gap" not in set(result.flags.flag)
-    assert remark_of(result, "nobody traded").failed == 0, "the known corrections hold these two days"
+    assert remark_of(result, "no trades").failed == 0, "the known corrections hold these two days"
 
 
 def test_a_special_session_that_the_calendar_lacks_is_named_with_its_remedy():
