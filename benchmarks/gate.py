@@ -17,7 +17,7 @@ Measured with `--first-seed 9201 --candidates ridge,log_har`, the gate as it sta
 direction 0 of 40, volatility 0 of 40 (the markets of constant volatility), intervals 0 of 40, each with a
 true rate of at most 7.2 %; promoted and right, direction 17 of 20 at a planted rank IC of 0.05, volatility
 20 of 20 (QLIKE 30 % below EWMA), intervals 39 of 40; no leak alarm on any of the 60.
-With the default candidates (mean, reversal, momentum, ridge, lightgbm, lstm, ewma, har, log_har) and
+With mean, reversal, momentum, ridge, lightgbm, lstm, ewma, har, log_har (the default without garch) and
 `--first-seed 9301 --planted 0`: wrong 0 of 40 for each head (true rate at most 7.2 %), intervals promoted and
 right 40 of 40, no leak alarm; that was before the widths of names were measured.
 A market takes 2 to 6 CPU seconds; with --rows FILE a run that was stopped goes on.

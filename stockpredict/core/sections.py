@@ -297,7 +297,7 @@ class Models(Section):
     "Which models are compared."
 
     candidates: Words = Field(
-        ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", "ewma", "har", "log_har"],
+        ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", "ewma", "garch", "har", "log_har"],
         min_length=1,
         description="Models to compare; the simplest one not beaten is served.",
     )

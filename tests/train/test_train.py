@@ -336,7 +336,8 @@ def test_the_sample_experiment_tries_every_candidate(tmp_path):
     settings = load_settings(overrides={"storage.home": str(tmp_path), "models.trials": 1}, environ={})
     ingest(settings)
     study = run_experiment(settings, tmp_path / "work")
-    names = ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", "ewma", "har", "log_har"]
+    volatilities = ["ewma", "garch", "har", "log_har"]
+    names = ["mean", "reversal", "momentum", "ridge", "lightgbm", "lstm", *volatilities]
     assert list(study.candidates) == names
     volatility = decide(study).heads["volatility"]
     assert (volatility["decision"], volatility["model"]) == ("promote", "log_har"), "the first answer"
