@@ -11,6 +11,7 @@ are imported once for all.
 import argparse
 import ast
 import contextlib
+import gc
 import importlib
 import io
 import multiprocessing
@@ -165,6 +166,8 @@ def main(arguments):
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()  # the collector need not look through the libraries in each process
+    gc.set_threshold(20_000)  # objects; Python's own number is 700
     books, failed, started = find_notebooks(options.paths), [], time.time()
     if not books:
         sys.exit("There is no notebook there. Name a folder or a notebook inside nbs/.")

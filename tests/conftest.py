@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import secrets
@@ -27,6 +28,8 @@ for name, value in {
     "MPLBACKEND": "agg",
 }.items():
     os.environ.setdefault(name, value)
+
+gc.set_threshold(20_000)  # new objects between two collections; Python's own number is 700
 
 
 LONGEST = (
@@ -78,6 +81,11 @@ def pytest_runtest_setup(item):
     )
     if limit and time.monotonic() - started > limit:
         pytest.skip("No time is left in this quick check; `make test` runs it.")
+
+
+def pytest_collection_finish():
+    "What was imported stays until the end; the collector need not look through it again and again."
+    gc.freeze()
 
 
 def pytest_report_header():
