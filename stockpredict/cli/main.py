@@ -6,6 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../../nbs/cli/50_main.ipynb #2911ba24
+import gc
 import json
 from pathlib import Path
 from typing import Annotated
@@ -513,6 +514,7 @@ explain_settings(app)
 
 def main():
     "The console command `stockpredict`."
+    gc.set_threshold(20_000)  # imports make many objects and hardly any garbage; Python's own number is 700
     with sentences():
         app()
 

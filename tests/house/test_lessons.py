@@ -72,7 +72,9 @@ def test_a_module_is_tested_in_place_of_the_cells_that_define_it(lessons, shelf)
     assert [status for _, _, status in lessons.run_all(books, 1, top_to_bottom=True)] == [1, 0, 1]
 
 
-def test_coverage_of_all_processes_is_added_up(lessons, shelf, tmp_path, capsys):
+def test_coverage_of_all_processes_is_added_up(lessons, shelf, tmp_path, capsys, monkeypatch):
+    assert lessons.MEASURED == "stockpredict"
+    monkeypatch.setattr(lessons, "MEASURED", "stockpredict.core")  # all modules take 4 s
     books = [shelf(f"{n}.ipynb", f"import stockpredict.core.{n}") for n in ("errors", "registry")]
     file = str(tmp_path / "coverage")
     assert [status for *_, status in lessons.run_all(books, 1, coverage_file=file)] == [0, 0]
