@@ -39,6 +39,9 @@ keys | API keys are exchanged without an outage
 keys | The key that signs tokens is exchanged without an outage
     access.tokens | access/test_logins.py
     test_two_keys_live_during_a_rotation_and_the_old_one_ends
+keys | The key that signs models is exchanged without an outage
+    predict.key_rotation | govern/test_rotation.py
+    test_the_key_of_models_and_tables_is_rotated_while_a_service_answers
 keys | Keys of backups are exchanged
     backup.backups | backup/test_backups.py
     test_keys_rotate_and_a_stranger_learns_nothing

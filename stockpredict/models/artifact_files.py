@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 from stockpredict.core.errors import ArtifactRejected
 from stockpredict.core.files import atomic_write
+from stockpredict.models.trusted_keys import TrustedKey, TrustedKeys, read_trusted_keys
+from stockpredict.models.trusted_keys import render_trusted_keys
 
 # %% ../../nbs/models/05_artifact_files.ipynb #093e1644
 @dataclass(repr=False)
@@ -29,17 +31,15 @@ def key_id(
     public,  # ed25519 public key
 ) -> str:
     "Sixteen hex digits that name a key."
-    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16]
+    return TrustedKey(public).id
 
 # %% ../../nbs/models/05_artifact_files.ipynb #8aff571e
 def public_key(
     keys_dir: Path,  # folder with `signing.pub`
-):
-    "The public half alone, as a service needs it."
-    from cryptography.hazmat.primitives import serialization as ser
-
+) -> TrustedKeys:
+    "The public keys alone, as a service needs them: the one that signs, and retired ones."
     try:
-        return ser.load_pem_public_key((Path(keys_dir) / "signing.pub").read_bytes())
+        return read_trusted_keys(keys_dir)
     except (OSError, ValueError) as e:
         raise ArtifactRejected(
             "There is no public key to verify models with.",
@@ -67,10 +67,10 @@ def ensure_keys(
             "Restore signing.key from a backup, or remove it and signing.pub, and train again.",
         ) from e
     public = private.public_key()
-    pem = public.public_bytes(ser.Encoding.PEM, ser.PublicFormat.SubjectPublicKeyInfo)
     if not (folder / "signing.pub").exists():
-        atomic_write(folder / "signing.pub", pem, mode=0o644)
-    elif key_id(public_key(folder)) != key_id(public):
+        atomic_write(folder / "signing.pub", render_trusted_keys((TrustedKey(public),)), mode=0o644)
+    listed = public_key(folder).by_id(key_id(public))
+    if listed is None or not listed.live():
         raise ArtifactRejected(
             "signing.key and signing.pub do not belong together.",
             "Restore both from one backup. If the older key is lost, remove signing.pub and train again.",
@@ -153,9 +153,15 @@ def _json_file(files, name):
         reject_artifact(f"{name} is not JSON")
 
 # %% ../../nbs/models/05_artifact_files.ipynb #809b1cb2
-def _reject_signature(seal, trusted):
-    "Refuse an artifact that is not signed by the trusted key, and name the key that signed it."
-    signer = seal.get("key") if isinstance(seal, dict) else None
+def _reject_signature(seal, public):
+    "Refuse an artifact that is not signed by a trusted key, and name the key that signed it."
+    signer, trusted = seal.get("key") if isinstance(seal, dict) else None, key_id(public)
+    retired = public.by_id(signer) if isinstance(public, TrustedKeys) else None
+    if retired and not retired.live():
+        raise ArtifactRejected(
+            f"The artifact was refused: its key {retired.id} was retired on {retired.not_after:%Y-%m-%d}.",
+            "Train and publish again; `stockpredict registry rotate-key` signs published models again.",
+        )
     if not isinstance(signer, str) or signer == trusted:
         reject_artifact("its signature is not that of the trusted key")
     raise ArtifactRejected(
@@ -167,7 +173,7 @@ def _reject_signature(seal, trusted):
 # %% ../../nbs/models/05_artifact_files.ipynb #4fc86c85
 def verify_artifact_files(
     files: dict,  # name → bytes
-    public_key,  # ed25519 public key that is trusted
+    public_key,  # ed25519 public key that is trusted, or `TrustedKeys`
 ) -> dict:  # the manifest
     "The manifest, if it is signed and lists exactly these files."
     from cryptography.exceptions import InvalidSignature
@@ -176,7 +182,7 @@ def verify_artifact_files(
     try:
         public_key.verify(bytes.fromhex(seal["signature"]), SEAL + files["manifest.json"])
     except (InvalidSignature, KeyError, TypeError, ValueError):
-        _reject_signature(seal, key_id(public_key))
+        _reject_signature(seal, public_key)
     if type(manifest.get("format")) is not int or manifest["format"] not in READS:
         reject_artifact(
             f"its format is {manifest.get('format')!r}, this version reads {', '.join(map(str, READS))}"

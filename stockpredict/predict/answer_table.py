@@ -242,11 +242,10 @@ def table_verifier(
 
     def verify(signature, digest):
         from cryptography.exceptions import InvalidSignature
-        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+        from stockpredict.models.trusted_keys import read_trusted_keys
 
         try:
-            key = load_pem_public_key((settings.storage.keys_dir / "signing.pub").read_bytes())
-            key.verify(signature, SIGNATURE_PURPOSE + digest)
+            read_trusted_keys(settings.storage.keys_dir).verify(signature, SIGNATURE_PURPOSE + digest)
         except (OSError, ValueError, InvalidSignature):
             raise ArtifactRejected(
                 "The table of answers is not signed by our key.",

@@ -65,3 +65,14 @@ def unpack_table(
     header = orjson.loads(raw[start : start + n_head])
     index = orjson.loads(raw[start + n_head : start + n_head + n_index])
     return header, index, start + n_head + n_index
+
+# %% ../../nbs/predict/50_table_format.ipynb #5b1a7c21
+def resigned_table(
+    raw: bytes,  # as packed
+    verify: Callable,  # function(signature, digest) that raises when the signature is not ours
+    sign: Callable,  # function from digest to 64 signature bytes
+) -> bytes:
+    "The same table under another signature; refuses one that is damaged or not ours."
+    unpack_table(raw, verify)
+    magic, digest, _ = _HEAD.unpack_from(raw)
+    return _HEAD.pack(magic, digest, sign(digest)) + raw[_HEAD.size :]

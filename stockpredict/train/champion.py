@@ -188,7 +188,7 @@ def read_events(
     for number, line in enumerate(lines, 1):
         try:
             event = dict(json.loads(line))
-            state = entry_state(settings, event)
+            state = entry_state(settings, event, past=True)
         except (ValueError, TypeError):
             continue
         signed |= state == "signed"
@@ -220,7 +220,7 @@ def _line_problem(settings, number, line, before):
     "What is wrong with one line of the history, if anything."
     try:
         event = dict(json.loads(line))
-        state = entry_state(settings, event)
+        state = entry_state(settings, event, past=True)
     except (ValueError, TypeError):
         return f"Line {number} is not readable."
     if state in ("changed", "foreign"):

@@ -41,7 +41,7 @@ def _look_problem(settings, number, line, before):
     "What is wrong with one line of the log, if anything."
     try:
         look = dict(json.loads(line))
-        state = entry_state(settings, look)
+        state = entry_state(settings, look, past=True)
     except (ValueError, TypeError):
         return f"line {number} is not readable"
     if state != "signed" or look.get("kind") not in (LOOK, START):

@@ -39,31 +39,33 @@ def sign_entry(
 # %% ../../nbs/train/05_signed_log.ipynb #fcf10891
 def trusted_key(
     settings: Settings,  # whose keys
-) -> tuple:  # (key, its name)
-    "The public key of this installation and its name; two `None` if there is none."
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+) -> tuple:  # (`TrustedKeys`, name of the one that signs)
+    "The public keys of this installation; two `None` if there is none."
+    from stockpredict.models.trusted_keys import read_trusted_keys
 
     try:
-        key = load_pem_public_key((settings.storage.keys_dir / "signing.pub").read_bytes())
+        trusted = read_trusted_keys(settings.storage.keys_dir)
     except (OSError, ValueError):
         return None, None
-    return key, hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+    return trusted, trusted.keys[0].id
 
 
 def entry_state(
     settings: Settings,  # whose keys
     entry: dict,  # as it was read
+    past: bool = False,  # a line of a log: the key that signed it may be retired
 ) -> str:  # `signed`, `unsigned`, `foreign` or `changed`
     "Whether an entry is what this installation has signed."
     from cryptography.exceptions import InvalidSignature
 
     if "signature" not in entry:
         return "unsigned"
-    key, name = trusted_key(settings)
-    if entry.get("key") != name:
+    trusted, _ = trusted_key(settings)
+    key = trusted and trusted.by_id(entry.get("key"))
+    if not key or not (past or key.live()):
         return "foreign"
     try:
-        key.verify(bytes.fromhex(entry["signature"]), _signed_bytes(entry))
+        key.public.verify(bytes.fromhex(entry["signature"]), _signed_bytes(entry))
     except (InvalidSignature, TypeError, ValueError):
         return "changed"
     return "signed"

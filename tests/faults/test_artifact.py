@@ -415,7 +415,7 @@ def test_unknown_parameters(ridge):
 
 def test_a_file_beyond_the_limit(ridge, monkeypatch):
     folder, keys = ridge
-    monkeypatch.setattr(art, "MOST", 100)
+    monkeypatch.setattr("stockpredict.models.artifact_files.MOST", 100)
     refused(folder, keys, "too large")
 
 
