@@ -18,9 +18,10 @@ from .console import split_changes, stopped_by_hand
 from ..core.errors import ParameterRefused, StockpredictError, near
 from ..core.scrubbing import holds_secret, scrub
 from ..core.sections import split_words
+from ..core.words import counted
 from ..ops.desk_day import DESK_DAY, check_as_of, desk_flow_named, flow_rule
 from ..ops.flow_edge import check_parameters, run_settings, sentence_of
-from ..ops.flow_server import checkout, flow_server
+from ..ops.flow_server import checkout, close_dead_runs, flow_server
 
 # %% ../../nbs/cli/43_flow_program.ipynb #862a7b5b
 def load_flow(
@@ -124,9 +125,13 @@ def serve_flows(
 ):
     "Stay, keep the schedules of these flows, and start their runs."
     from prefect import serve
+    from prefect.client.orchestration import get_client
 
     settings = run_settings(settings_path, overrides, source)
     own = {"settings_path": settings_path, "overrides": overrides or {}, "source": source}
+    with get_client(sync_client=True) as client:
+        if closed := close_dead_runs(client):
+            print(f"{counted(closed, 'run')} of killed processes closed.", flush=True)
     serve(*(deployment_of(load_flow(name), settings, own) for name in names), limit=2)
 
 # %% ../../nbs/cli/43_flow_program.ipynb #dfb63c85

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import psutil
@@ -166,25 +168,64 @@ def has_ended(
             return living_process(*sign[1:]) is None
     return False
 
+# %% ../../nbs/ops/57_flow_server.ipynb #a41c7be1
+_STARTING = 5  # seconds between a run's state and the process that carries it out
+
+
+def _carried_out():
+    "Ids of the runs that processes of this machine carry out."
+    ids = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            ids.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return ids
+
+
+def dead_runs(
+    runs: list,  # flow runs that are under way, as the server says
+    here: bool,  # the server is on this machine, and so are all that work for it
+) -> list:
+    "Those whose process has ended."
+    dead = [run for run in runs if has_ended(run.tags)]
+    unsigned = [
+        run
+        for run in runs
+        if here and run.deployment_id and not any(tag.startswith(_SIGN) for tag in run.tags)
+    ]
+    old = [run for run in unsigned if (datetime.now(UTC) - run.state.timestamp).total_seconds() > _STARTING]
+    carried = _carried_out() if old else ()
+    return dead + [run for run in old if str(run.id) not in carried]
+
+# %% ../../nbs/ops/57_flow_server.ipynb #a41c7be3
+def close_dead_runs(
+    client,  # of Prefect, synchronous
+    but: str = "",  # id of a run that is left alone
+) -> int:  # how many there were
+    "Close the runs of killed processes on the server, which frees their places."
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.states import Crashed
+
+    under_way = FlowRunFilter(state={"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}})
+    runs = [run for run in client.read_flow_runs(flow_run_filter=under_way) if str(run.id) != but]
+    dead = dead_runs(runs, urlsplit(str(client.api_url)).hostname in ("127.0.0.1", "localhost", "::1"))
+    for run in dead:
+        client.set_flow_run_state(run.id, Crashed(message=_ENDED), force=True)
+    return len(dead)
+
 # %% ../../nbs/ops/57_flow_server.ipynb #8aba724a
 def enter_run(
     tags: Iterable[str] = (),  # of the run, beside its sign
 ) -> int:  # runs that were closed
     "Called by a flow as it begins: close the runs of killed processes, and sign its own."
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
     from prefect.runtime import flow_run
-    from prefect.states import Crashed
 
     if not flow_run.id:
         return 0  # the function was called without Prefect
-    running = FlowRunFilter(state={"type": {"any_": ["RUNNING"]}})
     with get_client(sync_client=True) as client:
-        dead = [run for run in client.read_flow_runs(flow_run_filter=running) if has_ended(run.tags)]
-        for run in dead:
-            client.set_flow_run_state(run.id, Crashed(message=_ENDED), force=True)
+        closed = close_dead_runs(client, str(flow_run.id))
         client.update_flow_run(flow_run.id, tags=[*dict.fromkeys([*flow_run.tags, *tags]), run_sign()])
-    return len(dead)
+    return closed
 
 # %% ../../nbs/ops/57_flow_server.ipynb #aef5ea66
 def heads_markdown(
