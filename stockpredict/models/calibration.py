@@ -127,33 +127,46 @@ def adapted_log_widths(
     p = np.asarray(levels)
     side, z = np.where(p < 0.5, -1.0, 1.0), torch.special.ndtri(torch.tensor(levels)).abs().numpy()
     speed = RATE / (z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)) / np.sqrt(horizons)[:, None]
-    log_width, outer = np.zeros((*ends.shape, len(p))), 4 * quantiles
-    follow = follow_outcomes if numba_pays(RECORD * log_width.size) else _follow_in_arrays
+    log_width, outer, table = np.zeros((*ends.shape, len(p))), 4 * quantiles, shares.reshape(-1)
+    if numba_pays(RECORD * log_width.size):
+        place, record, towards = np.empty_like(log_width), (table, count, ends), speed * side
+        for back in range(RECORD, 0, -1):
+            np.exp(log_width, out=place)
+            np.arcsinh(np.multiply(outer, place, out=place), out=place)
+            follow_outcomes(log_width, place, *record, back, towards, p, FEW, STEP, LAST_PLACE, MOST_WIDTH)
+        return log_width
     for back in range(RECORD, 0, -AT_ONCE):
         decisions = ends - np.arange(back, back - AT_ONCE, -1)[:, None, None]
         for row, rate in zip(*_rows_and_rates(shares, count, decisions, speed, side), strict=True):
             place = np.arcsinh(outer * np.exp(log_width))
-            follow(log_width, place, shares.reshape(-1), row, rate, p, STEP, LAST_PLACE, MOST_WIDTH)
+            _follow_in_arrays(log_width, place, table, row, rate, p, STEP, LAST_PLACE, MOST_WIDTH)
     return log_width
 
 # %% ../../nbs/models/25_calibration.ipynb #e7b93b47
 MOST_WIDTH = 1.5  # largest change of a logarithmic width
 STEP = 9 / (len(SHARE_GRID) - 1)  # between values of the grid, after `arcsinh`
 LAST_PLACE = len(SHARE_GRID) - 1.001
-AT_ONCE = 25  # decisions whose rates are computed together; divides `RECORD`
+AT_ONCE = 25  # decisions whose rates are computed together without numba; divides `RECORD`
 
 
 @compiled
-def follow_outcomes(log_width, place, table, row, rate, p, step, last, most):
+def follow_outcomes(log_width, place, table, count, ends, back, speed, p, few, step, last, most):
     "Move each width by one decision: the stated probability against the share at or below a quantile."
+    horizons = log_width.shape[1]
+    grid = table.size // count.size
     for t in range(log_width.shape[0]):
-        for h in range(log_width.shape[1]):
+        for h in range(horizons):
+            decision = ends[t, h] - back
+            if decision < 0 or count[decision, h] == 0:
+                continue
+            row = (decision * horizons + h) * grid
+            weight = count[decision, h] / (count[decision, h] + few)
             for q in range(log_width.shape[2]):
                 at = min(max((place[t, h, q] + 4.5) / step, 0.0), last)
                 low = int(at)
-                a, b = table[row[t, h, 0] + low], table[row[t, h, 0] + low + 1]
+                a, b = table[row + low], table[row + low + 1]
                 below = a + (at - low) * (b - a)
-                moved = log_width[t, h, q] + rate[t, h, q] * (p[q] - below)
+                moved = log_width[t, h, q] + speed[h, q] * weight * (p[q] - below)
                 log_width[t, h, q] = min(max(moved, -most), most)
 
 
