@@ -6,11 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/serve/65_fast_path.ipynb #b3306750
+import asyncio
 import time
 
 from fastcore.basics import patch
 
-from ..core.errors import AccessError, StockpredictError
+from ..core.errors import AccessError, NotReady, StockpredictError
 from ..core.logs import log_ids
 from ..core.traces import current_traceparent, span, trace_ratio, tracing, wants_trace
 from ..access.cross_origin import answer_origin, preflight_headers
@@ -235,7 +236,7 @@ async def forward(
     start: float,  # when the request arrived, on the performance counter
 ):
     "Send a request through the framework, and complete the headers of its response."
-    status = 0
+    status, name = 0, scope["request_id"].decode()
 
     async def send_complete(message):
         nonlocal status
@@ -247,13 +248,17 @@ async def forward(
 
     try:
         refuse_key_in_address(scope)
-        with log_ids(request_id=scope["request_id"].decode()):
+        with log_ids(request_id=name):
             await self.app(scope, receive, send_complete)
     except AccessError as error:
         await self.service.refuse(scope, error)(scope, receive, send_complete)
+    except asyncio.CancelledError:  # the time in which a process that stops answers what is under way is over
+        if status:
+            raise
+        stopping = NotReady("The service is being restarted.", "Send the request again.", retry_after=1)
+        await self.service.refuse(scope, stopping)(scope, receive, send_complete)
     except Exception:
-        context = {"request_id": scope["request_id"].decode(), "path": scope["path"][:200]}
-        self.service.log.exception("unexpected error", **context)
+        self.service.log.exception("unexpected error", request_id=name, path=scope["path"][:200])
         if not status:
             await unexpected_error(scope)(scope, receive, send_complete)
     finally:
