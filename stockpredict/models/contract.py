@@ -68,8 +68,9 @@ class Model:
 # %% ../../nbs/models/20_contract.ipynb #e4380454
 def _refuse_holes(model, data):
     "Refuse features with values that are not finite, and data without a label."
-    x, names = data.inputs.x, data.inputs.names
-    odd = [name for j, name in enumerate(names) if not x[data.start :, :, j].isfinite().all()]
+    x, odd = data.inputs.x[data.start :], []
+    if not x.sum().isfinite():  # a finite sum has finite terms, and is a hundred times faster to take
+        odd = [name for j, name in enumerate(data.inputs.names) if not x[:, :, j].isfinite().all()]
     if odd:
         raise FeatureError(
             f"{model.name or 'The model'} cannot be fitted: {', '.join(odd[:5])} is not finite everywhere.",

@@ -78,6 +78,7 @@ FIXED_PARAMS = dict(
     verbosity=-1,
     deterministic=True,
     force_col_wise=True,
+    feature_pre_filter=False,
     bin_construct_sample_cnt=20_000,
     num_threads=1,
     max_bin=63,
@@ -86,8 +87,53 @@ FIXED_PARAMS = dict(
     feature_fraction=0.7,
     lambda_l2=10.0,
 )
+MOST_COLUMNS = 48  # most features that one tree sees
 
 
+def feature_share(
+    features: int,  # to learn from
+) -> float:
+    "Share of the features that each tree is grown on."
+    return min(FIXED_PARAMS["feature_fraction"], MOST_COLUMNS / max(features, 1))
+
+# %% ../../nbs/models/50_trees.ipynb #6f2a90c3
+def bin_rows(
+    x: np.ndarray,  # `[R, F]` features
+    names: list,  # feature names
+    seed: int,  # of the rows that set the edges
+):  # `lightgbm.Dataset`
+    "The features as numbers of bins, for all boosters that learn from these rows."
+    import lightgbm
+
+    settings, label = FIXED_PARAMS | dict(seed=seed), np.zeros(len(x), np.float32)
+    return lightgbm.Dataset(x, label, feature_name=list(names), params=settings).construct()
+
+
+def train_binned(
+    table,  # from `bin_rows`
+    y: np.ndarray,  # `[R]` labels; rows where it is `NaN` are left out
+    params: dict,  # of the `Trees`
+    threads: int = 1,  # processor cores; the trees do not depend on their number
+    weight: np.ndarray | None = None,  # `[R]` of the rows; all alike by default
+) -> str:
+    "Train one booster on rows that are binned, and return its text."
+    import lightgbm
+
+    known = np.flatnonzero(np.isfinite(y))
+    settings = FIXED_PARAMS | dict(
+        seed=params["seed"],
+        num_leaves=params["leaves"],
+        learning_rate=params["rate"],
+        min_data_in_leaf=max(20, round(params["leaf_share"] * len(known))),
+        feature_fraction=feature_share(table.num_feature()),
+        num_threads=threads,
+    )
+    part = table if len(known) == len(y) else table.subset(known).construct()
+    part.set_label(y[known]).set_weight(None if weight is None else weight[known])
+    text = lightgbm.train(settings, part, num_boost_round=params["rounds"]).model_to_string()
+    return text.replace(f"[num_threads: {threads}]", "[num_threads: 1]")
+
+# %% ../../nbs/models/50_trees.ipynb #b30c6d1e
 def train_booster(
     x: np.ndarray,  # `[R, F]` features
     y: np.ndarray,  # `[R]` labels, finite
@@ -97,18 +143,7 @@ def train_booster(
     weight: np.ndarray | None = None,  # `[R]` of the rows; all alike by default
 ) -> str:
     "Train one booster and return its text."
-    import lightgbm
-
-    settings = FIXED_PARAMS | dict(
-        seed=params["seed"],
-        num_leaves=params["leaves"],
-        learning_rate=params["rate"],
-        min_data_in_leaf=max(20, round(params["leaf_share"] * len(y))),
-        num_threads=threads,
-    )
-    table = lightgbm.Dataset(x, y, weight=weight, feature_name=list(names), params=settings)
-    text = lightgbm.train(settings, table, num_boost_round=params["rounds"]).model_to_string()
-    return text.replace(f"[num_threads: {threads}]", "[num_threads: 1]")
+    return train_binned(bin_rows(x, names, params["seed"]), y, params, threads, weight)
 
 # %% ../../nbs/models/50_trees.ipynb #496eb762
 def read_boosters(
@@ -151,9 +186,18 @@ class Trees(HorizonRegressors):
 
 # %% ../../nbs/models/50_trees.ipynb #c15a5007
 @patch
-def fit_horizon(self: Trees, horizon: int, x: np.ndarray, y: np.ndarray, weight: np.ndarray | None = None):
-    "Train the booster of one horizon and keep its text."
-    self.texts[f"h{horizon}"] = train_booster(x, y, self.names, self.params, self.threads, weight)
+def fit_score(
+    self: Trees,
+    data: Dataset,  # window to learn from
+):
+    "Bin the rows once, and train the booster of each horizon on them."
+    t, n = data.rows()
+    table = bin_rows(data.inputs.x[t, n].cpu().numpy(), self.names, self.seed)
+    y, weight = data.relative()[t, n].cpu().numpy(), data.label_weights()
+    for j, h in enumerate(self.horizons):
+        own = None if weight is None else weight[t, n, j].cpu().numpy()
+        self.texts[f"h{h}"] = train_binned(table, y[:, j], self.params, self.threads, own)
+    self.prepare()
 
 
 @patch
