@@ -20,6 +20,7 @@ from .volatility_skill import volatility_skill
 
 # %% ../../nbs/train/97_comparison.ipynb #f2cb2414
 BASELINE_FEATURES = ("ret_1", "mom_5", "mom_252_21")
+NOT_COMPARED = ("composed", "foundation")  # kinds of models that are compared only when named
 
 
 def comparison_settings(
@@ -27,10 +28,10 @@ def comparison_settings(
     data: str,  # a file of bars or a folder of them
     calendar: str,  # of the exchange
     home: Path,  # folder for the lake and the work
-    names: list | None = None,  # models; all by default
+    names: list | None = None,  # models; all that can be fitted here by default
 ) -> Settings:
     "The settings with other data, a folder of its own and all models."
-    names = names or [n for n in models if models.meta(n)["kind"] != "composed"]
+    names = names or [n for n in models if models.meta(n)["kind"] not in NOT_COMPARED]
     features = list(dict.fromkeys([*settings.features.names, *BASELINE_FEATURES]))
     own = {"data.source": "files", "data.files_path": str(Path(data).absolute()), "data.calendar": calendar}
     own |= {"data.universe": [], "data.index": "", "storage.home": str(home), "models.trials": 0}
