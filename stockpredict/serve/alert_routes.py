@@ -329,11 +329,15 @@ async def alert_loop(
     service,  # of the application
     every: float = SEND_EVERY,  # seconds between two rounds
 ):
-    "Send what is due until cancelled."
+    "Send what is due until cancelled; end, with a sentence in log and health, where a package is missing."
     while True:
         try:
             await asyncio.to_thread(send_alerts, service)
         except (StockpredictError, OSError) as error:
             service.alert_state = {"status": "trouble", "reason": str(error)}
             service.log.warning("problem", part="alerts", reason=str(error))
+        except ImportError as error:
+            reason = f"This process sends no alerts, because it has no package {error.name}."
+            service.alert_state = {"status": "trouble", "reason": reason}
+            return service.log.error("problem", part="alerts", reason=reason)  # another round would not help
         await asyncio.sleep(every)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from served_desk import Served, build_settings, fill_lake
@@ -30,7 +32,7 @@ def sink():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory, sink):
-    "A lake of a small market, two channels, and a service that asks everybody for a key."
+    "A lake of a small market, two channels, and a service that asks every caller for a key."
     place = tmp_path_factory.mktemp("alerts")
     more = {"access.required": "always", "alerts.allow_hosts": sink.place, "access.changes_per_minute": 0}
     settings = build_settings(place, **more, **{"alerts.rules_per_caller": 3})
@@ -254,6 +256,34 @@ def test_the_service_sends_by_itself_and_its_health_names_the_channel_that_fails
     assert event in sink.ids() and state["status"] == "trouble"
     assert "broken has failed 1 time in a row: The webhook answered with status 500." in state["reason"]
     assert health["components"]["alerts"] == state and "alerts" in health["trouble"]
+
+
+def test_a_reader_without_a_package_says_so_in_log_health_and_metrics(home, sink, monkeypatch):
+    from test_delivery import ring, rule_of
+
+    settings = home[0]
+    outbox, lines = Outbox(settings.storage), []
+    own = rule_of(outbox, channels=["desk"])
+    ring(outbox, own, 1)
+    monkeypatch.delitem(sys.modules, "stockpredict.alerts.sending", raising=False)
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "stockpredict.core.calendar", raising=False)
+
+    async def go():
+        async with Served(settings) as client:
+            client.service.log = SimpleNamespace(error=lambda event, **fields: lines.append(fields))
+            await alert_loop(client.service, 0.05)
+            client.service.measured_at = 0  # the next look at the parts is due
+            await client.service.measure()
+            operator = {"authorization": f"Bearer {home[1]['olga']}"}
+            return client.service.health(), (await client.get("/metrics", headers=operator)).text
+
+    health, metrics = asyncio.run(go())
+    outbox.store.remove(own.id)
+    reason = health["components"]["alerts"]["reason"]
+    assert "alerts" in health["trouble"] and "no package pandas" in reason
+    assert [line["reason"] for line in lines] == [reason]
+    assert 'stockpredict_part_trouble{part="alerts"} 1' in metrics.splitlines()
 
 
 def test_from_the_shell(home, sink, tmp_path):
