@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	$(UV_INSTALL) || $(PIP) -c constraints.txt -e '.[dev]' 2>/dev/null || \
 		$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python -c 'import fastapi, great_expectations, lightgbm, lightning, mlflow, optuna, prefect, stockpredict.cli.main, torch' >/dev/null 2>&1 || true   # compiles what is used; pip would compile all there is
-	@mkdir -p $(VENV)/share/jupyter/lab/settings   # JupyterLab asks nobody whether to fetch news
+	@mkdir -p $(VENV)/share/jupyter/lab/settings   # JupyterLab does not ask whether to fetch news
 	@echo '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}' > $(VENV)/share/jupyter/lab/settings/overrides.json
 	@touch $@
 

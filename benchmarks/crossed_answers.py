@@ -48,7 +48,7 @@ def pool_of(engine, size: int) -> list[dict]:
 
 
 def scaled_request(pool: list[dict], number: int) -> tuple[bytes, dict, float]:
-    "The body of a what-if request that nobody else sends, the answer of its history, and its last close."
+    "The body of a what-if request that no other request has, the answer of its history, and its last close."
     import orjson
 
     entry, factor = pool[number % len(pool)], 1 + number * 1e-6

@@ -81,7 +81,7 @@ class Replica:
 
 
 async def probe(port: int) -> int:
-    "The status of /health/ready; 0 when nobody listens."
+    "The status of /health/ready; 0 when no server listens."
     try:
         connection = await asyncio.open_connection("127.0.0.1", port)
         head = b"GET /health/ready HTTP/1.1\r\nHost: replica\r\nConnection: close\r\n\r\n"

@@ -9,7 +9,7 @@ prices are corrected later, which steps are killed with SIGKILL (in a forked pro
 operation or step of the lake), on which days MLflow or Redis is away, on which days nothing runs at all, and
 which days are repeated. Each night every promise is checked against plain Python:
 
-- no acknowledged bar is lost, and the lake holds what the vendors sent, whoever was killed meanwhile;
+- no acknowledged bar is lost, and the lake holds what the vendors sent, whatever process was killed;
 - what was known at the end of an earlier day reads the same for ever;
 - the table is never newer than the lake, tells its age as the calendar does, and is of the served model;
 - the served model verifies, and no experiment is published twice;
@@ -58,7 +58,7 @@ from stockpredict.train.registry import load_version
 
 CALENDAR = get_calendar("XNYS")
 FIRST_DAY, HISTORY = "2022-01-03", 220  # sessions before the first simulated day
-REFUSES = "127.0.0.1:9"  # nobody listens there
+REFUSES = "127.0.0.1:9"  # no server listens there
 CHANGES = SIMULATED_DESK | {"data.start": FIRST_DAY, "validation.first_train": 120}
 WHOLE = ("", "bom", "strings", "behind")  # answers that are read as they are
 LOST = ("429", "500", "throttled", "html", "truncated", "garbage", "hangup", "reset", "empty", "bad-symbol")
@@ -416,7 +416,7 @@ class Desk:
         "Nothing half done stays for long, and the number of files is bounded."
         home = settings.storage.home_dir
         with retrain_lock(settings):
-            pass  # nobody holds it
+            pass  # it is free
         self.expect(not (home / "retrain.json").exists(), "a finished run is still noted as running")
         files, now = [p for p in home.rglob("*") if p.is_file()], time.time()
         for file in files:  # the disk does not know of the moved clock
@@ -490,7 +490,7 @@ def main():
     ask.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     ask.add_argument("--days", type=int, default=250)
     ask.add_argument("--trouble", type=float, default=1, help="how much more often something goes wrong")
-    ask.add_argument("--calm", action="store_true", help="the same market and vendors, and nobody is killed")
+    ask.add_argument("--calm", action="store_true", help="the same market and vendors, and no kills")
     ask.add_argument("--keep", default="", help="keep the homes in this folder")
     asked = ask.parse_args()
     logging.disable(logging.WARNING)

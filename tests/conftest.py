@@ -245,7 +245,7 @@ def trained(together) -> Path:
 
 @pytest.fixture
 def finished_alone(finished, together):
-    "The same, and nobody else changes it meanwhile."
+    "The same, and no other test changes it meanwhile."
     with in_turn(together / "changed.lock"):
         yield finished
 

@@ -40,7 +40,7 @@ def copy_of(home: Path, place: Path) -> tuple[Settings, Experiment]:
 
 
 def without_mlflow(monkeypatch):
-    "Nobody answers where MLflow should be."
+    "No server answers where MLflow should be."
 
     def client(settings):
         raise ConnectionError("MLflow is not there")

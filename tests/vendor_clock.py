@@ -2,7 +2,7 @@
 
 
 class Clock:
-    "Time that passes only when somebody sleeps."
+    "Time that passes only when the code sleeps."
 
     def __init__(self):
         self.now, self.slept = 0.0, []

@@ -135,7 +135,7 @@ def errors_page() -> str:
     about = (
         "Each error is a sentence, a next step and one of these codes. The code does not change between "
         "versions, so a program can rely on it. `stockpredict errors CODE` prints the page of one code, and "
-        "the service shows it at `/runbooks/CODE`. P1 to P4 say [how soon](alerts.md) somebody has to begin."
+        "the service shows it at `/runbooks/CODE`. P1 to P4 say [how soon](alerts.md) work has to begin."
     )
     return _page("Error codes", about, *_by_topic(pages, {}))
 

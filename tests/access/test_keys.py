@@ -1,4 +1,4 @@
-"""API keys: a damaged file lets nobody in, a revoked key ends, and a stranger learns nothing by asking."""
+"""API keys: a damaged file grants no access, a revoked key ends, and an attacker learns nothing by asking."""
 
 import concurrent.futures as cf
 import json

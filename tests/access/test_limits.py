@@ -61,7 +61,7 @@ def test_a_refused_request_is_not_counted_and_a_caller_never_costs_another():
     limits.admit("key:1", 10.0 + 60 + SLICE)
 
 
-def test_everybody_together_has_a_limit_and_zero_is_none():
+def test_all_callers_together_have_a_limit_and_zero_is_none():
     limits = CallerLimits(Access(total_per_minute=10))
     for i in range(10):
         limits.admit(f"key:{i}", 1.0)

@@ -310,7 +310,7 @@ def right(value, table):
     return value
 
 
-def test_a_miss_is_computed_and_filled_for_everybody(online, server, live):
+def test_a_miss_is_computed_and_filled_for_all_readers(online, server, live):
     table = truth(live)
     assert right(online.get("SIM03"), table).origin == "computed"
     assert all(right(online.get(t), table).origin == "redis" for t in table.index)
@@ -620,7 +620,7 @@ def test_features_of_facts_are_kept_and_extended(settings, whole, tmp_path):
         equal(store.frame(), before)
     with FeatureStore(settings.with_(**{"data.index": "nasdaq"}), FACTS) as other:
         assert other.key != store.key and other.frame().membership_age.isna().all(), (
-            "nobody joined that index"
+            "no stock joined that index"
         )
 
 

@@ -45,7 +45,7 @@ def test_a_split_that_the_lake_knows_is_no_jump(tmp_path, kind, seed):
 
 
 def test_errors_are_seen_by_both(tmp_path):
-    "A close in another unit, a split that nobody stated, and a missing bar."
+    "A close in another unit, an unstated split, and a missing bar."
     bars = sample_bars(tickers=5, sessions=80).assign(adj_close=lambda b: b.close)
     names = sorted(bars.ticker.unique())
     days = bars.event_time.sort_values().unique()

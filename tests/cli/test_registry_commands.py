@@ -65,7 +65,7 @@ def test_diff_names_what_differs_and_nothing_else(shell):
 def test_promote_rollback_and_history_switch_and_remember(shell):
     back = json.loads(shell("registry", "rollback", "--why", "drill", "--json"))
     assert back["version"] == 1 and json.loads(shell("registry", "show", "--json"))["version"] == 1
-    shell("registry", "promote", "2", code=1)  # somebody went back from it
+    shell("registry", "promote", "2", code=1)  # it was rolled back
     words = ("registry", "promote", "2", "--override", "the drill is over", "--json")
     assert json.loads(shell(*words))["version"] == 2
     events = json.loads(shell("registry", "history", "--json"))

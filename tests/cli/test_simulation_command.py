@@ -25,7 +25,7 @@ CHANGES = {
     "models.candidates": "mean",
     "features.names": "gap_1",
     "validation.horizons": "1",
-    "storage.mlflow_uri": "http://127.0.0.1:9",  # nobody answers there, and nothing here depends on it
+    "storage.mlflow_uri": "http://127.0.0.1:9",  # no server answers there, and nothing here depends on it
 }
 WORDS = ["simulate-desk", "--json", *(word for option in SMALL.items() for word in option)]
 WORDS += [word for name, value in CHANGES.items() for word in ("--set", f"{name}={value}")]

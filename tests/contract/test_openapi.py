@@ -23,7 +23,7 @@ SNAPSHOT = HERE / "v1.json"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    "A champion of a small market, in a service that asks everybody for a key."
+    "A champion of a small market, in a service that asks every caller for a key."
     from stockpredict.sources.simulate import simulate
     from stockpredict.sources.source import source_id
 

@@ -228,7 +228,7 @@ def test_redis_refuses_strangers(locked_redis, secrets):
     with pytest.raises(redis.ConnectionError):
         redis.Redis(port=port, socket_timeout=5).ping()  # no TLS
     with pytest.raises(redis.ConnectionError, match=r"(?i)certificate"):
-        redis.Redis.from_url(url.split("?")[0]).ping()  # an authority nobody named
+        redis.Redis.from_url(url.split("?")[0]).ping()  # an unknown authority
     trust = {"ssl": True, "ssl_ca_certs": str(secrets / "authority.pem"), "host": "localhost", "port": port}
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(**trust).ping()

@@ -81,7 +81,7 @@ def without_space(one) -> dict:
 
 
 def test_every_name_that_is_used_is_there(objects):
-    "Claims and ConfigMaps of pods; what somebody else brings is listed in README.md."
+    "Claims and ConfigMaps of pods; what the operator brings is listed in README.md."
     claims, maps = of_kind(objects, "PersistentVolumeClaim"), of_kind(objects, "ConfigMap")
     listed = (ROOT / "README.md").read_text()
     for name, (_, pod) in templates(objects).items():

@@ -1,5 +1,5 @@
 """The documentation: nothing is missing, every link leads somewhere, every command in it exists, and
-everybody can read the pages, without a network."""
+the pages are accessible, without a network."""
 
 import ast
 import re
@@ -299,7 +299,7 @@ def test_a_page_that_fetches_from_elsewhere_is_found(tmp_path):
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_can_be_read_by_everybody(site, browser, width, dark):
+def test_pages_are_accessible(site, browser, width, dark):
     browser.resize(width, 844, dark)
     for page in LOOKED_AT:
         browser.open((site / f"{page}.html").as_uri())

@@ -25,7 +25,7 @@ def p_of(y, scale, lag=2):
 
 def test_right_intervals_have_no_runs_and_constant_ones_have():
     """Of right intervals 3 to 8 % are refused at 5 % (`benchmarks/tests_of_skill.py --only runs` draws more
-    markets, of more kinds); with the lag of one session, which nobody knew yet, more are."""
+    markets, of more kinds); with the lag of one session, not known yet at the decision, more are."""
     rng = np.random.default_rng(3)
     right, constant = [], []
     for _ in range(120):

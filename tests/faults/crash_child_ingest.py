@@ -61,7 +61,7 @@ def killed_at(k):
 
 
 def look(s):
-    "What a reader finds; he opens the lake first, before anybody has repaired anything."
+    "What a reader finds that opens the lake first, before any repair."
     if not (s.storage.lake_dir / "catalog.sqlite").exists():
         return {"rows": 0}
     try:

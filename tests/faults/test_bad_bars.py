@@ -190,7 +190,7 @@ def test_13_the_same_split_worked_in_is_no_flag(market):
     assert gate(bars).flags.equals(gate(market).flags)
 
 
-def test_13_a_crash_to_the_half_in_which_everybody_trades_is_news(market):
+def test_13_a_crash_to_the_half_on_heavy_volume_is_news(market):
     rows = one(market)
     bars, t = market.copy(), rows[100]
     bars.loc[rows[100:], [*PRICES, "adj_close"]] *= 0.5

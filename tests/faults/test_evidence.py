@@ -38,7 +38,7 @@ def edit(settings, name, **changes):
 
 
 @pytest.mark.parametrize("change", [{"skill": "strong"}, {"wording": "sure"}, {"reasons": ["p = 1e-9"]}])
-def test_an_edited_pointer_is_refused_by_everybody(published, change):
+def test_an_edited_pointer_is_refused_by_every_reader(published, change):
     settings, _ = published
     edit(settings, "champion.json", **change)
     for read in (current_champion, champion_pointer):
@@ -191,7 +191,7 @@ def test_a_copy_that_does_not_fit_keeps_the_champion(published):
 
 def test_an_mlflow_that_refuses_is_pending(trained, tmp_path, caplog):
     settings, study = small_study.copy_of(trained, tmp_path / "home")
-    settings = settings.with_(**{"storage.mlflow_uri": "http://127.0.0.1:9"})  # nobody listens there
+    settings = settings.with_(**{"storage.mlflow_uri": "http://127.0.0.1:9"})  # no server listens there
     champion = publish_model(settings, study, decide(study))
     assert champion.mlflow == "pending" and current_champion(settings) == champion
     assert "1 publication waits in the outbox" in caplog.text

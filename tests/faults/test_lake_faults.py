@@ -84,7 +84,7 @@ def test_a_lock_left_by_a_crash_does_not_matter_and_its_files_are_swept(tmp_path
     assert (storage(tmp_path).lake_dir / "writer.json").exists()
     with Lake(storage(tmp_path)) as lake:
         left = lake.clean("0s")
-        assert left and len(lake.bars()) == 200, "the dead writer's file is there, and nobody sees it"
+        assert left and len(lake.bars()) == 200, "the dead writer's file is there, and no reader sees it"
         assert lake.clean("0s", dry_run=False) == left and lake.clean("0s") == []
         assert (
             lake.append(market, now=NOW).rows_new == len(market) - 200

@@ -34,7 +34,7 @@ SMALL = {
     "validation.first_train": 200,
     "validation.folds": 2,
     "storage.mlflow_uri": "http://127.0.0.1:9",
-}  # nobody listens there
+}  # no server listens there
 
 
 @pytest.fixture(scope="module")

@@ -70,13 +70,13 @@ def truth(market, ticker="AAA"):
 
 
 @pytest.mark.parametrize("wait, expected", [(20, 20), ("date", 20), (None, 0.5)])
-def test_case_1_told_to_wait_everybody_waits(given, standin, market, wait, expected):
+def test_case_1_told_to_wait_all_requests_wait(given, standin, market, wait, expected):
     at = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True) if wait == "date" else wait
     standin.fault("429", wait=at)
     source, clock = quick(given(sources__deadline=60, sources__at_once=3))
     assert len(fetched(source, ["AAA", "BBB", "CCC"])) == 3 * len(truth(market))
     assert standin.request_log().fault.tolist() == ["429", "", "", ""], (
-        "one refusal, then everybody comes back once: no storm"
+        "one refusal, then every request comes back once: no storm"
     )
     longest = max(clock.slept)
     if wait is None:

@@ -33,7 +33,7 @@ def test_the_flow_tells_the_same_story_as_the_pipeline(root):
     )
     steps = [s.__name__ for s in pipeline.STORY if callable(s)]
     assert [n.func.id for n in calls if n.func.id in ("ingest", *steps)] == ["ingest", *steps]
-    assert pipeline.STORY[len(steps) :] == pipeline.PAGES, "a page keeps nobody waiting for an answer"
+    assert pipeline.STORY[len(steps) :] == pipeline.PAGES, "a page delays no answer"
     assert "for name in pipeline.PAGES" in ast.unparse(answer)
 
 

@@ -179,7 +179,7 @@ def test_a_planned_run_is_skipped_with_its_reason_and_closes_killed_ones(desk):
 
 def test_a_run_is_started_by_name_on_the_server_of_the_environment(desk, monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", desk.api)
-    elsewhere = ["--set", "schedule.prefect_port=1029"]  # nobody listens there
+    elsewhere = ["--set", "schedule.prefect_port=1029"]  # no server listens there
 
     def start(name):
         return CliRunner().invoke(flows, ["start", name, *elsewhere], obj=SettingsOptions())

@@ -75,7 +75,7 @@ def test_without_mlflow_a_day_trains_and_publishes_and_the_record_follows(simula
 
 
 def test_what_is_wrong_is_found(simulator, tmp_path):
-    "A lost bar, a wrong price, a bar that nobody sent and one that was not stored."
+    "A lost bar, a wrong price, a bar that no vendor sent and one that was not stored."
     import pandas as pd
 
     desk = simulator.Desk(3, 4, tmp_path)

@@ -36,7 +36,7 @@ def real_routes(app):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    "A service that asks everybody for a key, and a key for each role."
+    "A service that asks every caller for a key, and a key for each role."
     settings = build_settings(tmp_path_factory.mktemp("classes"), **{"access.required": "always"})
     keys = {role: KeyStore(settings.storage).create([role]) for role in ROLES}
     app = create_app(settings)

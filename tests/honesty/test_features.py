@@ -1,4 +1,4 @@
-"""No feature sees the future; whoever tries is caught, by name."""
+"""No feature sees the future; one that tries is named."""
 
 import math
 from functools import lru_cache
@@ -102,7 +102,7 @@ def test_there_is_a_catalogue_to_prove():
         assert not any(FEATURES[n].sets for n in SETS[s])
     assert len(BESIDE) >= 12 and {n for n in NAMES if FEATURES[n].fields & BESIDE} == (
         set(SETS["facts"]) | {n for n in SETS["alpha101"] if FEATURES[n].fields & BESIDE}
-    ), "who needs facts stands in the set, and nobody else"
+    ), "the set has exactly the features that need facts"
     assert all(FEATURES[n].fields == {"close"} for n in SETS["core"])
 
 

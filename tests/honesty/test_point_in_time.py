@@ -435,7 +435,7 @@ def test_money_is_what_was_published():
         Panel.from_bars(adjust(market.assign(money=7.0), payments(market)[0]), CALENDAR).money.values, own
     )
     assert Panel.from_bars(market.drop(columns="volume").assign(money=7.0)).money.values.isnan().all(), (
-        "without a volume nobody knows it"
+        "without a volume it is unknown"
     )
 
 

@@ -202,7 +202,7 @@ def test_bars_that_nobody_judged_are_searched_once_and_then_read(market, tmp_pat
     assert stored_flags(s) is None
     deliver(hurt, tmp_path)
     ingest(s, "2024-01-02T12:00Z")
-    assert "spike" in set(stored_flags(s).flag), "an ingest looks where nobody has"
+    assert "spike" in set(stored_flags(s).flag), "an ingest searches what was not searched before"
     with Lake(s.storage) as lake:
         lake.con.execute("ALTER TABLE lake.ingests DROP COLUMN flags")
     assert stored_flags(s) is None, "a lake from before flags were kept"

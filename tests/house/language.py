@@ -34,7 +34,7 @@ PUBLIC = re.compile(r"^#\|\s*exports?\b", re.M)  # `exporti` keeps a name out of
 
 
 def names(text: str) -> set[str]:
-    "Names that a piece of Python gives to things; attributes and keyword arguments are somebody else's."
+    "Names that a piece of Python gives to things; attributes and keyword arguments belong to other code."
     given = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Name):

@@ -152,7 +152,7 @@ def test_an_impossible_time_is_quarantined_and_counted(tmp_path, stamp, reason):
 
 
 def test_history_before_the_first_bar_and_a_new_ticker_are_a_backfill(tmp_path):
-    "They keep the lag, because nobody had looked at these days."
+    "They keep the lag, because these days were not ingested before."
     deliver(tmp_path, NINE)
     s = settings_for(tmp_path, **{"data.start": "2024-01-08"})
     ingest(s, JANUARY)

@@ -283,7 +283,7 @@ def test_a_caller_who_sends_the_lakes_bars_gets_the_stored_answer(settings):
     )
     names = engine.spec.names
     assert x[names.index("leverage")] != 0 == y[names.index("leverage")], "a stranger has no reports of SIM2"
-    assert x[names.index("vix_level")] == y[names.index("vix_level")] != 0, "the market is everybody's"
+    assert x[names.index("vix_level")] == y[names.index("vix_level")] != 0, "one market for all tickers"
 
 
 def test_a_model_of_facts_refuses_to_answer_without_them(settings, tmp_path):

@@ -119,7 +119,7 @@ def test_what_is_missing_or_too_young_is_undefined():
 
 
 def test_a_step_made_by_hand_takes_the_long_way():
-    "A feature with something in it that nobody can trace is computed like any other, on its whole look-back."
+    "A feature with a part that cannot be traced is computed like any other, on its whole look-back."
     from stockpredict.algebra.series import Series
 
     def by_hand(b):
@@ -136,7 +136,7 @@ def test_every_feature_of_the_bars_has_a_recipe():
 
 
 def test_a_short_history_and_a_session_without_anybody():
-    "Fewer rows than the longest look-back, and a market that was closed to everybody for a day."
+    "Fewer rows than the longest look-back, and a market without any bar on a day."
     short, empty = market(90), market(330)
     for x in empty._fields.values():
         x[-40] = math.nan

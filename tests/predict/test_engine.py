@@ -362,7 +362,7 @@ def test_callers_that_return_are_waited_for_and_never_longer_than_a_share_of_the
             for _ in range(8):  # more quiet turns than a batch without callers would wait
                 await asyncio.sleep(0)
         await asyncio.gather(*again)
-        return await batcher.submit(9)  # nobody else comes: it ends all the same
+        return await batcher.submit(9)  # no other request comes: it ends all the same
 
     assert run(go()) == 9 and seen == [4, 4, 1]
 

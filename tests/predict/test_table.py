@@ -222,7 +222,7 @@ def repacked(raw, sign=None):
 
 
 def test_a_repacked_table_on_disk_is_refused_and_written_again(settings):
-    "Whoever can write into the folder still cannot sign."
+    "A user who can write into the folder still cannot sign."
     from stockpredict.serve.service import Service
 
     service = Service(settings)

@@ -102,7 +102,7 @@ def test_a_table_that_was_published_late_says_so_however_it_is_asked_for(tmp_pat
         assert (origin["session"], origin["knew_outcome"]) == ("2022-12-27", True)
 
 
-def test_days_that_everybody_gave_up_on_do_not_turn_others_away(past, monkeypatch):
+def test_days_without_a_waiting_caller_do_not_turn_others_away(past, monkeypatch):
     settings, sessions = past
     travel, table = time_travel.TimeTravel(settings), SimpleNamespace(size=1)
 

@@ -189,7 +189,7 @@ def test_when_a_batch_is_refused():
         gate(zero(29)).raise_if_refused()
     assert gate(bars[:0]).raise_if_refused().rows == 0
     noon = bars.event_time.max() - pd.Timedelta(hours=1)
-    assert not gate(bars[bars.event_time > noon], now=noon).refused, "an open session is nobody's fault"
+    assert not gate(bars[bars.event_time > noon], now=noon).refused, "an open session is no fault"
 
 
 def test_a_table_that_is_no_bars_is_refused():

@@ -1,4 +1,4 @@
-"""Remarks about whole tables: closures and special sessions nobody knew of, weekly bars, copies."""
+"""Remarks about whole tables: unannounced closures and special sessions, weekly bars, copies."""
 
 import numpy as np
 import pandas as pd

@@ -18,7 +18,7 @@ FORM = {"grant_type": "password", "username": "anna", "password": "copper lanter
 
 @pytest.fixture
 def closed(settings):
-    "A service that asks everybody for a key or a token, with one user."
+    "A service that asks every caller for a key or a token, with one user."
     settings = settings.with_(**{"access.required": "always"})
     Login(settings.storage, **CHEAP).users.create("anna", ["analyst"], FORM["password"])
     return settings

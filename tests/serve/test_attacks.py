@@ -33,7 +33,7 @@ def build(folder, **more):
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory):
-    "A service that asks everybody for a key, and a key of each role."
+    "A service that asks every caller for a key, and a key of each role."
     more = {"access.required": "always", "access.cors_origins": "https://desk.example"}
     more |= {f"access.{kind}_per_minute": 0 for kind in ("requests", "asks", "changes")}
     settings = build(tmp_path_factory.mktemp("strict"), **more)

@@ -33,7 +33,7 @@ def test_no_answer_is_crossed_empty_or_lost(crossed, settings, capsys):
 
 
 def test_a_crossed_answer_would_be_noticed(crossed):
-    "The check itself: the answer of another request, of another history, or of nobody."
+    "The check itself: the answer of another request, of another history, or of no request."
     pool = [
         {"ticker": "A", "days": ["2016-01-04"], "closes": pytest.importorskip("numpy").array([10.0])}
         | {"answer": {"ticker": "A", "quantiles": {"0.5": 0.01}}}

@@ -150,7 +150,7 @@ def test_more_connections_than_the_limit_are_told_when_to_come_back(port):
 
 
 def test_a_connection_whose_answer_had_begun_does_not_hold_up_the_end():
-    "The client got no word that the connection ends, so it keeps it open, and nobody waits for that."
+    "The client got no word that the connection ends, so it keeps it open; the server does not wait."
     from stockpredict.serve.server import run_loop
     from stockpredict.serve.wire import WireConfig, WireServer
     from stockpredict.serve.wire_limits import WireLimits

@@ -35,7 +35,7 @@ def test_every_version_of_gdp_is_known_when_it_appeared(shared):
     body = fixture(shared, "test_series__test_get_series_asof_date_json")
     sent, findings = pd.DataFrame(json.loads(body)["observations"]), parse_macro(body, "GDP")
     assert len(findings) == len(sent) == 2902 and findings.value.isna().sum() == (sent.value == ".").sum() > 0
-    assert (findings.known_at > findings.event_time).all(), "nobody knew a quarter on its first day"
+    assert (findings.known_at > findings.event_time).all(), "no quarter was known on its first day"
     for day in ("1999-06-30", "2008-11-15", "2018-12-31"):
         theirs = sent[(sent.realtime_start <= day) & (sent.realtime_end >= day)].set_index("date").value
         ours = (

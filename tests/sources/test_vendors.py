@@ -217,7 +217,7 @@ def test_the_chain_is_a_source_like_any_other(two_vendors, standin):
     s = VendorChain(two_vendors())
     bars = s.fetch(["BBB", "AAA"], "2019-05-01", "2019-06-28")
     assert bars.ticker.drop_duplicates().tolist() == ["AAA", "BBB"], (
-        "in the order of tickers, whoever answered first"
+        "in the order of tickers, whichever vendor answered first"
     )
     assert (
         set(bars.source) == {"vendors-standin"}

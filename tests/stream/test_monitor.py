@@ -111,7 +111,7 @@ def test_the_service_tells_how_old_the_live_data_are_and_nothing_where_there_is_
 
 
 def test_every_metric_of_the_alert_rules_in_the_guide_exists(settings):
-    "A rule on a name that nobody exports would never fire."
+    "A rule on a name that is not exported would never fire."
     publish_rows(settings, sample_bars(tickers=1, sessions=5))
     with Consumer(settings) as c, serve_metrics(settings, c.did, 0) as port:
         c.go(idle=0.05)
@@ -170,7 +170,7 @@ def test_small_files_are_merged_and_no_version_is_lost(settings, monkeypatch):
         pd.testing.assert_frame_equal(c.lake.bars(snapshot=int(versions.snapshot.iloc[-5])), middle)
         with Lake(settings.storage) as other, other.writer():
             c._merged_files = -10
-            assert c.tidy() is False, "somebody else writes"
+            assert c.tidy() is False, "another writer is active"
 
 
 def test_the_quick_look_and_great_expectations_are_compared_after_the_fact(settings, monkeypatch):

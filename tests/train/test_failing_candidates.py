@@ -192,7 +192,7 @@ def test_a_damaged_candidate_is_made_again(published, name):
     path = work / "candidates" / "reversal" / name
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    if "/" not in name:  # whoever loads a model verifies it anyway
+    if "/" not in name:  # loading a model verifies it anyway
         with pytest.raises(ArtifactRejected, match=r"candidate reversal of .* is damaged") as caught:
             Experiment.load(work)
         assert "training again" in caught.value.fix

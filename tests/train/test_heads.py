@@ -162,7 +162,7 @@ def test_intervals_of_which_little_is_known_are_no_strong_evidence(study, monkey
 
 
 def test_intervals_whose_misses_come_in_runs_are_no_strong_evidence(study, monkeypatch):
-    "The coverage is right, and the width swings with a month nobody asked for: the word falls to weak."
+    "The coverage is right, and the width swings with an arbitrary month: the word falls to weak."
     plain = study.candidates["mean"].forecast
     monkeypatch.setattr("stockpredict.train.head_gates.MOST_OFF_THIRD", 0.05)
     monkeypatch.setattr("stockpredict.train.head_gates.WIDEST", 0.2)

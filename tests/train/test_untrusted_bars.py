@@ -84,7 +84,7 @@ def test_volatility_is_robust_on_every_path():
 
 
 def test_a_source_of_closes_alone_is_trained_on(tmp_path):
-    "The bundled sample publishes no volume, so nobody can know what was traded, and nothing is left out."
+    "The bundled sample publishes no volume, so it is unknown what was traded, and nothing is left out."
     from stockpredict.catalogue.design_matrix import Spec, make_inputs
     from stockpredict.core.settings import Settings
     from stockpredict.ingest.ingest import ingest
