@@ -6,14 +6,13 @@ import gc
 import json
 import os
 import secrets
-import sys
 import time
 from pathlib import Path
 
 import kill_points
 import numba  # noqa: F401 - so that every test computes with the loops
-import patience
 import pytest
+import warm
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -215,8 +214,7 @@ def finished(together):
     answer = together / "finished.json"
     with in_turn(together / "finished.lock"):
         if not answer.exists():
-            command = [sys.executable, "-m", "stockpredict.cli.main", "retrain", "--json", *asked]
-            done = patience.run(command, cwd=ROOT)
+            done = warm.stockpredict("retrain", "--json", *asked, cwd=ROOT)
             answer.write_text(
                 json.dumps({"code": done.returncode, "report": done.stdout, "console": done.stderr})
             )
