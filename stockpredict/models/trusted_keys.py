@@ -68,6 +68,10 @@ class TrustedKeys:
         raise InvalidSignature
 
 # %% ../../nbs/models/04_trusted_keys.ipynb #230736d0
+class KeysDamaged(ValueError):
+    "Why `signing.pub` cannot be read; every caller turns it into its own refusal."
+
+
 ENTRY = re.compile(
     r"(?:# key [0-9a-f]{16}(?:, not after (\S+))?\n)?(-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----)",
     re.DOTALL,
@@ -100,5 +104,5 @@ def read_trusted_keys(
         for end, pem in ENTRY.findall(text)
     ]
     if not entries:
-        raise ValueError("signing.pub contains no public key")
+        raise KeysDamaged("signing.pub contains no public key")
     return TrustedKeys(tuple(entries))

@@ -62,7 +62,7 @@ def resign_entries(
             count += 1
     return count
 
-
+# %% ../../nbs/predict/58_key_rotation.ipynb #9d5e2a03
 def resign_artifacts(
     settings: Settings,  # registry and keys
 ) -> int:  # models that were signed again
