@@ -54,9 +54,9 @@ class Hammer:
 
     def judge(self, key, name: str, status: int, body: bytes):
         "Is an answer right?"
-        answer = json.loads(body)
         if status != 200:
-            return self.note("lost", f"{status} {answer['error']}")
+            return self.note("lost", f"{status} {body.decode(errors='replace')}")
+        answer = json.loads(body)
         data, right = answer["data"], answer["metadata"]["request_id"] == name
         version = data["model"]["version"]
         if key is None:

@@ -242,6 +242,7 @@ QUICK = {
     "serving.keep_alive_seconds": 0.6,
     "serving.max_connections": 40,
     "serving.max_body_mb": 1,
+    "serving.drain_seconds": 600.0,  # a busy machine may need long for what is under way
 }
 
 
