@@ -70,7 +70,7 @@ def keep_reader(
         return
     _KEPT.append((mark, con))
 
-
+# %% ../../nbs/lake/02_kept_reader.ipynb #b51d0a01
 def after_own_write(
     storage,  # settings.storage
     before: tuple | None,  # mark of the catalog when this process opened it for writing

@@ -118,7 +118,7 @@ def before_read(
 ):
     "Called before each read of bars and facts; a subclass compares files with their checksums here."
 
-# %% ../../nbs/lake/05_store.ipynb #6f3dedb8
+# %% ../../nbs/lake/05_store.ipynb #b51d0a03
 # what is there, from the catalog's own tables: duckdb_columns() describes every table of DuckDB as well,
 # which costs more than opening the lake
 _COLUMNS = """
@@ -127,7 +127,7 @@ FROM __ducklake_metadata_lake.ducklake_column c
 JOIN __ducklake_metadata_lake.ducklake_table t USING (table_id)
 WHERE c.end_snapshot IS NULL AND t.end_snapshot IS NULL AND c.parent_column IS NULL"""
 
-
+# %% ../../nbs/lake/05_store.ipynb #6f3dedb8
 @patch
 def _open(self: VersionedStore):
     "Attach the catalog; create tables and columns that are missing."

@@ -23,7 +23,8 @@ from .artifact_files import verify_artifact_files
 from .contract import Model, models
 from .forecast import LEVELS
 
-_all_ = ["ensure_keys", "public_key"]
+# %% ../../nbs/models/70_artifact.ipynb #b51d0a05
+_all_ = ["ensure_keys", "public_key"]  # of the files, also known under this module
 
 # %% ../../nbs/models/70_artifact.ipynb #a730dea2
 VOLATILE = ("created_at", "snapshot", "run_id")  # signed, but not part of `artifact_hash`
