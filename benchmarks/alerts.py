@@ -17,7 +17,7 @@ from stockpredict.alerts.alert_store import AlertStore
 from stockpredict.alerts.evaluation import pair_rules
 from stockpredict.alerts.market_view import MarketView
 from stockpredict.alerts.strategy import STRATEGIES, complete_parameters
-from stockpredict.core.sections import Alerts
+from stockpredict.core.operation_sections import Alerts
 from stockpredict.core.settings import load_settings
 
 CHOICES = {
