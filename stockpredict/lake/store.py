@@ -38,7 +38,7 @@ class VersionedStore:
         self.watched = watched
         self.dir = Path(storage.lake_dir)
         self.con = None
-        self._reader = None  # the connection of which `con` is a cursor, kept for the next reading
+        self._reader = None  # the connection of `con`, kept for the next reading unless it had an error
         self._mark = None  # of the catalog before this store wrote
         self.step = on_step or (lambda name: None)
         self._lock = FileLock(self.dir / "writer.lock")
@@ -321,8 +321,7 @@ def rows(
                 with span("lake read", db__query__text=query):
                     return cur.execute(query, params or None).to_arrow_table().to_pandas()
             except duckdb.Error as e:
-                self._reader = None  # a connection with an error is not kept
-                passing = re.search("database is locked|readonly database", str(e))
+                self._reader, passing = None, re.search("database is locked|readonly database", str(e))
                 if passing and not attempts:
                     raise failure(self.storage, e, "The lake cannot be read", "Try again later.") from e
                 if not passing:
