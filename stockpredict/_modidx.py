@@ -9257,6 +9257,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'stockpredict/serve/answer_pages.py'),
                                                  'stockpredict.serve.answer_pages.plain_query': ( 'serve/answer_pages.html#plain_query',
                                                                                                   'stockpredict/serve/answer_pages.py'),
+                                                 'stockpredict.serve.answer_pages.rows_of': ( 'serve/answer_pages.html#rows_of',
+                                                                                              'stockpredict/serve/answer_pages.py'),
                                                  'stockpredict.serve.answer_pages.select_page': ( 'serve/answer_pages.html#select_page',
                                                                                                   'stockpredict/serve/answer_pages.py'),
                                                  'stockpredict.serve.answer_pages.ticker_before': ( 'serve/answer_pages.html#ticker_before',

@@ -7,6 +7,7 @@ __all__ = ['Registry']
 
 # %% ../../nbs/core/10_registry.ipynb #f165a2d5
 import importlib, pkgutil
+from threading import get_ident
 from fastcore.basics import patch
 from .errors import NameTaken, RegistryError, UnknownName, did_you_mean
 
@@ -23,7 +24,7 @@ class Registry:
         self.package = package
         self._parts = {}
         self._meta = {}
-        self._loaded = not package
+        self._loaded, self._loading = not package, set()  # threads that import it
 
     def add(
         self,
@@ -54,15 +55,16 @@ def register(
 
 @patch
 def _load(self: Registry):
-    "Import the registry's sub-package once."
-    if self._loaded:
+    "Import the registry's sub-package; a thread that asks while another imports it waits for its modules."
+    me = get_ident()
+    if self._loaded or me in self._loading:  # a module may ask while it is being imported
         return
-    self._loaded = True  # before the import, because a module may ask while it is being imported
+    self._loading.add(me)
     try:
         load_all(self.package)
-    except BaseException:
-        self._loaded = False
-        raise
+        self._loaded = True
+    finally:
+        self._loading.discard(me)
 
 # %% ../../nbs/core/10_registry.ipynb #aa2f33c8
 @patch
