@@ -123,6 +123,22 @@ def artifact_of(
     known = ", ".join(artifact[:12] for artifact in (champion, *table.beside) if artifact)
     raise UnknownName(f"No model {start[:12]} answers here.", f"These do: {known}.")
 
+# %% ../../nbs/serve/54_answer_pages.ipynb #5c81e07f
+def rows_of(
+    table: AnswerTable,  # where to look
+    tickers: list[str],  # canonical names
+    horizon: int | None,  # sessions; `None` for every horizon
+    artifact: str = "",  # of a model beside the champion; empty for the champion
+) -> list[bytes]:
+    "The stored answers of these tickers, in their order."
+    known, horizons = table.rows, table.horizons if horizon is None else [horizon]
+    if not artifact and table.horizons and (horizon is None or horizon in table.horizons):
+        try:
+            return [known[ticker, h] for ticker in tickers for h in horizons]
+        except KeyError:
+            pass  # one is not there: the look at each ticker says which and why
+    return [body for ticker in tickers for body in table.get(ticker, horizon, artifact)]
+
 # %% ../../nbs/serve/54_answer_pages.ipynb #ecc0afc9
 PAGE_TICKERS = 100
 
@@ -147,7 +163,7 @@ def select_page(
         names = sorted({ticker for ticker, _ in table.beside[artifact]})
     start = bisect_right(names, last) if last else 0
     chosen = names[start:] if limit is None else names[start : start + limit]
-    rows = [body for ticker in chosen for body in table.get(ticker, horizon, artifact)]
+    rows = rows_of(table, chosen, horizon, artifact)
     more = bool(chosen) and start + len(chosen) < len(names)
     return Page(table, rows, cursor_after(table, chosen[-1]) if more else "")
 
@@ -165,8 +181,8 @@ def open_body(
     if page.tail != tail:
         page.tail, page.opened = tail, {}
     if encoding not in page.opened:
-        rows = (tail + b",").join(page.rows) + tail if page.rows else b""
-        page.opened[encoding] = OpenBody(_START + b"[" + rows + b"]", encoding)
+        rows = (tail + b",").join(page.rows), tail if page.rows else b""  # copied once, below
+        page.opened[encoding] = OpenBody(b"".join((_START, b"[", *rows, b"]")), encoding)
     return page.opened[encoding]
 
 

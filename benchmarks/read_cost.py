@@ -1,0 +1,161 @@
+"""What a read costs inside the process: with and without a key, one ticker and many, small and large tables.
+
+    python benchmarks/read_cost.py [--tickers 100 10000 100000] [--rounds 7] [--number 2000]
+
+No server and no socket: the application is called, and its CPU time is counted, the audit log's writer
+included. `served` is the function that the server asks first, `router` the way through FastAPI. The best and
+the median round are printed, then the ratios of the best ones. The tickers of a list are drawn anew for each
+request, so that no list is answered from memory, but for the one that is asked again and again.
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+LISTED = 100
+
+
+def make_apps(home: Path, tickers: list[str]) -> tuple:
+    "The service over a signed table of these tickers: at the desk, with a key, by the router; and a key."
+    import orjson
+
+    from stockpredict.access.keys import KeyStore
+    from stockpredict.core.settings import load_settings
+    from stockpredict.predict.answer_table import (
+        EXAMPLE_HEADER,
+        example_answer,
+        pack_table,
+        table_signer,
+        write_example,
+        write_table,
+    )
+    from stockpredict.serve.app import create_app
+
+    place = {"storage.home": str(home)}
+    unlimited = {"access.requests_per_minute": 10**9, "access.total_per_minute": 10**9}
+    settings = load_settings(None, place, environ={})
+    keyed = load_settings(None, place | unlimited | {"access.required": "always"}, environ={})
+    write_example(settings)
+    bodies = {(t, 1): orjson.dumps(example_answer(t, 1))[:-1] for t in tickers}
+    write_table(pack_table(EXAMPLE_HEADER, bodies, table_signer(settings)), settings.storage.serving_dir)
+    key = KeyStore(settings.storage).create(["viewer"], "benchmark")[1].encode()
+    desk, with_key, router = create_app(settings), create_app(keyed), create_app(keyed, fast=False)
+    return desk, with_key, router, key
+
+
+def scope_of(path: str, query: bytes, key: bytes | None) -> dict:
+    "A GET request as the server describes it."
+    headers = [(b"host", b"localhost")]
+    if key:
+        headers.append((b"authorization", b"Bearer " + key))
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
+    scope |= {"method": "GET", "path": path, "raw_path": path.encode(), "query_string": query}
+    scope |= {"headers": headers, "root_path": "", "state": {}}
+    return scope | {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000)}
+
+
+async def call(app, scope: dict):
+    "One request to the application; anything but 200 ends the benchmark."
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        if message.get("status", 200) != 200:
+            raise SystemExit(f"{scope['path']} was answered with {message['status']}; no figure is valid.")
+
+    await app(scope, receive, send)
+
+
+def at_once(app, scopes: list[dict]):
+    "Requests as the server asks them first."
+    from stockpredict.serve.instant import instant_answer
+
+    for scope in scopes:
+        if instant_answer(app.entry, scope) is None:
+            raise SystemExit("The request was not answered at once; no figure is valid.")
+
+
+async def one_by_one(app, scopes: list[dict]):
+    "Requests by the application."
+    for scope in scopes:
+        await call(app, scope)
+
+
+def cost(work, scopes_of, rounds: int, number: int) -> tuple[float, float]:
+    "CPU microseconds per request: the best round and the median one."
+    results = []
+    for _ in range(rounds + 1):  # the first warms up
+        scopes = scopes_of(number)
+        began = time.process_time_ns()
+        work(scopes)
+        results.append((time.process_time_ns() - began) / number / 1000)
+    return min(results[1:]), statistics.median(results[1:])
+
+
+def measure(size: int, rounds: int, number: int) -> dict[str, float]:
+    "The best costs over a table of so many tickers, printed as they come."
+    tickers, draw = [f"T{n:06d}" for n in range(size)], random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        desk, with_key, router, key = make_apps(Path(folder), tickers)
+
+        def singles(key):
+            return lambda n: [
+                scope_of(f"/v1/predictions/{draw.choice(tickers)}", b"horizon=1", key) for _ in range(n)
+            ]
+
+        def lists(count):
+            def scopes(n):
+                drawn = (",".join(draw.sample(tickers, count)).encode() for _ in range(n))
+                return [scope_of("/v1/predictions", b"tickers=" + d, key) for d in drawn]
+
+            return scopes
+
+        def through(app):
+            return lambda scopes: asyncio.run(one_by_one(app, scopes))
+
+        def again(n):
+            (scope,) = lists(min(LISTED, size))(1)
+            return [dict(scope) for _ in range(n)]
+
+        few = max(50, number // 10)
+        ways = {
+            "served, no key": (lambda s: at_once(desk, s), singles(None), number),
+            "served, key": (lambda s: at_once(with_key, s), singles(key), number),
+            "router, key": (through(router), singles(key), few),
+            "list of 1, key": (through(with_key), lists(1), few),
+            f"list of {min(LISTED, size)}, key": (through(with_key), lists(min(LISTED, size)), few),
+            "same list, key": (through(with_key), again, few),
+        }
+        best = {}
+        for name, (work, scopes, count) in ways.items():
+            best[name], median = cost(work, scopes, rounds, count)
+            print(f"{size:>7,} tickers  {name:<18}{best[name]:>9.1f} {median:>9.1f}", flush=True)
+        return best
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--tickers", type=int, nargs="+", default=[100, 10_000, 100_000])
+    ask.add_argument("--rounds", type=int, default=7)
+    ask.add_argument("--number", type=int, default=2_000)
+    args = ask.parse_args()
+    print(f"{'CPU µs per request':<34}{'best':>9} {'median':>9}")
+    costs = {size: measure(size, args.rounds, args.number) for size in args.tickers}
+    small, large = costs[args.tickers[0]], costs[args.tickers[-1]]
+    print(f"a key costs {small['served, key'] - small['served, no key']:.1f} µs")
+    many = next(name for name in small if name.startswith("list of") and name != "list of 1, key")
+    print(f"{many} / list of 1: {small[many] / small['list of 1, key']:.2f} (target 2)")
+    print(f"same list / list of 1: {small['same list, key'] / small['list of 1, key']:.2f}")
+    for name in ("served, key", "router, key"):
+        ratio = large[name] / small[name]
+        print(f"{name}: {args.tickers[-1]:,} tickers / {args.tickers[0]:,}: {ratio:.2f} (target 1)")
+    print(f"router, key: {small['router, key']:.0f} µs (target 200)")
+
+
+if __name__ == "__main__":
+    main()
