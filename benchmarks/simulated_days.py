@@ -85,7 +85,8 @@ class Vendors(GrowingVendors):
             last = query.get("endDate") or query.get("to") or "9"
             whole = history[:-1] if kind in ("behind", *BAD_ROW) else history
             rows = whole[whole.day.between(first, last)]
-            self.log.append((entry["ticker"], dict(zip(rows.day, rows.close, strict=True))))
+            refused = history.day.iloc[-1] if kind in BAD_ROW else ""
+            self.log.append((entry["ticker"], dict(zip(rows.day, rows.close, strict=True)), refused))
         return status, headers, body, active
 
 
@@ -279,11 +280,14 @@ class Desk:
 
     def take_deliveries(self, acknowledged: bool):
         "What the vendors sent to a step: it must be stored, or may be where the step did not end well."
-        for ticker, rows in self.vendors.log:
-            if acknowledged:
-                self.sent[ticker].update(rows)
+        sent = {ticker: {} for ticker in self.tickers}
+        for ticker, rows, refused in self.vendors.log:
+            sent[ticker].update(rows)
+            sent[ticker].pop(refused, None)  # the last word of the vendors on that day is a row to refuse
             for day, close in rows.items():
                 self.maybe.setdefault((ticker, day), []).append(close)
+        for ticker, rows in sent.items() if acknowledged else ():
+            self.sent[ticker].update(rows)
         self.vendors.log.clear()
 
     def again(self, settings, now, day):

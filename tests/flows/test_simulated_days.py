@@ -94,6 +94,12 @@ def test_what_is_wrong_is_found(simulator, tmp_path):
         desk.check_bars(bars[:1], session, {})
     with pytest.raises(simulator.BrokenPromise, match="sent was 11"):
         desk.check_bars(bars.assign(close=[10.0, 11.5]), session, {})
+    desk.sent["SIM0"].clear()
+    desk.stored = set()
+    desk.vendors.log = [("SIM0", {first: 10.0, second: 11.0}, ""), ("SIM0", {first: 10.0}, second)]
+    desk.take_deliveries(True)  # asked again for all of it, the vendor contradicts itself on the second day
+    assert desk.sent["SIM0"] == {first: 10.0} and desk.maybe["SIM0", second] == [11.0]
+    desk.check_bars(bars[:1], session, {})
     desk.maybe[("SIM0", second)] = [11.5]  # a step that was killed may have stored it
     desk.check_bars(bars.assign(close=[10.0, 11.5]), session, {})
     shutil.rmtree(tmp_path, ignore_errors=True)
