@@ -32,6 +32,7 @@ def catalog_mark(
 
 # %% ../../nbs/lake/02_kept_reader.ipynb #d84c347f
 _KEPT = []  # the mark of a catalog and an idle connection to it; one at most
+FILE = 4  # parts of a mark that name the file: path, folder of the data, device, inode
 LARGEST = 32 << 20  # bytes in memory of a connection that is kept
 
 
@@ -47,25 +48,27 @@ os.register_at_fork(before=close_kept)
 # %% ../../nbs/lake/02_kept_reader.ipynb #ca3b0317
 def open_reader(
     storage,  # settings.storage
-) -> duckdb.DuckDBPyConnection:  # for reading; give it to `keep_reader` or close it
+) -> tuple[duckdb.DuckDBPyConnection, tuple | None]:  # for reading, and the mark; both are for `keep_reader`
     "The kept connection, if a new one would read the same catalog, or a new one."
     mark, kept = catalog_mark(storage), None
     with suppress(IndexError):  # another thread may take it first
         kept = _KEPT.pop()
     if kept and kept[0] == mark:
-        return kept[1]
+        return kept[1], mark
     if kept:
         kept[1].close()
-    return connect(storage, read_only=True)
+    return connect(storage, read_only=True), mark
 
 
 def keep_reader(
     storage,  # settings.storage
     con: duckdb.DuckDBPyConnection,  # of `open_reader`
+    opened: tuple | None,  # mark that came with it
 ):
-    "Keep a connection for the next reading, or close it."
+    "Keep a connection for the next reading, or close it; one whose file was replaced meanwhile is closed."
     mark = catalog_mark(storage)
-    if mark is None or _KEPT or _memory_of(con) > LARGEST:
+    same_file = mark and opened and mark[:FILE] == opened[:FILE]
+    if not same_file or _KEPT or _memory_of(con) > LARGEST:
         con.close()
         return
     _KEPT.append((mark, con))

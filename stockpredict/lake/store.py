@@ -38,7 +38,7 @@ class VersionedStore:
         self.watched = watched
         self.dir = Path(storage.lake_dir)
         self.con = None
-        self._reader = None  # the connection of `con`, kept for the next reading unless it had an error
+        self._reader = None  # connection of `con` and its mark; kept for the next unless it had an error
         self._mark = None  # of the catalog before this store wrote
         self.step = on_step or (lambda name: None)
         self._lock = FileLock(self.dir / "writer.lock")
@@ -97,7 +97,7 @@ def close(self: VersionedStore):
     self.con.close()
     self.con = None
     if self._reader:
-        keep_reader(self.storage, self._reader)
+        keep_reader(self.storage, *self._reader)
         self._reader = None
     if logged:
         collapse_journal(self.storage)
@@ -133,7 +133,7 @@ def _open(self: VersionedStore):
     "Attach the catalog; create tables and columns that are missing."
     if self.read_only:
         self._reader = open_reader(self.storage)
-        self.con = self._reader.cursor()
+        self.con = self._reader[0].cursor()
     else:
         self._mark = catalog_mark(self.storage)
         self.con = connect(self.storage, watched=self.watched)
