@@ -8695,6 +8695,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'stockpredict/predict/table_archive.py'),
                                                     'stockpredict.predict.table_archive.table_at': ( 'predict/table_archive.html#table_at',
                                                                                                      'stockpredict/predict/table_archive.py'),
+                                                    'stockpredict.predict.table_archive.table_lock': ( 'predict/table_archive.html#table_lock',
+                                                                                                       'stockpredict/predict/table_archive.py'),
                                                     'stockpredict.predict.table_archive.table_of_day': ( 'predict/table_archive.html#table_of_day',
                                                                                                          'stockpredict/predict/table_archive.py'),
                                                     'stockpredict.predict.table_archive.unpack_archived': ( 'predict/table_archive.html#unpack_archived',

@@ -19,14 +19,14 @@ import orjson
 from fastcore.basics import patch
 
 from .. import __version__
-from ..core.errors import ArtifactRejected, FlowLocked, NotReady, SettingsError
+from ..core.errors import ArtifactRejected, NotReady, SettingsError
 from ..core.errors import StockpredictError, UnknownHorizon, UnknownName, UnknownTicker, near
-from ..core.files import atomic_path, file_lock
+from ..core.files import atomic_path
 from ..core.redis import open_redis
 from ..core.settings import Settings
 from .schemas import DISCLAIMER, SKILL
 from .recent_closes import write_closes
-from .table_archive import archive_table
+from .table_archive import archive_table, table_lock
 from .table_format import pack_table, unpack_table
 
 # %% ../../nbs/predict/55_answer_table.ipynb #e111b09c
@@ -420,8 +420,7 @@ def refresh_answers(
     from stockpredict.predict.several_models import Engine
 
     started, folder = time.monotonic(), settings.storage.serving_dir
-    busy = FlowLocked("Another process is writing the table of answers.", "Try again in a minute.")
-    with file_lock(folder / "table.lock", busy, wait):
+    with table_lock(folder, wait):
         engine = Engine(settings)
         engine.reload_beside()
         header = engine.window().common

@@ -18,7 +18,7 @@ from stockpredict.models.artifact_files import SEAL, _new_private_key, ensure_ke
 from stockpredict.models.trusted_keys import TrustedKey, read_trusted_keys
 from stockpredict.models.trusted_keys import render_trusted_keys
 from stockpredict.predict.answer_table import PREVIOUS_FILE, TABLE_FILE, table_signer, table_verifier
-from stockpredict.predict.table_archive import archived_tables, unpack_archived
+from stockpredict.predict.table_archive import archived_tables, table_lock, unpack_archived
 from stockpredict.predict.table_format import resigned_table
 from stockpredict.train.signed_log import entry_state, registry_lock, sign_entry
 
@@ -131,11 +131,12 @@ def rotate_key(
     settings: Settings,  # registry, serving folder and keys
     days: float = 30,  # for which the key before is still accepted
     now: datetime | None = None,  # with a zone; the present moment when left out
+    wait: float = 120.0,  # seconds to wait for a process that writes the table of answers
 ) -> KeyRotation:
     "Sign with the next key from now on, and sign what is served again."
     folder = settings.storage.keys_dir
     settings.storage.registry_dir.mkdir(parents=True, exist_ok=True)
-    with registry_lock(settings):
+    with table_lock(settings.storage.serving_dir, wait), registry_lock(settings):  # in the order of a refresh
         coming, before = prepare_key(settings), key_id(ensure_keys(folder).public)
         trusted, end = read_trusted_keys(folder), (now or datetime.now(UTC)) + timedelta(days=days)
         others = [key for key in trusted.keys if key.id != coming]

@@ -7,12 +7,25 @@ __all__ = []
 
 # %% ../../nbs/predict/45_table_archive.ipynb #2c98d584
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from ..core.errors import NotReady
-from ..core.files import atomic_write
+from ..core.errors import FlowLocked, NotReady
+from ..core.files import atomic_write, file_lock
+
+# %% ../../nbs/predict/45_table_archive.ipynb #a7e93970
+@contextmanager
+def table_lock(
+    folder: Path,  # serving folder
+    wait: float = 120.0,  # seconds to wait for another writer
+) -> Iterator[None]:
+    "Let one process at a time write tables."
+    busy = FlowLocked("Another process is writing the table of answers.", "Try again in a minute.")
+    with file_lock(Path(folder) / "table.lock", busy, wait):
+        yield
 
 # %% ../../nbs/predict/45_table_archive.ipynb #e74abf88
 ARCHIVE = "history"
