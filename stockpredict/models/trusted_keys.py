@@ -105,4 +105,8 @@ def read_trusted_keys(
     ]
     if not entries:
         raise KeysDamaged("signing.pub contains no public key")
+    if rest := ENTRY.sub("", text).strip():  # a line that is not understood might be the end of a key
+        raise KeysDamaged(f"signing.pub contains {rest.splitlines()[0][:60]!r}, which is no key")
+    if any(key.not_after and key.not_after.tzinfo is None for key in entries):
+        raise KeysDamaged("signing.pub names the end of a key without a time zone")
     return TrustedKeys(tuple(entries))
