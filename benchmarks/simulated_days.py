@@ -59,7 +59,7 @@ from stockpredict.train.registry import load_version
 CALENDAR = get_calendar("XNYS")
 FIRST_DAY, HISTORY = "2022-01-03", 220  # sessions before the first simulated day
 REFUSES = "127.0.0.1:9"  # no server listens there
-CHANGES = SIMULATED_DESK | {"data.start": FIRST_DAY, "validation.first_train": 120}
+CHANGES = SIMULATED_DESK | {"data.start": FIRST_DAY, "validation.first_train": 170}
 WHOLE = ("", "bom", "strings", "behind")  # answers that are read as they are
 LOST = ("429", "500", "throttled", "html", "truncated", "garbage", "hangup", "reset", "empty", "bad-symbol")
 BAD_ROW = ("negative", "infinity", "nan")  # the newest row is refused, the others are stored
@@ -153,7 +153,8 @@ class Desk:
     def __init__(self, seed: int, days: int, home: Path, calm: bool = False, often: float = 1):
         self.draw, self.home, self.calm = random.Random(seed), Path(home), calm
         self.seed, self.count, self.often = seed, Counter(), often
-        sessions = CALENDAR.sessions(FIRST_DAY, CALENDAR.offset(pd.Timestamp(FIRST_DAY), HISTORY + days + 10))
+        length = HISTORY + max(days, 250) + 10  # a seed has one market, however many days are asked for
+        sessions = CALENDAR.sessions(FIRST_DAY, CALENDAR.offset(pd.Timestamp(FIRST_DAY), length))
         bars = simulate("realistic", 4, len(sessions), seed=seed, start=FIRST_DAY).bars
         self.sessions, self.days = sessions, days
         self.vendors = Vendors(bars, seed)
