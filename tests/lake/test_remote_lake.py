@@ -214,7 +214,8 @@ def test_a_foreign_transaction_hinders_nobody_unless_it_locks_the_tables(postgre
             assert other.poll() is None, line
         if kind == "locks":
             with pytest.raises(LakeLocked, match=r"process \d+ \(a report\) has a transaction open") as e:
-                Lake(served.storage)
+                with Lake(served.storage) as lake:
+                    lake.append(market, now="2024-01-02T12:00Z")
             assert e.value.code == "lake-locked" and "stored data is untouched" in e.value.fix
         else:
             with Lake(served.storage) as lake:
