@@ -423,10 +423,11 @@ class Desk:
         with retrain_lock(settings):
             pass  # it is free
         self.expect(not (home / "retrain.json").exists(), "a finished run is still noted as running")
-        files, now = [p for p in home.rglob("*") if p.is_file()], time.time()
-        for file in files:  # the disk does not know of the moved clock
-            if file.stat().st_mtime > now:
-                os.utime(file, (now, now))
+        paths, now = list(home.rglob("*")), time.time()
+        for path in paths:  # the disk does not know of the moved clock
+            if path.stat().st_mtime > now:
+                os.utime(path, (now, now))
+        files = [p for p in paths if p.is_file()]
         half = [p for p in files if p.name.startswith(".") and p.name.endswith((".tmp", ".part"))]
         old = [p for p in half if now - p.stat().st_mtime > 9 * 86_400]
         self.expect(not old, f"left by a killed step: {[str(p.relative_to(home)) for p in old[:3]]}")
