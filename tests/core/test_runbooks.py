@@ -85,7 +85,8 @@ def test_every_command_that_a_page_names_exists():
 
 def test_every_setting_and_metric_that_a_page_names_exists(source, root):
     settings = Settings().model_dump()
-    monitoring = [p.read_text() for p in (root / "deploy/monitoring").rglob("*.*") if p.is_file()]
+    files = [p for p in (root / "deploy/monitoring").rglob("*.*") if p.is_file() and p.suffix != ".pyc"]
+    monitoring = [p.read_text() for p in files]
     known = "\n".join([source, *monitoring, (root / "nbs/guides/operate.ipynb").read_text()])
     words, quoted_words = set(re.findall(r"\w+", known)), set(re.findall(r"[\"'](\w+)", known))
     unknown = []
