@@ -169,7 +169,8 @@ def has_ended(
     return False
 
 # %% ../../nbs/ops/57_flow_server.ipynb #a41c7be1
-_STARTING = 5  # seconds between a run's state and the process that carries it out
+_STARTING = {"PENDING": 120}  # seconds until the process of a run can be seen; a busy machine is slow
+_STARTED = 5  # seconds in every other state, which the process itself has set
 
 
 def _carried_out():
@@ -179,6 +180,11 @@ def _carried_out():
         with suppress(psutil.Error, OSError):
             ids.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
     return ids
+
+
+def _age(run):
+    "Seconds since the state of a run was set."
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds()
 
 
 def dead_runs(
@@ -192,7 +198,7 @@ def dead_runs(
         for run in runs
         if here and run.deployment_id and not any(tag.startswith(_SIGN) for tag in run.tags)
     ]
-    old = [run for run in unsigned if (datetime.now(UTC) - run.state.timestamp).total_seconds() > _STARTING]
+    old = [run for run in unsigned if _age(run) > _STARTING.get(run.state.type, _STARTED)]
     carried = _carried_out() if old else ()
     return dead + [run for run in old if str(run.id) not in carried]
 
