@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -169,8 +169,8 @@ def has_ended(
     return False
 
 # %% ../../nbs/ops/57_flow_server.ipynb #a41c7be1
-_STARTING = {"PENDING": 120}  # seconds until the process of a run can be seen; a busy machine is slow
-_STARTED = 5  # seconds in every other state, which the process itself has set
+_STARTING = {"PENDING": timedelta(minutes=2)}  # until the process of a run can be seen on a busy machine
+_STARTED = timedelta(seconds=5)  # in every other state, which the process itself has set
 
 
 def _carried_out():
@@ -182,23 +182,18 @@ def _carried_out():
     return ids
 
 
-def _age(run):
-    "Seconds since the state of a run was set."
-    return (datetime.now(UTC) - run.state.timestamp).total_seconds()
-
-
 def dead_runs(
     runs: list,  # flow runs that are under way, as the server says
     here: bool,  # the server is on this machine, and so are all that work for it
 ) -> list:
     "Those whose process has ended."
-    dead = [run for run in runs if has_ended(run.tags)]
+    now, dead = datetime.now(UTC), [run for run in runs if has_ended(run.tags)]
     unsigned = [
         run
         for run in runs
         if here and run.deployment_id and not any(tag.startswith(_SIGN) for tag in run.tags)
     ]
-    old = [run for run in unsigned if _age(run) > _STARTING.get(run.state.type, _STARTED)]
+    old = [run for run in unsigned if now - run.state.timestamp > _STARTING.get(run.state.type, _STARTED)]
     carried = _carried_out() if old else ()
     return dead + [run for run in old if str(run.id) not in carried]
 
