@@ -283,11 +283,12 @@ async def share_loop(
     self: CallerLimits,
     url: str,  # of Redis; nothing is shared when empty
     process: str,  # a name of its own for each process
+    provider: str = "environment",  # text of [secrets] provider, where the URL names a secret
 ):
     "Report until cancelled; a refusal that others may have caused is looked into at once."
     if not url:
         return
-    client = open_redis(url, REDIS_TIMEOUT, setting="[serving] redis_url")
+    client = open_redis(url, REDIS_TIMEOUT, setting="[serving] redis_url", provider=provider)
     while True:
         pause = await self.share_once(client, process)
         end = self.clock() + pause

@@ -15,7 +15,8 @@ from stockpredict.backup.backup_contents import NAMED_FILES, Item, local_lake_it
 from stockpredict.core.errors import LakeUnavailable
 from stockpredict.core.sections import Storage
 from stockpredict.core.settings import Settings
-from stockpredict.lake.connection import _s3_secret, first_line, open_duckdb, quoted
+from stockpredict.lake.connection import _s3_secret, catalog_login, first_line, give_password
+from stockpredict.lake.connection import open_duckdb, quoted
 
 # %% ../../nbs/backup/25_remote_lake.ipynb #b4f7f6c8
 def postgres_program(
@@ -31,20 +32,23 @@ def postgres_program(
     )
 
 
-def server_of(
-    storage: Storage,  # with the setting of the catalog
-) -> str:  # connection string; empty for SQLite
-    "The PostgreSQL server that holds the catalog."
-    kind, _, server = storage.catalog_url.partition(":")
-    return server if kind.startswith("postgres") else ""
+def run_program(
+    words: list[str],  # the program and its arguments
+    password: str,  # of the server; empty = none
+) -> subprocess.CompletedProcess:
+    "Run a program of PostgreSQL; its password is in no list of processes."
+    known = {"PGPASSWORD": password} if password else {}
+    return subprocess.run(words, capture_output=True, env=os.environ | known)
 
 # %% ../../nbs/backup/25_remote_lake.ipynb #1509fd80
 def dump_catalog(
     server: str,  # connection string
+    password: str = "",  # of the server
 ) -> tuple[bytes, list[str]]:  # dump, and the data files that it names
     "One state of a catalog in PostgreSQL."
     program = postgres_program("pg_dump")
     with open_duckdb(["postgres_scanner"]) as con:
+        give_password(con, password)
         con.execute(f"ATTACH {quoted(server)} AS server (TYPE postgres)")
         con.execute("BEGIN")
 
@@ -54,7 +58,7 @@ def dump_catalog(
         [(state,)] = ask("SELECT pg_export_snapshot()")
         files = sorted(path for (path,) in ask(NAMED_FILES.replace("\n", " ")))
         words = [program, "--format=custom", "--no-owner", f"--snapshot={state}", f"--dbname={server}"]
-        done = subprocess.run(words, capture_output=True)
+        done = run_program(words, password)
         con.execute("ROLLBACK")
     if done.returncode:
         raise LakeUnavailable(
@@ -86,8 +90,9 @@ def lake_items(
 ) -> list[Item]:
     "The catalog of a lake and the data files that it names, wherever they are."
     storage = settings.storage
-    if server := server_of(storage):
-        dump, files = dump_catalog(server)
+    server, password = catalog_login(storage)
+    if server:
+        dump, files = dump_catalog(server, password)
         return [Item("home/lake/catalog.dump", content=dump), *data_items(storage, files)]
     if "://" not in storage.data_url or not storage.lake_exists:
         return local_lake_items(settings)
@@ -122,8 +127,9 @@ def return_lake(
         copy = lambda a, b: b if os.path.exists(b) else shutil.copy2(a, b)  # noqa: E731
         shutil.copytree(source, storage.data_url, dirs_exist_ok=True, copy_function=copy)
         done.append(f"data files to {storage.data_url}")
-    if server := server_of(storage):
-        restore_catalog(server, storage.lake_dir / "catalog.dump")
+    server, password = catalog_login(storage)
+    if server:
+        restore_catalog(server, storage.lake_dir / "catalog.dump", password)
         done.append("the catalog to its server")
     return " and ".join(done)
 
@@ -131,11 +137,12 @@ def return_lake(
 def restore_catalog(
     server: str,  # connection string
     dump: Path,  # from `dump_catalog`
+    password: str = "",  # of the server
 ):
     "Replace the catalog in PostgreSQL, in one transaction."
     program = postgres_program("pg_restore")
     words = ["--clean", "--if-exists", "--no-owner", "--single-transaction", f"--dbname={server}", str(dump)]
-    done = subprocess.run([program, *words], capture_output=True)
+    done = run_program([program, *words], password)
     if done.returncode:
         raise LakeUnavailable(
             f"pg_restore could not write the catalog: {first_line(RuntimeError(done.stderr.decode()))}.",

@@ -166,6 +166,7 @@ def _redis(self: OnlineStore):  # a client that gives up quickly
             timeout=self.options.timeout_ms / 1000,
             name=f"features-{os.getpid()}-{id(self)}",
             setting="[store] redis_url",
+            provider=self.store.settings.secrets.provider,
         )
         if self.embedded:
             with self.embedded.lock():

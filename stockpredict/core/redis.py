@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from .errors import FlowLocked, SettingsError, StockpredictError, StreamFull
 from .errors import StreamUnavailable
 from .files import file_lock
+from .secret_addresses import fill_secret, split_login
 
 # %% ../../nbs/core/70_redis.ipynb #4a97b21f
 def server_binary() -> str:  # path of a redis-server program
@@ -180,21 +181,39 @@ def revive(self: EmbeddedRedis):
             pass
 
 # %% ../../nbs/core/70_redis.ipynb #5f6e1498
+def _login(user, password, provider, setting):
+    "What gives a connection its user and password, at the moment when it opens."
+    import redis
+
+    class Login(redis.CredentialProvider):
+        def get_credentials(self):
+            try:
+                secret = fill_secret(password, provider, setting)
+            except StockpredictError as error:
+                raise redis.ConnectionError(f"{error.problem} {error.fix}") from None
+            return (user, secret) if user else (secret,)
+
+    return Login()
+
+# %% ../../nbs/core/70_redis.ipynb #5c271443
 def open_redis(
     url: str,  # redis://host:6379/0 or unix:///path
     timeout: float,  # seconds to wait for an answer
     connect_timeout: float | None = None,  # seconds to wait for a connection; None = `timeout`
     name: str | None = None,  # what CLIENT LIST shows
     setting: str = "[stream] redis_url",  # where the URL comes from, for the message
+    provider: str = "environment",  # text of [secrets] provider, where the URL names a secret
 ):  # `redis.Redis`
     "A client that gives up after a stated time and never retries on its own."
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
+    address, user, password = split_login(url, setting)
     try:
         return redis.Redis.from_url(
-            url,
+            address,
+            credential_provider=_login(user, password, provider, setting) if password else None,
             socket_timeout=timeout,
             socket_connect_timeout=timeout if connect_timeout is None else connect_timeout,
             retry=Retry(NoBackoff(), 0),
@@ -231,7 +250,7 @@ def explain_redis_error(
     problem, fix, passing = f"Redis at {where} does not answer: {why}.", "", True
     if isinstance(error, x.AuthenticationError | x.AuthorizationError):
         problem, passing = f"Redis at {where} refused us: {why}.", False
-        fix = f"Put the user and password into [{section}] redis_url."
+        fix = f"Correct the user and password of [{section}] redis_url, or the secret that it names."
     elif isinstance(error, x.OutOfMemoryError) or "OOM command" in why:  # the second comes from a script
         problem = f"Redis at {where} has no memory left for another message."
         fix = f"Raise its maxmemory, or lower [{section}] maxlen; nothing that was accepted is lost."

@@ -164,6 +164,7 @@ class _Folders(Section):
     "Folders below `home`, by what they contain."
 
     _root: Path = PrivateAttr(Path())  # the folder of settings.ini
+    _provider: str = PrivateAttr("environment")  # [secrets] provider, for the password of the catalog
 
     @property
     def home_dir(self) -> Path:
@@ -206,7 +207,8 @@ class Storage(_Folders):
     )
     catalog: str = Field(
         "",
-        description="Catalog of the lake: empty for SQLite inside home, or postgres:host=… to share it.",
+        description="Catalog of the lake: empty for SQLite inside home, or postgres:host=… to share it, "
+        "with  password=${NAME}  for a password from [secrets] provider.",
     )
     data_path: str = Field(
         "", description="Data files of the lake: empty for a folder inside home, or s3://bucket/prefix."
@@ -392,7 +394,9 @@ class Answers(Section):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
     redis_url: str = Field(
-        "", description="Redis for several machines, redis://…; empty works on one machine."
+        "",
+        description="Redis for several machines, redis://… or, with a password from [secrets] provider, "
+        "redis://user:${NAME}@host:6379/0; empty works on one machine.",
     )
     max_queue: int = Field(
         256, ge=1, description="What-if requests that may wait before more are turned away."

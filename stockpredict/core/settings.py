@@ -9,7 +9,7 @@ __all__ = ['Settings', 'load_settings']
 import configparser, hashlib, json, os, re
 from pathlib import Path
 from fastcore.basics import patch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import SettingsError, near
 from .sections import Access, Costs, Data, Facts, Features, Flows, Gate
 from .operation_sections import Alerts, BackupSettings, Logs, Retention
@@ -35,7 +35,7 @@ class Settings(BaseModel):
     data: Data = Data()
     simulated: SimulatedSettings = SimulatedSettings()
     sources: Sources = Sources()
-    storage: Storage = Storage()
+    storage: Storage = Field(default_factory=Storage)  # has a folder and a provider of its own
     features: Features = Features()
     store: Store = Store()
     validation: Validation = Validation()
@@ -55,6 +55,9 @@ class Settings(BaseModel):
     retention: Retention = Retention()
     secrets: SecretsSettings = SecretsSettings()
     alerts: Alerts = Alerts()
+
+    def model_post_init(self, _):
+        self.storage._provider = self.secrets.provider
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
 def _repeated(items):

@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 from ..core.scrubbing import scrub
 from ..core.errors import LakeUnavailable
+from ..core.secret_addresses import split_password
 
 # %% ../../nbs/lake/00_connection.ipynb #98567e3c
 def extension_path(
@@ -92,6 +93,26 @@ def _patient(catalog_url):
     return f"{catalog_url} options='-c lock_timeout=20000'"
 
 # %% ../../nbs/lake/00_connection.ipynb #4fb03d2c
+CATALOG = "[storage] catalog"
+
+
+def catalog_login(
+    storage,  # settings.storage
+) -> tuple[str, str]:  # connection string, and the password; both empty for another catalog
+    "How the PostgreSQL server of a catalog is reached."
+    kind, _, server = storage.catalog_url.partition(":")
+    return split_password(server, storage._provider, CATALOG) if kind.startswith("postgres") else ("", "")
+
+
+def give_password(
+    con: duckdb.DuckDBPyConnection,  # before anything is attached
+    password: str,  # empty = none
+):
+    "Let a connection log in to PostgreSQL servers with a password."
+    if password:
+        con.execute(f"CREATE SECRET (TYPE postgres, PASSWORD {quoted(password)})")
+
+# %% ../../nbs/lake/00_connection.ipynb #b98ad205
 def connect(
     storage,  # settings.storage
     read_only: bool = False,  # refuse every write
@@ -110,11 +131,14 @@ def connect(
     options += ["READ_ONLY"] * read_only
     if read_only:
         finish_rollback(storage)
+    server, password = catalog_login(storage)
+    address = _patient(f"postgres:{server}") if server else storage.catalog_url
     con = open_duckdb(["ducklake", "sqlite_scanner" if sqlite else "postgres_scanner"] + ["httpfs"] * remote)
     try:
         if remote:
             con.execute(_s3_secret())
-        catalog = quoted(f"ducklake:{_patient(storage.catalog_url)}")
+        give_password(con, password)
+        catalog = quoted(f"ducklake:{address}")
         con.execute(f"ATTACH {catalog} AS lake ({', '.join(options)})")
     except BaseException:
         con.close()

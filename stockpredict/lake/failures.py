@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 import duckdb
 from ..core.errors import LakeLocked, LakeUnavailable, StockpredictError
-from .connection import NEXT_STEPS, first_line, next_step, open_duckdb, quoted
+from .connection import NEXT_STEPS, catalog_login, first_line, give_password
+from .connection import next_step, open_duckdb, quoted
 
 # %% ../../nbs/lake/03_failures.ipynb #bf9acb8d
 def catalog_holders(
@@ -47,11 +48,12 @@ AND pg_locks.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
 
 def _server_holders(storage):
     "Programs that have locked tables of a PostgreSQL catalog."
-    kind, _, url = storage.catalog_url.partition(":")
-    if not kind.startswith("postgres"):
+    if not storage.catalog_url.startswith("postgres"):
         return []
-    with suppress(duckdb.Error), open_duckdb(["postgres_scanner"]) as con:
-        con.execute(f"ATTACH {quoted(url)} AS server (TYPE postgres)")
+    with suppress(duckdb.Error, StockpredictError), open_duckdb(["postgres_scanner"]) as con:
+        server, password = catalog_login(storage)
+        give_password(con, password)
+        con.execute(f"ATTACH {quoted(server)} AS server (TYPE postgres)")
         lockers = con.execute(f"FROM postgres_query('server', {quoted(_LOCKERS)})").fetchall()
         return [{"pid": pid, "name": name} for pid, name in lockers]
     return []

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from ..core.traces import span
 from ..core.errors import DataError, LakeLocked, LakeUnavailable
-from .connection import collapse_journal, connect, finish_rollback, first_line
+from .connection import catalog_login, collapse_journal, connect, finish_rollback
+from .connection import first_line, give_password
 from .kept_reader import after_own_write, catalog_mark, keep_reader, open_reader
 from .connection import has_write_ahead_log, next_step, open_duckdb, quoted
 from .failures import failure, refuse_over_old, sweep_unfinished, wait_for_catalog
@@ -243,7 +244,7 @@ def _acquire_server_lock(self: VersionedStore, until):
     if not self.storage.catalog_url.startswith("postgres"):
         return
     try:
-        self._server_guard, other = _server_lock(self.storage.catalog_url, until)
+        self._server_guard, other = _server_lock(*catalog_login(self.storage), until)
     except duckdb.Error as e:
         raise LakeUnavailable(
             f"The catalog server gave no lock: {first_line(e)}.", next_step(e, "Check storage.catalog.")
@@ -252,20 +253,20 @@ def _acquire_server_lock(self: VersionedStore, until):
         raise _locked(other)
 
 
-def _server_url(catalog_url):
+def _named(server):
     "The connection string, with this process as the application name."
-    url = catalog_url.removeprefix("postgres:")
-    if "=" not in url:
-        return url
-    return f"{url} application_name={quoted(f'{os.getpid()} on {socket.gethostname()}')}"
+    if "=" not in server:
+        return server
+    return f"{server} application_name={quoted(f'{os.getpid()} on {socket.gethostname()}')}"
 
 # %% ../../nbs/lake/05_store.ipynb #a6d751e2
-def _server_lock(catalog_url, until):
+def _server_lock(server, password, until):
     "A connection that holds the advisory lock, or the process that has it."
     take = f"SELECT pg_try_advisory_xact_lock({_ADVISORY_LOCK})"
     con = open_duckdb(["postgres_scanner"])
     try:
-        con.execute(f"ATTACH {quoted(_server_url(catalog_url))} AS server (TYPE postgres)")
+        give_password(con, password)
+        con.execute(f"ATTACH {quoted(_named(server))} AS server (TYPE postgres)")
         while True:
             con.execute("BEGIN")
             if con.execute(f"SELECT * FROM postgres_query('server', {quoted(take)})").fetchone()[0]:

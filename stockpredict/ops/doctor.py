@@ -269,7 +269,8 @@ def redis(settings):
     from redis.exceptions import RedisError
 
     try:
-        open_redis(url, timeout=2, setting="[serving] redis_url").ping()
+        provider = settings.secrets.provider
+        open_redis(url, timeout=2, setting="[serving] redis_url", provider=provider).ping()
     except (RedisError, OSError):
         return warn(
             "does not answer; answers stay right, only slower", "Start it, or clear `[serving] redis_url`."

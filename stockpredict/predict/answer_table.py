@@ -271,7 +271,8 @@ def connect_redis(
     settings: Settings,  # its `serving.redis_url`
 ):
     "A Redis client that gives up quickly."
-    return open_redis(settings.serving.redis_url, 1, 0.5, setting="[serving] redis_url")
+    url, provider = settings.serving.redis_url, settings.secrets.provider
+    return open_redis(url, 1, 0.5, setting="[serving] redis_url", provider=provider)
 
 
 def redis_failed(

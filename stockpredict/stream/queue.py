@@ -105,6 +105,7 @@ class Stream:
         tell=None,  # called with a sentence before a wait
     ):
         self.set = settings.stream
+        self.provider = settings.secrets.provider
         self.tell = tell or (lambda sentence: None)
         self.key = f"{self.set.name}:live"
         self.lost = f"{self.set.name}:lost"
@@ -148,6 +149,7 @@ def _open(self: Stream):
         timeout=5 + self.set.block_ms / 1000,
         connect_timeout=2,
         name=f"stockpredict-{os.getpid()}-{id(self)}",
+        provider=self.provider,
     )
     self.run(join)
     self._add = self.client.register_script(ADD_SCRIPT)

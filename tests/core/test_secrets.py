@@ -6,17 +6,23 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import redis
+from live_redis import Server, live_settings
 
 from stockpredict.backup.backups import backup_keys
 from stockpredict.backup.sealed_files import KEY_VARIABLE, new_backup_key, read_backup_keys
-from stockpredict.core.errors import NotReady, SettingsError
+from stockpredict.core.errors import NotReady, SettingsError, StreamUnavailable
 from stockpredict.core.http import ApiKey, VendorClient, VendorRequest, run_async
+from stockpredict.core.redis import open_redis
 from stockpredict.core.request_limits import RequestLedger
 from stockpredict.core.scrubbing import scrub
-from stockpredict.core.secrets import FileSecrets, VaultSecrets, read_secret
+from stockpredict.core.secrets import FileSecrets, VaultSecrets, read_secret, secret_provider
 from stockpredict.core.settings import load_settings
+from stockpredict.ops.doctor import checks
+from stockpredict.predict.answer_table import connect_redis
 from stockpredict.sources.vendor_chain import VendorChain
 from stockpredict.sources.simulate import sample_bars
+from stockpredict.stream.queue import Stream
 from stockpredict.testing.fake_vendors import FakeVendors
 
 TOKEN = "hvs.standin-token-1"
@@ -185,3 +191,66 @@ def test_the_key_of_a_vendor_comes_from_the_provider_and_goes_into_the_request(
     changes = {"secrets.provider": f"vault:{place(vault)}", "storage.home": str(tmp_path / "home")}
     chain = VendorChain(load_settings(None, changes, environ={}))
     assert key.value(chain.client.provider) == text
+
+
+@pytest.fixture
+def locked_redis(tmp_path):
+    "A Redis with one user, whose password changes in the test."
+    server = Server(tmp_path / "redis", on_port=True).start()
+    admin = redis.Redis.from_url(server.url)
+    admin.acl_setuser("desk", enabled=True, passwords=["+tulip@harbour/9"], keys=["*"], commands=["+@all"])
+    yield server, admin
+    server.kill()
+
+
+@pytest.mark.parametrize("kind", ["environment", "file", "vault"])
+def test_the_password_of_redis_comes_from_each_provider_and_is_shown_nowhere(
+    locked_redis, vault, monkeypatch, tmp_path, caplog, kind
+):
+    server, admin = locked_redis
+    providers = {"environment": kind, "file": f"file:{tmp_path}", "vault": f"vault:{place(vault)}"}
+
+    def keep(password):
+        vault.versions.append({"DESK_REDIS": password})
+        (tmp_path / "DESK_REDIS").write_text(password)
+        os.chmod(tmp_path / "DESK_REDIS", 0o600)
+        if kind == "environment":
+            monkeypatch.setenv("DESK_REDIS", password)
+
+    keep("tulip@harbour/9")
+    url = f"redis://desk:${{DESK_REDIS}}@127.0.0.1:{server.port}/0"
+    changes = {f"{section}.redis_url": url for section in ("serving", "store", "stream")}
+    settings = live_settings(tmp_path / "home", **changes, **{"secrets.provider": providers[kind]})
+    client = connect_redis(settings)
+    assert client.ping() and "answers" in checks["redis"](settings)
+    with Stream(settings) as stream:
+        assert stream.where == f"127.0.0.1:{server.port}/0"
+    admin.execute_command("ACL", "SETUSER", "desk", "<tulip@harbour/9", ">lantern#drift/7")
+    admin.client_kill_filter(_type="normal", skipme=True)
+    with pytest.raises(StreamUnavailable, match="refused us") as refused:
+        Stream(settings)
+    keep("lantern#drift/7")
+    if kind == "vault":
+        secret_provider(providers[kind])._until = 0.0  # a minute later
+    client.connection_pool.disconnect()
+    assert client.ping()
+    shown = [settings.to_ini(), str(settings), repr(client), client.connection_pool, refused.value]
+    shown += [refused.value.fix, caplog.text, scrub("lantern#drift/7 and tulip@harbour/9")]
+    assert not any(word in str(text) for text in shown for word in ("tulip@", "lantern#", "tulip%40"))
+
+
+def test_a_missing_password_of_redis_is_a_server_that_is_away(locked_redis, monkeypatch):
+    monkeypatch.delenv("DESK_REDIS", raising=False)
+    url = f"redis://desk:${{DESK_REDIS}}@127.0.0.1:{locked_redis[0].port}/0"
+    with pytest.raises(redis.ConnectionError, match="redis_url names the secret DESK_REDIS"):
+        open_redis(url, 5, setting="[serving] redis_url").ping()
+
+
+def test_two_files_without_a_section_storage_have_a_folder_each(tmp_path):
+    read = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.ini").write_text(f"[secrets]\nprovider = file:/{name}\n")
+        read.append(load_settings(tmp_path / name / "settings.ini", environ={}).storage)
+    assert [s.home_dir.parent.name for s in read] == ["first", "second"]
+    assert [s._provider for s in read] == ["file:/first", "file:/second"]
