@@ -1,27 +1,37 @@
 """Mixed concurrent requests, each with its own right answer computed beforehand: none crossed, empty or lost.
 
-    python benchmarks/crossed_answers.py [--requests 1000000] [--sockets 20000] [--workers 96]
-    python benchmarks/crossed_answers.py --notes crossed.json --seconds 180    # again, until all are made
+    python benchmarks/crossed_answers.py [--requests 1000000] [--notes crossed.json] [--seconds 180]
 
-Each what-if request is a series of its own: a pool of histories, answered one by one before the start, each
-scaled by a factor that no other request has. A scaled history has the same returns, so its quantiles are
-those of the pool (to the last digit that is written), while its last close and its prices are its own. Stored
-forecasts are read between them. One request in a hundred is cancelled while it waits or disconnects, and one
-in fifty is refused by the rules. The bulk calls the ASGI application in this process, the rest goes over
-sockets to a server of its own. With `--notes` the counts and the next number are kept in a file, so that a
-million requests can be made in several runs; the market, the histories and the numbers are the same in each.
+A service as `stockpredict serve` starts it (a reader and an engine in processes of their own) is asked over
+sockets: each process of clients keeps connections open and sends up to so many requests ahead on each. Four
+kinds are mixed: one ticker, several, the caller's own bars (what-if), and questions that the rules refuse.
+One request in a hundred is never answered: its connection ends while it is sent, or while it waits.
+
+Each what-if is a series of its own: a pool of histories, answered one by one before the start, each scaled by
+a factor that no other request has. A scaled history has the same returns, so its quantiles are those of the
+pool (to the last digit that is written), while its last close and its prices are its own. Stored answers have
+to be the bytes of the table. Every answer has to carry the id of its request.
+
+With `--notes` counts are kept in a file after each block of requests, and the next run goes on from there:
+the market, the histories and the requests are the same in each run. `--in-process N` calls the application
+in this process N times instead, without sockets, where requests are cancelled as tasks are.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
+
+BLOCK = 5_000  # requests between two looks at the clock and the notes
+PATIENCE = 120  # seconds until an answer counts as lost
 
 
 def pool_of(engine, size: int) -> list[dict]:
@@ -155,106 +165,220 @@ async def bulk(app, numbers, workers: int, pool: list, stored: dict, share: floa
     return results
 
 
-async def over_sockets(
-    port: int, count: int, workers: int, pool: list, stored: dict, share: float
-) -> Counter:
-    "The same over connections; those that go away close their socket in the middle."
-    tickers, numbers, results = sorted({t for t, _ in stored}), iter(range(count)), Counter()
+def mixed_plan(number: int, tickers: list[str], pool: list[dict], share: float) -> dict:
+    "A request as `plan_of` makes it, or one for several tickers."
+    draw = random.Random(number)
+    if draw.random() >= 0.1:
+        return plan_of(number, tickers, pool, share)
+    drawn, horizon = sorted(draw.sample(tickers, draw.randint(2, 6))), draw.choice((1, 5))
+    query = b"tickers=%b&horizon=%d" % (",".join(drawn).encode(), horizon)
+    fate = "disconnect" if draw.random() < 0.01 else "stay"
+    return {"path": "/v1/predictions", "query": query, "listed": [(t, horizon) for t in drawn], "fate": fate}
+
+
+def wire_bytes(plan: dict, request_id: bytes) -> bytes:
+    "A request as it is sent."
+    path, query, body = plan["path"].encode(), plan.get("query", b""), plan.get("body", b"")
+    target = path + b"?" + query if query else path
+    head = b"%b %b HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: %b\r\n"
+    head %= b"POST" if body else b"GET", target, request_id
+    if body:
+        head += b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+    return head + b"\r\n" + body
+
+
+STARTS = b'{"success":true,"data":'
+
+
+def wire_verdict(plan: dict, head: bytes, content: bytes, request_id: bytes, rows: dict) -> str:
+    "right, or what is wrong with an answer from a socket; stored answers are compared as bytes."
+    import orjson
+
+    if not content:
+        return "empty"
+    if b'"request_id":"%b"' % request_id not in content[-400:]:
+        return "crossed"
+    if (status := int(head[9:12])) != plan.get("status", 200):
+        return f"status {status}"
+    if "stored" in plan:
+        return "right" if content.startswith(STARTS + rows[plan["stored"]]) else "crossed"
+    if "listed" in plan:
+        parts = content[len(STARTS) + 1 :].split(b'{"ticker":')[1:]
+        wanted = [rows[key].removeprefix(b'{"ticker":') for key in plan["listed"]]
+        same = len(parts) == len(wanted) and all(p.startswith(w) for p, w in zip(parts, wanted, strict=True))
+        return "right" if same else "crossed"
+    if "answer" in plan:
+        data = orjson.loads(content)["data"]
+        return "right" if is_right(data, plan["answer"], plan["close"]) else "crossed"
+    return "right"
+
+
+async def read_answer(reader) -> tuple[bytes, bytes]:
+    "Head and body of the next answer on a connection."
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+    at = head.lower().index(b"content-length: ") + 16
+    return head, await reader.readexactly(int(head[at : head.index(b"\r", at)]))
+
+
+async def ask_ahead(port: int, connection, batch: list, rows: dict, results: Counter):
+    "Send requests ahead on one connection, and judge what comes; returns the connection, if it goes on."
+    reader, writer = connection or await asyncio.open_connection("127.0.0.1", port)
+    sent = [wire_bytes(plan, request_id) for plan, request_id in batch]
+    fate = batch[-1][0]["fate"]
+    if fate == "disconnect":
+        sent[-1] = sent[-1][: random.randint(1, len(sent[-1]) - 1)]
+    writer.write(b"".join(sent))
+    waited = batch if fate == "stay" else batch[:-1]
+    answered = 0
+    try:
+        for plan, request_id in waited:
+            results[wire_verdict(plan, *await read_answer(reader), request_id, rows)] += 1
+            answered += 1
+    except Exception as error:
+        results[f"lost: {type(error).__name__}"] += len(batch) - answered
+        writer.transport.abort()
+        return None
+    if fate == "stay":
+        return reader, writer
+    await asyncio.sleep(random.random() * 0.002)
+    writer.transport.abort()
+    results["gone"] += 1
+    return None
+
+
+async def over_sockets(port, numbers, connections: int, ahead: int, plan, rows: dict) -> Counter:
+    "All requests of a block, on several connections at once."
+    numbers, results = iter(numbers), Counter()
 
     async def worker():
-        reader = writer = None
+        connection, batch = None, []
         for number in numbers:
-            plan, request_id = plan_of(number, tickers, pool, share), f"s-{number}"
-            if writer is None:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            body, query = plan.get("body", b""), plan.get("query", b"").decode()
-            head = f"{'POST' if body else 'GET'} {plan['path']}{'?' + query if query else ''} HTTP/1.1\r\n"
-            head += f"Host: localhost\r\nX-Request-ID: {request_id}\r\n"
-            if body:
-                head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            writer.write(head.encode() + b"\r\n" + body)
-            if plan["fate"] != "stay":
-                await asyncio.sleep(random.random() * 0.002)
-                writer.transport.abort()
-                writer = None
-                results["gone"] += 1
+            batch.append((plan(number), b"s-%d" % number))
+            if len(batch) < ahead and batch[-1][0]["fate"] == "stay":
                 continue
-            try:
-                start = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 120)
-                at = start.lower().index(b"content-length: ") + 16
-                content = await reader.readexactly(int(start[at : start.index(b"\r", at)]))
-                results[verdict(plan, int(start[9:12]), content, request_id, stored)] += 1
-            except Exception as error:
-                writer = None
-                results[f"lost: {type(error).__name__}"] += 1
-        if writer is not None:
-            writer.close()
+            connection, batch = await ask_ahead(port, connection, batch, rows, results), []
+        if batch:
+            connection = await ask_ahead(port, connection, batch, rows, results)
+        if connection:
+            connection[1].close()
 
-    await asyncio.gather(*(worker() for _ in range(workers)))
+    await asyncio.gather(*(worker() for _ in range(connections)))
     return results
+
+
+def block_of(first: int, shared: dict) -> Counter:
+    "The requests of one block, in a process of clients."
+    plan = partial(mixed_plan, tickers=shared["tickers"], pool=shared["pool"], share=shared["share"])
+    numbers = range(first, min(first + BLOCK, shared["requests"]))
+    return asyncio.run(
+        over_sockets(shared["port"], numbers, shared["connections"], shared["ahead"], plan, shared["rows"])
+    )
+
+
+def all_blocks(shared: dict, processes: int, seconds: float, notes: Path | None) -> Counter:
+    "Every block that is still to be made, counted as it ends."
+    counts = Counter(json.loads(notes.read_text())["counts"] if notes and notes.exists() else {})
+    end = time.monotonic() + seconds if seconds else float("inf")
+    blocks = range(sum(counts.values()), shared["requests"], BLOCK)
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        for at in range(0, len(blocks), processes):
+            if time.monotonic() > end:
+                break
+            for result in pool.map(partial(block_of, shared=shared), blocks[at : at + processes], 1):
+                counts += result
+            state = {"command": "python " + " ".join(sys.argv), "requests": sum(counts.values())}
+            if notes:
+                notes.write_text(json.dumps(state | {"counts": dict(counts)}, indent=1) + "\n")
+    return counts
 
 
 def stored_answers(settings) -> dict:
     "What the table says: ticker and horizon to the fields of the answer."
+    return {key: json.loads(body + b"}") for key, body in stored_rows(settings).items()}
+
+
+def stored_rows(settings) -> dict:
+    "What the table says: ticker and horizon to the bytes of the answer."
     from stockpredict.predict.answer_table import open_answers
 
-    table = open_answers(settings)
-    return {key: json.loads(body + b"}") for key, body in table.rows.items()}
+    return open_answers(settings).rows
 
 
-def numbers_until(first: int, count: int, seconds: float):
-    "The numbers from the first one on, as long as there is time."
-    end = time.monotonic() + seconds if seconds else float("inf")
-    for number in range(first, count):
-        if time.monotonic() > end:
-            return
-        yield number
+def serve(home: Path):
+    "The service as its command starts it; returns the process and its port once it answers a what-if."
+    import serving
+
+    env = os.environ | {"STOCKPREDICT_SETTINGS": str(home / "settings.ini"), "OMP_NUM_THREADS": "1"}
+    port = serving.spare_port()
+    command = ["-m", "stockpredict.cli.main", "serve", "--readers", "1", "--engine", "1", "--port", str(port)]
+    return serving.start_program(command, port, env, home)
+
+
+def wait_for_engine(port: int, pool: list[dict]):
+    "Ask one what-if until it is answered."
+    from urllib.request import Request, urlopen
+
+    body = scaled_request(pool, 0)[0]
+    for _ in range(600):
+        request = Request(f"http://127.0.0.1:{port}/v1/predict", body, {"Content-Type": "application/json"})
+        try:
+            return urlopen(request, timeout=60).read()
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit("The engine does not answer.")
+
+
+def in_process(settings, pool: list[dict], count: int, share: float) -> Counter:
+    "The application called in this process."
+    from stockpredict.serve.app import create_app
+
+    app = create_app(settings)
+    app.state.service.load_engine()
+    return asyncio.run(bulk(app, range(count), 96, pool, stored_answers(settings), share))
+
+
+def measure(args, home: Path) -> Counter:
+    "Prepare a market and the right answers, then ask."
+    import serving
+
+    from stockpredict.predict.several_models import Engine
+
+    settings = serving.prepare(home)
+    pool, rows = pool_of(Engine(settings), args.pool), stored_rows(settings)
+    if args.in_process:
+        return in_process(settings, pool, args.in_process, args.share)
+    process, port = serve(home)
+    try:
+        wait_for_engine(port, pool)
+        shared = {"port": port, "rows": rows, "pool": pool, "tickers": sorted({t for t, _ in rows})}
+        shared |= {k: getattr(args, k) for k in ("requests", "connections", "ahead", "share")}
+        used = serving.cpu_of_tree(process.pid)
+        counts = all_blocks(shared, args.processes, args.seconds, args.notes)
+        print(f"the service used {serving.cpu_of_tree(process.pid) - used:.0f} CPU s")
+    finally:
+        process.terminate()
+        process.wait(60)
+    return counts
 
 
 def main():
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--requests", type=int, default=1_000_000)
-    ask.add_argument("--sockets", type=int, default=20_000)
-    ask.add_argument("--workers", type=int, default=96)
+    ask.add_argument("--processes", type=int, default=2)
+    ask.add_argument("--connections", type=int, default=32, help="of each process")
+    ask.add_argument("--ahead", type=int, default=6, help="requests sent ahead on a connection")
     ask.add_argument("--pool", type=int, default=300)
     ask.add_argument("--share", type=float, default=0.2, help="of what-if requests")
-    ask.add_argument("--seconds", type=float, default=0, help="of the requests in process; 0 for no limit")
+    ask.add_argument("--seconds", type=float, default=0, help="no block begins later; 0 for no limit")
     ask.add_argument("--notes", type=Path, help="file of counts, from which the next run goes on")
+    ask.add_argument("--in-process", type=int, default=0, help="so many calls in this process instead")
     args = ask.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
-    import serving
-
-    from stockpredict.serve.app import create_app
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = serving.prepare(Path(folder))
-        app = create_app(settings)
-        service = app.state.service
-        service.load_engine()
-        pool, stored = pool_of(service.engine, args.pool), stored_answers(settings)
-        notes = json.loads(args.notes.read_text()) if args.notes and args.notes.exists() else {}
-        began, used, first = time.monotonic(), time.process_time(), sum(notes.values())
-        numbers = numbers_until(first, args.requests, args.seconds)
-        results = asyncio.run(bulk(app, numbers, args.workers, pool, stored, args.share))
-        wall, used = time.monotonic() - began, time.process_time() - used
-        total = f"{sum(results.values()):,} requests in {wall:.0f} s, {used:.0f} CPU s"
-        print(f"in process: {total}: {dict(results)}", flush=True)
-        if args.notes:
-            results += Counter(notes)
-            args.notes.write_text(json.dumps(results))
-            print(f"in all runs: {sum(results.values()):,} requests: {dict(results)}", flush=True)
-        wrong = sum(results.values()) - results["right"] - results["gone"]
-        if args.sockets:
-            (Path(folder) / "ours.py").write_text(serving.OURS)
-            env = os.environ | {"STOCKPREDICT_SETTINGS": f"{folder}/settings.ini", "OMP_NUM_THREADS": "1"}
-            process, port = serving.start("ours:fast", Path(folder), env)
-            try:
-                results = asyncio.run(over_sockets(port, args.sockets, 32, pool, stored, args.share))
-            finally:
-                process.terminate()
-                process.wait(30)
-            print(f"over sockets: {sum(results.values()):,} requests: {dict(results)}")
-            wrong += sum(results.values()) - results["right"] - results["gone"]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        results = measure(args, Path(folder))
+    wrong = sum(results.values()) - results["right"] - results["gone"]
+    print(f"{sum(results.values()):,} requests ({time.monotonic() - began:.0f} s this run): {dict(results)}")
     print(f"{wrong} crossed, empty or lost")
     return 1 if wrong else 0
 

@@ -45,6 +45,9 @@ class AnswerTable:
             rows[ticker, horizon] = raw[start + at : start + at + size]
         self.tickers = sorted({ticker for ticker, _ in self.rows})
         self.horizons = sorted({horizon for _, horizon in self.rows})
+        self.by_horizon = {horizon: {} for horizon in self.horizons}
+        for (ticker, horizon), body in self.rows.items():
+            self.by_horizon[horizon][ticker] = body
         self.key, self.size, self.digest = self.header["key"], len(raw), raw[8:40].hex()
 
     @classmethod

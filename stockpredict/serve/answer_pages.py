@@ -98,6 +98,7 @@ class Page:
     table: AnswerTable
     rows: list  # stored answers
     next_cursor: str = ""  # empty on the last page
+    asked: bool = False  # before; a body is kept from the second time on
     tail: bytes = b""  # the age with which `opened` was made
     opened: dict = field(default_factory=dict)  # encoding -> the body without its end
 
@@ -131,16 +132,28 @@ def rows_of(
     artifact: str = "",  # of a model beside the champion; empty for the champion
 ) -> list[bytes]:
     "The stored answers of these tickers, in their order."
-    known, horizons = table.rows, table.horizons if horizon is None else [horizon]
-    if not artifact and table.horizons and (horizon is None or horizon in table.horizons):
+    horizons = table.horizons if horizon is None else [horizon]
+    if not artifact and horizons and set(horizons) <= table.by_horizon.keys():
         try:
-            return [known[ticker, h] for ticker in tickers for h in horizons]
+            columns = [list(map(table.by_horizon[h].__getitem__, tickers)) for h in horizons]
+            return [body for bodies in zip(*columns, strict=True) for body in bodies]
         except KeyError:
             pass  # one is not there: the look at each ticker says which and why
     return [body for ticker in tickers for body in table.get(ticker, horizon, artifact)]
 
 # %% ../../nbs/serve/54_answer_pages.ipynb #ecc0afc9
 PAGE_TICKERS = 100
+
+
+def requested_tickers(
+    table: AnswerTable,  # where to look
+    tickers: str,  # comma separated
+) -> list[str]:
+    "The canonical names of a list, each once and in order."
+    unique = set(tickers.split(","))
+    if table.horizons and table.by_horizon[table.horizons[0]].keys() >= unique:
+        return sorted(unique)  # written as in the table
+    return sorted({parse_ticker(t) for t in unique if t.strip()})
 
 
 def select_page(
@@ -152,9 +165,7 @@ def select_page(
     model: str | None = None,  # start of an artifact; the champion when left out
 ) -> Page:
     "The stored answers of one page."
-    known, at = table.rows, table.horizons[0] if table.horizons else 0
-    names = [t for t in tickers.split(",") if t.strip()]
-    requested = sorted({t if (t, at) in known else parse_ticker(t) for t in names})
+    requested = requested_tickers(table, tickers) if tickers else []
     if tickers and not requested:
         raise RequestInvalid("The list of tickers holds none.", "Leave `tickers` out to get every ticker.")
     artifact, last = artifact_of(table, model), ticker_before(table, cursor)
@@ -186,6 +197,20 @@ def open_body(
     return page.opened[encoding]
 
 
+def whole_body(
+    page: Page,  # what to send
+    tail: bytes,  # the age of the answers, and their closing brace
+    end: bytes,  # the metadata of the request
+) -> bytes:
+    "The plain body of a page, each byte copied once."
+    if not page.rows:
+        return b"".join((_START, b"[]", end))
+    parts = list(page.rows)
+    parts[0] = b"".join((_START, b"[", parts[0]))
+    parts[-1] = b"".join((parts[-1], tail, b"]", end))
+    return (tail + b",").join(parts)
+
+
 def page_body(
     page: Page,  # what to send
     tail: bytes,  # the age of the answers, and their closing brace
@@ -200,6 +225,9 @@ def page_body(
     if page.next_cursor:
         more += b',"next_cursor":"%b"' % page.next_cursor.encode()
     end = render_envelope(b"", scope["request_id"], more).removeprefix(_START)
+    if not (encoding or page.asked or page.opened):
+        page.asked = True
+        return whole_body(page, tail, end), encoding
     return open_body(page, tail, encoding).finish(end), encoding
 
 # %% ../../nbs/serve/54_answer_pages.ipynb #091617ff

@@ -46,10 +46,10 @@ from .alert_routes import add_alert_routes, alert_loop
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import NO_STORE, STRICT, add_job_routes
-from .direct_routes import make_direct, shortcuts
+from .direct_routes import make_direct, make_plain, shortcuts
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
-from .prediction_routes import add_list_route, add_ticker_route
+from .prediction_routes import LIST_PATH, TICKER_ROUTE, add_list_route, add_ticker_route
 from .report_routes import add_report_routes
 from .update_routes import add_update_routes
 
@@ -277,6 +277,7 @@ ROUTES = (
     add_error_handlers,
 )
 DIRECT = ("/v1/predict",)  # asked so often that the steps of the framework would be a quarter of the cost
+PLAIN = (LIST_PATH, TICKER_ROUTE)  # a second look at their parameters would be half of the cost
 OUR_OWN = {"tracing": False, "metrics": False, "logs": False}  # the fast path counts every request already
 DESCRIPTION = (
     "Forecast ranges for a universe of stocks, "
@@ -321,6 +322,7 @@ def create_app(
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
     make_direct(app.router.routes, DIRECT)
+    make_plain(app.router.routes, PLAIN)
     audit_routes(app.router.routes, service.audit)
     guard_routes(app.router.routes, service.limits)
     inner = shortcuts(app, super(App, app).__call__)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/serve/16_direct_routes.ipynb #1f104fc8
 from fastapi import FastAPI, Request
+from fastcore.basics import patch
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 
@@ -81,3 +82,74 @@ def is_direct(
     while not isinstance(app, DirectRoute) and hasattr(app, "app"):
         app = app.app
     return isinstance(app, DirectRoute)
+
+# %% ../../nbs/serve/16_direct_routes.ipynb #54c6ec96
+class PlainRoute:
+    "The application of one route with simple parameters, which calls its function when they are in no doubt."
+
+    def __init__(
+        self,
+        route,  # of FastAPI; its function returns a response
+    ):
+        wanted = route.dependant
+        rules = [dependency.call for dependency in wanted.dependencies]
+        others = (wanted.header_params, wanted.cookie_params, wanted.body_params)
+        if rules != [refuse_unknown_names] or any(others) or not wanted.request_param_name:
+            raise ServeError(f"{route.path} needs more than path and query.", "Let FastAPI call it.")
+        self.app, self.call, self.request_name = route.app, route.endpoint, wanted.request_param_name
+        self.path = {field.alias: field for field in wanted.path_params}
+        self.query = {field.alias: field for field in wanted.query_params}
+        required = any(field.field_info.is_required() for field in wanted.query_params)
+        self.defaults = None if required else {f.name: f.default for f in wanted.query_params}
+
+    async def __call__(self, scope, receive, send):
+        values = self.values(scope)
+        if values is None:
+            return await self.app(scope, receive, send)
+        values[self.request_name] = Request(scope, receive, send)
+        response = await self.call(**values)
+        await response(scope, receive, send)
+
+# %% ../../nbs/serve/16_direct_routes.ipynb #cf9e11e5
+def plain_pairs(
+    query: bytes,  # of a request
+) -> dict | None:  # name -> text
+    "A query that has each name once and needs no decoding."
+    if not query:
+        return {}
+    if b"%" in query or b"+" in query or not query.isascii():
+        return None
+    pairs = [part.partition("=") for part in query.decode().split("&")]
+    texts = {name: text for name, _, text in pairs}
+    return texts if len(texts) == len(pairs) else None
+
+
+@patch
+def values(
+    self: PlainRoute,
+    scope: dict,  # of a request that was routed
+) -> dict | None:  # argument -> value; `None` where FastAPI has to look
+    "The arguments of the function, each checked by its own field."
+    texts = plain_pairs(scope["query_string"])
+    if texts is None or self.defaults is None:
+        return None
+    arguments = dict(self.defaults)
+    for fields, source in ((self.path, scope["path_params"]), (self.query, texts)):
+        for name, text in source.items():
+            field = fields.get(name)
+            if field is None:
+                return None
+            arguments[field.name], mistakes = field.validate(text, {}, loc=(name,))
+            if mistakes:
+                return None
+    return arguments
+
+
+def make_plain(
+    routes: list,  # of a Starlette router
+    paths: tuple,  # addresses whose parameters are simple
+):
+    "Let the functions of some addresses be called without a second look at plain parameters."
+    for route in routes:
+        if route.path in paths:
+            route.app = PlainRoute(route)

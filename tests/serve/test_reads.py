@@ -319,6 +319,35 @@ def test_plain_lists_skip_the_router_and_say_the_same(wide, query, monkeypatch):
     assert send(wide, f"/v1/predictions?{query.replace(' ', '')}").status_code == 200
 
 
+ROUTED = ["", "horizon=5", "model=5d0c3a1b", "as_of=2022-12-27", "horison=1", "horizon=1&horizon=5"]
+ROUTED += ["horizon=x", "horizon=", "horizon=%35", "horizon=1+", "horizon=1&&model=", "limit=0"]
+ROUTED += ["horizon=5.0", "=1", "&"]
+
+
+@pytest.fixture(scope="module")
+def two_ways(wide):
+    "The router with plain routes, and with FastAPI's own functions behind the same addresses."
+    from stockpredict.serve.direct_routes import PlainRoute
+
+    quick, usual = (create_app(wide.state.service.settings, fast=False) for _ in range(2))
+    plain = [r for r in usual.router.routes if isinstance(getattr(r.app, "app", None), PlainRoute)]
+    assert [route.path for route in plain] == ["/v1/predictions/{ticker}", "/v1/predictions"]
+    for route in plain:
+        route.app.app = route.app.app.app
+    return quick, usual
+
+
+@pytest.mark.parametrize("query", ROUTED)
+def test_a_plain_route_answers_what_the_framework_answers(two_ways, query):
+    "The parameters are read without FastAPI's dependencies where they are plain, and nothing else changes."
+    for path in ("/v1/predictions/T001", "/v1/predictions/..", "/v1/predictions"):
+        for _ in range(3):  # the second may change between the two
+            both = [send(app, f"{path}?{query}", x_request_id="same") for app in two_ways]
+            if both[0].content == both[1].content:
+                break
+        assert both[0].content == both[1].content and dict(both[0].headers) == dict(both[1].headers)
+
+
 @pytest.mark.parametrize("name", ["horizon", "limit"])
 @pytest.mark.parametrize("path", ["/v1/predictions", "/v1/predictions/T001"])
 def test_a_number_beyond_every_integer_is_a_mistake_of_the_request(wide, path, name):
