@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/catalogue/15_warm_up.ipynb #9e856809
 import time
 from importlib import import_module
+from ..core.calendar import get_calendar
 from ..algebra import loop_cache
 from ..algebra.numba_kernels import ALL_LOOPS
 from ..algebra.panel import FIELDS, Panel
@@ -55,6 +56,7 @@ def load_loops(
 # %% ../../nbs/catalogue/15_warm_up.ipynb #c665a3fd
 def fill_loop_cache() -> str:  # a sentence
     "Compile every loop of the catalogue into the cache, where it is not there yet."
+    get_calendar()  # its hours are kept, too
     report = load_loops()
     removed = loop_cache.remove_old_loops({x.identity for x in ALL_LOOPS}, time.time())
     gone = f", {removed} old files removed" if removed else ""

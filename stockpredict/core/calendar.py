@@ -10,7 +10,8 @@ import functools
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .errors import CalendarError
-from .exchange_hours import exchange_hours, parse_calendar
+from .exchange_hours import parse_calendar
+from .kept_hours import kept_hours
 
 # %% ../../nbs/core/40_calendar.ipynb #913ae511
 class Calendar:
@@ -49,7 +50,7 @@ def get_calendar(
     name: str = "XNYS",  # an exchange, alone or with special days: "XBOM; +2025-02-01 union budget"
 ) -> Calendar:  # one object per exchange and process
     "The calendar of an exchange, from its earliest record to about a year from now."
-    hours, tz = exchange_hours(name)
+    hours, tz = kept_hours(name)
     return Calendar(parse_calendar(name)[0], hours.opens, hours.closes, tz, name)
 
 # %% ../../nbs/core/40_calendar.ipynb #29dda104

@@ -47,17 +47,18 @@ def canonical_tickers(
     values: pd.Series,  # tickers as written
 ) -> pd.Series:  # canonical; what is no ticker becomes "?" and its text in ASCII
     "Canonical tickers of a column; each distinct one is checked once."
-    form, odd = {}, []
-    for t in pd.unique(values):
+    codes, distinct = pd.factorize(values, use_na_sentinel=False)
+    forms, odd = [], []
+    for t in distinct:
         try:
-            form[t] = canonical_ticker(t)
+            forms.append(canonical_ticker(t))
         except BarsInvalid:
             odd.append(f"{repr(t)[:24]}{foreign_letter(str(t))}")
-            form[t] = f"?{ascii(t)[:24]}"
-    if 2 * len(odd) <= len(form):
-        return values.map(form)
+            forms.append(f"?{ascii(t)[:24]}")
+    if 2 * len(odd) <= len(forms):
+        return pd.Series(pd.array(forms, dtype="str").take(codes), index=values.index)
     raise BarsInvalid(
-        f"{len(odd)} of {len(form)} values of the ticker column are not tickers: {'; '.join(odd[:5])}.",
+        f"{len(odd)} of {len(forms)} values of the ticker column are not tickers: {'; '.join(odd[:5])}.",
         "Map the column that holds the tickers, or correct them in the file.",
         tickers=odd[:20],
     )
@@ -278,9 +279,11 @@ def tidy_bars(
 # %% ../../nbs/sources/00_bars.ipynb #962ff4de
 def _refuse_intraday(tickers, event, times):
     "Refuse a table in which most rows share ticker and day with another row and have their own time."
+    if not len(event) or pd.Series(times).nunique() < 2 * event.nunique():
+        return
     key = pd.DataFrame({"ticker": tickers, "event": event})
-    copies = key.duplicated().mean() if len(key) else 0
-    if copies <= 0.5 or pd.Series(times).nunique() < 2 * key.event.nunique():
+    copies = key.duplicated().mean()
+    if copies <= 0.5:
         return
     many = round(len(key) / (len(key) * (1 - copies)))
     raise BarsInvalid(

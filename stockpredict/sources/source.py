@@ -161,7 +161,8 @@ class Sample(Source):
     )
 
     def table(self):
-        closes = pd.read_csv(bundled("skfolio", "datasets", "data", "sp500_dataset.csv.gz"), index_col="Date")
+        path = bundled("skfolio", "datasets", "data", "sp500_dataset.csv.gz")
+        closes = pd.read_csv(path, index_col="Date", parse_dates=["Date"])
         return closes.rename_axis(columns="ticker").stack().rename("close").reset_index()
 
 

@@ -215,3 +215,69 @@ def test_a_special_day_that_says_too_little_is_refused(text):
 def test_the_settings_refuse_a_special_day_without_a_reason():
     with pytest.raises(SettingsError, match="with a reason"):
         Settings().with_(**{"data.calendar": "XBOM; +2024-03-02"})
+
+
+# ---- kept hours
+
+
+@pytest.fixture
+def kept_folder(monkeypatch, tmp_path):
+    from stockpredict.core import kept_hours
+
+    monkeypatch.setattr(kept_hours, "hours_folders", lambda: [tmp_path / "closed" / "file", tmp_path / "own"])
+    (tmp_path / "closed").write_text("a file in the place of a folder")
+    return tmp_path / "own"
+
+
+def asked_again(text, monkeypatch, refused=True):
+    "The hours as a process gives them that has not loaded the library; it may not be asked if `refused`."
+    import sys
+
+    from stockpredict.core import exchange_hours, kept_hours
+
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "exchange_calendars", raising=False)
+        if refused:
+            patch.setattr(exchange_hours, "exchange_hours", lambda text: pytest.fail("built again"))
+        return kept_hours.kept_hours(text)
+
+
+def test_kept_hours_are_those_of_the_library_and_survive_no_change(kept_folder, monkeypatch):
+    from stockpredict.core import exchange_hours, kept_hours
+
+    text = "XBOM; +2024-11-01 18:00-19:00 Muhurat trading"
+    built, zone = asked_again(text, monkeypatch, refused=False)
+    (file,) = kept_folder.iterdir()
+    kept, kept_zone = asked_again(text, monkeypatch)
+    assert zone == kept_zone and (kept.index == built.index).all()
+    assert (kept.opens == built.opens).all() and (kept.closes == built.closes).all()
+    with pytest.raises(pytest.fail.Exception, match="built again"):
+        asked_again("XBOM", monkeypatch)  # other special days are another calendar
+    whole = file.read_bytes()
+    flipped = whole[:-1000] + bytes([whole[-1000] ^ 4]) + whole[-999:]
+    for damaged in (whole[:-8], flipped, b"", b"{}\n", b"[1]\n", whole[1:]):
+        file.write_bytes(damaged)
+        with pytest.raises(pytest.fail.Exception, match="built again"):
+            asked_again(text, monkeypatch)
+    file.write_bytes(whole)
+    for moved in (31 * 86400, -1):  # a month later, and a clock that was set back
+        with monkeypatch.context() as patch:
+            now = kept_hours.time.time() + moved
+            patch.setattr(kept_hours.time, "time", lambda now=now: now)
+            if moved < 0:
+                patch.setattr(kept_hours.time, "time", lambda: 0.0)
+            with pytest.raises(pytest.fail.Exception, match="built again"):
+                asked_again(text, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_hours, "_version", lambda package: "another")
+        with pytest.raises(pytest.fail.Exception, match="built again"):
+            asked_again(text, monkeypatch)
+    assert exchange_hours.exchange_hours(text)[0].closes.equals(built.closes)
+
+
+def test_a_process_that_loaded_the_library_asks_it(kept_folder):
+    import exchange_calendars  # noqa: F401
+
+    from stockpredict.core.kept_hours import kept_hours
+
+    assert len(kept_hours("XHKG")[0]) and not kept_folder.exists()
