@@ -33,12 +33,13 @@ def ingest(
         return
     from stockpredict.ingest.ingest import ingest
     from stockpredict.ops.reports import quick_formats
+    from stockpredict.quality.table_remarks import table_sentences
 
     quick_formats()  # the quality gate imports jsonschema
     with telling() as say:
         settings = load(ctx, data__source=source)
         report = ingest(settings, full=full, replay=replay, wait=wait, on_step=say).as_dict()
-    report = {k: v for k, v in report.items() if k != "checks"}
+    report["remarks"] = table_sentences(report.pop("checks"))
     report |= {"first": report["first_session"], "last": report["last_session"]}
     as_json(report) if json_ else _print_ingest(report)
 
@@ -51,6 +52,8 @@ def _print_ingest(report):
         f"from {report['source']}, {report['rows_quarantined']:,} quarantined. "
         f"The lake holds {period} at snapshot {report['snapshot']}."
     )
+    for sentence in report["remarks"]:
+        out(sentence)
     if report["rows_late"]:
         out(f"{counted(report['rows_late'], 'bar')} came late and count as known from today.")
     if gone := report["no_longer_sent"]:

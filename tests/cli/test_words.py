@@ -3,6 +3,7 @@
 import json
 import subprocess
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -69,3 +70,16 @@ def test_a_read_only_reports_folder_is_a_sentence(home, tmp_path, capsys, monkey
         subprocess.run(["umount", "-l", str(place)], check=True)
     printed = capsys.readouterr().err
     assert end.value.code == 2 and "it is read-only" in printed and "[folder-unavailable]" in printed
+
+
+def test_an_ingest_says_at_once_that_bars_look_weekly(tmp_path):
+    days = pd.date_range("2021-01-08", periods=60, freq="W-WED")
+    table = pd.concat([pd.DataFrame(dict(ticker=t, date=days, close=100.0)) for t in ("M&M", "AAA")])
+    table.to_csv(tmp_path / "weekly.csv", index=False)
+    changes = {"storage.home": tmp_path / "home", "data.source": "files", "data.start": "2000-01-01"}
+    changes["data.files_path"] = tmp_path / "weekly.csv"
+    options = [word for k, v in changes.items() for word in ("--set", f"{k}={v}")]
+    text = CliRunner().invoke(app, ["ingest", *options]).stdout
+    assert "120 new" in text and text.count("look like weekly bars") == 1 and "For example: AAA, M&M." in text
+    report = json.loads(CliRunner().invoke(app, ["ingest", "--full", "--json", *options]).stdout)
+    assert "weekly" in report["remarks"][0] and "checks" not in report

@@ -94,6 +94,10 @@ def test_weekly_and_monthly_bars_are_named_once(market, rule, word):
     result = inspect_bars(bars, now=NOW)
     assert remark_of(result, f"looks {word}ly").failed == 5
     assert "gap" not in set(result.flags.flag) and f"look like {word}ly bars" in result._repr_html_()
+    off = groups.assign(day=groups.day + pd.Timedelta("1D" if word == "week" else "0D"))  # a Saturday
+    off = off[[not get_calendar().is_session(d) for d in off.day]] if word == "week" else off
+    with pytest.raises(BatchRefused, match=f"look like {word}ly bars"):
+        inspect_bars(tidy_bars(off, source="x"), now=NOW).raise_if_refused()
 
 
 def copies_of_the_last_day(market, **changes):
