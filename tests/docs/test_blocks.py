@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from served_desk import build_settings, fill_lake, publish
 from typer.testing import CliRunner
@@ -142,3 +143,30 @@ def test_a_line_of_the_prose_does_what_it_says(shell, line):
     result = shell(line)
     assert result.exit_code == 0, result.output
     assert RUN[line] in result.output
+
+
+def python_blocks():
+    "Name of the page and text of each block of Python in the guides; those of the README are lessons."
+    for path in (ROOT / "nbs" / "guides").rglob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        yield from ((path.stem, b) for b in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))
+
+
+def raw_prices(block):
+    "Adjusted bars of another library become raw ones."
+    frame = pd.DataFrame({"open": [5.0], "high": [6.0], "low": [4.5], "close": [5.5]})
+    bars = frame.assign(volume=[200.0], factor=[0.5])
+    exec(block, {"bars": bars})
+    return bars.open[0] == 10 and bars.close[0] == 11 and bars.volume[0] == 100
+
+
+PYTHON = {"migrate_from_qlib": raw_prices}
+PYTHON_ELSEWHERE = {"add_a_report": "needs Prefect; tests/flows/test_desk_flows.py"}
+
+
+def test_every_block_of_python_in_a_guide_is_run_or_has_a_reason():
+    blocks = dict(python_blocks())
+    assert len(blocks) == len(list(python_blocks())) and set(blocks) == {*PYTHON, *PYTHON_ELSEWHERE}
+    assert all(PYTHON[page](blocks[page]) for page in PYTHON)
+    assert all((ROOT / reason.split("; ")[1]).exists() for reason in PYTHON_ELSEWHERE.values())

@@ -2,7 +2,9 @@
 
 import asyncio
 import inspect
+import json
 import os
+import re
 import sys
 from datetime import date, timedelta
 from types import SimpleNamespace
@@ -261,3 +263,23 @@ def test_waiting_threads_of_a_flow_do_not_spin():
     ask += "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
     bare = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     assert patience.run([sys.executable, "-c", ask], env=bare).stdout == "False PASSIVE\n"
+
+
+def test_the_line_of_the_guide_on_reports_makes_a_task_that_writes_its_page():
+    cells = json.loads((checkout() / "nbs" / "guides" / "add_a_report.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    [block] = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    flow = (checkout() / "flows" / "monitor.py").read_text()
+    names = {}
+    exec("\n".join(line for line in flow.splitlines() if line.startswith("from stockpredict.ops.")), names)
+    pages = []
+
+    def run(name, on_cell):
+        "Stands for the papermill run, which tests/ops do."
+        pages.append((name, callable(on_cell)))
+
+    names["run"] = run
+    exec(block, names)
+    assert names["write_together"].task_run_name == "r70_together"  # in the graph of the run
+    names["write_together"].fn("r70_together")
+    assert pages == [("r70_together", True)]
