@@ -5,7 +5,8 @@
 A service as `stockpredict serve` starts it (a reader and an engine in processes of their own) is asked over
 sockets: each process of clients keeps connections open and sends up to so many requests ahead on each. Four
 kinds are mixed: one ticker, several, the caller's own bars (what-if), and questions that the rules refuse.
-One request in a hundred is never answered: its connection ends while it is sent, or while it waits.
+One request in a hundred is never answered: its connection ends while it is sent, or while it waits. A batch
+whose connection had ended before any of it was answered is sent again, as clients of HTTP do; it is counted.
 
 Each what-if is a series of its own: a pool of histories, answered one by one before the start, each scaled by
 a factor that no other request has. A scaled history has the same returns, so its quantiles are those of the
@@ -220,23 +221,27 @@ async def read_answer(reader) -> tuple[bytes, bytes]:
     return head, await reader.readexactly(int(head[at : head.index(b"\r", at)]))
 
 
+AGAIN = "sent again"  # batches, not requests: a connection had ended before the service read any of it
+
+
 async def ask_ahead(port: int, connection, batch: list, rows: dict, results: Counter):
     "Send requests ahead on one connection, and judge what comes; returns the connection, if it goes on."
     reader, writer = connection or await asyncio.open_connection("127.0.0.1", port)
     sent = [wire_bytes(plan, request_id) for plan, request_id in batch]
-    fate = batch[-1][0]["fate"]
+    fate, answered = batch[-1][0]["fate"], 0
     if fate == "disconnect":
         sent[-1] = sent[-1][: random.randint(1, len(sent[-1]) - 1)]
     writer.write(b"".join(sent))
-    waited = batch if fate == "stay" else batch[:-1]
-    answered = 0
     try:
-        for plan, request_id in waited:
+        for plan, request_id in batch if fate == "stay" else batch[:-1]:
             results[wire_verdict(plan, *await read_answer(reader), request_id, rows)] += 1
             answered += 1
-    except Exception as error:
-        results[f"lost: {type(error).__name__}"] += len(batch) - answered
+    except (OSError, EOFError, TimeoutError) as error:
         writer.transport.abort()
+        if connection and not answered and not isinstance(error, TimeoutError):
+            results[AGAIN] += 1  # the service closes what is idle for 15 s, as each client has to expect
+            return await ask_ahead(port, None, batch, rows, results)
+        results[f"lost: {type(error).__name__}"] += len(batch) - answered
         return None
     if fate == "stay":
         return reader, writer
@@ -266,6 +271,11 @@ async def over_sockets(port, numbers, connections: int, ahead: int, plan, rows: 
     return results
 
 
+def number_of(counts: Counter) -> int:
+    "How many requests were made."
+    return sum(counts.values()) - counts[AGAIN]
+
+
 def block_of(first: int, shared: dict) -> Counter:
     "The requests of one block, in a process of clients."
     plan = partial(mixed_plan, tickers=shared["tickers"], pool=shared["pool"], share=shared["share"])
@@ -279,14 +289,14 @@ def all_blocks(shared: dict, processes: int, seconds: float, notes: Path | None)
     "Every block that is still to be made, counted as it ends."
     counts = Counter(json.loads(notes.read_text())["counts"] if notes and notes.exists() else {})
     end = time.monotonic() + seconds if seconds else float("inf")
-    blocks = range(sum(counts.values()), shared["requests"], BLOCK)
+    blocks = range(number_of(counts), shared["requests"], BLOCK)
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for at in range(0, len(blocks), processes):
             if time.monotonic() > end:
                 break
             for result in pool.map(partial(block_of, shared=shared), blocks[at : at + processes], 1):
                 counts += result
-            state = {"command": "python " + " ".join(sys.argv), "requests": sum(counts.values())}
+            state = {"command": "python " + " ".join(sys.argv), "requests": number_of(counts)}
             if notes:
                 notes.write_text(json.dumps(state | {"counts": dict(counts)}, indent=1) + "\n")
     return counts
@@ -377,8 +387,8 @@ def main():
     began = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         results = measure(args, Path(folder))
-    wrong = sum(results.values()) - results["right"] - results["gone"]
-    print(f"{sum(results.values()):,} requests ({time.monotonic() - began:.0f} s this run): {dict(results)}")
+    wrong = number_of(results) - results["right"] - results["gone"]
+    print(f"{number_of(results):,} requests ({time.monotonic() - began:.0f} s this run): {dict(results)}")
     print(f"{wrong} crossed, empty or lost")
     return 1 if wrong else 0
 

@@ -136,6 +136,8 @@ def rows_of(
     if not artifact and horizons and set(horizons) <= table.by_horizon.keys():
         try:
             columns = [list(map(table.by_horizon[h].__getitem__, tickers)) for h in horizons]
+            if len(columns) == 1:
+                return columns[0]
             return [body for bodies in zip(*columns, strict=True) for body in bodies]
         except KeyError:
             pass  # one is not there: the look at each ticker says which and why
