@@ -13,13 +13,13 @@ import subprocess
 import sys
 import tempfile
 from functools import lru_cache
+from multiprocessing import forkserver
 from pathlib import Path
 
 import patience
 
-LIBRARIES = [
+LIBRARIES = [  # without exchange_calendars: a process that has it builds calendars, others read the kept file
     "duckdb",
-    "exchange_calendars",
     "great_expectations.expectations",
     "lightgbm",
     "matplotlib",
@@ -30,6 +30,7 @@ LIBRARIES = [
     "scipy.stats",
     "torch",
     "typer.testing",
+    "warm_lake",
 ]
 
 
@@ -38,6 +39,14 @@ def server():
     "The context of the fork server; its processes begin with the libraries loaded, and end with the tests."
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(LIBRARIES)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
+    try:
+        forkserver.ensure_running()  # it finds `warm_lake`; the tests' own environment stays as it is
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
     return server
 
 
