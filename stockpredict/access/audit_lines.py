@@ -17,7 +17,7 @@ import orjson
 from stockpredict.core.scrubbing import scrub
 
 # %% ../../nbs/access/60_audit_lines.ipynb #08cce1a4
-NO_LINE = "0" * 64  # stands where the first line of a chain names the one before
+NO_LINE = "0" * 64  # in the first line of a chain, in the place of the hash before
 OWN_HASH = re.compile(rb',"hash":"([0-9a-f]{64})"\}\Z')
 
 
@@ -39,7 +39,7 @@ def close_line(
 
 # %% ../../nbs/access/60_audit_lines.ipynb #09c6f1aa
 class LineDamaged(ValueError):
-    "Why a line is not as it was written; verification turns it into a finding with file and number."
+    "A line is not as it was written; verification turns this into a finding with file and number."
 
 
 def parse_line(

@@ -24,7 +24,7 @@ from stockpredict.train.signed_log import trusted_key
 
 # %% ../../nbs/access/75_audit_search.ipynb #9591fb63
 class Place(NamedTuple):
-    "Where something is wrong."
+    "File, line and description of a problem."
 
     file: str  # name of the segment
     line: int  # from 1; 0 when the file is missing
@@ -151,7 +151,7 @@ def end_problem(
     self: ChainCheck,
     files: list[tuple],  # segments in order
 ) -> Place | None:
-    "Does the chain reach as far as it must?"
+    "Does the chain reach the recorded length?"
     file, line = self.end
     if self.noted is None:
         return Place(file, line, "The note of its length is missing beside the keys, or unreadable.")
@@ -195,7 +195,7 @@ def remarks(
     self: ChainCheck,
     writing: bool,  # a process holds the slot
 ) -> list[str]:  # sentences
-    "What is worth knowing and is no sign of an edit."
+    "Observations that are no sign of an edit."
     texts = []
     if self.unsigned:
         texts.append(f"{self.slot}: {self.unsigned} marks carry no signature; there was no private key.")

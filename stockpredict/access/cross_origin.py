@@ -18,7 +18,7 @@ EXPOSED_HEADERS = (
 def is_preflight(
     scope: dict,  # of a request, with `header_map`
 ) -> bool:
-    "Does a browser ask whether it may send a request?"
+    "Is this a preflight request of a browser?"
     headers = scope["header_map"]
     return (
         scope["method"] == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers
@@ -29,7 +29,7 @@ def origin_headers(
     scope: dict,  # of a request, with `header_map`
     origins: frozenset,  # allowed ones, as bytes
 ) -> list:  # pairs of bytes
-    "What an answer tells a browser about the origin of the page that asked."
+    "The headers of a response about the origin of the page that sent the request."
     origin = scope["header_map"].get(b"origin")
     vary = (b"vary", b"origin")
     if origin not in origins:

@@ -76,7 +76,7 @@ def desk_problem(
     scope: dict,  # of a request, with `header_map`
     allowed: frozenset,  # origins besides the own one
 ) -> AccessError | None:
-    "Why a request without a key cannot be one of the machine's own desk."
+    "Why a request without a key is not one of the local user."
     headers, client = scope["header_map"], scope.get("client")
     if not client or not is_loopback(client[0]):
         return ProxyRefused("Without a key the service answers this machine only.", PROXY_FIX)

@@ -118,7 +118,7 @@ def token_invalid() -> TokenInvalid:
 
 # %% ../../nbs/access/40_tokens.ipynb #e45ab8e8
 class PartMalformed(ValueError):
-    "Why a part of a token cannot be one; every caller turns it into the one refusal."
+    "A part of a token is malformed; every caller answers it with the one refusal."
 
 
 def _without_twins(pairs):
@@ -195,7 +195,7 @@ class Tokens:
         return jwt.encode(claims, self.keys.ring()[kid][0], "EdDSA", headers={"kid": kid, "typ": "at+jwt"})
 
 # %% ../../nbs/access/40_tokens.ipynb #18289d51
-MOST_VERIFIED = 4_096  # tokens whose signature is remembered
+MOST_VERIFIED = 4_096  # tokens whose verified claims are cached
 
 
 @patch

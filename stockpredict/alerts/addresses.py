@@ -110,7 +110,7 @@ WATCHED = frozenset({"socket.connect", "socket.sendto", "socket.sendmsg"})
 
 
 class _Guard(threading.local):
-    "What the present thread may connect to; `allowed` is None where everything may be."
+    "The addresses that this thread may connect to; `allowed` is None for no restriction."
 
     allowed = None  # pairs of address and port
     refused = None  # the error of the last refusal

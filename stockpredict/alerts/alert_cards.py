@@ -95,7 +95,7 @@ def event_cards(
     rule: str | None = None,  # id of a rule; `None` for all
     limit: int = 200,  # most that are returned
 ) -> list[dict]:  # newest first
-    "Events with what became of them."
+    "Events with their acknowledgements and deliveries."
     outbox = Outbox(settings.storage)
     if not outbox.store.path.exists():
         return []
@@ -127,7 +127,7 @@ def condition_text(
 def event_state(
     card: dict,  # of `event_cards`
 ) -> str:
-    "What became of an event, in words."
+    "The state of an event in words, such as acknowledged, sent or waiting."
     if by := card["acknowledged"].get("by"):
         return f"acknowledged by {by}"
     states = [row["state"] for row in card["deliveries"]]

@@ -215,7 +215,7 @@ def answer_error(
     status: int,  # of the answer
     retry_after: str = "",  # header Retry-After
 ) -> ChannelFailed | None:  # `None` when the message was taken
-    "What a webhook's answer means."
+    "The error for the status of a webhook's answer; None for success."
     if 200 <= status < 300:
         return None
     wait = parse_retry_after(retry_after, datetime.now(UTC)) if status in (429, 503) else None

@@ -182,7 +182,7 @@ def rings(
     at: int,  # row of the session
     past: bool = False,  # also before the rule was there, for a replay
 ) -> tuple[np.ndarray, np.ndarray]:  # pairs that ring, and the number for each message
-    "Which pairs ring on one session, before their cooldown is asked."
+    "Which pairs ring on one session, before their cooldown is applied."
     if not len(self):
         return np.zeros(0, int), np.zeros(0)
     excess, shown = self.judge(view, at, np.arange(len(self)))
@@ -202,5 +202,5 @@ def cooled(
     at: int,  # row of the session
     last: np.ndarray,  # row of the last ring of each of them; -1 for none
 ) -> np.ndarray:  # bool, in the order of `places`
-    "Which of the rings the cooldown lets through."
+    "Which of the rings are outside the cooldown."
     return (last < 0) | (np.abs(at - last) > self.cooldown[places])

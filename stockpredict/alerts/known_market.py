@@ -87,7 +87,7 @@ def session_tables(
 def answer_numbers(
     answer: dict,  # one prediction of a table
 ) -> dict:  # name -> number
-    "What rules can ask of a prediction."
+    "The numbers of a prediction that rules can use."
     levels = {f"q{level}": value for level, value in answer["quantiles"].items()}
     median = (answer.get("prices") or {}).get("0.5")
     numbers = {"p_up": answer.get("p_up"), "daily": answer["volatility"].get("daily"), "median": median}
@@ -185,7 +185,7 @@ def known_market(
     as_received: bool = False,  # bars as they first came, for a replay
     lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> MarketView | None:  # `None` in a lake without bars of the source
-    "Everything that rules on these tickers can ask."
+    "The bars, forecasts and desk readings that rules on these tickers use."
     calendar, source = get_calendar(settings.data.calendar), source_id(settings)
     if lake is None and not settings.storage.lake_exists:
         return None

@@ -48,7 +48,7 @@ MADE = "SELECT 1 FROM sqlite_master WHERE name = 'marks'"
 
 
 class Outbox:
-    "What is to be sent, and what was."
+    "The queue of messages to be sent, and the record of those that were."
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ ESCALATE_MINUTES = 30.0
 def delivery_problems(
     delivery: dict,  # of a rule
 ) -> list[str]:  # one sentence a problem
-    "What is wrong with the options of a delivery."
+    "Check the options of a delivery; one sentence for each problem."
     known = {"digest", "pause_minutes", "escalate_to", "escalate_minutes"}
     problems = [f"A delivery has no option '{str(n)[:40]}'." for n in sorted(set(map(str, delivery)) - known)]
     if not isinstance(delivery.get("digest", False), bool):
@@ -157,7 +157,7 @@ def collect_events(
     settings: Settings,  # whose channels are the usual ones
     now: float | None = None,  # seconds since the epoch; `None` = the clock
 ) -> int:  # events that were taken up
-    "Give every new event its place in the outbox."
+    "Add the deliveries of every new event to the outbox."
     now = time.time() if now is None else now
     usual, rules = usual_channels(read_channels(settings)), {r.id: r for r in self.store.rules()}
     with self.change() as con:
@@ -197,7 +197,7 @@ def delivery_records(
     self: Outbox,
     events: list[str],  # ids
 ) -> dict[str, dict]:  # by event: acknowledged (at and by, or empty) and deliveries
-    "What became of some events."
+    "The acknowledgement and the deliveries of some events."
     states = {event: {"acknowledged": {}, "deliveries": []} for event in events}
     columns = "event, channel, kind, state, attempts, sent, error"
     for start in range(0, len(events), 500):
@@ -217,7 +217,7 @@ def backlog(
     self: Outbox,
     now: float | None = None,  # seconds since the epoch; `None` = the clock
 ) -> dict:  # waiting, oldest (seconds), channels: rows
-    "What waits, by channel."
+    "The waiting alerts and the state of each channel."
     now = time.time() if now is None else now
     if not self.store.path.exists():
         return {"waiting": 0, "oldest": 0.0, "channels": []}
@@ -262,7 +262,7 @@ def forget_deliveries(
     before: float,  # seconds since the epoch
     do_it: bool = True,  # False only says which
 ) -> list[str]:  # ids of their events
-    "Remove what became of events that are done and older than a time."
+    "Remove the deliveries of events that are done and older than a time."
     if not self.store.path.exists():
         return []
     events = [row["event"] for row in self.rows(f"{DONE} ORDER BY event", before)]

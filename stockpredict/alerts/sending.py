@@ -35,7 +35,7 @@ def due_batches(
     channel: str,  # name
     now: float,  # seconds since the epoch
 ) -> list[list[dict]]:  # each becomes one message
-    "What may go out on a channel now."
+    "The batches that may be sent on a channel now."
     query = "SELECT * FROM deliveries WHERE state = 'waiting' AND channel = ? ORDER BY created, event"
     rows = outbox.rows(query, channel)
     days = outbox.rows("SELECT session FROM digest_days WHERE channel = ?", channel)
@@ -52,7 +52,7 @@ def resting_channels(
     outbox: Outbox,  # with states of channels
     now: float,  # seconds since the epoch
 ) -> set[str]:  # names
-    "Channels that failed and are left alone for now."
+    "Channels in a pause after a failure."
     rows = outbox.rows("SELECT name, since, pause FROM channel_state WHERE failures > 0")
     return {row["name"] for row in rows if in_span(row["since"], row["pause"], now)}
 
@@ -62,7 +62,7 @@ def claim_batch(
     self: Outbox,
     batch: list[dict],  # rows that go out together
 ) -> AlertMessage:  # to be sent
-    "Write which rows are one message, before it is sent."
+    "Record which rows are one message, before it is sent."
     name = batch[0]["batch"] or batch_id([row["event"] for row in batch])
     keys = [(name, row["event"], row["channel"], row["kind"]) for row in batch]
     with self.change() as con:
@@ -82,7 +82,7 @@ def note_sent(
     now: float,  # seconds since the epoch
     session: str = "",  # of a digest
 ):
-    "Write that a channel took a message."
+    "Record that a channel took a message."
     channel, keys = batch[0]["channel"], [(r["event"], r["channel"], r["kind"]) for r in batch]
     with self.change() as con:
         where = "WHERE event = ? AND channel = ? AND kind = ?"
@@ -103,7 +103,7 @@ def note_failed(
     error: StockpredictError,  # of the channel
     now: float,  # seconds since the epoch
 ) -> float:  # seconds for which the channel rests
-    "Write that a channel did not take a message."
+    "Record that a channel did not take a message."
     channel, keys = batch[0]["channel"], [(r["event"], r["channel"], r["kind"]) for r in batch]
     perhaps = bool(error.context.get("perhaps"))
     with self.change() as con:
@@ -143,7 +143,7 @@ def escalate_due(
 # %% ../../nbs/alerts/60_sending.ipynb #76d62b11
 @dataclass
 class SendReport:
-    "What one round of sending did."
+    "Counts and failures of one round of sending."
 
     collected: int = 0  # events that were taken up
     escalated: int = 0  # events given to a second channel
@@ -157,7 +157,7 @@ class SendReport:
     def sentence(self) -> str:
         "The round in words."
         if self.busy:
-            return "Another sender is at work; it sends what waits."
+            return "Another process is sending; it sends what waits."
         messages = f" in {counted(self.messages, 'message')}" if self.messages else ""
         parts = [f"{counted(self.alerts, 'alert')} sent{messages}, {self.waiting} waiting."]
         parts += [f"{counted(self.escalated, 'alert was', 'alerts were')} escalated."] * bool(self.escalated)

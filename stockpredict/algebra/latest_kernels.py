@@ -246,7 +246,7 @@ def trace_products(
     parts,  # function of tensors that returns products of them
     many: int,  # how many tensors
 ) -> tuple | None:  # as from `product_table`; None where the formula does more than multiply
-    "The products that a formula multiplies out, in its order."
+    "Trace which products of its tensors a formula computes, in the formula's order."
     try:
         traced = parts(*(Product((i,)) for i in range(many)))
     except TypeError:

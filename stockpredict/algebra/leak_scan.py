@@ -39,7 +39,7 @@ def count_leaves(
 def data_kind(
     x,  # an object that a feature reaches
 ) -> str | None:  # what to call it; None = no more than parameters
-    "Is an object data?"
+    "Name the data that an object is, or return None for a parameter."
     if isinstance(x, Panel | Series | pd.DataFrame | pd.Series | pd.Index):
         return f"a {type(x).__name__}"
     if isinstance(x, np.ndarray | torch.Tensor):
@@ -106,7 +106,7 @@ def scan_function(
     func,  # of a panel
     name: str,  # of the feature, for messages
 ):
-    "Refuse a function that reaches anything which could know the future."
+    "Refuse a function that reaches anything which could hold future information."
     walk = CodeWalk()
     walk.digest(func, name)
     problems = [(path, kind) for path, x in walk.tables if (kind := data_kind(x))]

@@ -41,7 +41,7 @@ def _origin_by_file(name, file):
 def module_origin(
     name: str | None,  # of a module
 ) -> str:  # "library" | "engine" | "local"
-    "Whose code a module holds."
+    "The kind of a module: library, engine or local code."
     name = name or "__main__"
     if name == "builtins" or name.startswith(ENGINE):
         return "engine" if name.startswith(ENGINE) else "library"
@@ -98,7 +98,7 @@ def _plain_text(x):  # a constant in a form that is equal in every process; None
 def code_form(
     code: types.CodeType,  # of a function
 ) -> str:
-    "What decides how a piece of code runs."
+    "Instructions, names and constants of a piece of code, without line numbers."
     constants = [code_form(c) if isinstance(c, types.CodeType) else _plain_text(c) for c in code.co_consts]
     arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     form = code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount

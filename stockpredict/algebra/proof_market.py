@@ -89,7 +89,7 @@ def wide_panel(
 
 # %% ../../nbs/algebra/70_proof_market.ipynb #3bc6de90
 class ProofMarkets:
-    "A market, and the alternatives on which a feature must give the same values."
+    "A market, and the variants on which a feature must give the same values."
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class ProofMarkets:
         lookback: int,  # of the features
         also: frozenset = frozenset(),  # fields beside the bars
     ) -> "ProofMarkets":
-        "The hard market, long enough for a look-back, and its alternatives."
+        "The hard market, long enough for a look-back, and its variants."
         return ProofMarkets(proof_panel(160 + 64 * math.ceil(lookback / 64), also))
 
 # %% ../../nbs/algebra/70_proof_market.ipynb #be99ecc0
@@ -126,7 +126,7 @@ def longest_histories(
 def renamed(
     panel: Panel,  # a market
 ) -> Panel:  # the same values
-    "A market whose tickers have other names, in the same order."
+    "The same market with other ticker names, in the same order."
     names = [f"X{i:05d}" for i in range(len(panel.tickers))]
     return Panel(panel._fields, panel.sessions, names)
 

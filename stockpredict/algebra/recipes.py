@@ -139,7 +139,7 @@ def _function_key(x):  # equal for the same code around the same plain values; N
 def function_mark(
     op,  # function of a step, or several
 ) -> str | None:  # "" = one of the algebra; None = it cannot be told from others
-    "What tells the function of a step from others with the same name."
+    "A mark for the function of a step: empty for one of the algebra, otherwise its digest."
     if _is_own(op):
         return ""
     key = _function_key(op)
@@ -220,7 +220,7 @@ def rows_needed(
 def closed_graph(
     recipe: int | None,  # from `recipe_number`; None = filled by hand
     fields: tuple,  # names of fields that may stand at its beginning
-) -> bool:  # whatever the other tickers are, a ticker has the same values
+) -> bool:  # does a ticker have the same values whatever the other tickers are?
     "Whether a graph consists of steps of the algebra that stay within a ticker."
     if recipe is None:
         return False

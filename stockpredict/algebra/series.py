@@ -161,7 +161,7 @@ class Quotient(Series):
         return operator.truediv(*self.parts)
 
 
-def _can_wait(grid, recipe, tensors):  # will nothing but a reader need this quotient?
+def _can_wait(grid, recipe, tensors):  # can this quotient be computed when it is read, not before?
     cache, (a, b) = grid.shared, tensors
     if cache is None or cache.counting or recipe is None or cache.uses[recipe]:
         return False

@@ -72,7 +72,7 @@ for name in ("mod", "floordiv", "matmul", "rmod", "rfloordiv", "rmatmul", "rpow"
 
 # %% ../../nbs/algebra/45_series_logic.ipynb #a099dcf4
 class UnknownAttribute(FeatureError, AttributeError):
-    "A series or panel has nothing of this name."
+    "A series or panel has no attribute of this name."
 
 
 _OTHER_NAMES = {

@@ -180,7 +180,7 @@ def _last_close_of_gaps(close):
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #ea140848
 _CLOSE_MOVES = WeakKeyDictionary()  # moves of short histories, as long as these live
-MOST_REMEMBERED = 10_000_000  # values; longer histories compute them each time
+MOST_REMEMBERED = 10_000_000  # values in the cache; longer histories compute them each time
 
 
 @patch

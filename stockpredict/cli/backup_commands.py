@@ -36,7 +36,7 @@ def backup_key():
 def files_progress(
     title: str,  # of the bar
 ):
-    "A function that hears of each file, behind a progress bar."
+    "A progress bar, as a function that is called for each file."
     from stockpredict.core.progress import progress
 
     with progress(title, 100) as advance:

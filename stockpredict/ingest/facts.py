@@ -138,7 +138,7 @@ def member_changes(
     now: pd.Timestamp | str | None = None,  # an instant; None = the clock
     lake: Lake | None = None,  # open for reading; None = open one for this call
 ) -> pd.DataFrame:  # index_name, ticker, event_time, until, known_at
-    "What today's list of members changes."
+    "Members that joined or left an index since the stored list."
     now = _instant(now)
     listed = fetch_constituents(settings, index)
     stored = _stored(settings, "members", lake, index_name=index)

@@ -33,7 +33,7 @@ def check_frame_name(
 # %% ../../nbs/ingest/20_frames.ipynb #2037371d
 @dataclass(frozen=True)
 class FrameReport:
-    "What became of a frame."
+    "Counts of the rows of a frame that were stored, corrected or quarantined."
 
     source: str  # its name in the lake: lake.bars(source=…)
     rows: int  # rows of the frame
@@ -51,7 +51,7 @@ def add_frame(
     frame: pd.DataFrame,  # one row a ticker and session: ticker, date and close at least
     name: str = "frame",  # what to call it in the lake
     settings: Settings | None = None,  # all settings; None = settings.ini and environment
-    columns: dict[str, str] | None = None,  # our name -> yours, where they are not recognised
+    columns: dict[str, str] | None = None,  # standard name -> yours, where they are not recognised
     # minutes from the close until a bar counts as known; None = [data] lake_bars_lag_minutes
     lag_minutes: float | None = None,
     now: pd.Timestamp | str | None = None,  # when it was received; None = the clock

@@ -63,7 +63,7 @@ class IngestReport:
     troubles: dict = field(default_factory=dict)  # `vendor: reason` -> how often, another may have answered
     # requests without an answer: ticker, start, reason, sentence
     failed: list[dict] = field(default_factory=list)
-    cached: list[str] = field(default_factory=list)  # of these, tickers whose stored bars must do for now
+    cached: list[str] = field(default_factory=list)  # of these, tickers that have stored bars
     missing: list[str] = field(default_factory=list)  # tickers without the newest closed session
     disagreements: list[dict] = field(default_factory=list)  # days on which vendors contradict each other
     dead_letters: int = 0  # failed requests that wait to be asked again
@@ -93,7 +93,7 @@ def _inspect(lake, source, settings, bars, now):
 
 # %% ../../nbs/ingest/10_ingest.ipynb #2b6ca8c0
 def _as_traded(lake, source, bars):
-    "The bars without splits that the vendor has worked into stored history."
+    "The bars at traded prices, where the vendor has adjusted stored history for a split."
     if not bars.event_time.notna().any() or not has_bars(lake, source.id):
         return bars
     tickers = sorted(bars.ticker.dropna().unique())
@@ -224,7 +224,7 @@ def _with_stored(refusal, done):
     if batches:
         bars = counted(sum(d.rows_new + d.rows_corrected for d, *_ in done), "bar")
         refusal.fix += f" What came before it is stored: {bars} ({', '.join(batches[-5:])}). "
-        refusal.fix += "The same command goes on from there; no bar is stored twice."
+        refusal.fix += "The same command continues from there; no bar is stored twice."
     return refusal
 
 # %% ../../nbs/ingest/10_ingest.ipynb #5836dd1a

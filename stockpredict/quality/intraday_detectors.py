@@ -32,7 +32,7 @@ def measure_steps(
     calendar: Calendar,  # the exchange
     interval: str,  # such as 5min
 ) -> Moves:  # with steps in the place of sessions
-    "What the detectors look at, for intraday bars."
+    "The arrays that the detectors use, for intraday bars."
     numbers, longest = step_numbers(bars, calendar, interval)
     m = measure_moves(bars, calendar, numbers)
     m.cache["steps"] = longest
@@ -80,7 +80,7 @@ def judged_steps(
     bars: pd.DataFrame,  # intraday bars of one interval
     stored: pd.DataFrame | None = None,  # bars of the same tickers already stored
 ) -> pd.DataFrame:  # ticker, event_time, anew
-    "The bars that a batch decides about."
+    "The bars whose flags depend on a batch."
     table = with_stored_steps(bars, stored)
     own = table.arrived.astype(bool)
     beside = table.assign(own=own).groupby("ticker").own

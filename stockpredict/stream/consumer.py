@@ -57,7 +57,7 @@ class Consumer:
         self,
         settings,  # all settings
         on_step=None,  # called with the name of each step, so tests can crash it there
-        tell=None,  # called with a sentence when you should know something
+        tell=None,  # called with a sentence about a wait, a loss or a failed audit
         did: Consumed | None = None,  # counts that another thread reads meanwhile; None = new ones
     ):
         self.settings = settings
@@ -167,7 +167,7 @@ def audit(self: Consumer) -> int:  # rows that should not have passed, normally 
     return count
 
 # %% ../../nbs/stream/20_consumer.ipynb #a8c766e1
-ENOUGH_TO_REFUSE = 100  # a batch of this many rows says something about its sender
+ENOUGH_TO_REFUSE = 100  # smaller batches are never refused, only their bad rows
 
 
 @patch
@@ -195,7 +195,7 @@ def to_lake(
 # %% ../../nbs/stream/20_consumer.ipynb #365a544e
 @patch
 def _append(self: Consumer, good, bad, sent, fetched):
-    "Append bars that count as received when their senders' clocks say."
+    "Append bars, with the clocks of their senders as the time of receipt."
     key = ["ticker", "event_time", "known_at"]
     clock = pd.to_datetime(sent.groupby(key).us.min(), unit="us", utc=True).rename("received")
     with self.lake.writer(self.settings.stream.wait):
@@ -308,7 +308,7 @@ WHERE excluded.birth <> birth OR excluded.message > message"""
 
 @patch
 def _note_place(self: Consumer, con, entries, removed, emptied):
-    "Write down the last stored message, and losses."
+    "Record the last stored message, and losses."
     group = self.settings.stream.group
     last = entries[-1]
     con.execute(_SET_PLACE, (group, last.offset, last.birth, last.at_us))
@@ -319,7 +319,7 @@ def _note_place(self: Consumer, con, entries, removed, emptied):
 # %% ../../nbs/stream/20_consumer.ipynb #7ace1f0e
 @patch
 def _note_delays(self: Consumer, con, rows, over):
-    "Write down how long the messages of a batch took."
+    "Record the delays of the messages of a batch."
     readable = time.monotonic_ns() // 1000 + self._clock
     sender = np.where(rows.stamped, np.maximum(rows.clock_us - rows.event_us, 0), 0)
     delay = sender + np.maximum(readable - rows.at_us, 0)
@@ -376,7 +376,7 @@ def tend(self: Consumer) -> bool:  # was there anything?
 
 @patch
 def _store_and_acknowledge(self: Consumer, entries, reached, dead_letters=()):
-    "Store a batch, then acknowledge it; when the lake fails, the messages are not to blame."
+    "Store a batch, then acknowledge it; a failure of the lake does not count as a failed delivery."
     self.patiently(
         lambda: self.store(entries, reached, dead_letters),
         lambda: self.stream.forgive(self.name, entries),
@@ -413,7 +413,7 @@ AUDIT_SECONDS = 60.0  # between two audits
 
 @lru_cache
 def _warm(calendar):
-    "Send one invented bar through the gate, once a process."
+    "Load the gate by checking one invented bar, once a process."
     close = get_calendar(calendar).close(get_calendar(calendar).last_closed())
     bar = {"ticker": ["A"], "event_time": [close], "known_at": [close], "close": [1.0], "source": ["none"]}
     inspect_bars(as_bars(bar), calendar)
@@ -421,7 +421,7 @@ def _warm(calendar):
 
 @patch
 def _housekeeping(self: Consumer):
-    "What is due every few seconds."
+    "Finish abandoned messages, merge files and remove old rows."
     self.tend()
     self.patiently(self.tidy)
     with self.live.writing():
@@ -469,7 +469,7 @@ def consume(
     tell=None,  # called with a sentence when you should know something
     did: Consumed | None = None,  # counts that another thread reads meanwhile; None = new ones
 ) -> Consumed:  # counts
-    "Store what the stream brings."
+    "Store the messages of the stream in the lake and the live table."
     with Consumer(settings, on_step, tell, did) as consumer:
         try:
             return consumer.go(seconds, idle, stop)

@@ -37,7 +37,7 @@ def _readable(data):
 def resend_dead_letters(
     settings,  # all settings
 ) -> int:  # messages sent
-    "Send the dead letters again, after you have mended the cause."
+    "Send the dead letters again, after you have fixed the cause."
     query = "SELECT birth, message, data FROM letters WHERE data IS NOT NULL ORDER BY birth, message"
     with LiveTable(settings.storage) as live, Stream(settings) as stream:
         records = live.con.execute(query).fetchall()

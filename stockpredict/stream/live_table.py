@@ -208,7 +208,7 @@ WHERE span = ? AND origin = 'trades' AND (source, ticker, event_us) IN (
 # %% ../../nbs/stream/10_live_table.ipynb #5f915999
 @patch
 def _roll(self: LiveTable, finer, coarser, touched):
-    "Make the touched bars of a coarser span again."
+    "Compute the touched bars of a coarser span again."
     columns = ["source", "ticker", "end_us", "from_us", "to_us", "floor_us", "state"]
     self.con.execute(f"CREATE TEMP TABLE IF NOT EXISTS touched ({', '.join(columns)})")
     self.con.execute("DELETE FROM touched")
@@ -243,7 +243,7 @@ def roll_up(
     now: dict,  # source -> microseconds since 1970 on its clock
     lag_us: int = 0,  # a session counts as known this long after its close
 ):
-    "Make the seconds, minutes and sessions again that these rows touch; inside `writing`."
+    "Compute the seconds, minutes and sessions again that these rows touch; inside `writing`."
     ticks = rows[rows.span == "tick"]
     for finer, coarser in (("tick", "1s"), ("1s", "1m")):
         if not len(ticks):
@@ -261,7 +261,7 @@ def roll_up(
 
 @patch
 def _roll_sessions(self: LiveTable, minutes, calendar, now, lag_us):
-    "Make the sessions again that these minutes touch."
+    "Compute the sessions again that these minutes touch."
     day = minutes.assign(**session_hours(calendar, minutes.event_us))
     inside = (day.event_us >= day.open_us) & (day.event_us <= day.close_us + 60_000_000)
     day = day[inside].astype({"open_us": "int64", "close_us": "int64"})
@@ -277,7 +277,7 @@ def _roll_sessions(self: LiveTable, minutes, calendar, now, lag_us):
 def set_clocks(
     self: LiveTable,
     seen: dict,  # source -> microseconds since 1970, from the messages of a batch
-    wall_us: int | None = None,  # our own clock; None = now
+    wall_us: int | None = None,  # time on this machine; None = now
 ) -> dict:  # every source -> its clock
     "Move the clocks of sources forward; inside `writing`."
     wall = time.time_ns() // 1000 if wall_us is None else wall_us
@@ -312,7 +312,7 @@ def set_newest(
     place: str,  # live or lake
     event_us: int,  # of the newest bar or trade of a batch, microseconds since 1970
 ):
-    "Remember the newest event you can read in a place; inside `writing`."
+    "Store the time of the newest event in a place, live or lake; inside `writing`."
     self.con.execute(
         """INSERT INTO newest VALUES (?, ?)
         ON CONFLICT DO UPDATE SET event_us = max(event_us, excluded.event_us)""",

@@ -163,7 +163,7 @@ def _check_prices(rows, entries):
 # %% ../../nbs/stream/15_messages.ipynb #ae834cc5
 def decode_messages(
     entries: list[Entry],  # as delivered
-    now_us: int,  # our clock, microseconds since 1970
+    now_us: int,  # time on this machine, microseconds since 1970
 ) -> tuple[
     pd.DataFrame, list[tuple[Entry, str]]
 ]:  # rows: COLUMNS, at_us, clock_us; dead letters with reasons

@@ -357,7 +357,7 @@ def healthy_market(
     sessions: int = 500,  # how many
     seed: int = 1,  # same seed, same market
 ) -> pd.DataFrame:  # bars with adj_close, dividend, split, capital_gain; no session missing between two bars
-    "A realistic market without a single error."
+    "A realistic market without errors and without missing sessions."
     bars = simulate("realistic", tickers=tickers, sessions=sessions, seed=seed).bars
     bars = bars.sort_values(["ticker", "event_time"], ignore_index=True)
     calendar = get_calendar()

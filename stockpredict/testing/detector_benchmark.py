@@ -100,7 +100,7 @@ def score(
 
 # %% ../../nbs/testing/30_detector_benchmark.ipynb #0c61fd77
 def _counts(name, events, hits, matched):
-    "What was found of one kind of error."
+    "Counts of the findings for one kind of error."
     signs = CORRUPTIONS[name].signs
     own = hits[hits.fault == name]
     alarms = matched[matched.finding.isin(signs)]

@@ -13,7 +13,7 @@ from .fake_vendors import FakeVendors
 
 # %% ../../nbs/testing/08_growing_vendors.ipynb #dccdbb0c
 class GrowingVendors(FakeVendors):
-    "Fake vendors that know the market up to a day, and correct prices later."
+    "Fake vendors that serve the market up to a day, and correct prices later."
 
     def __init__(
         self,

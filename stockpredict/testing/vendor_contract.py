@@ -18,17 +18,17 @@ from .fake_vendors import FakeVendors
 # %% ../../nbs/testing/10_vendor_contract.ipynb #da832f93
 VENDOR_CHECKS = [  # sentence, fault, times, outcome: "bars", "all but the last", or the reasons allowed
     ("Without faults, the bars are those served.", "", 0, "bars"),
-    ("A passing server error is retried.", "500", 1, "bars"),
-    ("A lasting server error is reported.", "500", 99, {"server-error"}),
+    ("After a temporary server error, the request is repeated.", "500", 1, "bars"),
+    ("A permanent server error is reported.", "500", 99, {"server-error"}),
     ("After one refusal for too many requests, the request is repeated.", "429", 1, "bars"),
-    ("After many of them, the vendor is left alone.", "429", 99, {"throttled"}),
+    ("After many of them, no more requests are sent.", "429", 99, {"throttled"}),
     ("A broken connection is retried.", "reset", 1, "bars"),
     ("A connection that stays broken is reported.", "hangup", 99, {"cut-off"}),
     ("A web page is not data.", "html", 99, {"not-data"}),
     ("Half an answer is requested again.", "truncated", 1, "bars"),
     ("Half an answer is never used.", "truncated", 99, {"unreadable", "cut-off"}),
     ("Random bytes are requested again.", "garbage", 1, "bars"),
-    ("Lasting random bytes are reported.", "garbage", 99, {"unreadable"}),
+    ("Random bytes in every answer are reported.", "garbage", 99, {"unreadable"}),
     ("JSON without end is reported.", "deep", 99, {"unreadable"}),
     ("A renamed column is drift, not missing prices.", "renamed", 99, {"drift"}),
     ("No rows on trading days is a failure.", "empty", 99, {"empty", "bad-symbol"}),
@@ -143,7 +143,7 @@ def check_vendor_adapter(
 
 # %% ../../nbs/testing/10_vendor_contract.ipynb #13595e55
 def _further_checks(bars, source, ticker, fake):
-    "What has to be true of bars and requests beside the prices."
+    "Checks of the shape, times, days and requests, beside the prices."
     before = len(fake.requests)
     future = len(source.fetch([ticker], "2060-01-02")) + len(fake.requests) - before
     days = source.calendar.day_of(bars.event_time)

@@ -86,7 +86,7 @@ def independent_looks(
 
 @dataclass(frozen=True)
 class DriftRule:
-    "What is usual for each measure, and how sure that is."
+    "Mean and spread of each measure over the training years, and how many observations they have."
 
     usual: SessionProfile  # of the training years
     mean: np.ndarray  # `[measure]`
@@ -107,7 +107,7 @@ def fit_drift_rule(
     usual: SessionProfile,  # of the training years
     share: float = 0.05,  # of false alarms among alarms, on each window
 ) -> DriftRule:
-    "Learn what is usual."
+    "Fit the rule to the training years."
     if len(usual) < 8 * 3 * WINDOW:
         raise NotEnoughSessions(
             f"{len(usual)} sessions are too few to know what is usual.",
