@@ -7,7 +7,7 @@ one the table of answers. The lake has to name the file and still read the versi
 compute the values again, the table to refuse. A flip is silent when a wrong value comes back.
 
 Of 500 flips with seed 0 (300 in the lake, 100 in stored features, 100 in the table) none was silent: 71 CPU
-seconds. Nor was one of 500 with seed 1: 29 CPU seconds.
+seconds. Nor was one of 500 with seed 1 (29 CPU seconds) or with seed 905.
 """
 
 import argparse

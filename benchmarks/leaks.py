@@ -8,6 +8,10 @@ leak has the best chance of a promotion. A line gives the rank IC that the candi
 seeds that were flagged by the audit of the data, flagged by the limits on results alone, held, and promoted:
 with the pipeline at hand, and with the finished data only. Honest changes come last. At the end: the CPU time
 of the audit as a share of the experiment's. With --permuted, only refits on permuted bars decide.
+
+With --quick (one market, 38 runs of leaks): none promoted, 37 flagged, 1 held; with the limits on results
+alone 11 flagged and 1 promoted; none of the 4 honest changes flagged. 319 CPU seconds, of an experiment with
+default settings the audit took 1 %.
 """
 
 import argparse
