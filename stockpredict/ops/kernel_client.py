@@ -24,7 +24,6 @@ IMPORT = re.compile(
 )
 USUAL = {  # library, imported inside a function -> what of it is the same in every process
     "matplotlib": ["matplotlib.figure", "matplotlib.backends.backend_agg"],
-    "exchange_calendars": ["exchange_calendars"],
 }
 
 
