@@ -71,6 +71,7 @@ def _check_whole(model, inputs, forecast, start):
 # %% ../../nbs/train/20_walk_forward.ipynb #79847cef
 NEAR = 8  # sessions before and after a cut that are forecast again
 TOLERANCE = 1e-3  # of the spread across tickers: batches of different size may be rounded differently
+PORTION = 64  # sessions that are compared at a time: their copies in double precision are small
 
 
 def _other_future(inputs, t):
@@ -87,15 +88,19 @@ def _other_future(inputs, t):
 # %% ../../nbs/train/20_walk_forward.ipynb #80116ec3
 def _first_difference(a, i, b, j, count, tolerance=0.0):
     "The first of some sessions in which two forecasts differ beyond a share of their spread, or `None`."
-    different = torch.zeros(count, dtype=torch.bool)
-    for name in ("score", "p_up", "volatility", "quantiles"):
-        u, v = getattr(a, name)[i : i + count].double(), getattr(b, name)[j : j + count].double()
-        different |= (u.isnan() != v.isnan()).flatten(1).any(1).cpu()
-        u, v = u.nan_to_num(0), v.nan_to_num(0)
-        spread = (v - v.mean(1, keepdim=True)).abs().amax(1, keepdim=True)
-        spread += 1e-6 * v.abs().amax(1, keepdim=True)
-        different |= ((u - v).abs() > tolerance * spread).flatten(1).any(1).cpu()
-    return int(different.nonzero()[0]) if different.any() else None
+    for at in range(0, count, PORTION):
+        size = min(PORTION, count - at)
+        different = torch.zeros(size, dtype=torch.bool)
+        for name in ("score", "p_up", "volatility", "quantiles"):
+            u, v = (getattr(f, name)[k + at : k + at + size].double() for f, k in ((a, i), (b, j)))
+            different |= (u.isnan() != v.isnan()).flatten(1).any(1).cpu()
+            u, v = u.nan_to_num(0), v.nan_to_num(0)
+            spread = (v - v.mean(1, keepdim=True)).abs().amax(1, keepdim=True)
+            spread += 1e-6 * v.abs().amax(1, keepdim=True)
+            different |= ((u - v).abs() > tolerance * spread).flatten(1).any(1).cpu()
+        if different.any():
+            return at + int(different.nonzero()[0])
+    return None
 
 
 def _raise_sees_future(model, session, reason):
