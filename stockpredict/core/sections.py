@@ -207,8 +207,7 @@ class Storage(_Folders):
     )
     catalog: str = Field(
         "",
-        description="Catalog of the lake: empty for SQLite inside home, or postgres:host=… to share it, "
-        "with  password=${NAME}  for a password from [secrets] provider.",
+        description="Catalog of the lake: empty for SQLite in home, or  postgres:host=… password=${NAME} …",
     )
     data_path: str = Field(
         "", description="Data files of the lake: empty for a folder inside home, or s3://bucket/prefix."
@@ -394,9 +393,7 @@ class Answers(Section):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
     redis_url: str = Field(
-        "",
-        description="Redis for several machines, redis://… or, with a password from [secrets] provider, "
-        "redis://user:${NAME}@host:6379/0; empty works on one machine.",
+        "", description="Redis of several machines, redis://user:${NAME}@host; empty works on one machine."
     )
     max_queue: int = Field(
         256, ge=1, description="What-if requests that may wait before more are turned away."

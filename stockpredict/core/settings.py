@@ -56,7 +56,11 @@ class Settings(BaseModel):
     secrets: SecretsSettings = SecretsSettings()
     alerts: Alerts = Alerts()
 
-    def model_post_init(self, _):
+    def model_post_init(
+        self,
+        context: object,  # of the validation; not used
+    ):
+        "The catalog's password comes from the provider of these settings."
         self.storage._provider = self.secrets.provider
 
 # %% ../../nbs/core/30_settings.ipynb #9e8b827c
