@@ -39,15 +39,14 @@ class AnswerTable:
         verify: Callable | None = None,  # function(signature, digest) that raises on a foreign signature
     ):
         self.header, self.index, start = unpack_table(raw, verify)
-        self.rows, self.beside = {}, {}
+        self.rows, self.beside, self.by_horizon = {}, {}, {}
         for ticker, horizon, at, size, *artifact in self.index:
             rows = self.beside.setdefault(artifact[0], {}) if artifact else self.rows
             rows[ticker, horizon] = raw[start + at : start + at + size]
         self.tickers = sorted({ticker for ticker, _ in self.rows})
         self.horizons = sorted({horizon for _, horizon in self.rows})
-        self.by_horizon = {horizon: {} for horizon in self.horizons}
         for (ticker, horizon), body in self.rows.items():
-            self.by_horizon[horizon][ticker] = body
+            self.by_horizon.setdefault(horizon, {})[ticker] = body
         self.key, self.size, self.digest = self.header["key"], len(raw), raw[8:40].hex()
 
     @classmethod

@@ -198,7 +198,7 @@ def open_body(
         page.opened[encoding] = OpenBody(b"".join((_START, b"[", *rows, b"]")), encoding)
     return page.opened[encoding]
 
-
+# %% ../../nbs/serve/54_answer_pages.ipynb #1f2eaa4f
 def whole_body(
     page: Page,  # what to send
     tail: bytes,  # the age of the answers, and their closing brace

@@ -123,7 +123,7 @@ def plain_pairs(
     texts = {name: text for name, _, text in pairs}
     return texts if len(texts) == len(pairs) else None
 
-
+# %% ../../nbs/serve/16_direct_routes.ipynb #a49466bf
 @patch
 def values(
     self: PlainRoute,
