@@ -6,9 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d449f09b
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from ..algebra.numba_kernels import compiled, numba_pays
 from ..catalogue.bar_history import BarHistory
 from ..catalogue.design_matrix import Inputs
 from .calibration import FEW, RECORD, adapted_log_widths, outcome_shares
@@ -115,6 +118,27 @@ def of_flags(
     return out
 
 # %% ../../nbs/models/27_interval_widths.ipynb #3d88459a
+@compiled
+def add_decayed(values, decay):
+    "Add to each row the row before it times `decay`, in place, from the first row to the last."
+    for t in range(1, values.shape[0]):
+        for n in range(values.shape[1]):
+            values[t, n] += decay * values[t - 1, n]
+
+
+def decayed_sums(
+    values: np.ndarray,  # `[S, N]` of its own memory, overwritten
+    decay: float,  # weight of a session relative to the next
+) -> np.ndarray:  # `[S, N]`
+    "Sums of all values until each session, older ones weighted less."
+    if numba_pays(0):
+        add_decayed(values, decay)
+    else:
+        for before, row in pairwise(values):
+            row += decay * before
+    return values
+
+# %% ../../nbs/models/27_interval_widths.ipynb #aa399517
 def weighted_mean(
     x: np.ndarray,  # `[S, N]`, `NaN` where missing
     decay: float,  # weight of a session relative to the next
@@ -122,11 +146,10 @@ def weighted_mean(
     least: int = 15,  # fewest values
 ) -> np.ndarray:
     "Exponentially weighted mean of the values in a window, `NaN` with too few of them."
-    from scipy.signal import lfilter
 
     def weighted_sum(values):
         past = np.concatenate([np.zeros((window, values.shape[1])), values[:-window]])[: len(values)]
-        return lfilter([1.0], [1.0, -decay], values - decay**window * past, axis=0)
+        return decayed_sums(values - decay**window * past, decay)
 
     known = ~np.isnan(x)
     weight = of_flags(lambda flags: weighted_sum(flags.astype(float)), known)
@@ -174,15 +197,37 @@ def sum_after(
     return out
 
 # %% ../../nbs/models/27_interval_widths.ipynb #a260868a
+_OF_PRICES = WeakKeyDictionary()
+MOST_PRICES = 1_000_000  # closes; for longer or wider histories everything is computed each time
+
+
+def of_prices(
+    bars: BarHistory,  # prices
+    what: tuple,  # name and arguments of the result
+    make,  # function without arguments that computes it
+) -> np.ndarray:  # not to be written to
+    "What depends on prices alone, computed once while these live."
+    if bars.broken.numel() > MOST_PRICES:
+        return make()
+    kept = _OF_PRICES.setdefault(bars, {})
+    if what not in kept:
+        kept[what] = make()
+    return kept[what]
+
+# %% ../../nbs/models/27_interval_widths.ipynb #954e194a
 def market_outcomes(
     bars: BarHistory,  # prices
     horizons: tuple,  # sessions held
     entry_delay: int,  # sessions from the decision to the entry
 ) -> np.ndarray:  # `[S, N, H]` simple returns, `NaN` where not known yet or not trusted
     "Return of each decision over each horizon, as far as the prices reach."
-    moves = bars.close_moves()
-    sums = running_sums(moves)
-    return np.expm1(np.stack([sum_after(moves, h, entry_delay, sums) for h in horizons], -1))
+
+    def work():
+        moves = bars.close_moves()
+        sums = running_sums(moves)
+        return np.expm1(np.stack([sum_after(moves, h, entry_delay, sums) for h in horizons], -1))
+
+    return of_prices(bars, ("outcomes", tuple(horizons), entry_delay), work)
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d6abb76a
 PLAIN_WINDOW, USUAL_WINDOW = 66, 250  # sessions behind the plain volatility of a record, and the usual one
@@ -197,10 +242,10 @@ def plain_sigma(
     stop: int,  # end (exclusive)
 ) -> np.ndarray:  # `[S, N, H]` volatility over each horizon
     "The exponentially weighted volatility of the inputs, from prices alone."
-    v = weighted_mean(bars.close_moves() ** 2, DECAY, PLAIN_WINDOW)
+    v = of_prices(bars, ("plain",), lambda: weighted_mean(bars.close_moves() ** 2, DECAY, PLAIN_WINDOW))
     return np.sqrt(v[bars.ahead + start : bars.ahead + stop, :, None] * np.array(model.horizons, float))
 
-
+# %% ../../nbs/models/27_interval_widths.ipynb #c9f3a5e6
 def usual_volatility(
     bars: BarHistory,  # prices
     start: int,  # first session, in sessions of the inputs; may be negative
@@ -208,6 +253,12 @@ def usual_volatility(
     least: int = 40,  # fewest sessions
 ) -> np.ndarray:  # `[S, N]`, `NaN` with too little history
     "The usual daily volatility of each name: the exponential of the mean logarithm over the last year."
+    what = ("usual", start, stop, least)
+    return of_prices(bars, what, lambda: _usual_volatility(bars, start, stop, least))
+
+
+def _usual_volatility(bars, start, stop, least):
+    "The same, computed from the prices."
     first, end = max(0, bars.ahead + start - PLAIN_WINDOW - USUAL_WINDOW), bars.ahead + stop
     v = weighted_mean(bars.close_moves(first, end) ** 2, DECAY, PLAIN_WINDOW)
     known = v > 0

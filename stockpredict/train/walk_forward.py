@@ -9,6 +9,7 @@ __all__ = []
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 import pandas as pd
 import torch
 from ..core.errors import EvaluateError, SeesFuture
@@ -32,6 +33,32 @@ def make_folds(
     return walk_forward(sessions, max(v.horizons), v.entry_delay, v.folds, v.first_train, v.embargo)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #f2e0f291
+_PARTS = WeakKeyDictionary()
+MOST_KEPT = 3_000_000  # feature values of a history; parts of a larger one are made for each candidate
+
+
+def kept_part(
+    inputs: Inputs,  # of the whole history
+    what: tuple,  # name and positions of the part
+    make,  # function without arguments that makes it
+):  # what `make` returns
+    "Inputs that are derived from others, made once for all candidates."
+    if inputs.x.numel() > MOST_KEPT:
+        return make()
+    parts = _PARTS.setdefault(inputs, {})
+    if what not in parts:
+        parts[what] = make()
+    return parts[what]
+
+
+def tested_inputs(
+    inputs: Inputs,  # of the whole history
+    stop: int,  # end of a test (position, exclusive)
+) -> Inputs:
+    "The inputs up to the end of a test."
+    return kept_part(inputs, ("until", stop), partial(inputs.until, stop))
+
+# %% ../../nbs/train/20_walk_forward.ipynb #4b1e16a0
 def check_no_lookahead(
     model: Model,  # fitted
     inputs: Inputs,  # features, also of sessions after the test
@@ -45,18 +72,16 @@ def check_no_lookahead(
         if t >= stop or t < first:
             continue
         low = max(0, first - 2 * model.sequence - NEAR)
-        near = inputs.until(last).last(last - low)
-        alone, other = (
-            model.predict(part, first - low, last - low) for part in (near, _other_future(near, t - low))
-        )
+        near, changed = kept_part(inputs, (low, last, t), partial(_near_and_changed, inputs, low, last, t))
+        alone, other = (model.predict(part, first - low, last - low) for part in (near, changed))
         count, day = t + 1 - first, first - start
         if (k := _first_difference(alone, 0, other, 0, count)) is not None:
             _raise_sees_future(model, forecast.sessions[day + k], CHANGED)
         if (k := _first_difference(alone, 0, forecast, day, count, TOLERANCE)) is not None:
             _raise_sees_future(model, forecast.sessions[day + k], "it is made together with other sessions")
-    _check_whole(model, inputs.until(stop), forecast, start)
+    _check_whole(model, tested_inputs(inputs, stop), forecast, start)
 
-# %% ../../nbs/train/20_walk_forward.ipynb #27041a03
+# %% ../../nbs/train/20_walk_forward.ipynb #a2bcc55b
 CHANGED = "later sessions are cut away or changed"
 
 
@@ -64,9 +89,17 @@ def _check_whole(model, inputs, forecast, start):
     "Compare the forecast of a test with one whose later sessions are invented, bit by bit."
     count = len(forecast.sessions)
     for cut in sorted({count // 2, count - 1} - {0, count}):
-        other = model.predict(_other_future(inputs, start + cut - 1), start, start + count)
+        what = ("changed", start + cut - 1)
+        changed = kept_part(inputs, what, partial(_other_future, inputs, start + cut - 1))
+        other = model.predict(changed, start, start + count)
         if (k := _first_difference(other, 0, forecast, 0, cut)) is not None:
             _raise_sees_future(model, forecast.sessions[k], CHANGED)
+
+# %% ../../nbs/train/20_walk_forward.ipynb #e69e37ee
+def _near_and_changed(inputs, low, last, t):
+    "The sessions around a cut, and the same with invented sessions after it."
+    near = inputs.until(last).last(last - low)
+    return near, _other_future(near, t - low)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #79847cef
 NEAR = 8  # sessions before and after a cut that are forecast again
@@ -122,7 +155,7 @@ def walk_forward_forecasts(
 
     def one(fold):
         _refuse_leaking(fold)
-        model, inputs = new_model(), dataset.inputs.until(fold.test_stop)
+        model, inputs = new_model(), tested_inputs(dataset.inputs, fold.test_stop)
         step = f"in the fold that tests {inputs.sessions[fold.test_start]:%Y-%m-%d} and later"
         with explain_memory(model.name, step):
             model = model.fit(dataset.window(fold.train_start, fold.train_stop + fold.reach))
