@@ -7,8 +7,9 @@ too early, after the receipt, or not at all. Cases of one bundle share the momen
 together. After every batch the views of random days, the earlier views, the present and the fingerprint have
 to agree with a list of versions in plain Python. The first difference ends the command with its seed.
 
-With seed 0 all 2,000 cases agreed: 55 bundles, 25,951 bars, 29,086 versions, 10,737 rows quarantined. With
-seed 1 400 did: 15 bundles, 5,541 bars, 6,127 versions, 1,915 rows quarantined.
+With seed 0 all 2,000 cases agreed: 55 bundles, 25,951 bars, 29,086 versions, 10,737 rows quarantined. So did
+2,000 with seed 905: 26,582 bars, 29,785 versions, 10,096 rows quarantined, 413 CPU seconds on a busy machine.
+With seed 1 400 did: 15 bundles, 5,541 bars, 6,127 versions, 1,915 rows quarantined.
 """
 
 import argparse
