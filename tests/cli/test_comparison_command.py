@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 from stockpredict.cli.console import SettingsOptions
@@ -80,3 +81,18 @@ def test_a_wrong_path_or_calendar_ends_in_a_sentence_with_a_next_step(bars, tmp_
     error = done.exception
     assert ("absent.csv" if part == "path" else "XNOPE") in str(error) and error.code and error.fix
     assert not (tmp_path / "comparison.sha256").exists()
+
+
+def test_the_recorded_comparison_on_real_stocks_is_whole_and_says_what_its_page_says():
+    "benchmarks/results/comparison: volatility against every rival, and coverage by tercile; 0.1 CPU s."
+    table = read_comparison(Path(__file__).parents[2] / "benchmarks" / "results" / "comparison")
+    t = table[(table.horizon == 1) & (table.model == "log_har")].set_index(["measure", "against"])
+    for proxy in ("squared returns", "ranges"):
+        for rival in ("ewma", "garch", "har"):
+            gap = t.loc[(f"QLIKE gap by {proxy}", rival)]
+            assert gap.high < 0 and gap.p < 0.001, (proxy, rival)
+    assert abs(t.loc[("90% held, all", "stated")].value - 0.9) < 0.01
+    for third in ("calm", "middle", "wild"):
+        assert abs(t.loc[(f"90% held, {third}", "stated")].value - 0.9) < 0.02, third
+    ranks = table[(table.measure == "rank IC") & (table.model != "mean")]
+    assert ranks[["low", "high"]].notna().all(axis=None) and (ranks.p > 0.05).all()
