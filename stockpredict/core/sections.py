@@ -207,7 +207,7 @@ class Storage(_Folders):
     )
     catalog: str = Field(
         "",
-        description="Catalog of the lake: empty for SQLite in home, or  postgres:host=… password=${NAME} …",
+        description="Catalog of the lake: empty for SQLite in home, else postgres:host=… password=${NAME}.",
     )
     data_path: str = Field(
         "", description="Data files of the lake: empty for a folder inside home, or s3://bucket/prefix."
