@@ -46,7 +46,7 @@ from .alert_routes import add_alert_routes, alert_loop
 from .ask_routes import add_batch_routes, add_explanation_route
 from .front import LOOK_EVERY, add_page_routes, asks_for_key, not_found_page, service_origin
 from .job_routes import NO_STORE, STRICT, add_job_routes
-from .direct_routes import make_direct, make_plain, shortcuts
+from .direct_routes import PlainRoute, make_direct, shortcuts
 from .experiment_routes import add_experiment_routes
 from .model_routes import add_model_routes
 from .prediction_routes import LIST_PATH, TICKER_ROUTE, add_list_route, add_ticker_route
@@ -322,7 +322,7 @@ def create_app(
         add_routes(app, service)
     app.mount("/reports", ReportFiles(service.settings.storage.reports_dir), "reports")
     make_direct(app.router.routes, DIRECT)
-    make_plain(app.router.routes, PLAIN)
+    make_direct(app.router.routes, PLAIN, PlainRoute)
     audit_routes(app.router.routes, service.audit)
     guard_routes(app.router.routes, service.limits)
     inner = shortcuts(app, super(App, app).__call__)

@@ -15,15 +15,22 @@ from ..core.errors import ServeError
 from .request_rules import check_query_names, refuse_unknown_names
 
 # %% ../../nbs/serve/16_direct_routes.ipynb #8643f456
+def takes_only_query(
+    route,  # of FastAPI
+) -> bool:
+    "Does the function of a route read nothing but the request, its path and its query?"
+    wanted = route.dependant
+    others = (wanted.header_params, wanted.cookie_params, wanted.body_params)
+    rules = [dependency.call for dependency in wanted.dependencies]
+    return bool(wanted.request_param_name) and not any(others) and rules == [refuse_unknown_names]
+
+
 def takes_only_request(
     route,  # of FastAPI
 ) -> bool:
     "Does the function of a route read nothing but the request itself?"
     wanted = route.dependant
-    others = (wanted.path_params, wanted.query_params, wanted.header_params)
-    others += (wanted.cookie_params, wanted.body_params)
-    rules = [dependency.call for dependency in wanted.dependencies]
-    return bool(wanted.request_param_name) and not any(others) and rules == [refuse_unknown_names]
+    return takes_only_query(route) and not (wanted.path_params or wanted.query_params)
 
 # %% ../../nbs/serve/16_direct_routes.ipynb #85738c48
 class DirectRoute:
@@ -49,11 +56,12 @@ class DirectRoute:
 def make_direct(
     routes: list,  # of a Starlette router
     paths: tuple,  # addresses whose routes become direct
+    kind: type = DirectRoute,  # or `PlainRoute`
 ):
     "Let the routes of some addresses be called directly, before guards and audit are put around them."
     for route in routes:
         if route.path in paths:
-            route.app = DirectRoute(route)
+            route.app = kind(route)
 
 # %% ../../nbs/serve/16_direct_routes.ipynb #6ee690e1
 def shortcuts(
@@ -92,9 +100,7 @@ class PlainRoute:
         route,  # of FastAPI; its function returns a response
     ):
         wanted = route.dependant
-        rules = [dependency.call for dependency in wanted.dependencies]
-        others = (wanted.header_params, wanted.cookie_params, wanted.body_params)
-        if rules != [refuse_unknown_names] or any(others) or not wanted.request_param_name:
+        if not takes_only_query(route):
             raise ServeError(f"{route.path} needs more than path and query.", "Let FastAPI call it.")
         self.app, self.call, self.request_name = route.app, route.endpoint, wanted.request_param_name
         self.path = {field.alias: field for field in wanted.path_params}
@@ -143,13 +149,3 @@ def values(
             if mistakes:
                 return None
     return arguments
-
-
-def make_plain(
-    routes: list,  # of a Starlette router
-    paths: tuple,  # addresses whose parameters are simple
-):
-    "Let the functions of some addresses be called without a second look at plain parameters."
-    for route in routes:
-        if route.path in paths:
-            route.app = PlainRoute(route)
