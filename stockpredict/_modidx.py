@@ -3216,6 +3216,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'stockpredict/core/kept_hours.py'),
                                               'stockpredict.core.kept_hours.unpack_hours': ( 'core/kept_hours.html#unpack_hours',
                                                                                              'stockpredict/core/kept_hours.py')},
+            'stockpredict.core.kept_results': { 'stockpredict.core.kept_results.kept_result': ( 'core/kept_results.html#kept_result',
+                                                                                                'stockpredict/core/kept_results.py')},
             'stockpredict.core.logs': { 'stockpredict.core.logs.ChainFormatter': ( 'core/logs.html#chainformatter',
                                                                                    'stockpredict/core/logs.py'),
                                         'stockpredict.core.logs.ChainFormatter.__init__': ( 'core/logs.html#chainformatter.__init__',

@@ -7,12 +7,12 @@ __all__ = ['BarHistory']
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #13cff9b5
 from dataclasses import dataclass, field, replace
-from weakref import WeakKeyDictionary
 import math
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from ..core.kept_results import kept_result
 from ..algebra.panel import Panel
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #97e1003c
@@ -179,7 +179,6 @@ def _last_close_of_gaps(close):
     return np.where(before >= 0, np.take_along_axis(close, before.clip(min=0), 0), np.nan)
 
 # %% ../../nbs/catalogue/25_bar_history.ipynb #ea140848
-_CLOSE_MOVES = WeakKeyDictionary()  # moves of short histories, as long as these live
 MOST_REMEMBERED = 10_000_000  # values in the cache; longer histories compute them each time
 
 
@@ -193,11 +192,10 @@ def close_moves(
     if self.broken.numel() > MOST_REMEMBERED:
         own = dict(prices=self.prices[:, first:end], broken=self.broken[first:end], market=None)
         return replace(self, **own).moves(only_close=True)["close"]
-    if self not in _CLOSE_MOVES:
-        _CLOSE_MOVES[self] = self.moves(only_close=True)["close"]
+    known = kept_result(self, ("close moves",), lambda: self.moves(only_close=True)["close"])
     if first == 0:
-        return _CLOSE_MOVES[self][:end]
-    part = _CLOSE_MOVES[self][first:end].copy()
+        return known[:end]
+    part = known[first:end].copy()
     begins = (~self.prices[3, first:end].isnan()).numpy().argmax(0)
     part[begins, np.arange(part.shape[1])] = np.nan
     return part

@@ -7,10 +7,10 @@ __all__ = []
 
 # %% ../../nbs/models/27_interval_widths.ipynb #d449f09b
 from itertools import pairwise
-from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor
+from ..core.kept_results import kept_result
 from ..algebra.numba_kernels import compiled, numba_pays
 from ..catalogue.bar_history import BarHistory
 from ..catalogue.design_matrix import Inputs
@@ -197,7 +197,6 @@ def sum_after(
     return out
 
 # %% ../../nbs/models/27_interval_widths.ipynb #a260868a
-_OF_PRICES = WeakKeyDictionary()
 MOST_PRICES = 1_000_000  # closes; for longer or wider histories everything is computed each time
 
 
@@ -207,12 +206,7 @@ def of_prices(
     make,  # function without arguments that computes it
 ) -> np.ndarray:  # not to be written to
     "What depends on prices alone, computed once while these live."
-    if bars.broken.numel() > MOST_PRICES:
-        return make()
-    kept = _OF_PRICES.setdefault(bars, {})
-    if what not in kept:
-        kept[what] = make()
-    return kept[what]
+    return kept_result(bars, what, make, small=bars.broken.numel() <= MOST_PRICES)
 
 # %% ../../nbs/models/27_interval_widths.ipynb #954e194a
 def market_outcomes(

@@ -9,9 +9,9 @@ __all__ = []
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 import pandas as pd
 import torch
+from ..core.kept_results import kept_result
 from ..core.errors import EvaluateError, SeesFuture
 from ..core.progress import at_once
 from ..core.settings import Settings
@@ -33,7 +33,6 @@ def make_folds(
     return walk_forward(sessions, max(v.horizons), v.entry_delay, v.folds, v.first_train, v.embargo)
 
 # %% ../../nbs/train/20_walk_forward.ipynb #f2e0f291
-_PARTS = WeakKeyDictionary()
 MOST_KEPT = 3_000_000  # feature values of a history; parts of a larger one are made for each candidate
 
 
@@ -43,12 +42,7 @@ def kept_part(
     make,  # function without arguments that makes it
 ):  # what `make` returns
     "Inputs that are derived from others, made once for all candidates."
-    if inputs.x.numel() > MOST_KEPT:
-        return make()
-    parts = _PARTS.setdefault(inputs, {})
-    if what not in parts:
-        parts[what] = make()
-    return parts[what]
+    return kept_result(inputs, what, make, small=inputs.x.numel() <= MOST_KEPT)
 
 
 def tested_inputs(
