@@ -297,6 +297,10 @@ def test_a_page_that_fetches_from_elsewhere_is_found(tmp_path):
     assert len(check_site.fetched_from_elsewhere(tmp_path)) == 2
 
 
+# colours that are still fading from one theme to the other have another contrast
+AT_REST = "document.getAnimations().every(a => a.playState !== 'running')"
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_pages_are_accessible(site, browser, width, dark):
@@ -305,6 +309,7 @@ def test_pages_are_accessible(site, browser, width, dark):
         browser.open((site / f"{page}.html").as_uri())
         wide = browser.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{page} scrolls sideways"
+        browser.until(AT_REST)
         browser.run(AXE.read_text(encoding="utf-8") + "; true")
         report = "v => v.id + ': ' + v.nodes.slice(0, 3).map(n => n.target + ' ' + n.any.map(a => a.message))"
         assert browser.run(f"axe.run().then(r => r.violations.map({report}))") == [], page
