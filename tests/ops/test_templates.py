@@ -42,6 +42,20 @@ def test_the_page_of_a_finished_work_is_whole(finished, name):
 
 
 @pytest.mark.slow
+def test_the_page_of_the_data_names_source_calendar_and_period(finished):
+    from stockpredict.ingest.ingest import load_bars
+
+    page = next(p for p in finished["report"]["pages"] if p["name"] == "r10_ingest")
+    result = json.loads(Path(page["html"]).with_name("result.json").read_text())["result"]
+    days = load_bars(finished["settings"]).event_time
+    period = f"{days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}"
+    expected = {"source": result["lineage"]["source"], "calendar": "XNYS", "period": period}
+    assert expected["source"].startswith(finished["settings"].data.source)
+    assert {name: result["headline"][name] for name in expected} == expected
+    assert [word for word in expected.values() if word not in result["sentence"]] == []
+
+
+@pytest.mark.slow
 def test_every_page_says_what_it_came_from_and_those_of_the_served_model_are_kept(finished):
     from stockpredict.ops.report_retention import runs_of_served_model
 
