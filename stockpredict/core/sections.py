@@ -306,6 +306,7 @@ class Models(Section):
     seed: int = Field(7, ge=0, description="Same seed, same models.")
     sequence: int = Field(20, ge=2, le=1_000, description="Sessions in the window that the LSTM reads.")
     epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training data for the nets.")
+    warm_start: bool = Field(False, description="Continue served nets and online models: yes or no.")
 
 
 class Costs(Section):

@@ -11,6 +11,7 @@ import pandas as pd
 from dataclasses import replace
 from fastcore.basics import patch
 from ..core.words import counted
+from . import risk_page  # noqa: F401  # adds the tables of exposure, stress and capacity
 from .explain_page import spread_out
 from .study import Study
 
@@ -327,4 +328,5 @@ def skill_numbers(self: Study) -> dict:  # title → table, for the numbers of t
     tables["dependence"] = points.assign(group=keyed)[["group", "x", "score"]]
     order = {k: v for k, v in self.order_row().items() if k != "reason"}
     tables["order"] = pd.DataFrame([{"group": "score groups"} | order] if order else [])
-    return tables | {"portfolio": self.portfolio_rows().rename(columns={"metric": "group"})}
+    tables |= {"portfolio": self.portfolio_rows().rename(columns={"metric": "group"})}
+    return tables | self.risk_numbers()

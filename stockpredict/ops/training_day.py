@@ -77,7 +77,7 @@ def training_settings(
     named = settings.models.candidates
     kept = [n for n in named if n in served or models.meta(n)["complexity"] == 0]
     chosen = list(dict.fromkeys([*kept, *served]))
-    return settings.with_(**{"models.candidates": chosen})
+    return settings.with_(**{"models.candidates": chosen, "models.warm_start": True})
 
 # %% ../../nbs/ops/75_training_day.ipynb #36b2006f
 def ingest_sentence(

@@ -30,17 +30,14 @@ from ..algebra.panel import Panel
 from ..models.contract import make_model
 from ..models.dataset import Dataset
 from ..models.forecast import Forecast
-from stockpredict.train.training_data import (
-    covered_spec,
-    missing_facts_note,
-    training_dataset,
-    training_panel,
-)
+from .training_data import covered_spec, missing_facts_note
+from .training_data import training_dataset, training_panel
 from .holdout import research_panel
 from .walk_forward import Candidate, make_folds, run_candidate, walk_forward_forecasts
 from .lineage import CandidateStore, make_lineage, read_candidate
 from .shared_training import prepare_candidates
 from .permuted_refits import claimants, permuted_alarms
+from .warm_start import noted_bases, served_bases
 from .refits import Audit, audit_data, forecast_digest, left_out_closes
 
 # %% ../../nbs/train/30_experiment.ipynb #b1097652
@@ -73,16 +70,18 @@ class Experiment:
         return slice(self.folds[0].test_start, self.folds[-1].test_stop)
 
     @property
-    def trials(self) -> int:
-        "Number of models tried in all."
-        return sum(max(len(c.ledger), 1) for c in self.candidates.values())
-
-    @property
     def benchmark(self) -> Forecast:
         "The forecast that errors are compared with: one mean for all stocks."
         return self.candidates["mean"].forecast if self.reference is None else self.reference
 
 # %% ../../nbs/train/30_experiment.ipynb #fb842281
+@patch(as_prop=True)
+def trials(self: Experiment) -> int:
+    "Number of models tried in all, those of the run that is continued among them."
+    here = sum(max(len(c.ledger), 1) for c in self.candidates.values())
+    return max(here, self.lineage.get("tried", {}).get("models", 0))
+
+
 @patch
 def __repr__(self: Experiment):
     return (
@@ -354,6 +353,13 @@ def audit_context(
 
     return dict(make=make, left_out=left_out)
 
+
+def _run_lineage(settings, panel, snapshot, spec, bases, champion):
+    "Where a run comes from: its data, models that are continued, features left out."
+    lineage = make_lineage(settings, panel, snapshot) | noted_bases(bases, champion)
+    note = missing_facts_note(settings, panel, spec)
+    return lineage | ({"left_out": note} if note else {})
+
 # %% ../../nbs/train/30_experiment.ipynb #3bb26f12
 def run_experiment(
     settings: Settings,  # everything
@@ -377,12 +383,11 @@ def run_experiment(
     wrong = untrusted_bars(panel, settings.data.calendar, flags)
     data, excluded, labels = exclude_bars(training_dataset(settings, panel, spec), panel, wrong)
     close = panel.close.values.masked_fill(excluded, float("nan")).cpu().numpy()
-    lineage = make_lineage(settings, panel, snapshot) | dict(labels=labels)
-    if note := missing_facts_note(settings, panel, spec):
-        lineage["left_out"] = note
+    bases = served_bases(settings, champion, spec.names, v.horizons)
+    lineage = _run_lineage(settings, panel, snapshot, spec, bases, champion) | dict(labels=labels)
     quiet = not sys.stderr.isatty() if quiet is None else quiet
     with progress("training", (len(settings.models.candidates) + 1) * (v.folds + 2), quiet) as on_step:
-        store = CandidateStore(place, settings, lineage, spec, on_step, each)
+        store = CandidateStore(place, settings, lineage, spec, on_step, each, bases)
         context = dict(lineage=lineage, ranges=range_variance(panel, excluded))
         context["audit"] = audit_context(settings, panel, spec, wrong, left_out)
         prepare_candidates(settings, store, data, make_folds(settings, len(panel)), champion)

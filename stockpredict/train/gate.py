@@ -131,23 +131,35 @@ def evidence_sentences(
         f"Net Sharpe ratio {r.net_sharpe:.2f} [{r.net_low:.2f}, {r.net_high:.2f}] at "
         f"{study.settings.costs.bps:g} bp, {r.gross_sharpe:.2f} before costs, above {r.net_bound:.2f} with "
         f"95 % confidence; it breaks even at {r.break_even:.1f} bp. Probability of a true edge "
-        f"after {study.trials} models tried {r.dsr:.0%}.",
+        f"after {study.trials} models tried, {r.independent} of them independent, {r.dsr:.0%}.",
         f"The 90 % interval contained {r.cover90:.1%} of outcomes, the 50 % interval {r.cover50:.1%}.",
     ]
 
 # %% ../../nbs/train/50_gate.ipynb #41c5f0bc
-def survivor_sentences(
+def survivor_band(
     study: Experiment,  # finished
-) -> list:  # one sentence; none where the dead are among the stocks, or the market is simulated
-    "What is missing from a universe in which hardly any stock ends."
-    known, days = np.isfinite(study.close), study.sessions
+):  # `SurvivorshipBand`; `None` where the dead are among the stocks, or the market is simulated
+    "How much the returns of a universe in which hardly any stock ends are too high."
+    days = study.sessions
     years = (days[-1] - days[0]).days / 365.25
     if years < 1 or study.lineage.get("source", "simulated") == "simulated":
-        return []
-    ends = [np.flatnonzero(column)[[0, -1]] for column in known.T if column.any()]
-    rows = [(n, days[i]) for n, pair in enumerate(ends) for i in pair]
+        return None
+    rows = [(n, days[i]) for n, pair in enumerate(_first_and_last(study)) for i in pair]
     band = universe_band(pd.DataFrame(rows, columns=["ticker", "event_time"]))
-    if band.died[1] < survivorship_band(years).died[1] / 2:
+    return band if band.died[1] >= survivorship_band(years).died[1] / 2 else None
+
+
+def _first_and_last(study):
+    "Positions of the first and the last close of each stock that has one."
+    return [np.flatnonzero(column)[[0, -1]] for column in np.isfinite(study.close).T if column.any()]
+
+# %% ../../nbs/train/50_gate.ipynb #adf9f118
+def survivor_sentences(
+    study: Experiment,  # finished
+) -> list:  # one sentence; none where there is no band
+    "What is missing from a universe in which hardly any stock ends."
+    band, ends, days = survivor_band(study), _first_and_last(study), study.sessions
+    if band is None:
         return []
     few = sum((days[-1] - days[last]).days > 30 for _, last in ends)
     what = f"{few} of the {len(ends)} stocks end" if few else f"None of the {len(ends)} stocks ends"

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/train/25_lineage.ipynb #6557fe89
 import hashlib, json, logging, os, shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from ..models.forecast import Forecast
 from .tune import LEDGER_DTYPES
 from .walk_forward import Candidate, fit_on_everything, run_candidate
 from .engines import one_thread
+from .warm_start import continued_candidate, continued_model
 
 # %% ../../nbs/train/25_lineage.ipynb #73526f40
 @lru_cache
@@ -99,6 +100,12 @@ def write_candidate(
     (folder / "candidate.json").write_text(json.dumps(description, sort_keys=True, indent=1))
 
 # %% ../../nbs/train/25_lineage.ipynb #20cf01ac
+def _read_ledger(path):
+    "A stored ledger; those of earlier versions have no returns."
+    table = pd.read_parquet(path)
+    return table.assign(**{k: "" for k in LEDGER_DTYPES if k not in table}).astype(LEDGER_DTYPES)
+
+# %% ../../nbs/train/25_lineage.ipynb #f060895f
 def read_candidate(
     folder: Path,  # written by `write_candidate`
     key: str | None = None,  # required identity; any by default
@@ -114,7 +121,7 @@ def read_candidate(
             description["model"],
             description["params"],
             Forecast.load(folder / "forecast.safetensors"),
-            pd.read_parquet(folder / "trials.parquet").astype(LEDGER_DTYPES),
+            _read_ledger(folder / "trials.parquet"),
             description["in_sample"],
             description["artifact"],
             folder,
@@ -168,6 +175,7 @@ class CandidateStore:
     spec: Spec  # features and normalisation
     on_step: object = None  # called with a description after each step
     each: object = at_once  # does each piece of work, by name
+    bases: dict = field(default_factory=dict)  # name → `ServedBase` of models that continue what is served
 
     def key(self, *parts) -> str:  # 16 hex digits
         "Identity of everything a candidate is made from."
@@ -254,9 +262,14 @@ def __call__(
     "A finished candidate from the folder, or a new one."
     if finished := self.finished(name, params, label, refit):
         return finished
+    base = self.bases.get(name) if params is None else None
     with one_thread():
-        candidate = run_candidate(settings, dataset, folds, name, params, self.on_step, self.each)
-        last = partial(fit_on_everything, settings, dataset, name, candidate.params)
+        if base:
+            candidate = continued_candidate(settings, dataset, folds, base, self.on_step, self.each)
+            last = partial(continued_model, base, dataset)
+        else:
+            candidate = run_candidate(settings, dataset, folds, name, params, self.on_step, self.each)
+            last = partial(fit_on_everything, settings, dataset, name, candidate.params)
         model = self.each(f"{name}: final fit", last) if refit else None
     if refit and self.on_step:
         self.on_step(f"{name}: fitted on everything")

@@ -155,6 +155,12 @@ def _version_number(settings, artifact):
         numbers.setdefault(champion.artifact, champion.version)
     return numbers.get(artifact, max(numbers.values(), default=0) + 1)
 
+
+def _tried(study, verdict):
+    "How many models were tried, for the runs that continue this one."
+    independent = [row.get("independent", 1) for row in verdict.numbers.get("table", [])]
+    return dict(models=study.trials, independent=int(max(independent, default=1)))
+
 # %% ../../nbs/train/90_registry.ipynb #ac5e7e62
 def _promote(settings, champion, candidate, verdict, study, step):
     "Replace the pointer, then append the event."
@@ -175,7 +181,7 @@ def _promote(settings, champion, candidate, verdict, study, step):
             previous=champion.artifact if champion else "",
             wording=heads_in_brief(verdict.heads) if known else EVIDENCE_WORDING[skill],
             reasons=verdict.reasons,
-            lineage=study.lineage,
+            lineage=study.lineage | {"tried": _tried(study, verdict)},
             heads=heads,
         )
     )

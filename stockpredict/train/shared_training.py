@@ -96,8 +96,8 @@ def unfinished(
     names: list[str],  # candidates
     champion=None,  # what is served, with `.model` and `.params`
 ) -> list[Wanted]:
-    "The candidates that no earlier run has finished and that a worker can make."
-    wanted = [Wanted(name, name, None) for name in names]
+    "The candidates that no earlier run has finished and that a worker can make; none that continues."
+    wanted = [Wanted(name, name, None) for name in names if name not in store.bases]
     if champion is not None and champion.model in models:
         wanted.append(Wanted(champion.model, "champion", champion.params, final=False))
     return [

@@ -6,6 +6,7 @@
 __all__ = ['one_day_returns', 'skill_table']
 
 # %% ../../nbs/train/40_skill_table.ipynb #386f85e6
+import json
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -14,7 +15,7 @@ from ..evaluate.backtest import backtest
 from ..evaluate.metrics import Estimate, clark_west, diebold_mariano, hac_mean, hit_rate
 from ..evaluate.metrics import ic_summary, interval_coverage, majority_rate, pesaran_timmermann
 from ..evaluate.metrics import pinball, r2_oos, skill_score
-from ..evaluate.overfitting import expected_max_sharpe
+from ..evaluate.overfitting import effective_trials, expected_max_sharpe
 from ..evaluate.risk import probabilistic_sharpe, sharpe
 from .walk_forward import Candidate
 from .experiment import Experiment
@@ -171,10 +172,32 @@ def ic_difference(
     return hac_mean(study.daily_ic(a, h) - study.daily_ic(b, h), h or study.horizons[0])
 
 # %% ../../nbs/train/40_skill_table.ipynb #0f86cf99
+def independent_trials(
+    study: Experiment,  # finished
+    nets: dict,  # net returns of each candidate with a portfolio, by name
+) -> int:  # at least 1, at most the number of models tried
+    "How many of the models tried are independent; a ledger without returns counts in full."
+    searched, count, plain = [], 0, []
+    for name, c in study.candidates.items():
+        known = [json.loads(text) for text in c.ledger.returns if text]
+        searched += known
+        if len(c.ledger) and not known:
+            count += len(c.ledger)
+        elif not len(c.ledger) and len(nets.get(name, ())):
+            plain.append(nets[name])
+    length = min(map(len, searched), default=0)
+    if searched:
+        count += effective_trials(np.array([r[:length] for r in searched]).T)[0]
+    shared = min(map(len, plain), default=0)
+    if plain:
+        count += effective_trials(np.array([r[-shared:] for r in plain]).T)[0]
+    return max(1, min(count, study.trials), study.lineage.get("tried", {}).get("independent", 1))
+
+# %% ../../nbs/train/40_skill_table.ipynb #2227ab6b
 def add_deflated_sharpe(
     table: pd.DataFrame,  # one line per candidate and horizon
     net_returns: list,  # net returns of each line
-    trials: int,  # number of models tried in all
+    trials: int,  # independent models tried
 ) -> None:
     "Add the column `dsr`, the deflated Sharpe ratio of each line."
     for _, part in table.groupby("horizon"):
@@ -199,7 +222,7 @@ def add_evidence(
     weak = above_mean & (table.p_adjusted < 0.05)
     table["skill"] = np.select([strong, weak], ["strong", "weak"], "none")
 
-# %% ../../nbs/train/40_skill_table.ipynb #18298ccd
+# %% ../../nbs/train/40_skill_table.ipynb #9862eb03
 def skill_table(
     study: Experiment,  # finished
 ) -> pd.DataFrame:  # one line per candidate and horizon
@@ -207,6 +230,8 @@ def skill_table(
     names = [name for name, c in study.candidates.items() if c.has("direction")]
     rows = [skill_row(study, name, h) for h in study.horizons for name in names]
     table = pd.DataFrame([row for row, _ in rows])
-    add_deflated_sharpe(table, [net for _, net in rows], study.trials)
+    nets = {row["model"]: np.asarray(net) for row, net in rows if row["horizon"] == study.horizons[0]}
+    table["independent"] = independent_trials(study, nets)
+    add_deflated_sharpe(table, [net for _, net in rows], int(table.independent.max()))
     add_evidence(table, study)
     return table

@@ -53,9 +53,10 @@ def score_trial(
     settings: Settings | None = None,  # for the seed, the costs and what a model reads from them
     params: dict | None = None,  # parameters of this trial
     stop=None,  # called with (fold, value so far); true ends the trial
+    kept: list | None = None,  # gets the returns of each fold
 ) -> list:  # value after each fold
     "Sharpe ratio after costs over the inner tests, fold by fold."
-    bps, values, returns = (settings or Settings()).costs.bps, [], []
+    bps, values, returns = (settings or Settings()).costs.bps, [], [] if kept is None else kept
     for k, (end, until) in enumerate(inner_cuts(dataset)):
         with explain_memory(name, "in the search for its parameters"):
             model = make_model(name, settings, **(params or {})).fit(dataset.window(dataset.start, end))
@@ -81,7 +82,7 @@ def falls_behind(
     return len(there) >= LEAST_BEFORE and value < float(np.median(there))
 
 # %% ../../nbs/train/00_tune.ipynb #7debd435
-LEDGER_DTYPES = dict(model="str", trial="int64", state="str", value="float64", params="str")
+LEDGER_DTYPES = dict(model="str", trial="int64", state="str", value="float64", params="str", returns="str")
 
 
 def trial_ledger(
@@ -94,10 +95,11 @@ def trial_ledger(
 
 
 def _ledger_row(name, number, trial):
-    "Model, number, state, value and parameters of one trial."
+    "Model, number, state, value, parameters and first returns of one trial."
     value = trial.value if trial.state.name == "COMPLETE" else float("nan")
     params = json.dumps(trial.user_attrs.get("params", trial.params), sort_keys=True)
-    return name, number, trial.state.name.lower(), value, params
+    returns = trial.user_attrs.get("returns", [])
+    return name, number, trial.state.name.lower(), value, params, json.dumps(returns) if returns else ""
 
 # %% ../../nbs/train/00_tune.ipynb #84d9e4fe
 def run_trial(
@@ -106,13 +108,15 @@ def run_trial(
     settings: Settings | None,  # for the seed, the costs and what a model reads from them
     params: dict,  # of this trial
     before: list,  # values after each fold, of the trials before
-) -> tuple:  # (values after each fold, state)
+) -> tuple:  # (values after each fold, state, returns of the first fold)
     "One trial to its end, to where it falls behind, or to its error."
+    kept = []
     try:
-        values = score_trial(dataset, name, settings, params, lambda k, v: falls_behind(before, k, v))
+        values = score_trial(dataset, name, settings, params, lambda k, v: falls_behind(before, k, v), kept)
     except (ModelError, EvaluateError):
-        return [], "fail"
-    return values, "complete" if len(values) == len(inner_cuts(dataset)) else "pruned"
+        return [], "fail", []
+    first = [round(float(r), 9) for r in kept[0]] if kept else []
+    return values, "complete" if len(values) == len(inner_cuts(dataset)) else "pruned", first
 
 # %% ../../nbs/train/00_tune.ipynb #ed978ceb
 def open_study(
@@ -161,13 +165,14 @@ def _finished(study):
     return [t for t in study.trials if "values" in t.user_attrs]
 
 # %% ../../nbs/train/00_tune.ipynb #6ab2516f
-def _report(study, trial, values, state):
+def _report(study, trial, values, state, returns):
     "Write the result of a trial into the journal."
     import optuna
 
     for step, value in enumerate(values):
         trial.report(value, step)
     trial.set_user_attr("values", values)
+    trial.set_user_attr("returns", returns)
     states = dict(complete="COMPLETE", pruned="PRUNED", fail="FAIL")
     study.tell(
         trial,

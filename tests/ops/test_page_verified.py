@@ -78,3 +78,15 @@ def test_a_number_changed_by_one_percent_is_named(finished, page, tmp_path):
     assert answer["ok"] is False and answer["checked"] == len(numbers)
     assert [d.startswith(f"{name}: the page says") for d in answer["differences"]] == [True]
     assert f"{name}: the page says" in " ".join(verify(finished, str(copy), code=1).split())
+
+
+def test_exposure_scenarios_capacity_and_trials_are_on_the_page_and_recorded(page):
+    html, result = (page / "page.html").read_text(), json.loads((page / "result.json").read_text())
+    recorded = result["result"]["numbers"]
+    for name in ("beta on the market", "2008, by beta", "rate shock, by beta", "worst month of the sample"):
+        assert name in html, name
+    assert recorded["stress/2008, by beta/value"] == pytest.approx(
+        -0.38 * recorded["exposure/beta on the market/value"], abs=1e-6
+    )
+    assert recorded["trials/independent/value"] <= recorded["trials/models tried/value"]
+    assert "of them independent" in html and "account of 1,000,000" in html

@@ -1,5 +1,8 @@
 """The search for parameters: one objective, pruning that prunes, seeds, journals, workers."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from stockpredict.core.errors import ModelOutputInvalid
@@ -7,7 +10,8 @@ from stockpredict.core.settings import load_settings
 from stockpredict.models.contract import models
 from stockpredict.models.dataset import sample_dataset
 from stockpredict.train import tune as tuning
-from stockpredict.train.tune import falls_behind, net_returns, score_trial, tune, yearly_sharpe
+from stockpredict.train.skill_table import independent_trials
+from stockpredict.train.tune import falls_behind, net_returns, score_trial, trial_ledger, tune, yearly_sharpe
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_a_bad_trial_is_stopped_after_its_first_fold(data, monkeypatch):
 def test_of_four_trials_the_third_can_be_stopped(data, monkeypatch):
     values = iter([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.5, 9.0, 9.0], [2.0, 2.0, 2.0]])
 
-    def script(dataset, name, settings, params, stop):
+    def script(dataset, name, settings, params, stop, kept):
         run = next(values)
         return run[:1] if stop(0, run[0]) else run
 
@@ -108,3 +112,21 @@ def test_two_workers_find_what_one_finds(data, monkeypatch):
     run = tuning._run_all
     monkeypatch.setattr(tuning, "_run_all", lambda jobs, workers: run(jobs, 1))
     assert tune(data, "ridge", trials=2, workers=2)[1].equals(together[1])
+
+
+def test_trials_that_move_together_count_once_and_deflate_less(data):
+    "Six penalties of one ridge, stopped ones included, are hardly six ideas; a copy under a name is none."
+    _, ledger = tune(data, "ridge", trials=6, seed=3)
+    known = [len(json.loads(text)) for text in ledger.returns]
+    assert set(known) == {50} and (ledger.state == "pruned").any()
+    random = np.random.default_rng(1)
+    strangers = {name: random.normal(size=300) for name in "abcd"}
+    candidates = dict(ridge=SimpleNamespace(ledger=ledger)) | {
+        name: SimpleNamespace(ledger=trial_ledger(name)) for name in (*strangers, "copy")
+    }
+    study = SimpleNamespace(candidates=candidates, trials=6 + 5, lineage={})
+    nets = strangers | dict(copy=strangers["a"])
+    assert 4 + 1 <= independent_trials(study, nets) <= 4 + 3
+    old = ledger.assign(returns="")
+    candidates["ridge"] = SimpleNamespace(ledger=old)
+    assert independent_trials(study, nets) == 4 + 6, "without returns each trial counts"
