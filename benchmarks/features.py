@@ -1,14 +1,15 @@
 """Feature values for a whole market, beside Qlib, TA-Lib, Polars and a plain numba loop, in one run.
 
-    python benchmarks/features.py [--tickers 800] [--rounds 3] [--no-install] [--no-qlib-alpha]
+    python benchmarks/features.py [--tickers 800] [--rounds 3] [--no-install] [--no-qlib-alpha] [--only 14]
 
 The panel is made from a fixed seed: 800 tickers, 3,393 sessions. CPU seconds of the whole process are
 compared (best of the rounds, after a first one that compiles and proves), because they survive a busy machine
-better than the clock does. The peers live in an environment of their own in the user's cache folder, which
-the first run makes; what cannot be installed is reported as absent. The whole catalogue is computed in slices
-of 64 features. Memory is the most that the process and its children held at one time, pages they share
-counted once. Of the 300 features it is also said how much of it, beside the result, the computation needed:
-the most that the process ever held, less what it held before and less the result, as a share of the result.
+better than the clock does. The 14 take five times as many rounds, because the best of a few varies by 5 %.
+The peers live in an environment of their own in the user's cache folder, which the first run makes; what
+cannot be installed is reported as absent. The whole catalogue is computed in slices of 64 features. Memory
+is the most that the process and its children held at one time, pages they share counted once. Of the 300
+features it is also said how much of it, beside the result, the computation needed: the most that the
+process ever held, less what it held before and less the result, as a share of the result.
 
 KunQuant compiles its own Alpha158 with the machine's C++ compiler, before the clock starts. "newest" is the
 newest session of 10,000 tickers with all of Alpha158: KunQuant's streaming mode, which was given the sessions
@@ -607,6 +608,7 @@ def main():
         default=True,
         help="Qlib's Alpha158, which takes minutes",
     )
+    parser.add_argument("--only", default="", help="only this line: 14, newest, alpha158, most or all")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.worker:
@@ -617,7 +619,7 @@ def main():
         np.savez(panel, **market(a.tickers))
         mine = sys.executable
         jobs = [
-            (who, mine if kind == "ours" else peers, kind, "14", a.rounds)
+            (who, mine if kind == "ours" else peers, kind, "14", 5 * a.rounds)
             for who, kind in (
                 ("stockpredict", "ours"),
                 ("numba, plain loop", "loops"),
@@ -647,6 +649,7 @@ def main():
             f"{'of it extra':>12}   first use, CPU s"
         )
         base = {}
+        jobs = [j for j in jobs if a.only in ("", j[3].split()[0])]
         for who, python, kind, which, rounds in jobs:
             got = (
                 measure(python, kind, which, panel, rounds, PEER_REDIS=str(port))
@@ -673,10 +676,12 @@ def main():
                 bound += f", ceiling {BESIDE:.0%}"
             print(
                 f"{label:16}{who:20}{got['cpu']:8.{digits}f}{got['wall']:8.2f}"
-                f"{ratio:7.1f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
+                f"{ratio:7.2f}{got['peak']:9.2f}{got['peak'] - got['before']:12.2f}"
                 f"   {got['first']:.1f}{bound}",
                 flush=True,
             )
+        if a.only:
+            return
         print(one_more_session(), flush=True)
         both = [Path(folder, f"{who}.npz") for who in ("ours", "qlib")]
         if all(p.exists() for p in both):
