@@ -150,9 +150,9 @@ def measure(size: int, rounds: int, number: int) -> dict[str, float]:
             "served, no key": (lambda s: at_once(desk, s), singles(None), number),
             "served, key": (lambda s: at_once(with_key, s), singles(key), number),
             "router, key": (through(router), singles(key), few),
-            "list of 1, key": (through(with_key), lists(1), few),
-            f"list of {min(LISTED, size)}, key": (through(with_key), lists(min(LISTED, size)), few),
-            "same list, key": (through(with_key), again, few),
+            "list of 1, key": (lambda s: at_once(with_key, s), lists(1), few),
+            f"list of {min(LISTED, size)}, key": (lambda s: at_once(with_key, s), lists(LISTED), few),
+            "same list, key": (lambda s: at_once(with_key, s), again, few),
             "plain dict": (plain_dictionary(tickers), singles(None), number),
         }
         best = {}

@@ -350,7 +350,8 @@ def plot(runs: list, path: Path, steps: list):
 
 def add(path: Path, runs: list, until: str):
     "Put sizes beside those of an earlier command, in place of earlier ones of the same size."
-    results = json.loads(path.read_text())
+    new_file = dict(command="", cores=os.cpu_count(), runs=[])
+    results = json.loads(path.read_text()) if path.exists() else new_file
     for one in runs:
         words = f"--tickers {one['tickers']} --years {one['years']} --until {until}"
         one["command"] = f"python benchmarks/scale.py {words}"

@@ -298,7 +298,8 @@ class PageCache:
         page = select_page(
             table, values.get("tickers", ""), horizon, limit or PAGE_TICKERS, values.get("cursor", "")
         )
-        size = PAGE_COST + len(query) + sum(map(len, page.rows))
+        longest = max(map(len, page.rows[:1] + page.rows[-1:]), default=0)  # the others are about as long
+        size = PAGE_COST + len(query) + len(page) * longest
         if self.size + size > KEPT_PAGES:
             self.pages, self.size = {}, 0
         self.pages[query], self.size = page, self.size + size

@@ -83,7 +83,9 @@ def admit(
     scope: dict,  # of a request; gets the caller
     start: float,  # when it arrived, on the performance counter
 ) -> Caller:
-    "The caller of a request, counted against its limits; raises an `AccessError`."
+    "The caller of a request, counted once against its limits; raises an `AccessError`."
+    if (known := scope.get("admitted")) is not None:
+        return known
     scope["caller"] = caller = service.door.caller_of(scope)
     if caller.kind in COUNTED:
         service.limits.admit(caller.id, start)

@@ -13,7 +13,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from stockpredict.core.errors import AccessError
 from stockpredict.core.traces import finished_span, tracing
 from stockpredict.serve.fast_path import COUNTED, LOCKED_HEADERS, FastPath, choose_trace, name_request
-from stockpredict.serve.prediction_routes import TICKER_ROUTE
+from stockpredict.serve.answer_pages import LIST_PATH
+from stockpredict.serve.prediction_routes import TICKER_ROUTE, quick_response
 
 # %% ../../nbs/serve/67_instant.ipynb #ed3368a7
 def header_lines(
@@ -30,15 +31,16 @@ def trace_instant(
     service,  # its exemplars
     scope: dict,  # of the request
     parent: str,  # span of the caller, or ""
+    route: str,  # that was answered
     status: int,  # of the response
     seconds: float,  # to answer
 ):
     "The span of a request that was answered at once, and the exemplar of its latency."
-    facts = {"http.request.method": "GET", "http.route": TICKER_ROUTE, "http.response.status_code": status}
+    facts = {"http.request.method": "GET", "http.route": route, "http.response.status_code": status}
     facts["request_id"] = scope["request_id"].decode()
-    header = finished_span(f"GET {TICKER_ROUTE}", seconds, parent, "SERVER", **facts)
+    header = finished_span(f"GET {route}", seconds, parent, "SERVER", **facts)
     if header:
-        service.exemplars.note(("GET", TICKER_ROUTE, status), seconds, header)
+        service.exemplars.note(("GET", route, status), seconds, header)
 
 # %% ../../nbs/serve/67_instant.ipynb #f27f51dc
 def instant_answer(
@@ -49,7 +51,8 @@ def instant_answer(
     service, start = path.service, time.perf_counter()
     service.refresh_state()
     answer = service.lookups.get((scope["path"], scope["query_string"]))
-    if answer is None or not path.fast or service.canary is not None or service.door.origins:
+    known = answer is not None or scope["path"].startswith(LIST_PATH)
+    if not (known and path.fast) or service.canary is not None or service.door.origins:
         return None
     name_request(scope)
     parent = choose_trace(scope) if tracing() else None
@@ -63,10 +66,14 @@ def instant_answer(
             service.limits.admit(caller.id, start)
     except AccessError:
         return None
-    response = service.respond(scope, *answer)
+    reply = (service.respond(scope, *answer), TICKER_ROUTE) if answer else quick_response(service, scope)
+    if reply is None:
+        scope["admitted"] = caller  # counted already, so the usual way does not count again
+        return None
+    response, route = reply
     own = header_lines([*response.raw_headers, (b"x-request-id", scope["request_id"])])
     seconds = time.perf_counter() - start
-    service.record(scope, TICKER_ROUTE, response.status_code, seconds)
+    service.record(scope, route, response.status_code, seconds)
     if parent is not None:
-        trace_instant(service, scope, parent, response.status_code, seconds)
+        trace_instant(service, scope, parent, route, response.status_code, seconds)
     return b"".join((STATUS_LINE[response.status_code], own, LOCKED_LINES)), response.body

@@ -289,7 +289,7 @@ def quick_response(
     try:
         if not _accepts_json(scope["header_map"].get(b"accept", b"*/*")):
             return None
-        page = service.reads.pages.get(view.table, query)
+        page = service.reads.pages.get(view.table, query, "admitted" not in scope)
     except StockpredictError:
         return None
     if page is None or (len(page) > LARGE_PAGE and page.tail != view.tail):

@@ -1,14 +1,30 @@
 """A response that is written at once leaves a connection that can be used and closed like any other."""
 
 import asyncio
+import random
+import shutil
 import socket
+from collections import Counter
 
+import orjson
 import pytest
 from otlp import otlp_receiver
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from stockpredict.access.keys import KeyStore
+from stockpredict.core.settings import load_settings
 from stockpredict.core.traces import flush_traces, start_tracing, stop_tracing
+from stockpredict.predict.answer_table import (
+    EXAMPLE_HEADER,
+    example_answer,
+    pack_table,
+    table_signer,
+    write_example,
+    write_table,
+)
+from stockpredict.serve.app import create_app
 from stockpredict.serve.fast_path import FastPath
-from stockpredict.serve.instant import instant_answer
+from stockpredict.serve.instant import header_lines, instant_answer
 from stockpredict.serve.service import Service
 from stockpredict.serve.wire import WireConfig, WireServer
 
@@ -25,6 +41,17 @@ def receiver(template):
         start_tracing(template.with_(**{"traces.endpoint": listening.url, "traces.ratio": 0.0}), "test")
         yield listening
         stop_tracing()
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    "The service over a table of 500 tickers; it has no model."
+    settings = load_settings(None, {"storage.home": str(tmp_path_factory.mktemp("home"))}, environ={})
+    write_example(settings)
+    pairs = [(f"T{n:03d}", horizon) for n in range(500) for horizon in (1, 5)]
+    bodies = {pair: orjson.dumps(example_answer(*pair))[:-1] for pair in pairs}
+    write_table(pack_table(EXAMPLE_HEADER, bodies, table_signer(settings)), settings.storage.serving_dir)
+    return create_app(settings)
 
 
 async def refuse(scope, receive, send):
@@ -78,3 +105,121 @@ def test_a_traced_request_is_answered_at_once_and_names_its_trace(template, rece
     assert CALLER.decode()[3:35] in exemplar
     service.logs_requests = True  # the line of the log belongs inside the span
     assert instant_answer(path, scope | {"headers": [*headers, (b"traceparent", CALLER)]}) is None
+
+
+def reads_at_random(draw):
+    "A target and its headers: lists in many forms, some of them refused."
+    names = [f"T{n:03d}" for n in range(150)]
+    asked = draw.sample(names, draw.choice([1, 2, 5, 40, 100]))
+    if draw.random() < 0.1:
+        asked.append("NOPE")
+    if draw.random() < 0.1:
+        asked = [name.lower() for name in asked]
+    comma = draw.choice([",", ",", "%2C"])
+    query = [f"tickers={comma.join(asked)}"] if draw.random() < 0.8 else []
+    more = (
+        "horizon=1",
+        "horizon=5",
+        "horizon=7",
+        "horizon=x",
+        "limit=3",
+        "limit=0",
+        "limit=1000",
+        "horison=1",
+    )
+    query += draw.sample(more, draw.choice([0, 1, 1, 2]))
+    query += draw.choice([[], [], [], ["cursor=T003~000000000000"], ["format=csv"], ["as_of=2022-12-01"]])
+    path = draw.choice(["/v1/predictions"] * 8 + ["/v1/predictions/", "/v1/predictions/t001", "/v1/other"])
+    headers = [(b"host", b"localhost"), (b"x-request-id", b"walk-%d" % draw.randrange(9))]
+    headers += draw.choice([[], [], [(b"accept-encoding", b"gzip")], [(b"accept-encoding", b"zstd, br")]])
+    headers += draw.choice([[], [], [(b"accept", b"text/csv")], [(b"accept", b"application/json")]])
+    return path, "&".join(query).encode(), headers
+
+
+def usual_answer(path, scope):
+    "What the layer in front of the framework sends by itself; `None` where it asks the framework."
+    sent, asked = [], []
+
+    async def framework(scope, receive, send):
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 599, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    inner, path.app = path.app, framework
+    asyncio.run(path(scope, None, send))
+    path.app = inner
+    if asked:
+        return None
+    start, body = sent
+    return STATUS_LINE[start["status"]] + header_lines(start["headers"]), body["body"]
+
+
+def both_answers(path, scope):
+    "A request on both ways; asked again where a second of the clock ended between the two."
+    for _ in range(5):
+        at_once, usual = instant_answer(path, scope.copy()), usual_answer(path, scope.copy())
+        if at_once == usual:
+            break
+    return at_once, usual
+
+
+def test_lists_are_answered_at_once_with_the_bytes_of_the_usual_way(wide):
+    draw, counts = random.Random(20261201), Counter()
+    path, service = wide.entry, wide.state.service
+    service.reads.pages.hits = service.reads.pages.misses = 0
+    for number in range(600):
+        target, query, headers = reads_at_random(draw)
+        scope = {"type": "http", "method": "GET", "path": target, "query_string": query, "headers": headers}
+        scope |= {"client": ("127.0.0.1", 9), "http_version": "1.1"}
+        at_once, usual = both_answers(path, scope)
+        assert at_once == usual, (number, target, query)
+        counts[at_once[0][9:12] if at_once else "framework"] += 1
+        if at_once and at_once[0].startswith(b"HTTP/1.1 200"):
+            etag = dict(line.split(b": ", 1) for line in at_once[0].split(b"\r\n")[1:-1])[b"etag"]
+            scope["headers"] = [*headers, (b"if-none-match", etag)]
+            known, again = both_answers(path, scope)
+            assert known == again and known[0].startswith(b"HTTP/1.1 304") and known[1] == b""
+    assert counts[b"200"] > 60 and counts["framework"] > 200
+
+
+def test_a_list_that_needs_the_framework_counts_once(wide, tmp_path):
+    shutil.copytree(wide.state.service.settings.storage.home_dir, tmp_path / "home")
+    own = {"storage.home": str(tmp_path / "home"), "access.required": "always"}
+    settings = load_settings(None, own | {"access.requests_per_minute": 4}, environ={})
+    app = create_app(settings)
+    key = KeyStore(settings.storage).create(["viewer"])[1].encode()
+    statuses, pages = [], app.state.service.reads.pages
+    for query in (b"tickers=NOPE", b"tickers=T001", b"limit=900", b"tickers=T001", b"tickers=T001"):
+        scope = scope_of("/v1/predictions", query, key)
+        if answer := instant_answer(app.entry, scope):
+            statuses.append(int(answer[0][9:12]))
+        else:
+            statuses.append(asyncio.run(status_of(app, scope)))
+    assert statuses == [404, 200, 200, 200, 429]
+    assert (pages.hits, pages.misses) == (1, 3), "each question is counted once"
+
+
+def scope_of(path, query, key):
+    "A GET request with a key, as the server describes it."
+    headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + key)]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
+    scope |= {"method": "GET", "path": path, "raw_path": path.encode(), "query_string": query}
+    scope |= {"headers": headers, "root_path": "", "state": {}}
+    return scope | {"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000)}
+
+
+async def status_of(app, scope):
+    "The status that the application answers with."
+    statuses = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    await app(scope, receive, send)
+    return statuses[0]
