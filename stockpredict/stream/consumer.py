@@ -71,7 +71,7 @@ class Consumer:
         self.live = LiveTable(settings.storage, self.step)
         self.name, self._slot = self._take_name()
         self.stream = Stream(settings, self.tell)
-        self.lake = self.patiently(lambda: Lake(settings.storage, on_step=self.step, watched=True))
+        self.lake = self.call_with_retries(lambda: Lake(settings.storage, on_step=self.step, watched=True))
         seconds, micros = self.stream.run(self.stream.client.time)
         # delays are measured by the clock of Redis alone
         self._clock = seconds * 1_000_000 + micros - time.monotonic_ns() // 1000
@@ -108,7 +108,7 @@ def close(self: Consumer):
 
 # %% ../../nbs/stream/20_consumer.ipynb #a43fed1a
 @patch
-def patiently(
+def call_with_retries(
     self: Consumer,
     work,  # a function; may be called twice
     failed=lambda: None,  # called after each failure
@@ -356,7 +356,7 @@ MAX_DELIVERIES = 5  # a message that was handed out this often is set aside unre
 
 
 @patch
-def tend(self: Consumer) -> bool:  # was there anything?
+def store_unfinished(self: Consumer) -> bool:  # was there anything?
     "Finish what this consumer, or a silent one, left unfinished."
     self.stream.claim(self.name)
     any_left = False
@@ -377,9 +377,9 @@ def tend(self: Consumer) -> bool:  # was there anything?
 @patch
 def _store_and_acknowledge(self: Consumer, entries, reached, dead_letters=()):
     "Store a batch, then acknowledge it; a failure of the lake does not count as a failed delivery."
-    self.patiently(
+    self.call_with_retries(
         lambda: self.store(entries, reached, dead_letters),
-        lambda: self.stream.forgive(self.name, entries),
+        lambda: self.stream.reset_deliveries(self.name, entries),
     )
     self.step("stored")
     self.stream.done(entries)
@@ -422,8 +422,8 @@ def _warm(calendar):
 @patch
 def _housekeeping(self: Consumer):
     "Finish abandoned messages, merge files and remove old rows."
-    self.tend()
-    self.patiently(self.tidy)
+    self.store_unfinished()
+    self.call_with_retries(self.tidy)
     with self.live.writing():
         self.live.prune(self.settings.stream.keep_days)
 
@@ -437,8 +437,8 @@ def go(
 ) -> Consumed:  # counts
     "Store messages until it is time to stop."
     _warm(self.settings.data.calendar)
-    self.tend()
-    self.patiently(self.settle)
+    self.store_unfinished()
+    self.call_with_retries(self.settle)
     started = quiet_since = housekept = audited = time.monotonic()
     while not (stop and stop.is_set()):
         reached, entries = self.stream.take(self.name)
@@ -446,7 +446,7 @@ def go(
         if entries:
             self._store_and_acknowledge(entries, reached)
             quiet_since = time.monotonic()
-        self.patiently(self.settle)
+        self.call_with_retries(self.settle)
         now = time.monotonic()
         if now - housekept > self.settings.stream.claim_after / 3:
             self._housekeeping()

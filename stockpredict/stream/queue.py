@@ -311,7 +311,7 @@ def claim(
 
 
 @patch
-def forgive(
+def reset_deliveries(
     self: Stream,
     consumer: str,  # who has them
     entries: list[Entry],  # messages that failed for another reason than their content
