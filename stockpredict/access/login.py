@@ -64,7 +64,7 @@ def by_password(
     self.attempts.begin(name, address)
     user = self.users.check(name, password)
     if user is None:
-        raise LoginRefused("The name and the password do not belong together.", "Check both.")
+        raise LoginRefused("The user name or the password is wrong.", "Check both.")
     self.attempts.succeed(name, address)
     return self.answer(user, *self.sessions.begin(user))
 

@@ -186,7 +186,7 @@ def add_channel(
     channel = AlertChannel(name, url.strip())
     if channel.kind == "unknown":
         raise ChannelInvalid(
-            "This address leads to no kind of channel.",
+            "This address is of no supported kind of channel.",
             "Write it as apprise documents it, such as mailto://…, slack://… or https://… for a webhook.",
         )
     with channel_file(settings).changing() as content:
@@ -251,7 +251,9 @@ def post_webhook(
     except httpx.TimeoutException:
         error = failed_error("The webhook did not answer in time.", perhaps=True)
     except httpx.InvalidURL:
-        raise ChannelInvalid("The address of this webhook cannot be read.", "Correct its address.") from None
+        raise ChannelInvalid(
+            "The address of this webhook is not valid.", "Write it as https://host/path."
+        ) from None
     except (httpx.HTTPError, ValueError) as failure:
         error = failed_error(f"The webhook broke off ({type(failure).__name__}).", perhaps=True)
     if error:
@@ -288,7 +290,9 @@ def _endpoint(url, plugin):
         try:
             port = parts.port
         except ValueError:
-            raise ChannelInvalid("The port of this channel is no number.", "Correct its address.") from None
+            raise ChannelInvalid(
+                "The port of this channel is no number.", "Write the address as https://host:port/path."
+            ) from None
         return parts.hostname or "", port or {"http": 80}.get(WEBHOOKS[parts.scheme.lower()], 443)
     return str(getattr(plugin, "smtp_host", None) or plugin.host or ""), plugin.port or None
 
@@ -303,7 +307,10 @@ def send_message(
     silence_logs()
     plugin = apprise_plugin(channel.url)
     if plugin is None and channel.url.partition(":")[0].lower() not in WEBHOOKS:
-        raise ChannelInvalid(f"The channel {channel.name} has an address of no known kind.", "Correct it.")
+        raise ChannelInvalid(
+            f"The channel {channel.name} has an address of no supported kind.",
+            "Remove it, and add it again with a correct address.",
+        )
     allowed = allowed_addresses(*_endpoint(channel.url, plugin), settings.alerts.allow_hosts)
     begun = time.monotonic()
     try:

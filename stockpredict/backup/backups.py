@@ -89,7 +89,8 @@ def backup_keys(
         )
     if path.resolve().is_relative_to(settings.storage.home_dir.resolve()):
         raise BackupKeyMissing(
-            "The key of the backup lies in the home folder and would be lost with it.", "Move it elsewhere."
+            "The key of the backup lies in the home folder and would be lost with it.",
+            "Move it to another folder, and set [backup] key_file to it.",
         )
     try:
         keys = read_backup_keys(path.read_text())

@@ -104,7 +104,8 @@ def _same(answer, before):
     "An answer that has to be the one before, if there was one."
     if before is not None and answer != before:
         raise NotReady(
-            "The service answers, and not as before.", "Look at both answers before you trust one."
+            "After the restore the service gives another answer than before.",
+            "Compare both answers, and run `stockpredict backup verify`.",
         )
 
 # %% ../../nbs/backup/50_drill.ipynb #04b2e340

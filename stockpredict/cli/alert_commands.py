@@ -32,7 +32,9 @@ def rule_row_of(
     }
 
 # %% ../../nbs/cli/39_alert_commands.ipynb #4dfb9c22
-alerts = typer.Typer(help="Be told when something happens.", no_args_is_help=True, cls=Group)
+alerts = typer.Typer(
+    help="Create and test alert rules, and see their events.", no_args_is_help=True, cls=Group
+)
 Owner = Annotated[str, typer.Option(help="Id of the caller to whom the rules belong.")]
 RuleId = Annotated[str, typer.Argument(help="Id of a rule.")]
 
@@ -101,7 +103,7 @@ def alert_create(
     dry_run: Annotated[bool, Text("--dry-run", help="Save nothing.")] = False,
     owner: Owner = "local",
 ):
-    "Check a rule, say how often it would have rung in the last year, and save it."
+    "Check a rule, show how often it would have rung in the last year, and save it."
     fields = dict(kind=kind, tickers=tickers or [], params=parse_params(param or []), every=every)
     fields |= dict(channels=channel or [], severity=severity, cooldown=cooldown, quiet=quiet)
     fields["delivery"] = delivery_options(digest, pause, escalate_to, after)
@@ -146,7 +148,7 @@ def alert_events(
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="Most events to show.")] = 20,
     json_: Json = False,
 ):
-    "Show what rang, newest first, and what became of it."
+    "Show the events of your rules, newest first, and whether they were delivered."
     import pandas as pd
     from stockpredict.alerts.alert_cards import event_cards, event_state
 
@@ -235,7 +237,7 @@ def alert_test(
     channel: Annotated[list[str] | None, typer.Option(help="Channel to test, instead of a rule.")] = None,
     json_: Json = False,
 ):
-    "Send a test message at once and say what came of it; exit code 1 when a channel failed."
+    "Send a test message now and show the result; exit code 1 when a channel failed."
     from stockpredict.alerts.alert_store import AlertStore
     from stockpredict.alerts.sending import fire_test
 

@@ -73,7 +73,7 @@ def flow_serve(
     ctx: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(help="Flows; default: all.")] = None,
 ):
-    "Stay, keep the schedules of the flows, and start their runs when the exchange has closed."
+    "Keep the schedules in the foreground, and start the runs when the exchange has closed."
     from stockpredict.ops.desk_day import DESK_DAY, desk_flow_named
     from stockpredict.ops.flow_server import flow_server, set_flow_environment
 

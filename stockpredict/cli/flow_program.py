@@ -123,7 +123,7 @@ def serve_flows(
     overrides: dict | None = None,  # dotted key to value
     source: str = "as set",  # name of a source
 ):
-    "Stay, keep the schedules of these flows, and start their runs."
+    "Keep the schedules of these flows in the foreground, and start their runs."
     from prefect import serve
     from prefect.client.orchestration import get_client
 

@@ -270,7 +270,7 @@ def chosen_ports(
 
 @app.command()
 def down(ctx: typer.Context):
-    "Stop what `stockpredict up` started, and what a crash of it has left."
+    "Stop what `stockpredict up` started, and what a crash has left running."
     from stockpredict.ops.processes import down
 
     stopped = down(load(ctx).storage.home_dir)
@@ -440,7 +440,7 @@ def errors(
 # %% ../../nbs/cli/50_main.ipynb #9c2470a4
 @app.command()
 def doctor(ctx: typer.Context, json_: Json = False):
-    "Check everything the platform depends on, and say what to do."
+    "Check every part of the installation and tell you how to repair what is wrong."
     from stockpredict.ops.doctor import Report, as_line, findings_of
 
     report = Report()

@@ -120,7 +120,7 @@ def simulate_desk(
     fresh: Annotated[bool, typer.Option("--fresh", help="Begin again in this folder.")] = False,
     json_: Json = False,
 ):
-    "Live through a quarter in minutes: bars, forecasts, scores, a planted drift, a training, alerts by mail."
+    "Simulate a quarter in minutes: bars, forecasts, scores, a planted drift, a training, alerts by mail."
     from stockpredict.ops.simulated_quarter import Quarter, run_quarter
 
     place = Path(home)

@@ -118,7 +118,10 @@ def panel_of_file(
         numbers = {c: pd.to_numeric(frame[c]).astype(float) for c in FIELDS if c in frame}
         names = {name: canonical_ticker(str(name)) for name in frame.ticker.unique()}
     except (ValueError, TypeError) as error:
-        raise BarsInvalid(f"The file has a value that is no number: {error}.", "Send numbers.") from None
+        raise BarsInvalid(
+            f"The file has a value that is no number: {error}.",
+            "Write prices and volumes as numbers, such as 101.25.",
+        ) from None
     frame = frame.assign(**numbers, ticker=frame.ticker.map(names), row=self._sessions_of(frame.date))
     if mistakes := first_mistakes(frame):
         raise BarsInvalid(

@@ -125,7 +125,9 @@ async def _run_batch(self: Batcher, batch):
     try:
         results = await loop.run_in_executor(self.thread, self.run, [request for request, _ in batch])
         if len(results) != len(batch):
-            raise ServeError(f"{len(results)} results for {len(batch)} requests.", "Ask again.")
+            raise ServeError(
+                f"The batch of {len(batch)} requests has {len(results)} results.", "Send the request again."
+            )
     except Exception as error:
         results = [error] * len(batch)
     finally:

@@ -203,13 +203,19 @@ def refuse_experiment(
     "Raise unless an experiment with this challenger may start."
     running = [e for e in all_experiments(settings) if experiment_state(settings, e)["state"] == "running"]
     if artifact == champion:
-        raise ExperimentRefused("The challenger is the model that answers.", "Name another version.")
+        raise ExperimentRefused("The challenger is the champion itself.", "Name another version.")
     if artifact in retired_artifacts(read_events(settings)):
         raise ExperimentRefused("The challenger is retired.", "Name another version.")
     if same := [e.id for e in running if e.challenger == artifact]:
-        raise ExperimentRefused("This challenger is compared already.", f"See {same[0]}.", experiment=same[0])
+        raise ExperimentRefused(
+            "An experiment with this challenger is running.",
+            f"See the experiment {same[0]}.",
+            experiment=same[0],
+        )
     if ramp and (other := [e.id for e in running if e.ramp]):
-        raise ExperimentRefused("Another canary is running.", f"Stop {other[0]} first.", experiment=other[0])
+        raise ExperimentRefused(
+            "Another canary is running.", f"Stop the experiment {other[0]} first.", experiment=other[0]
+        )
 
 # %% ../../nbs/predict/65_experiments.ipynb #7dc61d7c
 def start_experiment(

@@ -113,7 +113,9 @@ def _ticker_to_explain(self: Engine, window, ticker, horizon):
         )
     tickers = window.inputs.tickers
     if ticker not in tickers or not bool(window.inputs.usable[-1, tickers.index(ticker)]):
-        raise UnknownTicker(f"There is no forecast of {ticker} to explain.", "Ask for one with a forecast.")
+        raise UnknownTicker(
+            f"There is no forecast of {ticker} to explain.", "Choose a ticker from GET /v1/predictions."
+        )
     return tickers.index(ticker)
 
 

@@ -56,7 +56,9 @@ def ask_prefect(
     with urlopen(request, timeout=timeout) as response:
         answer = json.load(response)
     if not isinstance(answer, list):
-        raise NotReady(f"What answers at {api} is no Prefect server.", "Set [schedule] prefect_port.")
+        raise NotReady(
+            f"The program at {api} is no Prefect server.", "Set [schedule] prefect_port to the port of yours."
+        )
     return answer
 
 # %% ../../nbs/serve/46_desk_state.ipynb #03496374

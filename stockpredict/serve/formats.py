@@ -71,10 +71,10 @@ def choose_format(
     if wanted is not None:
         if wanted in MEDIA_TYPES:
             return wanted
-        raise NotAcceptable(f"There is no format {ascii(wanted)[:40]}.", f"Offered are {offered}.")
+        raise NotAcceptable(f"There is no format {ascii(wanted)[:40]}.", f"Available: {offered}.")
     accepted = accepted_formats(accept)
     if not accepted:
-        raise NotAcceptable("None of the formats you accept is offered.", f"Offered are {offered}.")
+        raise NotAcceptable("None of the formats you accept is available.", f"Available: {offered}.")
     return accepted[0]
 
 # %% ../../nbs/serve/52_formats.ipynb #7e8635c2

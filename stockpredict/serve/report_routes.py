@@ -107,7 +107,7 @@ def score_format(
     for name in accepted:
         if name in SCORE_FORMATS:
             return name
-    raise NotAcceptable("The scoreboard has no such format.", "Offered are json and csv.")
+    raise NotAcceptable("The scoreboard has no such format.", "Available: json and csv.")
 
 # %% ../../nbs/serve/68_report_routes.ipynb #e45ececf
 VERSION = Query(None, ge=0, le=1_000_000_000, description="a published version; 0: all together")

@@ -310,7 +310,7 @@ async def _loaded_engine(self: Service):
             await self.run_guarded("model", self.load_engine)
     if self.engine is None:
         reason = self.problems.get("model", "it is loading")
-        raise NotReady(f"There is no verified model to ask: {reason}", "See /health.", retry_after=5)
+        raise NotReady(f"There is no verified model: {reason}", "See `model` in /health.", retry_after=5)
 
 
 @patch

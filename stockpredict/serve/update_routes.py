@@ -215,7 +215,9 @@ def socket_stream(
         raise RequestInvalid(f"There is no parameter {unknown[0]!r:.40}.", fix)
     horizon = query.get("horizon")
     if horizon is not None and not (horizon.isdecimal() and len(horizon) < 6):
-        raise RequestInvalid(f"The horizon {horizon!r:.20} is no number of sessions.", "Send a number.")
+        raise RequestInvalid(
+            f"The horizon {horizon!r:.20} is no number of sessions.", "Send a whole number, such as 5."
+        )
     last = query.get("last_event_id") or websocket.headers.get("last-event-id", "")
     sessions = None if horizon is None else int(horizon)
     return update_stream(service, query.get("tickers", ""), sessions, last, websocket.scope)

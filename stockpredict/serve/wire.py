@@ -163,7 +163,9 @@ def on_header(
             self.expect_100_continue = True
     self.headers.append((name, value))
     if len(self.headers) > self.limits.headers:
-        self.fail(HeadersTooLarge(f"There are more than {self.limits.headers} headers.", "Send fewer."))
+        self.fail(
+            HeadersTooLarge(f"There are more than {self.limits.headers} headers.", "Send fewer headers.")
+        )
 
 # %% ../../nbs/serve/12_wire.ipynb #ca9da2a1
 @patch
@@ -185,7 +187,11 @@ def check_head(self: WireProtocol):
     if size > self.limits.head_bytes:
         self.fail(head_too_large(self.limits))
     if problem := head_problem(self.url, self.watched, self.parser.get_http_version()):
-        self.fail(RequestBroken(f"The request is ambiguous: {problem}.", "Send one meaning only."))
+        self.fail(
+            RequestBroken(
+                f"The request is ambiguous: {problem}.", "Send each length, encoding and host once."
+            )
+        )
     length = dict(self.watched).get(b"content-length", b"0")
     if int(length) > self.limits.body_bytes:
         self.fail(large_body(self.limits))

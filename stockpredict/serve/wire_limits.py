@@ -114,14 +114,18 @@ def head_too_large(
     limits: WireLimits,  # that were met
 ) -> HeadersTooLarge:
     "The refusal of a head with too many bytes."
-    return HeadersTooLarge(f"The head is larger than {limits.head_bytes >> 10} KiB.", "Shorten it.")
+    return HeadersTooLarge(
+        f"The head is larger than {limits.head_bytes >> 10} KiB.", "Send fewer or shorter headers."
+    )
 
 
 def large_body(
     limits: WireLimits,  # that were met
 ) -> BodyTooLarge:
     "The refusal of a body with too many bytes."
-    return BodyTooLarge(f"The body is larger than {limits.body_bytes >> 20} MiB.", "Send less at once.")
+    return BodyTooLarge(
+        f"The body is larger than {limits.body_bytes >> 20} MiB.", "Split it into several requests."
+    )
 
 # %% ../../nbs/serve/11_wire_limits.ipynb #e0d4824b
 def refusal_bytes(

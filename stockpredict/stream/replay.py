@@ -53,7 +53,7 @@ def split_into_trades(
     "Trades that add up to these bars."
     if bars[["open", "high", "low", "volume"]].isna().any(axis=None):
         raise BarsInvalid(
-            "Bars without open, high, low or volume cannot be taken apart.",
+            "Bars without open, high, low or volume cannot be turned into trades.",
             "Replay another source, for example --source simulated.",
         )
     rng = np.random.default_rng(seed)

@@ -124,7 +124,7 @@ def _make_room(settings, version, why, successor, back, override):
         rollback(settings, None, why)
     else:
         raise ModelInService(
-            f"Version {version} is the one that answers.",
+            f"Version {version} is serving.",
             "Name its successor, or ask for the version before (`rollback`).",
         )
 

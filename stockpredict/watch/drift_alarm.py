@@ -130,7 +130,9 @@ def p_values(
     "How likely a window this unusual is when nothing has changed."
     if len(profile) < WINDOW:
         raise NotEnoughSessions(
-            f"{len(profile)} sessions are no window of {WINDOW}.", "Wait for more.", have=len(profile)
+            f"A window has {WINDOW} sessions, and there are {len(profile)}.",
+            "Test again when that many sessions are in the lake.",
+            have=len(profile),
         )
     away = window_measures(profile, self.usual) - self.mean
     t = away / (self.spread * np.sqrt(1 + 1 / self.looks))

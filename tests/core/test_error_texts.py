@@ -13,7 +13,7 @@ def test_an_error_in_an_error_shows_one_code():
     inner = NotReady("The table of answers is damaged.", "Run `stockpredict predict`.")
     for outer in (
         NotReady(f"The shared table was refused: {inner}".rstrip(".") + "."),
-        NotReady(f"There is no verified model to ask: {inner}", "See /health."),
+        NotReady(f"There is no verified model: {inner}", "See `model` in /health."),
         BarsInvalid(f"Twice: {NotReady(f'once: {inner}')}"),
     ):
         assert re.findall(r"\[[a-z-]+\]", str(outer)) == [f"[{outer.code}]"]

@@ -84,10 +84,10 @@ def desk(tmp_path_factory, market):
 
 def test_an_experiment_from_its_start_to_its_scores(desk, served):
     settings, challenger, coming = desk
-    with pytest.raises(ExperimentRefused, match="is the model that answers"):
+    with pytest.raises(ExperimentRefused, match="is the champion itself"):
         start_experiment(settings, read_champion_entry(settings)["artifact"], "local")
     experiment = start_experiment(settings, challenger, "local", "mean against ewma")
-    with pytest.raises(ExperimentRefused, match="compared already"):
+    with pytest.raises(ExperimentRefused, match="with this challenger is running"):
         start_experiment(settings, challenger, "local")
     for bars in coming:
         fill_lake(settings, bars)
