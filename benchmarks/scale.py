@@ -13,6 +13,9 @@ process of its own, so its peak memory is its own; the import of libraries is in
 walk-forward and the final fit; the verdict with its self-tests on small simulated markets costs the same
 at every size and is left out, so the model is published without a claim of skill.
 
+Ten thousand tickers for ten years, 24 million bars, measured with `--sizes 30 100 300 1000 3000 10000`:
+800 CPU seconds in all, training 568 of them and 10.6 GB at most.
+
 On a shared machine CPU seconds are the figure to compare. `--distributed` runs the same market twice, on
 SQLite and a folder in one process and on PostgreSQL, an S3 server and Dask workers, and compares the
 fingerprint of the lake, the artifact of the model and the answers.
