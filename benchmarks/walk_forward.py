@@ -12,9 +12,9 @@ time; on a busy machine only the first can be compared, and divided by the worke
 costs in skill: rank IC with and without it on the same sessions, once with the labels of the file and once
 with a weak planted signal, because in the file there is next to nothing to lose.
 
-Measured on two busy cores with `--refits 6`: 14.3 CPU s a refit, peak 3.13 GiB. The 36 refits of the file and
-its features would take about 520 CPU s, 260 s on two free cores, at this rate; they were not all run. Before,
-with two threads in each booster, a refit took 57 to 67 CPU s, half of it threads that waited for each other.
+Measured on two quiet cores: all 36 refits 226 s by the clock and 437 CPU s, features and labels included, at
+most 3.37 GiB; 12.0 CPU s a refit, LightGBM alone 12.3. With two threads in each booster a refit took 57 to 67
+CPU s, half of it threads that waited for each other.
 With `--limits 3`, in 753 sessions, for 7.4 instead of 10.6 CPU s a fit: with the labels of the file rank IC
 0.0052 with the limit, 0.0050 without, gap +0.0002 ± 0.0028; with the planted signal 0.0287 and 0.0291, gap
 -0.0003 ± 0.0022.
