@@ -188,7 +188,7 @@ class AuditChain:
 # %% ../../nbs/access/65_audit_chain.ipynb #f2f2f4c0
 @patch
 def claim(self: AuditChain):
-    "Take a slot and find where it goes on."
+    "Claim a slot and find the line after which its chain continues."
     self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     self.slot, self.lock = claim_slot(self.folder, self.name)
     self.signer = audit_signer(self.keys_dir)

@@ -55,7 +55,7 @@ def is_change(
     method: str,  # HTTP method
     route: str,  # its template
 ) -> bool:
-    "Does a request change state?"
+    "Whether a request changes state."
     return method in CHANGING and route not in READING_POSTS
 
 # %% ../../nbs/access/70_audit_log.ipynb #c0abaa7f

@@ -64,7 +64,7 @@ def order_problem(
     line: dict,  # parsed
     after: bytes,  # the line behind it
 ) -> Place | None:
-    "Does a line follow the one before?"
+    "The place where a line does not follow the one before, or `None`."
     n = line["n"]
     if n > self.n + 1:
         many = f"line {self.n + 1} is" if n == self.n + 2 else f"lines {self.n + 1} to {n - 1} are"
@@ -151,7 +151,7 @@ def end_problem(
     self: ChainCheck,
     files: list[tuple],  # segments in order
 ) -> Place | None:
-    "Does the chain reach the recorded length?"
+    "The place where a chain misses its recorded length, or `None`."
     file, line = self.end
     if self.noted is None:
         return Place(file, line, "The note of its length is missing beside the keys, or unreadable.")

@@ -28,7 +28,7 @@ from .permissions import is_open, needed_permission, require_permission
 def is_loopback(
     host: str,  # a name or an address, without a port
 ) -> bool:
-    "Does this name always mean the machine itself?"
+    "Whether this name always means the machine itself."
     name = host.strip("[]").rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -42,7 +42,7 @@ def is_loopback(
 def names_this_machine(
     host_header: bytes,  # with or without a port
 ) -> bool:
-    "Is the value of a `Host` header a loopback name?"
+    "Whether the value of a `Host` header is a loopback name."
     text = host_header.decode("latin-1")
     name, colon, port = text.rpartition(":")
     return is_loopback(name if colon and port.isdigit() and not text.startswith("::") else text)
@@ -62,7 +62,7 @@ def foreign_origin(
     headers: dict,  # of a request
     allowed: frozenset,  # further origins, as bytes
 ) -> bool:
-    "Does a page of another origin send this request?"
+    "Whether a page of another origin sent this request."
     origin = headers.get(b"origin")
     if origin is None or origin in allowed:
         return False

@@ -58,7 +58,7 @@ class Sessions:
         sid: str,  # as an access token names it
         name: str,  # of the user, as the token names it
     ) -> bool:
-        "Does a session of this user exist, as of at most half a second ago?"
+        "Whether a session of this user exists, as of at most half a second ago."
         row = self.file.glance().get(sid) if isinstance(sid, str) else None
         return row is not None and row["user"] == name and not self._has_ended(row)
 

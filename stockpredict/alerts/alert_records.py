@@ -58,7 +58,7 @@ DESK = "desk"  # symbol of events that concern no ticker; a ticker has no small 
 
 @dataclass(frozen=True)
 class AlertRule:
-    "What one user wants to be told."
+    "A rule: the condition about which one user wants an alert."
 
     id: str  # as in r-1f0a93c27d5e
     owner: str  # id of a caller, as in user:anna

@@ -16,7 +16,7 @@ def send_round(
     settings: Settings,  # whose outbox
     as_of: str = "",  # session of a study, which sends nothing
 ) -> list[str]:  # what needs a look
-    "Send what is due; what could not be sent, in sentences."
+    "Send due alerts, and return a sentence for each failure."
     if as_of:
         return []
     try:

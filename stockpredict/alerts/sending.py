@@ -190,7 +190,7 @@ def send_due(
     send: Callable = send_message,  # called with settings, channel and message
     outbox: Outbox | None = None,  # one that was opened already
 ) -> SendReport:
-    "Send what is due, unless another process is sending."
+    "Send due alerts, unless another process is sending."
     outbox = outbox or Outbox(settings.storage)
     if not outbox.store.path.exists():
         return SendReport()

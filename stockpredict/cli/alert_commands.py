@@ -262,7 +262,7 @@ def alert_send(
     evaluate: Annotated[bool, typer.Option("--evaluate", help="Evaluate the rules first.")] = False,
     json_: Json = False,
 ):
-    "Send what is due, once; exit code 1 when a channel failed."
+    "Send due alerts once; exit code 1 when a channel failed."
     from dataclasses import asdict
     from stockpredict.alerts.sending import send_due
 

@@ -80,7 +80,7 @@ def question(
     settings: Settings,  # features, candidates, folds
     name: str,  # of a model or a feature
 ) -> Question:
-    "What is to be trained for a name; refuses a name that is neither, with what is near."
+    "What to train for a name; an unknown name is an error with the nearest names."
     from stockpredict.catalogue.design_matrix import Spec
     from stockpredict.models.contract import models
 

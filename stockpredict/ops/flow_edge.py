@@ -299,7 +299,7 @@ def logged_cells(
     log: Callable | None = None,  # gets each sentence; None = the log of the run
     every: float = 5.0,  # seconds between two sentences
 ) -> Iterator[Callable]:  # hand it to `run` or `page` as `on_cell`
-    "Tell which cell of a page is at work, in the log of the run and on the terminal."
+    "Log which cell of a page is running, in the log of the run and on the terminal."
     logger = None if log else run_logger()
     log, due = log or (logger.info if logger else lambda sentence: None), 0.0
     with cell_progress(name, every=every) as advance:

@@ -31,7 +31,7 @@ def native_threads() -> int:
 
 
 class ThreadWatch:
-    "A finder that finds no module, but notes which import was at work when a thread appeared."
+    "A module finder that only records which import started a thread."
 
     def __init__(self):
         self.threads, self.last, self.starters = native_threads(), "", set()

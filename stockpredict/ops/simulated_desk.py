@@ -27,7 +27,7 @@ from ..watch.input_drift import close_request
 def moved_clock(
     instant,  # with a time zone
 ) -> Iterator[None]:
-    "Let this process believe that it is another time, in a `with` block."
+    "Set the clock of this process to another time, in a `with` block."
     try:
         import time_machine
     except ImportError:

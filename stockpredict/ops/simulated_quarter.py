@@ -91,7 +91,7 @@ def quarter_market(
 def quarter_note(
     home: Path,  # folder of the simulated desk
 ) -> Path:
-    "The file in which a simulated desk remembers what it is."
+    "The file that stores what a simulated desk simulates."
     return Path(home) / "quarter.json"
 
 
@@ -188,7 +188,7 @@ def run_quarter(
     changes: dict | None = None,  # further settings, section.key to value
     quiet: bool = False,  # show no progress
 ) -> tuple[Settings, Quarter, list[dict]]:  # settings, what was simulated, and its sessions
-    "Simulate a quarter, or what is left of it."
+    "Simulate a quarter, or its remaining sessions."
     quarter, done = open_quarter(home, asked)
     bars, days = quarter_market(quarter)
     home = Path(home)

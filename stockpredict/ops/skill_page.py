@@ -287,7 +287,7 @@ def sharpe_bands(self: Study) -> dict:  # name → table of `rolling_sharpe`
 # %% ../../nbs/ops/44_skill_page.ipynb #dd149296
 @patch
 def order_row(self: Study) -> dict:  # from `monotone_test`, or `reason`
-    "Does the outcome rise with every step of the score of the leading candidate?"
+    "Test whether the outcome rises with every step of the leading candidate's score."
     from stockpredict.core.errors import NotEnoughSessions
     from stockpredict.evaluate.plots import group_means
     from stockpredict.evaluate.portfolio_plots import monotone_test

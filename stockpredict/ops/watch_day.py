@@ -77,7 +77,7 @@ def table_outcomes(
     table: AnswerTable,  # published
     closes: pd.DataFrame,  # adjusted closes, a row a session, a column a ticker
 ) -> pd.DataFrame:  # ticker, horizon, low, high, outcome; only where the outcome is known
-    "The 90 % interval of each prediction beside what came."
+    "The 90 % interval of each prediction with its outcome."
     rows = []
     for ticker, horizon in table.rows:
         [answer] = (orjson.loads(body + b"}") for body in table.get(ticker, horizon))

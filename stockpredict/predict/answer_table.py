@@ -134,7 +134,7 @@ def render_staleness(
     stale_after: int,  # sessions from which an answer counts as stale
     stale_model: bool,  # a newer model was refused
 ) -> bytes:
-    "The end of every answer: what is only known when it is read, and the closing brace."
+    "The end of every answer: the fields that depend on the time of reading, and the closing brace."
     state = b"stale" if age >= stale_after else b"fresh"
     refused = b"true" if stale_model else b"false"
     return b',"staleness":{"sessions":%d,"state":"%b"},"stale_model":%b}' % (age, state, refused)

@@ -46,7 +46,7 @@ class ChampionPointer:
 
     @property
     def valid(self) -> bool:
-        "Does it name an artifact of the registry and a known verdict?"
+        "Whether it names an artifact of the registry and a known verdict."
         words = {self.skill, *(evidence for _, _, evidence, _ in self.heads)}
         return bool(re.fullmatch(r"[0-9a-f]{8,64}", self.artifact)) and words <= set(SKILL)
 

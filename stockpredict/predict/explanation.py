@@ -93,7 +93,7 @@ def explanation_sentence(
     expected: float,  # of the answer
     lines: list[dict],  # of the features, the largest first
 ) -> str:
-    "One sentence that a reader without a model at hand understands."
+    "The explanation in one plain sentence."
     sessions = "1 session" if horizon == 1 else f"{horizon} sessions"
     start = f"The median return of {ticker} over {sessions} is {expected:+.2%}"
     moved = [line for line in lines[:3] if line["contribution"] != 0]

@@ -133,7 +133,7 @@ def rotate_key(
     now: datetime | None = None,  # with a zone; the present moment when left out
     wait: float = 120.0,  # seconds to wait for a process that writes the table of answers
 ) -> KeyRotation:
-    "Sign with the next key from now on, and sign what is served again."
+    "Sign with the next key from now on, and sign the served files again."
     folder = settings.storage.keys_dir
     settings.storage.registry_dir.mkdir(parents=True, exist_ok=True)
     with table_lock(settings.storage.serving_dir, wait), registry_lock(settings):  # in the order of a refresh

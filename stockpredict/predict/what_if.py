@@ -182,7 +182,7 @@ def forecast_callers(
     window: Window,  # the universe
     inputs: Inputs,  # of the callers
 ) -> Forecast:
-    "Forecast callers' series; none of them sees another."
+    "Forecast callers' series, each independent of the others."
     if not self.model.reads_across:
         return self.forward(inputs)
     parts = []

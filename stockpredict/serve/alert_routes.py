@@ -329,7 +329,7 @@ async def alert_loop(
     service,  # of the application
     every: float = SEND_EVERY,  # seconds between two rounds
 ):
-    "Send what is due until cancelled; end, with a sentence in log and health, where a package is missing."
+    "Send due alerts until cancelled; if a package is missing, end and name it in the log and in `/health`."
     while True:
         try:
             await asyncio.to_thread(send_alerts, service)

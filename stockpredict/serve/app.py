@@ -289,7 +289,7 @@ DESCRIPTION = (
 async def background_work(
     service: Service,  # of one application
 ):
-    "Everything that goes on beside the requests, from the start of the service to its end."
+    "Run the background tasks of the service from its start to its end."
     url, provider = service.settings.serving.redis_url, service.settings.secrets.provider
     limits = service.limits.share_loop(url, secrets.token_hex(8), provider)
     work = service.background_loop(), service.desk_loop(LOOK_EVERY), limits, canary_loop(service)

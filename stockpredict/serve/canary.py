@@ -56,7 +56,7 @@ class Canary:
         self,
         caller: str,  # its id
     ) -> bool:
-        "Does the challenger answer this caller?"
+        "Whether the challenger answers this caller."
         place = self.places.get(caller)
         if place is None:
             if len(self.places) >= MOST_PLACES:

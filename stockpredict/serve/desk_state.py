@@ -139,7 +139,7 @@ PROCESSES_FILE = "processes.json"  # in the home folder; the parts that `stockpr
 def schedule_expected(
     settings: Settings,  # home folder
 ) -> bool:
-    "Was a scheduler started for this home, or does the environment name one?"
+    "Whether a scheduler was started for this home or is named in the environment."
     parts = read_json(settings.storage.home_dir / PROCESSES_FILE, default={})
     started = isinstance(parts, dict) and "schedule" in parts
     return started or bool(os.environ.get("PREFECT_API_URL"))

@@ -18,7 +18,7 @@ from .request_rules import check_query_names, refuse_unknown_names
 def takes_only_query(
     route,  # of FastAPI
 ) -> bool:
-    "Does the function of a route read nothing but the request, its path and its query?"
+    "Whether the function of a route reads only the request, its path and its query."
     wanted = route.dependant
     others = (wanted.header_params, wanted.cookie_params, wanted.body_params)
     rules = [dependency.call for dependency in wanted.dependencies]
@@ -28,7 +28,7 @@ def takes_only_query(
 def takes_only_request(
     route,  # of FastAPI
 ) -> bool:
-    "Does the function of a route read nothing but the request itself?"
+    "Whether the function of a route reads only the request itself."
     wanted = route.dependant
     return takes_only_query(route) and not (wanted.path_params or wanted.query_params)
 

@@ -257,7 +257,7 @@ STORED, STREAMS = "/v1/predictions", ("/v1/stream", "/v1/ws")
 def needs_engine(
     scope: dict,  # of a request
 ) -> bool:
-    "Does a request need more than the stored forecasts?"
+    "Whether a request needs the engine, that is, more than the stored forecasts."
     if scope["type"] != "http" or scope["path"] in STREAMS:
         return False
     path, query = scope["path"], scope["query_string"]

@@ -55,7 +55,7 @@ async def desk_loop(
 def is_historical(
     settings: Settings,  # source of the bars
 ) -> bool:
-    "Does the data end in the past by design?"
+    "Whether the data end in the past by design, as a sample or a simulation."
     return settings.data.source in HISTORICAL
 
 
@@ -90,7 +90,7 @@ def service_origin(
 def asks_for_key(
     service: Service,  # with its door, once it is part of an application
 ) -> bool:
-    "Does a caller of this machine need a key?"
+    "Whether a caller on this machine needs a key."
     return not getattr(getattr(service, "door", None), "open_desk", True)
 
 # %% ../../nbs/serve/62_front.ipynb #02a05d79

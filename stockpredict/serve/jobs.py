@@ -76,7 +76,7 @@ class Job:
 
     @property
     def active(self) -> bool:
-        "Has it not ended?"
+        "Whether the job has not ended yet."
         return self.state not in ENDED
 
     def public(self) -> dict:
@@ -92,7 +92,7 @@ def this_process() -> list:  # machine, process number, time of birth
 def owner_alive(
     owner: list,  # of `this_process`
 ) -> bool:
-    "Is the process that carries out a job still there?"
+    "Whether the process that carries out a job is still running."
     machine, pid, born = owner
     if machine != socket.gethostname():
         return True
@@ -173,7 +173,7 @@ def stored_jobs(
 def owner_lost(
     job: Job,  # as stored
 ) -> bool:
-    "Does the record say that it runs, while its process has gone?"
+    "Whether a job is recorded as running although its process has ended."
     return job.active and bool(job.owner) and not owner_alive(job.owner)
 
 

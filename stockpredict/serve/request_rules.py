@@ -22,7 +22,7 @@ def has_current(
     scope: dict,  # of the request, with `header_map`
     tag: bytes,  # entity tag of the answer, weak or strong
 ) -> bool:
-    "Does the caller hold this version already?"
+    "Whether the caller already has this version."
     sent = scope["header_map"].get(b"if-none-match")
     return sent is not None and (sent.strip() == b"*" or tag.removeprefix(b"W/") in sent)
 
@@ -44,7 +44,7 @@ def tagged(
 def without_body(
     send,  # as in ASGI
 ):  # the same, for a HEAD request
-    "Send the headers of a response and none of its body."
+    "Send the headers of a response without its body."
 
     async def headers_only(message):
         if message["type"] == "http.response.body":
@@ -142,7 +142,7 @@ def retired(
     sunset: str,  # it ends on this day, YYYY-MM-DD
     successor: str,  # address that replaces it
 ) -> dict:  # options of the route
-    "What a route needs so that callers and the schema know about its end."
+    "The deprecation headers and the schema entry of a route that will be removed."
     retirement = Retirement(date.fromisoformat(since), date.fromisoformat(sunset), successor)
     return {"deprecated": True, "dependencies": [Depends(retirement), Depends(refuse_unknown_names)]}
 

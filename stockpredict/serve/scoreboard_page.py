@@ -130,7 +130,7 @@ def part_rows(
 def gap_rows(
     gap: list[dict],  # of the board
 ) -> list[dict]:  # the names that the template uses
-    "What validation said beside what came, for the page."
+    "Values of the validation beside the live results, as rows of the page."
     from stockpredict.scoreboard.scoreboard import MEASURE_NAMES
 
     rows = []

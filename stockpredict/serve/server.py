@@ -214,7 +214,7 @@ def guarded(
 def engine_state(
     service,  # of the engine
 ) -> dict:
-    "What readers are told about the engine."
+    "The state of the engine as it is sent to the readers."
     return {
         "artifact": service.loaded_artifact,
         "problems": service.problems,
@@ -245,7 +245,7 @@ class EngineServer:
 # %% ../../nbs/serve/72_server.ipynb #565aa990
 @patch
 async def run(self: EngineServer):
-    "Serve until told to stop, then finish what is under way."
+    "Serve until the stop signal, then finish the open requests."
     self.stopping = asyncio.Event()
     listener = socket.socket(fileno=self.plan.engine_socket)
     async with self.app.router.lifespan_context(self.app):

@@ -85,7 +85,7 @@ class Service:
 # %% ../../nbs/serve/60_service.ipynb #364d08be
 @patch(as_prop=True)
 def stale_model(self: Service) -> bool:
-    "Is the model that answers not the one that should?"
+    "Whether another model answers than the champion."
     if "model" in self.problems:
         return True
     loaded = self.loaded_artifact
@@ -102,7 +102,7 @@ def loaded_artifact(self: Service) -> str:
 # %% ../../nbs/serve/60_service.ipynb #c41f5c4f
 @patch(as_prop=True)
 def stale(self: Service) -> bool:
-    "Is the table older than the settings allow?"
+    "Whether the table is older than the settings allow."
     return self.age >= self.settings.serving.stale_after
 
 # %% ../../nbs/serve/60_service.ipynb #fa0552f6

@@ -46,7 +46,7 @@ class ServiceMetrics:
 # %% ../../nbs/serve/05_service_metrics.ipynb #ccd5b450
 @patch
 def add_load(self: ServiceMetrics):
-    "Metrics of how much room is left; each process knows its part."
+    "Metrics of the load and the capacity, one series for each process."
     whole = {"summed": True}
     self.connections = self.gauge("connections", "Open connections.", **whole)
     self.connections_limit = self.gauge("connections_limit", "Connections that may be open.", **whole)
@@ -68,7 +68,7 @@ def add_load(self: ServiceMetrics):
 
 @patch
 def add_state(self: ServiceMetrics):
-    "Metrics of what is served at this moment."
+    "Metrics of the served table, model and parts."
     self.age = self.gauge("table_age_sessions", "Sessions closed since the decision session.")
     self.rows = self.gauge("table_rows", "Stored answers.")
     late = "1 while the table is older than the settings allow; 0 for sources that end in the past."

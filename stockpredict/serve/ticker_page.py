@@ -94,7 +94,7 @@ def record_rows(
     ticker: str,  # canonical name
     horizon: int,  # sessions
 ) -> list[dict]:  # newest first; `came` is None while the outcome is open
-    "What was said about a ticker, and what came of it."
+    "The published forecasts of a ticker with their outcomes."
     rows = []
     for past in published:
         row = past.rows.get((ticker, horizon))

@@ -41,7 +41,7 @@ def table_event_id(
 # %% ../../nbs/serve/63_updates.ipynb #20a083c4
 @dataclass(eq=False)
 class UpdateStream:
-    "What one open stream wants and what it has."
+    "The filter of one open stream, and the table it was sent last."
 
     tickers: tuple[str, ...] = ()  # every ticker when empty
     horizon: int | None = None  # every horizon when empty
@@ -99,7 +99,7 @@ class TooManyStreams(ServeError):
 
 
 class UpdateHub:
-    "The open streams of one process, and the table that they are told about."
+    "The open streams of one process, and the table whose changes they get."
 
     def __init__(
         self,

@@ -198,7 +198,7 @@ def check_head(self: WireProtocol):
 
 # %% ../../nbs/serve/12_wire.ipynb #4c0169fc
 class WireCycle(RequestResponseCycle):
-    "One request and its answer, which knows whether the answer is a stream without an end."
+    "One request and its answer; it recognises an endless stream."
 
     endless = False
 
@@ -439,7 +439,7 @@ async def shutdown(
     self: WireServer,
     sockets=None,  # that this process listens on
 ):
-    "Stop listening, answer what is under way, and end."
+    "Stop listening, answer the open requests, and end."
     for server in self.servers:
         server.close()
     for sock in sockets or []:
