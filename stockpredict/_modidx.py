@@ -7947,6 +7947,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports.number_sections': ( 'ops/reports.html#number_sections',
                                                                                         'stockpredict/ops/reports.py'),
+                                          'stockpredict.ops.reports.lost_runs': ( 'ops/reports.html#lost_runs',
+                                                                                  'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports.plain_text': ( 'ops/reports.html#plain_text',
                                                                                    'stockpredict/ops/reports.py'),
                                           'stockpredict.ops.reports.quick_formats': ( 'ops/reports.html#quick_formats',

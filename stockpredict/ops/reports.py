@@ -359,16 +359,26 @@ PINS = "pins.json"  # beside the index: the runs that are never pruned
 
 def finished_runs(
     reports: str | Path,  # the reports folder
-) -> list[dict]:  # newest first, each with its `folder` relative to `reports`, `pinned`, `whole`
+) -> list[dict]:  # newest first, each with `folder` below `reports`, `pinned`, `whole`, `notebook`
     "The results of all finished runs."
     runs, pins = [], read_json(Path(reports) / PINS)
     pins = pins if isinstance(pins, dict) else {}
     for place in Path(reports).glob("[!.]*/[!.]*/result.json"):
         result, folder = read_json(place), place.parent.relative_to(reports).as_posix()
         if isinstance(result, dict):
-            whole = (place.parent / "page.html").is_file()
-            runs.append({**result, "folder": folder, "pinned": folder in pins, "whole": whole})
+            whole, book = ((place.parent / n).is_file() for n in ("page.html", "notebook.ipynb"))
+            facts = {"folder": folder, "pinned": folder in pins, "whole": whole, "notebook": book}
+            runs.append({**result, **facts})
     return sorted(runs, key=lambda r: (str(r.get("started", "")), r["folder"]), reverse=True)
+
+# %% ../../nbs/ops/00_reports.ipynb #af79fa3b
+def lost_runs(
+    reports: str | Path,  # the reports folder
+) -> list[str]:  # folders relative to `reports`
+    "Folders of runs whose `result.json` was deleted or cannot be read; the index names them in a line."
+    folders = (p for p in Path(reports).glob("[0-9]*/[!.]*") if p.is_dir())
+    lost = (p for p in folders if not isinstance(read_json(p / "result.json"), dict))
+    return sorted(p.relative_to(reports).as_posix() for p in lost)
 
 # %% ../../nbs/ops/00_reports.ipynb #fd07a1e6
 def plain_text(
@@ -426,6 +436,7 @@ def index_row(
         seconds=format_cell(run.get("seconds"), ".1f"),
         pinned=bool(run.get("pinned")),
         whole=run.get("whole", True),
+        notebook=run.get("notebook", True),
     )
 
 # %% ../../nbs/ops/00_reports.ipynb #26416e8f
@@ -463,7 +474,7 @@ def write_index(
     choices = [(name, sorted({r[key] for r in rows} - {""})) for name, key in pairs.items()]
     box, heads = _newest_decision(runs)
     values = dict(catalogue=catalogue, verdict=box, heads=heads, runs=rows, choices=choices)
-    content = fill("index.html", **values, script=Fragment(script)).html
+    content = fill("index.html", **values, lost=lost_runs(reports), script=Fragment(script)).html
     policy, lineage = f"{POLICY}; script-src {script_hash(script)}", {"runs": len(runs)}
     options = dict(run="index", home="", lineage=lineage, policy=policy, feed=FEED)
     page = report_page("stockpredict reports", content, **options)

@@ -194,6 +194,42 @@ def test_a_run_whose_page_was_deleted_stays_in_the_list_without_a_link(tmp_path)
     assert "stockpredict report run r40_validate" in refused.value.fix
 
 
+def files_of(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file() and p.parent != root}
+
+
+def test_a_half_deleted_run_is_named_below_the_list_and_nothing_else_changes(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        run_folder(tmp_path, name)
+        (tmp_path / "2022-12-30" / name / "notebook.ipynb").write_text("{}")
+    day = tmp_path / "2022-12-30"
+    assert "Not listed" not in reports.write_index(tmp_path).read_text()
+    (day / "b" / "result.json").unlink()
+    (day / "c" / "result.json").write_text("{half")
+    (day / "d" / "notebook.ipynb").unlink()
+    kept = files_of(tmp_path)
+    index = reports.write_index(tmp_path).read_text()
+    assert "is missing or unreadable: 2022-12-30/b, 2022-12-30/c." in index
+    links = set(re.findall('href="(2022[^"]+)"', index))
+    assert links == {f"2022-12-30/{n}" for n in ("a/page.html", "a/notebook.ipynb", "a/result.json")} | {
+        f"2022-12-30/{n}" for n in ("d/page.html", "d/result.json")
+    }
+    assert all((tmp_path / link).is_file() for link in links) and files_of(tmp_path) == kept
+
+
+def test_a_moved_reports_folder_lists_the_same_runs_with_links_that_lead_somewhere(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    run_folder(before, "a")
+    run_folder(before, "b")
+    index = reports.write_index(before).read_text()
+    before.rename(after)
+    kept = files_of(after)
+    assert reports.write_index(after).read_text() == index and files_of(after) == kept
+    (after / "2022-12-30" / "b").rename(tmp_path / "b")
+    index = reports.write_index(after).read_text()
+    assert "2022-12-30/b" not in index and "2022-12-30/a/page.html" in index
+
+
 def test_no_column_of_the_index_shows_json(tmp_path):
     headline = {"candidates": ["mean", "ridge"], "share": {"KO": 0.5}, "tuned": True, "note": None}
     run_folder(tmp_path, "a", result={"headline": headline})
