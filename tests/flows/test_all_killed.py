@@ -1,9 +1,10 @@
 """The server, the schedules and a run, all killed in one moment and started again.
 
 The next run goes on where the killed one stopped and publishes once, and nothing stays "Running", although
-MLflow is away all the while. That the hashes are those of an undisturbed run: test_killed.
+MLflow is away all the while. Artifacts, verdict and table equal those of an undisturbed run elsewhere.
 """
 
+import json
 import os
 import signal
 from types import SimpleNamespace
@@ -60,7 +61,9 @@ def desk(tmp_path, monkeypatch):
         return alive, patience.wait_until(known, *alive.values(), every=0.5)
 
     try:
-        yield SimpleNamespace(settings=settings, start=start, api=api, purpose=_purpose(home))
+        yield SimpleNamespace(
+            settings=settings, start=start, api=api, purpose=_purpose(home), changes=changes
+        )
     finally:
         down(home)
 
@@ -68,6 +71,20 @@ def desk(tmp_path, monkeypatch):
 def steps_of(settings):
     "Name of each step that is done to what it left."
     return {p.stem: p for p in settings.storage.work_dir.glob("*/steps/*.json")}
+
+
+def content(settings):
+    "What a run leaves that must not depend on kills."
+    steps, table = steps_of(settings), pipeline.predictions(settings)
+    kept = {name: json.loads(steps[name].read_text()) for name in ("train", "judge", "publish")}
+    return {
+        "artifacts": kept["train"]["artifacts"],
+        "verdict": kept["judge"],
+        "published": kept["publish"],
+        "champion": current_champion(settings).artifact,
+        "history": [e["event"] for e in read_events(settings)],
+        "table": json.loads(json.dumps(table.to_dict("records"), default=str)),
+    }
 
 
 def kill_everything(desk, alive):
@@ -105,3 +122,10 @@ def test_all_killed_at_once_the_next_run_publishes_once_and_none_stays_running(d
     champion, events = current_champion(settings), read_events(settings)
     assert [e["event"] for e in events].count("promote") + [e["event"] for e in events].count("baseline") == 1
     assert champion.mlflow == "pending" and waiting_cards(settings), "MLflow was away"
+
+    elsewhere = {f"storage.{k}": f"{settings.storage.home_dir}-calm/{k}" for k in ("home", "reports")}
+    calm = load_settings(overrides=desk.changes | AWAY | elsewhere, environ={})
+    pipeline.retrain(calm, pages=False)
+    killed, undisturbed = content(settings), content(calm)
+    assert {k for k in undisturbed if killed[k] != undisturbed[k]} == set()
+    assert undisturbed["artifacts"] and len({row["ticker"] for row in undisturbed["table"]}) == 8
