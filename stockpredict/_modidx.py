@@ -3668,6 +3668,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'stockpredict.core.traces.span': ('core/traces.html#span', 'stockpredict/core/traces.py'),
                                           'stockpredict.core.traces.span_header': ( 'core/traces.html#span_header',
                                                                                     'stockpredict/core/traces.py'),
+                                          'stockpredict.core.traces.span_parts': ( 'core/traces.html#span_parts',
+                                                                                   'stockpredict/core/traces.py'),
                                           'stockpredict.core.traces.start_tracing': ( 'core/traces.html#start_tracing',
                                                                                       'stockpredict/core/traces.py'),
                                           'stockpredict.core.traces.stop_tracing': ( 'core/traces.html#stop_tracing',

@@ -16,6 +16,8 @@ import time
 from bisect import bisect_left
 from collections import OrderedDict
 from contextvars import ContextVar
+from functools import partial
+from types import SimpleNamespace
 
 from fastcore.basics import patch
 
@@ -87,8 +89,24 @@ class PatientExporter:
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
 
+# %% ../../nbs/core/87_traces.ipynb #412d48db
+def span_parts(
+    resource,  # of OpenTelemetry: which process this is
+):
+    "What a finished span is made of: classes of OpenTelemetry, with what is the same in each span."
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+
+    scope, sampled = InstrumentationScope("stockpredict"), TraceFlags(TraceFlags.SAMPLED)
+    return SimpleNamespace(
+        finished=partial(ReadableSpan, resource=resource, instrumentation_scope=scope),
+        context=partial(SpanContext, is_remote=False, trace_flags=sampled),
+        kinds=dict(SpanKind.__members__),
+    )
+
 # %% ../../nbs/core/87_traces.ipynb #30d1ac30
-_TRACER = _PROCESSOR = None
+_TRACER = _PROCESSOR = _SPAN_PARTS = None
 RATIO = 0.0  # share of requests that are traced in this process; 0 while tracing is off
 _ENDPOINT = ""
 
@@ -98,7 +116,7 @@ def start_tracing(
     service: str = "stockpredict",  # name of this process
 ) -> bool:  # whether traces are sent
     "Switch the traces of this process on, when the settings name a collector."
-    global _TRACER, _PROCESSOR, RATIO, _ENDPOINT
+    global _TRACER, _PROCESSOR, _SPAN_PARTS, RATIO, _ENDPOINT
     if _TRACER is not None or not settings.traces.endpoint:
         return _TRACER is not None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -116,7 +134,7 @@ def start_tracing(
     name = Resource.create({"service.name": service, "service.namespace": "stockpredict"})
     provider = TracerProvider(ALWAYS_ON, name, shutdown_on_exit=False)
     provider.add_span_processor(_PROCESSOR)
-    _TRACER = provider.get_tracer("stockpredict")
+    _TRACER, _SPAN_PARTS = provider.get_tracer("stockpredict"), span_parts(name)
     atexit.register(stop_tracing)
     return True
 
@@ -256,14 +274,19 @@ def finished_span(
     "A span of work that is over."
     if _TRACER is None:
         return ""
-    from opentelemetry.trace import SpanKind, set_span_in_context
-
-    above, end = remote_parent(parent), time.time_ns()
-    context = None if above is None else set_span_in_context(above)
-    known = plain_attributes({k.replace("__", "."): v for k, v in attributes.items()})
-    own = _TRACER.start_span(name, context, SpanKind[kind], known, start_time=end - int(seconds * 1e9))
-    own.end(end)
-    return span_header(own)
+    above, end = parse_traceparent(parent) if parent else None, time.time_ns()
+    own = _SPAN_PARTS.context(above[0] if above else random.getrandbits(128), random.getrandbits(64))
+    finished = _SPAN_PARTS.finished(
+        name,
+        own,
+        _SPAN_PARTS.context(above[0], above[1]) if above else None,
+        attributes=plain_attributes({k.replace("__", "."): v for k, v in attributes.items()}),
+        kind=_SPAN_PARTS.kinds[kind],
+        start_time=end - int(seconds * 1e9),
+        end_time=end,
+    )
+    _PROCESSOR.on_end(finished)
+    return f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
 
 # %% ../../nbs/core/87_traces.ipynb #ff280b4a
 def current_traceparent() -> str:

@@ -109,8 +109,8 @@ def choose_trace(
     if "trace" not in scope:
         known = scope.get("header_map")
         known = dict(scope["headers"]) if known is None else known
-        header = known.get(b"traceparent", b"")
-        scope["trace"] = wants_trace(header.decode("latin-1"), trace_ratio())
+        header = known.get(b"traceparent")
+        scope["trace"] = wants_trace(header.decode("latin-1") if header else "", trace_ratio())
     return scope["trace"]
 
 # %% ../../nbs/serve/65_fast_path.ipynb #ddb91d41
