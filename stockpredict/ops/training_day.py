@@ -76,7 +76,8 @@ def training_settings(
 
     named = settings.models.candidates
     kept = [n for n in named if n in served or models.meta(n)["complexity"] == 0]
-    chosen = list(dict.fromkeys([*kept, *served]))
+    parts = [n for n in served if models.meta(n)["kind"] != "composed"]  # it is composed again when published
+    chosen = list(dict.fromkeys([*kept, *parts]))
     return settings.with_(**{"models.candidates": chosen, "models.warm_start": True})
 
 # %% ../../nbs/ops/75_training_day.ipynb #36b2006f
