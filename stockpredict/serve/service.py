@@ -110,10 +110,10 @@ def plain_lookups(
     table: AnswerTable,  # the one to serve
 ) -> dict:  # (path, query) -> (stored answer or answers, whether it is a single one)
     "The stored answers by the path and query of every plain request."
-    lookups = {}
+    lookups, queries = {}, {}  # one object for each query: a lookup then finds it in the processor's cache
     for (ticker, horizon), body in table.rows.items():
-        path = f"/v1/predictions/{ticker}"
-        lookups[path, b"horizon=%d" % horizon] = body, True
+        path, query = f"/v1/predictions/{ticker}", b"horizon=%d" % horizon
+        lookups[path, queries.setdefault(query, query)] = body, True
         lookups.setdefault((path, b""), ([], False))[0].append(body)
     return lookups
 

@@ -98,8 +98,8 @@ def test_the_same_experiment_whichever_engine_trained(trained, tmp_path, engine,
     local = run_experiment(settings, tmp_path / "local")
     notes, plain = [], shared_training.CandidateStore.__init__
 
-    def noted(store, place, s, lineage, spec, on_step, each):
-        plain(store, place, s, lineage, spec, lambda text: (notes.append(text), on_step(text)), each)
+    def noted(store, place, s, lineage, spec, on_step, *more):
+        plain(store, place, s, lineage, spec, lambda text: (notes.append(text), on_step(text)), *more)
 
     monkeypatch.setattr("stockpredict.train.experiment.CandidateStore.__init__", noted)
     shared = settings.with_(**{"flows.engine": engine, "flows.workers": 2})
