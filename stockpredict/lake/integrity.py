@@ -35,7 +35,7 @@ def before_read(
     tables: list[str],  # that will be read
     snapshot: int | None = None,  # a version of the lake; None = the newest
 ):
-    "Raise `LakeDamaged` when a file of these tables is not what was written; each file is compared once."
+    "Raise `LakeDamaged` when a local file of these tables is not what was written; each is compared once."
     if "://" in self.storage.data_url:
         return
     version = NEWEST if snapshot is None else int(snapshot)
