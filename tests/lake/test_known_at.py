@@ -84,7 +84,10 @@ def test_a_correction_appears_now_and_not_in_the_past(tmp_path, lag, stamps):
     )
     deliver(tmp_path, NINE, **first)
     ingest(settings_for(tmp_path), JANUARY)
-    before = {at: view(settings_for(tmp_path), at) for at in ("2024-01-10", "2024-01-12", "2024-06-01")}
+    minutes = [CLOSES[8] + pd.Timedelta(minutes=m) for m in (4, 6, 14, 16, 61)]  # around each lag
+    moments = ("2024-01-10", "2024-01-12", "2024-06-01", *minutes)
+    before = {at: view(settings_for(tmp_path), at) for at in moments}
+    assert before[minutes[0]] == NINE[:8] and before[minutes[-1]] == NINE
     deliver(tmp_path, [*NINE[:8], 150.0], **second)
     s = settings_for(tmp_path, lag)
     report = ingest(s, MARCH)
