@@ -272,7 +272,8 @@ def finished_span(
     **attributes,  # numbers and texts
 ) -> str:  # its header; empty while tracing is off
     "A span of work that is over."
-    if _TRACER is None:
+    processor = _PROCESSOR  # another thread may switch the traces off meanwhile
+    if processor is None:
         return ""
     above, end = parse_traceparent(parent) if parent else None, time.time_ns()
     own = _SPAN_PARTS.context(above[0] if above else random.getrandbits(128), random.getrandbits(64))
@@ -285,7 +286,7 @@ def finished_span(
         start_time=end - int(seconds * 1e9),
         end_time=end,
     )
-    _PROCESSOR.on_end(finished)
+    processor.on_end(finished)
     return f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
 
 # %% ../../nbs/core/87_traces.ipynb #ff280b4a
