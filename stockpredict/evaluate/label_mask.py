@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #d432ed9a
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from torch import Tensor
 from ..core.calendar import Calendar, get_calendar
 from ..sources.bars import PRICES
@@ -60,6 +60,22 @@ def mask_untrusted(
         touched = count[entry_delay + h + 1 :][:last] > count[entry_delay:][:last]
         y[:last, :, k].masked_fill_(touched, float("nan"))
     return y
+
+# %% ../../nbs/evaluate/10_label_mask.ipynb #ccf1b022
+def linked_closes(
+    close: np.ndarray,  # `[session, ticker]` adjusted closes, NaN where there is no bar
+    untrusted: np.ndarray,  # bool `[session, ticker]`: bars whose returns cannot be trusted
+) -> np.ndarray:  # a copy, NaN at untrusted bars
+    "Closes whose returns do not pass an untrusted bar; from the last such bar on they are unchanged."
+    out = np.where(untrusted, np.nan, np.asarray(close, float))
+    for n in np.flatnonzero(untrusted.any(0)):
+        good, wrong = np.flatnonzero(np.isfinite(out[:, n])), np.cumsum(untrusted[:, n])
+        before = np.flatnonzero(np.diff(wrong[good]) > 0)
+        column, factor = out[:, n].copy(), np.ones(len(out))
+        for a, b in zip(good[before], good[before + 1], strict=True):
+            factor[: a + 1] *= column[b] / column[a]
+        out[:, n] = column * factor
+    return out
 
 # %% ../../nbs/evaluate/10_label_mask.ipynb #505fcb16
 def untraded_bars(

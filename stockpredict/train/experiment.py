@@ -22,7 +22,7 @@ from ..core.settings import Settings
 from ..ingest.rescan import stored_flags
 from ..lake.lake import Lake
 from ..catalogue.design_matrix import volatility_of
-from ..evaluate.label_mask import mask_untrusted, untraded_bars, untrusted_bars
+from ..evaluate.label_mask import linked_closes, mask_untrusted, untraded_bars, untrusted_bars
 from ..evaluate.metrics import ic_summary, rank_ic
 from ..evaluate.probability_metrics import variance_proxies
 from ..evaluate.splits import Fold
@@ -382,7 +382,8 @@ def run_experiment(
     spec = covered_spec(settings, panel, make_folds(settings, len(panel))[0].train_stop)
     wrong = untrusted_bars(panel, settings.data.calendar, flags)
     data, excluded, labels = exclude_bars(training_dataset(settings, panel, spec), panel, wrong)
-    close = panel.close.values.masked_fill(excluded, float("nan")).cpu().numpy()
+    close = linked_closes(panel.close.values.cpu().numpy(), wrong.cpu().numpy())
+    close[excluded.cpu().numpy()] = np.nan
     bases = served_bases(settings, champion, spec.names, v.horizons)
     lineage = _run_lineage(settings, panel, snapshot, spec, bases, champion) | dict(labels=labels)
     quiet = not sys.stderr.isatty() if quiet is None else quiet

@@ -8,10 +8,12 @@ from stockpredict.algebra.panel import Panel
 from stockpredict.catalogue.design_matrix import Spec, make_inputs
 from stockpredict.core.calendar import get_calendar
 from stockpredict.core.settings import load_settings
+from stockpredict.evaluate.label_mask import linked_closes
 from stockpredict.ingest.ingest import ingest
 from stockpredict.sources.simulate import simulate
 from stockpredict.train.experiment import run_experiment
 from stockpredict.train.gate import decide
+from stockpredict.train.skill_table import one_day_returns
 
 NAMES = ["AAPL", "BHF", "CAT", "CA", "COL", "CVX", "DIS", "GE", "IBM", "JNJ", "JPM", "KO", "MSFT", "SCG"]
 
@@ -98,3 +100,20 @@ def test_a_source_of_closes_alone_is_trained_on(tmp_path):
     assert not panel.has("volume")
     inputs = make_inputs(panel, Spec(("ret_1", "mom_5")))
     assert inputs.usable.float().mean() > 0.9
+
+
+def test_no_portfolio_earns_the_move_over_an_untrusted_bar(study):
+    "CA on 2018-09-28: -34.5 % in one session from a price that is no price, a twentieth of the whole book."
+    returns = pd.DataFrame(one_day_returns(study.close), study.sessions, study.tickers)
+    at = study.sessions.get_loc(pd.Timestamp("2018-09-28"))
+    assert np.isnan(returns.CA.iloc[at - 1]) and abs(returns.CA.iloc[at]) < 1e-9
+    assert study.portfolio("reversal").gross[study.sessions[at]] < 0.02, "it was +4.7 %"
+
+
+def test_a_forgotten_split_costs_the_holder_nothing_and_a_halt_its_whole_move():
+    close = np.array([[100.0, 50], [101, 51], [10.1, np.nan], [10.2, 30], [10.1, 31]])
+    untrusted = np.zeros(close.shape, bool)
+    untrusted[2, 0] = True
+    returns = one_day_returns(linked_closes(close, untrusted))
+    np.testing.assert_allclose(returns[1:, 0], [0.01, np.nan, 0.0, 10.1 / 10.2 - 1], atol=1e-12)
+    np.testing.assert_allclose(returns[3, 1], 30 / 51 - 1)
