@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/core/03_scrubbing.ipynb #3036969a
 import os
 import re
+import string
 import time
 from urllib.parse import quote, quote_plus
 
@@ -35,10 +36,13 @@ SHAPES = (
     (re.compile(rf"(?<![\w+.-])(?!(?:{_PLAIN})://)([a-z][a-z0-9+.-]{{1,20}})://[^\s\"'<>]+"), r"\1://***"),
 )
 _HINTS = "eyj _ :// bearer authorization api passw pwd secret ? &".split()
+_HARMLESS = (string.ascii_letters + string.digits + ",.-+^/%~").encode()  # fits no shape but a token's
 
 
 def _may_hold_secret(text):
     "False for a text that none of the shapes fits; looking for words is faster than a regular expression."
+    if "eyJ" not in text and not text.encode("utf-8", "replace").translate(None, _HARMLESS):
+        return False
     low = text.lower()
     return any(hint in low for hint in _HINTS)
 

@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote, unquote_plus
 
 import orjson
 import pytest
 
 from stockpredict.access import audit_chain, audit_log
 from stockpredict.access.audit_chain import AuditChain, audit_segments, length_path, segment_path
-from stockpredict.access.audit_lines import OWN_HASH, close_line, parse_line, without_secrets, scrub_query
+from stockpredict.access.audit_lines import OWN_HASH, PLAIN_NAMES, SECRET_SHAPE
+from stockpredict.access.audit_lines import close_line, parse_line, scrub_query, without_secrets
 from stockpredict.access.audit_log import AuditedRoute, AuditFull, AuditLog, is_change
 from stockpredict.access.audit_search import search_audit, verify_audit
 from stockpredict.access.permissions import Caller
+from stockpredict.core.scrubbing import SHAPES, scrub
 from stockpredict.core.settings import load_settings
 
 ANNA = Caller("user:anna", "user", frozenset({"read", "admin"}))
@@ -433,6 +436,32 @@ def test_no_secret_reaches_the_disk_by_path_query_or_request_id(settings, text):
     assert text.encode() not in disk and encoded.encode() not in disk
     assert verify_audit(settings)["ok"]
     assert text not in without_secrets(text) + scrub_query(text.encode())
+
+
+PIECES = """
+    sp_ spr_abcdefgh eyJhbG.ciO eyJ AAPL brk.b . - _ , %2C %41 + %73p_ = & tickers= cursor= as_of= x= page=
+    é * : ~ / ? @ :// http api secret ' " ;
+"""
+PIECES = [*PIECES.split(), "9" * 39, "9" * 40, " ", "bearer 12345678a", "\x00", "\u2028"]
+
+
+def test_looking_for_hints_first_changes_nothing_that_is_scrubbed():
+    draw, changed = random.Random(3), 0
+    for _ in range(20_000):
+        text = plain = "".join(draw.choices(PIECES, k=draw.randrange(1, 12)))
+        for shape, mask in SHAPES:
+            plain = shape.sub(mask, plain)
+        assert scrub(text) == plain
+        assert without_secrets(text) == SECRET_SHAPE.sub("***", plain)[:200]
+        changed += plain != text
+        query, parts = text.encode("latin-1", "ignore"), []
+        for part in query.decode("latin-1").split("&"):
+            name, equals, value = part.partition("=")
+            name, value = unquote_plus(name), quote(without_secrets(unquote_plus(value)), safe=",.-*:")
+            value = value if name in PLAIN_NAMES else "***"
+            parts.append(quote(without_secrets(name), safe="*") + equals + value * bool(equals))
+        assert scrub_query(query) == "&".join(parts)[:200] * bool(query)
+    assert 5_000 < changed < 19_000
 
 
 def test_control_characters_and_line_ends_in_a_path_stay_inside_their_line(settings):
