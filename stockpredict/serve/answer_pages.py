@@ -10,6 +10,8 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 
 from fastapi import Path, Query
 
@@ -236,20 +238,46 @@ def page_body(
 PREFIX, LIST_PATH = "/v1/predictions/", "/v1/predictions"
 
 
+class Lookups:
+    "The stored answers of plain requests for one ticker."
+
+    def __init__(
+        self,
+        table: AnswerTable | None = None,  # the one to serve
+    ):
+        self.horizons = [table.by_horizon[h] for h in table.horizons] if table else []
+        self.by_query = {b"horizon=%d" % h: table.by_horizon[h] for h in table.horizons} if table else {}
+
+    def get(
+        self,
+        path: str,  # of the request
+        query: bytes,  # of the request
+    ) -> tuple | None:  # stored answer or answers, and whether it is a single one
+        "The stored answers of a plain request; `None` for every other."
+        if not path.startswith(PREFIX):
+            return None
+        ticker = path[len(PREFIX) :]
+        if (bodies := self.by_query.get(query)) is not None:
+            body = bodies.get(ticker)
+            return None if body is None else (body, True)
+        stored = [] if query else [bodies[ticker] for bodies in self.horizons if ticker in bodies]
+        return (stored, False) if stored else None
+
+# %% ../../nbs/serve/54_answer_pages.ipynb #e5260f7b
 def other_spelling(
-    lookups: dict,  # (path, query) -> stored answers
+    lookups: Lookups,  # stored answers by path and query
     path: str,  # of the request
     query: bytes,  # of the request
-):  # an entry of `lookups`, or `None`
+) -> tuple | None:  # as `Lookups.get`
     "The stored answers of a ticker that is written in another way."
     if not path.startswith(PREFIX) or len(path) > 64:
         return None
     try:
-        return lookups.get((PREFIX + canonical_ticker(path.removeprefix(PREFIX)), query))
+        return lookups.get(PREFIX + canonical_ticker(path.removeprefix(PREFIX)), query)
     except BarsInvalid:
         return None
 
-
+# %% ../../nbs/serve/54_answer_pages.ipynb #71087636
 def plain_query(
     query: bytes,  # of the request
 ) -> dict | None:  # name -> value
@@ -264,6 +292,59 @@ def plain_query(
     plain = known and len(values) == len(pairs) and all(n.isdigit() and len(n) < 10 for n in numbers)
     return values if plain else None
 
+
+def page_question(
+    query: bytes,  # of the request
+) -> tuple | None:  # arguments of `select_page` after the table
+    "The question of a plain query; `None` where the router has to look at it."
+    if (values := plain_query(query)) is None:
+        return None
+    horizon, limit = (int(values[n]) if n in values else None for n in ("horizon", "limit"))
+    if limit is not None and not 1 <= limit <= 1000:
+        return None
+    return values.get("tickers", ""), horizon, limit or PAGE_TICKERS, values.get("cursor", "")
+
+# %% ../../nbs/serve/54_answer_pages.ipynb #27956a12
+def pick(
+    source,  # list or dictionary
+    keys: list,  # at least one
+) -> tuple:
+    "The entries of these keys, in their order."
+    return itemgetter(*keys)(source) if len(keys) > 1 else (source[keys[0]],)
+
+
+class Places:
+    "Where the answers of each ticker are, for lists of tickers."
+
+    def __init__(
+        self,
+        table: AnswerTable,  # the served one
+    ):
+        self.table, self.of = table, {ticker.encode(): at for at, ticker in enumerate(table.tickers)}
+        complete = all(len(bodies) == len(table.tickers) for bodies in table.by_horizon.values())
+        columns = {h: list(map(table.by_horizon[h].get, table.tickers)) for h in table.horizons if complete}
+        self.columns = {b"horizon=%d" % h: [column] for h, column in columns.items()}
+        if columns:  # where an answer is missing, the look at each ticker says which
+            self.columns[b""] = list(columns.values())
+
+    def page(
+        self,
+        query: bytes,  # of the request
+    ) -> Page | None:  # `None` for every other query
+        "The page of a list of tickers that are written as in the table."
+        names, _, more = query.removeprefix(b"tickers=").partition(b"&")
+        names, columns = names.replace(b"%2C", b",").split(b","), self.columns.get(more)
+        if columns is None or len(names) > PAGE_TICKERS or not query.startswith(b"tickers="):
+            return None
+        try:
+            places = sorted({*pick(self.of, names)})
+        except KeyError:
+            return None
+        rows = [pick(column, places) for column in columns]
+        return Page(
+            self.table, [*rows[0]] if len(rows) == 1 else [*chain.from_iterable(zip(*rows, strict=True))]
+        )
+
 # %% ../../nbs/serve/54_answer_pages.ipynb #1b5d67bc
 KEPT_PAGES = 16 << 20  # bytes of queries and stored answers
 PAGE_COST = 1024  # bytes that a page without any answer counts
@@ -273,7 +354,7 @@ class PageCache:
     "The pages of one table that were asked for."
 
     def __init__(self):
-        self.table, self.pages, self.size = None, {}, 0
+        self.table, self.places, self.pages, self.size = None, None, {}, 0
         self.hits = self.misses = 0  # of all tables
 
     def get(
@@ -284,20 +365,15 @@ class PageCache:
     ) -> Page | None:  # `None` when the router has to look at it
         "The page for a plain query."
         if table is not self.table:
-            self.table, self.pages, self.size = table, {}, 0
-        if query in self.pages:
+            self.table, self.places, self.pages, self.size = table, Places(table), {}, 0
+        if (page := self.pages.get(query)) is not None:
             self.hits += counted
-            return self.pages[query]
-        values = plain_query(query)
-        if values is None:
-            return None
-        horizon, limit = (int(values[n]) if n in values else None for n in ("horizon", "limit"))
-        if limit is not None and not 1 <= limit <= 1000:
+            return page
+        question, page = None, self.places.page(query)
+        if page is None and (question := page_question(query)) is None:
             return None
         self.misses += counted
-        page = select_page(
-            table, values.get("tickers", ""), horizon, limit or PAGE_TICKERS, values.get("cursor", "")
-        )
+        page = page or select_page(table, *question)
         longest = max(map(len, page.rows[:1] + page.rows[-1:]), default=0)  # the others are about as long
         size = PAGE_COST + len(query) + len(page) * longest
         if self.size + size > KEPT_PAGES:

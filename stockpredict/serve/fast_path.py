@@ -64,7 +64,7 @@ def stored_response(
     scope: dict,  # of a GET request
 ) -> tuple[RawResponse, str] | None:  # response and route; `None` for everything but plain reads
     "The answer to a plain read, without the router."
-    if answer := service.lookups.get((scope["path"], scope["query_string"])):
+    if answer := service.lookups.get(scope["path"], scope["query_string"]):
         return service.respond(scope, *answer), TICKER_ROUTE
     return quick_response(service, scope)
 

@@ -50,7 +50,7 @@ def instant_answer(
     "The response to a plain lookup; `None` when the request has to take the usual way."
     service, start = path.service, time.perf_counter()
     service.refresh_state()
-    answer = service.lookups.get((scope["path"], scope["query_string"]))
+    answer = service.lookups.get(scope["path"], scope["query_string"])
     known = answer is not None or scope["path"].startswith(LIST_PATH)
     if not (known and path.fast) or service.canary is not None or service.door.origins:
         return None

@@ -32,6 +32,7 @@ from ..predict.answer_table import fetch_shared_table, refresh_answers
 from ..predict.answer_table import table_verifier, write_table
 from .business_metrics import OF_THE_TABLE, figures_text
 from .alert_routes import alert_health
+from .answer_pages import Lookups
 from .http import PROBLEM_HEADER, RawResponse
 from .prediction_routes import Reads, current_view
 from .service_metrics import LATENCY_BUCKETS, ServiceMetrics, timed
@@ -80,7 +81,7 @@ class Service:
         self.checked = set()  # parts that were looked at since the start
         self.loading, self.started = asyncio.Lock(), time.monotonic()
         self.age, self.tail, self.etag = 0, b"", b""
-        self.lookups, self._next_check, self._schema_table = {}, 0.0, None
+        self.lookups, self._next_check, self._schema_table = Lookups(), 0.0, None
 
 # %% ../../nbs/serve/60_service.ipynb #364d08be
 @patch(as_prop=True)
@@ -106,18 +107,6 @@ def stale(self: Service) -> bool:
     return self.age >= self.settings.serving.stale_after
 
 # %% ../../nbs/serve/60_service.ipynb #fa0552f6
-def plain_lookups(
-    table: AnswerTable,  # the one to serve
-) -> dict:  # (path, query) -> (stored answer or answers, whether it is a single one)
-    "The stored answers by the path and query of every plain request."
-    lookups, queries = {}, {}  # one object for each query: a lookup then finds it in the processor's cache
-    for (ticker, horizon), body in table.rows.items():
-        path, query = f"/v1/predictions/{ticker}", b"horizon=%d" % horizon
-        lookups[path, queries.setdefault(query, query)] = body, True
-        lookups.setdefault((path, b""), ([], False))[0].append(body)
-    return lookups
-
-# %% ../../nbs/serve/60_service.ipynb #8ffe2f6c
 @patch
 def refresh_state(self: Service):
     "Check the table file and the clock, at most twice a second."
@@ -127,7 +116,7 @@ def refresh_state(self: Service):
     self.table_file.check()
     if self.table_file.table is not self.table:
         self.table = self.table_file.table
-        self.lookups = plain_lookups(self.table)
+        self.lookups = Lookups(self.table)
         if self.engine:
             self.engine.universe = None
     if self.table is None:

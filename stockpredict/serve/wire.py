@@ -277,6 +277,7 @@ def date_line(
 ANSWERED = SimpleNamespace(  # stands for a request that is over
     response_complete=True, more_body=False, endless=False, message_event=asyncio.Event()
 )
+LARGE = 1 << 14  # bytes of a body that is not copied behind its head
 PLAIN = frozenset((b"host", b"x-forwarded-for"))  # watched headers that announce neither a body nor a switch
 
 # %% ../../nbs/serve/12_wire.ipynb #27bf0fe6
@@ -302,7 +303,10 @@ def write_ready(
         return False
     self.cycle = ANSWERED
     head, body = ready
-    self.transport.write(b"".join((head, date_line(self.server_state), b"\r\n", body)))
+    if len(body) < LARGE:
+        self.transport.write(b"".join((head, date_line(self.server_state), b"\r\n", body)))
+    else:  # the system collects the parts, without another copy
+        self.transport.writelines((head, date_line(self.server_state), b"\r\n", body))
     self.server_state.total_requests += 1
     self.deadline = self.silence_ends()
     return True

@@ -8,6 +8,7 @@ import pytest
 
 from stockpredict.predict.schemas import Envelope, Prediction
 from stockpredict.predict.answer_table import TABLE_FILE, AnswerTable, refresh_answers
+from stockpredict.serve.answer_pages import Lookups
 
 from served_desk import own_bars, publish
 
@@ -75,7 +76,7 @@ def test_the_fast_path_is_really_taken(served, template):
     async def go():
         async with served(template) as client:
             client.service.refresh_state()
-            client.service.lookups.clear()
+            client.service.lookups = Lookups()
             client.service.table_file.check = lambda: None
             return await client.get("/v1/predictions/SIM00?horizon=1")
 
@@ -84,9 +85,8 @@ def test_the_fast_path_is_really_taken(served, template):
     async def poisoned():
         async with served(template) as client:
             client.service.refresh_state()
-            for key, (body, one) in list(client.service.lookups.items()):
-                if one:
-                    client.service.lookups[key] = (body.replace(b"SIM", b"XIM"), one)
+            bodies = client.service.lookups.by_query[b"horizon=1"]
+            bodies["SIM00"] = bodies["SIM00"].replace(b"SIM", b"XIM")
             return await client.get("/v1/predictions/SIM00?horizon=1")
 
     assert asyncio.run(poisoned()).json()["data"]["ticker"] == "XIM00"

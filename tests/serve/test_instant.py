@@ -1,6 +1,7 @@
 """A response that is written at once leaves a connection that can be used and closed like any other."""
 
 import asyncio
+import gzip
 import random
 import shutil
 import socket
@@ -8,6 +9,7 @@ from collections import Counter
 
 import orjson
 import pytest
+import zstandard
 from otlp import otlp_receiver
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -200,6 +202,104 @@ def test_a_list_that_needs_the_framework_counts_once(wide, tmp_path):
             statuses.append(asyncio.run(status_of(app, scope)))
     assert statuses == [404, 200, 200, 200, 429]
     assert (pages.hits, pages.misses) == (1, 3), "each question is counted once"
+
+
+def unpacked(head, body):
+    "The data of an answer, whatever its encoding; everything is checked to be there."
+    encoding = [line[18:] for line in head.split(b"\r\n") if line.startswith(b"content-encoding: ")]
+    if encoding == [b"gzip"]:
+        body = gzip.decompress(body)
+    elif encoding == [b"zstd"]:
+        body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    return encoding, orjson.loads(body)["data"]
+
+
+async def answer_of(app, scope):
+    "Status, sorted headers and body of what the application sends."
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    body = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], sorted(header_lines(sent[0]["headers"]).split(b"\r\n")), body
+
+
+@pytest.fixture(scope="module")
+def locked(wide, tmp_path_factory):
+    "The wide service with keys: at once, through the router alone, and the key of a viewer."
+    home = tmp_path_factory.mktemp("locked") / "home"
+    shutil.copytree(wide.state.service.settings.storage.home_dir, home)
+    own = {"storage.home": str(home), "access.required": "always", "access.requests_per_minute": 100_000}
+    settings = load_settings(None, own, environ={})
+    key = KeyStore(settings.storage).create(["viewer"])[1].encode()
+    return create_app(settings), create_app(settings, fast=False), key
+
+
+def test_keys_and_compression_change_no_byte_between_the_instant_way_and_the_router(locked):
+    draw, counts = random.Random(42), Counter()
+    app, router, key = locked
+    for number in range(500):
+        target, query, headers = reads_at_random(draw)
+        if draw.random() < 0.2:
+            target, query = f"/v1/predictions/T{draw.randrange(520):03d}", draw.choice([b"", b"horizon=5"])
+        elif draw.random() < 0.5:
+            names = ",".join(f"T{draw.randrange(500):03d}" for _ in range(draw.choice([3, 8, 60, 100])))
+            target, query = "/v1/predictions", f"tickers={names}{draw.choice(['', '&horizon=1'])}".encode()
+            headers = [*headers[:2], (b"accept-encoding", draw.choice([b"gzip", b"zstd", b"br"]))]
+        sent = draw.choice([(b"authorization", b"Bearer " + key)] * 6 + [(b"x-api-key", key)] * 2 + [None])
+        sent = draw.choice([(b"authorization", b"Bearer " + key[:-1] + b"x")] + [sent] * 9)
+        scope = scope_of(target, query, key)
+        scope["headers"] = headers + ([sent] if sent else [])
+        for _ in range(5):  # again where a second of the clock ended between the two
+            at_once = instant_answer(app.entry, scope.copy())
+            if at_once is None:
+                break
+            usual = asyncio.run(answer_of(router, scope.copy()))
+            if usual[2] == at_once[1]:
+                break
+        allowed = sent is not None and sent[1].endswith(key)
+        if at_once is None:
+            counts["framework"] += 1
+            continue
+        assert allowed, "an answer without a valid key"
+        status, head = int(at_once[0][9:12]), at_once[0].split(b"\r\n", 1)[1]
+        assert (status, sorted(head.split(b"\r\n")), at_once[1]) == usual, (number, target, query)
+        encoding, rows = unpacked(*at_once)
+        counts[encoding[0] if encoding else "plain"] += 1
+        rows = rows if isinstance(rows, list) else [rows]
+        pairs = [(row["ticker"], row["horizon"]) for row in rows]
+        assert pairs == sorted(set(pairs)) and pairs
+    assert min(counts[name] for name in (b"gzip", b"zstd", "plain", "framework")) >= 25
+
+
+def test_tickers_that_lack_a_horizon_are_answered_as_by_the_router(tmp_path):
+    settings = load_settings(None, {"storage.home": str(tmp_path)}, environ={})
+    write_example(settings)
+    pairs = [(name, horizon) for name in ("AA", "AB", "AC") for horizon in (1, 5)]
+    pairs.remove(("AB", 5))
+    bodies = {pair: orjson.dumps(example_answer(*pair))[:-1] for pair in pairs}
+    write_table(pack_table(EXAMPLE_HEADER, bodies, table_signer(settings)), settings.storage.serving_dir)
+    app, router = create_app(settings), create_app(settings, fast=False)
+    asked = [
+        ("/v1/predictions/AB", b""),
+        ("/v1/predictions/AB", b"horizon=5"),
+        ("/v1/predictions/AB", b"horizon=1"),
+    ]
+    asked += [("/v1/predictions", b"tickers=AC,AB" + more) for more in (b"", b"&horizon=1", b"&horizon=5")]
+    seen = []
+    for target, query in asked:
+        scope = scope_of(target, query, b"")
+        scope["headers"] = [(b"host", b"localhost"), (b"x-request-id", b"walk-1")]
+        answers = [asyncio.run(answer_of(way, scope.copy())) for way in (app, router)]
+        assert answers[0][0] == answers[1][0] and answers[0][2] == answers[1][2], (target, query)
+        rows = orjson.loads(answers[0][2]).get("data")
+        seen.append((answers[0][0], 0 if rows is None else len(rows) if isinstance(rows, list) else 1))
+    assert seen == [(200, 1), (404, 0), (200, 1), (200, 3), (200, 2), (404, 0)]
 
 
 def scope_of(path, query, key):
