@@ -194,3 +194,20 @@ def test_the_api_page_explains_every_error_code_at_its_address(browser, url):
     assert "unknown-ticker" in browser.run("document.querySelector('tr:target').innerText")
     browser.until("document.querySelectorAll('.opblock').length > 6 && scrollY > 0")
     assert browser.run("document.querySelectorAll('tr[id]').length") > 20
+
+
+def test_the_reference_follows_the_scheme_of_the_reader_and_an_open_operation_can_be_read(browser, url):
+    paper = []
+    for dark in (False, True):
+        browser.resize(1280, 900, dark)
+        browser.open(url + "/status")
+        paper.append(browser.run("getComputedStyle(document.body).backgroundColor"))
+        browser.open(url + "/docs")
+        browser.until("document.querySelectorAll('.opblock').length > 6")
+        browser.click("document.querySelector('.opblock-summary-control')")
+        browser.until("Boolean(document.querySelector('.opblock pre.microlight'))")
+        for part in ("document.body", "document.querySelector('.swagger-ui')"):
+            colour = browser.run(f"getComputedStyle({part}).backgroundColor")
+            assert colour in (paper[-1], "rgba(0, 0, 0, 0)"), (part, dark)
+        assert "color-contrast" not in [name for name, *_ in violations(browser)], dark
+    assert paper[0] != paper[1]
