@@ -34,8 +34,8 @@ def first_request(
     ticker = example_ticker(settings)
     return [
         f'curl -H "Authorization: Bearer {key}" {address}/v1/predictions/{ticker}',
-        f'python -c "from stockpredict.client.client import Client; '
-        f"print(Client('{address}', api_key='{key}').predict('{ticker}'))\"",
+        f'python -c "import stockpredict as sp; '
+        f"print(sp.Client('{address}', api_key='{key}').predict('{ticker}'))\"",
     ]
 
 # %% ../../nbs/cli/49_key_commands.ipynb #f8d0a879
@@ -66,6 +66,7 @@ def show_new_key(
     typer.echo(f"\n  {text}\n\nA prediction with curl, and in Python:\n")
     for line in first_request(settings, text):
         typer.echo(f"  {line}")
+    typer.echo(f"\nFor the examples of the README and the guides:\n\n  export STOCKPREDICT_API_KEY={text}")
 
 # %% ../../nbs/cli/49_key_commands.ipynb #c70ab306
 @keys.command("create")

@@ -42,6 +42,9 @@ def test_the_printed_curl_line_works_as_it_stands(shell):
     answer = asyncio.run(get(create_app(shell.settings), url, {name: value}))
     assert answer.status_code == 200 and answer.json()["data"][0]["ticker"] == "AAPL"
     assert asyncio.run(get(create_app(shell.settings), url, {})).status_code == 401
+    assert (
+        f"  export STOCKPREDICT_API_KEY={value.split()[1]}" in printed.splitlines()
+    )  # the README's lines use it
 
 
 def test_a_key_goes_through_its_whole_life(shell):
