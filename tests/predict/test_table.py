@@ -239,6 +239,23 @@ def test_a_repacked_table_on_disk_is_refused_and_written_again(settings):
     assert not service.table_file.problem and service.table_file.table.rows == right
 
 
+def test_a_service_is_not_ready_while_its_only_table_is_forged(settings):
+    from stockpredict.serve.service import Service
+
+    folder = settings.storage.serving_dir
+    forged = repacked((folder / TABLE_FILE).read_bytes())
+    for path in folder.iterdir():
+        if path.is_file():
+            path.unlink()
+    write_table(forged, folder)
+    service = Service(settings)
+    assert [service.probe(name)[0] for name in ("live", "ready")] == [200, 503]
+    with pytest.raises(NotReady, match="not signed by our key"):
+        service.ready_table()
+    asyncio.run(service.refresh_parts())  # the engine computes a true one
+    assert service.probe("ready")[0] == 200 and service.ready_table().rows != AnswerTable(forged).rows
+
+
 def test_a_part_is_unknown_until_somebody_looked(settings):
     from stockpredict.serve.service import Service
 

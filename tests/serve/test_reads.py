@@ -4,6 +4,7 @@ import asyncio
 import csv
 import gzip
 import io
+import random
 import time
 
 import httpx
@@ -14,7 +15,7 @@ import pytest
 import zstandard
 from fastapi import FastAPI
 from stockpredict.core.settings import load_settings
-from stockpredict.serve.answer_pages import select_page
+from stockpredict.serve.answer_pages import PageCache, select_page
 from stockpredict.predict.answer_table import (
     EXAMPLE_HEADER,
     AnswerTable,
@@ -26,7 +27,7 @@ from stockpredict.predict.answer_table import (
     write_table,
 )
 from stockpredict.serve.app import create_app
-from stockpredict.serve.caching import keep_seconds
+from stockpredict.serve.caching import RenderCache, keep_seconds
 from stockpredict.serve.fast_path import FastPath
 from stockpredict.serve.formats import MEDIA_TYPES, accepted_formats
 from stockpredict.serve.request_rules import retired
@@ -266,6 +267,39 @@ def test_whole_tables_are_rendered_once(wide, monkeypatch):
             return await asyncio.gather(*[client.get("/v1/predictions?format=parquet") for _ in range(8)])
 
     assert len({r.content for r in asyncio.run(burst())}) == 1 and len(calls) == 1
+
+
+class Forgetful(PageCache):
+    "Keeps no page."
+
+    def get(self, *question):
+        self.pages = {}
+        return super().get(*question)
+
+
+def questions_by_rank(draw):
+    "300 queries, the first of which are asked most."
+    names = [f"T{n:03d}" for n in range(150)]
+    for _ in range(300):
+        asked = f"tickers={','.join(draw.sample(names, draw.choice([1, 3, 20, 80])))}"
+        pages = [f"limit={draw.randrange(1, 60)}", f"limit={draw.randrange(1, 60)}&horizon=5"]
+        yield draw.choice([asked, asked, f"{asked}&horizon=1", *pages, f"format=csv&{asked}", "format=arrow"])
+
+
+def test_a_zipf_load_comes_from_memory_and_without_any_memory_it_is_the_same(wide):
+    draw, app, cold = random.Random(5), *(create_app(wide.state.service.settings) for _ in range(2))
+    cold.state.service.reads.pages, cold.state.service.reads.rendered = Forgetful(), RenderCache(limit=0)
+    known = list(questions_by_rank(draw))
+    weights = [1 / (rank + 1) ** 1.2 for rank in range(len(known))]
+    for query in draw.choices(known, weights, k=700):
+        packed = {"accept_encoding": draw.choice(["gzip", "zstd", "identity"])}
+        warm, same = (send(a, f"/v1/predictions?{query}", **packed) for a in (app, cold))
+        assert warm.status_code == same.status_code == 200
+        content = [answer.content.partition(b',"metadata":')[0] for answer in (warm, same)]
+        assert content[0] == content[1], query
+    pages, rendered = app.state.service.reads.pages, app.state.service.reads.rendered
+    assert pages.hits / (pages.hits + pages.misses) >= 0.7 and rendered.hits > rendered.misses
+    assert cold.state.service.reads.pages.hits == cold.state.service.reads.rendered.hits == 0
 
 
 def test_a_page_belongs_to_its_table(tmp_path):

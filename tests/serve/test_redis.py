@@ -23,6 +23,7 @@ from stockpredict.predict.answer_table import (
     share_table,
 )
 from stockpredict.predict.answer_table import table_signer
+from stockpredict.serve.service import Service
 
 from served_desk import build_settings, free_port, publish, service_process
 
@@ -218,6 +219,17 @@ def test_redis_away_at_refresh(settings):
         settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{free_port()}/0"}), force=True
     )
     assert info.status == "written" and info.shared is False
+
+
+def test_redis_away_at_the_start_is_unknown_until_it_was_asked_and_trouble_then(settings):
+    away = settings.with_(**{"serving.redis_url": f"redis://127.0.0.1:{free_port()}/0"})
+    service = Service(away)
+    service.ready_table()
+    assert service.health()["components"]["redis"]["status"] == "unknown"
+    asyncio.run(service.refresh_parts())
+    report = service.health()
+    assert report["components"]["redis"]["status"] == "trouble" and report["status"] == "degraded"
+    assert "redis" in report["trouble"]
 
 
 def test_redis_killed_midway_changes_no_answer_and_little_time(served, shared, server):
