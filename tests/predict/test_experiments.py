@@ -10,6 +10,7 @@ from stockpredict.access.permissions import ROLES, Caller
 from stockpredict.predict.answer_table import refresh_answers
 from stockpredict.serve.canary import GUARD_LIMIT, guard_evidence, refresh_canary
 from stockpredict.predict.experiment_scores import PairedSession, evaluate_experiments, judge_sessions
+from stockpredict.predict.experiment_scores import store_verdict
 from stockpredict.predict.experiments import (
     ExperimentRefused,
     ModelExperiment,
@@ -205,12 +206,16 @@ def test_a_canary_answers_its_callers_alone_and_the_way_back_is_open(desk, serve
     asyncio.run(go())
 
 
+def end_all(settings):
+    "End every experiment that runs."
+    for experiment in all_experiments(settings):
+        if not experiment_path(settings, experiment.id, ".end").exists():
+            stop_experiment(settings, experiment.id, "next", "local")
+
+
 def test_a_canary_with_errors_is_rolled_back(desk, served):
     settings, challenger, _ = desk
-    for running in all_experiments(settings):
-        stop_experiment(settings, running.id, "next", "local") if not experiment_path(
-            settings, running.id, ".end"
-        ).exists() else None
+    end_all(settings)
     experiment = start_experiment(settings, challenger, "local", ramp=(1.0,))
 
     async def go():
@@ -227,6 +232,40 @@ def test_a_canary_with_errors_is_rolled_back(desk, served):
     assert statuses == [500] * 12 and canary is None
     state = experiment_state(settings, experiment)
     assert state["state"] == "rolled back" and "12 times in 12 answers" in state["reason"]
+
+
+def test_a_slow_canary_is_rolled_back(desk, served, monkeypatch):
+    settings, challenger, _ = desk
+    end_all(settings)
+    experiment = start_experiment(settings, challenger, "local", ramp=(1.0,))
+    monkeypatch.setattr("stockpredict.serve.canary.SLOW", -1.0)  # every answer takes longer
+
+    async def go():
+        async with served(settings) as client:
+            client.service.refresh_state()
+            refresh_canary(client.service)
+            client.service.door.caller_of = lambda scope: Caller("key:1", "key", ROLES["analyst"])
+            answers = [await client.get("/v1/predictions/SIM00?horizon=1") for _ in range(12)]
+            refresh_canary(client.service)
+            back = await client.get("/v1/predictions/SIM00?horizon=1")
+            return [a.json()["data"]["model"]["artifact"] for a in (*answers, back)]
+
+    *during, after = asyncio.run(go())
+    assert during == [challenger] * 12 and after == read_champion_entry(settings)["artifact"]
+    state = experiment_state(settings, experiment)
+    assert state["state"] == "rolled back" and "12 times in 12 answers" in state["reason"]
+
+
+def test_a_challenger_whose_intervals_hold_too_little_is_rolled_back(desk):
+    settings, challenger, _ = desk
+    end_all(settings)
+    experiment = start_experiment(settings, challenger, "local", ramp=(0.5,))
+    sound, wide = (days(np.random.default_rng(3), coverage=share) for share in (0.9, 0.6))
+    store_verdict(settings, experiment, sound, judge_sessions(experiment, sound))
+    assert experiment_state(settings, experiment)["state"] == "running"
+    store_verdict(settings, experiment, wide, judge_sessions(experiment, wide))
+    state = experiment_state(settings, experiment)
+    assert (state["state"], state["share"]) == ("rolled back", 0) and "held 60%" in state["reason"]
 
 
 def test_routes_by_role_and_their_refusals(desk, served):
