@@ -7,7 +7,8 @@ the same answer through the FastAPI router, and through the fast path in front o
 metrics, audit log and headers on; and both once more as a service that asks for a key and counts the
 requests of each caller against limits. All servers stay up and take turns, one uvicorn process each; CPU is
 what the server process used per request, which is the figure to compare on a busy machine. Ratios are against
-the peer in the same round; the best round counts.
+the peer in the same round; the best round counts. Last comes an open loop at half of the best throughput:
+requests start on time whatever became of those before, and the time counts from when each was due.
 """
 
 import argparse
@@ -186,6 +187,34 @@ def measure(process, port: int, request: bytes, clients: int, seconds: float) ->
     }
 
 
+async def on_time(port: int, request: bytes, rate: float, seconds: float, clients: int) -> list[float]:
+    "Seconds from when each request was due until its answer, whatever became of those before."
+    took, began, gap = [], time.perf_counter() + 0.1, clients / rate
+
+    async def one(number: int):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for turn in range(int(seconds / gap)):
+            due = began + (turn + number / clients) * gap
+            if (early := due - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            at = head.lower().index(b"content-length: ") + 16
+            await reader.readexactly(int(head[at : head.index(b"\r", at)]))
+            took.append(time.perf_counter() - due)
+        writer.close()
+
+    await asyncio.gather(*(one(n) for n in range(clients)))
+    return sorted(took)
+
+
+def at_half_load(name: str, port: int, request: bytes, rate: float, seconds: float, clients: int):
+    "Latency in an open loop at half of what the server could do."
+    late = asyncio.run(on_time(port, request, rate, seconds, clients))
+    p50, p99 = (late[int(len(late) * share)] * 1e3 for share in (0.5, 0.99))
+    print(f"{name}, half load: {rate:,.0f} rps offered, p50 {p50:.2f} ms, p99 {p99:.2f} ms (target 10)")
+
+
 def what_if(settings, process, port: int, seconds: float):
     "Forecasting a caller's own bars: one caller, and sixteen at once."
     import orjson
@@ -265,6 +294,10 @@ def main():
                 share = max(r[mine]["rps"] / r[peer]["rps"] for r in rounds)
                 cost = min(r[mine]["cpu"] for r in rounds) / min(r[peer]["cpu"] for r in rounds)
                 print(f"{mine} / {peer}: {share:.2f} of its throughput, {cost:.2f} times its CPU")
+            for name in ("bare ASGI GET", "ours, fast path, key", "ours, as served, key"):
+                if name in servers:
+                    half = max(r[name]["rps"] for r in rounds) / 2
+                    at_half_load(name, servers[name][1], with_key, half, args.seconds, args.clients)
             if args.what_if:
                 what_if(settings, *servers["ours, fast path"], args.seconds)
         finally:
