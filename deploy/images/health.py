@@ -9,13 +9,14 @@ import os
 import ssl
 import sys
 import urllib.request
+from urllib.parse import urlsplit
 
 
 def address(words: list[str]) -> str:
     "The address to ask; empty when there is none."
     if words[:1] == ["prefect"]:
-        api = os.environ.get("PREFECT_API_URL", "")
-        return f"{api}/health" if api else ""
+        api = urlsplit(os.environ.get("PREFECT_API_URL", ""))  # its login stays unused and unseen
+        return api._replace(netloc=api.netloc.rpartition("@")[2]).geturl() + "/health" if api.netloc else ""
     if words:
         return words[0]
     scheme = "https" if os.environ.get("STOCKPREDICT_SERVING__TLS_CERT") else "http"

@@ -100,18 +100,18 @@ def flow_start(
     name: Annotated[str, typer.Argument(help="Deployment, for example ingest.")],
 ):
     "Start a run of a deployment on the Prefect server."
-    from urllib.request import Request, urlopen
+    from urllib.request import urlopen
 
     from stockpredict.core.errors import NotFound, NotReady, did_you_mean
-    from stockpredict.serve.desk_state import ask_prefect, prefect_api
+    from stockpredict.serve.desk_state import ask_prefect, prefect_api, prefect_request
 
-    api, json_body = prefect_api(load(ctx)), {"content-type": "application/json"}
+    api = prefect_api(load(ctx))
     try:
         ids = {d["name"]: d["id"] for d in ask_prefect(api, "deployments", 10)}
         if name not in ids:
             problem = f"There is no deployment called '{name[:60]}' on {api}."
             raise NotFound(problem, did_you_mean(name[:60], ids))
-        start = Request(f"{api}/deployments/{ids[name]}/create_flow_run", b"{}", json_body)
+        start = prefect_request(f"{api}/deployments/{ids[name]}/create_flow_run", {})
         with urlopen(start, timeout=10) as answer:
             out(f"Started: {json.load(answer)['name']}")
     except (OSError, ValueError) as e:

@@ -7,9 +7,11 @@ __all__ = []
 
 # %% ../../nbs/core/48_secret_addresses.ipynb #dd4e4e45
 import re
-from urllib.parse import unquote
+from collections.abc import Callable
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from stockpredict.core.errors import NotReady, SettingsError
+from stockpredict.core.scrubbing import remember_secret
 from stockpredict.core.secrets import read_secret
 
 # %% ../../nbs/core/48_secret_addresses.ipynb #645a1d68
@@ -20,12 +22,13 @@ def fill_secret(
     text: str,  # with ${NAME} in it, or without
     provider: str,  # text of [secrets] provider
     setting: str,  # where the text comes from, for the message
+    write: Callable[[str], str] = str,  # how a value is written into the text
 ) -> str:  # the same with the values of the secrets
     "A text with the secrets that it names; `NotReady` when there is none of a name."
 
     def value_of(match):
         if value := read_secret(provider, match[1]):
-            return value
+            return write(value)
         kind = provider.partition(":")[0]
         place = {"environment": "as a variable", "file": "as a file"}.get(kind, "as a field of the entry")
         raise NotReady(
@@ -72,3 +75,29 @@ def split_password(
             "Write postgres:host=… user=… password=${NAME} dbname=…, all but the password written out.",
         )
     return rest, fill_secret(password, provider, setting)
+
+# %% ../../nbs/core/48_secret_addresses.ipynb #5141f640
+def fill_url(
+    url: str,  # https://user:${NAME}@host/path
+    provider: str,  # text of [secrets] provider
+    setting: str,  # where it comes from, for the message
+) -> str:  # the same with the values of the secrets, each encoded for an address
+    "An address with the secrets that it names."
+    return fill_secret(url, provider, setting, lambda value: quote(value, safe=""))
+
+
+def split_url_login(
+    url: str,  # https://user:password@host/path, the password written out or ${NAME}
+    setting: str,  # where it comes from, for the message
+) -> tuple[str, str]:  # address, and `user:password` as it stands there; empty without one
+    "An address of the web apart from its user and password."
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    address = urlunsplit(parts._replace(netloc=host))
+    if "${" in address:
+        raise SettingsError(
+            f"{setting} names a secret where no password stands.", "Write https://user:${NAME}@host/path."
+        )
+    if not PLACEHOLDER.search(login):
+        remember_secret(login.partition(":")[2], unquote(login).partition(":")[2])
+    return address, unquote(login)

@@ -214,7 +214,7 @@ class Storage(_Folders):
     )
     reports: str = Field("reports", min_length=1, description="Folder for the HTML reports.")
     mlflow_uri: str = Field(
-        "", description="MLflow tracking: empty for SQLite inside home, or the URL of a server."
+        "", description="MLflow tracking: empty for SQLite in home, or https://desk:${NAME}@host."
     )
 
 # %% ../../nbs/core/25_sections.ipynb #2778bb14

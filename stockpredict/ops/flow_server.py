@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import psutil
 
 from ..core.errors import NotReady
+from ..core.secret_addresses import fill_secret, split_url_login
 from .lifeline import _same as living_process
 from .lifeline import own_mark, stop_processes, sweep, under_watch
 from .reports import quick_formats
@@ -119,6 +120,14 @@ def _go_on_without(api, home, schedules):
     )
 
 # %% ../../nbs/ops/57_flow_server.ipynb #84b09ef5
+def _login_settings(api, login) -> dict:
+    "Settings of Prefect for an address whose user and password were taken out of it."
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
+
+    filled = fill_secret(login, "environment", "PREFECT_API_URL")
+    return {PREFECT_API_URL: api, PREFECT_API_AUTH_STRING: filled} if login else {}
+
+
 @contextmanager
 def flow_server(
     schedules: bool = False,  # also plan the runs of deployments
@@ -129,9 +138,11 @@ def flow_server(
 
     sweep("flow")
     home = Path(prefect_environment()["PREFECT_HOME"])
-    if own := PREFECT_API_URL.value():
+    if given := PREFECT_API_URL.value():
+        own, login = split_url_login(given, "PREFECT_API_URL")
         if answers(f"{own}/health", 5):
-            yield own
+            with temporary_settings(_login_settings(own, login)):
+                yield own
             return
         _go_on_without(own, home, schedules)
     for _ in range(attempts):

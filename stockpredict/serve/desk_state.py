@@ -9,6 +9,7 @@ __all__ = []
 import json
 import os
 import socket
+from base64 import b64encode
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from urllib.request import Request, urlopen
 
 from ..core.errors import NotReady
 from ..core.files import read_json
+from ..core.scrubbing import remember_secret
+from ..core.secret_addresses import fill_secret, split_url_login
 from ..core.settings import Settings
 
 # %% ../../nbs/serve/46_desk_state.ipynb #c6f70089
@@ -42,9 +45,24 @@ def prefect_api(
 ) -> str:
     "The address of Prefect's API: that of the environment, or the port of the settings on this machine."
     own = f"http://127.0.0.1:{settings.schedule.prefect_port}/api"
-    return os.environ.get("PREFECT_API_URL", "") or own
+    return split_url_login(os.environ.get("PREFECT_API_URL", ""), "PREFECT_API_URL")[0] or own
 
 
+def prefect_request(
+    url: str,  # of the API, without a user
+    body: dict | None = None,  # sent by POST; GET when left out
+) -> Request:
+    "A question to Prefect's API, with the user and password of the environment."
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(url, data, {"content-type": "application/json"})
+    api, login = split_url_login(os.environ.get("PREFECT_API_URL", ""), "PREFECT_API_URL")
+    login = fill_secret(login, "environment", "PREFECT_API_URL") if api and url.startswith(api) else ""
+    if login := os.environ.get("PREFECT_API_AUTH_STRING", "") or login:
+        remember_secret(login, login.partition(":")[2])
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+    return request
+
+# %% ../../nbs/serve/46_desk_state.ipynb #4780ec0d
 def ask_prefect(
     api: str,  # address of the API
     what: str,  # deployments or flow_runs
@@ -52,8 +70,7 @@ def ask_prefect(
     **body,  # filter, order and limit
 ) -> list[dict]:  # raises OSError, ValueError or NotReady when there is none
     "What the API of a Prefect server answers."
-    request = Request(f"{api}/{what}/filter", json.dumps(body).encode(), {"content-type": "application/json"})
-    with urlopen(request, timeout=timeout) as response:
+    with urlopen(prefect_request(f"{api}/{what}/filter", body), timeout=timeout) as response:
         answer = json.load(response)
     if not isinstance(answer, list):
         raise NotReady(

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 from uuid import uuid4
 
 from fastcore.basics import patch
@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from stockpredict.core.errors import FlowLocked, NotReady, StockpredictError
 from stockpredict.core.files import atomic_write, file_lock, read_json
 from stockpredict.core.settings import Settings
-from stockpredict.serve.desk_state import ask_prefect, prefect_api
+from stockpredict.serve.desk_state import ask_prefect, prefect_api, prefect_request
 from stockpredict.serve.jobs import Job, JobCancelled, JobRunning, JobStore
 
 # %% ../../nbs/serve/47_training.ipynb #e7884a7d
@@ -103,9 +103,8 @@ def call_prefect(
     pauses: tuple = (1, 2, 4, 8, 15),  # seconds before it is asked again while it is busy or starts
 ):  # what it answers
     "One call of Prefect's API; every call we make may be repeated."
-    data = None if body is None else json.dumps(body).encode()
     try:
-        with urlopen(Request(url, data, {"content-type": "application/json"}), timeout=30) as response:
+        with urlopen(prefect_request(url, body), timeout=30) as response:
             return json.load(response)
     except (OSError, ValueError) as error:
         code = getattr(error, "code", None)  # of an answer; 503 says that its database is busy

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from ..core.files import atomic_write, read_json
+from ..core.secret_addresses import fill_url
 from ..core.settings import Settings
 from .champion import current_champion, read_events, write_champion
 from .experiment import Experiment
@@ -101,6 +102,7 @@ MLFLOW_ENVIRONMENT = dict(
     MLFLOW_HTTP_REQUEST_MAX_RETRIES="1",
     MLFLOW_HTTP_REQUEST_TIMEOUT="10",
 )
+MLFLOW_SETTING = "[storage] mlflow_uri"
 TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -114,7 +116,7 @@ def mlflow_client(
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
-    uri, place = settings.storage.tracking_uri, None
+    uri, place = fill_url(settings.storage.tracking_uri, settings.secrets.provider, MLFLOW_SETTING), None
     if uri.startswith("sqlite:"):
         settings.storage.home_dir.mkdir(parents=True, exist_ok=True)
         place = artifact_folder(settings).as_uri()

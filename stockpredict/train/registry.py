@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.errors import ArtifactRejected, FolderUnavailable, NoChampion
 from ..core.files import atomic_write
+from ..core.scrubbing import scrub
 from ..core.settings import Settings
 from ..core.words import counted
 from ..models.artifact import Artifact, load_artifact, public_key
@@ -254,7 +255,7 @@ def sync_mlflow(
         try:
             record_waiting(settings, waiting, recorded)
         except Exception as e:  # MLflow may fail in any way; serving does not depend on it
-            problem = str(e).split("\n")[0][:80]
+            problem = scrub(str(e).split("\n")[0])[:80]
             logging.getLogger("stockpredict").warning(
                 "MLflow does not answer, %s in the outbox: %s",
                 counted(len(waiting), "publication waits", "publications wait"),

@@ -281,6 +281,14 @@ def test_the_healthcheck_tells_an_answer_from_none():
         assert check(f"http://127.0.0.1:{port}/other") == 1
         assert check("prefect", PREFECT_API_URL=f"http://127.0.0.1:{port}/api") == 0
         assert check("prefect", PREFECT_API_URL=f"http://127.0.0.1:{port}/none") == 1
+        assert check("prefect", PREFECT_API_URL=f"http://desk:tulip9@127.0.0.1:{port}/api") == 0
+        gone = subprocess.run(
+            [sys.executable, FOLDER / "health.py", "prefect"],
+            env={"PREFECT_API_URL": "http://desk:tulip9@127.0.0.1/api"},
+            capture_output=True,
+            text=True,
+        )
+        assert gone.returncode == 1 and "no answer" in gone.stderr and "tulip9" not in gone.stderr
         assert check("prefect") == 0  # it keeps a server of its own
     finally:
         server.shutdown()
