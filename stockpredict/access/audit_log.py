@@ -17,7 +17,8 @@ from weakref import WeakSet
 from fastcore.basics import patch
 
 from stockpredict.access.audit_chain import AuditChain, disk_reason
-from stockpredict.access.audit_lines import FIELDS, audit_entry, read_lines, without_secrets, utc_text
+from stockpredict.access.audit_lines import FIELDS, READS_PER_LINE, audit_entry, read_lines
+from stockpredict.access.audit_lines import utc_text, without_secrets
 from stockpredict.access.permissions import NOBODY
 from stockpredict.core.errors import ServeError, StockpredictError
 from stockpredict.core.settings import Settings
@@ -61,6 +62,7 @@ def is_change(
 # %% ../../nbs/access/70_audit_log.ipynb #c0abaa7f
 EVERY = 0.5  # seconds between two batches
 WAKE = 4_000  # reads that wake the writer earlier
+PAUSE = 0.001  # seconds after each line, in which requests are answered
 
 
 class AuditLog:
@@ -145,7 +147,11 @@ def _taken(self: AuditLog):
 def _lines(self: AuditLog, reads):
     "The lines of noted reads."
     refused = Counter(f"{r[1]} {r[2]} {r[7]}" for r in reads if r[7] in REFUSALS)
-    lines = read_lines([read for read in reads if read[7] not in REFUSALS])
+    plain, lines = [read for read in reads if read[7] not in REFUSALS], []
+    for at in range(0, len(plain), READS_PER_LINE):
+        lines += read_lines(plain[at : at + READS_PER_LINE])
+        if not self.changes:  # whoever waits for a change waits no longer than for the disk
+            time.sleep(PAUSE)
     if refused:
         count = dict(refused.most_common(MOST_REFUSED))
         if others := refused.total() - sum(count.values()):
