@@ -16,6 +16,8 @@ from .commits import begin_commit, finish_commit
 from .connection import first_line
 from .failures import failure
 from .facts import FACT_TABLES
+from .objects import catalog_checksums, forget_object_checksums, object_digests
+from .objects import object_url, record_object_checksums
 from .reference_facts import ReferenceStore
 
 # %% ../../nbs/lake/20_maintenance.ipynb #695cd44e
@@ -106,6 +108,7 @@ def _sha256(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/lake/20_maintenance.ipynb #973c14e9
+DIFFERS = "is not what was written, byte for byte"
 INTACT = set()  # stamps of files that this process has compared with their checksums
 
 
@@ -131,7 +134,7 @@ def same_bytes(
         return "is missing" if not path.exists() else f"cannot be read: {e.strerror}"
     if not path.exists():
         return "is missing"
-    return "" if same else "is not what was written, byte for byte"
+    return "" if same else DIFFERS
 
 # %% ../../nbs/lake/20_maintenance.ipynb #49aed988
 def data_file(
@@ -146,10 +149,12 @@ def data_file(
         return path
     return next(folder.rglob(file.rsplit("/", 1)[-1]), path)
 
-# %% ../../nbs/lake/20_maintenance.ipynb #f49edda8
+# %% ../../nbs/lake/20_maintenance.ipynb #31b0823b
 @patch
 def checksums(self: MaintainedStore) -> dict:  # file name -> checksum
     "The checksums on record."
+    if _data_folder(self) is None:
+        return catalog_checksums(self)
     record = self.dir / "files.sha256"
     lines = record.read_text().splitlines() if record.exists() else []
     whole = [x for x in lines if len(x) > 66]  # a torn last line does not count
@@ -160,7 +165,12 @@ def checksums(self: MaintainedStore) -> dict:  # file name -> checksum
 def record_checksums(self: MaintainedStore):
     "Record the checksum of each data file that has none yet."
     folder = _data_folder(self)
-    if folder is None or not folder.exists():
+    if folder is None:
+        needed = pd.concat([self.files(), self._delete_files()])
+        record_object_checksums(self, [tuple(row) for row in needed[["table", "file"]].to_numpy()])
+        self.step("sealed")
+        return
+    if not folder.exists():
         return
     known = self.checksums()
     fresh = [p for p in sorted(folder.rglob("*.parquet")) if p.name not in known]
@@ -179,20 +189,34 @@ def damaged_files(
     self: MaintainedStore,
 ) -> pd.DataFrame:  # columns table, file, what, intact (last version that does not need it)
     "Data files that differ from what was written; empty when every file is intact."
-    folder = _data_folder(self)
     known = self.checksums()
     damaged = []
-    for row in pd.concat([self.files(), self._delete_files()]).itertuples():
+    needed = list(pd.concat([self.files(), self._delete_files()]).itertuples())
+    for row, what in zip(needed, self.differences(needed, known)):
         name = row.file.rsplit("/", 1)[-1]
-        path = data_file(self, row.table, row.file) if folder else name
-        what = same_bytes(path, known.get(name)) if folder else ""
         if not what and name not in known:
-            what = self._unreadable_file(row.table, path)
+            what = self._unreadable_file(row.table, row.file)
         if what:
             damaged.append({"table": row.table, "file": name, "what": what, "intact": int(row.since) - 1})
     return pd.DataFrame(damaged, columns=["table", "file", "what", "intact"])
 
 # %% ../../nbs/lake/20_maintenance.ipynb #9d708b5a
+@patch
+def differences(
+    self: MaintainedStore,
+    needed: list,  # rows with `table` and `file`
+    known: dict,  # file name -> checksum, see `checksums`
+) -> list[str]:  # for each row, "" when there is no difference to see
+    "What is wrong with data files, compared with their checksums."
+    names = [row.file.rsplit("/", 1)[-1] for row in needed]
+    if _data_folder(self):
+        paths = [data_file(self, row.table, row.file) for row in needed]
+        return [same_bytes(path, known.get(name)) for path, name in zip(paths, names)]
+    now = object_digests(self, [(row.table, row.file) for row in needed])
+    wrong = [now[name] is not None and now[name] != known.get(name, now[name]) for name in names]
+    return ["is missing" if now[name] is None else DIFFERS * bad for name, bad in zip(names, wrong)]
+
+# %% ../../nbs/lake/20_maintenance.ipynb #dd557867
 @patch
 def _delete_files(self: MaintainedStore):
     "Files that list deleted rows; with a flipped bit, rows would come back or others would go."
@@ -209,7 +233,7 @@ def _delete_files(self: MaintainedStore):
 def _unreadable_file(self: MaintainedStore, table, path):
     "Why a file cannot be read, or empty text when every column can."
     if not isinstance(path, Path):
-        path = f"{self.storage.data_url.rstrip('/')}/main/{table}/{path}"
+        path = (data_file if _data_folder(self) else object_url)(self, table, path)
     try:
         query = "SELECT bit_xor(hash(t)) FROM read_parquet($path) t"
         self.con.cursor().execute(query, {"path": str(path)}).fetchone()
@@ -299,6 +323,9 @@ def clean(
 @patch
 def _forget_checksums(self: MaintainedStore, names):
     "Remove the checksums of deleted files."
+    if _data_folder(self) is None:
+        forget_object_checksums(self, names)
+        return
     record = self.dir / "files.sha256"
     if not record.exists():
         return

@@ -15,7 +15,7 @@ import pytest
 from live_postgres import start_postgres
 from live_redis import spare_port
 
-from stockpredict.core.errors import DataError, LakeLocked, LakeUnavailable
+from stockpredict.core.errors import DataError, LakeDamaged, LakeLocked, LakeUnavailable
 from stockpredict.core.settings import Settings
 from stockpredict.ingest.ingest import ingest, load_bars
 from stockpredict.lake.lake import Lake
@@ -280,36 +280,105 @@ def test_the_whole_road_from_a_source_to_a_frame(ground):
     )
 
 
-def test_a_broken_object_is_named(postgres, s3, tmp_path, market):
-    import boto3
+@pytest.fixture
+def bucket(s3):
+    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed: pip install stockpredict[dev].")
+    keys = dict(aws_access_key_id="key", aws_secret_access_key="secret", region_name="us-east-1")
+    return boto3.client("s3", endpoint_url=s3, **keys)
 
-    catalog = postgres.database()
-    s = Settings().with_(
-        **{
-            "storage.home": str(tmp_path),
-            "storage.catalog": catalog,
-            "storage.data_path": f"s3://market/{catalog.rsplit('=')[-1]}",
-        }
+
+def flip(bucket, prefix, table, at=None, newest=True):
+    "Change a byte of an object of a table; its name, its key and its bytes before."
+    listed = bucket.list_objects_v2(Bucket="market", Prefix=f"{prefix}/main/{table}/")["Contents"]
+    key = sorted(o["Key"] for o in listed)[-1 if newest else 0]  # the names grow with time
+    body = bucket.get_object(Bucket="market", Key=key)["Body"].read()
+    place = len(body) // 3 if at is None else at
+    bucket.put_object(
+        Bucket="market", Key=key, Body=body[:place] + bytes([body[place] ^ 0x10]) + body[place + 1 :]
     )
-    store = boto3.client(
-        "s3",
-        endpoint_url=s3,
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    with Lake(s.storage) as lake:
+    return key.rsplit("/")[-1], key, body
+
+
+READ = """
+import sys
+from stockpredict.core.settings import Settings
+from stockpredict.lake.lake import Lake
+home, catalog, data = sys.argv[1:4]
+changes = {"storage.home": home, "storage.catalog": catalog, "storage.data_path": data}
+with Lake(Settings().with_(**changes).storage, read_only=True) as lake:
+    print(len(lake.bars()))
+"""
+
+
+@pytest.mark.parametrize("kind", GROUNDS)
+def test_a_flipped_byte_of_an_object_is_never_read_as_a_price(
+    request, bucket, tmp_path, market, kind, monkeypatch
+):
+    "With the catalog on a server, the reader is another machine: another home and another process."
+    prefix = f"flip-{tmp_path.name}"
+    catalog = request.getfixturevalue("postgres").database() if kind == GROUNDS[1] else ""
+    changes = {"storage.home": str(tmp_path / "home"), "storage.data_path": f"s3://market/{prefix}"}
+    s = Settings().with_(**changes, **{"storage.catalog": catalog}).storage
+    with Lake(s) as lake:
         first = lake.append(market[:90], now="2024-01-01T12:00Z")
         lake.append(market, now="2024-01-02T12:00Z")
-        last = lake.files().query("table == 'bars'").iloc[-1]
-        key = next(
-            o["Key"]
-            for o in store.list_objects_v2(Bucket="market")["Contents"]
-            if o["Key"].endswith(last.file.rsplit("/")[-1])
-        )
-        body = store.get_object(Bucket="market", Key=key)["Body"].read()
-        store.put_object(Bucket="market", Key=key, Body=body[:4] + bytes(200) + body[204:])
-        with pytest.raises(LakeUnavailable, match=key.rsplit("/")[-1]):
+        assert set(lake.checksums()) == {f.rsplit("/")[-1] for f in lake.files().file}
+        assert len(lake.bars()) == len(market) and lake.check_files() is None
+    name, key, body = flip(bucket, prefix, "bars")
+    with Lake(s, read_only=True) as lake:
+        with pytest.raises(LakeDamaged, match=f"{name} of the table bars is not what was written") as e:
+            lake.bars()
+        assert e.value.code == "lake-damaged" and f"snapshot={first.snapshot}" in e.value.fix
+        for read in (lake.fingerprint, lake.verify, lake.check_files):
+            with pytest.raises(LakeDamaged, match=name):
+                read()
+        assert len(lake.bars(snapshot=first.snapshot)) == 90
+        bucket.put_object(Bucket="market", Key=key, Body=body)
+        assert len(lake.bars()) == len(market), "restored, it reads again"
+    other = str(tmp_path / ("another machine" if catalog else "home"))
+    words = [sys.executable, "-c", READ, other, catalog, s.data_path]
+    flip(bucket, prefix, "bars", at=40)
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode and f"LakeDamaged: {name} of the table bars" in done.stderr
+    bucket.delete_object(Bucket="market", Key=key)
+    with Lake(s, read_only=True) as lake, pytest.raises(LakeDamaged, match=f"{name}.*is missing"):
+        lake.bars()
+    bucket.put_object(Bucket="market", Key=key, Body=body)
+    monkeypatch.setattr("stockpredict.lake.integrity.YOUNG", pd.Timedelta(0))
+    time.sleep(1)  # the bucket counts in seconds
+    with Lake(s, read_only=True) as lake:
+        assert len(lake.bars()) == len(market)
+        fetched = []
+        monkeypatch.setattr(type(lake), "differences", lambda *_: fetched.append(1))
+        assert len(lake.bars()) == len(market) and not fetched, "compared once, then remembered"
+
+
+def test_checksums_of_objects_follow_the_upkeep_and_older_lakes_get_them(bucket, s3, tmp_path, market):
+    prefix = f"upkeep-{tmp_path.name}"
+    changes = {"storage.home": str(tmp_path), "storage.data_path": f"s3://market/{prefix}"}
+    with Lake(Settings().with_(**changes).storage) as lake:
+        lake.append(market[:90], now="2024-01-01T12:00Z")
+        lake.con.execute("DROP TABLE __ducklake_metadata_lake.data_file_checksums")  # as earlier releases
+        assert lake.checksums() == {} and len(lake.bars()) == 90
+        lake.append(market, now="2024-01-02T12:00Z")
+        lake.compact()
+        gone = lake.clean("0s", dry_run=False)
+        assert gone and set(lake.checksums()) == {f.rsplit("/")[-1] for f in lake.files().file}
+        assert len(lake.bars()) == len(market)
+        name, *_ = flip(bucket, prefix, "bars")
+        with pytest.raises(LakeDamaged, match=name):
+            lake.bars()
+
+
+def test_a_broken_object_is_named(postgres, bucket, tmp_path, market):
+    catalog = postgres.database()
+    prefix = catalog.rsplit("=")[-1]
+    changes = {"storage.home": str(tmp_path), "storage.data_path": f"s3://market/{prefix}"}
+    with Lake(Settings().with_(**changes, **{"storage.catalog": catalog}).storage) as lake:
+        first = lake.append(market[:90], now="2024-01-01T12:00Z")
+        lake.append(market, now="2024-01-02T12:00Z")
+        name, *_ = flip(bucket, prefix, "bars", at=6)
+        with pytest.raises(LakeUnavailable, match=name):
             lake.verify()
         assert len(lake.bars(snapshot=first.snapshot)) == 90
 
