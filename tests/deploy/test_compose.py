@@ -3,9 +3,11 @@ works through a Redis with TLS and users, with the very files that prepare.py wr
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import patience
 import pytest
@@ -13,6 +15,7 @@ from load_script import load_script
 import redis
 import yaml
 from live_redis import spare_port
+from program_words import WrongCommand, is_read, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "deploy" / "compose"
@@ -105,8 +108,6 @@ def test_every_file_is_there_and_every_secret_is_used(compose, secrets):
 
 
 def test_settings_speak_of_services_that_exist(compose, secrets):
-    from urllib.parse import urlsplit
-
     from stockpredict.core.settings import load_settings
 
     settings = load_settings(secrets / "settings.ini", {}, environ={})
@@ -146,6 +147,99 @@ def test_ports_are_those_of_the_settings(compose):
         f"reader:{defaults.serving.port}" in targets
         and f"prefect:{defaults.schedule.prefect_port}" in targets
     )
+
+
+PROGRAMS = ("stockpredict", "prefect", "mlflow")
+
+
+def image_defaults():
+    "What the Containerfile says of each image: command, healthcheck and open port."
+    text = (ROOT / "deploy" / "images" / "Containerfile").read_text().replace("\\\n", " ")
+    for stage in re.split(r"^FROM ", text, flags=re.M)[1:]:
+        name = re.match(r"\S+ AS (\S+)", stage)[1]
+        words = {
+            kind: json.loads(match[1])
+            for kind, line in (("command", r"^CMD (\[.*\])"), ("healthcheck", r"^HEALTHCHECK .*CMD (\[.*\])"))
+            if (match := re.search(line, stage, re.M))
+        }
+        if words:
+            port = re.search(r"^EXPOSE (\d+)", stage, re.M)
+            yield name, words | {"port": int(port[1]) if port else None}
+
+
+def test_every_command_is_one_that_its_program_accepts(compose):
+    "The programs read the very words; for those that are not installed here, the files they name are there."
+    targets = {
+        word["target"]: ROOT / "deploy" / "compose" / compose["configs"][word["source"]]["file"]
+        for service in compose["services"].values()
+        for word in service.get("configs", [])
+    }
+    parsed = {}
+    for name, service in compose["services"].items():
+        words = service.get("command", [])
+        if "/stockpredict-" in service["image"] and words and words[0] != "python":
+            assert words[0] in PROGRAMS, name
+            parsed[name] = parse(words)
+        for word in words:
+            if word.startswith("/etc/"):
+                assert targets[word].is_file(), word
+    assert set(parsed) == {"reader", "engine", "worker", "prefect", "mlflow"}
+    assert (parsed["reader"]["engine"], parsed["engine"]["engine"]) == (0, 1)
+    defaults = dict(image_defaults())
+    assert set(defaults) == {"reader", "engine", "worker", "notebooks"}
+    for name in ("reader", "engine", "worker"):
+        parse(defaults[name]["command"])
+    for wrong in (
+        ["stockpredict", "serv"],
+        ["stockpredict", "serve", "--egnine", "0"],
+        ["stockpredict", "serve", "--engine", "all"],
+        ["prefect", "server", "strat"],
+        ["mlflow", "server", "--prot", "5000"],
+    ):
+        with pytest.raises(WrongCommand):
+            parse(wrong)
+
+
+def test_healthchecks_ask_the_port_on_which_the_program_listens(compose):
+    health = load_script(ROOT / "deploy" / "images" / "health.py")
+    asked = {}
+    for name, service in compose["services"].items():
+        test = service.get("healthcheck", {}).get("test", [])
+        if test[1:2] == ["python"]:
+            assert test[2] == "/opt/stockpredict/health.py", name
+            asked[name] = health.address(test[3:])
+            assert urlsplit(asked[name]).port == parse(service["command"])["port"], name
+    assert {name: urlsplit(url).path for name, url in asked.items()} == {
+        "prefect": "/api/health",
+        "mlflow": "/health",
+    }
+    for name, words in image_defaults():
+        assert words["healthcheck"][:2] == ["python", "/opt/stockpredict/health.py"], name
+        url = health.address(words["healthcheck"][2:])
+        assert name == "worker" or urlsplit(url).port == words["port"], name  # a worker opens none
+        published = [int(port.rpartition(":")[2]) for port in compose["services"][name].get("ports", [])]
+        assert published == [words["port"]] * len(published), name
+    for name, service in compose["services"].items():
+        for other, wanted in service.get("depends_on", {}).items():
+            checked = "healthcheck" in compose["services"][other] or other in dict(image_defaults())
+            assert checked or wanted["condition"] != "service_healthy", (name, other)
+
+
+def test_every_variable_of_our_images_is_read_by_somebody(compose, secrets):
+    from stockpredict.core.settings import load_settings
+
+    entry = load_script(ROOT / "deploy" / "images" / "entry.py")
+    for name, service in compose["services"].items():
+        if "/stockpredict-" not in service["image"]:
+            continue  # what PostgreSQL, MinIO and Grafana read stands in images that are not here
+        given = service.get("environment", {})
+        names = {key.removeprefix(entry.PREFIX) for key in given}
+        assert len(names) == len(given), name
+        ours = {key for key in names if key.startswith("STOCKPREDICT_")}
+        load_settings(secrets / "settings.ini", environ={k: given[k] for k in ours if "__" in k})
+        unread = [key for key in sorted(names) if "__" not in key and not is_read(key)]
+        assert unread == [], name
+    assert not is_read("PREFECT_SERVER_METRICS_ENABELD") and not is_read("AWS_ENDPOINT_ULR")
 
 
 def test_prepared_secrets_are_kept_and_closed(secrets):

@@ -1,7 +1,6 @@
 """The manifests of `deploy/kubernetes`: overlays render, fit the published schemas, and keep the rules."""
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from nginx_edge import nginx_program
+from program_words import is_read, parse
 
 ROOT = Path(__file__).parents[2] / "deploy" / "kubernetes"
 OVERLAYS = ("dev", "staging", "production")
@@ -298,43 +298,6 @@ def test_every_variable_is_a_setting_or_one_its_program_reads(objects):
             assert name.startswith("STOCKPREDICT_") or is_read(name), name
 
 
-@functools.cache
-def sources_of(package, pattern) -> str:
-    "The text of some files of an installed package, which is not imported: that would take seconds."
-    folder = Path(importlib.util.find_spec(package).origin).parent
-    paths = sorted(folder.glob(pattern))
-    assert paths, f"{package}/{pattern}"
-    return "\n".join(path.read_text() for path in paths)
-
-
-def is_read(name) -> bool:
-    "Does Prefect, MLflow or a source of ours read this variable?"
-    if name.startswith("MLFLOW_"):
-        text = sources_of("mlflow", "environment_variables.py") + sources_of("mlflow", "cli/*.py")
-        return f'"{name}"' in text
-    if name.startswith("PREFECT_"):
-        text = sources_of("prefect", "settings/**/*.py")
-        return name in text or f'"{name.lower()}"' in text
-    return f'"{name}"' in sources_of("stockpredict", "*/*.py").replace("'", '"')
-
-
-def options_of(words) -> tuple:
-    "The options that a command line uses, and those that the program has."
-    used = {word for word in words if word.startswith("--")}
-    if words[0] != "stockpredict":
-        files = {"prefect": ["cli/server.py"], "mlflow": ["cli/*.py", "utils/cli_args.py"]}[words[0]]
-        text = "".join(sources_of(words[0], pattern) for pattern in files)
-        return used, set(re.findall(r'"(--[a-z-]+)"', text))
-    import typer
-
-    from stockpredict.cli.main import app
-
-    command, rest = typer.main.get_command(app), [*words[1:]]
-    while rest and rest[0] in getattr(command, "commands", {}):
-        command = command.commands[rest.pop(0)]
-    return used, {option for parameter in command.params for option in parameter.opts}
-
-
 def test_every_command_and_option_exists():
     seen = {}
     for overlay in OVERLAYS:
@@ -343,8 +306,7 @@ def test_every_command_and_option_exists():
                 seen[tuple(container["args"])] = None
     assert {words[0] for words in seen} == {"stockpredict", "prefect", "mlflow"}
     for words in seen:
-        used, known = options_of(words)
-        assert used <= known, words
+        parse(words)  # by the program itself, values included
 
 
 def test_ports_and_folders_are_those_of_the_settings(objects):

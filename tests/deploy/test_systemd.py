@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from program_words import is_read, parse
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
@@ -49,18 +50,20 @@ def commands_of(path):
 
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
 def test_the_units_name_commands_and_options_that_exist(path):
-    import typer
-
-    from stockpredict.cli.main import app
-
     matches = list(commands_of(path))
     assert matches
     for words in matches:
-        command = typer.main.get_command(app)
-        while words and not words[0].startswith("-"):
-            command = command.commands[words.pop(0)]
-        options = {option for parameter in command.params for option in parameter.opts}
-        assert set(words) <= options
+        parse(["stockpredict", *words])
+
+
+@pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
+def test_the_units_set_variables_that_somebody_reads(path):
+    from stockpredict.core.settings import load_settings
+
+    pairs = re.findall(r"^Environment=(\w+)=(.*)$", path.read_text(), re.M)
+    assert ("STOCKPREDICT_SETTINGS", "/etc/stockpredict/settings.ini") in pairs
+    load_settings(None, environ={k: v for k, v in pairs if "__" in k})  # an unknown setting is refused
+    assert [k for k, _ in pairs if "__" not in k and not is_read(k)] == []
 
 
 @pytest.mark.parametrize("path", SERVICES, ids=lambda path: path.stem)
