@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -83,3 +84,23 @@ def test_an_ingest_says_at_once_that_bars_look_weekly(tmp_path):
     assert "120 new" in text and text.count("look like weekly bars") == 1 and "For example: AAA, M&M." in text
     report = json.loads(CliRunner().invoke(app, ["ingest", "--full", "--json", *options]).stdout)
     assert "weekly" in report["remarks"][0] and "checks" not in report
+
+
+@pytest.mark.parametrize(
+    ("ticker", "words"),
+    [
+        ("NOPE", "NOPE is not in the universe."),
+        ("ÄÖ", "'ÄÖ' is not a ticker: its Ä is U+00C4."),
+        ("", "No model has been published yet."),
+    ],
+)
+def test_a_prediction_that_cannot_be_given_is_told_in_words_of_the_shell(template, tmp_path, ticker, words):
+    ini = tmp_path / "settings.ini"
+    ini.write_text((template if ticker else template.with_(**{"storage.home": str(tmp_path)})).to_ini())
+    command = [sys.executable, "-m", "stockpredict.cli.main", "predict", ticker or "SIM00"]
+    done = subprocess.run([*command, "--settings", str(ini)], capture_output=True, text=True)
+    told = done.stdout + done.stderr
+    assert done.returncode != 0 and words in told, told
+    assert not any(other in told for other in ("GET ", "/v1/", "\\u", "\\x", "Traceback"))
+    codes = [line for line in told.splitlines() if line.startswith("[")]
+    assert len(codes) == 1 and told.count(codes[0]) == 1, "the code stands once, on a line of its own"

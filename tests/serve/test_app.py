@@ -654,6 +654,11 @@ def test_pages_are_complete_without_a_network(served, template):
         assert asset.status_code == 200 and "url(" not in asset.text and "http" not in asset.text
 
 
+def test_a_browser_finds_the_icon_where_it_looks(served, template):
+    icon = get(served, template, "/favicon.ico")
+    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml") and icon.content
+
+
 @pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
 def test_swagger_ui_comes_from_this_server(served, template, name):
     asset = get(served, template, f"/assets/{name}")
@@ -696,6 +701,7 @@ def test_the_examples_follow_the_table(served, settings):
 
 def test_the_openapi_schema_is_whole(served, template):
     schema = get(served, template, "/openapi.json").json()
+    assert schema["openapi"].startswith("3.1.")
     names = set(schema["components"]["schemas"])
     used = set(re.findall(r'"#/components/schemas/([^"]+)"', orjson.dumps(schema).decode()))
     assert used <= names and {"Prediction", "WhatIf", "WhatIfBar"} <= names
