@@ -99,8 +99,8 @@ def test_a_prediction_that_cannot_be_given_is_told_in_words_of_the_shell(templat
     ini.write_text((template if ticker else template.with_(**{"storage.home": str(tmp_path)})).to_ini())
     command = [sys.executable, "-m", "stockpredict.cli.main", "predict", ticker or "SIM00"]
     done = subprocess.run([*command, "--settings", str(ini)], capture_output=True, text=True)
-    told = done.stdout + done.stderr
-    assert done.returncode != 0 and words in told, told
-    assert not any(other in told for other in ("GET ", "/v1/", "\\u", "\\x", "Traceback"))
-    codes = [line for line in told.splitlines() if line.startswith("[")]
-    assert len(codes) == 1 and told.count(codes[0]) == 1, "the code stands once, on a line of its own"
+    text = done.stdout + done.stderr
+    assert done.returncode != 0 and words in text, text
+    assert not any(other in text for other in ("GET ", "/v1/", "\\u", "\\x", "Traceback"))
+    codes = [line for line in text.splitlines() if line.startswith("[")]
+    assert len(codes) == 1 and text.count(codes[0]) == 1, "the code stands once, on a line of its own"
