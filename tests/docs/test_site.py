@@ -316,6 +316,22 @@ def test_pages_are_accessible(site, browser, width, dark):
         assert [url for url in browser.requested() if not url.startswith(("file:", "data:", "blob:"))] == []
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_picture_of_the_front_page_is_not_enlarged_and_shows_the_verdict(site, browser, width):
+    browser.resize(width, 844)
+    browser.open((site / "index.html").as_uri())
+    picture = "document.querySelector('img.peek')"
+    browser.until(f"{picture}.naturalHeight > 0")
+    sizes = "i.clientWidth, i.clientHeight, i.naturalWidth, i.naturalHeight"
+    sizes = f"[{sizes}, getComputedStyle(i).objectPosition]"
+    wide, high, own_width, own_height, position = browser.run(f"(i => {sizes})({picture})")
+    scale = wide / own_width
+    hidden = own_height - high / scale
+    top = hidden * float(position.split()[1].rstrip("%")) / 100
+    assert scale <= 1 and hidden >= 0
+    assert top <= 490 and top + high / scale >= 800  # the verdict's lines in report.png
+
+
 def test_the_search_works_from_the_folder_and_by_keyboard(site, browser):
     browser.resize(1280, 844)
     browser.open((site / "index.html").as_uri())
