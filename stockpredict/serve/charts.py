@@ -178,7 +178,8 @@ def volatility_chart_svg(
         return None
     ahead = [(s, p["volatility"]["daily"]) for (s, _), p in zip(fan_steps(predictions)[1:], predictions)]
     top = 1.15 * max(v for _, v in past + ahead)
-    x, y = plane((past[0][0], ahead[-1][0]), (0.0, top), height)
+    end = ahead[-1][0] + 1  # the last dot stays clear of the numbers at the edge
+    x, y = plane((past[0][0], end), (0.0, top), height)
     dots = "".join(f"M{x(s) - 3:g} {y(v):g}a3 3 0 1 0 6 0a3 3 0 1 0 -6 0" for s, v in ahead)
     shapes = {"daily": path_of([(x(s), y(v)) for s, v in past]), "ahead": dots}
     ticks = [(y(v), f"{v:.1%}") for v in round_ticks(0.0, top, 4)]
