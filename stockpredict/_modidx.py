@@ -1804,6 +1804,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'stockpredict/backup/drill.py'),
                                            'stockpredict.backup.drill.lose_redis': ( 'backup/drill.html#lose_redis',
                                                                                      'stockpredict/backup/drill.py'),
+                                           'stockpredict.backup.drill.loss_of_today': ( 'backup/drill.html#loss_of_today',
+                                                                                        'stockpredict/backup/drill.py'),
                                            'stockpredict.backup.drill.running_service': ( 'backup/drill.html#running_service',
                                                                                           'stockpredict/backup/drill.py'),
                                            'stockpredict.backup.drill.shared_table': ( 'backup/drill.html#shared_table',

@@ -18,15 +18,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 from stockpredict.backup import restore  # noqa: F401  # adds restoring to Backups
-from stockpredict.backup.backups import Backups, _nothing
+from stockpredict.backup.backups import Backups, _nothing, last_backup
 from stockpredict.core.errors import NotReady, StockpredictError
 from stockpredict.core.redis import server_binary
 from stockpredict.core.settings import Settings
+from stockpredict.core.words import counted
 
 # %% ../../nbs/backup/50_drill.ipynb #a30bb5a0
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ def kill_machine(
 # %% ../../nbs/backup/50_drill.ipynb #3becd89c
 def ingests(
     settings: Settings,  # whose lake
+    since: str = "",  # UTC; only those that ended later
 ) -> int:
     "How many ingests the lake has acknowledged."
     from stockpredict.lake.lake import Lake
@@ -199,7 +202,9 @@ def ingests(
     if not settings.storage.lake_exists:
         return 0
     with Lake(settings.storage, read_only=True) as lake:
-        return int(lake.rows("SELECT count(*) AS n FROM lake.ingests").n[0])
+        later = "WHERE finished > CAST($since AS TIMESTAMPTZ)" if since else ""
+        query = f"SELECT count(*) AS n FROM lake.ingests {later}"
+        return int(lake.rows(query, **({"since": since} if since else {})).n[0])
 
 
 def lose_catalog(
@@ -222,6 +227,22 @@ def lose_catalog(
     seconds = time.monotonic() - begun
     lost = acknowledged - ingests(settings)
     return seconds, f"{lost} of {acknowledged} acknowledged ingests"
+
+# %% ../../nbs/backup/50_drill.ipynb #56441bca
+def loss_of_today(
+    settings: Settings,  # of the installation
+    now: datetime | None = None,  # UTC
+) -> str:  # a sentence
+    "What the loss of the machine would cost now, before another backup is made."
+    note, acknowledged = last_backup(settings), counted(ingests(settings), "acknowledged ingest")
+    if not note:
+        return f"Before this drill there was no backup; a loss of the machine would have cost {acknowledged}."
+    minutes = ((now or datetime.now(UTC)) - datetime.fromisoformat(note["created_at"])).total_seconds() / 60
+    lacking = ingests(settings, note["created_at"])
+    return (
+        f"Before this drill the newest backup was {minutes:,.0f} minutes old and lacked {lacking} of "
+        f"{acknowledged}: that is what a loss of the machine would have cost."
+    )
 
 # %% ../../nbs/backup/50_drill.ipynb #67ee961a
 @contextmanager
@@ -289,7 +310,7 @@ def fill_disk(
         begun = time.monotonic()
         for _ in range(asks):
             wait_for_answer(settings, process, before)
-        return (time.monotonic() - begun) / asks, "nothing; changes are refused"
+        return (time.monotonic() - begun) / asks, "no answer; writes are not tried"
 
 # %% ../../nbs/backup/50_drill.ipynb #88da1b77
 def _step(what, work, *args):

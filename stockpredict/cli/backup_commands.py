@@ -175,12 +175,15 @@ def backup_drill(
     "Destroy and restore a copy of everything, and measure how long it takes."
     import tempfile
     from stockpredict.backup.backups import open_backups
-    from stockpredict.backup.drill import drill
+    from stockpredict.backup.drill import drill, loss_of_today
 
     opened = open_backups(load(ctx))
+    today = loss_of_today(opened.settings)
     with tempfile.TemporaryDirectory(prefix="stockpredict-drill-", dir=folder or None) as place:
         rows = drill(opened, Path(place), lambda row: out(f"  {row.what} …") if not json_ else None)
     show_drill(rows, json_)
+    if not json_:
+        out(today)
     if not all(row.ok for row in rows):
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import kill_points
@@ -11,7 +12,7 @@ import pytest
 from stockpredict.backup import backup_retention, restore
 from stockpredict.backup.backup_contents import LAST_BACKUP
 from stockpredict.backup.backups import Backups
-from stockpredict.backup.drill import drill
+from stockpredict.backup.drill import drill, loss_of_today
 from stockpredict.backup.sealed_files import BackupUnreadable, new_backup_key, read_backup_keys
 from stockpredict.core.files import write_json
 from stockpredict.core.settings import load_settings
@@ -242,3 +243,15 @@ def test_the_drill_keeps_its_promises(backups, tmp_path):
     losses = {row.what: row.loss for row in rows}
     for what in ("the catalog of the lake", "the whole home folder"):
         assert losses[what] == "0 of 1 acknowledged ingests"
+
+
+def test_the_drill_says_what_a_loss_would_have_cost_without_its_own_backup(backups, settings):
+    "The backup of a drill is seconds old, so its own table always says that nothing is lost."
+    assert loss_of_today(settings).endswith(
+        "no backup; a loss of the machine would have cost 1 acknowledged ingest."
+    )
+    later = datetime.fromisoformat(backups.create().created_at) + timedelta(minutes=42)
+    assert " 42 minutes old and lacked 0 of 1 acknowledged ingest:" in loss_of_today(settings, later)
+    with Lake(settings.storage) as lake:
+        lake.append(simulate("null", tickers=4, sessions=60, seed=4).bars)
+    assert " 42 minutes old and lacked 1 of 2 acknowledged ingests:" in loss_of_today(settings, later)
