@@ -207,6 +207,7 @@ def flags_complete(
     "Whether every batch of a source was searched for flags."
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
     at = "" if snapshot is None else f" AT (VERSION => {snapshot})"
+    self.before_read(["ingests"], snapshot)
     query = f"SELECT * FROM lake.ingests{at} WHERE source = $source"
     log = self.rows(query, source=source or self.source(snapshot))
     return bool(len(log)) and "flags" in log and bool(log["flags"].notna().all())

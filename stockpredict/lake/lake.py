@@ -88,6 +88,7 @@ def source(
     "The source that was ingested last."
     if ("source", snapshot) in self.settled:
         return self.settled["source", snapshot]
+    self.before_read(["ingests"], snapshot)
     at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
     row = self.rows(f"SELECT source FROM lake.ingests{at} ORDER BY number DESC LIMIT 1")
     name = str(row.source[0]) if len(row) else ""
@@ -127,8 +128,8 @@ def bars(
 ) -> pd.DataFrame:  # BAR_COLUMNS by ticker and event_time, and money as published where adjusted
     "Bars as they were known at a point in time."
     snapshot = None if snapshot is None else self.snapshot_number(snapshot)
+    self.before_read(["adjustments", "bars", "ingests"], snapshot)
     source, once, factored = self._log_of(source, snapshot)
-    self.before_read(["bars", "adjustments"], snapshot)
     params = {"source": source, "as_of": moment(as_of, late=True)}
     if tickers is not None:
         params["tickers"] = [tickers] if isinstance(tickers, str) else [str(t) for t in tickers]
@@ -332,6 +333,7 @@ def recorded_fingerprint(
     source: str | None = None,  # None = the source ingested last
 ) -> str:  # 16 hex digits, "" while the lake has no bars of the source
     "The fingerprint from the ingest log, without reading the bars."
+    self.before_read(["ingests"])
     query = "SELECT arg_max(fingerprint, number) AS f FROM lake.ingests WHERE source = $source"
     recorded = self.rows(query, source=source or self.source()).f[0]
     return recorded if isinstance(recorded, str) else ""
@@ -372,6 +374,7 @@ def source_names(
     snapshot: int | None = None,  # a version of the lake
 ) -> list[str]:  # sorted
     "Every source with bars in the lake."
+    self.before_read(["bars"], snapshot)
     at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
     return self.rows(f"SELECT DISTINCT source FROM lake.bars{at} ORDER BY 1").source.tolist()
 
@@ -402,6 +405,7 @@ def sessions(
 @patch
 def _existing(self: Lake, source):
     "SQL for the bars of a source that exist; without retractions every stored row stands for one."
+    self.before_read(["bars"])
     query = "SELECT count(*) AS n FROM (FROM lake.bars WHERE source = $source AND close IS NULL LIMIT 1)"
     if not self.rows(query, source=source).n[0]:
         return "lake.bars"
@@ -417,8 +421,7 @@ def __repr__(self: Lake):
     sources = self.rows("""
         SELECT source, count(*) AS n, count(DISTINCT ticker) AS t
         FROM lake.bars
-        GROUP BY source
-        ORDER BY source""")
+        GROUP BY source ORDER BY source""")
     parts = [f"{row.n:,} rows of {row.t} tickers from {row.source}" for row in sources.itertuples()]
     return f"Lake at snapshot {self.snapshot()}: {'; '.join(parts) or 'empty'}"
 
@@ -457,9 +460,8 @@ def _spells(self: Lake, security, as_of, snapshot):
     spells = self.securities(as_of, snapshot)
     own = spells[spells.security == security].sort_values("since")
     if not len(own):
-        name = str(security)[:40]
-        hint = did_you_mean(name, sorted(set(spells.security)))
-        raise UnknownTicker(f"No security is called {name}.", hint)
+        name, known = str(security)[:40], sorted(set(spells.security))
+        raise UnknownTicker(f"No security is called {name}.", did_you_mean(name, known))
     return own
 
 

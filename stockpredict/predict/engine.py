@@ -246,6 +246,7 @@ def life_spans(
 ) -> pd.DataFrame:  # columns `bars, since, until`, one row per ticker
     "How many bars each ticker has, and its first and last one."
     limits = {"end": moment(end, late=True), "as_of": moment(as_of, late=True)}
+    lake.before_read(["bars"], snapshot)
     spans = lake.rows(LIFE_SPANS.format(snapshot=int(snapshot)), source=lake.source(snapshot), **limits)
     if not len(spans):
         raise NotReady("The lake holds no bars.", "Run `stockpredict ingest`.")

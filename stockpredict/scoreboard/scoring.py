@@ -200,6 +200,7 @@ def _read_what_is_due(settings, lake, calendar):
         "SELECT DISTINCT content, artifact, horizon, decision_session, entry_session, target_session "
         "FROM lake.predictions"
     )
+    lake.before_read(["predictions"])
     targets = lake.rows(query).merge(counting[["content"]])
     newest = lake.sessions(source)
     due = due_forecasts(targets, scores, newest[-1] if len(newest) else pd.Timestamp(0), changed)
