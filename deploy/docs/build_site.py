@@ -235,7 +235,7 @@ def navigation(pages: dict, titles: dict, modules: dict) -> list:
     named = [{"Commands": "reference/cli.md"}, {"REST API": "reference/rest.md"}]
     named += [{"Settings": "reference/settings.md"}, {"Error codes": "reference/errors.md"}]
     named += [{"Metrics": "reference/metrics.md"}, {"Alerts": "reference/alerts.md"}]
-    tutorial = [{"Install": "install.md"}, "tutorial/first_prediction.md", "tour.md"]
+    tutorial = [{"Install": "install.md"}, "tutorial/first_prediction.md", {"Tour": "tour.md"}]
     return [
         {"Start": "index.md"},
         {"Tutorial": [p for p in tutorial if isinstance(p, dict) or p in pages]},
