@@ -156,8 +156,8 @@ def scrub_query(
         name, known = unquote_plus(name), "***"
         if name in PLAIN_NAMES and value.encode().translate(None, _LITERAL):
             known = quote(without_secrets(unquote_plus(value)), safe=",.-*:")
-        elif name in PLAIN_NAMES:
-            known = without_secrets(value)
+        elif name in PLAIN_NAMES:  # a long list hardly comes twice, so it is not kept
+            known = (without_secrets if len(value) < 200 else without_secrets.__wrapped__)(value)
         parts.append(quote(without_secrets(name), safe="*") + equals + known * bool(equals))
     return "&".join(parts)[:200] if query else ""
 

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/serve/72_server.ipynb #c2052804
 import asyncio
 import atexit
+import gc
 import os
 import socket
 import ssl
@@ -174,7 +175,9 @@ def wire_config(
 
 
 def run_loop(work):
-    "Run a coroutine on the fastest loop there is."
+    "Run a coroutine on the fastest loop there is, without a look at what was made before."
+    gc.collect()
+    gc.freeze()
     try:
         from uvloop import new_event_loop
     except ImportError:
