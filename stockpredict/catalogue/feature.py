@@ -465,6 +465,8 @@ def compute(
     names: str | list,  # names of features, names of sets, or `Feature` objects
 ) -> dict[str, Tensor]:  # name to `[session, ticker]`, `NaN` where undefined
     "Values of features, each proven before its first use."
+    if not len(names):
+        raise FeatureError("There is no feature to compute.", "Name at least one feature or set.")
     return {f.name: x for f, x in compute_each(panel, names)}
 
 # %% ../../nbs/catalogue/00_feature.ipynb #b4af0461

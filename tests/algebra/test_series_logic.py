@@ -157,3 +157,14 @@ def test_series_work_as_keys_and_answer_hasattr():
     assert (
         not hasattr(b.close, "rolling") and hasattr(b.close, "lag") and resolve_names("mom_21") == ["mom_21"]
     )
+
+
+def test_an_empty_list_of_features_is_answered_by_us():
+    from stockpredict.catalogue.cards import sample_panel
+    from stockpredict import features
+
+    panel = sample_panel().first(40)
+    for ask in (lambda: compute(panel, []), lambda: features([]), lambda: features(names=[])):
+        with pytest.raises(FeatureError, match=r"There is no feature|No ticker was asked for") as e:
+            ask()
+        assert e.value.code == "feature-error" and e.value.fix.startswith("Name ")

@@ -10,7 +10,8 @@ import pytest
 
 from stockpredict.core.errors import SeesFuture, UnknownName
 from stockpredict.core.registry import Registry
-from stockpredict.evaluate.feature_study import feature_ic
+from stockpredict.evaluate.feature_study import CARD_WINDOW, feature_ic
+from stockpredict.evaluate.labels import forward_returns
 from stockpredict.catalogue.cards import card, card_panel, sample_panel
 from stockpredict.catalogue.feature import compute, feature, FEATURES, search_features, feature_table
 from stockpredict.features.price import rsi
@@ -46,6 +47,33 @@ def test_the_page_holds_a_card_for_every_feature_with_two_pictures(page):
         assert len(re.findall(r'<path d="M[^"]+"', body)) == 2, f"{name} has nothing to show"
         assert f"looks back</dt><dd>{f.lookback} bars" in body and f.proven and "cut off" in body, name
         assert f"def {f.func.__name__}(bars" in body, f"{name} does not show how it is written"
+
+
+def test_every_card_has_a_scale_and_says_what_the_feature_is_worth(page):
+    "The scale and the rank IC are computed again for two features; the others have the form."
+    cards = dict(re.findall(r'<article class="card" id="([^"]+)">(.*?)</article>', page, re.S))
+    number = r"[-+]?[\d.]+(?:e[-+]\d+)?"
+    scale = rf"<figcaption>one stock&#x27;s last year: (?:{number} to {number}|no value)</figcaption>"
+    spread = rf"<figcaption>all values: (?:1 % below {number}, middle {number}, 1 % above {number}|no value)"
+    measured = r"<dt>rank IC</dt><dd>([^<]+)</dd>"
+    assert [n for n, body in cards.items() if not re.search(scale, body.replace("'", "&#x27;"))] == []
+    assert [n for n, body in cards.items() if not re.search(spread, body)] == []
+    skill = {n: re.search(measured, body)[1] for n, body in cards.items()}
+    interval = re.compile(
+        r"([-+]\d\.\d{3}) \[([-+]\d\.\d{3}), ([-+]\d\.\d{3})\]; one session ahead, \d+ companies"
+    )
+    shown = {n: [float(x) for x in m.groups()] for n, text in skill.items() if (m := interval.match(text))}
+    assert len(shown) > 100 and all(low <= value <= high for value, low, high in shown.values())
+    closes_only = {n for n in cards if FEATURES[n].fields <= {"close"}}
+    assert set(shown) <= closes_only
+    assert all(skill[n].startswith("not defined") for n in closes_only - set(shown))
+    assert all("features study NAME" in skill[n] for n in set(cards) - closes_only)
+    panel = sample_panel().first(CARD_WINDOW)
+    for name in ("rsi_14", "mom_21"):
+        values = compute(panel, [name])[name].cpu().numpy()
+        outcome = forward_returns(panel.close.values, 1).cpu().numpy()
+        ics = [pd.Series(x).corr(pd.Series(y), "spearman") for x, y in zip(values, outcome, strict=True)]
+        assert shown[name][0] == pytest.approx(np.nanmean(ics), abs=0.002)
 
 
 def test_the_page_needs_nobody_else_and_runs_only_its_own_script(page):

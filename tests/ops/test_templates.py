@@ -120,3 +120,37 @@ def test_without_a_work_folder_it_takes_the_newest_and_says_the_same_on_a_new_pa
         "r50_predict", settings=finished_alone["settings"], as_of=finished_alone["report"]["as_of"]
     )
     assert again.result == first["result"] and again.dir.name != first["run_id"]
+
+
+def test_the_map_of_the_data_holds_the_least_complete_tickers():
+    "With 45 tickers five are left out, and they are among those that miss nothing."
+    import random
+    from types import SimpleNamespace
+
+    import nbformat
+    import pandas as pd
+
+    from stockpredict.core.calendar import get_calendar
+    from stockpredict.quality.reconcile import completeness
+    from stockpredict.sources.bars import wide
+    from stockpredict.sources.simulate import sample_bars
+
+    bars = max((own for _, own in sample_bars(tickers=6, sessions=90).groupby("ticker")), key=len)[:60]
+    rng, missing, parts = random.Random(3), {}, []
+    for number in range(45):
+        missing[f"T{number:02d}"] = gone = 0 if number % 4 == 0 else rng.randint(1, 20)
+        kept = sorted({0, 59, *rng.sample(range(1, 59), 58 - gone)})  # the first and the last stay
+        parts.append(bars.iloc[kept].assign(ticker=f"T{number:02d}"))
+    bars, calendar, shown = pd.concat(parts, ignore_index=True), get_calendar(), []
+    cells = nbformat.read(runs.run_notebook_path("r10_ingest"), 4).cells
+    source = next(cell.source for cell in cells if "coverage_map" in cell.source)
+    table = completeness(bars, calendar)
+    names = dict(complete=table, tickers=sorted(missing), bars=bars, calendar=calendar, wide=wide)
+    names |= dict(sessions=calendar.sessions(bars.event_time.min(), bars.event_time.max()))
+    names |= dict(display=lambda *_: None, bullets=list, table=lambda *_: None)
+    exec(source, names | dict(plots=SimpleNamespace(coverage_map=lambda *a, **k: shown.append((a[2], k)))))
+    [(tickers, words)] = shown
+    assert tickers[0] == max(missing, key=missing.get) and len(set(tickers)) == 40
+    assert all(missing[t] == 0 for t in set(missing) - set(tickers))
+    assert [missing[t] for t in tickers] == sorted(missing.values(), reverse=True)[:40]
+    assert "the 40 least complete of 45 tickers" in words["title"]
