@@ -31,10 +31,11 @@ write_page = as_page(run, "r60_monitor")
 @desk_flow
 def monitor(desk: DeskRun):
     "Report the age of data and predictions, the drift of the inputs, and how often intervals held."
+    scored = scores_of(desk.settings, desk.as_of)
     state = state_of(desk.settings, desk.as_of)
     state["warnings"] += drift_of(desk.settings, desk.as_of)
     state["warnings"] += experiments_of(desk.settings, desk.as_of)
-    state["warnings"] += scores_of(desk.settings, desk.as_of)
+    state["warnings"] += scored
     state["warnings"] += records_of(desk.settings, desk.as_of)
     state["warnings"] += alerts_of(desk.settings, desk.session, desk.as_of)
     state["warnings"] += send_of(desk.settings, desk.as_of)

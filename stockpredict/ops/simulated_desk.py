@@ -95,9 +95,10 @@ def monitor_session(
     session: str,  # that has closed
 ) -> str:  # sentences; empty when nothing needs a look
     "Scores of what came true, ages, drift of the inputs, challengers, and how often intervals held."
+    scored = watch_day.watch_scores(settings)
     state = watch_day.desk_state(settings)
     warnings = [*state["warnings"], *watch_day.watch_drift(settings), *watch_day.watch_experiments(settings)]
-    warnings += watch_day.watch_scores(settings)
+    warnings += scored
     warnings += watch_day.watch_records(settings)
     watch_day.note_coverage(settings, state["intervals"])
     return " ".join(warnings)

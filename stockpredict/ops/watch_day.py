@@ -6,11 +6,9 @@
 __all__ = []
 
 # %% ../../nbs/ops/77_watch_day.ipynb #2dc6f0de
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pandas as pd
 
 from ..core.calendar import get_calendar
@@ -54,63 +52,59 @@ def interval_timeline(
     return fig
 
 # %% ../../nbs/ops/77_watch_day.ipynb #9e9f71d2
-def published_tables(
+def newest_table(
     settings: Settings,  # its serving folder
-    until: str = "",  # decision session; "" = all
-) -> list[AnswerTable]:  # in the order of their decision sessions
-    "The published table that counts, for each decision session."
+    until: str = "",  # decision session; "" = the newest
+) -> AnswerTable | None:  # None where no table was published that can be read
+    "The published table that counts for the newest session."
     kept, calendar = archived_tables(settings.storage.serving_dir), get_calendar(settings.data.calendar)
-    verify, tables = table_verifier(settings), []
-    for session in sorted({table.session for table in kept}):
-        if until and str(session) > until:
-            break
+    verify = table_verifier(settings)
+    sessions = {table.session for table in kept if not until or str(table.session) <= until}
+    for session in sorted(sessions, reverse=True):
         next_close = calendar.close(calendar.offset(pd.Timestamp(session), 1))
         try:
-            chosen = table_of_day(kept, session, next_close)
-            tables.append(AnswerTable(unpack_archived(chosen.path), verify))
+            return AnswerTable(unpack_archived(table_of_day(kept, session, next_close).path), verify)
         except StockpredictError:
-            continue  # damaged or not ours: it cannot be compared
-    return tables
+            continue  # damaged or not ours: the session before it is the newest that can be shown
+    return None
 
-# %% ../../nbs/ops/77_watch_day.ipynb #4c26614e
-def table_outcomes(
-    table: AnswerTable,  # published
-    closes: pd.DataFrame,  # adjusted closes, a row a session, a column a ticker
-) -> pd.DataFrame:  # ticker, horizon, low, high, outcome; only where the outcome is known
-    "The 90 % interval of each prediction with its outcome."
-    rows = []
-    for ticker, horizon in table.rows:
-        [answer] = (orjson.loads(body + b"}") for body in table.get(ticker, horizon))
-        entry, target = (pd.Timestamp(answer[k]) for k in ("entry_session", "target_session"))
-        if ticker in closes and entry in closes.index and target in closes.index:
-            outcome = closes.at[target, ticker] / closes.at[entry, ticker] - 1
-            levels = answer["quantiles"]
-            rows.append((ticker, horizon, levels.get("0.05"), levels.get("0.95"), outcome))
-    frame = pd.DataFrame(rows, columns=["ticker", "horizon", "low", "high", "outcome"])
-    return frame.dropna().reset_index(drop=True)
+# %% ../../nbs/ops/77_watch_day.ipynb #9e232b20
+RECORD = ["decided", "horizon", "model", "outcomes", "inside"]
 
 
 def interval_record(
-    tables: Sequence[AnswerTable],  # published
-    closes: pd.DataFrame,  # adjusted closes, a row a session, a column a ticker
-) -> pd.DataFrame:  # decided, horizon, model, outcomes, inside; a row a table and horizon
+    settings: Settings,  # whose lake
+    as_of: str = "",  # outcomes of later sessions are left out; "" = none
+) -> pd.DataFrame:  # decided, horizon, model, outcomes, inside; a row a session and horizon
     "How many outcomes fell into the published 90 % interval."
-    rows = []
-    for table in tables:
-        known, model = table_outcomes(table, closes), table.header["model"]
-        for horizon, part in known.groupby("horizon"):
-            inside = int(part.outcome.between(part.low, part.high).sum())
-            names = table.header["decision_session"], horizon, f"{model['name']} v{model['version']}"
-            rows.append((*names, len(part), inside))
-    return pd.DataFrame(rows, columns=["decided", "horizon", "model", "outcomes", "inside"])
+    from stockpredict.lake.lake import Lake
+    from stockpredict.scoreboard.scoring import counting_tables, newest_scores
 
-# %% ../../nbs/ops/77_watch_day.ipynb #f3cb35b9
+    if not settings.storage.lake_exists:
+        return pd.DataFrame(columns=RECORD)
+    with Lake(settings.storage, read_only=True) as lake:
+        scores = newest_scores(lake.scores())
+        counting = counting_tables(settings, lake, get_calendar(settings.data.calendar))
+    served = (scores.slice == "all") & (scores.role == "champion") & scores.inside_90.notna()
+    if as_of:
+        served &= pd.to_datetime(scores.target_session) <= pd.Timestamp(as_of)
+    mine = scores[served & scores.content.isin(set(counting.content))]
+    record = {
+        "decided": pd.to_datetime(mine.decision_session).dt.strftime("%Y-%m-%d"),
+        "horizon": mine.horizon.astype(int),
+        "model": mine.model.astype(str) + " v" + mine.version.astype(str),
+        "outcomes": mine.cells.astype(int),
+        "inside": (mine.inside_90 * mine.cells).round().astype(int),
+    }
+    return pd.DataFrame(record, columns=RECORD).sort_values(RECORD[:2], ignore_index=True)
+
+# %% ../../nbs/ops/77_watch_day.ipynb #e2eafc0b
 def interval_sentence(
     record: pd.DataFrame,  # of `interval_record`
 ) -> str:
     "How often the published intervals held, in one sentence."
     if not len(record):
-        return "No published prediction has reached its target session yet."
+        return "No published prediction has been scored yet."
     parts = []
     for horizon, part in record.groupby("horizon"):
         share = part.inside.sum() / part.outcomes.sum()
@@ -162,13 +156,11 @@ def _lake_ages(settings, as_of):
 
 def _table_ages(settings, as_of):
     "The newest table that was published by then."
-    tables = published_tables(settings, as_of)
-    if not tables:
+    table = newest_table(settings, as_of)
+    if table is None:
         return [("predictions", "", "No table was published.")]
-    model = tables[-1].header["model"]
-    return [
-        ("predictions", tables[-1].header["decision_session"], f"{model['name']} version {model['version']}")
-    ]
+    session, model = table.header["decision_session"], table.header["model"]
+    return [("predictions", session, f"{model['name']} version {model['version']}")]
 
 # %% ../../nbs/ops/77_watch_day.ipynb #6c0108c6
 def flow_rows(
@@ -193,14 +185,8 @@ def desk_state(
     now=None,  # an instant; None = the clock
 ) -> dict:  # ages, flows, intervals: rows; sentence: on the intervals; warnings: sentences
     "Ages, flows and intervals of a desk, and what needs a look."
-    from stockpredict.ingest.ingest import load_bars
-    from stockpredict.sources.bars import wide
-
     ages, flows = age_rows(settings, as_of, now), flow_rows(settings, _moment(settings, as_of, now))
-    tables, record = published_tables(settings, as_of), interval_record([], pd.DataFrame())
-    if tables and ages.newest[0] != "none":
-        bars = load_bars(settings, end=as_of or None)
-        record = interval_record(tables, wide(bars, calendar=settings.data.calendar))
+    record = interval_record(settings, as_of)
     limit = settings.serving.stale_after
     warnings = [
         f"The newest {r.what} are of {r.newest}, {counted(int(r.age), 'session')} old."
@@ -226,7 +212,7 @@ def note_coverage(
     rows: list,  # of `desk_state`, `intervals`
 ):
     "Leave the coverage of the published intervals where the service reads it."
-    record = pd.DataFrame(rows, columns=["decided", "horizon", "model", "outcomes", "inside"])
+    record = pd.DataFrame(rows, columns=RECORD)
     shares = {}
     for horizon, part in record.groupby("horizon"):
         recent = part.tail(60)
