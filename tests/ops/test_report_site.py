@@ -9,6 +9,7 @@ import shutil
 import uuid
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime, timedelta
+from urllib.parse import quote, urljoin
 
 import nbformat
 import nbformat.v4 as nbf
@@ -159,6 +160,25 @@ def test_the_feed_is_valid_atom_with_relative_links_and_keeps_its_identity(write
     assert '<link rel="alternate" type="application/atom+xml"' in index
     links = re.findall('href="([^"#]+)"', index)
     assert links and [x for x in links if not (copied / x).exists() and not x.startswith("data:")] == []
+
+
+def test_every_link_of_the_site_leads_to_a_file_when_a_bucket_serves_it(write, settings):
+    """A bucket has keys, no folders: no index is looked up, and a slash at the end leads to nothing.
+
+    From the index on, each link of each page is followed below a prefix of the bucket.
+    """
+    write(1), write(2)
+    prefix = "https://bucket.example/desk/reports/"
+    keys = {prefix + quote(str(path)): content for path, content in files(settings).items()}
+    waiting, pages = [prefix + "index.html"], set()
+    while waiting:
+        pages.add(page := waiting.pop())
+        links = re.findall(r"""\s(?:href|src)=["']([^"'#][^"']*)""", keys[page].decode())
+        targets = {urljoin(page, link).partition("#")[0] for link in links if not link.startswith("data:")}
+        assert targets <= keys.keys(), (page, targets - keys.keys())
+        waiting += [t for t in targets if t.endswith(".html") and t not in pages and t not in waiting]
+    names = {page.rsplit("/", 1)[1] for page in pages}
+    assert {"index.html", "page.html"} < names and any(name.startswith("diff-") for name in names)
 
 
 def test_pruning_keeps_the_newest_the_pinned_and_the_report_of_the_served_model(settings, monkeypatch):
