@@ -202,9 +202,8 @@ def ingests(
     if not settings.storage.lake_exists:
         return 0
     with Lake(settings.storage, read_only=True) as lake:
-        later = "WHERE finished > CAST($since AS TIMESTAMPTZ)" if since else ""
-        query = f"SELECT count(*) AS n FROM lake.ingests {later}"
-        return int(lake.rows(query, **({"since": since} if since else {})).n[0])
+        query = "SELECT count(*) AS n FROM lake.ingests WHERE finished > CAST($since AS TIMESTAMPTZ)"
+        return int(lake.rows(query, since=since or "0001-01-01").n[0])
 
 
 def lose_catalog(
