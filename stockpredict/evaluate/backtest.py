@@ -6,14 +6,17 @@
 __all__ = ['backtest', 'cost_delay_surface', 'backtest_frame']
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #64bfc934
+import html
 import numpy as np
 import pandas as pd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fastcore.basics import patch
 from ..core.calendar import get_calendar
 from ..core.errors import CalendarError, ColumnsUnmapped, EvaluateError, NotEnoughSessions
 from ..core.errors import UnknownTicker, did_you_mean
-from .metrics import Estimate, hac_mean, row_ranks
+from ..quality.scan import find_flags
+from .label_mask import linked_closes
+from .metrics import Estimate, hac_mean, ic_summary, rank_ic, row_ranks
 from .ranks import LARGE, large_rank_weights
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #bfb70507
@@ -73,6 +76,7 @@ class Backtest:
     bps: float  # cost of one unit traded, in hundredths of a percent
     delay: int  # sessions between score and fill
     horizon: int  # sessions a sleeve is held
+    notes: tuple = ()  # sentences to read with the numbers
 
     @property
     def cost(self) -> pd.Series:
@@ -91,7 +95,7 @@ class Backtest:
         bps: float,  # cost of one unit traded, in hundredths of a percent
     ) -> "Backtest":
         "The same trades at another cost."
-        return Backtest(self.gross, self.turnover, self.weights, bps, self.delay, self.horizon)
+        return replace(self, bps=bps)
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #a7658df0
 def annual_sharpe(
@@ -185,12 +189,14 @@ def __repr__(self: Backtest):
             f"{k:>5}: return {grown:+.1%} a year (geometric), {252 * r.mean():+.1%} (mean), "
             f"Sharpe {annual_sharpe(r)}"
         )
-    return "\n".join([head + costs, *rows])
+    return "\n".join([head + costs, *rows, *self.notes])
 
 
 @patch
 def _repr_html_(self: Backtest):
-    return f"<p>{repr(self).splitlines()[0]}</p>" + self.summary().to_html(float_format=lambda x: f"{x:.3f}")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+    head = f"<p>{html.escape(repr(self).splitlines()[0])}</p>"
+    return head + self.summary().to_html(float_format=lambda x: f"{x:.3f}") + notes
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #58db1817
 @patch
@@ -250,11 +256,13 @@ def session_grid(
 ) -> pd.DataFrame:
     "Closes `[session, ticker]` on every session from the first bar to the last; NaN without a bar."
     cal, price = get_calendar(calendar), "adj_close" if "adj_close" in bars else "close"
-    close = (
-        bars.assign(session=_sessions(bars, cal))
-        .pivot(index="session", columns="ticker", values=price)
-        .sort_index()
-    )
+    dated = bars.assign(session=_sessions(bars, cal))
+    if (twice := dated.duplicated(["ticker", "session"])).any():
+        row = dated[twice].iloc[0]
+        raise EvaluateError(
+            f"{row.ticker} has two bars for {row.session:%Y-%m-%d}.", "Keep one bar per ticker and session."
+        )
+    close = dated.pivot(index="session", columns="ticker", values=price).sort_index()
     return close.reindex(
         pd.DatetimeIndex(cal.sessions(close.index[0], close.index[-1])).astype(close.index.dtype)
     )
@@ -268,14 +276,58 @@ def close_returns(
     grid = session_grid(bars, calendar)
     return grid.apply(lambda c: c.dropna().pct_change(fill_method=None).reindex(grid.index))
 
+# %% ../../nbs/evaluate/50_backtest.ipynb #a1f207ec
+def untrusted_grid(
+    bars: pd.DataFrame,  # as for `close_returns`; open, high, low and volume help the detectors
+    close: pd.DataFrame,  # from `session_grid`
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+) -> np.ndarray:  # bool `[session, ticker]`
+    "Bars whose returns cannot be trusted, and prices that are not positive."
+    cal = get_calendar(calendar)
+    columns = list(dict.fromkeys(["ticker", "open", "high", "low", "close", "volume", *bars]))
+    table = bars.reindex(columns=columns)
+    table["event_time"] = pd.DatetimeIndex(cal.closes(_sessions(bars, cal)))
+    flags = find_flags(table[table.close > 0], cal)
+    bad = flags[~flags.usable.astype(bool)]
+    out = close.notna().to_numpy() & ~(close > 0).to_numpy()
+    out[close.index.get_indexer(cal.day_of(bad.event_time)), close.columns.get_indexer(bad.ticker)] = True
+    return out
+
+
+def trusted_returns(
+    bars: pd.DataFrame,  # as for `close_returns`
+    calendar: str = "XNYS",  # exchange whose sessions are the rows
+) -> tuple[pd.DataFrame, str]:  # (returns `[session, ticker]`, a sentence about those that do not count)
+    "Returns from bar to bar, without the moves that touch an untrusted bar."
+    close = session_grid(bars, calendar).astype(float)
+    wrong = untrusted_grid(bars, close, calendar)
+    linked = pd.DataFrame(linked_closes(close.to_numpy(), wrong), close.index, close.columns)
+    raw, returns = (
+        grid.apply(lambda c: c.dropna().pct_change(fill_method=None).reindex(close.index))
+        for grid in (close, linked)
+    )
+    apart = raw.notna() & ~((raw - returns).abs() < 1e-9)
+    if not apart.to_numpy().any():
+        return returns, ""
+    moved = raw.where(apart).abs().to_numpy()
+    t, n = np.unravel_index(np.nanargmax(moved), moved.shape)
+    largest = f"{raw.iloc[t, n]:+.1%} of {raw.columns[n]} on {raw.index[t]:%Y-%m-%d}"
+    count = f"{int(apart.to_numpy().sum())} of {int(raw.notna().to_numpy().sum())} returns"
+    return returns, f"{count} touch a price that cannot be trusted and count as 0; the largest: {largest}."
+
 # %% ../../nbs/evaluate/50_backtest.ipynb #738fdba3
 def _parsed(frame, column):
     "A column as times; text with different zones becomes UTC."
     values = frame[column]
     if not pd.api.types.is_datetime64_any_dtype(values):
         text = values.astype(str)
-        zoned = text.str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True).all()
-        values = pd.to_datetime(text, errors="coerce", utc=bool(zoned), format="mixed")
+        zoned = text.str.contains(r"(?:Z|[+-]\d\d:?\d\d)$", regex=True)
+        if zoned.any() and not zoned.all():
+            raise CalendarError(
+                f"Some values of {column} have a time zone, {text[~zoned].iloc[0]} has none.",
+                "Give every value its zone.",
+            )
+        values = pd.to_datetime(text, errors="coerce", utc=bool(zoned.all()), format="mixed")
     times = pd.DatetimeIndex(values)
     if times.isna().any():
         bad = frame[column].iloc[int(times.isna().argmax())]
@@ -319,25 +371,50 @@ def check_stamps(
             )
     return days
 
+# %% ../../nbs/evaluate/50_backtest.ipynb #8a64d651
+NO_STAMPS = "Nothing shows when the scores were made: add made_at, and each is checked against its fill."
+
+
+def leak_note(
+    score: pd.DataFrame,  # `[session, ticker]`
+    returns: pd.DataFrame,  # one-session returns, same grid
+    delay: int,  # sessions between score and fill
+    max_ic: float = 0.15,  # a mean daily rank IC beyond is treated as a leak
+) -> str:  # a sentence; empty without suspicion
+    "Suspicion that the scores knew the returns after their fill."
+    outcome = returns.shift(-delay - 1).to_numpy()
+    ic = ic_summary(rank_ic(score.to_numpy(), outcome))
+    if not (abs(ic.value) > max_ic and abs(ic.t) > 3):
+        return ""
+    return (
+        f"Suspected leak: the mean rank IC with the return after the fill is {ic.value:+.2f}, and beyond "
+        f"{max_ic:g} it is more likely that the scores knew this return than that they forecast it."
+    )
+
 # %% ../../nbs/evaluate/50_backtest.ipynb #c40a466f
 def frame_grid(
     frame: pd.DataFrame,  # predictions: ticker, session (or event_time), score, and made_at if it is known
     bars: pd.DataFrame,  # bars of these tickers
     calendar: str = "XNYS",  # exchange whose sessions are the rows
     delay: int = 1,  # sessions between score and fill
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Scores and one-session returns `[session, ticker]` on one grid, from two tables."
+) -> tuple:  # (scores, one-session returns `[session, ticker]`, sentences to read with the result)
+    "Scores and returns on one grid, from two tables."
     needed = {"ticker", "score", "event_time" if "event_time" in frame else "session"} - set(frame)
     if needed:
         raise ColumnsUnmapped(
             f"The predictions lack {', '.join(sorted(needed))}.",
             "Give ticker, session (or event_time) and score.",
         )
-    frame = frame.assign(session=check_stamps(frame, calendar, delay))
-    returns = close_returns(bars, calendar)
-    check_rows(frame, returns)
-    score = frame.pivot(index="session", columns="ticker", values="score")
-    return score.reindex(index=returns.index, columns=returns.columns).astype(float), returns
+    if not len(frame) or frame.ticker.isna().any():
+        problem = "A prediction has no ticker." if len(frame) else "The table of predictions has no rows."
+        raise EvaluateError(problem, "Give ticker, session (or event_time) and score.")
+    dated = frame.assign(session=check_stamps(frame, calendar, delay))
+    returns, sentence = trusted_returns(bars, calendar)
+    check_rows(dated, returns)
+    score = dated.pivot(index="session", columns="ticker", values="score")
+    score = score.reindex(index=returns.index, columns=returns.columns).astype(float)
+    notes = [sentence, leak_note(score, returns, delay), "" if "made_at" in frame else NO_STAMPS]
+    return score, returns, tuple(note for note in notes if note)
 
 # %% ../../nbs/evaluate/50_backtest.ipynb #c2c1b7b5
 def check_rows(
@@ -350,6 +427,8 @@ def check_rows(
         raise UnknownTicker(f"No bars for {', '.join(unknown[:5])}.", did_you_mean(unknown[0], list(returns)))
     if not pd.api.types.is_numeric_dtype(frame.score):
         raise EvaluateError(f"The score {frame.score.iloc[0]!r} is not a number.", "Make the column numeric.")
+    if not np.isfinite(frame.score.to_numpy(float)).any():
+        raise EvaluateError("No score is a finite number.", "Check the column score.")
     if frame.duplicated(["ticker", "session"]).any():
         twice = frame[frame.duplicated(["ticker", "session"])].iloc[0]
         raise EvaluateError(
@@ -371,7 +450,6 @@ def backtest_frame(
     **options,  # passed on to `backtest`: bps, delay, horizon, …
 ) -> Backtest:
     "Backtest predictions made anywhere, against bars."
-    score, returns = frame_grid(frame, bars, calendar, options.get("delay", 1))
-    return backtest(
-        score.to_numpy(), returns.to_numpy(), sessions=returns.index, tickers=returns.columns, **options
-    )
+    score, returns, notes = frame_grid(frame, bars, calendar, options.get("delay", 1))
+    named = dict(sessions=returns.index, tickers=returns.columns)
+    return replace(backtest(score.to_numpy(), returns.to_numpy(), **named, **options), notes=notes)

@@ -163,6 +163,7 @@ class PortfolioRun:
     costs: TradingCosts  # what trading cost
     delay: int  # sessions between weights and fill
     capital: float  # wealth at the start
+    notes: tuple = ()  # sentences to read with the numbers
 
     @property
     def net(self) -> pd.Series:
@@ -189,6 +190,7 @@ def __repr__(self: PortfolioRun):
         f"  costs a year: {spent:.1%}, turnover {d.turnover.mean():.2f} a session",
         f"  break-even cost: {self.break_even:.1f} hundredths of a percent a unit traded",
         f"  Sharpe ratio, net: {annual_sharpe(self.net)}",
+        *(f"  {note}" for note in self.notes),
     ]
     return "\n".join(parts)
 
@@ -301,7 +303,7 @@ def run_frame(
     capital: float = 1e6,  # wealth at the start
 ) -> PortfolioRun:
     "An account that trades a table of predictions with all costs."
-    score, returns = frame_grid(frame, bars, calendar, delay)
+    score, returns, notes = frame_grid(frame, bars, calendar, delay)
     weights = portfolio_weights(score.to_numpy(), kind, share, horizon)
     traded = None
     if costs.impact > 0 or np.isfinite(costs.participation):
@@ -309,10 +311,9 @@ def run_frame(
         traded = (
             session_grid(value, calendar).reindex(index=returns.index, columns=returns.columns).to_numpy()
         )
-    return run_portfolio(
-        weights, returns.to_numpy(), costs, dollar_volume=traded, delay=delay, capital=capital,
-        sessions=returns.index, tickers=returns.columns,
-    )  # fmt: skip
+    options = dict(delay=delay, capital=capital, sessions=returns.index, tickers=returns.columns)
+    run = run_portfolio(weights, returns.to_numpy(), costs, dollar_volume=traded, **options)
+    return replace(run, notes=notes)
 
 # %% ../../nbs/evaluate/53_execution.ipynb #54db737f
 def capacity_curve(

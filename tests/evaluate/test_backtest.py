@@ -352,3 +352,37 @@ def test_mean_and_compound_return_are_named_apart():
     ruined = Backtest(pd.Series([0.1, -1.2, 0.5]), 0 * r[:3], pd.DataFrame(np.ones((3, 2))), 0.0, 1, 1)
     assert ruined.equity.net.tolist() == pytest.approx([1.1, 0, 0])
     assert ruined.summary()["net"]["compound return a year"] == -1
+
+
+def test_one_bad_price_does_not_decide_the_backtest_of_a_frame(bars, mine):
+    "A price of 32-bit floats a hundred times too high, for one session."
+    spoiled = bars.copy()
+    prices = [c for c in ("open", "high", "low", "close", "adj_close") if c in bars]
+    spoiled[prices] = spoiled[prices].astype("float32")
+    at = spoiled.index[spoiled.ticker == spoiled.ticker.iloc[0]][80]
+    spoiled.loc[at, prices] *= 100
+    result = backtest_frame(mine, spoiled)
+    assert result.gross.abs().max() < 0.1 and "cannot be trusted" in repr(result)
+    assert int(result.notes[0].split()[0]) < 10, "few returns are concerned, whatever the type of the prices"
+    assert result.with_costs(9).notes == result.notes
+    assert "cannot be trusted" not in repr(backtest_frame(mine, bars))
+
+
+def test_scores_that_are_the_outcome_are_a_suspected_leak():
+    market = sample_bars(8)
+    knows = close_returns(market).shift(-2).stack().rename("score").reset_index()
+    knows.columns = ["session", "ticker", "score"]
+    text = repr(backtest_frame(knows, market))
+    assert "Suspected leak" in text and "made_at" in text
+    assert "Suspected leak" not in repr(backtest_frame(knows, market, delay=2))
+
+
+def test_frames_without_rows_tickers_or_numbers_and_doubled_bars_are_named(bars, mine):
+    for table, prices, word in [
+        (mine.head(0), bars, "no rows"),
+        (mine.assign(ticker=[None, *mine.ticker[1:]]), bars, "no ticker"),
+        (mine.assign(score=np.nan), bars, "finite number"),
+        (mine, pd.concat([bars, bars.head(1)]), "two bars"),
+    ]:
+        with pytest.raises(EvaluateError, match=word):
+            backtest_frame(table, prices)
