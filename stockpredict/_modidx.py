@@ -5970,6 +5970,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'stockpredict/lake/failures.py')},
             'stockpredict.lake.fingerprint': { 'stockpredict.lake.fingerprint._change': ( 'lake/fingerprint.html#_change',
                                                                                           'stockpredict/lake/fingerprint.py'),
+                                               'stockpredict.lake.fingerprint.at_version': ( 'lake/fingerprint.html#at_version',
+                                                                                             'stockpredict/lake/fingerprint.py'),
                                                'stockpredict.lake.fingerprint.carry_sums': ( 'lake/fingerprint.html#carry_sums',
                                                                                              'stockpredict/lake/fingerprint.py'),
                                                'stockpredict.lake.fingerprint.change_of_sums': ( 'lake/fingerprint.html#change_of_sums',

@@ -9,6 +9,13 @@ __all__ = []
 import hashlib, json
 
 # %% ../../nbs/lake/45_fingerprint.ipynb #bea739c6
+def at_version(
+    snapshot: int | None,  # a version of the lake, None = the newest
+) -> str:  # to put behind the name of a table
+    "SQL that reads a table as it was in one version of the lake."
+    return "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
+
+
 def current_rows(
     table: str,  # bars or adjustments
     snapshot: int | None = None,  # a version of the lake, None = the newest
@@ -17,8 +24,7 @@ def current_rows(
     noted: bool = True,  # is it noted of each bar whether it was stored before? Not in earlier releases
 ) -> str:  # a query with parameters $source, $as_of, $start, $end and perhaps $tickers
     "SQL for the newest row of each key among those known by `$as_of`."
-    at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
-    known = f"""FROM lake.{table}{at}
+    known = f"""FROM lake.{table}{at_version(snapshot)}
         WHERE source = $source AND known_at <= $as_of AND event_time BETWEEN $start AND $end
         {"AND ticker = ANY($tickers)" if tickers else ""}"""
     exists = "AND close IS NOT NULL" if table == "bars" else ""

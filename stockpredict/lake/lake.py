@@ -17,7 +17,7 @@ from .commits import begin_commit, finish_commit
 from .adjustments import adjust
 from .connection import first_line
 from .failures import failure
-from .fingerprint import HASHED_VALUES, carry_sums, change_of_sums, current_rows
+from .fingerprint import HASHED_VALUES, at_version, carry_sums, change_of_sums, current_rows
 from .fingerprint import fingerprint_of, row_sums as _hash_sums
 from .flags import FlagStore
 from .known_at import with_arrival
@@ -89,8 +89,7 @@ def source(
     if ("source", snapshot) in self.settled:
         return self.settled["source", snapshot]
     self.before_read(["ingests"], snapshot)
-    at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
-    row = self.rows(f"SELECT source FROM lake.ingests{at} ORDER BY number DESC LIMIT 1")
+    row = self.rows(f"SELECT source FROM lake.ingests{at_version(snapshot)} ORDER BY number DESC LIMIT 1")
     name = str(row.source[0]) if len(row) else ""
     if snapshot is not None:  # a version never changes
         self.settled["source", snapshot] = name
@@ -100,11 +99,10 @@ def source(
 @patch
 def _log_of(self: Lake, source, snapshot):
     "From the ingest log: the source meant, whether each bar came once, whether there are factors."
-    at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
     sums = "NULL" if self.lacks("ingests", "sums", snapshot) else "arg_max(sums, number)"
     log = self.rows(f"""
         SELECT source, max(number) AS n, sum(rows_corrected) AS corrected, {sums} AS sums
-        FROM lake.ingests{at}
+        FROM lake.ingests{at_version(snapshot)}
         GROUP BY source
         ORDER BY n DESC""")
     log = log[log.source == source] if source else log[:1]
@@ -331,11 +329,13 @@ def fingerprint(
 def recorded_fingerprint(
     self: Lake,
     source: str | None = None,  # None = the source ingested last
+    snapshot: int | None = None,  # a version of the lake; None = the newest
 ) -> str:  # 16 hex digits, "" while the lake has no bars of the source
     "The fingerprint from the ingest log, without reading the bars."
-    self.before_read(["ingests"])
-    query = "SELECT arg_max(fingerprint, number) AS f FROM lake.ingests WHERE source = $source"
-    recorded = self.rows(query, source=source or self.source()).f[0]
+    self.before_read(["ingests"], snapshot)
+    log = f"lake.ingests{at_version(snapshot)}"
+    query = f"SELECT arg_max(fingerprint, number) AS f FROM {log} WHERE source = $source"
+    recorded = self.rows(query, source=source or self.source(snapshot)).f[0]
     return recorded if isinstance(recorded, str) else ""
 
 # %% ../../nbs/lake/50_lake.ipynb #34567fd6
@@ -375,8 +375,8 @@ def source_names(
 ) -> list[str]:  # sorted
     "Every source with bars in the lake."
     self.before_read(["bars"], snapshot)
-    at = "" if snapshot is None else f" AT (VERSION => {int(snapshot)})"
-    return self.rows(f"SELECT DISTINCT source FROM lake.bars{at} ORDER BY 1").source.tolist()
+    bars = f"lake.bars{at_version(snapshot)}"
+    return self.rows(f"SELECT DISTINCT source FROM {bars} ORDER BY 1").source.tolist()
 
 # %% ../../nbs/lake/50_lake.ipynb #8df46ae3
 @patch

@@ -130,7 +130,7 @@ def lake_state(
             "first": f"{sessions[0]:%Y-%m-%d}",
             "last": f"{sessions[-1]:%Y-%m-%d}",
             "snapshot": lake.snapshot(),
-            "fingerprint": lake.fingerprint(source=source),
+            "fingerprint": lake.recorded_fingerprint(source) or lake.fingerprint(source=source),
         }
 
 # %% ../../nbs/ops/30_work.ipynb #26b79ee7

@@ -306,7 +306,7 @@ def window(self: Engine) -> Window:
         if self.universe is not None and self.universe.snapshot == snapshot:
             return self.universe
         bars, panel, until = self._newest_bars(lake, snapshot)
-        fingerprint = lake.fingerprint(snapshot)
+        fingerprint = lake.recorded_fingerprint(snapshot=snapshot) or lake.fingerprint(snapshot)
     newest = bars[bars.event_time == bars.event_time.max()]
     closes = dict(zip(newest.ticker, newest.close, strict=True))
     inputs, *others = inputs_of_models(panel, self.loaded)

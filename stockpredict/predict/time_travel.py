@@ -172,7 +172,7 @@ def window_as_of(
             bars, panel, until = engine._newest_bars(lake, snapshot, end=past.close, as_of=past.known)
         except NotReady:
             raise nothing from None
-        fingerprint = lake.fingerprint(snapshot)
+        fingerprint = lake.recorded_fingerprint(snapshot=snapshot) or lake.fingerprint(snapshot)
     if panel.sessions[-1].date() != past.session:
         raise nothing
     newest = bars[bars.event_time == bars.event_time.max()]
