@@ -16,7 +16,7 @@ from ..models.contract import models
 from .experiment import Experiment
 from .interval_skill import coverage_skill, interval_skill
 from .skill_table import skill_table
-from .volatility_skill import volatility_skill
+from .volatility_skill import EWMA, volatility_skill
 
 # %% ../../nbs/train/97_comparison.ipynb #f2cb2414
 BASELINE_FEATURES = ("ret_1", "mom_5", "mom_252_21")
@@ -44,6 +44,8 @@ def _line(head, r, measure, value, low=None, high=None, p=None, against=""):
         k: None if v is None or not math.isfinite(v) else float(v)
         for k, v in dict(value=value, low=low, high=high, p=p).items()
     }
+    if numbers["value"] is None:
+        numbers["p"] = None  # nothing was compared, so there is no test of it
     return dict(head=head, model=r.model, horizon=int(r.horizon), measure=measure, against=against) | numbers
 
 
@@ -54,9 +56,12 @@ def direction_lines(
     lines = []
     for r in skill_table(study).itertuples():
         hit, r2 = 1.96 * r.hit_se, 1.96 * r.r2_se
+        claims = r.complexity > 0  # the means and their like are what others are compared with
+        p, gain_p = (r.p_adjusted, r.over_mean_p) if claims else (None, None)
+        rivals = "0, corrected" if claims else "0, claims nothing"
         lines += [
-            _line("direction", r, "rank IC", r.ic, r.ic_low, r.ic_high, r.p_adjusted, "0, corrected"),
-            _line("direction", r, "rank IC gain", r.over_mean, p=r.over_mean_p, against="mean"),
+            _line("direction", r, "rank IC", r.ic, r.ic_low, r.ic_high, p, rivals),
+            _line("direction", r, "rank IC gain", r.over_mean, p=gain_p, against="mean"),
             _line("direction", r, "hit rate", r.hit, r.hit - hit, r.hit + hit, r.pt_p, "chance"),
             _line("direction", r, "R²", r.r2_os, r.r2_os - r2, r.r2_os + r2, r.cw_p, "mean of all"),
             _line("direction", r, "net Sharpe", r.net_sharpe, r.net_low, r.net_high),
@@ -79,7 +84,8 @@ def volatility_lines(
         for rival in rivals:
             gap = [getattr(r, f"over_{rival}{end}") for end in ("", "_low", "_high", "_p")]
             if gap[0] == gap[0]:
-                lines.append(_line("volatility", r, f"QLIKE gap by {r.proxy}", *gap, rival))
+                against = EWMA if rival == "ewma" else rival  # the common forecast, not the candidate
+                lines.append(_line("volatility", r, f"QLIKE gap by {r.proxy}", *gap, against))
     return lines
 
 

@@ -58,6 +58,11 @@ def test_every_head_stands_in_the_table_with_intervals_and_p_values(printed):
         assert judged.p.between(0, 1).all(), head
     assert {"mean", "ridge"} <= set(table[table["head"] == "direction"].model)
     assert {"ewma", "log_har"} <= set(table[table["head"] == "volatility"].model)
+    assert table[table.value.isna()].p.isna().all()  # without a value there was no test
+    ranks = table[table.measure == "rank IC"]
+    assert (ranks.p.isna() == (ranks.against == "0, claims nothing")).all()
+    gaps = table[table.measure.str.startswith("QLIKE gap")]
+    assert "EWMA 0.94" in set(gaps.against) and not (gaps.model == gaps.against).any()
 
 
 def test_the_printed_hash_is_that_of_the_files_and_comes_again(printed, bars, tmp_path):
@@ -88,7 +93,7 @@ def test_the_recorded_comparison_on_real_stocks_is_whole_and_says_what_its_page_
     table = read_comparison(Path(__file__).parents[2] / "benchmarks" / "results" / "comparison")
     t = table[(table.horizon == 1) & (table.model == "log_har")].set_index(["measure", "against"])
     for proxy in ("squared returns", "ranges"):
-        for rival in ("ewma", "garch", "har"):
+        for rival in ("EWMA 0.94", "garch", "har"):
             gap = t.loc[(f"QLIKE gap by {proxy}", rival)]
             assert gap.high < 0 and gap.p < 0.001, (proxy, rival)
     assert abs(t.loc[("90% held, all", "stated")].value - 0.9) < 0.01
